@@ -1,0 +1,297 @@
+//! The words of the mirror as types: what travels from a publisher to the SQLite file, and the states a feed can be in.
+//!
+//! Nothing here does I/O, knows a clock, or decides anything but the order of `modified`.
+
+pub mod modified;
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+
+pub use modified::{Modified, Order};
+
+/// Declares an enum whose values have one fixed spelling everywhere: SQL, metrics, logs, JSON and documents.
+macro_rules! words {
+    ($(#[$meta:meta])* $name:ident { $($(#[$vmeta:meta])* $variant:ident = $word:literal),+ $(,)? }) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub enum $name { $($(#[$vmeta])* $variant),+ }
+
+        impl $name {
+            /// Every value, in the order of declaration.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),+];
+
+            /// The fixed spelling.
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $word),+ }
+            }
+
+            /// The value with this spelling.
+            pub fn from_word(word: &str) -> Option<Self> {
+                Self::ALL.iter().copied().find(|v| v.as_str() == word)
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(self.as_str())
+            }
+        }
+    };
+}
+
+words! {
+    /// How an endpoint delivers.
+    Transport {
+        /// GET, page by page.
+        Poll = "poll",
+        /// Server-Sent Events.
+        Sse = "sse",
+        /// Pages POSTed to us.
+        Webhook = "webhook",
+        /// Messages from a queue.
+        Amqp = "amqp",
+    }
+}
+
+words! {
+    /// What keeps a feed current at the moment.
+    Mode {
+        /// Reading from the cursor to the end for the first time.
+        Refresh = "refresh",
+        /// Level, and kept so by polling.
+        Poll = "poll",
+        /// Live by Server-Sent Events.
+        Sse = "sse",
+        /// Live by webhook.
+        Webhook = "webhook",
+        /// Live by AMQP.
+        Amqp = "amqp",
+    }
+}
+
+words! {
+    /// How an endpoint is doing; the feed's health is its poll endpoint's.
+    Health {
+        /// Nothing is wrong; idle is not dead.
+        Ok = "ok",
+        /// Failing, and asked again by itself.
+        Retrying = "retrying",
+        /// The cursor fails for an hour while the first page answers.
+        Stuck = "stuck",
+        /// It answers, but what it says contradicts the mirror.
+        Suspect = "suspect",
+        /// Stopped by the operator.
+        Paused = "paused",
+        /// The publisher has removed the feed.
+        Gone = "gone",
+        /// Needs the operator.
+        Failed = "failed",
+        /// No longer configured.
+        Removed = "removed",
+    }
+}
+
+words! {
+    /// How far push is believed.
+    Push {
+        /// Not configured.
+        None = "none",
+        /// Configured, and has not shown that it works.
+        Unproven = "unproven",
+        /// Has delivered, or stayed open long enough.
+        Proven = "proven",
+        /// Was found to miss items.
+        Demoted = "demoted",
+    }
+}
+
+words! {
+    /// An item's state (RPDE 1.0 spelling).
+    State {
+        /// There, with data.
+        Updated = "updated",
+        /// A tombstone: no data, kept so that a late update can't revive it.
+        Deleted = "deleted",
+    }
+}
+
+words! {
+    /// What becomes of an update that equals the stored one in `modified` but not in content.
+    Ties {
+        /// The stored one stands.
+        Keep = "keep",
+        /// The incoming one stands.
+        Replace = "replace",
+    }
+}
+
+words! {
+    /// The two ways RPDE versions spell a page's position, for a page that lacks `next`.
+    Dialect {
+        /// RPDE 0.2.1: `from` and `after`.
+        Draft = "0.2.1",
+        /// RPDE 1.0: `afterTimestamp` and `afterId`.
+        Timestamp = "1.0",
+        /// RPDE 1.0: `afterChangeNumber`.
+        ChangeNumber = "1.0-change-number",
+    }
+}
+
+impl Transport {
+    /// The number that stands for it in the database.
+    pub const fn code(self) -> i64 {
+        self as i64
+    }
+
+    /// The transport with this number.
+    pub fn from_code(code: i64) -> Option<Self> {
+        Self::ALL.get(usize::try_from(code).ok()?).copied()
+    }
+}
+
+/// A feed's unique name: `[a-z0-9][a-z0-9._-]*`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct FeedName(Arc<str>);
+
+impl FeedName {
+    /// Checks the form.
+    pub fn new(name: &str) -> Option<Self> {
+        let first = name.bytes().next()?;
+        let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+        let ok = plain(first) && name.bytes().all(|b| plain(b) || b"._-".contains(&b));
+        ok.then(|| Self(name.into()))
+    }
+
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for FeedName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A number of a feed; what was read under an older one is discarded.
+pub type Generation = i64;
+
+/// The mirror's own change number, over all feeds.
+pub type Seq = i64;
+
+/// One record of a page; its data are a range of the page's text.
+#[derive(Clone, Debug)]
+pub struct Item {
+    /// What sort of thing it is; order is promised within a kind only.
+    pub kind: Arc<str>,
+    /// The publisher's id; a number and the same digits as text are one id.
+    pub id: Box<str>,
+    /// As the publisher sent it.
+    pub modified: Modified,
+    /// Updated or deleted.
+    pub state: State,
+    /// Where in the page's text the data stand; empty when deleted.
+    pub data: Range<usize>,
+}
+
+/// A record that could not be understood, kept whole with the reason.
+#[derive(Clone, Debug)]
+pub struct Unreadable {
+    /// A fixed kebab-case word.
+    pub reason: &'static str,
+    /// What exactly was wrong.
+    pub detail: String,
+    /// The record as published.
+    pub raw: String,
+    /// Its id, where that much could be read.
+    pub id: Option<Box<str>>,
+}
+
+/// A way in which a publisher departs from the standard, seen once or more in one delivery.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// A fixed kebab-case word.
+    pub rule: &'static str,
+    /// A sample.
+    pub detail: String,
+    /// How often.
+    pub count: u64,
+}
+
+/// What one delivery says, decoded: items, records to quarantine, and what to tell the publisher.
+#[derive(Clone, Debug, Default)]
+pub struct Page {
+    /// The body, as UTF-8; items' data are ranges of it.
+    pub text: String,
+    /// In the publisher's order.
+    pub items: Vec<Item>,
+    /// Records that could not be understood.
+    pub unreadable: Vec<Unreadable>,
+    /// Departures from the standard.
+    pub findings: Vec<Finding>,
+    /// The publisher's `next`, verbatim.
+    pub next: Option<String>,
+    /// The page's `license`.
+    pub license: Option<String>,
+}
+
+impl Page {
+    /// The item's data as published; empty for a tombstone.
+    pub fn data(&self, item: &Item) -> &str {
+        self.text.get(item.data.clone()).unwrap_or_default()
+    }
+
+    /// Whether the page's `items` were empty, quarantined records included.
+    pub fn is_empty(&self) -> bool {
+        self.items.is_empty() && self.unreadable.is_empty()
+    }
+
+    /// Counts a departure from the standard; the first sample is kept.
+    pub fn find(&mut self, rule: &'static str, detail: impl FnOnce() -> String) {
+        match self.findings.iter_mut().find(|f| f.rule == rule) {
+            Some(finding) => finding.count += 1,
+            None => self.findings.push(Finding { rule, detail: detail(), count: 1 }),
+        }
+    }
+}
+
+/// Where a page sends its reader.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// To another URL.
+    Follow {
+        /// Where to, resolved against the URL asked for.
+        url: String,
+        /// Whether we had to make it, the publisher having sent none.
+        made: bool,
+    },
+    /// Nowhere: the end has been seen (empty `items` and `next` equal to the URL asked for).
+    Level,
+    /// Nowhere, though not by the standard's sign; the word says why.
+    AsLevel(&'static str),
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn names_are_plain() {
+        assert!(FeedName::new("acme-sessions.v1_b").is_some());
+        for bad in ["", "-a", "A", "a b", "é", "a/b"] {
+            assert!(FeedName::new(bad).is_none(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn words_read_back() {
+        for health in Health::ALL {
+            assert_eq!(Health::from_word(health.as_str()), Some(*health));
+        }
+        assert_eq!(Transport::from_code(3), Some(Transport::Amqp));
+        assert_eq!(Transport::from_code(4), None);
+    }
+}

@@ -1,0 +1,247 @@
+-- Version 1. Numbered, never edited once released: a change is a new file.
+-- Tables have singular names and are ours; the plural views are the public interface (README, "inspecting the file").
+-- Times are milliseconds since 1970 UTC in tables and RFC 3339 in views.
+
+CREATE TABLE mirror_state (
+    one              INTEGER PRIMARY KEY CHECK (one = 1),
+    epoch            TEXT    NOT NULL,
+    seq              INTEGER NOT NULL DEFAULT 0,
+    reserved         INTEGER NOT NULL DEFAULT 0, -- the last seq of the durable block: a new run starts here
+    version          TEXT    NOT NULL DEFAULT '',
+    started_at       INTEGER,
+    ops_address      TEXT,
+    webhooks_address TEXT
+);
+
+CREATE TABLE feed (
+    id          INTEGER PRIMARY KEY,
+    name        TEXT    NOT NULL UNIQUE,
+    provider    TEXT,
+    url         TEXT    NOT NULL,
+    generation  INTEGER NOT NULL DEFAULT 1,
+    mode        TEXT    NOT NULL DEFAULT 'refresh',
+    configured  INTEGER NOT NULL DEFAULT 1,
+    paused      INTEGER NOT NULL DEFAULT 0,
+    purged      INTEGER NOT NULL DEFAULT 0,
+    items       INTEGER NOT NULL DEFAULT 0,
+    tombstones  INTEGER NOT NULL DEFAULT 0,
+    level_at    INTEGER,
+    polled_at   INTEGER,
+    changed_at  INTEGER,
+    next_poll_at INTEGER,
+    failures    INTEGER NOT NULL DEFAULT 0,
+    license     TEXT,
+    push        TEXT    NOT NULL DEFAULT 'none',
+    suspect     TEXT,                            -- the reason, while what the publisher says contradicts the mirror
+    differing   INTEGER NOT NULL DEFAULT 0,      -- the last 20 differing polled items, a bit each: 1 was refused as older
+    class       INTEGER NOT NULL DEFAULT 0,      -- the class of the last `modified`, for the finding when it changes
+    resynced_at INTEGER,                         -- when the last resync that nobody asked for began
+    quarantine_rows    INTEGER NOT NULL DEFAULT 0,
+    quarantine_bytes   INTEGER NOT NULL DEFAULT 0,
+    quarantine_dropped INTEGER NOT NULL DEFAULT 0
+);
+
+CREATE TABLE endpoint (
+    feed       INTEGER NOT NULL REFERENCES feed (id),
+    transport  INTEGER NOT NULL,
+    cursor     TEXT,
+    modified,                                    -- of the last item taken from here
+    id         TEXT,
+    updated_at INTEGER,
+    health     TEXT    NOT NULL DEFAULT 'ok',
+    reason     TEXT,
+    since      INTEGER,
+    push       TEXT    NOT NULL DEFAULT 'none',
+    delivered  INTEGER NOT NULL DEFAULT 0,
+    missed     INTEGER NOT NULL DEFAULT 0,
+    proven_at  INTEGER,
+    PRIMARY KEY (feed, transport)
+) WITHOUT ROWID;
+
+CREATE TABLE kind (
+    id   INTEGER PRIMARY KEY,
+    name TEXT NOT NULL UNIQUE
+);
+
+-- The rowid is the change number: a changed item is deleted and appended under its new seq, so that the change log
+-- needs no index of its own and a first load only ever appends.
+CREATE TABLE item (
+    seq        INTEGER PRIMARY KEY,
+    feed       INTEGER NOT NULL,
+    key        INTEGER NOT NULL,                 -- 48 bits of a hash over kind and id; not unique: rows are compared
+    kind       INTEGER NOT NULL,
+    transport  INTEGER NOT NULL,
+    flags      INTEGER NOT NULL,                 -- 1 deleted · 2 swept · 4 swept by trust-source · 8 modified was a JSON number
+    changed_at INTEGER NOT NULL,
+    id         TEXT    NOT NULL,
+    modified   NOT NULL,                         -- no affinity: an integer stays one, text stays text
+    data       TEXT
+);
+CREATE INDEX item_key ON item (feed, key);
+
+CREATE TABLE purge (
+    seq        INTEGER PRIMARY KEY,
+    feed       TEXT    NOT NULL,
+    changed_at INTEGER NOT NULL
+);
+
+CREATE TABLE quarantined (
+    id        INTEGER PRIMARY KEY,
+    feed      INTEGER NOT NULL,
+    transport INTEGER NOT NULL,
+    digest    INTEGER NOT NULL,                  -- of reason and raw: the same record again only counts
+    reason    TEXT    NOT NULL,
+    detail    TEXT,
+    raw       TEXT    NOT NULL,
+    count     INTEGER NOT NULL DEFAULT 1,
+    first_at  INTEGER NOT NULL,
+    last_at   INTEGER NOT NULL
+);
+CREATE INDEX quarantined_digest ON quarantined (feed, digest);
+
+CREATE TABLE finding (
+    feed     INTEGER NOT NULL,
+    rule     TEXT    NOT NULL,
+    detail   TEXT,
+    count    INTEGER NOT NULL,
+    first_at INTEGER NOT NULL,
+    last_at  INTEGER NOT NULL,
+    PRIMARY KEY (feed, rule)
+) WITHOUT ROWID;
+
+CREATE TABLE event (
+    n      INTEGER PRIMARY KEY,
+    at     INTEGER NOT NULL,
+    feed   INTEGER,                              -- null: of the mirror itself
+    what   TEXT    NOT NULL,
+    detail TEXT
+);
+CREATE INDEX event_feed ON event (feed, n);
+
+CREATE TABLE refusal (
+    n         INTEGER PRIMARY KEY,
+    at        INTEGER NOT NULL,
+    feed      INTEGER NOT NULL,
+    transport INTEGER NOT NULL,
+    kind      TEXT    NOT NULL,
+    id        TEXT    NOT NULL,
+    modified,
+    reason    TEXT    NOT NULL
+);
+CREATE INDEX refusal_feed ON refusal (feed, n);
+
+-- Where the poll cursor has been, thinned out with age: what a look-back walks from.
+CREATE TABLE position (
+    feed   INTEGER NOT NULL,
+    n      INTEGER NOT NULL,
+    at     INTEGER NOT NULL,
+    cursor TEXT    NOT NULL,
+    kind   TEXT    NOT NULL,                     -- an updated item polled just after this position
+    id     TEXT    NOT NULL,
+    PRIMARY KEY (feed, n)
+) WITHOUT ROWID;
+
+CREATE TABLE resync (
+    feed       INTEGER PRIMARY KEY,
+    cursor     TEXT    NOT NULL,
+    started_at INTEGER NOT NULL,
+    start_seq  INTEGER NOT NULL,                 -- rows above it changed since the walk began
+    trust      INTEGER NOT NULL,                 -- 0 newest wins · 1 trust-source asked for · 2 trust-source by a moved URL
+    clean      INTEGER NOT NULL DEFAULT 1,       -- 0 once a `next` had to be made
+    stage      TEXT    NOT NULL DEFAULT 'walk',  -- walk · held · sweep
+    unseen     INTEGER,                          -- what a held sweep would remove
+    live       INTEGER                           -- of how many
+);
+-- What a resync has met: rows by seq (unchanged items keep theirs), and ids of records it had to quarantine.
+CREATE TABLE seen (
+    feed INTEGER NOT NULL,
+    seq  INTEGER NOT NULL,
+    PRIMARY KEY (feed, seq)
+) WITHOUT ROWID;
+CREATE TABLE spared (
+    feed INTEGER NOT NULL,
+    id   TEXT    NOT NULL,
+    PRIMARY KEY (feed, id)
+) WITHOUT ROWID;
+
+CREATE VIEW mirror AS
+SELECT epoch, seq, version,
+       strftime('%Y-%m-%dT%H:%M:%fZ', started_at / 1000.0, 'unixepoch') AS started_at,
+       ops_address, webhooks_address
+FROM mirror_state;
+
+CREATE VIEW feeds AS
+SELECT f.name AS name, f.provider AS provider, f.url AS url, f.mode AS mode,
+       coalesce(p.health, 'ok') AS health, p.reason AS reason,
+       strftime('%Y-%m-%dT%H:%M:%fZ', p.since / 1000.0, 'unixepoch') AS since,
+       p.cursor AS cursor, f.items AS items, f.tombstones AS tombstones,
+       strftime('%Y-%m-%dT%H:%M:%fZ', f.level_at / 1000.0, 'unixepoch') AS level_at,
+       strftime('%Y-%m-%dT%H:%M:%fZ', f.polled_at / 1000.0, 'unixepoch') AS polled_at,
+       strftime('%Y-%m-%dT%H:%M:%fZ', f.changed_at / 1000.0, 'unixepoch') AS changed_at,
+       strftime('%Y-%m-%dT%H:%M:%fZ', f.next_poll_at / 1000.0, 'unixepoch') AS next_poll_at,
+       f.failures AS failures, f.push AS push, f.license AS license
+FROM feed f LEFT JOIN endpoint p ON p.feed = f.id AND p.transport = 0;
+
+CREATE VIEW endpoints AS
+SELECT f.name AS feed,
+       CASE e.transport WHEN 0 THEN 'poll' WHEN 1 THEN 'sse' WHEN 2 THEN 'webhook' ELSE 'amqp' END AS transport,
+       e.cursor AS cursor, e.modified AS modified, e.id AS id,
+       strftime('%Y-%m-%dT%H:%M:%fZ', e.updated_at / 1000.0, 'unixepoch') AS updated_at,
+       e.health AS health, e.reason AS reason,
+       strftime('%Y-%m-%dT%H:%M:%fZ', e.since / 1000.0, 'unixepoch') AS since,
+       e.push AS push, e.delivered AS delivered, e.missed AS missed,
+       strftime('%Y-%m-%dT%H:%M:%fZ', e.proven_at / 1000.0, 'unixepoch') AS proven_at
+FROM endpoint e JOIN feed f ON f.id = e.feed;
+
+CREATE VIEW items AS
+SELECT f.name AS feed, k.name AS kind, i.id AS id, i.modified AS modified,
+       CASE i.flags & 1 WHEN 0 THEN 'updated' ELSE 'deleted' END AS state,
+       i.data AS data, i.seq AS seq,
+       strftime('%Y-%m-%dT%H:%M:%fZ', i.changed_at / 1000.0, 'unixepoch') AS changed_at,
+       CASE i.transport WHEN 0 THEN 'poll' WHEN 1 THEN 'sse' WHEN 2 THEN 'webhook' ELSE 'amqp' END AS transport,
+       (i.flags & 6) <> 0 AS swept
+FROM item i JOIN feed f ON f.id = i.feed JOIN kind k ON k.id = i.kind;
+
+CREATE VIEW live_items AS
+SELECT f.name AS feed, k.name AS kind, i.id AS id, i.modified AS modified, 'updated' AS state,
+       i.data AS data, i.seq AS seq,
+       strftime('%Y-%m-%dT%H:%M:%fZ', i.changed_at / 1000.0, 'unixepoch') AS changed_at,
+       CASE i.transport WHEN 0 THEN 'poll' WHEN 1 THEN 'sse' WHEN 2 THEN 'webhook' ELSE 'amqp' END AS transport,
+       0 AS swept
+FROM item i JOIN feed f ON f.id = i.feed JOIN kind k ON k.id = i.kind
+LEFT JOIN endpoint p ON p.feed = f.id AND p.transport = 0
+WHERE i.flags & 1 = 0 AND coalesce(p.health, 'ok') NOT IN ('gone', 'removed');
+
+CREATE VIEW changes AS
+SELECT i.seq AS seq, f.name AS feed, k.name AS kind, i.id AS id, i.modified AS modified,
+       CASE i.flags & 1 WHEN 0 THEN 'updated' ELSE 'deleted' END AS state,
+       strftime('%Y-%m-%dT%H:%M:%fZ', i.changed_at / 1000.0, 'unixepoch') AS changed_at
+FROM item i CROSS JOIN feed f ON f.id = i.feed CROSS JOIN kind k ON k.id = i.kind
+UNION ALL
+SELECT seq, feed, NULL, NULL, NULL, 'purged',
+       strftime('%Y-%m-%dT%H:%M:%fZ', changed_at / 1000.0, 'unixepoch')
+FROM purge;
+
+CREATE VIEW quarantine AS
+SELECT q.id AS id, f.name AS feed,
+       CASE q.transport WHEN 0 THEN 'poll' WHEN 1 THEN 'sse' WHEN 2 THEN 'webhook' ELSE 'amqp' END AS transport,
+       q.reason AS reason, q.detail AS detail, q.raw AS raw, q.count AS count,
+       strftime('%Y-%m-%dT%H:%M:%fZ', q.first_at / 1000.0, 'unixepoch') AS first_at,
+       strftime('%Y-%m-%dT%H:%M:%fZ', q.last_at / 1000.0, 'unixepoch') AS last_at
+FROM quarantined q JOIN feed f ON f.id = q.feed;
+
+CREATE VIEW findings AS
+SELECT f.name AS feed, n.rule AS rule, n.detail AS detail, n.count AS count,
+       strftime('%Y-%m-%dT%H:%M:%fZ', n.first_at / 1000.0, 'unixepoch') AS first_at,
+       strftime('%Y-%m-%dT%H:%M:%fZ', n.last_at / 1000.0, 'unixepoch') AS last_at
+FROM finding n JOIN feed f ON f.id = n.feed;
+
+CREATE VIEW events AS
+SELECT strftime('%Y-%m-%dT%H:%M:%fZ', e.at / 1000.0, 'unixepoch') AS at, f.name AS feed, e.what AS what, e.detail AS detail
+FROM event e LEFT JOIN feed f ON f.id = e.feed;
+
+CREATE VIEW refusals AS
+SELECT strftime('%Y-%m-%dT%H:%M:%fZ', r.at / 1000.0, 'unixepoch') AS at, f.name AS feed,
+       CASE r.transport WHEN 0 THEN 'poll' WHEN 1 THEN 'sse' WHEN 2 THEN 'webhook' ELSE 'amqp' END AS transport,
+       r.kind AS kind, r.id AS id, r.modified AS modified, r.reason AS reason
+FROM refusal r JOIN feed f ON f.id = r.feed;
