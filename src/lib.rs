@@ -2,6 +2,7 @@
 //!
 //! The modules stand in the order of the data's journey.
 
+pub mod decode;
 pub mod feed;
 pub mod source;
 pub mod schedule;

@@ -1,0 +1,227 @@
+//! Where a page sends its reader: the publisher's `next`, resolved but otherwise untouched, or one made from the last
+//! item where the publisher sends none.
+//!
+//! URLs are text here: nothing is decoded, normalised or re-encoded, since a publisher's `next` is opaque (RPDE 1.0,
+//! "paging") and the end of a feed is recognised byte for byte.
+
+use crate::feed::{Dialect, Item, Next, Page};
+
+/// Judges a page that was asked for at `asked`; `published` is its `next` with secrets already masked.
+pub fn place(asked: &str, page: &mut Page, published: Option<&str>, configured: Option<Dialect>) -> Next {
+    let Some(published) = published else { return without_next(asked, page, configured) };
+    let url = resolve(asked, published);
+    match (url == asked, page.is_empty()) {
+        (true, true) => Next::Level,
+        (true, false) => {
+            let items = page.items.len();
+            page.find("self-next", || format!("a page with {items} items sends to itself: {asked}"));
+            Next::AsLevel("self-next")
+        }
+        (false, _) => Next::Follow { url, made: false },
+    }
+}
+
+fn without_next(asked: &str, page: &mut Page, configured: Option<Dialect>) -> Next {
+    page.find("no-next", || format!("a page without `next`: {asked}"));
+    let made = page.items.last().and_then(|last| made(asked, last, configured));
+    match made {
+        Some(url) if url != asked => Next::Follow { url, made: true },
+        _ => Next::AsLevel("no-next"),
+    }
+}
+
+/// Resolves `reference` against `base` (RFC 3986 §5.2), leaving the bytes of both as they are.
+pub fn resolve(base: &str, reference: &str) -> String {
+    let base = base.split('#').next().unwrap_or(base);
+    let reference = reference.split('#').next().unwrap_or(reference);
+    if reference.is_empty() {
+        return base.to_owned();
+    }
+    if has_scheme(reference) {
+        return reference.to_owned();
+    }
+    let authority = base.find("://").map_or(0, |at| at + 3);
+    let (scheme, rest) = (base.get(..authority.saturating_sub(2)).unwrap_or(""), &base[authority..]);
+    if reference.starts_with("//") {
+        return format!("{scheme}{reference}");
+    }
+    let path_at = authority + rest.find(['/', '?']).unwrap_or(rest.len());
+    let (origin, path) = base.split_at(path_at);
+    let path = path.split('?').next().unwrap_or(path);
+    if reference.starts_with('?') {
+        return format!("{origin}{path}{reference}");
+    }
+    let (target, query) = match reference.find('?') {
+        Some(at) => reference.split_at(at),
+        None => (reference, ""),
+    };
+    if target.starts_with('/') {
+        return format!("{origin}{}{query}", without_dots(target));
+    }
+    let directory = path.rfind('/').map_or("/", |at| &path[..=at]);
+    format!("{origin}{}{query}", without_dots(&format!("{directory}{target}")))
+}
+
+fn has_scheme(reference: &str) -> bool {
+    let Some((scheme, _)) = reference.split_once(':') else { return false };
+    scheme.starts_with(|c: char| c.is_ascii_alphabetic())
+        && scheme.bytes().all(|b| b.is_ascii_alphanumeric() || b"+-.".contains(&b))
+}
+
+/// RFC 3986 §5.2.4, only where there is a dot segment to remove.
+fn without_dots(path: &str) -> String {
+    if !path.split('/').any(|segment| segment == "." || segment == "..") {
+        return path.to_owned();
+    }
+    let mut kept: Vec<&str> = Vec::new();
+    let mut segments = path.split('/').skip(1).peekable();
+    while let Some(segment) = segments.next() {
+        let last = segments.peek().is_none();
+        match segment {
+            "." if last => kept.push(""),
+            "." => {}
+            ".." => {
+                kept.pop();
+                if last {
+                    kept.push("");
+                }
+            }
+            _ => kept.push(segment),
+        }
+    }
+    format!("/{}", kept.join("/"))
+}
+
+/// The dialect that a URL's parameters speak, in any case (`afterID` exists).
+pub fn dialect_of(url: &str) -> Option<Dialect> {
+    let names: Vec<String> = pairs(url).map(|(name, _)| name.to_ascii_lowercase()).collect();
+    let has = |wanted: &str| names.iter().any(|name| name == wanted);
+    if has("aftertimestamp") || has("afterid") {
+        Some(Dialect::Timestamp)
+    } else if has("afterchangenumber") {
+        Some(Dialect::ChangeNumber)
+    } else if has("from") || has("after") {
+        Some(Dialect::Draft)
+    } else {
+        None
+    }
+}
+
+/// A `next` from a page's last item, by the rules of the dialect that the URL shows or the feed is configured with.
+fn made(asked: &str, last: &Item, configured: Option<Dialect>) -> Option<String> {
+    let dialect = dialect_of(asked).or(configured)?;
+    let modified = last.modified.to_string();
+    let wanted: &[(&str, &str)] = &match dialect {
+        Dialect::Draft => vec![("from", modified.as_str()), ("after", &last.id)],
+        Dialect::Timestamp => vec![("afterTimestamp", modified.as_str()), ("afterId", &last.id)],
+        Dialect::ChangeNumber => vec![("afterChangeNumber", modified.as_str())],
+    };
+    let mut query: Vec<String> = Vec::new();
+    let mut written = vec![false; wanted.len()];
+    for (name, value) in pairs(asked) {
+        match wanted.iter().position(|(wanted, _)| wanted.eq_ignore_ascii_case(name)) {
+            Some(i) => {
+                written[i] = true;
+                query.push(format!("{name}={}", escape(wanted[i].1)));
+            }
+            None if value.is_empty() => query.push(name.to_owned()),
+            None => query.push(format!("{name}={value}")),
+        }
+    }
+    for (i, (name, value)) in wanted.iter().enumerate() {
+        if !written[i] {
+            query.push(format!("{name}={}", escape(value)));
+        }
+    }
+    let base = asked.split(['?', '#']).next().unwrap_or(asked);
+    Some(format!("{base}?{}", query.join("&")))
+}
+
+fn pairs(url: &str) -> impl Iterator<Item = (&str, &str)> {
+    let query = url.split('#').next().unwrap_or(url).split_once('?').map_or("", |(_, query)| query);
+    query.split('&').filter(|pair| !pair.is_empty()).map(|pair| pair.split_once('=').unwrap_or((pair, "")))
+}
+
+/// Percent-encodes all but RFC 3986's unreserved characters.
+pub fn escape(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            out.push(char::from(byte));
+        } else {
+            out.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::decode::rpde;
+
+    #[test]
+    fn references_resolve_and_keep_their_bytes() {
+        let base = "https://h.example:8443/a/b/feed?from=1#x";
+        for (reference, expected) in [
+            ("", "https://h.example:8443/a/b/feed?from=1"),
+            ("https://Other.example/x%3ay?a={b}&afterId=", "https://Other.example/x%3ay?a={b}&afterId="),
+            ("//other.example/x", "https://other.example/x"),
+            ("/getSessions?from=2&after={d97}", "https://h.example:8443/getSessions?from=2&after={d97}"),
+            ("?from=2", "https://h.example:8443/a/b/feed?from=2"),
+            ("feed?from=2", "https://h.example:8443/a/b/feed?from=2"),
+            ("./feed?from=a:b/../c", "https://h.example:8443/a/b/feed?from=a:b/../c"),
+            ("../../../c/./d/..", "https://h.example:8443/c/"),
+        ] {
+            assert_eq!(resolve(base, reference), expected, "{reference}");
+        }
+        assert_eq!(resolve("http://h.example", "x?y"), "http://h.example/x?y");
+        assert_eq!(resolve("http://h.example?q=1", "?y"), "http://h.example?y");
+    }
+
+    fn page(json: &str) -> Page {
+        rpde::page(json.as_bytes().to_vec(), &rpde::Reading::default()).unwrap()
+    }
+
+    fn judge(asked: &str, json: &str, configured: Option<Dialect>) -> (Next, Page) {
+        let mut page = page(json);
+        let published = page.next.clone();
+        (place(asked, &mut page, published.as_deref(), configured), page)
+    }
+
+    const ITEM: &str = r#"{"state":"deleted","kind":"k","id":"{a b}","modified":7}"#;
+
+    #[test]
+    fn the_end_is_an_empty_page_that_sends_to_itself() {
+        let (next, _) = judge("http://h/f?x=1", r#"{"items":[],"next":"?x=1"}"#, None);
+        assert_eq!(next, Next::Level);
+        let (next, _) = judge("http://h/f?x=1", r#"{"items":[],"next":"http://H/f?x=1"}"#, None);
+        assert_eq!(next, Next::Follow { url: "http://H/f?x=1".into(), made: false });
+    }
+
+    #[test]
+    fn a_page_with_items_that_sends_to_itself_is_as_level() {
+        let (next, page) = judge("http://h/f", &format!(r#"{{"items":[{ITEM}],"next":"/f"}}"#), None);
+        assert_eq!(next, Next::AsLevel("self-next"));
+        assert_eq!(page.findings[0].rule, "self-next");
+    }
+
+    #[test]
+    fn a_missing_next_is_made_where_the_dialect_is_known() {
+        let body = format!(r#"{{"items":[{ITEM}]}}"#);
+        for (asked, configured, made) in [
+            ("http://h/f", None, None),
+            ("http://h/f?limit=5", Some(Dialect::Timestamp), Some("http://h/f?limit=5&afterTimestamp=7&afterId=%7Ba%20b%7D")),
+            ("http://h/f?AFTERID=x&a&afterTimestamp=1", None, Some("http://h/f?AFTERID=%7Ba%20b%7D&a&afterTimestamp=7")),
+            ("http://h/f?afterChangeNumber=3", None, Some("http://h/f?afterChangeNumber=7")),
+            ("http://h/f?after=x&from=1", None, Some("http://h/f?after=%7Ba%20b%7D&from=7")),
+            ("http://h/f?afterChangeNumber=7", None, None),
+        ] {
+            let (next, page) = judge(asked, &body, configured);
+            let expected = made.map_or(Next::AsLevel("no-next"), |url| Next::Follow { url: url.into(), made: true });
+            assert_eq!(next, expected, "{asked}");
+            assert_eq!(page.findings[0].rule, "no-next");
+        }
+    }
+}
