@@ -5,5 +5,6 @@
 pub mod decode;
 pub mod feed;
 pub mod source;
+pub mod store;
 pub mod schedule;
 pub mod supervisor;

@@ -1,0 +1,283 @@
+//! The SQLite file: opening it, and the one writer.
+//!
+//! Guarantees: one writer a file (a lock beside it); a delivery's items, quarantine rows, change numbers and cursor
+//! commit together or not at all; no change number is ever given twice; what the environment refuses (a full disk, a
+//! locked file) is tried again and never acknowledged before it is done. Only this module and its children know SQL.
+
+pub mod apply;
+mod checkpoint;
+pub mod feeds;
+mod journal;
+mod positions;
+pub mod read;
+pub mod resync;
+mod writer;
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, OpenFlags};
+use tokio::sync::watch;
+
+use writer::{Queue, Writer};
+
+/// "fmir": marks a SQLite file as ours.
+pub const APPLICATION_ID: i32 = 0x666D_6972;
+
+/// Numbered, forward only.
+const MIGRATIONS: &[&str] = &[include_str!("store/migrations/001.sql")];
+
+/// The `user_version` that this program writes and reads.
+pub const SCHEMA_VERSION: i32 = MIGRATIONS.len() as i32;
+
+/// Large pages keep the tree over 1–2 KB rows shallow (see ARCHITECTURE, "the store").
+const PAGE_BYTES: u32 = 16 * 1024;
+const CACHE_KIB: u32 = 48 * 1024;
+
+/// Milliseconds since 1970 UTC, as stored.
+pub type Millis = i64;
+
+/// The wall clock, for what is stored.
+pub fn now() -> Millis {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| i64::try_from(d.as_millis()).unwrap_or(i64::MAX))
+}
+
+/// Why the file can't be used, or a piece of work was not done.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum StoreError {
+    /// Another process writes this file.
+    #[error("{0} is in use by another feedmirror: stop it first, or name another database")]
+    Held(PathBuf),
+    /// Not a database, not ours, from a newer version, or damaged.
+    #[error("{path} can't be used: {problem}")]
+    Unusable {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong and what to do.
+        problem: String,
+    },
+    /// A statement failed; the delivery it belonged to was undone.
+    #[error("database: {0}")]
+    Sql(Arc<rusqlite::Error>),
+    /// The work itself was refused; the words say why.
+    #[error("{0}")]
+    Refused(String),
+    /// The writer has stopped.
+    #[error("the writer has stopped")]
+    Closed,
+}
+
+impl From<rusqlite::Error> for StoreError {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Sql(Arc::new(error))
+    }
+}
+
+impl StoreError {
+    /// Whether the file itself is damaged or gone, so that nothing can be written until someone acts.
+    pub fn is_fatal(&self) -> bool {
+        match self {
+            Self::Unusable { .. } | Self::Held(_) => true,
+            Self::Sql(error) => matches!(
+                error.sqlite_error_code(),
+                Some(rusqlite::ErrorCode::DatabaseCorrupt | rusqlite::ErrorCode::NotADatabase)
+            ),
+            Self::Refused(_) | Self::Closed => false,
+        }
+    }
+
+    /// Whether the surroundings refused (full disk, lock, I/O): tried again until they don't.
+    fn is_environment(&self) -> bool {
+        use rusqlite::ErrorCode as Code;
+        let Self::Sql(error) = self else { return false };
+        matches!(
+            error.sqlite_error_code(),
+            Some(
+                Code::DiskFull
+                    | Code::DatabaseBusy
+                    | Code::DatabaseLocked
+                    | Code::SystemIoFailure
+                    | Code::CannotOpen
+                    | Code::ReadOnly
+                    | Code::OutOfMemory
+                    | Code::PermissionDenied
+                    | Code::FileLockingProtocolFailed
+            )
+        )
+    }
+}
+
+/// Whether the file takes writes at the moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Intake {
+    /// It does.
+    Open,
+    /// It doesn't; the reason in words. Goes on by itself when the cause is gone.
+    Blocked(String),
+    /// It is damaged: nothing is written any more.
+    Broken(String),
+}
+
+/// A handle to the one writer; cheap to clone. The last one dropped ends the writer.
+#[derive(Clone)]
+pub struct Store {
+    queue: Arc<Queue>,
+    intake: watch::Receiver<Intake>,
+    path: Arc<Path>,
+}
+
+/// The writer's thread and the file's lock; [`Closing::finish`] waits for the last commit.
+pub struct Closing {
+    queue: Arc<Queue>,
+    threads: Vec<std::thread::JoinHandle<()>>,
+    lock: File,
+}
+
+impl Closing {
+    /// Lets what is queued commit, writes the WAL back and releases the file. Blocking.
+    pub fn finish(self) {
+        self.queue.close();
+        for thread in self.threads {
+            if thread.join().is_err() {
+                tracing::error!("a thread of the store panicked");
+            }
+        }
+        drop(self.lock);
+    }
+}
+
+impl Store {
+    /// Opens or creates the file, migrates it, and starts the writer. Blocking.
+    ///
+    /// # Errors
+    /// [`StoreError::Held`] when another process writes it, [`StoreError::Unusable`] when it is not usable.
+    pub fn open(path: &Path) -> Result<(Self, Closing), StoreError> {
+        let unusable = |problem: String| StoreError::Unusable { path: path.to_owned(), problem };
+        let lock = lock(path)?;
+        let mut connection = connect(path).map_err(|error| explain(path, error))?;
+        migrate(&mut connection, path)?;
+        let checkpointer = connect(path).map_err(|error| explain(path, error))?;
+        let (intake_sender, intake) = watch::channel(Intake::Open);
+        let queue = Arc::new(Queue::default());
+        let gate = Arc::new(checkpoint::Gate::default());
+        let writer = Writer::new(connection, Arc::clone(&queue), Arc::clone(&gate), intake_sender)
+            .map_err(|error| explain(path, error))?;
+        let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| {
+            std::thread::Builder::new().name(name.into()).spawn(work).map_err(|error| unusable(error.to_string()))
+        };
+        let threads = vec![
+            spawn("writer", Box::new(move || writer.run()))?,
+            spawn("checkpointer", Box::new(move || checkpoint::run(&checkpointer, &gate)))?,
+        ];
+        let store = Self { queue: Arc::clone(&queue), intake, path: path.into() };
+        Ok((store, Closing { queue, threads, lock }))
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether the file takes writes at the moment, and when that changes.
+    pub fn intake(&self) -> watch::Receiver<Intake> {
+        self.intake.clone()
+    }
+
+    /// Deliveries and other work waiting for the writer.
+    pub fn queued(&self) -> usize {
+        self.queue.len()
+    }
+}
+
+/// The lock file stays: removing it would let two processes lock two files of one name.
+fn lock(path: &Path) -> Result<File, StoreError> {
+    let unusable = |problem: String| StoreError::Unusable { path: path.to_owned(), problem };
+    let mut name = path.as_os_str().to_owned();
+    name.push(".lock");
+    let file = File::options().create(true).truncate(false).write(true).open(&name);
+    let file = file.map_err(|error| unusable(format!("cannot open its lock file {}: {error}", name.display())))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(std::fs::TryLockError::WouldBlock) => Err(StoreError::Held(path.to_owned())),
+        Err(std::fs::TryLockError::Error(error)) => Err(unusable(format!("cannot lock it: {error}"))),
+    }
+}
+
+fn connect(path: &Path) -> rusqlite::Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags)?;
+    connection.busy_timeout(Duration::from_secs(5))?;
+    // Readers of the file's group can't create the WAL files, so they are kept when the last connection closes.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+    connection.set_prepared_statement_cache_capacity(64);
+    Ok(connection)
+}
+
+fn explain(path: &Path, error: rusqlite::Error) -> StoreError {
+    let problem = match error.sqlite_error_code() {
+        Some(rusqlite::ErrorCode::NotADatabase) => "it is not a SQLite database: name another file".to_owned(),
+        Some(rusqlite::ErrorCode::DatabaseCorrupt) => {
+            format!("it is damaged ({error}): restore a snapshot, or move it away and let the feeds be read anew")
+        }
+        _ => error.to_string(),
+    };
+    StoreError::Unusable { path: path.to_owned(), problem }
+}
+
+fn migrate(connection: &mut Connection, path: &Path) -> Result<(), StoreError> {
+    let unusable = |problem: String| StoreError::Unusable { path: path.to_owned(), problem };
+    let sql = |error| explain(path, error);
+    let pragma = |name: &str| connection.pragma_query_value(None, name, |row| row.get::<_, i32>(0)).map_err(sql);
+    let (application, version) = (pragma("application_id")?, pragma("user_version")?);
+    let tables: i64 =
+        connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0)).map_err(sql)?;
+    if application != APPLICATION_ID && (tables > 0 || application != 0) {
+        return Err(unusable("it is a database of another program: name another file".into()));
+    }
+    if version > SCHEMA_VERSION {
+        let ours = SCHEMA_VERSION;
+        return Err(unusable(format!("it has layout {version}, this feedmirror knows up to {ours}: upgrade feedmirror")));
+    }
+    if tables == 0 {
+        connection.pragma_update(None, "page_size", PAGE_BYTES).map_err(sql)?;
+    }
+    connection.pragma_update(None, "journal_mode", "WAL").map_err(sql)?;
+    connection.pragma_update(None, "synchronous", "FULL").map_err(sql)?;
+    connection.pragma_update(None, "wal_autocheckpoint", 0).map_err(sql)?;
+    connection.pragma_update(None, "cache_size", -i64::from(CACHE_KIB)).map_err(sql)?;
+    connection.pragma_update(None, "journal_size_limit", checkpoint::KEPT_WAL_BYTES).map_err(sql)?;
+    if tables > 0 {
+        check_small_files(connection, path)?;
+    }
+    for (done, statements) in MIGRATIONS.iter().enumerate().skip(usize::try_from(version).unwrap_or(0)) {
+        let transaction = connection.transaction().map_err(sql)?;
+        transaction.execute_batch(statements).map_err(sql)?;
+        transaction.pragma_update(None, "application_id", APPLICATION_ID).map_err(sql)?;
+        transaction.pragma_update(None, "user_version", done as i32 + 1).map_err(sql)?;
+        transaction.commit().map_err(sql)?;
+    }
+    let epoch = "INSERT OR IGNORE INTO mirror_state (one, epoch) VALUES (1, lower(hex(randomblob(8))))";
+    connection.execute(epoch, []).map_err(sql)?;
+    Ok(())
+}
+
+/// Damage is found at the start where that takes under a second; in a larger file it shows when it is met.
+fn check_small_files(connection: &Connection, path: &Path) -> Result<(), StoreError> {
+    const CHECKED_BYTES: u64 = 64 << 20;
+    if std::fs::metadata(path).map_or(0, |m| m.len()) > CHECKED_BYTES {
+        return Ok(());
+    }
+    let problem: String = connection
+        .query_row("PRAGMA quick_check(1)", [], |row| row.get(0))
+        .map_err(|error| explain(path, error))?;
+    if problem == "ok" {
+        return Ok(());
+    }
+    Err(StoreError::Unusable {
+        path: path.to_owned(),
+        problem: format!("it is damaged ({problem}): restore a snapshot, or move it away and let the feeds be read anew"),
+    })
+}

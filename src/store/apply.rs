@@ -1,0 +1,582 @@
+//! Newest wins: the only place that decides what is written.
+//!
+//! A delivery commits whole, its cursor with it, in one savepoint of the writer's transaction. What was read under an
+//! older generation, or from a cursor that is no longer the stored one, is not written at all.
+
+use std::cmp::Ordering;
+
+use rusqlite::types::ValueRef;
+use rusqlite::{OptionalExtension, params};
+use tokio::sync::oneshot;
+
+use super::writer::{Bench, Weight};
+use super::{Millis, Store, StoreError, journal, positions};
+use crate::feed::{Generation, Item, Modified, Order, Page, Seq, State, Ties, Transport};
+
+/// What one endpoint hands to the store at once.
+#[derive(Debug)]
+pub struct Delivery {
+    /// The feed's number in the store.
+    pub feed: i64,
+    /// The generation it was read under.
+    pub generation: Generation,
+    /// How it came.
+    pub transport: Transport,
+    /// When it was read.
+    pub at: Millis,
+    /// What it says.
+    pub page: Page,
+    /// What it is for.
+    pub purpose: Purpose,
+    /// The feed's order of `modified`.
+    pub order: Order,
+    /// The feed's rule for ties.
+    pub ties: Ties,
+}
+
+/// What a delivery is for, and which cursor moves with it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// A page at the poll cursor.
+    Poll(Step),
+    /// A page of a resync, which has a cursor of its own.
+    Resync(Step),
+    /// A page read again, or a record taken out of quarantine: no cursor moves.
+    Again,
+}
+
+/// A step of a walk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// Where the page was asked for: the delivery counts only if the stored cursor is still this.
+    pub asked: String,
+    /// Where the cursor goes.
+    pub cursor: String,
+    /// Whether the feed's end was seen, or taken as seen.
+    pub level: bool,
+    /// Whether `cursor` is the publisher's own word, and the end, if it was seen, the standard's sign.
+    pub clean: bool,
+}
+
+/// Whether a delivery was taken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Verdict {
+    /// Committed.
+    #[default]
+    Taken,
+    /// Of an older generation, or its feed is gone from the store: discarded.
+    OldGeneration,
+    /// The stored cursor is no longer the one it was asked with: discarded.
+    CursorMoved,
+}
+
+/// What became of a delivery's records.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Applied {
+    /// Whether it was taken at all.
+    pub verdict: Verdict,
+    /// Items the mirror did not hold.
+    pub new: u64,
+    /// Items written over older ones.
+    pub changed: u64,
+    /// Of the written ones, tombstones.
+    pub deleted: u64,
+    /// Items held already.
+    pub same: u64,
+    /// Items refused as older.
+    pub older: u64,
+    /// Items refused as tied.
+    pub tied: u64,
+    /// Records quarantined.
+    pub quarantined: u64,
+    /// Why the feed became suspect with this delivery.
+    pub suspect: Option<String>,
+}
+
+impl Applied {
+    /// Items written.
+    pub fn written(&self) -> u64 {
+        self.new + self.changed
+    }
+}
+
+impl Store {
+    /// Queues a delivery; the answer comes once it is committed.
+    pub fn apply(&self, delivery: Delivery) -> oneshot::Receiver<Result<Applied, StoreError>> {
+        let large = match &delivery.purpose {
+            Purpose::Poll(step) => !step.level && delivery.page.items.len() > SMALL_ITEMS,
+            Purpose::Resync(_) => true,
+            Purpose::Again => delivery.page.items.len() > SMALL_ITEMS,
+        };
+        let durable = delivery.transport != Transport::Poll;
+        let weight = Weight { large, durable, seqs: delivery.page.items.len() };
+        self.queue(weight, move |bench| apply(bench, &delivery))
+    }
+}
+
+/// Up to this many items a polled page counts as small and goes before large ones.
+const SMALL_ITEMS: usize = 50;
+
+/// What the stored row says about an item.
+struct Stored<'a> {
+    modified: Modified,
+    state: State,
+    swept: Swept,
+    data: &'a str,
+    /// Whether a `--trust-source` walk may replace it: stored before the walk began and not met by it yet.
+    replaceable: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Swept {
+    No,
+    ByResync,
+    ByTrust,
+}
+
+/// How the delivery's items are judged.
+#[derive(Clone, Copy)]
+struct Rules {
+    order: Order,
+    ties: Ties,
+    polled: bool,
+    resync: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Decision {
+    Write,
+    Same,
+    Older,
+    Tied,
+}
+
+fn decide(stored: &Stored<'_>, incoming: &Item, data: &str, rules: Rules) -> Decision {
+    let same_content = || stored.state == incoming.state && same_data(stored.data, data);
+    if stored.replaceable {
+        let same = stored.modified == incoming.modified && same_content();
+        return if same { Decision::Same } else { Decision::Write };
+    }
+    if stored.swept == Swept::ByTrust && rules.polled && incoming.state == State::Updated {
+        return Decision::Write;
+    }
+    match incoming.modified.compare(&stored.modified, rules.order) {
+        Ordering::Greater => Decision::Write,
+        Ordering::Less => Decision::Older,
+        Ordering::Equal if same_content() => Decision::Same,
+        Ordering::Equal => match (stored.state, incoming.state) {
+            (State::Updated, State::Deleted) => Decision::Write,
+            (State::Deleted, _) if stored.swept != Swept::No && rules.polled => Decision::Write,
+            (State::Deleted, _) => Decision::Tied,
+            (State::Updated, State::Updated) if rules.resync || rules.ties == Ties::Replace => Decision::Write,
+            (State::Updated, State::Updated) => Decision::Tied,
+        },
+    }
+}
+
+/// Equal bytes, or else equal JSON; a text that can't be read as JSON equals only itself.
+fn same_data(stored: &str, incoming: &str) -> bool {
+    if stored == incoming {
+        return true;
+    }
+    let tree = |text: &str| serde_json::from_str::<serde_json::Value>(text).ok();
+    match (tree(stored), tree(incoming)) {
+        (Some(a), Some(b)) => a == b,
+        _ => false,
+    }
+}
+
+const DELETED: i64 = 1;
+const SWEPT: i64 = 2;
+const SWEPT_BY_TRUST: i64 = 4;
+const NUMBER: i64 = 8;
+
+/// The flags of a tombstone made by a sweep.
+pub(super) fn swept_flags(flags: i64, trust: bool) -> i64 {
+    (flags & NUMBER) | DELETED | if trust { SWEPT_BY_TRUST } else { SWEPT }
+}
+
+/// The feed's row and its resync, as one delivery needs them.
+struct Feed {
+    id: i64,
+    differing: i64,
+    suspect: bool,
+    class: i64,
+    resync: Option<Walk>,
+}
+
+struct Walk {
+    start_seq: Seq,
+    trust: bool,
+}
+
+fn apply(bench: &mut Bench<'_>, delivery: &Delivery) -> Result<Applied, StoreError> {
+    let Some(mut feed) = open_feed(bench, delivery)? else {
+        return Ok(Applied { verdict: Verdict::OldGeneration, ..Applied::default() });
+    };
+    if !cursor_stands(bench, delivery)? {
+        return Ok(Applied { verdict: Verdict::CursorMoved, ..Applied::default() });
+    }
+    let mut tally = Tally::default();
+    for item in &delivery.page.items {
+        apply_item(bench, delivery, &feed, item, &mut tally)?;
+    }
+    for record in &delivery.page.unreadable {
+        journal::quarantine(bench, feed.id, delivery.transport, delivery.at, record)?;
+        if let (Some(id), Some(_)) = (&record.id, &feed.resync) {
+            bench.db.prepare_cached("INSERT OR IGNORE INTO spared VALUES (?1, ?2)")?.execute(params![feed.id, id])?;
+        }
+        tally.applied.quarantined += 1;
+    }
+    for finding in &delivery.page.findings {
+        journal::finding(bench, feed.id, delivery.at, finding)?;
+    }
+    notice_class(bench, delivery, &mut feed)?;
+    let suspect = notice_going_back(delivery, &mut feed, &tally);
+    write_feed(bench, delivery, &feed, &tally, suspect.as_deref())?;
+    move_cursor(bench, delivery, &feed)?;
+    if let Some(reason) = &suspect {
+        journal::event(bench, Some(feed.id), delivery.at, "suspect", reason)?;
+    }
+    Ok(Applied { suspect, ..tally.applied })
+}
+
+fn open_feed(bench: &Bench<'_>, delivery: &Delivery) -> Result<Option<Feed>, StoreError> {
+    let mut find = bench.db.prepare_cached(
+        "SELECT f.differing, f.suspect IS NOT NULL, f.class, r.start_seq, r.trust
+         FROM feed f LEFT JOIN resync r ON r.feed = f.id WHERE f.id = ?1 AND f.generation = ?2 AND f.purged = 0",
+    )?;
+    let feed = find.query_row(params![delivery.feed, delivery.generation], |row| {
+        let start_seq: Option<Seq> = row.get(3)?;
+        let trust: Option<i64> = row.get(4)?;
+        Ok(Feed {
+            id: delivery.feed,
+            differing: row.get(0)?,
+            suspect: row.get(1)?,
+            class: row.get(2)?,
+            resync: start_seq.map(|start_seq| Walk { start_seq, trust: trust.unwrap_or(0) != 0 }),
+        })
+    });
+    Ok(feed.optional()?)
+}
+
+fn cursor_stands(bench: &Bench<'_>, delivery: &Delivery) -> Result<bool, StoreError> {
+    let (sql, step) = match &delivery.purpose {
+        Purpose::Poll(step) => ("SELECT cursor FROM endpoint WHERE feed = ?1 AND transport = 0", step),
+        Purpose::Resync(step) => ("SELECT cursor FROM resync WHERE feed = ?1 AND stage = 'walk'", step),
+        Purpose::Again => return Ok(true),
+    };
+    let stored = bench.db.prepare_cached(sql)?.query_row([delivery.feed], |row| row.get::<_, Option<String>>(0));
+    Ok(stored.optional()?.flatten().as_deref() == Some(step.asked.as_str()))
+}
+
+#[derive(Default)]
+struct Tally {
+    applied: Applied,
+    items: i64,
+    tombstones: i64,
+    /// The newest last, a bit each: 1 was refused as older.
+    differing: i64,
+    differing_count: u32,
+    /// Stored and incoming `modified` of the last item refused as older.
+    went_back: Option<(String, String)>,
+    refusals: usize,
+}
+
+impl Tally {
+    fn differs(&mut self, older: bool) {
+        self.differing = (self.differing << 1) | i64::from(older);
+        self.differing_count += 1;
+    }
+}
+
+fn apply_item(
+    bench: &mut Bench<'_>,
+    delivery: &Delivery,
+    feed: &Feed,
+    item: &Item,
+    tally: &mut Tally,
+) -> Result<(), StoreError> {
+    let key = item_key(&item.kind, &item.id, bench.key_shift);
+    let kind = bench.kind(&item.kind)?;
+    let data = delivery.page.data(item);
+    let rules = Rules {
+        order: delivery.order,
+        ties: delivery.ties,
+        polled: delivery.transport == Transport::Poll,
+        resync: matches!(delivery.purpose, Purpose::Resync(_)),
+    };
+    let trust = rules.resync && feed.resync.as_ref().is_some_and(|walk| walk.trust);
+    let mut find = bench
+        .db
+        .prepare_cached("SELECT seq, kind, id, modified, flags, data FROM item WHERE feed = ?1 AND key = ?2")?;
+    let mut rows = find.query(params![feed.id, key])?;
+    while let Some(row) = rows.next()? {
+        // Keys may collide: kind and id decide.
+        if row.get::<_, i64>(1)? != kind || row.get_ref(2)?.as_str().unwrap_or_default() != &*item.id {
+            continue;
+        }
+        let (seq, flags): (Seq, i64) = (row.get(0)?, row.get(4)?);
+        let replaceable = trust && may_replace(bench, feed, seq)?;
+        let stored = Stored {
+            modified: stored_modified(row.get_ref(3)?, flags),
+            state: if flags & DELETED == 0 { State::Updated } else { State::Deleted },
+            swept: swept(flags),
+            data: row.get_ref(5)?.as_str_or_null().ok().flatten().unwrap_or_default(),
+            replaceable,
+        };
+        let decision = decide(&stored, item, data, rules);
+        let (was, before) = (stored.state, stored.modified);
+        drop(rows);
+        return match decision {
+            Decision::Write => {
+                bench.db.prepare_cached("DELETE FROM item WHERE seq = ?1")?.execute([seq])?;
+                insert(bench, delivery, feed.id, item, (key, kind))?;
+                tally.applied.changed += 1;
+                count_written(tally, item, Some(was));
+                Ok(())
+            }
+            decision => keep(bench, delivery, feed, item, seq, decision, &before, tally),
+        };
+    }
+    drop(rows);
+    insert(bench, delivery, feed.id, item, (key, kind))?;
+    tally.applied.new += 1;
+    count_written(tally, item, None);
+    Ok(())
+}
+
+fn count_written(tally: &mut Tally, item: &Item, was: Option<State>) {
+    match was {
+        Some(State::Updated) => tally.items -= 1,
+        Some(State::Deleted) => tally.tombstones -= 1,
+        None => {}
+    }
+    match item.state {
+        State::Updated => tally.items += 1,
+        State::Deleted => {
+            tally.tombstones += 1;
+            tally.applied.deleted += 1;
+        }
+    }
+    tally.differs(false);
+}
+
+/// The stored item stands: counted, recorded where it was refused, and marked as met for a resync under way.
+#[expect(clippy::too_many_arguments, reason = "one step of apply_item, split off for length")]
+fn keep(
+    bench: &Bench<'_>,
+    delivery: &Delivery,
+    feed: &Feed,
+    item: &Item,
+    seq: Seq,
+    decision: Decision,
+    before: &Modified,
+    tally: &mut Tally,
+) -> Result<(), StoreError> {
+    let reason = match decision {
+        Decision::Older => {
+            tally.applied.older += 1;
+            tally.differs(true);
+            tally.went_back = Some((before.to_string(), item.modified.to_string()));
+            Some("older")
+        }
+        Decision::Tied => {
+            tally.applied.tied += 1;
+            tally.differs(false);
+            Some("tied")
+        }
+        Decision::Same | Decision::Write => {
+            tally.applied.same += 1;
+            None
+        }
+    };
+    if let Some(reason) = reason {
+        tally.refusals += 1;
+        if tally.refusals <= journal::REFUSALS_A_DELIVERY {
+            let reason = format!("{reason}: the mirror holds {before}");
+            journal::refusal(bench, feed.id, delivery.transport, delivery.at, item, &reason)?;
+        }
+    }
+    if feed.resync.as_ref().is_some_and(|walk| seq <= walk.start_seq) {
+        bench.db.prepare_cached("INSERT OR IGNORE INTO seen VALUES (?1, ?2)")?.execute([feed.id, seq])?;
+    }
+    Ok(())
+}
+
+fn may_replace(bench: &Bench<'_>, feed: &Feed, seq: Seq) -> Result<bool, StoreError> {
+    if feed.resync.as_ref().is_none_or(|walk| seq > walk.start_seq) {
+        return Ok(false);
+    }
+    Ok(!bench.db.prepare_cached("SELECT 1 FROM seen WHERE feed = ?1 AND seq = ?2")?.exists([feed.id, seq])?)
+}
+
+fn insert(
+    bench: &mut Bench<'_>,
+    delivery: &Delivery,
+    feed: i64,
+    item: &Item,
+    (key, kind): (i64, i64),
+) -> Result<(), StoreError> {
+    let seq = bench.seq();
+    let deleted = item.state == State::Deleted;
+    let number = matches!(item.modified, Modified::Number(_));
+    let flags = if deleted { DELETED } else { 0 } | if number { NUMBER } else { 0 };
+    let data = (!deleted).then(|| delivery.page.data(item));
+    bench
+        .db
+        .prepare_cached("INSERT INTO item VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)")?
+        .execute(params![
+            seq,
+            feed,
+            key,
+            kind,
+            delivery.transport.code(),
+            flags,
+            delivery.at,
+            &*item.id,
+            SqlModified(&item.modified),
+            data
+        ])?;
+    Ok(())
+}
+
+/// Publisher's value as stored: an integer where it is one, text otherwise.
+pub(super) struct SqlModified<'a>(pub(super) &'a Modified);
+
+impl rusqlite::ToSql for SqlModified<'_> {
+    fn to_sql(&self) -> rusqlite::Result<rusqlite::types::ToSqlOutput<'_>> {
+        Ok(match self.0 {
+            Modified::Int(n) => (*n).into(),
+            Modified::Number(text) | Modified::Text(text) => rusqlite::types::ToSqlOutput::Borrowed(ValueRef::Text(text.as_bytes())),
+        })
+    }
+}
+
+fn stored_modified(value: ValueRef<'_>, flags: i64) -> Modified {
+    match value {
+        ValueRef::Integer(n) => Modified::Int(n),
+        other => {
+            let text = other.as_str().unwrap_or_default();
+            if flags & NUMBER == 0 { Modified::Text(text.into()) } else { Modified::Number(text.into()) }
+        }
+    }
+}
+
+fn swept(flags: i64) -> Swept {
+    match flags & (SWEPT | SWEPT_BY_TRUST) {
+        0 => Swept::No,
+        SWEPT => Swept::ByResync,
+        _ => Swept::ByTrust,
+    }
+}
+
+/// 48 bits of a hash, which SQLite stores in six bytes; fewer when `shift` is larger.
+pub(super) fn item_key(kind: &str, id: &str, shift: u32) -> i64 {
+    let mut hash = xxhash_rust::xxh3::Xxh3Default::new();
+    hash.update(kind.as_bytes());
+    hash.update(&[0]);
+    hash.update(id.as_bytes());
+    (hash.digest() as i64) >> shift
+}
+
+/// A feed whose values change class (numbers, date-times, other text) has changed its ways.
+fn notice_class(bench: &Bench<'_>, delivery: &Delivery, feed: &mut Feed) -> Result<(), StoreError> {
+    for item in &delivery.page.items {
+        let class = match &item.modified {
+            Modified::Int(_) => 1,
+            other => i64::from(other.class(delivery.order)),
+        };
+        if feed.class != 0 && feed.class != class {
+            let detail = format!("item {} has `modified` {}: another kind of value than before", item.id, item.modified);
+            let finding = crate::feed::Finding { rule: "modified-class", detail, count: 1 };
+            journal::finding(bench, feed.id, delivery.at, &finding)?;
+        }
+        feed.class = class;
+    }
+    Ok(())
+}
+
+/// Over half of the last 20 differing items polled at the cursor were refused as older: the feed went back (DESIGN §8).
+fn notice_going_back(delivery: &Delivery, feed: &mut Feed, tally: &Tally) -> Option<String> {
+    const WINDOW: i64 = (1 << 20) - 1;
+    if !matches!(delivery.purpose, Purpose::Poll(_)) || tally.differing_count == 0 {
+        return None;
+    }
+    let kept = if tally.differing_count >= 20 { 0 } else { feed.differing << tally.differing_count };
+    feed.differing = (kept | tally.differing) & WINDOW;
+    let (stored, incoming) = tally.went_back.as_ref()?;
+    if feed.suspect || feed.differing.count_ones() <= 10 {
+        return None;
+    }
+    Some(format!(
+        "went-back: most of what it sends is older than the mirror (it says {incoming}, the mirror holds {stored}); \
+         if it was restored or replaced: feedmirror resync --trust-source"
+    ))
+}
+
+fn write_feed(
+    bench: &Bench<'_>,
+    delivery: &Delivery,
+    feed: &Feed,
+    tally: &Tally,
+    suspect: Option<&str>,
+) -> Result<(), StoreError> {
+    let polled = matches!(delivery.purpose, Purpose::Poll(_));
+    let level = matches!(&delivery.purpose, Purpose::Poll(step) if step.level);
+    let changed = tally.applied.written() > 0;
+    let mut update = bench.db.prepare_cached(
+        "UPDATE feed SET items = items + ?2, tombstones = tombstones + ?3, differing = ?4, class = ?5,
+             changed_at = iif(?6, ?9, changed_at), polled_at = iif(?7, ?9, polled_at),
+             level_at = iif(?8, ?9, level_at), license = coalesce(?10, license), suspect = coalesce(suspect, ?11)
+         WHERE id = ?1",
+    )?;
+    update.execute(params![
+        feed.id,
+        tally.items,
+        tally.tombstones,
+        feed.differing,
+        feed.class,
+        changed,
+        polled,
+        level,
+        delivery.at,
+        delivery.page.license,
+        suspect
+    ])?;
+    Ok(())
+}
+
+fn move_cursor(bench: &Bench<'_>, delivery: &Delivery, feed: &Feed) -> Result<(), StoreError> {
+    match &delivery.purpose {
+        Purpose::Poll(step) => {
+            let last = delivery.page.items.last();
+            bench
+                .db
+                .prepare_cached(
+                    "UPDATE endpoint SET cursor = ?2, updated_at = ?3,
+                         modified = coalesce(?4, modified), id = coalesce(?5, id)
+                     WHERE feed = ?1 AND transport = 0",
+                )?
+                .execute(params![
+                    feed.id,
+                    step.cursor,
+                    delivery.at,
+                    last.map(|item| SqlModified(&item.modified)),
+                    last.map(|item| &*item.id)
+                ])?;
+            let witness = delivery.page.items.iter().rev().find(|item| item.state == State::Updated);
+            if let Some(item) = witness {
+                positions::record(bench, feed.id, delivery.at, &step.asked, item)?;
+            }
+        }
+        Purpose::Resync(step) => {
+            bench
+                .db
+                .prepare_cached("UPDATE resync SET cursor = ?2, clean = min(clean, ?3) WHERE feed = ?1")?
+                .execute(params![feed.id, step.cursor, step.clean])?;
+        }
+        Purpose::Again => {}
+    }
+    Ok(())
+}

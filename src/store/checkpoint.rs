@@ -1,0 +1,132 @@
+//! Writes the WAL back beside the writer, on a connection of its own.
+//!
+//! The bulk is copied while the writer goes on; only the small rest, without which SQLite can't start the WAL anew, is
+//! copied with the writer held at the gate. A reader that stays long keeps the WAL from being reset, never the writer
+//! from writing.
+
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use rusqlite::Connection;
+
+/// What the WAL file is cut back to once it has been written back.
+pub(super) const KEPT_WAL_BYTES: i64 = 128 << 20;
+/// Written back from this many WAL pages (16 KiB each) on: 64 MiB.
+const START_PAGES: i64 = 4 << 10;
+/// A rest of at most this many pages is copied while the writer waits: 4 MiB.
+const REST_PAGES: i64 = 256;
+/// Passes beside the writer before it is held all the same.
+const PASSES: usize = 6;
+/// An idle WAL is written back after this long.
+const IDLE: Duration = Duration::from_secs(15);
+/// Told once when the WAL has grown beyond this many pages without being reset: 1 GiB.
+const PINNED_PAGES: i64 = 64 << 10;
+
+/// Where writer and checkpointer meet.
+#[derive(Default)]
+pub(super) struct Gate {
+    open: Mutex<()>,
+    wal: Mutex<Wal>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Wal {
+    pages: i64,
+    closed: bool,
+}
+
+impl Gate {
+    /// Held by the writer for a group, by the checkpointer for the rest of a WAL.
+    pub(super) fn enter(&self) -> MutexGuard<'_, ()> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The writer has committed and the WAL holds so many pages.
+    pub(super) fn committed(&self, pages: i32) {
+        let mut wal = self.wal();
+        wal.pages = i64::from(pages);
+        if wal.pages >= START_PAGES {
+            self.changed.notify_one();
+        }
+    }
+
+    /// The writer has ended.
+    pub(super) fn close(&self) {
+        self.wal().closed = true;
+        self.changed.notify_all();
+    }
+
+    fn wal(&self) -> MutexGuard<'_, Wal> {
+        self.wal.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for a large or an idle WAL; `None` once the writer has ended.
+    fn wait(&self, done: i64) -> Option<()> {
+        let mut wal = self.wal();
+        let deadline = Instant::now() + IDLE;
+        loop {
+            if wal.closed {
+                return None;
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if wal.pages - done.min(wal.pages) >= START_PAGES || (left.is_zero() && wal.pages > done) {
+                return Some(());
+            }
+            let left = if left.is_zero() { IDLE } else { left };
+            wal = self.changed.wait_timeout(wal, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+}
+
+/// Until the writer ends.
+pub(super) fn run(db: &Connection, gate: &Gate) {
+    let mut failing = false;
+    let mut pinned = false;
+    let mut stuck_at = 0;
+    while gate.wait(stuck_at).is_some() {
+        match write_back(db, gate) {
+            Ok((log, copied)) => {
+                failing = false;
+                stuck_at = if copied < log { log } else { 0 };
+                let now_pinned = stuck_at > PINNED_PAGES;
+                if now_pinned && !pinned {
+                    tracing::warn!(wal_pages = log, "a long reader keeps the WAL from being written back");
+                }
+                pinned = now_pinned;
+            }
+            Err(error) => {
+                if !failing {
+                    tracing::error!(%error, "the WAL can't be written back");
+                }
+                failing = true;
+                stuck_at = gate.wal().pages;
+            }
+        }
+    }
+    if let Err(error) = pass(db) {
+        tracing::warn!(%error, "the WAL could not be written back at the end; the next start does it");
+    }
+}
+
+/// Pages in the WAL and pages written back, at the end.
+fn write_back(db: &Connection, gate: &Gate) -> rusqlite::Result<(i64, i64)> {
+    let mut before = 0;
+    for _ in 0..PASSES {
+        let (log, copied) = pass(db)?;
+        let stuck = copied < log && copied == before;
+        let rest = gate.wal().pages - copied;
+        if rest <= REST_PAGES || stuck {
+            break;
+        }
+        before = copied;
+    }
+    let _held = gate.enter();
+    let end = pass(db)?;
+    gate.wal().pages = end.0 - end.1;
+    Ok(end)
+}
+
+fn pass(db: &Connection) -> rusqlite::Result<(i64, i64)> {
+    db.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |row| Ok((row.get(1)?, row.get(2)?)))
+}

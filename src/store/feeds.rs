@@ -1,0 +1,394 @@
+//! Feeds and their endpoints as the store knows them: registered, noted, paused, sought, purged.
+
+use rusqlite::{OptionalExtension, params};
+
+use super::resync::{self, Resync, Trust};
+use super::writer::{Bench, Weight};
+use super::{Millis, Store, StoreError, journal};
+use crate::feed::{FeedName, Generation, Health, Mode};
+
+/// A feed as configured.
+#[derive(Clone, Debug)]
+pub struct Registration {
+    /// Its unique name.
+    pub name: FeedName,
+    /// The provider it belongs to.
+    pub provider: Option<String>,
+    /// The poll endpoint's URL.
+    pub url: String,
+    /// Why it can't run, when its own settings are wrong.
+    pub broken: Option<String>,
+}
+
+/// A feed as stored.
+#[derive(Clone, Debug)]
+pub struct StoredFeed {
+    /// Its number in this file.
+    pub id: i64,
+    /// What was read under an older one is discarded.
+    pub generation: Generation,
+    /// The poll cursor; `None` while a resync has to find a new one, or after a purge.
+    pub cursor: Option<String>,
+    /// What kept it current last.
+    pub mode: Mode,
+    /// The poll endpoint's health.
+    pub health: Health,
+    /// Why.
+    pub reason: Option<String>,
+    /// Since when.
+    pub since: Option<Millis>,
+    /// Stopped by the operator.
+    pub paused: bool,
+    /// Emptied, and not read until resumed.
+    pub purged: bool,
+    /// Errors in a row.
+    pub failures: u32,
+    /// When its end was last seen.
+    pub level_at: Option<Millis>,
+    /// When it last answered well.
+    pub polled_at: Option<Millis>,
+    /// When it is to be asked again.
+    pub next_poll_at: Option<Millis>,
+    /// When the last resync that nobody asked for began.
+    pub resynced_at: Option<Millis>,
+    /// The resync under way.
+    pub resync: Option<Resync>,
+}
+
+/// How a poll endpoint is doing now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Note {
+    /// Its health.
+    pub health: Health,
+    /// Why.
+    pub reason: Option<String>,
+    /// Errors in a row.
+    pub failures: u32,
+    /// When it is to be asked again.
+    pub next_poll_at: Option<Millis>,
+}
+
+impl Store {
+    /// Records a start of this program.
+    ///
+    /// # Errors
+    /// When the statement fails or the writer has stopped.
+    pub async fn started(&self, at: Millis, ops_address: Option<String>) -> Result<(), StoreError> {
+        self.submit(Weight::default(), move |bench| {
+            let version = env!("CARGO_PKG_VERSION");
+            let sql = "UPDATE mirror_state SET version = ?1, started_at = ?2, ops_address = ?3, webhooks_address = NULL";
+            bench.db.execute(sql, params![version, at, ops_address])?;
+            Ok(journal::event(bench, None, at, "started", &format!("feedmirror {version}"))?)
+        })
+        .await
+    }
+
+    /// Makes the file know the configured feeds; with `all`, those it knows and are not named become `removed`.
+    ///
+    /// # Errors
+    /// When a statement fails or the writer has stopped.
+    pub async fn register(
+        &self,
+        at: Millis,
+        feeds: Vec<Registration>,
+        all: bool,
+    ) -> Result<Vec<StoredFeed>, StoreError> {
+        self.submit(Weight::default(), move |bench| {
+            for feed in &feeds {
+                register(bench, at, feed)?;
+            }
+            if all {
+                remove_others(bench, at, &feeds)?;
+            }
+            feeds.iter().map(|feed| read(bench, feed.name.as_str())).collect()
+        })
+        .await
+    }
+
+    /// The feed as stored now.
+    ///
+    /// # Errors
+    /// When there is no such feed, a statement fails or the writer has stopped.
+    pub async fn feed(&self, name: &FeedName) -> Result<StoredFeed, StoreError> {
+        let name = name.clone();
+        self.submit(Weight::default(), move |bench| read(bench, name.as_str())).await
+    }
+
+    /// Notes how a poll endpoint is doing. A feed that is suspect stays so while it answers.
+    ///
+    /// # Errors
+    /// When a statement fails or the writer has stopped.
+    pub async fn note(&self, feed: i64, at: Millis, note: Note) -> Result<(), StoreError> {
+        self.submit(Weight::default(), move |bench| {
+            bench
+                .db
+                .prepare_cached("UPDATE feed SET failures = ?2, next_poll_at = ?3 WHERE id = ?1")?
+                .execute(params![feed, note.failures, note.next_poll_at])?;
+            set_health(bench, feed, at, note.health, note.reason.as_deref())
+        })
+        .await
+    }
+
+    /// Notes that a feed keeps itself current in another way.
+    ///
+    /// # Errors
+    /// When a statement fails or the writer has stopped.
+    pub async fn set_mode(&self, feed: i64, at: Millis, mode: Mode, why: &str) -> Result<(), StoreError> {
+        let why = why.to_owned();
+        self.submit(Weight::default(), move |bench| {
+            let before: String =
+                bench.db.query_row("SELECT mode FROM feed WHERE id = ?1", [feed], |row| row.get(0))?;
+            if before == mode.as_str() {
+                return Ok(());
+            }
+            bench.db.execute("UPDATE feed SET mode = ?2 WHERE id = ?1", params![feed, mode.as_str()])?;
+            Ok(journal::event(bench, Some(feed), at, "mode", &format!("{before} → {mode}: {why}"))?)
+        })
+        .await
+    }
+
+    /// Stops or resumes a feed by the operator's will; a purged feed begins anew when resumed.
+    ///
+    /// # Errors
+    /// When a statement fails or the writer has stopped.
+    pub async fn pause(&self, name: &FeedName, at: Millis, paused: bool) -> Result<StoredFeed, StoreError> {
+        let name = name.clone();
+        self.submit(Weight::default(), move |bench| {
+            let feed = read(bench, name.as_str())?;
+            bench.db.execute("UPDATE feed SET paused = ?2 WHERE id = ?1", params![feed.id, paused])?;
+            if !paused && feed.purged {
+                let anew = "UPDATE endpoint SET cursor = (SELECT url FROM feed WHERE id = ?1) WHERE feed = ?1 AND transport = 0";
+                bench.db.execute(anew, [feed.id])?;
+                bench.db.execute("UPDATE feed SET purged = 0, mode = 'refresh' WHERE id = ?1", [feed.id])?;
+            }
+            let health = if paused { Health::Paused } else { Health::Ok };
+            set_health(bench, feed.id, at, health, paused.then_some("paused: by the operator"))?;
+            read(bench, name.as_str())
+        })
+        .await
+    }
+
+    /// Puts the poll cursor somewhere else.
+    ///
+    /// # Errors
+    /// When a statement fails or the writer has stopped.
+    pub async fn seek(&self, name: &FeedName, at: Millis, url: String) -> Result<StoredFeed, StoreError> {
+        let name = name.clone();
+        self.submit(Weight::default(), move |bench| {
+            let feed = read(bench, name.as_str())?;
+            let sql = "UPDATE endpoint SET cursor = ?2, updated_at = ?3 WHERE feed = ?1 AND transport = 0";
+            bench.db.execute(sql, params![feed.id, url, at])?;
+            journal::event(bench, Some(feed.id), at, "seek", &url)?;
+            read(bench, name.as_str())
+        })
+        .await
+    }
+
+    /// Removes a feed's rows, quarantine and cursors, and leaves one `purged` change. A feed that is no longer
+    /// configured goes altogether.
+    ///
+    /// # Errors
+    /// When a statement fails or the writer has stopped.
+    pub async fn purge(&self, name: &FeedName, at: Millis) -> Result<(), StoreError> {
+        let name = name.clone();
+        let weight = Weight { seqs: 1, ..Weight::default() };
+        self.submit(weight, move |bench| purge(bench, name.as_str(), at)).await
+    }
+}
+
+fn register(bench: &mut Bench<'_>, at: Millis, feed: &Registration) -> Result<(), StoreError> {
+    let name = feed.name.as_str();
+    let known = bench
+        .db
+        .prepare_cached("SELECT id, url, configured FROM feed WHERE name = ?1")?
+        .query_row([name], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?, row.get::<_, bool>(2)?)))
+        .optional()?;
+    let id = match known {
+        None => {
+            let sql = "INSERT INTO feed (name, provider, url) VALUES (?1, ?2, ?3)";
+            bench.db.execute(sql, params![name, feed.provider, feed.url])?;
+            let id = bench.db.last_insert_rowid();
+            let sql = "INSERT INTO endpoint (feed, transport, cursor, since) VALUES (?1, 0, ?2, ?3)";
+            bench.db.execute(sql, params![id, feed.url, at])?;
+            id
+        }
+        Some((id, url, configured)) => {
+            let sql = "UPDATE feed SET provider = ?2, configured = 1 WHERE id = ?1";
+            bench.db.execute(sql, params![id, feed.provider])?;
+            if feed.broken.is_none() && url != feed.url {
+                change_url(bench, id, at, &url, feed)?;
+            }
+            if !configured {
+                set_health(bench, id, at, Health::Ok, Some("configured: again"))?;
+            }
+            id
+        }
+    };
+    let stored = read(bench, name)?;
+    if stored.paused {
+        set_health(bench, id, at, Health::Paused, Some("paused: by the operator"))?;
+    } else if let Some(reason) = &feed.broken {
+        set_health(bench, id, at, Health::Failed, Some(reason))?;
+    }
+    Ok(())
+}
+
+/// Another path or host is another beginning: the feed is read anew, trusting the source, its rows kept meanwhile.
+fn change_url(
+    bench: &mut Bench<'_>,
+    id: i64,
+    at: Millis,
+    before: &str,
+    feed: &Registration,
+) -> Result<(), StoreError> {
+    bench.db.execute("UPDATE feed SET url = ?2 WHERE id = ?1", params![id, feed.url])?;
+    let cursor: Option<String> =
+        bench.db.query_row("SELECT cursor FROM endpoint WHERE feed = ?1 AND transport = 0", [id], |row| row.get(0))?;
+    let untouched = before.is_empty() || cursor.as_deref() == Some(before) && !has_items(bench, id)?;
+    if untouched || (!moved(before, &feed.url) && cursor.as_deref() == Some(before)) {
+        let sql = "UPDATE endpoint SET cursor = ?2 WHERE feed = ?1 AND transport = 0";
+        bench.db.execute(sql, params![id, feed.url])?;
+        return Ok(());
+    }
+    if moved(before, &feed.url) && cursor.is_some() {
+        let sql = "UPDATE endpoint SET cursor = NULL WHERE feed = ?1 AND transport = 0";
+        bench.db.execute(sql, [id])?;
+    }
+    if moved(before, &feed.url) {
+        journal::event(bench, Some(id), at, "moved", &format!("{before} → {}", feed.url))?;
+        resync::begin(bench, id, at, &feed.url, Trust::Moved, false)?;
+    }
+    Ok(())
+}
+
+fn has_items(bench: &Bench<'_>, id: i64) -> rusqlite::Result<bool> {
+    bench.db.query_row("SELECT items + tombstones > 0 FROM feed WHERE id = ?1", [id], |row| row.get(0))
+}
+
+/// Whether two URLs differ in host or path; scheme and query may change without it being another feed.
+fn moved(before: &str, after: &str) -> bool {
+    fn place(url: &str) -> &str {
+        let url = url.split(['?', '#']).next().unwrap_or(url);
+        url.split_once("://").map_or(url, |(_, rest)| rest)
+    }
+    place(before) != place(after)
+}
+
+fn remove_others(bench: &mut Bench<'_>, at: Millis, feeds: &[Registration]) -> Result<(), StoreError> {
+    let configured: Vec<(i64, String)> = {
+        let mut select = bench.db.prepare("SELECT id, name FROM feed WHERE configured = 1")?;
+        let rows = select.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        rows.collect::<rusqlite::Result<_>>()?
+    };
+    let names: std::collections::HashSet<&str> = feeds.iter().map(|feed| feed.name.as_str()).collect();
+    for (id, _) in configured.iter().filter(|(_, name)| !names.contains(name.as_str())) {
+        bench.db.execute("UPDATE feed SET configured = 0, next_poll_at = NULL WHERE id = ?1", [id])?;
+        set_health(bench, *id, at, Health::Removed, Some("removed: no longer configured"))?;
+    }
+    Ok(())
+}
+
+/// Sets the poll endpoint's health; a change of it is an event.
+pub(super) fn set_health(
+    bench: &mut Bench<'_>,
+    feed: i64,
+    at: Millis,
+    health: Health,
+    reason: Option<&str>,
+) -> Result<(), StoreError> {
+    let (before, was, suspect): (String, Option<String>, Option<String>) = bench
+        .db
+        .prepare_cached(
+            "SELECT e.health, e.reason, f.suspect FROM endpoint e JOIN feed f ON f.id = e.feed
+             WHERE e.feed = ?1 AND e.transport = 0",
+        )?
+        .query_row([feed], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+    let (health, reason) = match (health, suspect.as_deref()) {
+        (Health::Ok, Some(suspect)) => (Health::Suspect, Some(suspect)),
+        _ => (health, reason),
+    };
+    if before == health.as_str() && was.as_deref() == reason {
+        return Ok(());
+    }
+    let changed = before != health.as_str();
+    bench
+        .db
+        .prepare_cached(
+            "UPDATE endpoint SET health = ?2, reason = ?3, since = iif(?4, ?5, since) WHERE feed = ?1 AND transport = 0",
+        )?
+        .execute(params![feed, health.as_str(), reason, changed, at])?;
+    if changed {
+        let detail = match reason {
+            Some(reason) => format!("{before} → {health}: {reason}"),
+            None => format!("{before} → {health}"),
+        };
+        journal::event(bench, Some(feed), at, "health", &detail)?;
+    }
+    Ok(())
+}
+
+pub(super) fn read(bench: &Bench<'_>, name: &str) -> Result<StoredFeed, StoreError> {
+    let found = bench
+        .db
+        .prepare_cached(
+            "SELECT f.id, f.generation, e.cursor, f.mode, e.health, e.reason, e.since, f.paused, f.purged, f.failures,
+                    f.level_at, f.polled_at, f.next_poll_at, f.resynced_at
+             FROM feed f JOIN endpoint e ON e.feed = f.id AND e.transport = 0 WHERE f.name = ?1",
+        )?
+        .query_row([name], |row| {
+            Ok(StoredFeed {
+                id: row.get(0)?,
+                generation: row.get(1)?,
+                cursor: row.get(2)?,
+                mode: Mode::from_word(row.get_ref(3)?.as_str()?).unwrap_or(Mode::Refresh),
+                health: Health::from_word(row.get_ref(4)?.as_str()?).unwrap_or(Health::Ok),
+                reason: row.get(5)?,
+                since: row.get(6)?,
+                paused: row.get(7)?,
+                purged: row.get(8)?,
+                failures: row.get(9)?,
+                level_at: row.get(10)?,
+                polled_at: row.get(11)?,
+                next_poll_at: row.get(12)?,
+                resynced_at: row.get(13)?,
+                resync: None,
+            })
+        })
+        .optional()?;
+    let mut feed = found.ok_or_else(|| StoreError::Refused(format!("there is no feed {name} in the mirror")))?;
+    feed.resync = resync::read(bench, feed.id)?;
+    Ok(feed)
+}
+
+fn purge(bench: &mut Bench<'_>, name: &str, at: Millis) -> Result<(), StoreError> {
+    let feed = read(bench, name)?.id;
+    for table in ["item", "quarantined", "refusal", "position", "resync", "seen", "spared"] {
+        bench.db.execute(&format!("DELETE FROM {table} WHERE feed = ?1"), [feed])?;
+    }
+    bench.db.execute("DELETE FROM purge WHERE feed = ?1", [name])?;
+    let seq = bench.seq();
+    bench.db.execute("INSERT INTO purge VALUES (?1, ?2, ?3)", params![seq, name, at])?;
+    let configured: bool = bench.db.query_row("SELECT configured FROM feed WHERE id = ?1", [feed], |row| row.get(0))?;
+    if !configured {
+        for table in ["finding", "event", "endpoint"] {
+            bench.db.execute(&format!("DELETE FROM {table} WHERE feed = ?1"), [feed])?;
+        }
+        bench.db.execute("DELETE FROM feed WHERE id = ?1", [feed])?;
+        return Ok(journal::event(bench, None, at, "purged", name)?);
+    }
+    bench.db.execute(
+        "UPDATE feed SET generation = generation + 1, paused = 1, purged = 1, mode = 'refresh', items = 0, tombstones = 0,
+             level_at = NULL, polled_at = NULL, changed_at = NULL, next_poll_at = NULL, failures = 0, suspect = NULL,
+             differing = 0, class = 0, resynced_at = NULL, quarantine_rows = 0, quarantine_bytes = 0,
+             quarantine_dropped = 0
+         WHERE id = ?1",
+        [feed],
+    )?;
+    bench.db.execute(
+        "UPDATE endpoint SET cursor = NULL, modified = NULL, id = NULL, updated_at = NULL, push = 'none', delivered = 0,
+             missed = 0, proven_at = NULL WHERE feed = ?1",
+        [feed],
+    )?;
+    journal::event(bench, Some(feed), at, "purged", "all rows removed; resume reads the feed anew")?;
+    set_health(bench, feed, at, Health::Paused, Some("paused: purged; resume reads the feed anew"))
+}

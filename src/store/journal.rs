@@ -1,0 +1,155 @@
+//! What went wrong and what happened: quarantine, findings, refusals and events, all bounded per feed.
+
+use rusqlite::{OptionalExtension, params};
+
+use super::apply::SqlModified;
+use super::writer::{Bench, Weight};
+use super::{Millis, Store, StoreError};
+use crate::feed::{Finding, Item, Transport, Unreadable};
+
+/// Rows and bytes of quarantine kept for a feed; what comes when it is full is counted and dropped.
+const QUARANTINE_ROWS: i64 = 10_000;
+const QUARANTINE_BYTES: i64 = 64 << 20;
+/// Refusals kept for a feed, and written for one delivery.
+const REFUSALS: i64 = 1_000;
+pub(super) const REFUSALS_A_DELIVERY: usize = 100;
+/// Events kept for a feed, and for the mirror itself.
+const EVENTS: i64 = 1_000;
+
+/// Keeps a record whole; the same record again only counts.
+pub(super) fn quarantine(
+    bench: &Bench<'_>,
+    feed: i64,
+    transport: Transport,
+    at: Millis,
+    record: &Unreadable,
+) -> rusqlite::Result<()> {
+    let mut hash = xxhash_rust::xxh3::Xxh3Default::new();
+    hash.update(record.reason.as_bytes());
+    hash.update(&[0]);
+    hash.update(record.raw.as_bytes());
+    let digest = hash.digest() as i64;
+    let db = bench.db;
+    let known = db
+        .prepare_cached("SELECT id FROM quarantined WHERE feed = ?1 AND digest = ?2 AND reason = ?3 AND raw = ?4")?
+        .query_row(params![feed, digest, record.reason, record.raw], |row| row.get::<_, i64>(0))
+        .optional()?;
+    if let Some(id) = known {
+        db.prepare_cached("UPDATE quarantined SET count = count + 1, last_at = ?2 WHERE id = ?1")?
+            .execute(params![id, at])?;
+        return Ok(());
+    }
+    let size = i64::try_from(record.raw.len() + record.detail.len()).unwrap_or(QUARANTINE_BYTES);
+    let taken = db
+        .prepare_cached(
+            "UPDATE feed SET quarantine_rows = quarantine_rows + 1, quarantine_bytes = quarantine_bytes + ?2
+             WHERE id = ?1 AND quarantine_rows < ?3 AND quarantine_bytes + ?2 <= ?4",
+        )?
+        .execute(params![feed, size, QUARANTINE_ROWS, QUARANTINE_BYTES])?;
+    if taken == 0 {
+        db.prepare_cached("UPDATE feed SET quarantine_dropped = quarantine_dropped + 1 WHERE id = ?1")?
+            .execute([feed])?;
+        let detail = format!("quarantine is full: a record with reason {} was dropped", record.reason);
+        return finding(bench, feed, at, &Finding { rule: "quarantine-full", detail, count: 1 });
+    }
+    db.prepare_cached(
+        "INSERT INTO quarantined (feed, transport, digest, reason, detail, raw, first_at, last_at)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?7)",
+    )?
+    .execute(params![feed, transport.code(), digest, record.reason, record.detail, record.raw, at])?;
+    Ok(())
+}
+
+/// Counts a departure from the standard; the latest sample is kept.
+pub(super) fn finding(bench: &Bench<'_>, feed: i64, at: Millis, finding: &Finding) -> rusqlite::Result<()> {
+    bench
+        .db
+        .prepare_cached(
+            "INSERT INTO finding VALUES (?1, ?2, ?3, ?4, ?5, ?5) ON CONFLICT DO UPDATE
+             SET count = count + excluded.count, detail = excluded.detail, last_at = excluded.last_at",
+        )?
+        .execute(params![feed, finding.rule, finding.detail, i64::try_from(finding.count).unwrap_or(i64::MAX), at])?;
+    Ok(())
+}
+
+pub(super) fn refusal(
+    bench: &Bench<'_>,
+    feed: i64,
+    transport: Transport,
+    at: Millis,
+    item: &Item,
+    reason: &str,
+) -> rusqlite::Result<()> {
+    bench
+        .db
+        .prepare_cached(
+            "INSERT INTO refusal (at, feed, transport, kind, id, modified, reason) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+        )?
+        .execute(params![at, feed, transport.code(), &*item.kind, &*item.id, SqlModified(&item.modified), reason])?;
+    trim(bench, "refusal", Some(feed), REFUSALS)
+}
+
+/// A mode or health change, resync, sweep, restart: of a feed, or of the mirror itself.
+pub(super) fn event(bench: &Bench<'_>, feed: Option<i64>, at: Millis, what: &str, detail: &str) -> rusqlite::Result<()> {
+    bench
+        .db
+        .prepare_cached("INSERT INTO event (at, feed, what, detail) VALUES (?1, ?2, ?3, ?4)")?
+        .execute(params![at, feed, what, detail])?;
+    trim(bench, "event", feed, EVENTS)
+}
+
+/// Removes the feed's oldest rows beyond `kept`.
+fn trim(bench: &Bench<'_>, table: &str, feed: Option<i64>, kept: i64) -> rusqlite::Result<()> {
+    let sql = format!(
+        "DELETE FROM {table} WHERE feed IS ?1
+         AND n <= (SELECT n FROM {table} WHERE feed IS ?1 ORDER BY n DESC LIMIT 1 OFFSET ?2)"
+    );
+    bench.db.prepare_cached(&sql)?.execute(params![feed, kept])?;
+    Ok(())
+}
+
+impl Store {
+    /// Records what happened to a feed, or to the mirror itself.
+    ///
+    /// # Errors
+    /// When the statement fails or the writer has stopped.
+    pub async fn event(&self, feed: Option<i64>, at: Millis, what: &str, detail: &str) -> Result<(), StoreError> {
+        let (what, detail) = (what.to_owned(), detail.to_owned());
+        self.submit(Weight::default(), move |bench| Ok(event(bench, feed, at, &what, &detail)?)).await
+    }
+
+    /// Counts a departure from the standard that was seen outside a page.
+    ///
+    /// # Errors
+    /// When the statement fails or the writer has stopped.
+    pub async fn finding(&self, feed: i64, at: Millis, found: Finding) -> Result<(), StoreError> {
+        self.submit(Weight::default(), move |bench| Ok(finding(bench, feed, at, &found)?)).await
+    }
+
+    /// Removes a quarantine row; false when there is none with this number.
+    ///
+    /// # Errors
+    /// When the statement fails or the writer has stopped.
+    pub async fn quarantine_drop(&self, id: i64) -> Result<bool, StoreError> {
+        self.submit(Weight::default(), move |bench| {
+            let row = bench
+                .db
+                .prepare_cached(
+                    "DELETE FROM quarantined WHERE id = ?1
+                     RETURNING feed, octet_length(raw) + coalesce(octet_length(detail), 0)",
+                )?
+                .query_row([id], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?)))
+                .optional()?;
+            let Some((feed, size)) = row else { return Ok(false) };
+            bench
+                .db
+                .prepare_cached(
+                    "UPDATE feed SET quarantine_rows = max(quarantine_rows - 1, 0),
+                         quarantine_bytes = max(quarantine_bytes - ?2, 0) WHERE id = ?1",
+                )?
+                .execute([feed, size])?;
+            Ok(true)
+        })
+        .await
+    }
+}

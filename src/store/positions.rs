@@ -1,0 +1,71 @@
+//! Where the poll cursor has been: what a look-back walks from.
+//!
+//! Every page with an updated item leaves a position, thinned out with age so that a feed keeps about a hundred: all of
+//! the newest, then every 4th, every 16th, and so on.
+
+use rusqlite::{OptionalExtension, params};
+
+use super::apply::item_key;
+use super::writer::{Bench, Weight};
+use super::{Millis, Store, StoreError};
+use crate::feed::Item;
+
+/// Kept of each density.
+const KEPT: i64 = 16;
+
+/// Records that the cursor was `asked` before `witness`, an updated item, was polled.
+pub(super) fn record(bench: &Bench<'_>, feed: i64, at: Millis, asked: &str, witness: &Item) -> rusqlite::Result<()> {
+    let db = bench.db;
+    let newest: Option<i64> =
+        db.prepare_cached("SELECT max(n) FROM position WHERE feed = ?1")?.query_row([feed], |row| row.get(0))?;
+    let n = newest.map_or(0, |n| n + 1);
+    db.prepare_cached("INSERT INTO position VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?
+        .execute(params![feed, n, at, asked, &*witness.kind, &*witness.id])?;
+    let mut every = 4;
+    let mut delete = db.prepare_cached("DELETE FROM position WHERE feed = ?1 AND n <= ?2 AND n > ?3 AND n % ?4 <> 0")?;
+    while n >= KEPT * every / 4 {
+        // Only what crossed into this density since the last record can be due.
+        let edge = n - KEPT * every / 4;
+        delete.execute([feed, edge, edge - every, every])?;
+        every *= 4;
+    }
+    Ok(())
+}
+
+impl Store {
+    /// The newest position that the cursor left at or before `before` and after which an item still `updated` was
+    /// polled; `None` when there is no such position.
+    ///
+    /// # Errors
+    /// When a statement fails or the writer has stopped.
+    pub async fn position(&self, feed: i64, before: Millis) -> Result<Option<String>, StoreError> {
+        self.submit(Weight::default(), move |bench| Ok(find(bench, feed, before)?)).await
+    }
+}
+
+fn find(bench: &Bench<'_>, feed: i64, before: Millis) -> rusqlite::Result<Option<String>> {
+    let mut rows = bench.db.prepare_cached("SELECT at, cursor, kind, id FROM position WHERE feed = ?1 ORDER BY n DESC")?;
+    let mut rows = rows.query([feed])?;
+    let mut live_after = false;
+    while let Some(row) = rows.next()? {
+        let (kind, id): (String, String) = (row.get(2)?, row.get(3)?);
+        live_after = live_after || is_live(bench, feed, &kind, &id)?;
+        if live_after && row.get::<_, Millis>(0)? <= before {
+            return Ok(Some(row.get(1)?));
+        }
+    }
+    Ok(None)
+}
+
+fn is_live(bench: &Bench<'_>, feed: i64, kind: &str, id: &str) -> rusqlite::Result<bool> {
+    let key = item_key(kind, id, bench.key_shift);
+    let found = bench
+        .db
+        .prepare_cached(
+            "SELECT 1 FROM item i JOIN kind k ON k.id = i.kind
+             WHERE i.feed = ?1 AND i.key = ?2 AND k.name = ?3 AND i.id = ?4 AND i.flags & 1 = 0",
+        )?
+        .query_row(params![feed, key, kind, id], |_| Ok(()))
+        .optional()?;
+    Ok(found.is_some())
+}

@@ -1,0 +1,429 @@
+//! The one writer: takes work from the queue in groups, gives each piece a savepoint and the group a commit.
+//!
+//! Small work goes first and closes a group of large work, so that a push delivery never waits for a refresh. A group
+//! that the surroundings refuse is done again, whole, until they don't; one piece that fails is undone alone.
+
+use std::collections::{HashMap, VecDeque};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use rusqlite::Connection;
+use tokio::sync::{oneshot, watch};
+
+use super::checkpoint::Gate;
+use super::{Intake, Store, StoreError};
+use crate::feed::Seq;
+
+/// A group of large work closes at this many items: index pages are written once a commit, so larger groups are
+/// cheaper, and memory and latency grow with them.
+const GROUP_ITEMS: usize = 10_000;
+const GROUP_TIME: Duration = Duration::from_millis(150);
+/// Change numbers are reserved in durable blocks of this size; a restart skips what is left of one.
+const BLOCK: Seq = 1 << 20;
+const BLOCKED_PAUSE: Duration = Duration::from_millis(500);
+
+/// How a piece of work is queued and committed.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Weight {
+    /// Goes behind all small work.
+    pub(super) large: bool,
+    /// Must be on the disk before it is answered.
+    pub(super) durable: bool,
+    /// The most change numbers it can take.
+    pub(super) seqs: usize,
+}
+
+/// A piece of work. It may run more than once; only the last run counts.
+trait Work: Send {
+    fn run(&mut self, bench: &mut Bench<'_>) -> Result<(), StoreError>;
+    fn answer(self: Box<Self>, result: Result<(), StoreError>);
+}
+
+struct Task<F, T> {
+    work: F,
+    output: Option<T>,
+    reply: oneshot::Sender<Result<T, StoreError>>,
+}
+
+impl<F, T> Work for Task<F, T>
+where
+    F: FnMut(&mut Bench<'_>) -> Result<T, StoreError> + Send,
+    T: Send,
+{
+    fn run(&mut self, bench: &mut Bench<'_>) -> Result<(), StoreError> {
+        self.output = Some((self.work)(bench)?);
+        Ok(())
+    }
+
+    fn answer(self: Box<Self>, result: Result<(), StoreError>) {
+        let output = match (result, self.output) {
+            (Ok(()), Some(output)) => Ok(output),
+            (Ok(()), None) => Err(StoreError::Closed),
+            (Err(error), _) => Err(error),
+        };
+        // Whoever asked may be gone; the work is committed all the same.
+        let _ = self.reply.send(output);
+    }
+}
+
+struct Job {
+    weight: Weight,
+    work: Box<dyn Work>,
+}
+
+/// What waits for the writer.
+#[derive(Default)]
+pub(super) struct Queue {
+    waiting: Mutex<Waiting>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Waiting {
+    small: VecDeque<Job>,
+    large: VecDeque<Job>,
+    closed: bool,
+}
+
+impl Queue {
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn push(&self, job: Job) {
+        let mut waiting = self.lock();
+        if waiting.closed {
+            drop(waiting);
+            return job.work.answer(Err(StoreError::Closed));
+        }
+        let line = if job.weight.large { &mut waiting.large } else { &mut waiting.small };
+        line.push_back(job);
+        self.changed.notify_one();
+    }
+
+    /// No more work is taken; what waits is still done.
+    pub(super) fn close(&self) {
+        self.lock().closed = true;
+        self.changed.notify_all();
+    }
+
+    pub(super) fn len(&self) -> usize {
+        let waiting = self.lock();
+        waiting.small.len() + waiting.large.len()
+    }
+
+    /// The next piece of work, small first; `None` once closed and empty.
+    fn first(&self) -> Option<Job> {
+        let mut waiting = self.lock();
+        loop {
+            if let Some(job) = waiting.small.pop_front() {
+                return Some(job);
+            }
+            if let Some(job) = waiting.large.pop_front() {
+                return Some(job);
+            }
+            if waiting.closed {
+                return None;
+            }
+            waiting = self.changed.wait(waiting).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Another piece for an open group, if one waits that fits.
+    fn another(&self, fits: impl Fn(&Weight) -> bool) -> Option<Job> {
+        let mut waiting = self.lock();
+        if let Some(job) = waiting.small.front() {
+            return if fits(&job.weight) { waiting.small.pop_front() } else { None };
+        }
+        if waiting.large.front().is_some_and(|job| fits(&job.weight)) {
+            return waiting.large.pop_front();
+        }
+        None
+    }
+
+    fn pause(&self, time: Duration) -> bool {
+        let waiting = self.lock();
+        if waiting.closed {
+            return false;
+        }
+        let (waiting, _) = self.changed.wait_timeout(waiting, time).unwrap_or_else(PoisonError::into_inner);
+        !waiting.closed
+    }
+}
+
+impl Store {
+    /// Queues `work` for the writer and waits until it is committed. `work` may run more than once.
+    pub(super) async fn submit<T, F>(&self, weight: Weight, work: F) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: FnMut(&mut Bench<'_>) -> Result<T, StoreError> + Send + 'static,
+    {
+        self.queue(weight, work).await.unwrap_or(Err(StoreError::Closed))
+    }
+
+    /// Queues `work` now, and lets the caller await its commit later.
+    pub(super) fn queue<T, F>(&self, weight: Weight, work: F) -> oneshot::Receiver<Result<T, StoreError>>
+    where
+        T: Send + 'static,
+        F: FnMut(&mut Bench<'_>) -> Result<T, StoreError> + Send + 'static,
+    {
+        let (reply, receiver) = oneshot::channel();
+        self.queue.push(Job { weight, work: Box::new(Task { work, output: None, reply }) });
+        receiver
+    }
+}
+
+/// What a piece of work may use: the open transaction, the next change number, and ids of kinds.
+pub(super) struct Bench<'a> {
+    pub(super) db: &'a Connection,
+    next_seq: &'a mut Seq,
+    kinds: &'a mut HashMap<String, i64>,
+    /// Which bits of an item's hash make its key; fewer in tests, to make keys collide.
+    pub(super) key_shift: u32,
+}
+
+impl Bench<'_> {
+    /// The next change number.
+    pub(super) fn seq(&mut self) -> Seq {
+        let seq = *self.next_seq;
+        *self.next_seq += 1;
+        seq
+    }
+
+    /// The last change number given.
+    pub(super) fn last_seq(&self) -> Seq {
+        *self.next_seq - 1
+    }
+
+    /// The number that stands for a kind, made when it is new.
+    pub(super) fn kind(&mut self, name: &str) -> rusqlite::Result<i64> {
+        if let Some(id) = self.kinds.get(name) {
+            return Ok(*id);
+        }
+        let id = self
+            .db
+            .prepare_cached("INSERT INTO kind (name) VALUES (?1) ON CONFLICT (name) DO UPDATE SET name = name RETURNING id")?
+            .query_row([name], |row| row.get(0))?;
+        self.kinds.insert(name.to_owned(), id);
+        Ok(id)
+    }
+}
+
+pub(super) struct Writer {
+    db: Connection,
+    queue: Arc<Queue>,
+    gate: Arc<Gate>,
+    intake: watch::Sender<Intake>,
+    next_seq: Seq,
+    written_seq: Seq,
+    reserved: Seq,
+    kinds: HashMap<String, i64>,
+    full_sync: bool,
+    key_shift: u32,
+}
+
+impl Writer {
+    pub(super) fn new(
+        mut db: Connection,
+        queue: Arc<Queue>,
+        gate: Arc<Gate>,
+        intake: watch::Sender<Intake>,
+    ) -> rusqlite::Result<Self> {
+        let reserved: Seq = db.query_row("SELECT reserved FROM mirror_state", [], |row| row.get(0))?;
+        // A new run starts at the end of the last block: what was given before a power loss is never given again.
+        db.execute("UPDATE mirror_state SET seq = reserved", [])?;
+        let pages = Arc::clone(&gate);
+        db.wal_hook(Some(move |_: &mut rusqlite::hooks::Wal, count: i32| {
+            pages.committed(count);
+            Ok(())
+        }))?;
+        Ok(Self {
+            db,
+            queue,
+            gate,
+            intake,
+            next_seq: reserved + 1,
+            written_seq: reserved,
+            reserved,
+            kinds: HashMap::new(),
+            full_sync: true,
+            key_shift: 16,
+        })
+    }
+
+    /// Until the queue is closed and empty, or the file is found damaged.
+    pub(super) fn run(mut self) {
+        while let Some(first) = self.queue.first() {
+            if let Err(error) = self.group(first) {
+                tracing::error!(%error, "the database is damaged: nothing is written any more");
+                self.intake.send_replace(Intake::Broken(error.to_string()));
+                self.queue.close();
+                while let Some(job) = self.queue.first() {
+                    job.work.answer(Err(error.clone()));
+                }
+            }
+        }
+        self.gate.close();
+    }
+
+    /// Takes work while it fits, and commits it; the error is fatal.
+    fn group(&mut self, first: Job) -> Result<(), StoreError> {
+        let mut jobs: Vec<Job> = vec![first];
+        loop {
+            match self.attempt(&mut jobs) {
+                Ok(results) => {
+                    self.unblocked();
+                    for (job, result) in jobs.into_iter().zip(results) {
+                        job.work.answer(result);
+                    }
+                    return Ok(());
+                }
+                Err(error) if error.is_environment() => {
+                    self.blocked(&error);
+                    if !self.queue.pause(BLOCKED_PAUSE) && self.gave_up() {
+                        jobs.into_iter().for_each(|job| job.work.answer(Err(error.clone())));
+                        return Ok(());
+                    }
+                }
+                Err(error) => {
+                    jobs.into_iter().for_each(|job| job.work.answer(Err(error.clone())));
+                    return if error.is_fatal() { Err(error) } else { Ok(()) };
+                }
+            }
+        }
+    }
+
+    /// A closed queue ends the waiting: nothing of the group was acknowledged, so nothing is lost.
+    fn gave_up(&self) -> bool {
+        self.queue.lock().closed
+    }
+
+    fn attempt(&mut self, jobs: &mut Vec<Job>) -> Result<Vec<Result<(), StoreError>>, StoreError> {
+        let durable = jobs.iter().any(|job| job.weight.durable);
+        let wanted: usize = jobs.iter().map(|job| job.weight.seqs).sum();
+        let gate = Arc::clone(&self.gate);
+        let _open = gate.enter();
+        self.reserve(wanted)?;
+        self.synchronous(durable)?;
+        self.db.execute_batch("BEGIN IMMEDIATE")?;
+        let before = self.next_seq;
+        let done = self.fill(jobs, durable, wanted).and_then(|results| {
+            if self.next_seq != self.written_seq + 1 {
+                let seq = self.next_seq - 1;
+                self.db.prepare_cached("UPDATE mirror_state SET seq = ?1")?.execute([seq])?;
+            }
+            self.db.execute_batch("COMMIT")?;
+            Ok(results)
+        });
+        match done {
+            Ok(results) => {
+                self.written_seq = self.next_seq - 1;
+                Ok(results)
+            }
+            Err(error) => {
+                self.next_seq = before;
+                self.kinds.clear();
+                if !self.db.is_autocommit() {
+                    self.db.execute_batch("ROLLBACK")?;
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Runs what is there, then whatever waits and fits. The error undoes the whole group.
+    fn fill(
+        &mut self,
+        jobs: &mut Vec<Job>,
+        durable: bool,
+        mut wanted: usize,
+    ) -> Result<Vec<Result<(), StoreError>>, StoreError> {
+        let started = Instant::now();
+        let room = usize::try_from(self.reserved + 1 - self.next_seq).unwrap_or(0);
+        let mut results = Vec::new();
+        let mut at = 0;
+        loop {
+            while let Some(job) = jobs.get_mut(at) {
+                results.push(self.one(job)?);
+                at += 1;
+            }
+            let small_in_large = jobs.iter().any(|job| job.weight.large) && jobs.last().is_some_and(|job| !job.weight.large);
+            let open = wanted < GROUP_ITEMS && started.elapsed() < GROUP_TIME;
+            let next = self.queue.another(|weight| {
+                let kept_apart = small_in_large && weight.large;
+                weight.durable == durable && wanted + weight.seqs <= room && (open || !weight.large) && !kept_apart
+            });
+            let Some(job) = next else { return Ok(results) };
+            wanted += job.weight.seqs;
+            jobs.push(job);
+        }
+    }
+
+    /// One piece under its savepoint: its own failure, a panic too, undoes it alone.
+    fn one(&mut self, job: &mut Job) -> Result<Result<(), StoreError>, StoreError> {
+        let before = self.next_seq;
+        self.db.prepare_cached("SAVEPOINT work")?.execute([])?;
+        let mut bench =
+            Bench { db: &self.db, next_seq: &mut self.next_seq, kinds: &mut self.kinds, key_shift: self.key_shift };
+        let ran = catch_unwind(AssertUnwindSafe(|| job.work.run(&mut bench)));
+        let result = ran.unwrap_or_else(|_| Err(StoreError::Refused("the writer panicked over this delivery".into())));
+        match result {
+            Ok(()) => {
+                self.db.prepare_cached("RELEASE work")?.execute([])?;
+                Ok(Ok(()))
+            }
+            Err(error) if error.is_environment() || error.is_fatal() => Err(error),
+            Err(error) => {
+                self.next_seq = before;
+                self.kinds.clear();
+                self.db.execute_batch("ROLLBACK TO work; RELEASE work")?;
+                Ok(Err(error))
+            }
+        }
+    }
+
+    /// Makes sure that `wanted` change numbers lie within a block that is on the disk.
+    fn reserve(&mut self, wanted: usize) -> Result<(), StoreError> {
+        let wanted = Seq::try_from(wanted.max(GROUP_ITEMS)).unwrap_or(BLOCK);
+        if self.next_seq + wanted <= self.reserved + 1 {
+            return Ok(());
+        }
+        self.synchronous(true)?;
+        let reserved = self.next_seq - 1 + BLOCK.max(wanted);
+        self.db.execute("UPDATE mirror_state SET reserved = ?1", [reserved])?;
+        self.reserved = reserved;
+        Ok(())
+    }
+
+    fn synchronous(&mut self, full: bool) -> Result<(), StoreError> {
+        if self.full_sync != full {
+            self.db.pragma_update(None, "synchronous", if full { "FULL" } else { "NORMAL" })?;
+            self.full_sync = full;
+        }
+        Ok(())
+    }
+
+    fn blocked(&self, error: &StoreError) {
+        let reason = format!("the database can't be written: {error}");
+        let news = self.intake.send_if_modified(|intake| {
+            let news = *intake == Intake::Open;
+            *intake = Intake::Blocked(reason.clone());
+            news
+        });
+        if news {
+            tracing::error!(%error, "the database can't be written: intake stops until it can");
+        }
+    }
+
+    fn unblocked(&self) {
+        let was = self.intake.send_if_modified(|intake| {
+            let was = *intake != Intake::Open;
+            *intake = Intake::Open;
+            was
+        });
+        if was {
+            tracing::info!("the database can be written again");
+        }
+    }
+}
