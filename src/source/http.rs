@@ -1,10 +1,19 @@
 //! The one HTTP client: limits, redirects, origins, secrets.
 
+use std::collections::HashMap;
+use std::error::Error as _;
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
-use secrecy::SecretString;
+use reqwest::header::{self, HeaderMap, HeaderName, HeaderValue};
+use secrecy::{ExposeSecret, SecretString};
+use tokio::time::{Instant, timeout, timeout_at};
+use url::Url;
+
+use super::body::{Body, Coding};
+use super::budget::Budget;
 
 /// `[http]`, and a feed's `http.*`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -142,4 +151,476 @@ impl SecretSource {
 
 fn read_file(path: &std::path::Path) -> Result<String, SecretError> {
     std::fs::read_to_string(path).map_err(|source| SecretError::File { path: path.to_owned(), source })
+}
+
+/// Why a request brought no page. Each begins with a fixed word.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Failure {
+    /// A status other than 200 and 304.
+    #[error("http-{code}: the publisher answered {code}{}", shown(.beginning))]
+    Status {
+        /// The status code.
+        code: u16,
+        /// What `Retry-After` asked for (RFC 9110 §10.2.3).
+        retry_after: Option<Duration>,
+        /// The first bytes of the answer.
+        beginning: String,
+    },
+    /// Nothing listens there.
+    #[error("refused-connection: {0}")]
+    ConnectionRefused(String),
+    /// No connection: DNS, routing, a proxy.
+    #[error("connect: {0}")]
+    Connect(String),
+    /// Silence for too long, or a page that took too long.
+    #[error("timeout: {0}")]
+    Timeout(String),
+    /// The connection broke, or the body was cut short of its length.
+    #[error("broken-response: {0}")]
+    Broken(String),
+    /// The publisher's certificate or TLS was refused.
+    #[error("tls: {0}")]
+    Tls(String),
+    /// Larger than `max_page_bytes` once decompressed.
+    #[error("too-large: the page exceeds max_page_bytes ({0} bytes)")]
+    TooLarge(u64),
+    /// A content coding that can't be read.
+    #[error("bad-coding: {0}")]
+    Coding(String),
+    /// `next` leads to another origin.
+    #[error("foreign-next: `next` leads to another origin, {0}; allow it with http.allow_hosts")]
+    ForeignNext(String),
+    /// A redirect to another origin.
+    #[error("foreign-redirect: the publisher redirects to another origin, {0}; allow it with http.allow_hosts")]
+    ForeignRedirect(String),
+    /// Redirects without end, or to nowhere.
+    #[error("redirect: {0}")]
+    Redirect(String),
+    /// Not a URL that can be asked for.
+    #[error("bad-url: {0}")]
+    Url(String),
+    /// A secret or the client's own settings can't be used.
+    #[error("settings: {0}")]
+    Settings(String),
+}
+
+fn shown(beginning: &str) -> String {
+    if beginning.is_empty() { String::new() } else { format!(": {beginning:?}") }
+}
+
+/// What a page's headers say.
+#[derive(Clone, Debug, Default)]
+pub struct Meta {
+    /// The entity tag, to ask with next time.
+    pub etag: Option<String>,
+    /// How long the answer is fresh, its age taken off.
+    pub fresh_for: Option<Duration>,
+    /// The media type.
+    pub content_type: Option<String>,
+    /// The publisher's clock, milliseconds since 1970 UTC.
+    pub date: Option<i64>,
+}
+
+/// An answer.
+pub enum Answer {
+    /// A page.
+    Page(Body, Meta),
+    /// 304: nothing has changed.
+    NotModified(Meta),
+}
+
+/// Clients are made here alone, one for each set of connection settings, and share their connections.
+#[derive(Clone, Default)]
+pub struct Clients(Arc<Mutex<HashMap<ClientKey, reqwest::Client>>>);
+
+type ClientKey = (Option<String>, Option<PathBuf>, Duration);
+
+impl Clients {
+    fn get(&self, settings: &HttpSettings) -> Result<reqwest::Client, Failure> {
+        let key = (settings.proxy.clone(), settings.ca_file.clone(), settings.connect_timeout);
+        let mut clients = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(client) = clients.get(&key) {
+            return Ok(client.clone());
+        }
+        let client = build(settings)?;
+        clients.insert(key, client.clone());
+        Ok(client)
+    }
+}
+
+fn build(settings: &HttpSettings) -> Result<reqwest::Client, Failure> {
+    // The TLS library takes its cryptography from the process; a second installation is no error.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let mut builder = reqwest::Client::builder()
+        .redirect(reqwest::redirect::Policy::none())
+        .connect_timeout(settings.connect_timeout)
+        .pool_idle_timeout(Duration::from_secs(60))
+        .tcp_keepalive(Duration::from_secs(60));
+    if let Some(proxy) = &settings.proxy {
+        let proxy = reqwest::Proxy::all(proxy).map_err(|_| Failure::Settings("http.proxy is no URL".into()))?;
+        builder = builder.proxy(proxy);
+    }
+    if let Some(path) = &settings.ca_file {
+        let unusable = |problem: String| Failure::Settings(format!("ca_file {}: {problem}", path.display()));
+        let pem = std::fs::read(path).map_err(|error| unusable(error.to_string()))?;
+        let certificates = reqwest::Certificate::from_pem_bundle(&pem).map_err(|error| unusable(error.to_string()))?;
+        builder = builder.tls_certs_merge(certificates);
+    }
+    builder.build().map_err(|error| Failure::Settings(format!("the HTTP client can't be made: {}", chain(&error))))
+}
+
+/// Requests of one feed: its client, limits, origin and secrets.
+pub struct Requests {
+    client: reqwest::Client,
+    settings: HttpSettings,
+    home: Url,
+    headers: Vec<(String, Value)>,
+    query: Vec<(String, Value)>,
+    secrets: RwLock<Arc<Secrets>>,
+}
+
+#[derive(Default)]
+struct Secrets {
+    headers: HeaderMap,
+    /// Parameter, value as sent, and whether it must not be shown.
+    query: Vec<(String, SecretString, bool)>,
+}
+
+const REDIRECTS: usize = 5;
+const ACCEPT: &str = "application/vnd.openactive.rpde+json, application/json;q=0.9, */*;q=0.1";
+const EXPECTED_BYTES: u64 = 256 << 10;
+
+impl Requests {
+    /// Requests to the origin of `url`. Reads the secrets: blocking, small local files.
+    ///
+    /// # Errors
+    /// [`Failure::Url`] and [`Failure::Settings`].
+    pub fn new(
+        clients: &Clients,
+        url: &str,
+        settings: &HttpSettings,
+        headers: &[(String, Value)],
+        query: &[(String, Value)],
+    ) -> Result<Self, Failure> {
+        let home = parse(url)?;
+        let requests = Self {
+            client: clients.get(settings)?,
+            settings: settings.clone(),
+            home,
+            headers: headers.to_vec(),
+            query: query.to_vec(),
+            secrets: RwLock::default(),
+        };
+        requests.read_secrets()?;
+        Ok(requests)
+    }
+
+    /// The feed's own URL.
+    pub fn home(&self) -> &Url {
+        &self.home
+    }
+
+    /// Reads the secrets again; whether any has changed. Blocking, small local files.
+    ///
+    /// # Errors
+    /// [`Failure::Settings`] when one can't be read.
+    pub fn read_secrets(&self) -> Result<bool, Failure> {
+        let fresh = Secrets::read(&self.headers, &self.query)?;
+        let mut secrets = self.secrets.write().unwrap_or_else(PoisonError::into_inner);
+        let changed = !fresh.equals(&secrets);
+        *secrets = Arc::new(fresh);
+        Ok(changed)
+    }
+
+    fn secrets(&self) -> Arc<Secrets> {
+        Arc::clone(&self.secrets.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// `text` with every secret query value replaced by its parameter's name in braces: what may be stored and shown.
+    pub fn mask(&self, text: &str) -> String {
+        let mut masked = text.to_owned();
+        for (name, value, hidden) in &self.secrets().query {
+            let value = value.expose_secret();
+            if *hidden && masked.contains(value) {
+                masked = masked.replace(value, &format!("{{{name}}}"));
+            }
+        }
+        masked
+    }
+
+    /// Whether `url` may be asked for at all: the feed's own origin, its https, or one that is allowed.
+    ///
+    /// # Errors
+    /// [`Failure::ForeignNext`], [`Failure::Url`].
+    pub fn permit(&self, url: &str) -> Result<(), Failure> {
+        let target = parse(url)?;
+        if self.permitted(&target) { Ok(()) } else { Err(Failure::ForeignNext(origin(&target))) }
+    }
+
+    fn permitted(&self, target: &Url) -> bool {
+        let host = target.host_str().unwrap_or_default();
+        let address = format!("{host}:{}", target.port_or_known_default().unwrap_or(0));
+        let allowed = |entry: &String| entry.eq_ignore_ascii_case(host) || entry.eq_ignore_ascii_case(&address);
+        self.is_home(target) || self.settings.allow_hosts.iter().any(allowed)
+    }
+
+    /// The feed's origin, or the https of the same host where that is http.
+    fn is_home(&self, target: &Url) -> bool {
+        let upgraded = self.home.scheme() == "http" && target.scheme() == "https";
+        self.home.origin() == target.origin() || upgraded && self.home.host() == target.host()
+    }
+
+    /// The URL with secrets put in: placeholders are filled, missing parameters added.
+    fn address(&self, url: &str) -> Result<Url, Failure> {
+        let target = parse(url)?;
+        if !self.is_home(&target) {
+            return Ok(target);
+        }
+        let mut full = url.to_owned();
+        for (name, value, hidden) in &self.secrets().query {
+            let placeholder = format!("{{{name}}}");
+            if *hidden && full.contains(&placeholder) {
+                full = full.replace(&placeholder, value.expose_secret());
+            } else if !target.query_pairs().any(|(key, _)| key == name.as_str()) {
+                let joint = if full.contains('?') { '&' } else { '?' };
+                full = format!("{full}{joint}{}={}", escape(name), value.expose_secret());
+            }
+        }
+        parse(&full)
+    }
+
+    /// Asks for a page; `etag` makes it conditional, `expected` is its likely size in bytes once decompressed.
+    ///
+    /// # Errors
+    /// Whatever kept a page from coming.
+    pub async fn get(&self, url: &str, etag: Option<&str>, expected: u64, budget: &Budget) -> Result<Answer, Failure> {
+        let deadline = Instant::now() + self.settings.page_timeout;
+        let limit = self.settings.page_timeout;
+        let answer = timeout_at(deadline, self.follow(url, etag, expected.max(EXPECTED_BYTES), budget)).await;
+        answer.unwrap_or_else(|_| Err(Failure::Timeout(format!("the page took longer than {limit:?} (http.page_timeout)"))))
+    }
+
+    async fn follow(&self, url: &str, etag: Option<&str>, expected: u64, budget: &Budget) -> Result<Answer, Failure> {
+        self.permit(url)?;
+        let mut target = self.address(url)?;
+        for _ in 0..=REDIRECTS {
+            let response = self.send(&target, etag).await?;
+            match response.status().as_u16() {
+                200 => return self.read(response, expected, budget).await,
+                304 => return Ok(Answer::NotModified(meta(response.headers()))),
+                301 | 302 | 303 | 307 | 308 => target = self.redirected(&target, response.headers())?,
+                code => return Err(self.status(code, response).await),
+            }
+        }
+        Err(Failure::Redirect(format!("more than {REDIRECTS} redirects")))
+    }
+
+    async fn send(&self, target: &Url, etag: Option<&str>) -> Result<reqwest::Response, Failure> {
+        let mut request = self
+            .client
+            .get(target.clone())
+            .header(header::USER_AGENT, &self.settings.user_agent)
+            .header(header::ACCEPT, ACCEPT)
+            .header(header::ACCEPT_ENCODING, "gzip, br, zstd");
+        if self.is_home(target) {
+            request = request.headers(self.secrets().headers.clone());
+        }
+        if let Some(etag) = etag {
+            request = request.header(header::IF_NONE_MATCH, etag);
+        }
+        let silence = self.settings.read_timeout;
+        match timeout(silence, request.send()).await {
+            Ok(sent) => sent.map_err(|error| self.explain(&error)),
+            Err(_) => Err(Failure::Timeout(format!("no answer for {silence:?} (http.read_timeout)"))),
+        }
+    }
+
+    fn redirected(&self, from: &Url, headers: &HeaderMap) -> Result<Url, Failure> {
+        let location = headers.get(header::LOCATION).and_then(|value| value.to_str().ok());
+        let location = location.ok_or_else(|| Failure::Redirect("a redirect without a readable Location".into()))?;
+        let target = from.join(location).map_err(|error| Failure::Redirect(format!("to no URL: {error}")))?;
+        if !["http", "https"].contains(&target.scheme()) || !self.permitted(&target) {
+            return Err(Failure::ForeignRedirect(origin(&target)));
+        }
+        Ok(target)
+    }
+
+    async fn read(&self, mut response: reqwest::Response, expected: u64, budget: &Budget) -> Result<Answer, Failure> {
+        let max = self.settings.max_page_bytes;
+        let coding = response.headers().get(header::CONTENT_ENCODING).and_then(|value| value.to_str().ok());
+        let coding = Coding::from_header(coding)?;
+        let length = response.content_length().unwrap_or(0);
+        if length > max {
+            return Err(Failure::TooLarge(max));
+        }
+        let meta = meta(response.headers());
+        let mut reservation = budget.reserve(length.max(expected).min(max)).await;
+        let mut bytes = Vec::with_capacity(usize::try_from(length).unwrap_or(0));
+        while let Some(chunk) = self.chunk(&mut response).await? {
+            let size = (bytes.len() + chunk.len()) as u64;
+            if size > max {
+                return Err(Failure::TooLarge(max));
+            }
+            reservation.grow_to(size).await;
+            bytes.extend_from_slice(&chunk);
+        }
+        Ok(Answer::Page(Body { bytes, coding, reservation, max, expected }, meta))
+    }
+
+    async fn chunk(&self, response: &mut reqwest::Response) -> Result<Option<bytes::Bytes>, Failure> {
+        let silence = self.settings.read_timeout;
+        match timeout(silence, response.chunk()).await {
+            Ok(chunk) => chunk.map_err(|error| self.explain(&error)),
+            Err(_) => Err(Failure::Timeout(format!("no bytes for {silence:?} (http.read_timeout)"))),
+        }
+    }
+
+    async fn status(&self, code: u16, mut response: reqwest::Response) -> Failure {
+        let retry_after = retry_after(response.headers());
+        // Only the words for the operator: an error while reading them changes nothing.
+        let first = self.chunk(&mut response).await.ok().flatten().unwrap_or_default();
+        let beginning = String::from_utf8_lossy(&first[..first.len().min(80)]).trim().to_owned();
+        Failure::Status { code, retry_after, beginning: self.mask(&beginning) }
+    }
+
+    /// Sorts what the client says; its own words may hold the URL with secrets, so only the causes are passed on.
+    fn explain(&self, error: &reqwest::Error) -> Failure {
+        let words = self.mask(&chain(error));
+        let mut cause = error.source();
+        while let Some(inner) = cause {
+            if let Some(io) = inner.downcast_ref::<std::io::Error>() {
+                if io.get_ref().is_some_and(|inner| inner.is::<rustls::Error>()) {
+                    return Failure::Tls(words);
+                }
+                if io.kind() == std::io::ErrorKind::ConnectionRefused {
+                    return Failure::ConnectionRefused(words);
+                }
+            }
+            if inner.is::<rustls::Error>() {
+                return Failure::Tls(words);
+            }
+            cause = inner.source();
+        }
+        if error.is_timeout() {
+            Failure::Timeout(words)
+        } else if error.is_connect() {
+            Failure::Connect(words)
+        } else {
+            Failure::Broken(words)
+        }
+    }
+}
+
+/// The causes of an error without its first line, which names the URL.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut words: Vec<String> = Vec::new();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        let text = inner.to_string();
+        if words.last() != Some(&text) {
+            words.push(text);
+        }
+        cause = inner.source();
+    }
+    if words.is_empty() { "the request failed".into() } else { words.join(": ") }
+}
+
+impl Secrets {
+    fn read(headers: &[(String, Value)], query: &[(String, Value)]) -> Result<Self, Failure> {
+        let mut secrets = Self::default();
+        for (name, value) in headers {
+            let (value, hidden) = resolve(value)?;
+            let unusable = |what: &str| Failure::Settings(format!("header {name}: its {what} can't be sent"));
+            let key = HeaderName::from_bytes(name.as_bytes()).map_err(|_| unusable("name"))?;
+            let mut value = HeaderValue::from_str(value.expose_secret()).map_err(|_| unusable("value"))?;
+            value.set_sensitive(hidden);
+            secrets.headers.insert(key, value);
+        }
+        for (name, value) in query {
+            let (value, hidden) = resolve(value)?;
+            secrets.query.push((name.clone(), SecretString::from(escape(value.expose_secret())), hidden));
+        }
+        Ok(secrets)
+    }
+
+    fn equals(&self, other: &Self) -> bool {
+        let values = |secrets: &Self| -> Vec<String> {
+            secrets.query.iter().map(|(_, value, _)| value.expose_secret().to_owned()).collect()
+        };
+        self.headers == other.headers && values(self) == values(other)
+    }
+}
+
+fn resolve(value: &Value) -> Result<(SecretString, bool), Failure> {
+    match value {
+        Value::Plain(text) => Ok((SecretString::from(text.as_str()), false)),
+        Value::Secret(source) => {
+            let secret = source.read().map_err(|error| Failure::Settings(error.to_string()))?;
+            Ok((secret, true))
+        }
+    }
+}
+
+/// Percent-encodes a query name or value.
+fn escape(text: &str) -> String {
+    url::form_urlencoded::byte_serialize(text.as_bytes()).collect::<String>().replace('+', "%20")
+}
+
+fn parse(url: &str) -> Result<Url, Failure> {
+    let parsed = Url::parse(url).map_err(|error| Failure::Url(format!("{url:?}: {error}")))?;
+    if !["http", "https"].contains(&parsed.scheme()) || parsed.host().is_none() {
+        return Err(Failure::Url(format!("{url:?} is neither http nor https")));
+    }
+    Ok(parsed)
+}
+
+fn origin(url: &Url) -> String {
+    url.origin().ascii_serialization()
+}
+
+fn meta(headers: &HeaderMap) -> Meta {
+    let text = |name: HeaderName| headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
+    Meta {
+        etag: text(header::ETAG),
+        fresh_for: fresh_for(headers),
+        content_type: text(header::CONTENT_TYPE),
+        date: text(header::DATE).as_deref().and_then(http_date),
+    }
+}
+
+/// RFC 9111 §4.2.1: `max-age`, or `Expires` against `Date`; less `Age`.
+fn fresh_for(headers: &HeaderMap) -> Option<Duration> {
+    let text = |name: HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
+    let control = text(header::CACHE_CONTROL).unwrap_or_default().to_ascii_lowercase();
+    let directives: Vec<&str> = control.split(',').map(str::trim).collect();
+    if directives.iter().any(|directive| ["no-store", "no-cache"].contains(directive)) {
+        return None;
+    }
+    let max_age = directives.iter().find_map(|directive| directive.strip_prefix("max-age=")?.trim_matches('"').parse().ok());
+    let lifetime: u64 = match max_age {
+        Some(seconds) => seconds,
+        None => {
+            let until = http_date(text(header::EXPIRES)?)? - http_date(text(header::DATE)?)?;
+            u64::try_from(until / 1000).ok()?
+        }
+    };
+    let age = text(header::AGE).and_then(|age| age.trim().parse().ok()).unwrap_or(0);
+    lifetime.checked_sub(age).filter(|left| *left > 0).map(Duration::from_secs)
+}
+
+/// RFC 9110 §10.2.3: seconds or a date.
+pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let value = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
+    if let Ok(seconds) = value.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let now = headers.get(header::DATE).and_then(|date| http_date(date.to_str().ok()?));
+    let now = now.unwrap_or_else(|| jiff::Timestamp::now().as_millisecond());
+    Some(Duration::from_millis(u64::try_from(http_date(value)? - now).unwrap_or(0)))
+}
+
+/// RFC 9110 §5.6.7, in milliseconds since 1970 UTC.
+fn http_date(text: &str) -> Option<i64> {
+    let parsed = jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(text).ok()?;
+    Some(parsed.as_millisecond())
 }
