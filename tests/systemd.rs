@@ -12,75 +12,39 @@ const MOST_EXPOSED: f64 = 1.5;
 
 /// Directive, value, and what breaks without it.
 const DIRECTIVES: &[(&str, &str, &str)] = &[
-    (
-        "Type",
-        "notify",
-        "systemd waits for READY=1, and `status` shows the STATUS line",
-    ),
+    ("Type", "notify", "systemd waits for READY=1, and `status` shows the STATUS line"),
     ("NotifyAccess", "main", "nobody else may feed the watchdog"),
     (
         "ExecStartPre",
         "-/usr/bin/feedmirror --config /etc/feedmirror/config.toml check",
         "it informs: `run` itself refuses",
     ),
-    (
-        "ExecStart",
-        "/usr/bin/feedmirror --config /etc/feedmirror/config.toml run",
-        "the daemon",
-    ),
+    ("ExecStart", "/usr/bin/feedmirror --config /etc/feedmirror/config.toml run", "the daemon"),
     ("ExecReload", "/bin/kill -HUP $MAINPID", "SIGHUP reloads"),
     ("WatchdogSec", "60", "a loop that hangs is restarted"),
     ("TimeoutStopSec", "10", "the daemon exits within 5 s"),
     ("Restart", "on-failure", "a crash heals by itself"),
-    (
-        "RestartPreventExitStatus",
-        "2 4 5",
-        "configuration, database and a second daemon don't heal by restarting",
-    ),
+    ("RestartPreventExitStatus", "2 4 5", "configuration, database and a second daemon don't heal by restarting"),
     ("User", "feedmirror", "a static user owns the file"),
     ("Group", "feedmirror", "operators in the group read the file"),
     ("StateDirectory", "feedmirror", "the one writable place"),
     ("StateDirectoryMode", "0750", "the group may look in"),
     ("UMask", "0027", "the group may read the file, others may not"),
-    (
-        "LoadCredential",
-        "secret:/etc/feedmirror/credentials",
-        "secrets come from a directory that root alone reads",
-    ),
-    (
-        "SetCredential",
-        "secret:unset",
-        "a missing credentials directory doesn't fail the start",
-    ),
+    ("LoadCredential", "secret:/etc/feedmirror/credentials", "secrets come from a directory that root alone reads"),
+    ("SetCredential", "secret:unset", "a missing credentials directory doesn't fail the start"),
     ("NoNewPrivileges", "yes", "hardening"),
-    (
-        "ProtectSystem",
-        "strict",
-        "hardening: nothing but the state directory is writable",
-    ),
+    ("ProtectSystem", "strict", "hardening: nothing but the state directory is writable"),
     ("MemoryDenyWriteExecute", "yes", "hardening"),
     ("CapabilityBoundingSet", "", "hardening"),
-    (
-        "RestrictAddressFamilies",
-        "AF_INET AF_INET6 AF_UNIX",
-        "feeds over TCP, the notify socket, and nothing else",
-    ),
+    ("RestrictAddressFamilies", "AF_INET AF_INET6 AF_UNIX", "feeds over TCP, the notify socket, and nothing else"),
 ];
 
 #[test]
 fn the_unit_is_hardly_exposed() {
-    let output = systemd_analyze(&[
-        "security",
-        "--offline=true",
-        "--no-pager",
-        unit_path().to_str().unwrap(),
-    ]);
+    let output = systemd_analyze(&["security", "--offline=true", "--no-pager", unit_path().to_str().unwrap()]);
     let text = String::from_utf8_lossy(&output.stdout);
     let exposure = overall_exposure(&text).unwrap_or_else(|| panic!("no overall exposure in {output:?}"));
-    assert!(
-        exposure <= MOST_EXPOSED,
-        "exposure {exposure}, at most {MOST_EXPOSED} wanted\n{text}"
-    );
+    assert!(exposure <= MOST_EXPOSED, "exposure {exposure}, at most {MOST_EXPOSED} wanted\n{text}");
 }
 
 #[test]
@@ -93,10 +57,7 @@ fn the_unit_is_well_formed() {
     let output = systemd_analyze(&["verify", "--man=no", "--recursive-errors=no", copy.to_str().unwrap()]);
 
     let complaints = String::from_utf8_lossy(&output.stderr);
-    assert!(
-        output.status.success() && !complaints.contains("feedmirror.service"),
-        "{output:?}"
-    );
+    assert!(output.status.success() && !complaints.contains("feedmirror.service"), "{output:?}");
 }
 
 #[test]
@@ -113,14 +74,9 @@ fn the_unit_says_what_operators_rely_on() {
 #[test]
 fn nothing_but_the_state_directory_is_writable() {
     let unit = unit();
-    for key in [
-        "ReadWritePaths",
-        "BindPaths",
-        "CacheDirectory",
-        "LogsDirectory",
-        "RuntimeDirectory",
-        "TemporaryFileSystem",
-    ] {
+    for key in
+        ["ReadWritePaths", "BindPaths", "CacheDirectory", "LogsDirectory", "RuntimeDirectory", "TemporaryFileSystem"]
+    {
         assert_eq!(values(&unit, key), Vec::<&str>::new(), "{key} opens another place");
     }
 }
@@ -129,15 +85,8 @@ fn nothing_but_the_state_directory_is_writable() {
 fn the_user_is_static_and_owns_the_state_directory() {
     let text = fs::read_to_string(folder().join("feedmirror.sysusers.conf")).unwrap();
     let lines: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
-    assert_eq!(
-        lines,
-        ["u feedmirror - \"feedmirror change feed mirror\" /var/lib/feedmirror"]
-    );
-    assert_eq!(
-        values(&unit(), "DynamicUser"),
-        Vec::<&str>::new(),
-        "a user that comes and goes can't be in a group"
-    );
+    assert_eq!(lines, ["u feedmirror - \"feedmirror change feed mirror\" /var/lib/feedmirror"]);
+    assert_eq!(values(&unit(), "DynamicUser"), Vec::<&str>::new(), "a user that comes and goes can't be in a group");
 }
 
 #[test]
@@ -169,10 +118,7 @@ fn values<'a>(unit: &'a str, key: &str) -> Vec<&'a str> {
 }
 
 fn overall_exposure(text: &str) -> Option<f64> {
-    let closing = text
-        .lines()
-        .find_map(|line| line.split_once("Overall exposure level for"))?
-        .1;
+    let closing = text.lines().find_map(|line| line.split_once("Overall exposure level for"))?.1;
     closing.split_once(':')?.1.split_whitespace().next()?.parse().ok()
 }
 

@@ -6,45 +6,27 @@ use crate::source_text::{Token, mentions, tokens, without_tests};
 pub(crate) fn complaints(file: &str, text: &str, dependencies: &[String]) -> Vec<String> {
     let place = module_path(file);
     let Some(rule) = RULES.iter().find(|rule| rule.module == place[0]) else {
-        return vec![format!(
-            "{file}: module `{}` has no row in tests/layout.rs: say there what it may use",
-            place[0]
-        )];
+        return vec![format!("{file}: module `{}` has no row in tests/layout.rs: say there what it may use", place[0])];
     };
     let tokens = without_tests(&tokens(text));
     let mut found: Vec<(usize, String)> = Vec::new();
     for (line, path) in crate_paths(&tokens, &place) {
         if !allowed(rule, &path) {
-            found.push((
-                line,
-                format!("`{}` must not use `{}`: {}", rule.module, path.join("::"), rule.because),
-            ));
+            found.push((line, format!("`{}` must not use `{}`: {}", rule.module, path.join("::"), rule.because)));
         }
     }
     for never in rule.never {
         for line in mentions(&tokens, never) {
-            found.push((
-                line,
-                format!("`{}` must not use `{never}`: {}", rule.module, rule.because),
-            ));
+            found.push((line, format!("`{}` must not use `{never}`: {}", rule.module, rule.because)));
         }
     }
     for home in HOMES.iter().filter(|home| !home.only_in.contains(&rule.module)) {
         for line in mentions(&tokens, home.dependency) {
-            found.push((
-                line,
-                format!(
-                    "`{}` belongs in {:?} alone: {}",
-                    home.dependency, home.only_in, home.because
-                ),
-            ));
+            found.push((line, format!("`{}` belongs in {:?} alone: {}", home.dependency, home.only_in, home.because)));
         }
     }
     if rule.module == "feed" {
-        for name in dependencies
-            .iter()
-            .filter(|name| !CRATES_OF_FEED.contains(&name.as_str()))
-        {
+        for name in dependencies.iter().filter(|name| !CRATES_OF_FEED.contains(&name.as_str())) {
             for line in mentions(&tokens, &format!("{name}::")) {
                 found.push((line, format!("`feed` must not use `{name}`: {}", rule.because)));
             }
@@ -52,18 +34,12 @@ pub(crate) fn complaints(file: &str, text: &str, dependencies: &[String]) -> Vec
     }
     found.sort();
     found.dedup();
-    found
-        .into_iter()
-        .map(|(line, complaint)| format!("{file}:{line}: {complaint}"))
-        .collect()
+    found.into_iter().map(|(line, complaint)| format!("{file}:{line}: {complaint}")).collect()
 }
 
 /// `src/store/apply.rs` is `[store, apply]`; the two roots go by their file's name.
 fn module_path(file: &str) -> Vec<String> {
-    let inner = file
-        .trim_start_matches("src/")
-        .trim_end_matches(".rs")
-        .trim_end_matches("/mod");
+    let inner = file.trim_start_matches("src/").trim_end_matches(".rs").trim_end_matches("/mod");
     inner.split('/').map(str::to_owned).collect()
 }
 
@@ -73,9 +49,7 @@ fn allowed(rule: &Rule, path: &[String]) -> bool {
     if head == rule.module || !is_module {
         return true;
     }
-    rule.may_use
-        .iter()
-        .any(|may| *may == "*" || may.split("::").eq(path.iter().take(may.split("::").count())))
+    rule.may_use.iter().any(|may| *may == "*" || may.split("::").eq(path.iter().take(may.split("::").count())))
 }
 
 /// Every path into this crate, from its root, with the line of its last word; `use` groups are spread out.
@@ -114,11 +88,7 @@ fn spread(tokens: &[Token], mut at: usize, mut prefix: Vec<String>, found: &mut 
     if token.text == "{" {
         at += 1;
         while tokens.get(at).is_some_and(|token| token.text != "}") {
-            at = if tokens[at].text == "," {
-                at + 1
-            } else {
-                spread(tokens, at, prefix.clone(), found)
-            };
+            at = if tokens[at].text == "," { at + 1 } else { spread(tokens, at, prefix.clone(), found) };
         }
         return at + 1;
     }
@@ -146,16 +116,9 @@ mod the_checker_itself {
 
     #[test]
     fn names_file_line_and_reason() {
-        let found = complaints(
-            "src/decode/rpde.rs",
-            "use crate::feed::Item;\n\nuse crate::store::apply;\n",
-            &[],
-        );
+        let found = complaints("src/decode/rpde.rs", "use crate::feed::Item;\n\nuse crate::store::apply;\n", &[]);
         assert_eq!(found.len(), 1, "{found:?}");
-        assert!(
-            found[0].starts_with("src/decode/rpde.rs:3: `decode` must not use `store::apply`: "),
-            "{found:?}"
-        );
+        assert!(found[0].starts_with("src/decode/rpde.rs:3: `decode` must not use `store::apply`: "), "{found:?}");
     }
 
     #[test]
@@ -173,21 +136,12 @@ mod the_checker_itself {
 
     #[test]
     fn follows_super_out_of_the_module() {
-        assert!(
-            lines(
-                "src/store/apply.rs",
-                "use super::read;\nmod inner { use super::super::read; }\n"
-            )
-            .is_empty()
-        );
+        assert!(lines("src/store/apply.rs", "use super::read;\nmod inner { use super::super::read; }\n").is_empty());
         assert_eq!(
             lines("src/store/apply.rs", "use super::super::worker;\n"),
             ["src/store/apply.rs:1: `store` must not use `worker`"]
         );
-        assert_eq!(
-            lines("src/mode.rs", "use super::*;\n"),
-            ["src/mode.rs:1: `mode` must not use `*`"]
-        );
+        assert_eq!(lines("src/mode.rs", "use super::*;\n"), ["src/mode.rs:1: `mode` must not use `*`"]);
     }
 
     #[test]
@@ -197,10 +151,7 @@ mod the_checker_itself {
             lines("src/output/status.rs", "use crate::store::apply;\n"),
             ["src/output/status.rs:1: `output` must not use `store::apply`"]
         );
-        assert_eq!(
-            lines("src/main.rs", "use feedmirror::daemon;\n"),
-            ["src/main.rs:1: `main` must not use `daemon`"]
-        );
+        assert_eq!(lines("src/main.rs", "use feedmirror::daemon;\n"), ["src/main.rs:1: `main` must not use `daemon`"]);
     }
 
     #[test]
@@ -213,10 +164,7 @@ mod the_checker_itself {
             lines("src/worker.rs", "use rusqlite::Connection;\n"),
             ["src/worker.rs:1: `rusqlite` belongs in [\"store\"] alone"]
         );
-        assert_eq!(
-            lines("src/feed.rs", "use url::Url;\n"),
-            ["src/feed.rs:1: `feed` must not use `url`"]
-        );
+        assert_eq!(lines("src/feed.rs", "use url::Url;\n"), ["src/feed.rs:1: `feed` must not use `url`"]);
     }
 
     #[test]

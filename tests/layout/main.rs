@@ -22,10 +22,7 @@ fn modules_know_only_whom_they_may() {
     let files = files_below(&root.join("src"), "rs");
     assert!(!files.is_empty(), "no sources found below {}", root.display());
     let dependencies = dependencies(&fs::read_to_string(root.join("Cargo.toml")).unwrap());
-    assert!(
-        dependencies.iter().any(|name| name == "rusqlite"),
-        "Cargo.toml's dependencies could not be read"
-    );
+    assert!(dependencies.iter().any(|name| name == "rusqlite"), "Cargo.toml's dependencies could not be read");
 
     let complaints: Vec<String> = files
         .iter()
@@ -92,9 +89,7 @@ fn tidiness(file: &str, text: &str) -> Vec<String> {
     let mut complaints = Vec::new();
     let lines = text.lines().count();
     if lines > MOST_LINES && !text.lines().next().unwrap_or_default().contains(LONGER) {
-        complaints.push(format!(
-            "{file}: {lines} lines; split it, or let its first line say `{LONGER} …`"
-        ));
+        complaints.push(format!("{file}: {lines} lines; split it, or let its first line say `{LONGER} …`"));
     }
     let marks = [["TO", "DO"].concat(), ["FIX", "ME"].concat()];
     for (number, line) in text.lines().enumerate() {

@@ -60,10 +60,7 @@ fn token_end(chars: &[char], at: usize) -> usize {
 }
 
 fn end_of(chars: &[char], at: usize, holds: impl Fn(char) -> bool) -> usize {
-    chars[at..]
-        .iter()
-        .position(|sign| !holds(*sign))
-        .map_or(chars.len(), |length| at + length)
+    chars[at..].iter().position(|sign| !holds(*sign)).map_or(chars.len(), |length| at + length)
 }
 
 fn block_comment_end(chars: &[char], at: usize) -> usize {
@@ -95,9 +92,7 @@ fn raw_string_end(chars: &[char], end: usize) -> Option<usize> {
     }
     let closes =
         |at: usize| chars[at] == '"' && chars[at + 1..].iter().take_while(|sign| **sign == '#').count() >= hashes;
-    (quote + 1..chars.len())
-        .find(|at| closes(*at))
-        .map(|at| at + 1 + hashes)
+    (quote + 1..chars.len()).find(|at| closes(*at)).map(|at| at + 1 + hashes)
 }
 
 /// Drops each item marked `#[cfg(test)]`.
