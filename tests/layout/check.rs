@@ -6,7 +6,10 @@ use crate::source_text::{Token, mentions, tokens, without_tests};
 pub(crate) fn complaints(file: &str, text: &str, dependencies: &[String]) -> Vec<String> {
     let place = module_path(file);
     let Some(rule) = RULES.iter().find(|rule| rule.module == place[0]) else {
-        return vec![format!("{file}: module `{}` has no row in tests/layout.rs: say there what it may use", place[0])];
+        return vec![format!(
+            "{file}: module `{}` has no row in tests/layout/rules.rs: say there what it may use",
+            place[0]
+        )];
     };
     let tokens = without_tests(&tokens(text));
     let mut found: Vec<(usize, String)> = Vec::new();
@@ -188,7 +191,7 @@ pub(crate) fn g() {}
     fn a_module_without_a_row_is_asked_for_one() {
         assert_eq!(
             lines("src/extra/part.rs", "")[0],
-            "src/extra/part.rs: module `extra` has no row in tests/layout.rs"
+            "src/extra/part.rs: module `extra` has no row in tests/layout/rules.rs"
         );
     }
 }
