@@ -6,5 +6,6 @@ pub mod decode;
 pub mod feed;
 pub mod source;
 pub mod store;
+pub mod mode;
 pub mod schedule;
 pub mod supervisor;

@@ -1,0 +1,215 @@
+//! What a failure means for a feed: pure rules from what happened to health, wait and what to try next (DESIGN §8).
+//!
+//! Knows no clock; durations are passed in. Never reads message text.
+
+use std::time::Duration;
+
+use crate::feed::Health;
+use crate::schedule::Wait;
+
+/// A failure, as far as the rules tell failures apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trouble {
+    /// An HTTP status.
+    Status {
+        /// The code.
+        code: u16,
+        /// What `Retry-After` asked for.
+        retry_after: Option<Duration>,
+    },
+    /// Nothing listens at the host.
+    ConnectionRefused,
+    /// The network, a time-out, a broken response.
+    Network,
+    /// A page that had to be refused, or a walk that came round again.
+    Page,
+    /// TLS, a refused redirect or origin, settings: nothing that waiting heals.
+    Operator,
+}
+
+/// What is known of a feed when it fails.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct History {
+    /// Failures in a row, this one included.
+    pub failures: u32,
+    /// 503s in a row without `Retry-After`, this one included.
+    pub unavailable: u32,
+    /// Whether it has ever answered well.
+    pub answered: bool,
+    /// Since when it has been failing.
+    pub failing_for: Duration,
+    /// Since when it has been gone.
+    pub gone_for: Duration,
+    /// Whether what failed was the feed's own URL, its first page.
+    pub first_page: bool,
+    /// What asking the feed's own URL brought, once it was asked.
+    pub probe: Option<Probe>,
+}
+
+/// What the feed's own URL answers while its cursor fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Probe {
+    /// A page.
+    Answers,
+    /// 404 or 410 as well.
+    Gone,
+    /// Something else.
+    Fails,
+}
+
+/// What to do about a failure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ruling {
+    /// The endpoint's health.
+    pub health: Health,
+    /// How long to wait.
+    pub wait: Wait,
+    /// What to do first.
+    pub step: Step,
+    /// Whether the whole host should be asked less.
+    pub slow_host: bool,
+}
+
+/// What to do before waiting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Nothing.
+    None,
+    /// Ask the feed's own URL, then judge again with what it answered.
+    Probe,
+    /// Read the secrets again.
+    Secrets,
+    /// The cursor is dead: read the feed anew.
+    Resync,
+}
+
+/// A cursor that fails this long while the first page answers is stuck.
+const STUCK_AFTER: Duration = Duration::from_secs(3_600);
+
+/// The ruling on a failure.
+pub fn judge(trouble: Trouble, history: &History) -> Ruling {
+    let retrying = |wait| Ruling { health: Health::Retrying, wait, step: Step::None, slow_host: false };
+    let failed = |step| Ruling { health: Health::Failed, wait: Wait::Hourly, step, slow_host: false };
+    match trouble {
+        Trouble::Operator => failed(Step::None),
+        Trouble::Status { code: 401, .. } => failed(Step::Secrets),
+        Trouble::Status { code: 403, .. } if !history.answered => failed(Step::Secrets),
+        Trouble::Status { code: 403 | 429, retry_after } => Ruling {
+            slow_host: matches!(trouble, Trouble::Status { code: 429, .. }),
+            ..retrying(retry_after.map_or(Wait::Backoff, Wait::Told))
+        },
+        Trouble::Status { code: 404 | 410, .. } => lost(history),
+        Trouble::Status { code: 503, retry_after: None } if history.unavailable >= 3 => retrying(Wait::Unavailable),
+        Trouble::Status { retry_after: Some(told), .. } => stuck_or(history, retrying(Wait::Told(told))),
+        Trouble::ConnectionRefused => Ruling { slow_host: true, ..retrying(Wait::Backoff) },
+        Trouble::Status { .. } | Trouble::Page => stuck_or(history, retrying(Wait::Backoff)),
+        Trouble::Network => stuck_or(history, retrying(Wait::Backoff)),
+    }
+}
+
+/// 404 and 410: the feed's own URL tells a dead cursor from a removed feed.
+fn lost(history: &History) -> Ruling {
+    let gone = Ruling {
+        health: Health::Gone,
+        wait: Wait::Gone { since: history.gone_for },
+        step: Step::None,
+        slow_host: false,
+    };
+    let retrying = |step| Ruling { health: Health::Retrying, wait: Wait::Backoff, step, slow_host: false };
+    match (history.first_page, history.probe) {
+        (true, _) | (_, Some(Probe::Gone)) => gone,
+        (_, None) => retrying(Step::Probe),
+        (_, Some(Probe::Answers)) => retrying(Step::Resync),
+        (_, Some(Probe::Fails)) => retrying(Step::None),
+    }
+}
+
+fn stuck_or(history: &History, otherwise: Ruling) -> Ruling {
+    if history.first_page || history.failing_for < STUCK_AFTER {
+        return otherwise;
+    }
+    match history.probe {
+        None => Ruling { step: Step::Probe, ..otherwise },
+        Some(Probe::Answers) => Ruling { health: Health::Stuck, ..otherwise },
+        Some(Probe::Gone | Probe::Fails) => otherwise,
+    }
+}
+
+impl Trouble {
+    /// Whether waiting can heal it, for one who only wants to read a feed once.
+    pub fn heals(self) -> bool {
+        !matches!(self, Self::Operator | Self::Status { code: 401 | 404 | 410, .. })
+    }
+
+    /// Whether it is a 503 that doesn't say when to come again.
+    pub fn is_unavailable(self) -> bool {
+        matches!(self, Self::Status { code: 503, retry_after: None })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOUR: Duration = Duration::from_secs(3_600);
+
+    fn status(code: u16) -> Trouble {
+        Trouble::Status { code, retry_after: None }
+    }
+    fn health(trouble: Trouble, history: History) -> (Health, Step) {
+        let ruling = judge(trouble, &history);
+        (ruling.health, ruling.step)
+    }
+
+    #[test]
+    fn the_failure_table() {
+        let new = History { failures: 1, ..History::default() };
+        let known = History { answered: true, ..new };
+        let first = History { first_page: true, ..known };
+        let probed = |probe| History { probe: Some(probe), ..known };
+        let long = |probe| History { failing_for: HOUR, probe, ..known };
+        for (trouble, history, expected) in [
+            (status(500), known, (Health::Retrying, Step::None)),
+            (status(425), known, (Health::Retrying, Step::None)),
+            (Trouble::Network, known, (Health::Retrying, Step::None)),
+            (Trouble::Page, known, (Health::Retrying, Step::None)),
+            (Trouble::Operator, known, (Health::Failed, Step::None)),
+            (status(401), known, (Health::Failed, Step::Secrets)),
+            (status(403), new, (Health::Failed, Step::Secrets)),
+            (status(403), known, (Health::Retrying, Step::None)),
+            (status(404), first, (Health::Gone, Step::None)),
+            (status(404), known, (Health::Retrying, Step::Probe)),
+            (status(410), probed(Probe::Gone), (Health::Gone, Step::None)),
+            (status(410), probed(Probe::Answers), (Health::Retrying, Step::Resync)),
+            (status(410), probed(Probe::Fails), (Health::Retrying, Step::None)),
+            (status(500), long(None), (Health::Retrying, Step::Probe)),
+            (status(500), long(Some(Probe::Answers)), (Health::Stuck, Step::None)),
+            (Trouble::Page, long(Some(Probe::Answers)), (Health::Stuck, Step::None)),
+            (status(500), long(Some(Probe::Fails)), (Health::Retrying, Step::None)),
+            (status(500), History { first_page: true, ..long(None) }, (Health::Retrying, Step::None)),
+        ] {
+            assert_eq!(health(trouble, history), expected, "{trouble:?} {history:?}");
+        }
+    }
+
+    #[test]
+    fn waits_follow_the_publisher_and_the_standard() {
+        let wait = |trouble, history| judge(trouble, &history).wait;
+        let third = History { unavailable: 3, answered: true, ..History::default() };
+        assert_eq!(wait(status(503), third), Wait::Unavailable);
+        assert_eq!(wait(status(503), History { unavailable: 2, ..third }), Wait::Backoff);
+        let told = Trouble::Status { code: 503, retry_after: Some(HOUR) };
+        assert_eq!(wait(told, third), Wait::Told(HOUR));
+        assert_eq!(wait(Trouble::Status { code: 429, retry_after: Some(HOUR) }, third), Wait::Told(HOUR));
+        assert_eq!(wait(status(401), third), Wait::Hourly);
+    }
+
+    #[test]
+    fn only_a_429_or_a_refused_connection_slows_the_host() {
+        let known = History { answered: true, ..History::default() };
+        assert!(judge(status(429), &known).slow_host);
+        assert!(judge(Trouble::ConnectionRefused, &known).slow_host);
+        assert!(!judge(status(403), &known).slow_host);
+        assert!(!judge(status(503), &known).slow_host);
+    }
+}
