@@ -3,6 +3,7 @@
 //! The modules stand in the order of the data's journey.
 
 pub mod decode;
+pub mod config;
 pub mod feed;
 pub mod source;
 pub mod store;
