@@ -126,17 +126,18 @@ pub fn load(path: Option<&Path>, overrides: &Overrides) -> Result<Config, Errors
     let environment = environment(&mut problems);
     let path = match path {
         Some(path) => path,
-        None => find(&PLACES).map_err(|problem| Errors { problems: vec![problem], warnings: Vec::new() })?,
+        None => find(&PLACES)?,
     };
     load_from(path, &environment, overrides, problems)
 }
 
-fn find(places: &[&'static str]) -> Result<&'static Path, Problem> {
+fn find(places: &[&'static str]) -> Result<&'static Path, Errors> {
     // One that is there but can't be read is found all the same, and its reading says why it can't.
     let there = |place: &&Path| place.try_exists().unwrap_or(true);
     places.iter().copied().map(Path::new).find(there).ok_or_else(|| {
         let message = format!("no configuration: there is no {}; name one with --config FILE", places.join(" and no "));
-        Problem { scope: Scope::Fatal, origin: None, key: String::new(), value: None, message }
+        let problem = Problem { scope: Scope::Fatal, origin: None, key: String::new(), value: None, message };
+        Errors { problems: vec![problem], warnings: Vec::new() }
     })
 }
 

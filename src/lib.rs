@@ -3,9 +3,9 @@
 //! The modules stand in the order of the data's journey.
 
 pub mod decode;
-pub mod config;
 pub mod feed;
 pub mod source;
 pub mod store;
 pub mod schedule;
 pub mod supervisor;
+pub mod config;

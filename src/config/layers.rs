@@ -76,7 +76,7 @@ impl Layers {
             files.extend(read_included(&include, path, base, problems));
         }
         report_duplicates(&files, problems);
-        let environment = environment_values(environment, &referenced_variables(&files));
+        let environment = environment_values(environment, &referenced_variables(&files, environment));
         Self::merge(files, environment, flag_values(overrides))
     }
 
@@ -190,11 +190,7 @@ fn read_included(include: &Raw, main: &Path, base: &Path, problems: &mut Vec<Pro
     // `*.toml` beside the main file is a natural pattern, and matches the main file.
     let itself = main.canonicalize().ok();
     found.retain(|path| path.canonicalize().ok() != itself || itself.is_none());
-    found
-        .into_iter()
-        .filter_map(|path| Some((read_file_of_feeds(&path, problems)?, path)))
-        .map(|(d, p)| (p, d))
-        .collect()
+    found.into_iter().filter_map(|path| read_file_of_feeds(&path, problems).map(|values| (path, values))).collect()
 }
 
 fn matching(base: &Path, pattern: &str) -> Result<Vec<PathBuf>, String> {
@@ -241,9 +237,9 @@ fn report_duplicates(files: &[(PathBuf, Dict)], problems: &mut Vec<Problem>) {
     }
 }
 
-/// Variables that hold a secret some file refers to: `{ env = "FEEDMIRROR_ACME_KEY" }` is a natural name for one,
+/// Variables that hold a secret some layer refers to: `{ env = "FEEDMIRROR_ACME_KEY" }` is a natural name for one,
 /// and it must be taken neither for a setting nor into the merged values.
-fn referenced_variables(files: &[(PathBuf, Dict)]) -> BTreeSet<String> {
+fn referenced_variables(files: &[(PathBuf, Dict)], environment: &[(String, String)]) -> BTreeSet<String> {
     fn walk(value: &Raw, names: &mut BTreeSet<String>) {
         match value {
             Raw::Dict(_, inner) => {
@@ -254,7 +250,8 @@ fn referenced_variables(files: &[(PathBuf, Dict)]) -> BTreeSet<String> {
             _ => {}
         }
     }
-    let mut names = BTreeSet::new();
+    let references = environment.iter().filter(|(name, _)| name.starts_with(PREFIX) && name.ends_with("__ENV"));
+    let mut names: BTreeSet<String> = references.map(|(_, value)| value.clone()).collect();
     files.iter().flat_map(|(_, values)| values.values()).for_each(|v| walk(v, &mut names));
     names
 }
