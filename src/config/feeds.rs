@@ -160,7 +160,7 @@ pub(super) fn feeds(
             table.finish();
             continue;
         };
-        let as_written = table.given("url").and_then(|given| given.text()).map(str::to_owned);
+        let as_written = table.given("url").and_then(|given| given.text()).map(|text| text.trim().to_owned());
         table.finish();
         let errors = mistakes(report, &name, provider.as_deref());
         feeds.push(match as_written {
@@ -210,6 +210,10 @@ fn url(table: &Table<'_>) -> Option<Url> {
         }
         if !matches!(url.scheme(), "http" | "https") || !url.has_host() {
             return Err(format!("{right}{}", shown(text)));
+        }
+        // It is never sent, so no `next` could equal the URL asked for: the feed would have no end.
+        if url.fragment().is_some() {
+            return Err("must hold no fragment: leave out what follows #".to_owned());
         }
         Ok(url)
     })
