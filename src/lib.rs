@@ -9,3 +9,4 @@ pub mod store;
 pub mod mode;
 pub mod schedule;
 pub mod supervisor;
+pub mod config;

@@ -1,0 +1,221 @@
+//! `check`: every mistake of the configuration at once, each with its file and key.
+
+use std::io::{self, Write};
+
+use serde::Serialize;
+
+use crate::config::{Config, Errors, Problem, Scope};
+
+/// What `check` is told.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct Args {
+    /// Also ask every endpoint once
+    #[arg(long)]
+    pub online: bool,
+    /// Print rows as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What one endpoint answered; whoever asked sees to it that no secret is in it.
+#[derive(Clone, Debug)]
+pub struct Probe {
+    /// The feed's name.
+    pub feed: String,
+    /// The URL asked, as configured.
+    pub url: String,
+    /// What came, or why nothing usable did.
+    pub answer: Result<String, String>,
+}
+
+/// What the check comes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Nothing is wrong, warnings aside.
+    Sound,
+    /// The configuration is fine, and an endpoint did not answer as it should (exit code 1).
+    Unreachable,
+    /// The configuration has mistakes (exit code 2).
+    Mistaken,
+}
+
+/// One thing found, as `--json` prints it.
+#[derive(Serialize)]
+struct Row<'a> {
+    /// `error`, `warning` or `probe`.
+    level: &'static str,
+    /// `all`, `provider` or `feed`: what the mistake keeps from running.
+    scope: &'static str,
+    /// The provider's or feed's name.
+    name: Option<&'a str>,
+    file: Option<String>,
+    key: &'a str,
+    value: Option<&'a str>,
+    message: &'a str,
+}
+
+/// Prints what loading the configuration found, and what the probes did, if there were any.
+///
+/// # Errors
+/// When `out` can't be written.
+pub fn print(
+    out: &mut impl Write,
+    args: &Args,
+    loaded: &Result<Config, Errors>,
+    probes: &[Probe],
+) -> io::Result<Verdict> {
+    let (problems, warnings) = match loaded {
+        Ok(config) => (&config.problems, &config.warnings),
+        Err(errors) => (&errors.problems, &errors.warnings),
+    };
+    if args.json {
+        print_rows(out, problems, warnings, probes)?;
+    } else {
+        print_lines(out, problems, warnings, probes)?;
+        print_summary(out, loaded, problems.len(), warnings.len())?;
+    }
+    Ok(match () {
+        () if !problems.is_empty() || loaded.is_err() => Verdict::Mistaken,
+        () if probes.iter().any(|probe| probe.answer.is_err()) => Verdict::Unreachable,
+        () => Verdict::Sound,
+    })
+}
+
+fn print_lines(out: &mut impl Write, problems: &[Problem], warnings: &[Problem], probes: &[Probe]) -> io::Result<()> {
+    for problem in problems {
+        writeln!(out, "error: {problem}")?;
+    }
+    for warning in warnings {
+        writeln!(out, "warning: {warning}")?;
+    }
+    for Probe { feed, url, answer } in probes {
+        match answer {
+            Ok(answer) => writeln!(out, "ok: {feed}: {url}: {answer}")?,
+            Err(reason) => writeln!(out, "failed: {feed}: {url}: {reason}")?,
+        }
+    }
+    Ok(())
+}
+
+fn print_rows(out: &mut impl Write, problems: &[Problem], warnings: &[Problem], probes: &[Probe]) -> io::Result<()> {
+    let errors = problems.iter().map(|problem| row("error", problem));
+    let rows = errors.chain(warnings.iter().map(|warning| row("warning", warning))).chain(probes.iter().map(probed));
+    for row in rows {
+        serde_json::to_writer(&mut *out, &row)?;
+        writeln!(out)?;
+    }
+    Ok(())
+}
+
+fn row<'a>(level: &'static str, problem: &'a Problem) -> Row<'a> {
+    let (scope, name) = match &problem.scope {
+        Scope::Fatal => ("all", None),
+        Scope::Provider(name) => ("provider", Some(name.as_str())),
+        Scope::Feed(name) => ("feed", Some(name.as_str())),
+    };
+    Row {
+        level,
+        scope,
+        name,
+        file: problem.origin.as_ref().map(ToString::to_string),
+        key: &problem.key,
+        value: problem.value.as_deref(),
+        message: &problem.message,
+    }
+}
+
+fn probed(probe: &Probe) -> Row<'_> {
+    let (level, message) = match &probe.answer {
+        Ok(answer) => ("ok", answer),
+        Err(reason) => ("failed", reason),
+    };
+    Row { level, scope: "feed", name: Some(&probe.feed), file: None, key: "url", value: Some(&probe.url), message }
+}
+
+fn print_summary(
+    out: &mut impl Write,
+    loaded: &Result<Config, Errors>,
+    errors: usize,
+    warnings: usize,
+) -> io::Result<()> {
+    let found = format!("{}, {}", counted(errors, "error"), counted(warnings, "warning"));
+    match loaded {
+        Err(_) => writeln!(out, "{found}; run would refuse to start"),
+        Ok(config) => {
+            let files = config.files.len();
+            let (feeds, failed) = (config.feeds.len(), config.feeds.iter().filter(|feed| feed.is_err()).count());
+            let failed = if failed == 0 { String::new() } else { format!(", {failed} of them would fail") };
+            writeln!(out, "{}, {}{failed}; {found}", counted(files, "file"), counted(feeds, "feed"))
+        }
+    }
+}
+
+fn counted(count: usize, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::config::{self, Overrides};
+
+    fn check(text: &str, args: &Args, probes: &[Probe]) -> (Verdict, String) {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("feedmirror.toml");
+        std::fs::write(&path, text).unwrap();
+        let loaded = config::load(Some(&path), &Overrides::default());
+        let mut out = Vec::new();
+        let verdict = print(&mut out, args, &loaded, probes).unwrap();
+        let out = String::from_utf8(out).unwrap();
+        (verdict, out.replace(&format!("{}/", directory.path().display()), ""))
+    }
+
+    const GOOD: &str = "[feeds.a]\nurl = \"https://a.example/\"\n";
+
+    #[test]
+    fn a_sound_configuration_is_a_line() {
+        let (verdict, out) = check(GOOD, &Args::default(), &[]);
+        assert_eq!(verdict, Verdict::Sound);
+        assert_eq!(out, "1 file, 1 feed; 0 errors, 0 warnings\n");
+    }
+
+    #[test]
+    fn a_feed_s_mistake_is_told_with_file_and_key() {
+        let (verdict, out) = check(&format!("{GOOD}pol.min = \"9s\"\n"), &Args::default(), &[]);
+        assert_eq!(verdict, Verdict::Mistaken);
+        assert_eq!(
+            out,
+            "error: feedmirror.toml: feeds.a.pol: unknown key; did you mean \"poll\"?\n\
+             1 file, 1 feed, 1 of them would fail; 1 error, 0 warnings\n"
+        );
+    }
+
+    #[test]
+    fn a_fatal_mistake_says_so() {
+        let (verdict, out) = check("databse = \"x\"\n", &Args::default(), &[]);
+        assert_eq!(verdict, Verdict::Mistaken);
+        assert!(out.ends_with("1 error, 1 warning; run would refuse to start\n"), "{out}");
+    }
+
+    #[test]
+    fn json_rows_name_scope_and_key() {
+        let args = Args { json: true, ..Args::default() };
+        let (_, out) = check(&format!("{GOOD}ties = \"drop\"\n"), &args, &[]);
+        let row: serde_json::Value = serde_json::from_str(out.trim()).unwrap();
+        let expected = serde_json::json!({
+            "level": "error", "scope": "feed", "name": "a", "file": "feedmirror.toml", "key": "feeds.a.ties",
+            "value": "\"drop\"", "message": "must be \"keep\" or \"replace\"",
+        });
+        assert_eq!(row, expected);
+    }
+
+    #[test]
+    fn an_endpoint_that_does_not_answer_fails_the_check() {
+        let url = "https://a.example/".to_owned();
+        let probe = Probe { feed: "a".to_owned(), url, answer: Err("timeout: no answer".to_owned()) };
+        let (verdict, out) = check(GOOD, &Args { online: true, json: false }, &[probe]);
+        assert_eq!(verdict, Verdict::Unreachable);
+        assert!(out.starts_with("failed: a: https://a.example/: timeout: no answer\n"), "{out}");
+    }
+}

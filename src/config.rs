@@ -1,0 +1,216 @@
+//! Raw configuration → checked settings: defaults < file < environment < flags.
+//!
+//! Every mistake is found in one go, names its key, and says how far it reaches: one feed's mistake fails that feed and
+//! no other. What comes out needs no further checking; the settings' types live beside the code they set, and none of
+//! that code knows this module. Loading reads files and the environment and changes nothing, so it can be repeated at
+//! any time and compared.
+//!
+//! No secret passes through here to stay: a secret is a reference, read once to see that it can be. No message shows a
+//! value that may be a secret, be it at the wrong key.
+
+mod feeds;
+mod groups;
+mod layers;
+mod problem;
+mod secrets;
+mod table;
+mod units;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeSet;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use figment::value::{Dict, Value as Raw};
+
+pub use layers::Overrides;
+pub use problem::{Errors, Origin, Problem, Scope};
+
+use crate::feed::FeedName;
+use crate::source::http::{HostSettings, SecretSource};
+use crate::supervisor::FeedSettings;
+use layers::Layers;
+use table::{Report, Table};
+
+/// Where a configuration is looked for when none is named, in this order.
+pub const PLACES: [&str; 2] = ["feedmirror.toml", "/etc/feedmirror/config.toml"];
+
+/// The whole configuration, checked; some feeds may have failed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// Each file read, the main one first.
+    pub files: Vec<PathBuf>,
+    /// The SQLite file.
+    pub database: PathBuf,
+    /// The ops listener.
+    pub ops: OpsSettings,
+    /// What is logged and how.
+    pub log: LogSettings,
+    /// Budgets of hosts.
+    pub hosts: HostSettings,
+    /// Each feed by name, or why it can't run.
+    pub feeds: Vec<Result<FeedSettings, FailedFeed>>,
+    /// Every mistake, none of them [`Scope::Fatal`]: also those of providers without feeds, and of `[feeds.*]` whose
+    /// name can't be one.
+    pub problems: Vec<Problem>,
+    /// What is allowed but unwise.
+    pub warnings: Vec<Problem>,
+}
+
+/// A feed that can't run as it is configured.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FailedFeed {
+    /// Its name.
+    pub name: FeedName,
+    /// Its mistakes and its provider's.
+    pub errors: Vec<Problem>,
+}
+
+/// `[ops]`: the operators' listener.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OpsSettings {
+    /// Address and port; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// The admin token; one made beside the database when not set.
+    pub token: Option<SecretSource>,
+}
+
+impl Default for OpsSettings {
+    fn default() -> Self {
+        Self { listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8470)), token: None }
+    }
+}
+
+/// `[log]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogSettings {
+    /// How a line is written.
+    pub format: LogFormat,
+    /// A level, or a filter as tracing-subscriber reads it: `warn,feedmirror=debug`.
+    pub level: String,
+}
+
+impl Default for LogSettings {
+    fn default() -> Self {
+        Self { format: LogFormat::Text, level: "info".to_owned() }
+    }
+}
+
+/// How a log line is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+impl LogFormat {
+    fn from_word(word: &str) -> Option<Self> {
+        match word {
+            "text" => Some(Self::Text),
+            "json" => Some(Self::Json),
+            _ => None,
+        }
+    }
+}
+
+/// Loads the configuration at `path`, or the first of [`PLACES`] that is there. Blocking: small local files.
+///
+/// # Errors
+/// When `run` can't start from it; a mistake confined to feeds is in [`Config::feeds`] and [`Config::problems`].
+pub fn load(path: Option<&Path>, overrides: &Overrides) -> Result<Config, Errors> {
+    let mut problems = Vec::new();
+    let environment = environment(&mut problems);
+    let path = match path {
+        Some(path) => path,
+        None => find(&PLACES)?,
+    };
+    load_from(path, &environment, overrides, problems)
+}
+
+fn find(places: &[&'static str]) -> Result<&'static Path, Errors> {
+    // One that is there but can't be read is found all the same, and its reading says why it can't.
+    let there = |place: &&Path| place.try_exists().unwrap_or(true);
+    places.iter().copied().map(Path::new).find(there).ok_or_else(|| {
+        let message = format!("no configuration: there is no {}; name one with --config FILE", places.join(" and no "));
+        let problem = Problem { scope: Scope::Fatal, origin: None, key: String::new(), value: None, message };
+        Errors { problems: vec![problem], warnings: Vec::new() }
+    })
+}
+
+fn environment(problems: &mut Vec<Problem>) -> Vec<(String, String)> {
+    let mut variables = Vec::new();
+    for (name, value) in std::env::vars_os() {
+        let Ok(name) = name.into_string() else { continue };
+        match value.into_string() {
+            Ok(value) => variables.push((name, value)),
+            Err(_) if name.starts_with("FEEDMIRROR_") => problems.push(Problem {
+                scope: Scope::Fatal,
+                origin: Some(Origin::Environment(name)),
+                key: String::new(),
+                value: None,
+                message: "is not UTF-8".to_owned(),
+            }),
+            Err(_) => {}
+        }
+    }
+    variables.sort_unstable();
+    variables
+}
+
+fn load_from(
+    path: &Path,
+    environment: &[(String, String)],
+    overrides: &Overrides,
+    mut problems: Vec<Problem>,
+) -> Result<Config, Errors> {
+    let layers = Layers::read(path, environment, overrides, &mut problems);
+    let report = Report::new(&layers, problems);
+    let mut config = resolve(&report);
+    config.problems = report.problems.take();
+    config.warnings = report.warnings.take();
+    if config.problems.iter().any(|problem| problem.scope == Scope::Fatal) {
+        return Err(Errors { problems: config.problems, warnings: config.warnings });
+    }
+    Ok(config)
+}
+
+fn resolve(report: &Report<'_>) -> Config {
+    let root = Table::root(report);
+    let mut database = PathBuf::from("mirror.db");
+    root.set("database", &mut database, |given| given.path().ok_or_else(|| "must be the path of a file".to_owned()));
+    // The files it names are read already.
+    root.ask("include");
+    let ops = groups::ops(root.table("ops"));
+    let log = groups::log(root.table("log"));
+    let (http, each) = groups::global_http(root.table("http"));
+    let hosts = groups::hosts(&root, each);
+    let poll = groups::poll(root.table("poll"), &Default::default());
+    let retry = groups::retry(root.table("retry"), &Default::default());
+    let resync = groups::resync(root.table("resync"), &Default::default());
+    let global = feeds::Base::global(poll, retry, resync, http);
+    let providers = feeds::providers(&root, &global);
+    let feeds = feeds::feeds(report, &root, &global, &providers);
+    if feeds.is_empty() {
+        root.warn("feeds", "there are none: nothing will be mirrored".to_owned());
+    }
+    for key in ["push", "webhooks"] {
+        root.refuse(key, feeds::NO_PUSH);
+    }
+    root.finish();
+    let files = report.layers.files.clone();
+    Config { files, database, ops, log, hosts, feeds, problems: Vec::new(), warnings: Vec::new() }
+}
+
+/// Every key there is, dotted, with `*` where the operator chooses a name: what the documents must tell of.
+pub fn known_keys() -> BTreeSet<String> {
+    let one = || Raw::from(Dict::from([("x".to_owned(), Dict::new().into())]));
+    let tables = ["feeds", "providers", "hosts"].map(|key| (key.to_owned(), one()));
+    let layers = Layers::of(Dict::from(tables));
+    let report = Report::new(&layers, Vec::new());
+    resolve(&report);
+    report.known.take()
+}

@@ -1,0 +1,245 @@
+//! `[providers.*]` and `[feeds.*]`: a feed starts from its provider's settings, which start from the global ones.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use url::Url;
+
+use super::groups;
+use super::problem::Scope;
+use super::secrets::{any_secret, headers, query};
+use super::table::{Given, Report, Table, nearest};
+use super::units::{duration, duration_or_zero, or_off, text, word};
+use super::{FailedFeed, Problem};
+use crate::feed::{Dialect, FeedName, Order, Ties};
+use crate::schedule::{PollSettings, RetrySettings};
+use crate::source::http::{HttpSettings, Value};
+use crate::supervisor::{FeedSettings, ResyncSettings};
+
+/// Settings of push, which this version reads nowhere. They are refused rather than passed over: whoever writes them
+/// believes that the publisher's pushes arrive, and finds out from the first `check` instead of from stale data.
+const PUSH_KEYS: &[&str] = &["sse", "webhook", "amqp", "push"];
+
+/// What such a setting gets.
+pub(super) const NO_PUSH: &str = "push transports are not available in this version: feeds are polled";
+
+/// How long a publisher must remember what it deleted (RPDE 1.0).
+const RETENTION: Duration = Duration::from_secs(7 * 86_400);
+
+/// What a provider's feeds have in common, or all feeds.
+#[derive(Clone)]
+pub(super) struct Base {
+    kind: Option<String>,
+    dialect: Option<Dialect>,
+    modified: Order,
+    ties: Ties,
+    retention: Duration,
+    purge_gone_after: Option<Duration>,
+    headers: Vec<(String, Value)>,
+    query: Vec<(String, Value)>,
+    poll: PollSettings,
+    retry: RetrySettings,
+    resync: ResyncSettings,
+    http: HttpSettings,
+}
+
+impl Base {
+    /// The base of all, from the global tables.
+    pub(super) fn global(poll: PollSettings, retry: RetrySettings, resync: ResyncSettings, http: HttpSettings) -> Self {
+        Self {
+            kind: None,
+            dialect: None,
+            modified: Order::Standard,
+            ties: Ties::Keep,
+            retention: RETENTION,
+            purge_gone_after: None,
+            headers: Vec::new(),
+            query: Vec::new(),
+            poll,
+            retry,
+            resync,
+            http,
+        }
+    }
+
+    /// What `table`, a provider's or a feed's, changes.
+    fn with(&self, table: &Table<'_>) -> Self {
+        let mut base = self.clone();
+        table.set("kind", &mut base.kind, |given| text(given).map(Some));
+        table.set("dialect", &mut base.dialect, |given| dialect(given).map(Some));
+        table.set("modified", &mut base.modified, word(order, "\"standard\" or \"bytes\""));
+        table.set("ties", &mut base.ties, word(Ties::from_word, "\"keep\" or \"replace\""));
+        table.set("retention", &mut base.retention, duration);
+        table.set("purge_gone_after", &mut base.purge_gone_after, or_off(duration_or_zero));
+        base.headers = headers(table, "headers", &self.headers);
+        base.query = query(table, "query", &self.query);
+        base.poll = groups::poll(table.table("poll"), &self.poll);
+        base.retry = groups::retry(table.table("retry"), &self.retry);
+        base.resync = groups::resync(table.table("resync"), &self.resync);
+        base.http = groups::http(table.table("http"), &self.http);
+        for key in PUSH_KEYS {
+            table.refuse(key, NO_PUSH);
+        }
+        base
+    }
+
+    fn feed(self, name: FeedName, provider: Option<String>, url: String) -> FeedSettings {
+        FeedSettings {
+            name,
+            provider,
+            url,
+            kind: self.kind,
+            dialect: self.dialect,
+            modified: self.modified,
+            ties: self.ties,
+            retention: self.retention,
+            purge_gone_after: self.purge_gone_after,
+            headers: self.headers,
+            query: self.query,
+            poll: self.poll,
+            retry: self.retry,
+            resync: self.resync,
+            http: self.http,
+        }
+    }
+}
+
+fn dialect(given: &Given<'_>) -> Result<Dialect, String> {
+    let from_word = |word: &str| Dialect::from_word(if word == "0.2" { "0.2.1" } else { word });
+    word(from_word, "text: \"0.2.1\" (or \"0.2\"), \"1.0\" or \"1.0-change-number\"")(given)
+}
+
+fn order(word: &str) -> Option<Order> {
+    match word {
+        "standard" => Some(Order::Standard),
+        "bytes" => Some(Order::Bytes),
+        _ => None,
+    }
+}
+
+/// Each provider by name, over the global settings.
+pub(super) fn providers(root: &Table<'_>, global: &Base) -> BTreeMap<String, Base> {
+    let mut providers = BTreeMap::new();
+    for (name, table) in root.entries("providers", |name| Scope::Provider(name.to_owned())) {
+        if FeedName::new(&name).is_none() {
+            table.problem_here(NAMES.to_owned());
+        }
+        table.refuse("url", "belongs to a feed, [feeds.NAME]");
+        let base = global.with(&table);
+        table.finish();
+        providers.insert(name, base);
+    }
+    providers
+}
+
+const NAMES: &str = "not a name: use a-z, 0-9, and after the first also . _ -";
+
+/// Each feed, or why it can't run.
+pub(super) fn feeds(
+    report: &Report<'_>,
+    root: &Table<'_>,
+    global: &Base,
+    providers: &BTreeMap<String, Base>,
+) -> Vec<Result<FeedSettings, FailedFeed>> {
+    let mut feeds = Vec::new();
+    let mut urls = BTreeMap::new();
+    for (name, table) in root.entries("feeds", |name| Scope::Feed(name.to_owned())) {
+        let provider = provider(&table, providers);
+        let base = provider.as_deref().and_then(|name| providers.get(name)).unwrap_or(global);
+        let base = base.with(&table);
+        let url = url(&table);
+        if let Some(url) = &url {
+            warn_about(&table, &base, url);
+            if let Some(other) = urls.insert(url.to_string(), name.clone()) {
+                table.warn("url", format!("is the URL of {other:?} too: its publisher is asked twice"));
+            }
+        }
+        let Some(feed_name) = FeedName::new(&name) else {
+            // A name that can't be one can't stand for a failed feed either: the mistake is reported, no more.
+            table.problem_here(NAMES.to_owned());
+            table.finish();
+            continue;
+        };
+        let as_written = table.given("url").and_then(|given| given.text()).map(|text| text.trim().to_owned());
+        table.finish();
+        let errors = mistakes(report, &name, provider.as_deref());
+        feeds.push(match as_written {
+            Some(url) if errors.is_empty() => Ok(base.feed(feed_name, provider, url)),
+            _ => Err(FailedFeed { name: feed_name, errors }),
+        });
+    }
+    feeds
+}
+
+fn mistakes(report: &Report<'_>, feed: &str, provider: Option<&str>) -> Vec<Problem> {
+    let concerns = |problem: &&Problem| match &problem.scope {
+        Scope::Fatal => false,
+        Scope::Provider(name) => provider == Some(name),
+        Scope::Feed(name) => feed == name,
+    };
+    report.problems.borrow().iter().filter(concerns).cloned().collect()
+}
+
+fn provider(table: &Table<'_>, providers: &BTreeMap<String, Base>) -> Option<String> {
+    table.get("provider", |given| {
+        let name = text(given)?;
+        if providers.contains_key(&name) {
+            return Ok(name);
+        }
+        Err(match nearest(&name, providers.keys().map(String::as_str)) {
+            Some(near) => format!("there is no such provider; did you mean {near:?}?"),
+            None => format!("there is no [providers.{name}]"),
+        })
+    })
+}
+
+fn url(table: &Table<'_>) -> Option<Url> {
+    if table.stands() && table.given("url").is_none() {
+        table.ask("url");
+        table.problem("url", "is missing: the URL of the feed's first page".to_owned());
+        return None;
+    }
+    table.get_unshown("url", |given| {
+        let right = "must be an absolute http or https URL, as \"https://example.org/feed\"";
+        let text = given.text().ok_or(right)?;
+        let url = Url::parse(text).map_err(|error| format!("{right} ({error}){}", shown(text)))?;
+        if !url.username().is_empty() || url.password().is_some() {
+            return Err("must hold no credentials (not shown here): put them in headers, as \
+                        headers = { Authorization = { file = \"…\" } }"
+                .to_owned());
+        }
+        if !matches!(url.scheme(), "http" | "https") || !url.has_host() {
+            return Err(format!("{right}{}", shown(text)));
+        }
+        // It is never sent, so no `next` could equal the URL asked for: the feed would have no end.
+        if url.fragment().is_some() {
+            return Err("must hold no fragment: leave out what follows #".to_owned());
+        }
+        Ok(url)
+    })
+}
+
+/// A wrong URL for a message, as far as no secret can stand in it: none before an `@`, none in a query.
+fn shown(text: &str) -> String {
+    let place = text.split(['?', '#']).next().unwrap_or_default();
+    if text.contains('@') || place.chars().count() > 100 {
+        return " (what was given is not shown: it may hold a secret)".to_owned();
+    }
+    format!(", not {place:?}")
+}
+
+fn warn_about(table: &Table<'_>, base: &Base, url: &Url) {
+    let secret = any_secret(&base.headers) || any_secret(&base.query);
+    if url.scheme() == "http" && secret && !is_loopback(url) {
+        table.warn("url", "is plain http, and secrets are sent with it: anyone on the way can read them".to_owned());
+    }
+}
+
+fn is_loopback(url: &Url) -> bool {
+    match url.host() {
+        Some(url::Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
+        Some(url::Host::Ipv4(address)) => address.is_loopback(),
+        Some(url::Host::Ipv6(address)) => address.is_loopback(),
+        None => false,
+    }
+}

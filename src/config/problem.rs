@@ -1,0 +1,99 @@
+//! What can be wrong with a configuration: one mistake with its place, never with a value that may be a secret.
+
+use std::fmt;
+use std::path::PathBuf;
+
+/// How far a mistake reaches.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// `run` refuses to start, a reload changes nothing.
+    Fatal,
+    /// Every feed of the provider fails; the others run.
+    Provider(String),
+    /// The feed fails; the others run.
+    Feed(String),
+}
+
+/// Which layer a value came from.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Origin {
+    /// A configuration file.
+    File(PathBuf),
+    /// An environment variable, by name.
+    Environment(String),
+    /// A command-line flag.
+    Flag,
+}
+
+impl Origin {
+    /// The layer's place in the order of precedence; a higher one wins.
+    pub(super) fn rank(&self) -> u8 {
+        match self {
+            Self::File(_) => 0,
+            Self::Environment(_) => 1,
+            Self::Flag => 2,
+        }
+    }
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path) => write!(f, "{}", path.display()),
+            Self::Environment(name) => write!(f, "environment variable {name}"),
+            Self::Flag => f.write_str("command line"),
+        }
+    }
+}
+
+/// One mistake, or one thing worth a warning.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// How far it reaches; means nothing for a warning.
+    pub scope: Scope,
+    /// Where it stands; nothing when no layer says anything of it.
+    pub origin: Option<Origin>,
+    /// The key from the top, dotted; empty when it is about a file as a whole.
+    pub key: String,
+    /// The value given, shortened; never one that may be a secret.
+    pub value: Option<String>,
+    /// What is wrong and what would be right.
+    pub message: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(origin) = &self.origin {
+            write!(f, "{origin}: ")?;
+        }
+        match (self.key.as_str(), &self.value) {
+            ("", _) => f.write_str(&self.message),
+            (key, Some(value)) => write!(f, "{key} = {value}: {}", self.message),
+            (key, None) => write!(f, "{key}: {}", self.message),
+        }
+    }
+}
+
+/// A configuration that `run` refuses: every mistake found, those confined to a feed included.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Errors {
+    /// Every mistake; at least one is [`Scope::Fatal`].
+    pub problems: Vec<Problem>,
+    /// What is allowed but unwise.
+    pub warnings: Vec<Problem>,
+}
+
+impl fmt::Display for Errors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut first = true;
+        for problem in &self.problems {
+            if !std::mem::take(&mut first) {
+                f.write_str("\n")?;
+            }
+            write!(f, "{problem}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Errors {}

@@ -1,0 +1,245 @@
+//! References to secrets, and values that may be one. Each is read once here, so that an unreadable one is an error
+//! of the configuration, and dropped again: settings keep the reference alone.
+//!
+//! No message shows what was given, except the path or name of a reference: someone may have put the secret itself.
+
+use std::path::Path;
+
+use reqwest::header::{HeaderName, HeaderValue};
+use secrecy::ExposeSecret;
+
+use super::table::{Given, Table};
+use crate::source::http::{SecretSource, Value};
+
+const REFERENCE: &str = "{ file = \"…\" }, { env = \"…\" } or { credential = \"…\" }";
+
+/// Headers that the client sets from what it does; another value would break it.
+const OWN_HEADERS: &[&str] = &[
+    "host",
+    "connection",
+    "content-length",
+    "transfer-encoding",
+    "te",
+    "upgrade",
+    "accept-encoding",
+    "range",
+    "if-none-match",
+    "if-modified-since",
+];
+
+/// A secret, which must be a reference. `key_file = "…"` is short for `key = { file = "…" }`.
+pub(super) fn secret(table: &Table<'_>, key: &str) -> Option<SecretSource> {
+    table.ask(key);
+    table.accept(&format!("{key}_file"));
+    match value(table, key)? {
+        Value::Secret(source) => {
+            read(table, key, &source)?;
+            Some(source)
+        }
+        Value::Plain(_) => {
+            table.problem(key, format!("must be {REFERENCE}, never the secret itself (not shown here)"));
+            None
+        }
+    }
+}
+
+/// The table of headers at `key`, over the provider's.
+pub(super) fn headers(table: &Table<'_>, key: &str, base: &[(String, Value)]) -> Vec<(String, Value)> {
+    let mut headers = base.to_vec();
+    let inner = table.table(key);
+    let mut seen = Vec::new();
+    for (name, value) in values(&inner) {
+        if let Some(message) = header_mistake(&name, &value) {
+            inner.problem(&name, message);
+            continue;
+        }
+        if seen.contains(&name.to_ascii_lowercase()) {
+            inner.problem(&name, "stands here twice: a header's name has no case".to_owned());
+            continue;
+        }
+        seen.push(name.to_ascii_lowercase());
+        warn_of_plain_secret(&inner, &name, &value);
+        // The names of headers have no case: a feed's `x-key` replaces its provider's `X-Key`.
+        headers.retain(|(other, _)| !other.eq_ignore_ascii_case(&name));
+        headers.push((name, value));
+    }
+    headers
+}
+
+/// The table of query parameters at `key`, over the provider's.
+pub(super) fn query(table: &Table<'_>, key: &str, base: &[(String, Value)]) -> Vec<(String, Value)> {
+    let mut query = base.to_vec();
+    let inner = table.table(key);
+    for (name, value) in values(&inner) {
+        if name.is_empty() {
+            inner.problem(&name, "a query parameter needs a name".to_owned());
+            continue;
+        }
+        warn_of_plain_secret(&inner, &name, &value);
+        query.retain(|(other, _)| *other != name);
+        query.push((name, value));
+    }
+    query
+}
+
+fn values(table: &Table<'_>) -> Vec<(String, Value)> {
+    let mut names: Vec<&str> = table.keys().map(|key| key.strip_suffix("_file").unwrap_or(key)).collect();
+    names.sort_unstable();
+    names.dedup();
+    let read_one = |name: &str| {
+        let value = value(table, name)?;
+        if let Value::Secret(source) = &value {
+            read(table, name, source)?;
+        }
+        Some((name.to_owned(), value))
+    };
+    names.into_iter().filter_map(read_one).collect()
+}
+
+/// One thing said of a value, and how high the layer stands that says it.
+struct Candidate {
+    rank: u8,
+    value: Value,
+}
+
+/// What stands for `key`. The highest layer wins, whichever way it says it: a variable `…TOKEN__ENV` replaces a
+/// file's `token_file`, though merging leaves both. Two ways in one layer are a mistake.
+fn value(table: &Table<'_>, key: &str) -> Option<Value> {
+    let mut candidates = Vec::new();
+    let mut sound = true;
+    if let Some(given) = table.given(&format!("{key}_file")) {
+        match given.path() {
+            Some(path) => candidates.push(Candidate::new(&given, Value::Secret(SecretSource::File(path)))),
+            None => {
+                table.problem(&format!("{key}_file"), "must be the path of a file".to_owned());
+                sound = false;
+            }
+        }
+    }
+    if let Some(given) = table.given(key) {
+        match plain_or_references(table, key, &given) {
+            Ok(found) => candidates.extend(found),
+            Err(message) => {
+                table.problem(key, message);
+                sound = false;
+            }
+        }
+    }
+    let highest = candidates.iter().map(|c| c.rank).max()?;
+    candidates.retain(|c| c.rank == highest);
+    if candidates.len() > 1 {
+        table.problem(key, "is given in more than one way: keep one".to_owned());
+        return None;
+    }
+    candidates.pop().filter(|_| sound).map(|c| c.value)
+}
+
+impl Candidate {
+    fn new(given: &Given<'_>, value: Value) -> Self {
+        Self { rank: given.origin().map_or(0, super::Origin::rank), value }
+    }
+}
+
+fn plain_or_references(table: &Table<'_>, key: &str, given: &Given<'_>) -> Result<Vec<Candidate>, String> {
+    let wrong = || format!("must be text or {REFERENCE} (what was given is not shown: it may be secret)");
+    let Some(dict) = given.dict() else {
+        let plain = given.text().map(str::to_owned).or_else(|| given.integer().map(|n| n.to_string()));
+        let plain = plain.ok_or_else(wrong)?;
+        return Ok(vec![Candidate::new(given, Value::Plain(plain))]);
+    };
+    if dict.is_empty() {
+        return Err(wrong());
+    }
+    let inner = table.table_of_name(key);
+    let mut candidates = Vec::new();
+    for word in dict.keys() {
+        let source = match (word.as_str(), inner.given(word)) {
+            (_, None) => None,
+            ("file", Some(given)) => given.path().map(SecretSource::File).map(|s| (given, s)),
+            ("env", Some(given)) => variable(&given).map(SecretSource::Env).map(|s| (given, s)),
+            ("credential", Some(given)) => credential(&given).map(SecretSource::Credential).map(|s| (given, s)),
+            (_, Some(_)) => return Err(format!("unknown key {word:?}: {}", wrong())),
+        };
+        let (given, source) = source.ok_or_else(|| reference_mistake(word))?;
+        candidates.push(Candidate::new(&given, Value::Secret(source)));
+    }
+    Ok(candidates)
+}
+
+fn reference_mistake(word: &str) -> String {
+    let right = match word {
+        "file" => "the path of a file",
+        "env" => "the name of an environment variable",
+        _ => "the name of a systemd credential",
+    };
+    format!("{word} must be {right} (what was given is not shown: it may be secret)")
+}
+
+fn variable(given: &Given<'_>) -> Option<String> {
+    let name = given.text()?;
+    let fit = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
+    let ok = name.bytes().all(fit) && name.bytes().next().is_some_and(|b| !b.is_ascii_digit());
+    ok.then(|| name.to_owned())
+}
+
+fn credential(given: &Given<'_>) -> Option<String> {
+    let name = given.text()?;
+    let ok = !name.is_empty() && name != "." && name != ".." && !name.contains(['/', '\0']);
+    ok.then(|| name.to_owned())
+}
+
+fn read(table: &Table<'_>, key: &str, source: &SecretSource) -> Option<()> {
+    match source.read() {
+        Ok(_) => {
+            if let SecretSource::File(path) = source {
+                warn_of_readable_by_all(table, key, path);
+            }
+            Some(())
+        }
+        Err(error) => {
+            table.problem(key, error.to_string());
+            None
+        }
+    }
+}
+
+#[cfg(unix)]
+fn warn_of_readable_by_all(table: &Table<'_>, key: &str, path: &Path) {
+    use std::os::unix::fs::PermissionsExt;
+    let Ok(metadata) = path.metadata() else { return };
+    let mode = metadata.permissions().mode() & 0o777;
+    if mode & 0o004 != 0 {
+        let path = path.display();
+        table.warn(key, format!("secret file {path} can be read by everyone (mode {mode:04o}): chmod 0600 {path}"));
+    }
+}
+
+#[cfg(not(unix))]
+fn warn_of_readable_by_all(_: &Table<'_>, _: &str, _: &Path) {}
+
+fn header_mistake(name: &str, value: &Value) -> Option<String> {
+    if HeaderName::from_bytes(name.as_bytes()).is_err() {
+        return Some("not a header's name".to_owned());
+    }
+    if OWN_HEADERS.iter().any(|own| own.eq_ignore_ascii_case(name)) {
+        return Some("is a header that the client sets itself".to_owned());
+    }
+    let fits = match value {
+        Value::Plain(text) => HeaderValue::from_str(text).is_ok(),
+        Value::Secret(source) => source.read().is_ok_and(|s| HeaderValue::from_str(s.expose_secret()).is_ok()),
+    };
+    (!fits).then(|| "holds characters that no header may (not shown: it may be secret)".to_owned())
+}
+
+fn warn_of_plain_secret(table: &Table<'_>, name: &str, value: &Value) {
+    let lower = name.to_ascii_lowercase();
+    let telling = ["auth", "cookie", "key", "token", "secret", "password"].iter().any(|word| lower.contains(word));
+    if telling && matches!(value, Value::Plain(_)) {
+        table.warn(name, format!("looks like a secret in plain text: better {REFERENCE}"));
+    }
+}
+
+/// Whether any of them is a secret.
+pub(super) fn any_secret(values: &[(String, Value)]) -> bool {
+    values.iter().any(|(_, value)| matches!(value, Value::Secret(_)))
+}

@@ -1,0 +1,79 @@
+//! `config.example.toml` says what is true, and all of it.
+
+use super::*;
+use crate::source::http::HttpSettings;
+
+fn example() -> String {
+    std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/config.example.toml")).unwrap()
+}
+
+/// The example with every commented-out setting in force.
+fn example_in_full() -> String {
+    let setting = |line: &str| {
+        let key: String = line.chars().take_while(|c| c.is_ascii_alphanumeric() || "._-\"*".contains(*c)).collect();
+        line.starts_with('[') || (!key.is_empty() && line[key.len()..].starts_with(" = "))
+    };
+    let uncommented = |line: &str| line.strip_prefix("# ").filter(|rest| setting(rest)).unwrap_or(line).to_owned();
+    example().lines().map(uncommented).collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn the_example_is_sound_as_it_stands_and_in_full() {
+    assert_eq!(messages(&example()), [""; 0]);
+    let place = Place::new(&[
+        ("feedmirror.toml", &example_in_full()),
+        ("acme.key", "secret"),
+        ("ops.token", "secret"),
+        ("ca.pem", "-----BEGIN CERTIFICATE-----\n"),
+    ]);
+    let config = place.load().unwrap();
+    let unreadable: Vec<_> = config.problems.iter().map(|problem| problem.key.as_str()).collect();
+    // This machine has neither the variable nor the credential.
+    assert_eq!(unreadable, ["feeds.acme-sessions.headers.Authorization", "feeds.acme-sessions.query.api_key"]);
+}
+
+#[test]
+fn the_example_tells_of_every_key() {
+    fn walk(table: &toml::Table, path: &str, told: &mut BTreeSet<String>) {
+        for (key, value) in table {
+            let key = if ["feeds", "providers", "hosts"].contains(&path) { "*" } else { key.trim_end_matches("_file") };
+            let here = if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") };
+            if let Some(inner) = value.as_table() {
+                walk(inner, &here, told);
+            }
+            told.insert(here);
+        }
+    }
+    let mut told = BTreeSet::new();
+    walk(&toml::from_str(&example_in_full()).unwrap(), "", &mut told);
+    for key in known_keys() {
+        let key = key.trim_end_matches("_file");
+        // The example says that a provider has what a feed has, and that a feed has what the global tables hold.
+        let feed = key.replace("providers.*", "feeds.*");
+        let global = feed.strip_prefix("feeds.*.").filter(|rest| rest.contains('.')).unwrap_or(&feed);
+        assert!(
+            told.contains(key) || told.contains(&feed) || told.contains(global),
+            "{key} is not in config.example.toml"
+        );
+    }
+    assert!(known_keys().len() > 60, "the keys were found");
+}
+
+#[test]
+fn the_example_s_defaults_are_the_defaults() {
+    let pem = "-----BEGIN CERTIFICATE-----\n";
+    let full = example_in_full();
+    // Of the feed, its URL alone: so what the global tables say shows.
+    let global = full.split("[hosts.").next().unwrap();
+    let place = Place::new(&[("feedmirror.toml", &format!("{global}\n{FEED}")), ("ops.token", "s"), ("ca.pem", pem)]);
+    let config = place.load().unwrap();
+    let plain = load(FEED).1.unwrap();
+    let (told, default) = (feed(&config, "a"), feed(&plain, "a"));
+    assert_eq!((told.poll, told.retry, told.resync), (default.poll, default.retry, default.resync));
+    let without_examples = HttpSettings { proxy: None, ca_file: None, allow_hosts: Vec::new(), ..told.http };
+    assert_eq!(without_examples, default.http);
+    assert_eq!(config.hosts, plain.hosts);
+    assert_eq!(config.log, plain.log);
+    assert_eq!(config.ops.listen, plain.ops.listen);
+    assert_eq!(config.database, place.0.path().join("mirror.db"));
+}
