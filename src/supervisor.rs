@@ -1,5 +1,7 @@
 //! A feed's endpoints and mode: starts their loops, restarts them after a panic, pauses and drains them.
 
+pub mod control;
+
 use std::time::Duration;
 
 use crate::feed::{Dialect, FeedName, Order, Ties};

@@ -1,0 +1,90 @@
+//! What operators can ask of a running mirror, and the handle to ask with.
+
+use tokio::sync::{mpsc, oneshot};
+
+/// An operator's order to one feed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// Stop, restarts included.
+    Pause,
+    /// Go on; a purged feed begins anew.
+    Resume,
+    /// Ask now, whatever the wait.
+    PollNow,
+    /// Read the feed anew; what the source says replaces what is newer if `trust_source`.
+    Resync {
+        /// Whether the walk replaces what was stored before it began, newer or not.
+        trust_source: bool,
+    },
+    /// Let a held sweep go on.
+    AcceptSweep,
+    /// Put the poll cursor at this URL.
+    Seek(String),
+    /// Remove the feed's rows, quarantine and cursors.
+    Purge,
+}
+
+/// An operator's order to one quarantine row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QuarantineOrder {
+    /// Read it again; a row that can be read now is applied and leaves quarantine.
+    Retry,
+    /// Remove it.
+    Drop,
+}
+
+/// Why an order was not carried out.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ControlError {
+    /// No such feed or row.
+    #[error("{0}")]
+    Unknown(String),
+    /// It can't be done as things are; the words say why.
+    #[error("{0}")]
+    Refused(String),
+    /// The mirror is stopping.
+    #[error("the mirror is stopping")]
+    Stopping,
+}
+
+pub(super) enum Request {
+    Feed(String, Order, oneshot::Sender<Result<String, ControlError>>),
+    Quarantine(i64, QuarantineOrder, oneshot::Sender<Result<String, ControlError>>),
+    Ping(oneshot::Sender<()>),
+}
+
+/// Asks the supervisor; cheap to clone.
+#[derive(Clone)]
+pub struct Control(pub(super) mpsc::Sender<Request>);
+
+impl Control {
+    /// Gives a feed an order; the answer says in words what was done.
+    ///
+    /// # Errors
+    /// When there is no such feed, or the order can't be carried out.
+    pub async fn feed(&self, name: &str, order: Order) -> Result<String, ControlError> {
+        self.ask(|reply| Request::Feed(name.to_owned(), order, reply)).await?
+    }
+
+    /// Gives a quarantine row an order; the answer says in words what was done.
+    ///
+    /// # Errors
+    /// When there is no such row, or it still can't be read.
+    pub async fn quarantine(&self, id: i64, order: QuarantineOrder) -> Result<String, ControlError> {
+        self.ask(|reply| Request::Quarantine(id, order, reply)).await?
+    }
+
+    /// Returns once the supervisor has answered: it is alive.
+    ///
+    /// # Errors
+    /// When it is stopping.
+    pub async fn ping(&self) -> Result<(), ControlError> {
+        self.ask(Request::Ping).await
+    }
+
+    async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> Result<T, ControlError> {
+        let (reply, answer) = oneshot::channel();
+        self.0.send(request(reply)).await.map_err(|_| ControlError::Stopping)?;
+        answer.await.map_err(|_| ControlError::Stopping)
+    }
+}
