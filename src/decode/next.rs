@@ -212,8 +212,16 @@ mod tests {
         let body = format!(r#"{{"items":[{ITEM}]}}"#);
         for (asked, configured, made) in [
             ("http://h/f", None, None),
-            ("http://h/f?limit=5", Some(Dialect::Timestamp), Some("http://h/f?limit=5&afterTimestamp=7&afterId=%7Ba%20b%7D")),
-            ("http://h/f?AFTERID=x&a&afterTimestamp=1", None, Some("http://h/f?AFTERID=%7Ba%20b%7D&a&afterTimestamp=7")),
+            (
+                "http://h/f?limit=5",
+                Some(Dialect::Timestamp),
+                Some("http://h/f?limit=5&afterTimestamp=7&afterId=%7Ba%20b%7D"),
+            ),
+            (
+                "http://h/f?AFTERID=x&a&afterTimestamp=1",
+                None,
+                Some("http://h/f?AFTERID=%7Ba%20b%7D&a&afterTimestamp=7"),
+            ),
             ("http://h/f?afterChangeNumber=3", None, Some("http://h/f?afterChangeNumber=7")),
             ("http://h/f?after=x&from=1", None, Some("http://h/f?after=%7Ba%20b%7D&from=7")),
             ("http://h/f?afterChangeNumber=7", None, None),

@@ -182,7 +182,13 @@ impl Instant {
         }
         let (year, month, day) = (number(&b[0..4])?, number(&b[5..7])?, number(&b[8..10])?);
         let (hour, minute, second) = (number(&b[11..13])?, number(&b[14..16])?, number(&b[17..19])?);
-        if !(1..=12).contains(&month) || day < 1 || day > days_in(year, month) || hour > 23 || minute > 59 || second > 60 {
+        if !(1..=12).contains(&month)
+            || day < 1
+            || day > days_in(year, month)
+            || hour > 23
+            || minute > 59
+            || second > 60
+        {
             return None;
         }
         let mut at = 19;
@@ -339,7 +345,8 @@ mod tests {
             (-50i64..50).prop_map(Modified::Int),
             "-?[0-9]{1,4}(\\.[0-9]{1,3})?(e-?[0-9]{1,2})?".prop_map(|s| Modified::from_number(&s)),
             "[0-9a-fA-F]{1,6}".prop_map(|s| Modified::Text(s.into())),
-            "20(14|24)-0[1-3]-[0-3][0-9]T0[0-9]:00:00(\\.[0-9]{1,3})?(Z|\\+01:00)".prop_map(|s| Modified::Text(s.into())),
+            "20(14|24)-0[1-3]-[0-3][0-9]T0[0-9]:00:00(\\.[0-9]{1,3})?(Z|\\+01:00)"
+                .prop_map(|s| Modified::Text(s.into())),
             ".{0,4}".prop_map(|s| Modified::Text(s.into())),
         ]
     }

@@ -340,9 +340,12 @@ impl Requests {
     pub fn mask(&self, text: &str) -> String {
         let mut masked = text.to_owned();
         for (name, value, hidden) in &self.secrets().query {
-            let value = value.expose_secret();
-            if *hidden && masked.contains(value) {
-                masked = masked.replace(value, &format!("{{{name}}}"));
+            let sent = value.expose_secret();
+            let plain: String = url::form_urlencoded::parse(sent.as_bytes()).map(|(name, _)| name).collect();
+            for form in [sent, plain.as_str()] {
+                if *hidden && !form.is_empty() && masked.contains(form) {
+                    masked = masked.replace(form, &format!("{{{name}}}"));
+                }
             }
         }
         masked
@@ -397,7 +400,9 @@ impl Requests {
         let deadline = Instant::now() + self.settings.page_timeout;
         let limit = self.settings.page_timeout;
         let answer = timeout_at(deadline, self.follow(url, etag, expected.max(EXPECTED_BYTES), budget)).await;
-        answer.unwrap_or_else(|_| Err(Failure::Timeout(format!("the page took longer than {limit:?} (http.page_timeout)"))))
+        answer.unwrap_or_else(|_| {
+            Err(Failure::Timeout(format!("the page took longer than {limit:?} (http.page_timeout)")))
+        })
     }
 
     async fn follow(&self, url: &str, etag: Option<&str>, expected: u64, budget: &Budget) -> Result<Answer, Failure> {
@@ -596,7 +601,8 @@ fn fresh_for(headers: &HeaderMap) -> Option<Duration> {
     if directives.iter().any(|directive| ["no-store", "no-cache"].contains(directive)) {
         return None;
     }
-    let max_age = directives.iter().find_map(|directive| directive.strip_prefix("max-age=")?.trim_matches('"').parse().ok());
+    let max_age =
+        directives.iter().find_map(|directive| directive.strip_prefix("max-age=")?.trim_matches('"').parse().ok());
     let lifetime: u64 = match max_age {
         Some(seconds) => seconds,
         None => {

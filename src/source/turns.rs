@@ -313,9 +313,14 @@ mod tests {
 
     #[test]
     fn patterns_match_hosts_ports_and_domains() {
-        for (pattern, matched) in
-            [("h.example", true), ("H.example", true), ("h.example:80", true), ("h.example:81", false), ("*.example", true), ("*.h.example", false)]
-        {
+        for (pattern, matched) in [
+            ("h.example", true),
+            ("H.example", true),
+            ("h.example:80", true),
+            ("h.example:81", false),
+            ("*.example", true),
+            ("*.h.example", false),
+        ] {
             assert_eq!(matches(pattern, "h.example", "h.example:80"), matched, "{pattern}");
         }
     }

@@ -32,6 +32,18 @@ pub struct Delivery {
     pub order: Order,
     /// The feed's rule for ties.
     pub ties: Ties,
+    /// Released once the delivery is committed or given up: its share of the memory budget.
+    pub held: Held,
+}
+
+/// Whatever has to be kept for as long as a delivery waits.
+#[derive(Default)]
+pub struct Held(pub Option<Box<dyn std::any::Any + Send>>);
+
+impl std::fmt::Debug for Held {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Held")
+    }
 }
 
 /// What a delivery is for, and which cursor moves with it.
@@ -97,6 +109,23 @@ impl Applied {
     /// Items written.
     pub fn written(&self) -> u64 {
         self.new + self.changed
+    }
+
+    /// Records looked at.
+    pub fn records(&self) -> u64 {
+        self.written() + self.same + self.older + self.tied + self.quarantined
+    }
+
+    /// Adds what became of another delivery.
+    pub fn add(&mut self, other: Self) {
+        self.new += other.new;
+        self.changed += other.changed;
+        self.deleted += other.deleted;
+        self.same += other.same;
+        self.older += other.older;
+        self.tied += other.tied;
+        self.quarantined += other.quarantined;
+        self.suspect = other.suspect.or(self.suspect.take());
     }
 }
 
@@ -423,21 +452,18 @@ fn insert(
     let number = matches!(item.modified, Modified::Number(_));
     let flags = if deleted { DELETED } else { 0 } | if number { NUMBER } else { 0 };
     let data = (!deleted).then(|| delivery.page.data(item));
-    bench
-        .db
-        .prepare_cached("INSERT INTO item VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)")?
-        .execute(params![
-            seq,
-            feed,
-            key,
-            kind,
-            delivery.transport.code(),
-            flags,
-            delivery.at,
-            &*item.id,
-            SqlModified(&item.modified),
-            data
-        ])?;
+    bench.db.prepare_cached("INSERT INTO item VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)")?.execute(params![
+        seq,
+        feed,
+        key,
+        kind,
+        delivery.transport.code(),
+        flags,
+        delivery.at,
+        &*item.id,
+        SqlModified(&item.modified),
+        data
+    ])?;
     Ok(())
 }
 
@@ -448,7 +474,9 @@ impl rusqlite::ToSql for SqlModified<'_> {
     fn to_sql(&self) -> rusqlite::Result<rusqlite::types::ToSqlOutput<'_>> {
         Ok(match self.0 {
             Modified::Int(n) => (*n).into(),
-            Modified::Number(text) | Modified::Text(text) => rusqlite::types::ToSqlOutput::Borrowed(ValueRef::Text(text.as_bytes())),
+            Modified::Number(text) | Modified::Text(text) => {
+                rusqlite::types::ToSqlOutput::Borrowed(ValueRef::Text(text.as_bytes()))
+            }
         })
     }
 }
@@ -488,7 +516,8 @@ fn notice_class(bench: &Bench<'_>, delivery: &Delivery, feed: &mut Feed) -> Resu
             other => i64::from(other.class(delivery.order)),
         };
         if feed.class != 0 && feed.class != class {
-            let detail = format!("item {} has `modified` {}: another kind of value than before", item.id, item.modified);
+            let detail =
+                format!("item {} has `modified` {}: another kind of value than before", item.id, item.modified);
             let finding = crate::feed::Finding { rule: "modified-class", detail, count: 1 };
             journal::finding(bench, feed.id, delivery.at, &finding)?;
         }
@@ -528,7 +557,7 @@ fn write_feed(
     let mut update = bench.db.prepare_cached(
         "UPDATE feed SET items = items + ?2, tombstones = tombstones + ?3, differing = ?4, class = ?5,
              changed_at = iif(?6, ?9, changed_at), polled_at = iif(?7, ?9, polled_at),
-             level_at = iif(?8, ?9, level_at), license = coalesce(?10, license), suspect = coalesce(suspect, ?11)
+             level_at = iif(?8, ?9, level_at), read_anew_at = iif(?8, coalesce(read_anew_at, ?9), read_anew_at), license = coalesce(?10, license), suspect = coalesce(suspect, ?11)
          WHERE id = ?1",
     )?;
     update.execute(params![

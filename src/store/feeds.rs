@@ -51,6 +51,10 @@ pub struct StoredFeed {
     pub next_poll_at: Option<Millis>,
     /// When the last resync that nobody asked for began.
     pub resynced_at: Option<Millis>,
+    /// When it was last read whole.
+    pub read_anew_at: Option<Millis>,
+    /// Away for longer than the publisher remembers deletions: to be read anew once level.
+    pub stale: bool,
     /// The resync under way.
     pub resync: Option<Resync>,
 }
@@ -76,7 +80,8 @@ impl Store {
     pub async fn started(&self, at: Millis, ops_address: Option<String>) -> Result<(), StoreError> {
         self.submit(Weight::default(), move |bench| {
             let version = env!("CARGO_PKG_VERSION");
-            let sql = "UPDATE mirror_state SET version = ?1, started_at = ?2, ops_address = ?3, webhooks_address = NULL";
+            let sql =
+                "UPDATE mirror_state SET version = ?1, started_at = ?2, ops_address = ?3, webhooks_address = NULL";
             bench.db.execute(sql, params![version, at, ops_address])?;
             Ok(journal::event(bench, None, at, "started", &format!("feedmirror {version}"))?)
         })
@@ -129,6 +134,46 @@ impl Store {
         .await
     }
 
+    /// Says why a healthy feed does nothing at the moment, until the next note.
+    ///
+    /// # Errors
+    /// When a statement fails or the writer has stopped.
+    pub async fn note_waiting(&self, feed: i64, reason: String) -> Result<(), StoreError> {
+        self.submit(Weight::default(), move |bench| {
+            let sql = "UPDATE endpoint SET reason = ?2 WHERE feed = ?1 AND transport = 0 AND health = 'ok'";
+            bench.db.prepare_cached(sql)?.execute(params![feed, reason])?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Marks a feed whose publisher contradicts the mirror; only a resync ends it.
+    ///
+    /// # Errors
+    /// When a statement fails or the writer has stopped.
+    pub async fn suspect(&self, feed: i64, at: Millis, reason: String) -> Result<(), StoreError> {
+        self.submit(Weight::default(), move |bench| {
+            let sql = "UPDATE feed SET suspect = ?2 WHERE id = ?1 AND suspect IS NULL";
+            if bench.db.prepare_cached(sql)?.execute(params![feed, reason])? > 0 {
+                journal::event(bench, Some(feed), at, "suspect", &reason)?;
+            }
+            set_health(bench, feed, at, Health::Ok, None)
+        })
+        .await
+    }
+
+    /// Notes that a feed was away for longer than its publisher remembers deletions.
+    ///
+    /// # Errors
+    /// When a statement fails or the writer has stopped.
+    pub async fn mark_stale(&self, feed: i64, at: Millis, detail: String) -> Result<(), StoreError> {
+        self.submit(Weight::default(), move |bench| {
+            bench.db.execute("UPDATE feed SET stale = 1 WHERE id = ?1", [feed])?;
+            Ok(journal::event(bench, Some(feed), at, "stale", &detail)?)
+        })
+        .await
+    }
+
     /// Notes that a feed keeps itself current in another way.
     ///
     /// # Errors
@@ -136,8 +181,7 @@ impl Store {
     pub async fn set_mode(&self, feed: i64, at: Millis, mode: Mode, why: &str) -> Result<(), StoreError> {
         let why = why.to_owned();
         self.submit(Weight::default(), move |bench| {
-            let before: String =
-                bench.db.query_row("SELECT mode FROM feed WHERE id = ?1", [feed], |row| row.get(0))?;
+            let before: String = bench.db.query_row("SELECT mode FROM feed WHERE id = ?1", [feed], |row| row.get(0))?;
             if before == mode.as_str() {
                 return Ok(());
             }
@@ -234,13 +278,7 @@ fn register(bench: &mut Bench<'_>, at: Millis, feed: &Registration) -> Result<()
 }
 
 /// Another path or host is another beginning: the feed is read anew, trusting the source, its rows kept meanwhile.
-fn change_url(
-    bench: &mut Bench<'_>,
-    id: i64,
-    at: Millis,
-    before: &str,
-    feed: &Registration,
-) -> Result<(), StoreError> {
+fn change_url(bench: &mut Bench<'_>, id: i64, at: Millis, before: &str, feed: &Registration) -> Result<(), StoreError> {
     bench.db.execute("UPDATE feed SET url = ?2 WHERE id = ?1", params![id, feed.url])?;
     let cursor: Option<String> =
         bench.db.query_row("SELECT cursor FROM endpoint WHERE feed = ?1 AND transport = 0", [id], |row| row.get(0))?;
@@ -332,7 +370,7 @@ pub(super) fn read(bench: &Bench<'_>, name: &str) -> Result<StoredFeed, StoreErr
         .db
         .prepare_cached(
             "SELECT f.id, f.generation, e.cursor, f.mode, e.health, e.reason, e.since, f.paused, f.purged, f.failures,
-                    f.level_at, f.polled_at, f.next_poll_at, f.resynced_at
+                    f.level_at, f.polled_at, f.next_poll_at, f.resynced_at, f.read_anew_at, f.stale
              FROM feed f JOIN endpoint e ON e.feed = f.id AND e.transport = 0 WHERE f.name = ?1",
         )?
         .query_row([name], |row| {
@@ -351,6 +389,8 @@ pub(super) fn read(bench: &Bench<'_>, name: &str) -> Result<StoredFeed, StoreErr
                 polled_at: row.get(11)?,
                 next_poll_at: row.get(12)?,
                 resynced_at: row.get(13)?,
+                read_anew_at: row.get(14)?,
+                stale: row.get(15)?,
                 resync: None,
             })
         })

@@ -90,7 +90,13 @@ pub(super) fn refusal(
 }
 
 /// A mode or health change, resync, sweep, restart: of a feed, or of the mirror itself.
-pub(super) fn event(bench: &Bench<'_>, feed: Option<i64>, at: Millis, what: &str, detail: &str) -> rusqlite::Result<()> {
+pub(super) fn event(
+    bench: &Bench<'_>,
+    feed: Option<i64>,
+    at: Millis,
+    what: &str,
+    detail: &str,
+) -> rusqlite::Result<()> {
     bench
         .db
         .prepare_cached("INSERT INTO event (at, feed, what, detail) VALUES (?1, ?2, ?3, ?4)")?
@@ -124,6 +130,27 @@ impl Store {
     /// When the statement fails or the writer has stopped.
     pub async fn finding(&self, feed: i64, at: Millis, found: Finding) -> Result<(), StoreError> {
         self.submit(Weight::default(), move |bench| Ok(finding(bench, feed, at, &found)?)).await
+    }
+
+    /// The feed, transport and text of a quarantine row, to be read again.
+    ///
+    /// # Errors
+    /// When the statement fails or the writer has stopped.
+    pub async fn quarantined(&self, id: i64) -> Result<Option<(String, Transport, String)>, StoreError> {
+        self.submit(Weight::default(), move |bench| {
+            let found = bench
+                .db
+                .prepare_cached(
+                    "SELECT f.name, q.transport, q.raw FROM quarantined q JOIN feed f ON f.id = q.feed WHERE q.id = ?1",
+                )?
+                .query_row([id], |row| {
+                    let transport = Transport::from_code(row.get(1)?).unwrap_or(Transport::Poll);
+                    Ok((row.get(0)?, transport, row.get(2)?))
+                })
+                .optional()?;
+            Ok(found)
+        })
+        .await
     }
 
     /// Removes a quarantine row; false when there is none with this number.

@@ -19,10 +19,17 @@ pub(super) fn record(bench: &Bench<'_>, feed: i64, at: Millis, asked: &str, witn
     let newest: Option<i64> =
         db.prepare_cached("SELECT max(n) FROM position WHERE feed = ?1")?.query_row([feed], |row| row.get(0))?;
     let n = newest.map_or(0, |n| n + 1);
-    db.prepare_cached("INSERT INTO position VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?
-        .execute(params![feed, n, at, asked, &*witness.kind, &*witness.id])?;
+    db.prepare_cached("INSERT INTO position VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?.execute(params![
+        feed,
+        n,
+        at,
+        asked,
+        &*witness.kind,
+        &*witness.id
+    ])?;
     let mut every = 4;
-    let mut delete = db.prepare_cached("DELETE FROM position WHERE feed = ?1 AND n <= ?2 AND n > ?3 AND n % ?4 <> 0")?;
+    let mut delete =
+        db.prepare_cached("DELETE FROM position WHERE feed = ?1 AND n <= ?2 AND n > ?3 AND n % ?4 <> 0")?;
     while n >= KEPT * every / 4 {
         // Only what crossed into this density since the last record can be due.
         let edge = n - KEPT * every / 4;
@@ -44,7 +51,8 @@ impl Store {
 }
 
 fn find(bench: &Bench<'_>, feed: i64, before: Millis) -> rusqlite::Result<Option<String>> {
-    let mut rows = bench.db.prepare_cached("SELECT at, cursor, kind, id FROM position WHERE feed = ?1 ORDER BY n DESC")?;
+    let mut rows =
+        bench.db.prepare_cached("SELECT at, cursor, kind, id FROM position WHERE feed = ?1 ORDER BY n DESC")?;
     let mut rows = rows.query([feed])?;
     let mut live_after = false;
     while let Some(row) = rows.next()? {

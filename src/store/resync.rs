@@ -92,6 +92,14 @@ impl Store {
         .await
     }
 
+    /// Forgets a resync under way; nothing is swept.
+    ///
+    /// # Errors
+    /// When a statement fails or the writer has stopped.
+    pub async fn cancel_resync(&self, feed: i64) -> Result<(), StoreError> {
+        self.submit(Weight::default(), move |bench| Ok(clear(bench, feed)?)).await
+    }
+
     /// Ends a walk that has come to its end: takes its cursor over, then sweeps or holds the sweep.
     /// `max_sweep` is the share of live items that may go unasked.
     ///
@@ -104,13 +112,15 @@ impl Store {
         let mut unseen = 0;
         let mut place = None;
         loop {
-            let (count, next) =
-                self.submit(Weight { large: true, ..Weight::default() }, move |bench| unseen_rows(bench, feed, place)).await?;
+            let (count, next) = self
+                .submit(Weight { large: true, ..Weight::default() }, move |bench| unseen_rows(bench, feed, place))
+                .await?;
             unseen += count.len() as i64;
             let Some(next) = next else { break };
             place = Some(next);
         }
-        let held = self.submit(Weight::default(), move |bench| hold_or_sweep(bench, feed, at, unseen, max_sweep)).await?;
+        let held =
+            self.submit(Weight::default(), move |bench| hold_or_sweep(bench, feed, at, unseen, max_sweep)).await?;
         match held {
             Some(live) => Ok(Ended::Held(unseen, live)),
             None => self.sweep(feed, at).await.map(Ended::Done),
@@ -159,7 +169,9 @@ pub(super) fn begin(
     trust: Trust,
     automatic: bool,
 ) -> Result<(), StoreError> {
-    if read(bench, feed)?.is_some_and(|running| running.trust == trust && running.stage == Stage::Walk && trust == Trust::No) {
+    if read(bench, feed)?
+        .is_some_and(|running| running.trust == trust && running.stage == Stage::Walk && trust == Trust::No)
+    {
         return Ok(());
     }
     clear(bench, feed)?;
@@ -172,6 +184,7 @@ pub(super) fn begin(
         // A source to be trusted anew may not know its old positions: a look-back from them would accuse it again.
         bench.db.execute("DELETE FROM position WHERE feed = ?1", [feed])?;
     }
+    bench.db.execute("UPDATE feed SET stale = 0 WHERE id = ?1", [feed])?;
     if automatic {
         bench.db.execute("UPDATE feed SET resynced_at = ?2 WHERE id = ?1", [feed, at])?;
     }
@@ -230,7 +243,11 @@ struct Unseen {
 }
 
 /// The unseen among the next rows in key order, and where to go on; `None` at the end.
-fn unseen_rows(bench: &mut Bench<'_>, feed: i64, after: Option<Place>) -> Result<(Vec<Unseen>, Option<Place>), StoreError> {
+fn unseen_rows(
+    bench: &mut Bench<'_>,
+    feed: i64,
+    after: Option<Place>,
+) -> Result<(Vec<Unseen>, Option<Place>), StoreError> {
     let (key, seq) = after.unwrap_or((i64::MIN, i64::MIN));
     let mut select = bench.db.prepare_cached(
         "SELECT i.seq, i.key, i.flags,
@@ -316,7 +333,7 @@ fn sweep_step(
 /// A completed resync ends `suspect`.
 fn finish(bench: &mut Bench<'_>, feed: i64, at: Millis, swept: i64) -> Result<(), StoreError> {
     clear(bench, feed)?;
-    bench.db.execute("UPDATE feed SET suspect = NULL, differing = 0 WHERE id = ?1", [feed])?;
+    bench.db.execute("UPDATE feed SET suspect = NULL, differing = 0, read_anew_at = ?2 WHERE id = ?1", [feed, at])?;
     journal::event(bench, Some(feed), at, "resync-done", &format!("{swept} items swept"))?;
     let suspect: bool = bench.db.query_row(
         "SELECT health = 'suspect' FROM endpoint WHERE feed = ?1 AND transport = 0",

@@ -203,7 +203,9 @@ impl Bench<'_> {
         }
         let id = self
             .db
-            .prepare_cached("INSERT INTO kind (name) VALUES (?1) ON CONFLICT (name) DO UPDATE SET name = name RETURNING id")?
+            .prepare_cached(
+                "INSERT INTO kind (name) VALUES (?1) ON CONFLICT (name) DO UPDATE SET name = name RETURNING id",
+            )?
             .query_row([name], |row| row.get(0))?;
         self.kinds.insert(name.to_owned(), id);
         Ok(id)
@@ -348,7 +350,8 @@ impl Writer {
                 results.push(self.one(job)?);
                 at += 1;
             }
-            let small_in_large = jobs.iter().any(|job| job.weight.large) && jobs.last().is_some_and(|job| !job.weight.large);
+            let small_in_large =
+                jobs.iter().any(|job| job.weight.large) && jobs.last().is_some_and(|job| !job.weight.large);
             let open = wanted < GROUP_ITEMS && started.elapsed() < GROUP_TIME;
             let next = self.queue.another(|weight| {
                 let kept_apart = small_in_large && weight.large;

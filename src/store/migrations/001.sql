@@ -36,6 +36,8 @@ CREATE TABLE feed (
     differing   INTEGER NOT NULL DEFAULT 0,      -- the last 20 differing polled items, a bit each: 1 was refused as older
     class       INTEGER NOT NULL DEFAULT 0,      -- the class of the last `modified`, for the finding when it changes
     resynced_at INTEGER,                         -- when the last resync that nobody asked for began
+    read_anew_at INTEGER,                        -- when it was last read whole, from its beginning to its end
+    stale       INTEGER NOT NULL DEFAULT 0,      -- away for longer than the publisher remembers deletions: resync when level
     quarantine_rows    INTEGER NOT NULL DEFAULT 0,
     quarantine_bytes   INTEGER NOT NULL DEFAULT 0,
     quarantine_dropped INTEGER NOT NULL DEFAULT 0

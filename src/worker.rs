@@ -1,0 +1,137 @@
+//! One endpoint's loop: receive → decode → apply → outcome. The only place where source, decode and store meet.
+//!
+//! Guarantees: what a page says is handed to the store with the cursor it was asked with; a walk stops at the first
+//! page that could not be had, and says why; every wait also listens for cancellation.
+
+pub mod poll;
+pub mod resync;
+pub mod walk;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{Notify, Semaphore};
+
+use crate::decode::rpde::Reading;
+use crate::feed::{Dialect, FeedName, Ties};
+use crate::schedule::{PollSettings, RetrySettings};
+use crate::source::budget::Budget;
+use crate::source::http::Requests;
+use crate::source::turns::Host;
+use crate::store::Store;
+
+/// What all endpoints share.
+#[derive(Clone)]
+pub struct Shared {
+    /// The mirror.
+    pub store: Store,
+    /// Bytes in flight.
+    pub budget: Budget,
+    /// Pages decoded at once: more than there are cores would only hold memory.
+    pub decoders: Arc<Semaphore>,
+}
+
+/// One feed at work.
+pub struct Feed {
+    /// What it shares with the others.
+    pub shared: Shared,
+    /// Its number in the store.
+    pub id: i64,
+    /// Its name.
+    pub name: FeedName,
+    /// Its own URL, where it begins.
+    pub url: String,
+    /// Its requests.
+    pub requests: Requests,
+    /// Its host's line.
+    pub host: Arc<Host>,
+    /// How its records are read.
+    pub reading: Reading,
+    /// How a missing `next` is made.
+    pub dialect: Option<Dialect>,
+    /// Its rule for ties.
+    pub ties: Ties,
+    /// How often it is asked.
+    pub poll: PollSettings,
+    /// How its errors back off.
+    pub retry: RetrySettings,
+    /// How long its publisher remembers deletions.
+    pub retention: Duration,
+    /// How often it is read anew unasked.
+    pub resync_every: Option<Duration>,
+    /// The share of its live items that a sweep may remove unasked.
+    pub max_sweep: f64,
+    /// How long its rows are kept once it is gone.
+    pub purge_gone_after: Option<Duration>,
+    /// The longest a single request may take.
+    pub page_timeout: Duration,
+    /// What it has done since the start.
+    pub counts: Counts,
+    /// Wakes its poll loop.
+    pub poll_now: Notify,
+    /// Wakes its resync loop.
+    pub resync_now: Notify,
+    /// When its loops must have shown a sign of life.
+    pub pulses: [Pulse; 2],
+}
+
+/// What a feed has done since the start.
+#[derive(Debug, Default)]
+pub struct Counts {
+    /// Pages committed.
+    pub pages: AtomicU64,
+    /// Bytes over the wire.
+    pub bytes: AtomicU64,
+    /// Records read.
+    pub records: AtomicU64,
+    /// Items written.
+    pub written: AtomicU64,
+    /// Records quarantined.
+    pub quarantined: AtomicU64,
+    /// The likely size of its next page, bytes once decompressed.
+    pub expected: AtomicU64,
+}
+
+impl Counts {
+    fn add(counter: &AtomicU64, n: u64) {
+        counter.fetch_add(n, Ordering::Relaxed);
+    }
+}
+
+/// A loop's promise to show a sign of life; what a watchdog watches.
+#[derive(Debug)]
+pub struct Pulse {
+    origin: Instant,
+    due_ms: AtomicU64,
+}
+
+impl Default for Pulse {
+    fn default() -> Self {
+        Self { origin: Instant::now(), due_ms: AtomicU64::new(u64::MAX) }
+    }
+}
+
+impl Pulse {
+    /// The loop will be back within `time`, or it hangs.
+    pub fn within(&self, time: Duration) {
+        const SLACK: Duration = Duration::from_secs(120);
+        let due = self.origin.elapsed() + time + SLACK;
+        self.due_ms.store(u64::try_from(due.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// The loop waits for something that may take forever, by design.
+    pub fn rest(&self) {
+        self.due_ms.store(u64::MAX, Ordering::Relaxed);
+    }
+
+    /// Whether the loop has missed its promise.
+    pub fn is_overdue(&self) -> bool {
+        u128::from(self.due_ms.load(Ordering::Relaxed)) < self.origin.elapsed().as_millis()
+    }
+}
+
+/// A random number from 0 to 1, for jitter.
+fn chance() -> f64 {
+    rand::random()
+}
