@@ -1,1 +1,5 @@
-fn main(){}
+//! Maps what came of the command line to an exit code.
+
+fn main() -> std::process::ExitCode {
+    feedmirror::cli::main()
+}

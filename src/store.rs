@@ -232,14 +232,15 @@ fn migrate(connection: &mut Connection, path: &Path) -> Result<(), StoreError> {
     let sql = |error| explain(path, error);
     let pragma = |name: &str| connection.pragma_query_value(None, name, |row| row.get::<_, i32>(0)).map_err(sql);
     let (application, version) = (pragma("application_id")?, pragma("user_version")?);
-    let tables: i64 =
-        connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0)).map_err(sql)?;
+    let tables: i64 = connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0)).map_err(sql)?;
     if application != APPLICATION_ID && (tables > 0 || application != 0) {
         return Err(unusable("it is a database of another program: name another file".into()));
     }
     if version > SCHEMA_VERSION {
         let ours = SCHEMA_VERSION;
-        return Err(unusable(format!("it has layout {version}, this feedmirror knows up to {ours}: upgrade feedmirror")));
+        return Err(unusable(format!(
+            "it has layout {version}, this feedmirror knows up to {ours}: upgrade feedmirror"
+        )));
     }
     if tables == 0 {
         connection.pragma_update(None, "page_size", PAGE_BYTES).map_err(sql)?;
@@ -270,14 +271,15 @@ fn check_small_files(connection: &Connection, path: &Path) -> Result<(), StoreEr
     if std::fs::metadata(path).map_or(0, |m| m.len()) > CHECKED_BYTES {
         return Ok(());
     }
-    let problem: String = connection
-        .query_row("PRAGMA quick_check(1)", [], |row| row.get(0))
-        .map_err(|error| explain(path, error))?;
+    let problem: String =
+        connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)).map_err(|error| explain(path, error))?;
     if problem == "ok" {
         return Ok(());
     }
     Err(StoreError::Unusable {
         path: path.to_owned(),
-        problem: format!("it is damaged ({problem}): restore a snapshot, or move it away and let the feeds be read anew"),
+        problem: format!(
+            "it is damaged ({problem}): restore a snapshot, or move it away and let the feeds be read anew"
+        ),
     })
 }

@@ -4,7 +4,8 @@ use std::io::{self, Write};
 
 use serde::Serialize;
 
-use crate::config::{Config, Errors, Problem, Scope};
+use super::{Exit, Globals};
+use crate::config::{self, Config, Errors, Overrides, Problem, Scope};
 
 /// What `check` is told.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -52,6 +53,20 @@ struct Row<'a> {
     key: &'a str,
     value: Option<&'a str>,
     message: &'a str,
+}
+
+/// Loads the configuration, asks every endpoint if told to, and prints what was found.
+///
+/// # Errors
+/// When standard output can't be written.
+pub fn run(globals: &Globals, args: Args) -> anyhow::Result<Exit> {
+    let loaded = config::load(globals.config.as_deref(), &Overrides::default());
+    let verdict = print(&mut io::stdout().lock(), &args, &loaded, &[])?;
+    Ok(match verdict {
+        Verdict::Sound => Exit::Done,
+        Verdict::Unreachable => Exit::Failed,
+        Verdict::Mistaken => Exit::Usage,
+    })
 }
 
 /// Prints what loading the configuration found, and what the probes did, if there were any.

@@ -1,0 +1,213 @@
+//! The command line: parses, lets one verb act, and maps what came of it to an exit code.
+//!
+//! Results go to standard output and nothing else does; what is wrong goes to standard error in one line that names it.
+
+pub mod changes;
+pub mod check;
+pub mod control;
+pub mod demo;
+pub mod events;
+pub mod export;
+pub mod findings;
+pub mod place;
+pub mod quarantine;
+pub mod run;
+pub mod shell;
+pub mod simulate;
+pub mod status;
+pub mod sync;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+use crate::config::Errors;
+use crate::store::StoreError;
+
+/// What the process says with its exit code; `systemd/feedmirror.service` and README list them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// Done.
+    Done,
+    /// It could not be done; standard error says why.
+    Failed,
+    /// The command line or the configuration is wrong.
+    Usage,
+    /// Some feeds did not get level.
+    NotLevel,
+    /// The database is unusable: damaged, foreign, or from a newer version.
+    Database,
+    /// Another daemon holds the database.
+    Held,
+}
+
+impl Exit {
+    /// The process's exit code.
+    pub const fn code(self) -> u8 {
+        match self {
+            Self::Done => 0,
+            Self::Failed => 1,
+            Self::Usage => 2,
+            Self::NotLevel => 3,
+            Self::Database => 4,
+            Self::Held => 5,
+        }
+    }
+
+    fn of(error: &anyhow::Error) -> Self {
+        if error.is::<Errors>() {
+            return Self::Usage;
+        }
+        match error.downcast_ref::<StoreError>() {
+            Some(StoreError::Held(_)) => Self::Held,
+            Some(error) if error.is_fatal() => Self::Database,
+            _ => Self::Failed,
+        }
+    }
+}
+
+/// What all verbs are told.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct Globals {
+    /// The configuration; by default feedmirror.toml here, else /etc/feedmirror/config.toml
+    #[arg(long, global = true, value_name = "FILE", env = "FEEDMIRROR_CONFIG")]
+    pub config: Option<PathBuf>,
+    /// Log more; twice for all of it
+    #[arg(short, long, global = true, action = clap::ArgAction::Count, conflicts_with = "quiet")]
+    pub verbose: u8,
+    /// Log errors only, and show no progress
+    #[arg(short, long, global = true)]
+    pub quiet: bool,
+}
+
+/// Keeps a local, always-current, queryable copy of other people's change feeds in one SQLite file.
+#[derive(Debug, Parser)]
+#[command(name = "feedmirror", version, max_term_width = 100, arg_required_else_help = true)]
+pub struct Cli {
+    #[command(flatten)]
+    globals: Globals,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Run the daemon: bring every configured feed level and keep it so
+    Run(run::Args),
+    /// Bring feeds level once, and exit
+    Sync(sync::Args),
+    /// Show how each feed is doing; needs no daemon
+    Status(status::Args),
+    /// Check the configuration: every mistake at once
+    Check(check::Args),
+    /// Write items to standard output or a file
+    Export(export::Args),
+    /// Print or follow the change log
+    Changes(changes::Args),
+    /// Stop reading feeds, restarts included
+    Pause(control::Feeds),
+    /// Go on with paused feeds; a purged one begins anew
+    Resume(control::Feeds),
+    /// Ask feeds now, whatever they wait for
+    PollNow(control::Feeds),
+    /// Read feeds anew, and sweep what is gone
+    Resync(control::Resync),
+    /// Put a feed's poll cursor at a URL
+    Seek(control::Seek),
+    /// Remove a feed's rows, quarantine and cursors
+    Purge(control::Purge),
+    /// Records that could not be understood
+    Quarantine(quarantine::Args),
+    /// Ways in which publishers depart from the standard
+    Findings(findings::Args),
+    /// What happened: mode and health changes, resyncs, restarts
+    Events(events::Args),
+    /// A publisher to test against, with every misbehaviour on demand
+    Simulate(simulate::Args),
+    /// See it at work: a simulated publisher, mirrored before your eyes
+    Demo(demo::Args),
+    /// Print a completion script for a shell
+    Completions(shell::Completions),
+    /// Print the manual page, or write all of them to a directory
+    Man(shell::Man),
+}
+
+/// Runs the command line that the process was given.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help asked for is a result; anything else is a wrong command line.
+            let exit = if error.use_stderr() { Exit::Usage } else { Exit::Done };
+            // Nobody is left to tell when standard error is closed.
+            let _ = error.print();
+            return ExitCode::from(exit.code());
+        }
+    };
+    let exit = act(cli).unwrap_or_else(|error| {
+        tell(&error);
+        Exit::of(&error)
+    });
+    ExitCode::from(exit.code())
+}
+
+/// The whole command line, for completions, manual pages and tests of the documents.
+pub fn command() -> clap::Command {
+    Cli::command()
+}
+
+fn act(cli: Cli) -> anyhow::Result<Exit> {
+    let globals = &cli.globals;
+    match cli.verb {
+        Verb::Run(args) => run::run(globals, args),
+        Verb::Sync(args) => sync::run(globals, args),
+        Verb::Status(args) => status::run(globals, args),
+        Verb::Check(args) => check::run(globals, args),
+        Verb::Export(args) => export::run(globals, args),
+        Verb::Changes(args) => changes::run(globals, args),
+        Verb::Pause(args) => control::pause(globals, args),
+        Verb::Resume(args) => control::resume(globals, args),
+        Verb::PollNow(args) => control::poll_now(globals, args),
+        Verb::Resync(args) => control::resync(globals, args),
+        Verb::Seek(args) => control::seek(globals, args),
+        Verb::Purge(args) => control::purge(globals, args),
+        Verb::Quarantine(args) => quarantine::run(globals, args),
+        Verb::Findings(args) => findings::run(globals, args),
+        Verb::Events(args) => events::run(globals, args),
+        Verb::Simulate(args) => simulate::run(globals, args),
+        Verb::Demo(args) => demo::run(globals, args),
+        Verb::Completions(args) => shell::completions(args),
+        Verb::Man(args) => shell::man(args),
+    }
+}
+
+#[expect(clippy::print_stderr, reason = "the one place where a verb's failure is told")]
+fn tell(error: &anyhow::Error) {
+    // A reader that went away, as `| head` does, is no mistake to report.
+    if broken_pipe(error) {
+        return;
+    }
+    eprintln!("feedmirror: {error:#}");
+}
+
+fn broken_pipe(error: &anyhow::Error) -> bool {
+    let io = error.chain().find_map(|cause| cause.downcast_ref::<std::io::Error>());
+    io.is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+}
+
+impl Globals {
+    /// The level of the log when the configuration doesn't say, or the flags overrule it.
+    fn log_level(&self, configured: &str) -> String {
+        match (self.quiet, self.verbose) {
+            (true, _) => "error".to_owned(),
+            (false, 0) => configured.to_owned(),
+            (false, 1) => "info,feedmirror=debug".to_owned(),
+            (false, _) => "debug,feedmirror=trace".to_owned(),
+        }
+    }
+}
+
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    Ok(tokio::runtime::Builder::new_multi_thread().enable_all().build()?)
+}

@@ -1,0 +1,51 @@
+//! `completions` and `man`: made from the command line's own definition, so that they can't differ from it.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+
+use anyhow::Context;
+
+use super::{Exit, command};
+
+/// What `completions` is told.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Completions {
+    /// The shell to complete in
+    shell: clap_complete::Shell,
+}
+
+/// What `man` is told.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Man {
+    /// Write the page of each command to this directory instead
+    #[arg(long, value_name = "DIR")]
+    to: Option<PathBuf>,
+}
+
+/// Prints the script.
+///
+/// # Errors
+/// When standard output can't be written.
+pub fn completions(args: Completions) -> anyhow::Result<Exit> {
+    // Written in one go: the generator panics where its writer fails, as it does behind `| head`.
+    let mut script = Vec::new();
+    clap_complete::generate(args.shell, &mut command(), "feedmirror", &mut script);
+    io::stdout().write_all(&script)?;
+    Ok(Exit::Done)
+}
+
+/// Prints the page, or writes all of them.
+///
+/// # Errors
+/// When standard output or the directory can't be written.
+pub fn man(args: Man) -> anyhow::Result<Exit> {
+    match args.to {
+        Some(directory) => {
+            std::fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
+            clap_mangen::generate_to(command(), &directory)
+                .with_context(|| format!("cannot write to {}", directory.display()))?;
+        }
+        None => clap_mangen::Man::new(command()).render(&mut io::stdout())?,
+    }
+    Ok(Exit::Done)
+}
