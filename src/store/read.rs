@@ -1,13 +1,294 @@
-//! placeholder
-use super::StoreError;
-use std::path::Path;
-/// A mirror's file, open for reading.
-pub struct Reader {}
+//! The SQLite file as readers see it: rows under their SQL names, pages of the change log, and one long read.
+//!
+//! Opening never makes a database and nothing here writes. It works beside a daemon, without one, and for a user of the
+//! file's group who may not write. Every read is one short transaction, so that no reader holds the WAL back; only
+//! [`Reader::snapshot`] reads for as long as there are rows. Nothing is shortened or put into words here.
+
+mod log;
+mod rows;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rusqlite::{Connection, OpenFlags, OptionalExtension, Params};
+
+pub use super::StoreError;
+use super::{APPLICATION_ID, SCHEMA_VERSION, explain};
+pub use crate::feed::Seq;
+pub use log::{Filter, Page};
+use rows::Columns;
+pub use rows::{
+    ChangeRow, EndpointRow, EventRow, FeedRow, FindingRow, ItemRow, MirrorRow, QuarantineCount, QuarantineRow,
+    RefusalRow, ResyncRow, Stored,
+};
+
+/// A mirror's file, open for reading. It can be sent to another thread, and used by one at a time.
+#[derive(Debug)]
+pub struct Reader {
+    db: Connection,
+    path: PathBuf,
+    file: Option<(u64, u64)>,
+}
+
 impl Reader {
-    /// Opens.
+    /// Opens the file, which must be a mirror of a layout that this program knows.
+    ///
     /// # Errors
-    /// When it can't.
-    pub fn open(_: &Path) -> Result<Self, StoreError> {
-        Err(StoreError::Closed)
+    /// [`StoreError::Unusable`] with what to do, when there is no such file, it can't be read, or it isn't a mirror.
+    pub fn open(path: &Path) -> Result<Self, StoreError> {
+        let unusable = |problem: String| StoreError::Unusable { path: path.to_owned(), problem };
+        // Never opened to look: closing a second descriptor would drop this process's own locks on the file (POSIX).
+        match std::fs::metadata(path) {
+            Ok(found) if found.is_file() => {}
+            Ok(_) => return Err(unusable("it is not a file: name a mirror's SQLite file".into())),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                let problem = "there is no such file: name a mirror with --db, or make one with feedmirror sync or run";
+                return Err(unusable(problem.into()));
+            }
+            Err(error) => return Err(unusable(format!("it can't be reached: {error}"))),
+        }
+        let db = connect(path, OpenFlags::empty())
+            .or_else(|error| at_rest(path, error))
+            .map_err(|error| refuse(path, error))?;
+        let reader = Self { db, path: path.to_owned(), file: identity(path) };
+        reader.check()?;
+        Ok(reader)
     }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether another file stands under this name by now, as after a restore: then it is to be opened again.
+    pub fn is_replaced(&self) -> bool {
+        let now = identity(&self.path);
+        now.is_some() && now != self.file
+    }
+
+    /// A number that differs from the last one once somebody has committed since. Cheap: no row is read.
+    ///
+    /// # Errors
+    /// When the file can't be read.
+    pub fn data_version(&self) -> Result<i64, StoreError> {
+        Ok(self.db.pragma_query_value(None, "data_version", |row| row.get(0))?)
+    }
+
+    /// The mirror itself.
+    ///
+    /// # Errors
+    /// When the file can't be read.
+    pub fn mirror(&self) -> Result<MirrorRow, StoreError> {
+        Ok(mirror(&self.db)?)
+    }
+
+    /// These feeds, or all when none is named, by name.
+    ///
+    /// # Errors
+    /// [`StoreError::Refused`] for a name that is not in the mirror; when the file can't be read.
+    pub fn feeds(&self, names: &[String]) -> Result<Vec<FeedRow>, StoreError> {
+        let mut feeds: Vec<FeedRow> = self.rows("feeds", "ORDER BY name", ())?;
+        if names.is_empty() {
+            return Ok(feeds);
+        }
+        for name in names {
+            self.known_feed(name)?;
+        }
+        feeds.retain(|feed| names.contains(&feed.name));
+        Ok(feeds)
+    }
+
+    /// A feed's endpoints, or all, by feed.
+    ///
+    /// # Errors
+    /// As [`Reader::feeds`].
+    pub fn endpoints(&self, feed: Option<&str>) -> Result<Vec<EndpointRow>, StoreError> {
+        self.of_feed("endpoints", feed, "ORDER BY feed, transport", usize::MAX)
+    }
+
+    /// The last records that could not be understood, newest last.
+    ///
+    /// # Errors
+    /// As [`Reader::feeds`].
+    pub fn quarantine(&self, feed: Option<&str>, limit: usize) -> Result<Vec<QuarantineRow>, StoreError> {
+        let mut rows = self.of_feed("quarantine", feed, "ORDER BY id DESC", limit)?;
+        rows.reverse();
+        Ok(rows)
+    }
+
+    /// The record with this number.
+    ///
+    /// # Errors
+    /// When the file can't be read.
+    pub fn quarantined(&self, id: i64) -> Result<Option<QuarantineRow>, StoreError> {
+        Ok(self.rows("quarantine", "WHERE id = ?1", [id])?.pop())
+    }
+
+    /// How full each feed's quarantine is, by name; feeds with none and nothing dropped are left out.
+    ///
+    /// # Errors
+    /// When the file can't be read.
+    pub fn quarantine_counts(&self) -> Result<Vec<QuarantineCount>, StoreError> {
+        let source = "(SELECT name AS feed, quarantine_rows AS rows, quarantine_bytes AS bytes,
+                              quarantine_dropped AS dropped FROM feed)";
+        self.rows(source, "WHERE rows > 0 OR dropped > 0 ORDER BY feed", ())
+    }
+
+    /// The ways in which publishers depart from the standard, by feed and rule.
+    ///
+    /// # Errors
+    /// As [`Reader::feeds`].
+    pub fn findings(&self, feed: Option<&str>) -> Result<Vec<FindingRow>, StoreError> {
+        self.of_feed("findings", feed, "ORDER BY feed, rule", usize::MAX)
+    }
+
+    /// The last things that happened, newest last.
+    ///
+    /// # Errors
+    /// As [`Reader::feeds`].
+    pub fn events(&self, feed: Option<&str>, limit: usize) -> Result<Vec<EventRow>, StoreError> {
+        self.newest(rows::EVENTS, feed, limit)
+    }
+
+    /// The last items refused as older or tied, newest last.
+    ///
+    /// # Errors
+    /// As [`Reader::feeds`].
+    pub fn refusals(&self, feed: Option<&str>, limit: usize) -> Result<Vec<RefusalRow>, StoreError> {
+        self.newest(rows::REFUSALS, feed, limit)
+    }
+
+    /// The resyncs under way, by feed.
+    ///
+    /// # Errors
+    /// When the file can't be read.
+    pub fn resyncs(&self) -> Result<Vec<ResyncRow>, StoreError> {
+        let source = "(SELECT f.name AS feed, r.stage AS stage, r.cursor AS cursor, r.trust <> 0 AS trust_source,
+                              strftime('%Y-%m-%dT%H:%M:%fZ', r.started_at / 1000.0, 'unixepoch') AS started_at,
+                              r.unseen AS unseen, r.live AS live
+                       FROM resync r JOIN feed f ON f.id = r.feed)";
+        self.rows(source, "ORDER BY feed", ())
+    }
+
+    /// The feed's number, or a refusal that names the nearest known one.
+    fn known_feed(&self, name: &str) -> Result<i64, StoreError> {
+        let found = self.db.prepare_cached("SELECT id FROM feed WHERE name = ?1")?.query_row([name], |row| row.get(0));
+        found.optional()?.map_or_else(|| Err(self.unknown_feed(name)?), Ok)
+    }
+
+    fn unknown_feed(&self, name: &str) -> Result<StoreError, StoreError> {
+        let mut names = self.db.prepare_cached("SELECT name FROM feed ORDER BY name")?;
+        let names = names.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<Vec<String>>>()?;
+        let near = |known: &&String| strsim::jaro_winkler(known, name);
+        let nearest = names.iter().max_by(|a, b| near(a).total_cmp(&near(b)));
+        let hint = match nearest {
+            Some(known) if near(&known) > 0.7 => format!("; did you mean {known}?"),
+            Some(_) => "; feedmirror status lists those there are".to_owned(),
+            None => "; it has no feeds yet".to_owned(),
+        };
+        Ok(StoreError::Refused(format!("there is no feed {name} in the mirror{hint}")))
+    }
+
+    fn of_feed<R: Columns>(
+        &self,
+        view: &str,
+        feed: Option<&str>,
+        order: &str,
+        limit: usize,
+    ) -> Result<Vec<R>, StoreError> {
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let Some(feed) = feed else { return self.rows(view, &format!("{order} LIMIT ?1"), [limit]) };
+        self.known_feed(feed)?;
+        self.rows(view, &format!("WHERE feed = ?1 {order} LIMIT ?2"), (feed, limit))
+    }
+
+    /// The last rows of a journal, found by their numbers, which the views leave out.
+    fn newest<R: Columns>(&self, source: &str, feed: Option<&str>, limit: usize) -> Result<Vec<R>, StoreError> {
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let mut rows: Vec<R> = match feed {
+            None => self.rows(source, "ORDER BY n DESC LIMIT ?1", [limit])?,
+            Some(feed) => {
+                let number = self.known_feed(feed)?;
+                self.rows(source, "WHERE number = ?1 ORDER BY n DESC LIMIT ?2", [number, limit])?
+            }
+        };
+        rows.reverse();
+        Ok(rows)
+    }
+
+    fn rows<R: Columns>(&self, source: &str, rest: &str, values: impl Params) -> Result<Vec<R>, StoreError> {
+        let sql = format!("SELECT {} FROM {source} {rest}", R::COLUMNS.join(", "));
+        let mut select = self.db.prepare_cached(&sql)?;
+        let rows = select.query_map(values, R::read)?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+
+    fn check(&self) -> Result<(), StoreError> {
+        let pragma = |name: &str| {
+            let value = self.db.pragma_query_value(None, name, |row| row.get::<_, i32>(0));
+            value.map_err(|error| refuse(&self.path, error))
+        };
+        let problem = match (pragma("application_id")?, pragma("user_version")?) {
+            (APPLICATION_ID, SCHEMA_VERSION) => return Ok(()),
+            (APPLICATION_ID, version) if version > SCHEMA_VERSION => {
+                format!("it has layout {version}, this feedmirror knows up to {SCHEMA_VERSION}: upgrade feedmirror")
+            }
+            (APPLICATION_ID, version) => {
+                format!("it has the older layout {version}: start feedmirror run once, which brings it up to date")
+            }
+            _ => "it is not a feedmirror database: name another file".to_owned(),
+        };
+        Err(StoreError::Unusable { path: self.path.clone(), problem })
+    }
+}
+
+fn mirror(db: &Connection) -> rusqlite::Result<MirrorRow> {
+    let sql = format!("SELECT {} FROM mirror", MirrorRow::COLUMNS.join(", "));
+    db.prepare_cached(&sql)?.query_row([], MirrorRow::read)
+}
+
+fn connect(path: impl AsRef<Path>, more: OpenFlags) -> rusqlite::Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX | more;
+    let db = Connection::open_with_flags(path, flags)?;
+    db.busy_timeout(Duration::from_secs(5))?;
+    db.pragma_update(None, "query_only", true)?;
+    // The file is looked at only by the first real read.
+    db.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(()))?;
+    Ok(db)
+}
+
+/// A copy without WAL files in a place where this user can't make them: nobody can be writing it.
+fn at_rest(path: &Path, error: rusqlite::Error) -> rusqlite::Result<Connection> {
+    use rusqlite::ErrorCode::{CannotOpen, ReadOnly};
+    let mut wal = path.as_os_str().to_owned();
+    wal.push("-wal");
+    let written = std::fs::metadata(wal).is_ok_and(|wal| wal.len() > 0);
+    let (Some(CannotOpen | ReadOnly), Some(name), false) = (error.sqlite_error_code(), path.to_str(), written) else {
+        return Err(error);
+    };
+    let name = name.replace('%', "%25").replace('?', "%3f").replace('#', "%23");
+    // Two slashes at the start would name a host.
+    let name = if name.starts_with("//") { format!("//{name}") } else { name };
+    connect(format!("file:{name}?immutable=1"), OpenFlags::SQLITE_OPEN_URI)
+}
+
+fn refuse(path: &Path, error: rusqlite::Error) -> StoreError {
+    let problem = match error.sqlite_error_code() {
+        Some(rusqlite::ErrorCode::CannotOpen | rusqlite::ErrorCode::PermissionDenied) => {
+            "this user may not read it or its -wal and -shm files: join the file's group"
+        }
+        _ => return explain(path, error),
+    };
+    StoreError::Unusable { path: path.to_owned(), problem: problem.into() }
+}
+
+#[cfg(unix)]
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    use std::os::unix::fs::MetadataExt;
+    std::fs::metadata(path).ok().map(|found| (found.dev(), found.ino()))
+}
+
+#[cfg(not(unix))]
+fn identity(_: &Path) -> Option<(u64, u64)> {
+    None
 }

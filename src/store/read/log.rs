@@ -1,0 +1,275 @@
+//! Items and changes by seq: pages in short transactions, and one long read for an export.
+//!
+//! An item's rowid is its seq, so that a page is a range of the table in its own order: nothing is sorted, and nothing
+//! before the position is looked at. A filter skips rows on the way; a page ends after [`SCANNED`] rows or
+//! [`PAGE_BYTES`] of text whatever it found, and says how far it came, so that the reader's position moves on even where
+//! nothing matches.
+
+use rusqlite::OptionalExtension;
+
+use super::rows::{ChangeRow, Columns, ItemRow, MirrorRow};
+use super::{Reader, Seq, StoreError, mirror};
+
+/// Rows looked at for one page.
+const SCANNED: i64 = 10_000;
+/// A page is full with so many bytes of text.
+const PAGE_BYTES: usize = 4 << 20;
+/// The index by feed is used for an export of feeds that hold less than one row in so many.
+const SMALL_SHARE: i64 = 4;
+
+/// Which feeds and kinds are asked for; an empty list means all.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Filter {
+    /// Names of feeds.
+    pub feeds: Vec<String>,
+    /// Kinds; a purge is of all kinds.
+    pub kinds: Vec<String>,
+}
+
+/// Rows in the order of their seq, and how far they reach; all of one moment of the file.
+#[derive(Clone, Debug)]
+pub struct Page<R> {
+    /// What was found.
+    pub rows: Vec<R>,
+    /// The position up to which the log has been read, matching rows or not: the next page begins after it.
+    pub last_seq: Seq,
+    /// Whether that was the end.
+    pub end: bool,
+    /// The mirror's identity.
+    pub epoch: String,
+    /// The last change number given: a position beyond it is of another mirror.
+    pub mirror_seq: Seq,
+}
+
+impl Reader {
+    /// A page of the change log after a position, with the data of updated items when asked for.
+    ///
+    /// # Errors
+    /// [`StoreError::Refused`] for a feed that the mirror never had; when the file can't be read.
+    pub fn changes(
+        &self,
+        after: Seq,
+        limit: usize,
+        filter: &Filter,
+        data: bool,
+    ) -> Result<Page<(ChangeRow, Option<String>)>, StoreError> {
+        let moment = self.db.unchecked_transaction()?;
+        let wanted = self.wanted_changes(filter)?;
+        let data = if data { "i.data" } else { "NULL" };
+        // Both halves are read in the order of their rowids and merged.
+        let sql = format!(
+            "SELECT i.seq AS seq, f.name, k.name, i.id, i.modified,
+                    CASE i.flags & 1 WHEN 0 THEN 'updated' ELSE 'deleted' END,
+                    CASE WHEN {wanted} THEN strftime('%Y-%m-%dT%H:%M:%fZ', i.changed_at / 1000.0, 'unixepoch') END,
+                    CASE WHEN {wanted} THEN {data} END, {wanted}
+             FROM item i NOT INDEXED CROSS JOIN feed f ON f.id = i.feed CROSS JOIN kind k ON k.id = i.kind
+             WHERE i.seq > ?1
+             UNION ALL
+             SELECT seq, feed, NULL, NULL, NULL, 'purged',
+                    strftime('%Y-%m-%dT%H:%M:%fZ', changed_at / 1000.0, 'unixepoch'), NULL,
+                    ?3 = '[]' OR feed IN (SELECT value FROM json_each(?3))
+             FROM purge WHERE seq > ?1
+             ORDER BY seq LIMIT ?2"
+        );
+        let mut scan = Scan::new(after, limit);
+        let mut select = self.db.prepare_cached(&sql)?;
+        let mut rows = select.query((after, SCANNED, json(&filter.feeds)))?;
+        while scan.goes_on()
+            && let Some(row) = rows.next()?
+        {
+            scan.passes(row.get(0)?);
+            if row.get(8)? {
+                let data: Option<String> = row.get(7)?;
+                let bytes = data.as_ref().map_or(0, String::len);
+                scan.takes((ChangeRow::read(row)?, data), bytes);
+            }
+        }
+        drop(rows);
+        scan.page(mirror(&moment)?)
+    }
+
+    /// A page of items after a position: live ones (of feeds neither gone nor removed), and tombstones when asked for.
+    ///
+    /// # Errors
+    /// [`StoreError::Refused`] for a feed that is not in the mirror; when the file can't be read.
+    pub fn items(&self, after: Seq, limit: usize, filter: &Filter, deleted: bool) -> Result<Page<ItemRow>, StoreError> {
+        let moment = self.db.unchecked_transaction()?;
+        let wanted = self.wanted_items(filter, deleted)?.0;
+        let columns = item_columns(&format!("CASE WHEN {wanted} THEN i.data END"));
+        let sql = format!(
+            "SELECT {columns}, {wanted}
+             FROM item i NOT INDEXED CROSS JOIN feed f ON f.id = i.feed CROSS JOIN kind k ON k.id = i.kind
+             WHERE i.seq > ?1 ORDER BY i.seq LIMIT ?2"
+        );
+        let mut scan = Scan::new(after, limit);
+        let mut select = self.db.prepare_cached(&sql)?;
+        let mut rows = select.query((after, SCANNED))?;
+        while scan.goes_on()
+            && let Some(row) = rows.next()?
+        {
+            scan.passes(row.get(6)?);
+            if row.get(10)? {
+                let item = ItemRow::read(row)?;
+                let bytes = item.data.as_ref().map_or(0, String::len);
+                scan.takes(item, bytes);
+            }
+        }
+        drop(rows);
+        scan.page(mirror(&moment)?)
+    }
+
+    /// Hands over every such item after a position, in the order of their seq and all of one moment, one at a time.
+    /// The mirror as of that moment comes back: its seq is where to follow the change log from.
+    ///
+    /// # Errors
+    /// As [`Reader::items`], and whatever `each` says, which ends it.
+    pub fn snapshot<E: From<StoreError>>(
+        &self,
+        after: Seq,
+        filter: &Filter,
+        deleted: bool,
+        mut each: impl FnMut(ItemRow) -> Result<(), E>,
+    ) -> Result<MirrorRow, E> {
+        let sql = |error: rusqlite::Error| E::from(StoreError::from(error));
+        let moment = self.db.unchecked_transaction().map_err(sql)?;
+        let mirror = mirror(&moment).map_err(sql)?;
+        let mut select = self.db.prepare(&self.snapshot_sql(filter, deleted)?).map_err(sql)?;
+        let mut rows = select.query([after]).map_err(sql)?;
+        while let Some(row) = rows.next().map_err(sql)? {
+            each(ItemRow::read(row).map_err(sql)?)?;
+        }
+        Ok(mirror)
+    }
+
+    fn snapshot_sql(&self, filter: &Filter, deleted: bool) -> Result<String, StoreError> {
+        let (wanted, feeds) = self.wanted_items(filter, deleted)?;
+        let columns = item_columns("i.data");
+        let joins = "CROSS JOIN feed f ON f.id = i.feed CROSS JOIN kind k ON k.id = i.kind";
+        if filter.feeds.is_empty() || !self.is_small_share(&feeds)? {
+            return Ok(format!(
+                "SELECT {columns} FROM item i NOT INDEXED {joins} WHERE i.seq > ?1 AND {wanted} ORDER BY i.seq"
+            ));
+        }
+        // Only the seqs are sorted, never the data; LIMIT keeps the inner query whole, and the joins keep its order.
+        Ok(format!(
+            "SELECT {columns}
+             FROM (SELECT seq FROM item INDEXED BY item_key WHERE feed IN ({feeds}) AND seq > ?1 ORDER BY seq LIMIT -1) s
+             CROSS JOIN item i ON i.seq = s.seq {joins} WHERE {wanted}"
+        ))
+    }
+
+    fn is_small_share(&self, feeds: &str) -> Result<bool, StoreError> {
+        let sql = format!(
+            "SELECT coalesce(sum(iif(id IN ({feeds}), items + tombstones, 0)), 0) * {SMALL_SHARE}
+                    < coalesce(sum(items + tombstones), 0) FROM feed"
+        );
+        Ok(self.db.query_row(&sql, [], |row| row.get(0))?)
+    }
+
+    /// What the items of such changes satisfy, as SQL.
+    fn wanted_changes(&self, filter: &Filter) -> Result<String, StoreError> {
+        let mut numbers = Vec::new();
+        for name in &filter.feeds {
+            match self.known_feed(name) {
+                Ok(number) => numbers.push(number.to_string()),
+                // Purged, and no longer configured: all that is left of it is that row.
+                Err(StoreError::Refused(_)) if self.was_purged(name)? => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let feeds = (!filter.feeds.is_empty()).then(|| numbers.join(","));
+        Ok(condition(feeds.as_deref(), self.kinds(filter)?.as_deref(), true))
+    }
+
+    /// What such items satisfy, as SQL, and the numbers of the feeds they are of.
+    fn wanted_items(&self, filter: &Filter, deleted: bool) -> Result<(String, String), StoreError> {
+        for name in &filter.feeds {
+            self.known_feed(name)?;
+        }
+        let mut live = self.db.prepare_cached(
+            "SELECT f.id FROM feed f LEFT JOIN endpoint p ON p.feed = f.id AND p.transport = 0
+             WHERE coalesce(p.health, 'ok') NOT IN ('gone', 'removed')
+                 AND (?1 = '[]' OR f.name IN (SELECT value FROM json_each(?1)))",
+        )?;
+        let numbers = live.query_map([json(&filter.feeds)], |row| row.get::<_, i64>(0))?;
+        let numbers = numbers.map(|number| number.map(|number| number.to_string()));
+        let feeds = numbers.collect::<rusqlite::Result<Vec<_>>>()?.join(",");
+        Ok((condition(Some(&feeds), self.kinds(filter)?.as_deref(), deleted), feeds))
+    }
+
+    /// The numbers of the kinds asked for; a kind that no item has yet has none.
+    fn kinds(&self, filter: &Filter) -> Result<Option<String>, StoreError> {
+        if filter.kinds.is_empty() {
+            return Ok(None);
+        }
+        let mut find = self.db.prepare_cached("SELECT id FROM kind WHERE name IN (SELECT value FROM json_each(?1))")?;
+        let numbers = find.query_map([json(&filter.kinds)], |row| row.get::<_, i64>(0))?;
+        let numbers = numbers.map(|number| number.map(|number| number.to_string()));
+        Ok(Some(numbers.collect::<rusqlite::Result<Vec<_>>>()?.join(",")))
+    }
+
+    fn was_purged(&self, name: &str) -> Result<bool, StoreError> {
+        let found = self.db.prepare_cached("SELECT 1 FROM purge WHERE feed = ?1")?.query_row([name], |_| Ok(()));
+        Ok(found.optional()?.is_some())
+    }
+}
+
+/// One page in the making.
+struct Scan<R> {
+    rows: Vec<R>,
+    limit: usize,
+    last: Seq,
+    scanned: i64,
+    bytes: usize,
+    full: bool,
+}
+
+impl<R> Scan<R> {
+    fn new(after: Seq, limit: usize) -> Self {
+        // A page of nothing would leave its reader where it was for ever.
+        Self { rows: Vec::new(), limit: limit.max(1), last: after, scanned: 0, bytes: 0, full: false }
+    }
+
+    fn goes_on(&mut self) -> bool {
+        self.full = self.rows.len() >= self.limit || self.bytes >= PAGE_BYTES || self.scanned >= SCANNED;
+        !self.full
+    }
+
+    fn passes(&mut self, seq: Seq) {
+        self.last = seq;
+        self.scanned += 1;
+    }
+
+    fn takes(&mut self, row: R, bytes: usize) {
+        self.rows.push(row);
+        self.bytes += bytes;
+    }
+
+    fn page(self, mirror: MirrorRow) -> Result<Page<R>, StoreError> {
+        let last_seq = if self.full { self.last } else { mirror.seq };
+        Ok(Page { rows: self.rows, last_seq, end: !self.full, epoch: mirror.epoch, mirror_seq: mirror.seq })
+    }
+}
+
+/// The columns of `items`, in their order.
+fn item_columns(data: &str) -> String {
+    format!(
+        "f.name, k.name, i.id, i.modified, CASE i.flags & 1 WHEN 0 THEN 'updated' ELSE 'deleted' END, {data}, i.seq,
+         strftime('%Y-%m-%dT%H:%M:%fZ', i.changed_at / 1000.0, 'unixepoch'),
+         CASE i.transport WHEN 0 THEN 'poll' WHEN 1 THEN 'sse' WHEN 2 THEN 'webhook' ELSE 'amqp' END,
+         (i.flags & 6) <> 0"
+    )
+}
+
+/// Numbers only, so that nothing a user wrote becomes SQL.
+fn condition(feeds: Option<&str>, kinds: Option<&str>, deleted: bool) -> String {
+    let feeds = feeds.map(|feeds| format!("i.feed IN ({feeds})"));
+    let kinds = kinds.map(|kinds| format!("i.kind IN ({kinds})"));
+    let live = (!deleted).then(|| "i.flags & 1 = 0".to_owned());
+    let all: Vec<String> = [feeds, kinds, live].into_iter().flatten().collect();
+    if all.is_empty() { "1".to_owned() } else { format!("({})", all.join(" AND ")) }
+}
+
+fn json(names: &[String]) -> String {
+    serde_json::Value::from(names).to_string()
+}
