@@ -9,6 +9,7 @@ pub mod demo;
 pub mod events;
 pub mod export;
 pub mod findings;
+pub mod log;
 pub mod place;
 pub mod quarantine;
 pub mod run;
