@@ -20,10 +20,10 @@ pub fn start(globals: &Globals, settings: &LogSettings) -> anyhow::Result<()> {
     let begun = match settings.format {
         LogFormat::Json => log.json().flatten_event(true).try_init(),
         // Under systemd the journal keeps the time, and knows it better.
-        LogFormat::Text if std::env::var_os("JOURNAL_STREAM").is_some() => log.with_ansi(false).without_time().try_init(),
-        LogFormat::Text => {
-            log.with_ansi(std::io::stderr().is_terminal()).with_timer(SystemTime).try_init()
+        LogFormat::Text if std::env::var_os("JOURNAL_STREAM").is_some() => {
+            log.with_ansi(false).without_time().try_init()
         }
+        LogFormat::Text => log.with_ansi(std::io::stderr().is_terminal()).with_timer(SystemTime).try_init(),
     };
     // A test that runs two verbs in one process has a log already.
     drop(begun);
