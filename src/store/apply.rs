@@ -32,6 +32,8 @@ pub struct Delivery {
     pub order: Order,
     /// The feed's rule for ties.
     pub ties: Ties,
+    /// Whether others of the same walk may still wait, which it must not overtake.
+    pub follows: bool,
     /// Released once the delivery is committed or given up: its share of the memory budget.
     pub held: Held,
 }
@@ -132,11 +134,8 @@ impl Applied {
 impl Store {
     /// Queues a delivery; the answer comes once it is committed.
     pub fn apply(&self, delivery: Delivery) -> oneshot::Receiver<Result<Applied, StoreError>> {
-        let large = match &delivery.purpose {
-            Purpose::Poll(step) => !step.level && delivery.page.items.len() > SMALL_ITEMS,
-            Purpose::Resync(_) => true,
-            Purpose::Again => delivery.page.items.len() > SMALL_ITEMS,
-        };
+        let resync = matches!(delivery.purpose, Purpose::Resync(_));
+        let large = resync || delivery.follows || delivery.page.items.len() > SMALL_ITEMS;
         let durable = delivery.transport != Transport::Poll;
         let weight = Weight { large, durable, seqs: delivery.page.items.len() };
         self.queue(weight, move |bench| apply(bench, &delivery))
