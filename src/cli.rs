@@ -9,6 +9,7 @@ pub mod demo;
 pub mod events;
 pub mod export;
 pub mod findings;
+pub mod log;
 pub mod place;
 pub mod quarantine;
 pub mod run;
@@ -42,6 +43,11 @@ pub enum Exit {
     Held,
 }
 
+/// The command line is wrong in a way that its parser can't see.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Usage(pub String);
+
 impl Exit {
     /// The process's exit code.
     pub const fn code(self) -> u8 {
@@ -56,7 +62,7 @@ impl Exit {
     }
 
     fn of(error: &anyhow::Error) -> Self {
-        if error.is::<Errors>() {
+        if error.is::<Errors>() || error.is::<Usage>() {
             return Self::Usage;
         }
         match error.downcast_ref::<StoreError>() {

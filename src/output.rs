@@ -7,6 +7,7 @@
 pub mod changes;
 pub mod export;
 pub mod journal;
+pub mod metrics;
 pub mod status;
 mod words;
 

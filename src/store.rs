@@ -126,6 +126,7 @@ pub enum Intake {
 pub struct Store {
     queue: Arc<Queue>,
     intake: watch::Receiver<Intake>,
+    pinned: watch::Receiver<i64>,
     path: Arc<Path>,
 }
 
@@ -163,6 +164,7 @@ impl Store {
         let (intake_sender, intake) = watch::channel(Intake::Open);
         let queue = Arc::new(Queue::default());
         let gate = Arc::new(checkpoint::Gate::default());
+        let pinned = gate.pinned();
         let writer = Writer::new(connection, Arc::clone(&queue), Arc::clone(&gate), intake_sender)
             .map_err(|error| explain(path, error))?;
         let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| {
@@ -172,7 +174,7 @@ impl Store {
             spawn("writer", Box::new(move || writer.run()))?,
             spawn("checkpointer", Box::new(move || checkpoint::run(&checkpointer, &gate)))?,
         ];
-        let store = Self { queue: Arc::clone(&queue), intake, path: path.into() };
+        let store = Self { queue: Arc::clone(&queue), intake, pinned, path: path.into() };
         Ok((store, Closing { queue, threads, lock }))
     }
 
@@ -184,6 +186,19 @@ impl Store {
     /// Whether the file takes writes at the moment, and when that changes.
     pub fn intake(&self) -> watch::Receiver<Intake> {
         self.intake.clone()
+    }
+
+    /// Pages of a WAL that a long reader keeps from being written back; 0 when none does.
+    pub fn pinned(&self) -> watch::Receiver<i64> {
+        self.pinned.clone()
+    }
+
+    /// Returns once the writer has committed something: it is alive.
+    ///
+    /// # Errors
+    /// When it has stopped.
+    pub async fn ping(&self) -> Result<(), StoreError> {
+        self.submit(writer::Weight::default(), |_| Ok(())).await
     }
 
     /// Deliveries and other work waiting for the writer.

@@ -1,12 +1,19 @@
-//! A feed's endpoints and mode: starts their loops, restarts them after a panic, pauses and drains them.
+//! A feed's endpoints and mode: starts their loops, restarts them after a panic or a hang, pauses and drains them.
+//!
+//! Guarantees: one feed's trouble, a panic in its loops included, never reaches another feed; an order is carried out
+//! between a feed's turns, never in the middle of one; nothing runs after the end of [`fleet::Supervisor::run`].
+//! Reads no page and decides nothing about items itself.
 
 pub mod control;
+pub mod fleet;
+pub mod once;
+mod orders;
 
 use std::time::Duration;
 
 use crate::feed::{Dialect, FeedName, Order, Ties};
 use crate::schedule::{PollSettings, RetrySettings};
-use crate::source::http::{HttpSettings, Value};
+use crate::source::http::{HostSettings, HttpSettings, Value};
 
 /// `[resync]`.
 #[derive(Clone, Debug, PartialEq)]
@@ -56,4 +63,63 @@ pub struct FeedSettings {
     pub resync: ResyncSettings,
     /// Limits of its requests.
     pub http: HttpSettings,
+}
+
+/// How long a publisher must remember what it deleted (RPDE 1.0).
+pub const RETENTION: Duration = Duration::from_secs(7 * 86_400);
+
+impl FeedSettings {
+    /// A feed at `url` with the defaults of everything else.
+    pub fn plain(name: FeedName, url: String) -> Self {
+        Self {
+            name,
+            provider: None,
+            url,
+            kind: None,
+            dialect: None,
+            modified: Order::default(),
+            ties: Ties::Keep,
+            retention: RETENTION,
+            purge_gone_after: None,
+            headers: Vec::new(),
+            query: Vec::new(),
+            poll: PollSettings::default(),
+            retry: RetrySettings::default(),
+            resync: ResyncSettings::default(),
+            http: HttpSettings::default(),
+        }
+    }
+}
+
+/// A feed as configured.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Configured {
+    /// It can run.
+    Ready(Box<FeedSettings>),
+    /// Its own settings are wrong: it fails, and the others run.
+    Broken {
+        /// Its name.
+        name: FeedName,
+        /// What is wrong, in words.
+        reason: String,
+    },
+}
+
+impl Configured {
+    /// The feed's name.
+    pub fn name(&self) -> &FeedName {
+        match self {
+            Self::Ready(settings) => &settings.name,
+            Self::Broken { name, .. } => name,
+        }
+    }
+}
+
+/// All that is configured about feeds.
+#[derive(Clone, Debug, PartialEq, Default)]
+pub struct Fleet {
+    /// Each feed.
+    pub feeds: Vec<Configured>,
+    /// Budgets of hosts.
+    pub hosts: HostSettings,
 }

@@ -13,13 +13,14 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, Semaphore};
 
-use crate::decode::rpde::Reading;
-use crate::feed::{Dialect, FeedName, Ties};
+use crate::decode::rpde::{self, Reading};
+use crate::feed::{Dialect, FeedName, Generation, Order as ModifiedOrder, Page, Ties, Transport};
 use crate::schedule::{PollSettings, RetrySettings};
 use crate::source::budget::Budget;
 use crate::source::http::Requests;
 use crate::source::turns::Host;
-use crate::store::Store;
+use crate::store::apply::{Delivery, Held, Purpose, Verdict};
+use crate::store::{Store, now};
 
 /// What all endpoints share.
 #[derive(Clone)]
@@ -67,13 +68,54 @@ pub struct Feed {
     /// The longest a single request may take.
     pub page_timeout: Duration,
     /// What it has done since the start.
-    pub counts: Counts,
+    pub counts: Arc<Counts>,
     /// Wakes its poll loop.
     pub poll_now: Notify,
     /// Wakes its resync loop.
     pub resync_now: Notify,
     /// When its loops must have shown a sign of life.
     pub pulses: [Pulse; 2],
+}
+
+/// How a feed's records are read: the kind of those that carry none, and the order of `modified`.
+pub fn reading(kind: Option<&str>, order: ModifiedOrder) -> Reading {
+    Reading { kind: kind.map(Arc::from), order }
+}
+
+impl Feed {
+    fn delivery(&self, generation: Generation, transport: Transport, page: Page, purpose: Purpose) -> Delivery {
+        Delivery {
+            feed: self.id,
+            generation,
+            transport,
+            at: now(),
+            page,
+            purpose,
+            order: self.reading.order,
+            ties: self.ties,
+            held: Held::default(),
+        }
+    }
+
+    /// Reads a quarantined record again and applies it.
+    ///
+    /// # Errors
+    /// In words, when it still can't be read or applied.
+    pub async fn read_again(&self, raw: &str, transport: Transport) -> Result<(), String> {
+        let page = format!("{{\"items\":[{raw}]}}");
+        let page = rpde::page(page.into_bytes(), &self.reading).map_err(|refused| refused.to_string())?;
+        if let Some(record) = page.unreadable.first() {
+            return Err(format!("it still can't be read: {}: {}", record.reason, record.detail));
+        }
+        let generation = self.shared.store.feed(&self.name).await.map_err(|error| error.to_string())?.generation;
+        let applied = self.shared.store.apply(self.delivery(generation, transport, page, Purpose::Again)).await;
+        match applied {
+            Ok(Ok(applied)) if applied.verdict == Verdict::Taken => Ok(()),
+            Ok(Ok(_)) => Err("the feed has begun anew meanwhile".to_owned()),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_) => Err("the writer has stopped".to_owned()),
+        }
+    }
 }
 
 /// What a feed has done since the start.

@@ -1,11 +1,157 @@
-//! `run`: placeholder.
-use super::{Exit, Globals};
-/// Arguments.
+//! `run`: the daemon under signals. SIGTERM and SIGINT end it, a second one at once; SIGHUP reloads.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use sd_notify::NotifyState;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::{Exit, Globals, log};
+use crate::config::{self, Config, Errors, Overrides};
+use crate::daemon::{self, Setup};
+use crate::server;
+use crate::supervisor::{Configured, Fleet};
+
+/// What `run` is told.
 #[derive(Clone, Debug, clap::Args)]
-pub struct Args {}
-/// Runs.
+pub struct Args {
+    /// The SQLite file, in place of the configuration's
+    #[arg(long, value_name = "FILE", env = "FEEDMIRROR_DB")]
+    db: Option<PathBuf>,
+    /// The operators' listener, in place of the configuration's
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    listen: Option<String>,
+}
+
+impl Args {
+    fn overrides(&self) -> Overrides {
+        let mut overrides = Overrides::default();
+        if let Some(db) = &self.db {
+            overrides = overrides.with("database", db.to_string_lossy());
+        }
+        if let Some(listen) = &self.listen {
+            overrides = overrides.with("ops.listen", listen);
+        }
+        overrides
+    }
+}
+
+/// Runs until a signal ends it.
+///
 /// # Errors
-/// Always.
-pub fn run(_: &Globals, _: Args) -> anyhow::Result<Exit> {
-    anyhow::bail!("placeholder")
+/// When the configuration, the listener or the database can't be used.
+pub fn run(globals: &Globals, args: Args) -> anyhow::Result<Exit> {
+    let overrides = args.overrides();
+    let config = config::load(globals.config.as_deref(), &overrides)?;
+    log::start(globals, &config.log)?;
+    tell_problems(&config);
+    let runtime = super::runtime()?;
+    let exit = runtime.block_on(under_signals(globals.config.as_deref(), &overrides, config));
+    // What still runs has been told to end and had its time.
+    runtime.shutdown_background();
+    exit
+}
+
+async fn under_signals(path: Option<&Path>, overrides: &Overrides, config: Config) -> anyhow::Result<Exit> {
+    let (mut end, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let hangup = signal(SignalKind::hangup())?;
+    let listener = TcpListener::bind(config.ops.listen)
+        .await
+        .with_context(|| format!("ops.listen = {}: can't listen there", config.ops.listen))?;
+    let setup = Setup {
+        database: config.database.clone(),
+        fleet: fleet(&config),
+        listener,
+        token: server::token::token(config.ops.token.as_ref(), &config.database)?,
+    };
+    let shutdown = CancellationToken::new();
+    let (sender, reloads) = mpsc::channel(1);
+    let mut running = std::pin::pin!(daemon::run(setup, reloads, shutdown.clone()));
+    let mut reloading = std::pin::pin!(reload_on(hangup, path, overrides, config, sender));
+    loop {
+        tokio::select! {
+            ended = &mut running => return ended.map(|()| Exit::Done).map_err(Into::into),
+            never = &mut reloading => match never {},
+            _ = next(&mut end, &mut interrupt) => {
+                if shutdown.is_cancelled() {
+                    return Ok(Exit::Failed);
+                }
+                shutdown.cancel();
+            }
+        }
+    }
+}
+
+async fn next(end: &mut Signal, interrupt: &mut Signal) {
+    tokio::select! { _ = end.recv() => {} _ = interrupt.recv() => {} }
+}
+
+async fn reload_on(
+    mut hangup: Signal,
+    path: Option<&Path>,
+    overrides: &Overrides,
+    mut running: Config,
+    reloads: mpsc::Sender<Fleet>,
+) -> std::convert::Infallible {
+    loop {
+        if hangup.recv().await.is_none() {
+            std::future::pending::<()>().await;
+        }
+        let mut states = vec![NotifyState::Reloading];
+        states.extend(NotifyState::monotonic_usec_now().ok());
+        daemon::notify(&states);
+        match config::load(path, overrides) {
+            Ok(config) => {
+                tell_problems(&config);
+                tell_unreloadable(&running, &config);
+                // The daemon is ending when it takes no more.
+                drop(reloads.send(fleet(&config)).await);
+                running.feeds = config.feeds;
+            }
+            Err(errors) => tell_refused(&errors),
+        }
+        daemon::notify(&[NotifyState::Ready]);
+    }
+}
+
+fn tell_problems(config: &Config) {
+    for problem in &config.problems {
+        tracing::error!("{problem}");
+    }
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
+}
+
+fn tell_refused(errors: &Errors) {
+    for problem in &errors.problems {
+        tracing::error!("{problem}");
+    }
+    tracing::error!("the configuration can't be used: nothing is changed");
+}
+
+fn tell_unreloadable(before: &Config, after: &Config) {
+    let changed = [
+        ("database", before.database != after.database),
+        ("ops", before.ops != after.ops),
+        ("log", before.log != after.log),
+    ];
+    for (key, _) in changed.iter().filter(|(_, changed)| *changed) {
+        tracing::warn!(key, "has changed, which takes a restart: it stays as it was");
+    }
+}
+
+/// The feeds as the supervisor takes them.
+pub fn fleet(config: &Config) -> Fleet {
+    let configured = |feed: &Result<_, config::FailedFeed>| match feed {
+        Ok(settings) => Configured::Ready(Box::new(crate::supervisor::FeedSettings::clone(settings))),
+        Err(failed) => {
+            let mistakes: Vec<String> = failed.errors.iter().map(ToString::to_string).collect();
+            Configured::Broken { name: failed.name.clone(), reason: mistakes.join("; ") }
+        }
+    };
+    Fleet { feeds: config.feeds.iter().map(configured).collect(), hosts: config.hosts.clone() }
 }

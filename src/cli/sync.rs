@@ -1,11 +1,175 @@
-//! `sync`: placeholder.
+//! `sync`: brings feeds level once, shows how it goes, and ends with a summary that a person can read.
+
+mod progress;
+mod summary;
+mod targets;
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
 use super::{Exit, Globals};
-/// Arguments.
+use crate::config::{LogSettings, Overrides};
+use crate::daemon;
+use crate::source::http::Clients;
+use crate::source::turns::Turns;
+use crate::store::read::Reader;
+use crate::store::{Intake, StoreError, now};
+use crate::supervisor::Configured;
+use crate::supervisor::fleet::{feed, registrations};
+use crate::supervisor::once::{Brought, bring_level};
+use crate::worker::{Counts, Feed, Shared};
+use progress::Progress;
+use summary::Row;
+use targets::Targets;
+
+/// What `sync` is told.
 #[derive(Clone, Debug, clap::Args)]
-pub struct Args {}
-/// Runs.
+pub struct Args {
+    /// Feeds to bring level: URLs, each with a name in front if you like; or names from the configuration (all if none)
+    #[arg(value_name = "[NAME=]URL|FEED")]
+    feeds: Vec<String>,
+    /// The SQLite file [default: mirror.db, or the configuration's]
+    #[arg(long, value_name = "FILE", env = "FEEDMIRROR_DB")]
+    db: Option<PathBuf>,
+    /// Give a feed up after this many failures in a row
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    tries: u32,
+    /// Print the summary as JSON, a line for each feed
+    #[arg(long)]
+    json: bool,
+}
+
+/// One feed on its way.
+struct Run {
+    name: String,
+    counts: Arc<Counts>,
+    began: Instant,
+}
+
+/// Brings the feeds level.
+///
 /// # Errors
-/// Always.
-pub fn run(_: &Globals, _: Args) -> anyhow::Result<Exit> {
-    anyhow::bail!("placeholder")
+/// When the command line, the configuration or the database can't be used.
+pub fn run(globals: &Globals, args: Args) -> anyhow::Result<Exit> {
+    let targets = Targets::of(globals, &args.feeds, args.db.as_ref(), &Overrides::default())?;
+    // Failures stand in the summary: while a person watches bars, the log would only tear them.
+    let quiet_log =
+        LogSettings { level: if progress::is_watched(globals) { "off" } else { "warn" }.into(), ..targets.log.clone() };
+    super::log::start(globals, &quiet_log)?;
+    let runtime = super::runtime()?;
+    let exit = runtime.block_on(bring(globals, targets, &args));
+    runtime.shutdown_background();
+    exit
+}
+
+async fn bring(globals: &Globals, targets: Targets, args: &Args) -> anyhow::Result<Exit> {
+    let database = targets.database.clone();
+    let (shared, closing) = tokio::task::spawn_blocking(move || daemon::open(&database)).await??;
+    let cancel = CancellationToken::new();
+    let interrupted = tokio::spawn(cancel_on_signals(cancel.clone()));
+    let began = Instant::now();
+    let rows = bring_all(globals, &targets, &shared, args.tries, &cancel).await;
+    interrupted.abort();
+    let broken = match &*shared.store.intake().borrow() {
+        Intake::Broken(problem) => {
+            Some(StoreError::Unusable { path: targets.database.clone(), problem: problem.clone() })
+        }
+        _ => None,
+    };
+    drop(shared);
+    tokio::task::spawn_blocking(move || closing.finish()).await?;
+    if let Some(broken) = broken {
+        return Err(broken.into());
+    }
+    let mut rows = rows?;
+    read_counts(&targets, &mut rows)?;
+    summary::print(&mut io::stdout().lock(), &rows, began.elapsed(), args.json, &targets.database)?;
+    Ok(if rows.iter().all(Row::is_well) { Exit::Done } else { Exit::NotLevel })
+}
+
+async fn bring_all(
+    globals: &Globals,
+    targets: &Targets,
+    shared: &Shared,
+    tries: u32,
+    cancel: &CancellationToken,
+) -> anyhow::Result<Vec<Row>> {
+    let store = &shared.store;
+    store.started(now(), None).await?;
+    let stored = store.register(now(), registrations(&targets.fleet), targets.all).await?;
+    let (clients, turns) = (Clients::default(), Turns::new(targets.fleet.hosts.clone()));
+    let mut progress = Progress::start(globals, &targets.database);
+    let mut tasks: JoinSet<Row> = JoinSet::new();
+    let mut rows = Vec::new();
+    for (configured, stored) in targets.fleet.feeds.iter().zip(&stored) {
+        if !targets.chosen(configured.name()) {
+            continue;
+        }
+        let run = Run { name: configured.name().to_string(), counts: Arc::default(), began: Instant::now() };
+        let settings = match configured {
+            Configured::Ready(settings) => settings,
+            Configured::Broken { reason, .. } => {
+                rows.push(Row::new(&run, Brought::GivenUp(format!("settings: {reason}"))));
+                continue;
+            }
+        };
+        match feed(shared, &clients, &turns, settings, stored.id, Arc::clone(&run.counts)) {
+            Ok(feed) => {
+                progress.add(&run);
+                let cancel = cancel.clone();
+                tasks.spawn(one(run, feed, tries, cancel));
+            }
+            Err(failure) => rows.push(Row::new(&run, Brought::GivenUp(failure.to_string()))),
+        }
+    }
+    loop {
+        tokio::select! {
+            ended = tasks.join_next() => match ended {
+                Some(row) => {
+                    let row = row?;
+                    progress.ended(&row);
+                    rows.push(row);
+                }
+                None => break,
+            },
+            () = progress.tick() => {}
+        }
+    }
+    progress.finish();
+    rows.sort_by(|a, b| a.feed.cmp(&b.feed));
+    Ok(rows)
+}
+
+async fn one(run: Run, feed: Feed, tries: u32, cancel: CancellationToken) -> Row {
+    let brought = bring_level(&feed, tries, &cancel).await;
+    Row::new(&run, brought)
+}
+
+/// A second signal ends the process as signals do.
+async fn cancel_on_signals(cancel: CancellationToken) {
+    let (Ok(mut end), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+        return;
+    };
+    tokio::select! { _ = end.recv() => {} _ = interrupt.recv() => {} }
+    cancel.cancel();
+}
+
+fn read_counts(targets: &Targets, rows: &mut [Row]) -> Result<(), StoreError> {
+    let feeds = Reader::open(&targets.database)?.feeds(&[])?;
+    for row in rows {
+        if let Some(feed) = feeds.iter().find(|feed| feed.name == row.feed) {
+            (row.items, row.tombstones) = (feed.items, feed.tombstones);
+            // A feed may be level and yet need a look: a held sweep, a publisher that went back.
+            if row.trouble.is_none() && feed.health != "ok" {
+                row.remark = feed.reason.clone();
+            }
+        }
+    }
+    Ok(())
 }

@@ -14,7 +14,7 @@ use super::{FailedFeed, Problem};
 use crate::feed::{Dialect, FeedName, Order, Ties};
 use crate::schedule::{PollSettings, RetrySettings};
 use crate::source::http::{HttpSettings, Value};
-use crate::supervisor::{FeedSettings, ResyncSettings};
+use crate::supervisor::{FeedSettings, RETENTION, ResyncSettings};
 
 /// Settings of push, which this version reads nowhere. They are refused rather than passed over: whoever writes them
 /// believes that the publisher's pushes arrive, and finds out from the first `check` instead of from stale data.
@@ -22,9 +22,6 @@ const PUSH_KEYS: &[&str] = &["sse", "webhook", "amqp", "push"];
 
 /// What such a setting gets.
 pub(super) const NO_PUSH: &str = "push transports are not available in this version: feeds are polled";
-
-/// How long a publisher must remember what it deleted (RPDE 1.0).
-const RETENTION: Duration = Duration::from_secs(7 * 86_400);
 
 /// What a provider's feeds have in common, or all feeds.
 #[derive(Clone)]

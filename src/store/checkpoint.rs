@@ -8,6 +8,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
+use tokio::sync::watch;
 
 /// What the WAL file is cut back to once it has been written back.
 pub(super) const KEPT_WAL_BYTES: i64 = 128 << 20;
@@ -19,8 +20,8 @@ const REST_PAGES: i64 = 256;
 const PASSES: usize = 6;
 /// An idle WAL is written back after this long.
 const IDLE: Duration = Duration::from_secs(15);
-/// Told once when the WAL has grown beyond this many pages without being reset: 1 GiB.
-const PINNED_PAGES: i64 = 64 << 10;
+/// Told once when the WAL has grown beyond this many pages without being reset: 128 MiB.
+const PINNED_PAGES: i64 = 8 << 10;
 
 /// Where writer and checkpointer meet.
 #[derive(Default)]
@@ -28,6 +29,7 @@ pub(super) struct Gate {
     open: Mutex<()>,
     wal: Mutex<Wal>,
     changed: Condvar,
+    pinned: watch::Sender<i64>,
 }
 
 #[derive(Default)]
@@ -51,10 +53,27 @@ impl Gate {
         }
     }
 
+    /// Told at its start and at its end.
+    fn tell_pinned(&self, pages: i64) {
+        let news = self.pinned.send_if_modified(|before| {
+            let news = (*before == 0) != (pages == 0);
+            *before = pages;
+            news
+        });
+        if news && pages > 0 {
+            tracing::warn!(wal_pages = pages, "a long reader keeps the WAL from being written back");
+        }
+    }
+
     /// The writer has ended.
     pub(super) fn close(&self) {
         self.wal().closed = true;
         self.changed.notify_all();
+    }
+
+    /// Pages of a WAL that a long reader keeps from being written back; 0 when none does.
+    pub(super) fn pinned(&self) -> watch::Receiver<i64> {
+        self.pinned.subscribe()
     }
 
     fn wal(&self) -> MutexGuard<'_, Wal> {
@@ -82,7 +101,6 @@ impl Gate {
 /// Until the writer ends.
 pub(super) fn run(db: &Connection, gate: &Gate) {
     let mut failing = false;
-    let mut pinned = false;
     let mut stuck_at = 0;
     while gate.wait(stuck_at).is_some() {
         match write_back(db, gate) {
@@ -90,10 +108,7 @@ pub(super) fn run(db: &Connection, gate: &Gate) {
                 failing = false;
                 stuck_at = if copied < log { log } else { 0 };
                 let now_pinned = stuck_at > PINNED_PAGES;
-                if now_pinned && !pinned {
-                    tracing::warn!(wal_pages = log, "a long reader keeps the WAL from being written back");
-                }
-                pinned = now_pinned;
+                gate.tell_pinned(if now_pinned { log } else { 0 });
             }
             Err(error) => {
                 if !failing {

@@ -49,6 +49,8 @@ pub enum Stage {
 /// A resync under way.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Resync {
+    /// Its own number.
+    pub walk: i64,
     /// Its own cursor.
     pub cursor: String,
     /// Whether it replaces what is newer.
@@ -66,6 +68,8 @@ pub enum Ended {
     Held(i64, i64),
     /// Done; so many items were swept.
     Done(i64),
+    /// Another resync, or none, is under way by now: nothing was done.
+    Replaced,
 }
 
 type Place = (i64, Seq);
@@ -100,14 +104,22 @@ impl Store {
         self.submit(Weight::default(), move |bench| Ok(clear(bench, feed)?)).await
     }
 
-    /// Ends a walk that has come to its end: takes its cursor over, then sweeps or holds the sweep.
-    /// `max_sweep` is the share of live items that may go unasked.
+    /// Ends the walk with this number, which has come to its end: takes its cursor over, then sweeps or holds the
+    /// sweep. `max_sweep` is the share of live items that may go unasked.
     ///
     /// # Errors
     /// When a statement fails or the writer has stopped.
-    pub async fn end_resync(&self, feed: i64, at: Millis, max_sweep: f64) -> Result<Ended, StoreError> {
-        if !self.submit(Weight::default(), move |bench| take_cursor_over(bench, feed, at)).await? {
-            return Ok(Ended::Unclean);
+    pub async fn end_resync(&self, feed: i64, walk: i64, at: Millis, max_sweep: f64) -> Result<Ended, StoreError> {
+        let taken = self.submit(Weight::default(), move |bench| {
+            if stage(bench, feed, walk)? != Some(Stage::Walk) {
+                return Ok(None);
+            }
+            take_cursor_over(bench, feed, at).map(Some)
+        });
+        match taken.await? {
+            None => return Ok(Ended::Replaced),
+            Some(false) => return Ok(Ended::Unclean),
+            Some(true) => {}
         }
         let mut unseen = 0;
         let mut place = None;
@@ -119,11 +131,16 @@ impl Store {
             let Some(next) = next else { break };
             place = Some(next);
         }
-        let held =
-            self.submit(Weight::default(), move |bench| hold_or_sweep(bench, feed, at, unseen, max_sweep)).await?;
-        match held {
-            Some(live) => Ok(Ended::Held(unseen, live)),
-            None => self.sweep(feed, at).await.map(Ended::Done),
+        let held = self.submit(Weight::default(), move |bench| {
+            if stage(bench, feed, walk)? != Some(Stage::Walk) {
+                return Ok(None);
+            }
+            hold_or_sweep(bench, feed, at, unseen, max_sweep).map(Some)
+        });
+        match held.await? {
+            None => Ok(Ended::Replaced),
+            Some(Some(live)) => Ok(Ended::Held(unseen, live)),
+            Some(None) => self.sweep(feed, walk, at).await,
         }
     }
 
@@ -142,22 +159,34 @@ impl Store {
         .await
     }
 
-    /// Sweeps what the resync did not meet, step by step, and ends it; also after a restart.
+    /// Sweeps what the resync with this number did not meet, step by step, and ends it; also after a restart.
     ///
     /// # Errors
     /// When a statement fails or the writer has stopped.
-    pub async fn sweep(&self, feed: i64, at: Millis) -> Result<i64, StoreError> {
+    pub async fn sweep(&self, feed: i64, walk: i64, at: Millis) -> Result<Ended, StoreError> {
         let mut swept = 0;
         let mut place = None;
         loop {
             let weight = Weight { large: true, durable: false, seqs: STEP_ROWS as usize };
-            let (count, next) = self.submit(weight, move |bench| sweep_step(bench, feed, at, place)).await?;
+            let step = self.submit(weight, move |bench| {
+                if stage(bench, feed, walk)? != Some(Stage::Sweep) {
+                    return Ok(None);
+                }
+                sweep_step(bench, feed, at, place).map(Some)
+            });
+            let Some((count, next)) = step.await? else { return Ok(Ended::Replaced) };
             swept += count;
             let Some(next) = next else { break };
             place = Some(next);
         }
-        self.submit(Weight::default(), move |bench| finish(bench, feed, at, swept)).await?;
-        Ok(swept)
+        let finished = self.submit(Weight::default(), move |bench| {
+            let ours = stage(bench, feed, walk)? == Some(Stage::Sweep);
+            if ours {
+                finish(bench, feed, at, swept)?;
+            }
+            Ok(ours)
+        });
+        Ok(if finished.await? { Ended::Done(swept) } else { Ended::Replaced })
     }
 }
 
@@ -176,7 +205,7 @@ pub(super) fn begin(
     }
     clear(bench, feed)?;
     bench.db.execute(
-        "INSERT INTO resync (feed, cursor, started_at, start_seq, trust) VALUES (?1, ?2, ?3, ?4, ?5)",
+        "INSERT INTO resync (feed, walk, cursor, started_at, start_seq, trust) VALUES (?1, random(), ?2, ?3, ?4, ?5)",
         params![feed, url, at, bench.last_seq(), trust as i64],
     )?;
     if trust != Trust::No {
@@ -199,17 +228,23 @@ pub(super) fn begin(
 pub(super) fn read(bench: &Bench<'_>, feed: i64) -> Result<Option<Resync>, StoreError> {
     let found = bench
         .db
-        .prepare_cached("SELECT cursor, trust, stage FROM resync WHERE feed = ?1")?
+        .prepare_cached("SELECT walk, cursor, trust, stage FROM resync WHERE feed = ?1")?
         .query_row([feed], |row| {
-            let stage = match row.get_ref(2)?.as_str()? {
+            let stage = match row.get_ref(3)?.as_str()? {
                 "held" => Stage::Held,
                 "sweep" => Stage::Sweep,
                 _ => Stage::Walk,
             };
-            Ok(Resync { cursor: row.get(0)?, trust: Trust::from_code(row.get(1)?), stage })
+            let trust = Trust::from_code(row.get(2)?);
+            Ok(Resync { walk: row.get(0)?, cursor: row.get(1)?, trust, stage })
         })
         .optional()?;
     Ok(found)
+}
+
+/// How far the resync with this number has come; nothing when another has replaced it.
+fn stage(bench: &Bench<'_>, feed: i64, walk: i64) -> Result<Option<Stage>, StoreError> {
+    Ok(read(bench, feed)?.filter(|resync| resync.walk == walk).map(|resync| resync.stage))
 }
 
 fn clear(bench: &Bench<'_>, feed: i64) -> rusqlite::Result<()> {

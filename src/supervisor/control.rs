@@ -55,7 +55,19 @@ pub(super) enum Request {
 
 /// Asks the supervisor; cheap to clone.
 #[derive(Clone)]
-pub struct Control(pub(super) mpsc::Sender<Request>);
+pub struct Control(mpsc::Sender<Request>);
+
+/// The supervisor's end: what it is asked.
+pub struct Orders(pub(super) mpsc::Receiver<Request>);
+
+/// Orders that may wait for the supervisor.
+const WAITING: usize = 64;
+
+/// A handle and what it leads to.
+pub fn channel() -> (Control, Orders) {
+    let (sender, receiver) = mpsc::channel(WAITING);
+    (Control(sender), Orders(receiver))
+}
 
 impl Control {
     /// Gives a feed an order; the answer says in words what was done.

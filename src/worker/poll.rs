@@ -20,8 +20,9 @@ use crate::store::{Millis, StoreError, now};
 
 /// A resync that nobody asked for begins at most this often.
 const WEEK: Duration = Duration::from_secs(7 * 24 * 3_600);
-/// The longest wait that can have been stored: a gone feed's day, and its jitter.
-const LONGEST_WAIT: Duration = Duration::from_secs(27 * 3_600);
+/// The longest waits that can have been stored, jitter included: after the third 503, and of a gone feed.
+const LONGEST_RETRY: Duration = Duration::from_secs(2 * 3_600);
+const LONGEST_GONE: Duration = Duration::from_secs(27 * 3_600);
 /// How long an overtaken walk waits before it begins again: what overtook it may still be going on.
 const OVERTAKEN_PAUSE: Duration = Duration::from_millis(100);
 
@@ -85,7 +86,7 @@ impl<'a> PollLoop<'a> {
     /// Until cancelled.
     pub async fn run(mut self, stored: &StoredFeed) {
         self.history.failures = stored.failures;
-        let mut due = Instant::now() + schedule::left(stored.next_poll_at, now(), LONGEST_WAIT);
+        let mut due = Instant::now() + self.first_wait(stored);
         loop {
             if self.rest(due).await.is_break() {
                 return;
@@ -102,6 +103,18 @@ impl<'a> PollLoop<'a> {
             };
             due = Instant::now() + wait;
         }
+    }
+
+    /// What is left of the wait that was stored. A feed that failed is asked at once: a start is how an operator says
+    /// that something was put right.
+    fn first_wait(&self, stored: &StoredFeed) -> Duration {
+        let longest = match stored.health {
+            Health::Failed => Duration::ZERO,
+            Health::Gone => LONGEST_GONE,
+            Health::Retrying | Health::Stuck => LONGEST_RETRY.max(self.feed.retry.max.mul_f64(1.1)),
+            _ => self.feed.poll.max.mul_f64(1.1),
+        };
+        schedule::left(stored.next_poll_at, now(), longest)
     }
 
     async fn rest(&self, due: Instant) -> ControlFlow<()> {

@@ -6,10 +6,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::walk::{End, Kind, Walk};
 use super::{Feed, chance};
-use crate::mode::Trouble;
-use crate::schedule::{self, Wait};
+use crate::mode::{self, History, Step, Trouble};
+use crate::schedule;
+use crate::store::feeds::{Note, StoredFeed};
 use crate::store::resync::{Ended, Resync, Stage, Trust};
-use crate::store::{StoreError, now};
+use crate::store::{Millis, StoreError, now};
 
 /// How a turn of the resync loop ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,41 +79,47 @@ impl<'a> ResyncLoop<'a> {
         let feed = self.feed;
         let stored = match feed.shared.store.feed(&feed.name).await {
             Ok(stored) => stored,
-            Err(error) => return self.store_failed(error),
+            Err(error) => return self.store_failed(error).await,
         };
-        let Some(resync) = stored.resync else { return Turn::Idle };
+        let Some(resync) = stored.resync.clone() else { return Turn::Idle };
         match resync.stage {
             Stage::Held => Turn::Idle,
-            Stage::Sweep => match feed.shared.store.sweep(feed.id, now()).await {
-                Ok(_) => Turn::Again,
-                Err(error) => self.store_failed(error),
-            },
-            Stage::Walk => self.walk(&resync, stored.generation).await,
+            Stage::Sweep => {
+                feed.pulses[1].rest();
+                let swept = feed.shared.store.sweep(feed.id, resync.walk, now()).await;
+                self.ended(swept).await
+            }
+            Stage::Walk => self.walk(&resync, &stored).await,
         }
     }
 
-    async fn walk(&mut self, resync: &Resync, generation: i64) -> Turn {
+    async fn walk(&mut self, resync: &Resync, stored: &StoredFeed) -> Turn {
         let feed = self.feed;
         feed.pulses[1].rest();
         let _place = tokio::select! {
             () = self.cancel.cancelled() => return Turn::Stopped,
             place = feed.host.resync_place() => place,
         };
-        let walk = Walk::new(feed, Kind::Resync, generation, self.cancel, &feed.pulses[1]);
+        let walk = Walk::new(feed, Kind::Resync, stored.generation, self.cancel, &feed.pulses[1]);
         let walked = walk.run(resync.cursor.clone(), None).await;
         if walked.pages > 0 {
             self.failures = 0;
         }
         match walked.end {
-            End::Level { .. } => self.end().await,
+            End::Level { .. } => {
+                feed.pulses[1].rest();
+                let ended = feed.shared.store.end_resync(feed.id, resync.walk, now(), feed.max_sweep).await;
+                self.ended(ended).await
+            }
             End::Overtaken | End::Limit => Turn::Again,
             End::Stopped => Turn::Stopped,
             End::Failed { trouble, reason, asked } => {
-                let dead = matches!(trouble, Trouble::Status { code: 404 | 410, .. }) && asked != feed.url;
+                let first_page = asked == feed.url;
+                let dead = matches!(trouble, Trouble::Status { code: 404 | 410, .. }) && !first_page;
                 if dead && let Err(error) = self.begin_anew(resync.trust).await {
-                    return self.store_failed(error);
+                    return self.store_failed(error).await;
                 }
-                self.failed(trouble, reason)
+                self.failed(Some(stored), trouble, reason, first_page).await
             }
         }
     }
@@ -124,41 +131,65 @@ impl<'a> ResyncLoop<'a> {
         store.begin_resync(&self.feed.name, now(), trust, false).await.map(drop)
     }
 
-    async fn end(&mut self) -> Turn {
+    async fn ended(&mut self, ended: Result<Ended, StoreError>) -> Turn {
         let feed = self.feed;
-        let ended = match feed.shared.store.end_resync(feed.id, now(), feed.max_sweep).await {
-            Ok(ended) => ended,
-            Err(error) => return self.store_failed(error),
-        };
-        feed.poll_now.notify_one();
         match ended {
-            Ended::Held(unseen, live) => {
+            Ok(Ended::Held(unseen, live)) => {
                 tracing::warn!(feed = %feed.name, unseen, live, "a sweep is held until it is accepted");
             }
-            Ended::Unclean => tracing::warn!(feed = %feed.name, "a resync saw no clean end: nothing was swept"),
-            Ended::Done(swept) => tracing::info!(feed = %feed.name, swept, "resync done"),
+            Ok(Ended::Unclean) => tracing::warn!(feed = %feed.name, "a resync saw no clean end: nothing was swept"),
+            Ok(Ended::Done(swept)) => tracing::info!(feed = %feed.name, swept, "resync done"),
+            Ok(Ended::Replaced) => {}
+            Err(error) => return self.store_failed(error).await,
         }
+        feed.poll_now.notify_one();
         Turn::Again
     }
 
-    fn store_failed(&mut self, error: StoreError) -> Turn {
+    async fn store_failed(&mut self, error: StoreError) -> Turn {
         match error {
             StoreError::Closed => Turn::Stopped,
-            error => self.failed(Trouble::Page, format!("store: {error}")),
+            error => self.failed(None, Trouble::Page, format!("store: {error}"), false).await,
         }
     }
 
-    fn failed(&mut self, trouble: Trouble, reason: String) -> Turn {
+    async fn failed(
+        &mut self,
+        stored: Option<&StoredFeed>,
+        trouble: Trouble,
+        reason: String,
+        first_page: bool,
+    ) -> Turn {
+        let feed = self.feed;
         self.failures = self.failures.saturating_add(1);
-        let wait = match trouble {
-            Trouble::Status { retry_after: Some(told), .. } => Wait::Told(told),
-            Trouble::Operator => Wait::Hourly,
-            _ => Wait::Backoff,
-        };
         let failures = self.failures;
-        let wait = schedule::after_failure(&self.feed.retry, wait, failures, chance());
+        let answered = stored.is_some_and(|stored| stored.polled_at.is_some());
+        let ruling = mode::judge(trouble, &History { failures, answered, first_page, ..History::default() });
+        if ruling.step == Step::Secrets
+            && let Err(failure) = feed.requests.read_secrets()
+        {
+            tracing::warn!(feed = %feed.name, %failure, "secrets can't be read again");
+        }
+        if ruling.slow_host {
+            feed.host.slow_down();
+        }
+        let wait = schedule::after_failure(&feed.retry, ruling.wait, failures, chance());
         if failures.is_power_of_two() {
-            tracing::warn!(feed = %self.feed.name, reason, failures, "a resync failed and goes on later");
+            tracing::warn!(feed = %feed.name, reason, failures, "a resync failed and goes on later");
+        }
+        let told = match stored {
+            // Without a poll cursor nothing else reads the feed: how the resync does is how the feed does.
+            Some(stored) if stored.cursor.is_none() => {
+                let next_poll_at =
+                    Some(now().saturating_add(Millis::try_from(wait.as_millis()).unwrap_or(Millis::MAX)));
+                let note = Note { health: ruling.health, reason: Some(reason.clone()), failures, next_poll_at };
+                feed.shared.store.note(feed.id, now(), note).await
+            }
+            Some(_) if failures == 1 => feed.shared.store.event(Some(feed.id), now(), "resync-failed", &reason).await,
+            _ => Ok(()),
+        };
+        if let Err(error) = told {
+            tracing::warn!(feed = %feed.name, %error, "a failed resync could not be noted");
         }
         Turn::Failed { trouble, reason, failures, wait }
     }

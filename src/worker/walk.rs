@@ -16,8 +16,8 @@ use crate::mode::Trouble;
 use crate::source::budget::Reservation;
 use crate::source::http::{Answer, Failure, Meta};
 use crate::source::turns::{Priority, Turn};
-use crate::store::apply::{Applied, Delivery, Held, Purpose, Step, Verdict};
-use crate::store::{StoreError, now};
+use crate::store::StoreError;
+use crate::store::apply::{Applied, Held, Purpose, Step, Verdict};
 
 /// Pages handed to the store and not yet committed.
 const WINDOW: usize = 12;
@@ -317,17 +317,8 @@ impl<'a> Walk<'a> {
             Kind::Resync => Purpose::Resync(step),
             Kind::LookBack => Purpose::Again,
         };
-        let delivery = Delivery {
-            feed: self.feed.id,
-            generation: self.generation,
-            transport: Transport::Poll,
-            at: now(),
-            page,
-            purpose,
-            order: self.feed.reading.order,
-            ties: self.feed.ties,
-            held: Held(reservation.map(|reservation| Box::new(reservation) as _)),
-        };
+        let mut delivery = self.feed.delivery(self.generation, Transport::Poll, page, purpose);
+        delivery.held = Held(reservation.map(|reservation| Box::new(reservation) as _));
         self.pending.push_back(self.feed.shared.store.apply(delivery));
     }
 

@@ -65,7 +65,7 @@ pub(crate) const RULES: &[Rule] = &[
     },
     Rule {
         module: "worker",
-        may_use: &["feed", "source", "decode", "store", "schedule"],
+        may_use: &["feed", "source", "decode", "store", "schedule", "mode"],
         never: &[],
         because: "the only place where transport, decoder and store meet",
     },

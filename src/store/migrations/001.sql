@@ -145,6 +145,7 @@ CREATE TABLE position (
 
 CREATE TABLE resync (
     feed       INTEGER PRIMARY KEY,
+    walk       INTEGER NOT NULL,                 -- its own number: what one began, another that replaced it never ends
     cursor     TEXT    NOT NULL,
     started_at INTEGER NOT NULL,
     start_seq  INTEGER NOT NULL,                 -- rows above it changed since the walk began

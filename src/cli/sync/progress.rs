@@ -1,0 +1,180 @@
+//! How a sync goes: a line a feed on a terminal, plain lines now and then elsewhere. All of it on standard error.
+
+use std::collections::BTreeMap;
+use std::io::{IsTerminal, Write};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use indicatif::{HumanBytes, HumanCount, MultiProgress, ProgressBar, ProgressStyle};
+use tokio::time::Interval;
+
+use super::Run;
+use super::summary::Row;
+use crate::cli::Globals;
+use crate::worker::Counts;
+
+/// Feeds that have a line of their own at once; the others are in the total.
+const LINES: usize = 12;
+const REDRAW: Duration = Duration::from_millis(200);
+const PLAIN: Duration = Duration::from_secs(10);
+
+/// Whether a person watches bars.
+pub(super) fn is_watched(globals: &Globals) -> bool {
+    !globals.quiet && std::io::stderr().is_terminal()
+}
+
+/// Shows it, or is silent.
+pub(super) struct Progress {
+    shown: Shown,
+    tick: Interval,
+    began: Instant,
+    running: BTreeMap<String, Arc<Counts>>,
+    feeds: usize,
+    level: usize,
+    failed: usize,
+    done: Sum,
+}
+
+enum Shown {
+    Nothing,
+    Lines,
+    Bars { multi: MultiProgress, total: ProgressBar, bars: BTreeMap<String, ProgressBar> },
+}
+
+#[derive(Clone, Copy, Default)]
+struct Sum {
+    records: u64,
+    pages: u64,
+    bytes: u64,
+}
+
+impl Sum {
+    fn of(counts: &Counts) -> Self {
+        Self {
+            records: counts.records.load(Ordering::Relaxed),
+            pages: counts.pages.load(Ordering::Relaxed),
+            bytes: counts.bytes.load(Ordering::Relaxed),
+        }
+    }
+
+    fn plus(self, other: Self) -> Self {
+        Self { records: self.records + other.records, pages: self.pages + other.pages, bytes: self.bytes + other.bytes }
+    }
+
+    fn words(self, time: Duration) -> String {
+        let a_second = self.records as f64 / time.as_secs_f64().max(0.001);
+        format!(
+            "{} records, {} pages, {}, {}/s",
+            HumanCount(self.records),
+            HumanCount(self.pages),
+            HumanBytes(self.bytes),
+            HumanCount(a_second as u64)
+        )
+    }
+}
+
+impl Progress {
+    pub(super) fn start(globals: &Globals, database: &Path) -> Self {
+        let shown = match (globals.quiet, is_watched(globals)) {
+            (true, _) => Shown::Nothing,
+            (false, false) => Shown::Lines,
+            (false, true) => {
+                let multi = MultiProgress::new();
+                let total = multi.add(line());
+                total.set_prefix(database.display().to_string());
+                Shown::Bars { multi, total, bars: BTreeMap::new() }
+            }
+        };
+        let every = if matches!(shown, Shown::Bars { .. }) { REDRAW } else { PLAIN };
+        let tick = tokio::time::interval_at(tokio::time::Instant::now() + every, every);
+        Self {
+            shown,
+            tick,
+            began: Instant::now(),
+            running: BTreeMap::new(),
+            feeds: 0,
+            level: 0,
+            failed: 0,
+            done: Sum::default(),
+        }
+    }
+
+    pub(super) fn add(&mut self, run: &Run) {
+        self.feeds += 1;
+        self.running.insert(run.name.clone(), Arc::clone(&run.counts));
+    }
+
+    pub(super) fn ended(&mut self, row: &Row) {
+        match row.trouble {
+            None => self.level += 1,
+            Some(_) => self.failed += 1,
+        }
+        if let Some(counts) = self.running.remove(&row.feed) {
+            self.done = self.done.plus(Sum::of(&counts));
+        }
+        let words = match &row.trouble {
+            None => format!("{}: {}, {} records in {:.1} s", row.feed, row.result, HumanCount(row.read), row.seconds),
+            Some(trouble) => format!("{}: {}: {trouble}", row.feed, row.result),
+        };
+        match &mut self.shown {
+            Shown::Nothing => {}
+            Shown::Lines => say(&words),
+            Shown::Bars { bars, .. } => {
+                if let Some(bar) = bars.remove(&row.feed) {
+                    bar.finish_and_clear();
+                }
+            }
+        }
+    }
+
+    /// Draws, in its rhythm.
+    pub(super) async fn tick(&mut self) {
+        self.tick.tick().await;
+        let sum = self.running.values().fold(self.done, |sum, counts| sum.plus(Sum::of(counts)));
+        let failed = if self.failed == 0 { String::new() } else { format!(", {} given up", self.failed) };
+        let words =
+            format!("{} of {} feeds level{failed}; {}", self.level, self.feeds, sum.words(self.began.elapsed()));
+        match &mut self.shown {
+            Shown::Nothing => {}
+            Shown::Lines => say(&words),
+            Shown::Bars { multi, total, bars } => {
+                total.set_message(words);
+                for (name, counts) in &self.running {
+                    if !bars.contains_key(name) && bars.len() < LINES {
+                        let bar = multi.add(line());
+                        bar.set_prefix(name.clone());
+                        bars.insert(name.clone(), bar);
+                    }
+                    if let Some(bar) = bars.get(name) {
+                        bar.set_message(Sum::of(counts).words(self.began.elapsed()));
+                    }
+                }
+            }
+        }
+    }
+
+    pub(super) fn finish(self) {
+        if let Shown::Bars { multi, total, bars } = self.shown {
+            bars.values().for_each(ProgressBar::finish_and_clear);
+            total.finish_and_clear();
+            // What can't be cleared stays on the screen, no more.
+            let _ = multi.clear();
+        }
+    }
+}
+
+fn line() -> ProgressBar {
+    let bar = ProgressBar::new_spinner();
+    if let Ok(style) = ProgressStyle::with_template("{spinner} {prefix}  {wide_msg}") {
+        bar.set_style(style);
+    }
+    bar.enable_steady_tick(REDRAW);
+    bar
+}
+
+/// Nobody is left to tell when standard error is closed.
+fn say(words: &str) {
+    let _ = writeln!(std::io::stderr(), "{words}");
+}

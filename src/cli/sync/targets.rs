@@ -1,0 +1,163 @@
+//! What `sync` is to bring level: URLs with names, or feeds of the configuration.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+use url::Url;
+
+use crate::cli::{Globals, Usage, run};
+use crate::config::{self, LogSettings, Overrides};
+use crate::feed::FeedName;
+use crate::supervisor::{Configured, FeedSettings, Fleet};
+
+/// What to do.
+pub(super) struct Targets {
+    pub(super) database: PathBuf,
+    pub(super) fleet: Fleet,
+    /// Whether the fleet is all there is: feeds that the file knows beside it are no longer configured.
+    pub(super) all: bool,
+    pub(super) log: LogSettings,
+    names: Option<BTreeSet<FeedName>>,
+}
+
+impl Targets {
+    pub(super) fn of(
+        globals: &Globals,
+        feeds: &[String],
+        db: Option<&PathBuf>,
+        overrides: &Overrides,
+    ) -> anyhow::Result<Self> {
+        let urls = feeds.iter().filter(|feed| feed.contains("://")).count();
+        match urls {
+            0 => Self::configured(globals, feeds, db, overrides),
+            n if n == feeds.len() => Self::given(feeds, db),
+            _ => Err(Usage("give either URLs or names of configured feeds, not both".to_owned()).into()),
+        }
+    }
+
+    pub(super) fn chosen(&self, name: &FeedName) -> bool {
+        self.names.as_ref().is_none_or(|names| names.contains(name))
+    }
+
+    fn configured(
+        globals: &Globals,
+        feeds: &[String],
+        db: Option<&PathBuf>,
+        overrides: &Overrides,
+    ) -> anyhow::Result<Self> {
+        let mut config = config::load(globals.config.as_deref(), overrides)?;
+        if let Some(db) = db {
+            config.database.clone_from(db);
+        }
+        let fleet = run::fleet(&config);
+        let known: BTreeSet<&FeedName> = fleet.feeds.iter().map(Configured::name).collect();
+        let mut names = BTreeSet::new();
+        for feed in feeds {
+            let name = FeedName::new(feed).filter(|name| known.contains(name));
+            let name = name.ok_or_else(|| {
+                let known: Vec<&str> = known.iter().map(|name| name.as_str()).collect();
+                Usage(format!("there is no feed {feed} in the configuration; it has: {}", known.join(", ")))
+            })?;
+            names.insert(name);
+        }
+        let names = (!feeds.is_empty()).then_some(names);
+        Ok(Self { database: config.database, fleet, all: true, log: config.log, names })
+    }
+
+    fn given(feeds: &[String], db: Option<&PathBuf>) -> anyhow::Result<Self> {
+        let mut names = BTreeSet::new();
+        let mut settings = Vec::new();
+        for feed in feeds {
+            let (name, url) = name_and_url(feed)?;
+            if !names.insert(name.clone()) {
+                let why = format!("two feeds would be named {name}: give each a name, as other-name={url}");
+                return Err(Usage(why).into());
+            }
+            settings.push(Configured::Ready(Box::new(FeedSettings::plain(name, url))));
+        }
+        Ok(Self {
+            database: db.cloned().unwrap_or_else(|| PathBuf::from("mirror.db")),
+            fleet: Fleet { feeds: settings, hosts: Default::default() },
+            all: false,
+            log: LogSettings::default(),
+            names: None,
+        })
+    }
+}
+
+/// `[NAME=]URL`; without a name, host and path make one.
+fn name_and_url(feed: &str) -> Result<(FeedName, String), Usage> {
+    let named = feed.split_once('=').filter(|(name, _)| !name.contains("://"));
+    let (name, url) = named.map_or((None, feed), |(name, url)| (Some(name), url));
+    let parsed = Url::parse(url).map_err(|error| Usage(format!("{url} is not a URL: {error}")))?;
+    if !matches!(parsed.scheme(), "http" | "https") || !parsed.has_host() {
+        return Err(Usage(format!("{url} is neither http nor https")));
+    }
+    if parsed.fragment().is_some() {
+        return Err(Usage(format!("{url} has a fragment: leave out what follows #")));
+    }
+    if !parsed.username().is_empty() || parsed.password().is_some() {
+        return Err(Usage("a URL must hold no credentials: put them in a configuration's headers".to_owned()));
+    }
+    let made = name.map_or_else(|| made_name(&parsed), str::to_owned);
+    let name = FeedName::new(&made)
+        .ok_or_else(|| Usage(format!("{made:?} can't name a feed: use a-z, 0-9, and after the first also . _ -")))?;
+    Ok((name, url.to_owned()))
+}
+
+fn made_name(url: &Url) -> String {
+    let port = url.port().map(|port| format!("-{port}")).unwrap_or_default();
+    let text = format!("{}{port}{}", url.host_str().unwrap_or_default(), url.path()).to_ascii_lowercase();
+    let mut name = String::new();
+    for c in text.chars() {
+        let plain = c.is_ascii_lowercase() || c.is_ascii_digit() || ".-_".contains(c);
+        match plain {
+            true => name.push(c),
+            false if name.ends_with('-') => {}
+            false => name.push('-'),
+        }
+    }
+    name.trim_matches(|c| "-._".contains(c)).to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn host_and_path_make_a_name() {
+        for (url, expected) in [
+            ("https://Acme.example/rpde/session-series", "acme.example-rpde-session-series"),
+            ("https://acme.example/", "acme.example"),
+            ("http://127.0.0.1:8480/sessions?limit=5", "127.0.0.1-8480-sessions"),
+            ("https://acme.example/Feeds//A%20b/", "acme.example-feeds-a-20b"),
+            ("http://[::1]:80/x", "1-x"),
+        ] {
+            let (name, kept) = name_and_url(url).unwrap();
+            assert_eq!((name.as_str(), kept.as_str()), (expected, url));
+        }
+    }
+
+    #[test]
+    fn a_name_in_front_is_taken_and_an_equals_sign_in_the_url_is_not_one() {
+        let (name, url) = name_and_url("acme=https://acme.example/f?a=b").unwrap();
+        assert_eq!((name.as_str(), url.as_str()), ("acme", "https://acme.example/f?a=b"));
+        let (name, _) = name_and_url("https://acme.example/f?a=b").unwrap();
+        assert_eq!(name.as_str(), "acme.example-f");
+    }
+
+    #[test]
+    fn what_can_not_be_a_feed_is_refused_with_the_reason() {
+        for (feed, why) in [
+            ("Acme=https://acme.example/", "can't name a feed"),
+            ("ftp://acme.example/", "neither http nor https"),
+            ("https://u:p@acme.example/", "no credentials"),
+            ("https://acme.example/#x", "fragment"),
+            ("https://", "not a URL"),
+        ] {
+            let error = name_and_url(feed).unwrap_err().0;
+            assert!(error.contains(why), "{feed}: {error}");
+        }
+    }
+}

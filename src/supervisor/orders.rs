@@ -1,0 +1,149 @@
+//! Carrying out what operators ask for.
+
+use super::Configured;
+use super::control::{ControlError, Order, QuarantineOrder};
+use super::fleet::{Running, Supervisor};
+use crate::feed::{FeedName, Health};
+use crate::store::feeds::StoredFeed;
+use crate::store::resync::Trust;
+use crate::store::{Intake, StoreError, now};
+
+impl Supervisor {
+    pub(super) async fn order(&mut self, name: &str, order: Order) -> Result<String, ControlError> {
+        self.writable()?;
+        let unknown = || ControlError::Unknown(format!("there is no feed {name}"));
+        let name = FeedName::new(name).ok_or_else(unknown)?;
+        let stored = match self.shared.store.feed(&name).await {
+            Ok(stored) => stored,
+            Err(StoreError::Refused(_)) => return Err(unknown()),
+            Err(error) => return Err(refused(error)),
+        };
+        match order {
+            Order::Pause => self.pause(&name).await,
+            Order::Resume => self.resume(&name).await,
+            Order::PollNow => self.poll_now(&name),
+            Order::Resync { trust_source } => self.resync(&name, &stored, trust_source).await,
+            Order::AcceptSweep => self.accept_sweep(&name, &stored).await,
+            Order::Seek(url) => self.seek(&name, &stored, &url).await,
+            Order::Purge => self.purge(&name).await,
+        }
+    }
+
+    /// An order that could not be written would be lost; it would also keep the supervisor waiting.
+    fn writable(&self) -> Result<(), ControlError> {
+        match &*self.shared.store.intake().borrow() {
+            Intake::Open => Ok(()),
+            Intake::Blocked(reason) | Intake::Broken(reason) => Err(ControlError::Refused(reason.clone())),
+        }
+    }
+
+    async fn pause(&mut self, name: &FeedName) -> Result<String, ControlError> {
+        self.shared.store.pause(name, now(), true).await.map_err(refused)?;
+        self.stop(name).await;
+        // A turn that ended just now may have noted another health.
+        self.shared.store.pause(name, now(), true).await.map_err(refused)?;
+        Ok(format!("{name} is paused until it is resumed, restarts included"))
+    }
+
+    async fn resume(&mut self, name: &FeedName) -> Result<String, ControlError> {
+        self.configured(name)?;
+        self.stop(name).await;
+        let stored = self.shared.store.pause(name, now(), false).await.map_err(refused)?;
+        self.start(name, &stored, std::time::Duration::ZERO).await;
+        self.running(name)?.feed.poll_now.notify_one();
+        Ok(format!("{name} goes on"))
+    }
+
+    fn poll_now(&self, name: &FeedName) -> Result<String, ControlError> {
+        let running = self.running(name)?;
+        running.feed.poll_now.notify_one();
+        running.feed.resync_now.notify_one();
+        Ok(format!("{name} is asked now"))
+    }
+
+    async fn resync(&self, name: &FeedName, stored: &StoredFeed, trust: bool) -> Result<String, ControlError> {
+        let running = self.running(name)?;
+        let underway = stored.resync.is_some();
+        let trust = if trust { Trust::Asked } else { Trust::No };
+        self.shared.store.begin_resync(name, now(), trust, false).await.map_err(refused)?;
+        running.feed.resync_now.notify_one();
+        running.feed.poll_now.notify_one();
+        Ok(match (trust, underway) {
+            (Trust::No, false) => format!("{name} is read anew; what is gone is swept at the end"),
+            (Trust::No, true) => format!("{name} is being read anew already"),
+            _ => format!("{name} is read anew, and what its source says replaces what is stored"),
+        })
+    }
+
+    async fn accept_sweep(&self, name: &FeedName, stored: &StoredFeed) -> Result<String, ControlError> {
+        let running = self.running(name)?;
+        self.shared.store.accept_sweep(stored.id, now()).await.map_err(refused)?;
+        running.feed.resync_now.notify_one();
+        Ok(format!("{name} is swept now"))
+    }
+
+    async fn seek(&self, name: &FeedName, stored: &StoredFeed, url: &str) -> Result<String, ControlError> {
+        let running = self.running(name)?;
+        running.feed.requests.permit(url).map_err(|failure| ControlError::Refused(failure.to_string()))?;
+        if stored.cursor.is_none() {
+            let reason = format!("{name} is being read anew and has no poll cursor yet");
+            return Err(ControlError::Refused(reason));
+        }
+        let url = running.feed.requests.mask(url);
+        self.shared.store.seek(name, now(), url.clone()).await.map_err(refused)?;
+        running.feed.poll_now.notify_one();
+        Ok(format!("{name} goes on from {url}"))
+    }
+
+    async fn purge(&mut self, name: &FeedName) -> Result<String, ControlError> {
+        self.stop(name).await;
+        self.shared.store.purge(name, now()).await.map_err(refused)?;
+        Ok(match self.members.contains_key(name) {
+            true => format!("{name} is purged, and paused until it is resumed"),
+            false => format!("{name} is purged and forgotten"),
+        })
+    }
+
+    pub(super) async fn quarantine(&mut self, id: i64, order: QuarantineOrder) -> Result<String, ControlError> {
+        self.writable()?;
+        let unknown = || ControlError::Unknown(format!("there is no quarantined record {id}"));
+        let store = &self.shared.store;
+        if order == QuarantineOrder::Retry {
+            let (name, transport, raw) = store.quarantined(id).await.map_err(refused)?.ok_or_else(unknown)?;
+            let name = FeedName::new(&name).ok_or_else(unknown)?;
+            let running = self.running(&name)?;
+            running.feed.read_again(&raw, transport).await.map_err(ControlError::Refused)?;
+        }
+        match (store.quarantine_drop(id).await.map_err(refused)?, order) {
+            (false, _) => Err(unknown()),
+            (true, QuarantineOrder::Drop) => Ok(format!("record {id} is dropped")),
+            (true, QuarantineOrder::Retry) => Ok(format!("record {id} could be read, and has left quarantine")),
+        }
+    }
+
+    fn configured(&self, name: &FeedName) -> Result<(), ControlError> {
+        match self.members.get(name).map(|member| &member.configured) {
+            Some(Configured::Ready(_)) => Ok(()),
+            Some(Configured::Broken { reason, .. }) => {
+                Err(ControlError::Refused(format!("{name} can't run as it is configured: {reason}")))
+            }
+            None => Err(ControlError::Refused(format!("{name} is not configured"))),
+        }
+    }
+
+    fn running(&self, name: &FeedName) -> Result<&Running, ControlError> {
+        self.configured(name)?;
+        let running = self.members.get(name).and_then(|member| member.running.as_ref());
+        running.ok_or_else(|| {
+            let paused = Health::Paused;
+            ControlError::Refused(format!("{name} does not run: it is {paused} or could not start; resume it first"))
+        })
+    }
+}
+
+fn refused(error: StoreError) -> ControlError {
+    match error {
+        StoreError::Closed => ControlError::Stopping,
+        error => ControlError::Refused(error.to_string()),
+    }
+}
