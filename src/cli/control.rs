@@ -48,3 +48,9 @@ pub fn seek(_: &Globals, _: Seek) -> anyhow::Result<Exit> {
 pub fn purge(_: &Globals, _: Purge) -> anyhow::Result<Exit> {
     anyhow::bail!("placeholder")
 }
+/// Runs.
+/// # Errors
+/// Always.
+pub(super) fn quarantine(_: &Globals, _: &super::place::Place, _: i64, _: bool) -> anyhow::Result<Exit> {
+    anyhow::bail!("placeholder")
+}
