@@ -14,7 +14,7 @@ CREATE TABLE mirror_state (
 );
 
 CREATE TABLE feed (
-    id          INTEGER PRIMARY KEY,
+    id          INTEGER PRIMARY KEY AUTOINCREMENT, -- a number is never another feed's: a late delivery may still name it
     name        TEXT    NOT NULL UNIQUE,
     provider    TEXT,
     url         TEXT    NOT NULL,
