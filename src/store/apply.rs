@@ -185,16 +185,23 @@ fn decide(stored: &Stored<'_>, incoming: &Item, data: &str, rules: Rules) -> Dec
         let same = stored.modified == incoming.modified && same_content();
         return if same { Decision::Same } else { Decision::Write };
     }
-    if stored.swept == Swept::ByTrust && rules.polled && incoming.state == State::Updated {
+    let order = incoming.modified.compare(&stored.modified, rules.order);
+    // What a sweep only concluded gives way to what the publisher says itself, to a tombstone of its own too:
+    // otherwise a tie would end by which of its records comes first.
+    let gives_way = match stored.swept {
+        Swept::No => false,
+        Swept::ByResync => order == Ordering::Equal,
+        Swept::ByTrust => true,
+    };
+    if gives_way && rules.polled {
         return Decision::Write;
     }
-    match incoming.modified.compare(&stored.modified, rules.order) {
+    match order {
         Ordering::Greater => Decision::Write,
         Ordering::Less => Decision::Older,
         Ordering::Equal if same_content() => Decision::Same,
         Ordering::Equal => match (stored.state, incoming.state) {
             (State::Updated, State::Deleted) => Decision::Write,
-            (State::Deleted, _) if stored.swept != Swept::No && rules.polled => Decision::Write,
             (State::Deleted, _) => Decision::Tied,
             (State::Updated, State::Updated) if rules.resync || rules.ties == Ties::Replace => Decision::Write,
             (State::Updated, State::Updated) => Decision::Tied,
