@@ -157,8 +157,9 @@ CREATE TABLE resync (
 );
 -- What a resync has met: rows by seq (unchanged items keep theirs), and ids of records it had to quarantine.
 CREATE TABLE seen (
-    feed INTEGER NOT NULL,
-    seq  INTEGER NOT NULL,
+    feed   INTEGER NOT NULL,
+    seq    INTEGER NOT NULL,
+    walked INTEGER NOT NULL,                     -- 0: met by push or poll beside it, so a trusted walk may still replace it
     PRIMARY KEY (feed, seq)
 ) WITHOUT ROWID;
 CREATE TABLE spared (
