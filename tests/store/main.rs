@@ -5,7 +5,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, reason = "a test that panics has said so")]
 
 mod bounds;
+mod convergence;
 mod feeds;
 mod mirror;
 mod newest_wins;
+mod oracle;
+mod property;
 mod resync;
