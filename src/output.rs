@@ -8,6 +8,7 @@ pub mod changes;
 pub mod export;
 pub mod journal;
 pub mod metrics;
+pub mod page;
 pub mod status;
 mod words;
 
