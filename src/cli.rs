@@ -78,6 +78,9 @@ impl Exit {
     }
 }
 
+/// Home, and clear what is beneath: a whole clear would flicker.
+const TO_THE_TOP: &str = "\x1b[H\x1b[J";
+
 /// What all verbs are told.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct Globals {

@@ -5,14 +5,12 @@ use std::time::Duration;
 
 use super::lasting::{Stop, until_stopped};
 use super::place::Place;
-use super::{Exit, Globals, told, width};
+use super::{Exit, Globals, TO_THE_TOP, told, width};
 use crate::output::{self, status};
 use crate::store::read::Reader;
 
 /// A watched status is drawn anew this often.
 const REDRAWN: Duration = Duration::from_secs(2);
-/// Home, and clear what is beneath: a whole clear would flicker.
-const TO_THE_TOP: &str = "\x1b[H\x1b[J";
 
 /// What `status` is told.
 #[derive(Clone, Debug, Default, clap::Args)]
