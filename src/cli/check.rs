@@ -1,5 +1,7 @@
 //! `check`: every mistake of the configuration at once, each with its file and key.
 
+mod online;
+
 use std::io::{self, Write};
 
 use serde::Serialize;
@@ -61,7 +63,11 @@ struct Row<'a> {
 /// When standard output can't be written.
 pub fn run(globals: &Globals, args: Args) -> anyhow::Result<Exit> {
     let loaded = config::load(globals.config.as_deref(), &Overrides::default());
-    let verdict = print(&mut io::stdout().lock(), &args, &loaded, &[])?;
+    let probes = match &loaded {
+        Ok(config) if args.online => super::runtime()?.block_on(online::probe(&super::run::fleet(config))),
+        _ => Vec::new(),
+    };
+    let verdict = print(&mut io::stdout().lock(), &args, &loaded, &probes)?;
     Ok(match verdict {
         Verdict::Sound => Exit::Done,
         Verdict::Unreachable => Exit::Failed,

@@ -198,9 +198,8 @@ pub(super) fn begin(
     trust: Trust,
     automatic: bool,
 ) -> Result<(), StoreError> {
-    if read(bench, feed)?
-        .is_some_and(|running| running.trust == trust && running.stage == Stage::Walk && trust == Trust::No)
-    {
+    // A walk under way does what a plain one would, and must not lose its trust to one.
+    if trust == Trust::No && read(bench, feed)?.is_some_and(|running| running.stage == Stage::Walk) {
         return Ok(());
     }
     clear(bench, feed)?;

@@ -14,7 +14,7 @@ CREATE TABLE mirror_state (
 );
 
 CREATE TABLE feed (
-    id          INTEGER PRIMARY KEY,
+    id          INTEGER PRIMARY KEY AUTOINCREMENT, -- a number is never another feed's: a late delivery may still name it
     name        TEXT    NOT NULL UNIQUE,
     provider    TEXT,
     url         TEXT    NOT NULL,
@@ -157,8 +157,9 @@ CREATE TABLE resync (
 );
 -- What a resync has met: rows by seq (unchanged items keep theirs), and ids of records it had to quarantine.
 CREATE TABLE seen (
-    feed INTEGER NOT NULL,
-    seq  INTEGER NOT NULL,
+    feed   INTEGER NOT NULL,
+    seq    INTEGER NOT NULL,
+    walked INTEGER NOT NULL,                     -- 0: met by push or poll beside it, so a trusted walk may still replace it
     PRIMARY KEY (feed, seq)
 ) WITHOUT ROWID;
 CREATE TABLE spared (

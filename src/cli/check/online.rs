@@ -1,0 +1,71 @@
+//! `check --online`: asks every feed's own URL once, politely, and says what came.
+
+use tokio::task::JoinSet;
+
+use super::Probe;
+use crate::decode::{next, rpde};
+use crate::feed::{Next, Page};
+use crate::source::budget::Budget;
+use crate::source::http::{Answer, Clients, Requests};
+use crate::source::turns::{Priority, Turns};
+use crate::supervisor::{Configured, FeedSettings, Fleet};
+use crate::worker;
+
+const BUDGET_BYTES: u64 = 32 << 20;
+
+/// One answer a feed, in the configuration's order.
+pub(super) async fn probe(fleet: &Fleet) -> Vec<Probe> {
+    let (clients, turns, budget) = (Clients::default(), Turns::new(fleet.hosts.clone()), Budget::new(BUDGET_BYTES));
+    let mut tasks = JoinSet::new();
+    for (at, configured) in fleet.feeds.iter().enumerate() {
+        let Configured::Ready(settings) = configured else { continue };
+        let (settings, clients, turns, budget) = (settings.clone(), clients.clone(), turns.clone(), budget.clone());
+        tasks.spawn(async move {
+            let answer = ask(&settings, &clients, &turns, &budget).await;
+            (at, Probe { feed: settings.name.to_string(), url: settings.url.clone(), answer })
+        });
+    }
+    // A probe that panicked would be a mistake of ours: it is left out here and shows as missing.
+    let mut probes: Vec<(usize, Probe)> = tasks.join_all().await;
+    probes.sort_by_key(|(at, _)| *at);
+    probes.into_iter().map(|(_, probe)| probe).collect()
+}
+
+async fn ask(settings: &FeedSettings, clients: &Clients, turns: &Turns, budget: &Budget) -> Result<String, String> {
+    let requests = Requests::new(clients, &settings.url, &settings.http, &settings.headers, &settings.query)
+        .map_err(|failure| failure.to_string())?;
+    let _turn = turns.host(requests.home()).turn(&settings.name, Priority::Level).await;
+    let answer = requests.get(&settings.url, None, 0, budget).await.map_err(|failure| failure.to_string())?;
+    let Answer::Page(body, _) = answer else { return Ok("not modified".to_owned()) };
+    let opened = body.open().await.map_err(|failure| failure.to_string())?;
+    let reading = worker::reading(settings.kind.as_deref(), settings.modified);
+    let mut page = rpde::page(opened.bytes, &reading).map_err(|refused| requests.mask(&refused.to_string()))?;
+    let published = page.next.as_deref().map(|next| requests.mask(next));
+    let next = next::place(&settings.url, &mut page, published.as_deref(), settings.dialect);
+    if let Next::Follow { url, .. } = &next {
+        requests.permit(url).map_err(|failure| failure.to_string())?;
+    }
+    Ok(words(&page, &next))
+}
+
+fn words(page: &Page, next: &Next) -> String {
+    let mut words = match page.items.len() {
+        1 => "1 item".to_owned(),
+        n => format!("{n} items"),
+    };
+    match page.unreadable.as_slice() {
+        [] => {}
+        [first, ..] => words.push_str(&format!(", {} that can't be read ({})", page.unreadable.len(), first.reason)),
+    }
+    words.push_str(match next {
+        Next::Follow { made: false, .. } => ", and more pages",
+        Next::Follow { made: true, .. } => ", and more pages, though it sends no `next`",
+        Next::Level => ", and no more pages",
+        Next::AsLevel(_) => ", and no way on",
+    });
+    if !page.findings.is_empty() {
+        let rules: Vec<&str> = page.findings.iter().map(|finding| finding.rule).collect();
+        words.push_str(&format!("; findings: {}", rules.join(", ")));
+    }
+    words
+}

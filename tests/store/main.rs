@@ -1,0 +1,11 @@
+//! The store against the rules: newest wins, resyncs, bounds, crashes, a hostile environment, and files of the past.
+//!
+//! Everything here writes through [`feedmirror::store`] and reads back with plain SQL over the public names.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, reason = "a test that panics has said so")]
+
+mod bounds;
+mod feeds;
+mod mirror;
+mod newest_wins;
+mod resync;
