@@ -64,6 +64,7 @@ impl Mirror {
             purpose: Purpose::Poll(step),
             order: Order::default(),
             ties: Ties::Keep,
+            follows: false,
             held: Held::default(),
         };
         let answer = self.store().apply(delivery);
