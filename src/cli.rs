@@ -205,8 +205,9 @@ fn tell(error: &anyhow::Error) {
     eprintln!("feedmirror: {error:#}");
 }
 
+/// Of an output alone: a connection that broke lies deeper in its error, and is a failure.
 fn broken_pipe(error: &anyhow::Error) -> bool {
-    let io = error.chain().find_map(|cause| cause.downcast_ref::<std::io::Error>());
+    let io = error.downcast_ref::<std::io::Error>();
     io.is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
 }
 

@@ -114,7 +114,7 @@ impl Log {
                 return Ok(Exit::Done);
             }
             if self.reader.is_replaced() {
-                self.reader = Reader::open(&self.reader.path().to_owned())?;
+                self.reader = Reader::open(self.reader.path())?;
                 seen = None;
             }
         }

@@ -49,7 +49,10 @@ pub(super) fn until_stopped(work: impl FnOnce(&Stop) -> anyhow::Result<Exit> + S
 
 /// Returns once nobody can read standard output any more, so that a quiet log doesn't keep the process; never where that
 /// can't be seen, as with a file.
-#[expect(deprecated, reason = "its replacement is unsafe; standard output stays open for as long as the process")]
+#[expect(
+    deprecated,
+    reason = "its successor is unsafe for types that may change their descriptor; standard output's stays"
+)]
 async fn reader_gone() {
     if let Ok(output) = AsyncFd::with_interest(std::io::stdout(), Interest::ERROR)
         && output.ready(Interest::ERROR).await.is_ok()

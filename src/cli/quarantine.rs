@@ -11,8 +11,6 @@ use crate::output::{self, journal};
 pub struct Args {
     #[command(subcommand)]
     what: What,
-    #[command(flatten)]
-    place: Place,
 }
 
 #[derive(Clone, Debug, clap::Subcommand)]
@@ -27,6 +25,8 @@ enum What {
         /// Print rows as JSON, one a line
         #[arg(long)]
         json: bool,
+        #[command(flatten)]
+        place: Place,
     },
     /// Show a record whole, as published
     Show {
@@ -35,16 +35,22 @@ enum What {
         /// Print the row as JSON
         #[arg(long)]
         json: bool,
+        #[command(flatten)]
+        place: Place,
     },
     /// Read a record again: if it can be understood now, it is applied
     Retry {
         /// Its number, from the list
         id: i64,
+        #[command(flatten)]
+        place: Place,
     },
     /// Remove a record
     Drop {
         /// Its number, from the list
         id: i64,
+        #[command(flatten)]
+        place: Place,
     },
 }
 
@@ -53,12 +59,11 @@ enum What {
 /// # Errors
 /// When the file can't be read, has no such feed or record, the daemon refuses, or standard output can't be written.
 pub fn run(globals: &Globals, args: Args) -> anyhow::Result<Exit> {
-    let place = &args.place;
     match args.what {
-        What::List { feed, limit, json } => list(globals, place, feed.as_deref(), limit, json),
-        What::Show { id, json } => show(globals, place, id, json),
-        What::Retry { id } => control::quarantine(globals, place, id, true),
-        What::Drop { id } => control::quarantine(globals, place, id, false),
+        What::List { feed, limit, json, place } => list(globals, &place, feed.as_deref(), limit, json),
+        What::Show { id, json, place } => show(globals, &place, id, json),
+        What::Retry { id, place } => control::quarantine(globals, &place, id, true),
+        What::Drop { id, place } => control::quarantine(globals, &place, id, false),
     }
 }
 

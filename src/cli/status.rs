@@ -57,7 +57,7 @@ fn watch(mut reader: Reader, args: &Args, stop: &Stop) -> anyhow::Result<Exit> {
             return Ok(Exit::Done);
         }
         if reader.is_replaced() {
-            reader = Reader::open(&reader.path().to_owned())?;
+            reader = Reader::open(reader.path())?;
         }
     }
 }

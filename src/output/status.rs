@@ -9,7 +9,7 @@ use comfy_table::{Cell, CellAlignment, Color, ColumnConstraint, ContentArrangeme
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::words::{counted, head, number, plain, seconds_since, span, tail};
+use super::words::{counted, number, plain, seconds_since, span, tail};
 use crate::feed::Health;
 use crate::store::read::{FeedRow, MirrorRow, Reader, ResyncRow, StoreError};
 
@@ -127,7 +127,6 @@ fn rows(feeds: &[&FeedRow], now: Timestamp, width: u16) -> Table {
 }
 
 fn cells(feed: &FeedRow, now: Timestamp) -> [String; 7] {
-    const NAME: usize = 40;
     let lag = seconds_since(feed.level_at.as_deref(), now).map_or_else(|| "not yet".to_owned(), span);
     let next = match seconds_since(feed.next_poll_at.as_deref(), now) {
         None => "–".to_owned(),
@@ -136,7 +135,7 @@ fn cells(feed: &FeedRow, now: Timestamp) -> [String; 7] {
         Some(ahead) => format!("in {}", span(-ahead)),
     };
     let (items, tombstones) = (number(feed.items), number(feed.tombstones));
-    [head(&feed.name, NAME), feed.mode.clone(), feed.health.clone(), items, tombstones, lag, next]
+    [feed.name.clone(), feed.mode.clone(), feed.health.clone(), items, tombstones, lag, next]
 }
 
 /// A cursor's telling part: its query, or else its path.
