@@ -242,13 +242,13 @@ impl Mood {
                 feed.change(missing as u64);
                 missing > 0
             }
-            Fault::StaleCache => return self.from_cache(feed, request),
+            Fault::StaleCache => return self.stale_page(feed, request),
             _ => false,
         };
         happens.then(|| Answer { fault: Some(fault), ..honest(feed, request) })
     }
 
-    fn from_cache(&self, feed: &Feed, request: &Request) -> Option<Answer> {
+    fn stale_page(&self, feed: &Feed, request: &Request) -> Option<Answer> {
         let cached = self.cache.as_ref()?;
         let stale = cached.place == request.asked.place && cached.changes != feed.changes();
         let differs = stale && honest(feed, request).text != cached.text;
