@@ -149,7 +149,7 @@ impl Mood {
         let read = match &asked.start {
             Start::Beginning => return,
             Start::After(position) => position.clone(),
-            Start::Beyond(modified) => Position { modified: *modified, id: super::feed::Id::Number(u64::MAX) },
+            Start::Beyond(modified) => Position { modified: *modified, id: super::form::Id::Number(u64::MAX) },
         };
         // A position beyond the end is one that the feed went back from, or that nobody has given out.
         if feed.end().is_some_and(|end| read.modified <= end.modified) && self.read.as_ref() < Some(&read) {
