@@ -202,6 +202,8 @@ impl Mood {
             }
             Fault::ZipBomb | Fault::DamagedGzip if !request.gzip => None,
             Fault::Redirect if request.asked.moved => None,
+            // Who makes a position from a first page's last item can't know its era: it would be dead for good.
+            Fault::NoNext if request.asked.start == Start::Beginning && self.era > 0 => None,
             _ => self.on_the_page(fault, feed, request),
         }
     }
@@ -230,6 +232,8 @@ impl Mood {
             Fault::DeadCursor if request.asked.start != Start::Beginning && !self.has_died => {
                 self.has_died = true;
                 self.era += 1;
+                // What is served or sent back to from now on must be alive.
+                (self.before, self.cache) = (None, None);
                 true
             }
             Fault::Gone => {

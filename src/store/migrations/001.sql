@@ -37,6 +37,7 @@ CREATE TABLE feed (
     class       INTEGER NOT NULL DEFAULT 0,      -- the class of the last `modified`, for the finding when it changes
     resynced_at INTEGER,                         -- when the last resync that nobody asked for began
     read_anew_at INTEGER,                        -- when it was last read whole, from its beginning to its end
+    looked_back_at INTEGER,                      -- when the last look-back that came to an end began
     stale       INTEGER NOT NULL DEFAULT 0,      -- away for longer than the publisher remembers deletions: resync when level
     quarantine_rows    INTEGER NOT NULL DEFAULT 0,
     quarantine_bytes   INTEGER NOT NULL DEFAULT 0,
