@@ -435,7 +435,8 @@ fn keep(
     }
     if feed.resync.as_ref().is_some_and(|walk| seq <= walk.start_seq) {
         let walked = matches!(delivery.purpose, Purpose::Resync(_));
-        let sql = "INSERT INTO seen VALUES (?1, ?2, ?3) ON CONFLICT DO UPDATE SET walked = max(walked, excluded.walked)";
+        let sql =
+            "INSERT INTO seen VALUES (?1, ?2, ?3) ON CONFLICT DO UPDATE SET walked = max(walked, excluded.walked)";
         bench.db.prepare_cached(sql)?.execute(params![feed.id, seq, walked])?;
     }
     Ok(())
@@ -445,7 +446,10 @@ fn may_replace(bench: &Bench<'_>, feed: &Feed, seq: Seq) -> Result<bool, StoreEr
     if feed.resync.as_ref().is_none_or(|walk| seq > walk.start_seq) {
         return Ok(false);
     }
-    Ok(!bench.db.prepare_cached("SELECT 1 FROM seen WHERE feed = ?1 AND seq = ?2 AND walked")?.exists([feed.id, seq])?)
+    Ok(!bench
+        .db
+        .prepare_cached("SELECT 1 FROM seen WHERE feed = ?1 AND seq = ?2 AND walked")?
+        .exists([feed.id, seq])?)
 }
 
 fn insert(
