@@ -231,6 +231,7 @@ impl Writer {
         queue: Arc<Queue>,
         gate: Arc<Gate>,
         intake: watch::Sender<Intake>,
+        key_shift: u32,
     ) -> rusqlite::Result<Self> {
         let reserved: Seq = db.query_row("SELECT reserved FROM mirror_state", [], |row| row.get(0))?;
         // A new run starts at the end of the last block: what was given before a power loss is never given again.
@@ -250,7 +251,7 @@ impl Writer {
             reserved,
             kinds: HashMap::new(),
             full_sync: true,
-            key_shift: 16,
+            key_shift,
         })
     }
 

@@ -213,3 +213,18 @@ fn a_second_writer_is_refused_until_the_first_has_finished() {
     let (_store, closing) = Store::open(&mirror.path).unwrap();
     closing.finish();
 }
+
+#[test]
+fn a_writer_that_is_dropped_commits_what_waits_before_it_lets_another_in() {
+    let mut mirror = Mirror::with(&["acme"]);
+    let delivery = mirror.delivery("acme", Transport::Webhook, Purpose::Again, &crate::mirror::many("n", 5_000, 10));
+    let late = mirror.delivery("acme", Transport::Webhook, Purpose::Again, &[updated("late", 10, "{}")]);
+
+    let pending = mirror.submit(delivery);
+    let store = mirror.abandon();
+    mirror.reopen();
+
+    assert_eq!(mirror.value::<i64>("SELECT items FROM feeds"), 5_000);
+    assert_eq!(mirror.answer(pending).new, 5_000);
+    assert!(matches!(mirror.wait(store.apply(late)).unwrap(), Err(StoreError::Closed)));
+}
