@@ -7,6 +7,7 @@
 mod bounds;
 mod convergence;
 mod crash;
+mod databases;
 mod environment;
 mod feeds;
 mod mirror;
