@@ -10,6 +10,7 @@ mod dialect;
 mod dice;
 mod fault;
 mod feed;
+mod form;
 mod line;
 mod misbehave;
 mod page;

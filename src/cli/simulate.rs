@@ -56,7 +56,7 @@ pub struct Args {
     /// Go wrong in this way; always, or in this share of requests. May be given several times
     #[arg(long, value_name = "NAME[=SHARE]", value_parser = fault)]
     fault: Vec<(Fault, f64)>,
-    /// Go wrong in every way that heals, each in this share of requests
+    /// Go wrong in every way that heals, each in this share of requests; 0.01 if not said
     #[arg(long, value_name = "SHARE", num_args = 0..=1, require_equals = true, default_missing_value = "0.01", value_parser = share)]
     all_faults: Option<f64>,
     /// List the ways to go wrong, and exit

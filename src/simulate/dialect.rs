@@ -2,7 +2,8 @@
 
 use url::form_urlencoded;
 
-use super::feed::{Id, Position, Start};
+use super::feed::{Position, Start};
+use super::form::Id;
 
 /// The way a feed spells its URLs and states, and what it orders by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -13,8 +13,9 @@ impl Dice {
     }
 
     fn roll(&mut self) -> u64 {
+        let rolled = mix(self.0);
         self.0 = self.0.wrapping_add(STEP);
-        mix(self.0)
+        rolled
     }
 
     /// From 0 to one less than `end`; 0 where `end` is 0.

@@ -149,7 +149,7 @@ impl Mood {
         let read = match &asked.start {
             Start::Beginning => return,
             Start::After(position) => position.clone(),
-            Start::Beyond(modified) => Position { modified: *modified, id: super::feed::Id::Number(u64::MAX) },
+            Start::Beyond(modified) => Position { modified: *modified, id: super::form::Id::Number(u64::MAX) },
         };
         // A position beyond the end is one that the feed went back from, or that nobody has given out.
         if feed.end().is_some_and(|end| read.modified <= end.modified) && self.read.as_ref() < Some(&read) {
@@ -242,13 +242,13 @@ impl Mood {
                 feed.change(missing as u64);
                 missing > 0
             }
-            Fault::StaleCache => return self.from_cache(feed, request),
+            Fault::StaleCache => return self.stale_page(feed, request),
             _ => false,
         };
         happens.then(|| Answer { fault: Some(fault), ..honest(feed, request) })
     }
 
-    fn from_cache(&self, feed: &Feed, request: &Request) -> Option<Answer> {
+    fn stale_page(&self, feed: &Feed, request: &Request) -> Option<Answer> {
         let cached = self.cache.as_ref()?;
         let stale = cached.place == request.asked.place && cached.changes != feed.changes();
         let differs = stale && honest(feed, request).text != cached.text;

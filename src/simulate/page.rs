@@ -67,8 +67,8 @@ impl Fields {
     /// The record as it is.
     pub(super) fn new(feed: &Feed, record: &Record) -> Self {
         let id = match &record.at.id {
-            super::feed::Id::Number(number) => number.to_string(),
-            super::feed::Id::Text(text) => quoted(text),
+            super::form::Id::Number(number) => number.to_string(),
+            super::form::Id::Text(text) => quoted(text),
         };
         Self {
             state: Some(quoted(feed.dialect.state(record.deleted))),

@@ -91,7 +91,7 @@ fn spoilt(fault: Option<Fault>, text: String) -> (&'static str, Vec<u8>) {
         Some(Fault::NoItems) => (PAGE, br#"{"error":{"code":"busy","message":"please try again"}}"#.to_vec()),
         Some(Fault::WrongEncoding) => {
             let whole = text.strip_prefix('{').unwrap_or(&text);
-            (PAGE, [b"{\"publisher\":\"Caf\xe9\",".as_slice(), whole.as_bytes()].concat())
+            (PAGE, [b"{\"publisher\":\"\xe9\",".as_slice(), whole.as_bytes()].concat())
         }
         Some(Fault::Bom) => (PAGE, [b"\xef\xbb\xbf".as_slice(), text.as_bytes()].concat()),
         Some(Fault::ContentType) => ("text/html; charset=utf-8", text.into_bytes()),
