@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use feedmirror::feed::{Order, Ties, Transport};
 use feedmirror::store::apply::{Delivery, Held, Purpose};
@@ -118,6 +118,30 @@ fn a_file_that_another_program_locks_stops_intake_until_it_lets_go() {
     locker.execute_batch("COMMIT").unwrap();
     assert_eq!(mirror.answer(pending).new, 1);
     assert_eq!(*intake.borrow(), Intake::Open);
+}
+
+/// SQLite waits 5 s for a lock: were each of what waits tried once more, the end would be out of sight.
+#[test]
+fn a_writer_that_is_ended_while_the_file_is_locked_gives_up_and_acknowledges_nothing() {
+    let mut mirror = Mirror::with(&["acme"]);
+    let deliveries = ["1", "2", "3", "4"]
+        .map(|id| mirror.delivery("acme", Transport::Webhook, Purpose::Again, &[updated(id, 10, "{}")]));
+    let intake = mirror.store().intake();
+    let locker = Connection::open(&mirror.path).unwrap();
+    locker.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let pending = deliveries.map(|delivery| mirror.submit(delivery));
+    until("intake is blocked", || matches!(&*intake.borrow(), Intake::Blocked(_)));
+
+    let asked = Instant::now();
+    mirror.close();
+
+    assert!(asked.elapsed() < Duration::from_secs(9), "it took {:?}", asked.elapsed());
+    for pending in pending {
+        assert!(mirror.wait(pending).unwrap().is_err());
+    }
+    locker.execute_batch("COMMIT").unwrap();
+    mirror.reopen();
+    assert_eq!(mirror.value::<i64>("SELECT items FROM feeds"), 0);
 }
 
 fn refusal(file: &Path) -> String {
