@@ -2,13 +2,18 @@
 //!
 //! Everything here writes through [`feedmirror::store`] and reads back with plain SQL over the public names.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, reason = "a test that panics has said so")]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that panics has said so")]
 
 mod bounds;
 mod convergence;
+mod crash;
+mod databases;
+mod environment;
 mod feeds;
 mod mirror;
 mod newest_wins;
 mod oracle;
+mod program;
 mod property;
+mod readers;
 mod resync;

@@ -132,6 +132,11 @@ impl Mirror {
         }
     }
 
+    /// Drops the writer without a word, as a panic would; gives the handle that is left.
+    pub(crate) fn abandon(&mut self) -> Store {
+        self.open.take().unwrap().0
+    }
+
     pub(crate) fn reopen(&mut self) {
         self.close();
         self.open = Some(Store::open(&self.path).unwrap());
