@@ -588,6 +588,11 @@ fn write_feed(
     Ok(())
 }
 
+/// The last updated item of a page: while it is live, there is something to find from where the page was asked for.
+fn witness(delivery: &Delivery) -> Option<&Item> {
+    delivery.page.items.iter().rev().find(|item| item.state == State::Updated)
+}
+
 fn move_cursor(bench: &Bench<'_>, delivery: &Delivery, feed: &Feed) -> Result<(), StoreError> {
     match &delivery.purpose {
         Purpose::Poll(step) => {
@@ -606,8 +611,7 @@ fn move_cursor(bench: &Bench<'_>, delivery: &Delivery, feed: &Feed) -> Result<()
                     last.map(|item| SqlModified(&item.modified)),
                     last.map(|item| &*item.id)
                 ])?;
-            let witness = delivery.page.items.iter().rev().find(|item| item.state == State::Updated);
-            if let Some(item) = witness {
+            if let Some(item) = witness(delivery) {
                 positions::record(bench, feed.id, delivery.at, &step.asked, item)?;
             }
         }
@@ -616,6 +620,12 @@ fn move_cursor(bench: &Bench<'_>, delivery: &Delivery, feed: &Feed) -> Result<()
                 .db
                 .prepare_cached("UPDATE resync SET cursor = ?2, clean = min(clean, ?3) WHERE feed = ?1")?
                 .execute(params![feed.id, step.cursor, step.clean])?;
+            if let Some(item) = witness(delivery) {
+                bench
+                    .db
+                    .prepare_cached("UPDATE resync SET asked = ?2, kind = ?3, id = ?4 WHERE feed = ?1")?
+                    .execute(params![feed.id, step.asked, &*item.kind, &*item.id])?;
+            }
         }
         Purpose::Again => {}
     }

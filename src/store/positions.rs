@@ -41,28 +41,46 @@ pub(super) fn record(bench: &Bench<'_>, feed: i64, at: Millis, asked: &str, witn
 
 impl Store {
     /// The newest position that the cursor left at or before `before` and after which an item still `updated` was
-    /// polled; `None` when there is no such position.
+    /// polled; `None` when there is no such position, or the oldest with such an item if `or_oldest`.
     ///
     /// # Errors
     /// When a statement fails or the writer has stopped.
-    pub async fn position(&self, feed: i64, before: Millis) -> Result<Option<String>, StoreError> {
-        self.submit(Weight::default(), move |bench| Ok(find(bench, feed, before)?)).await
+    pub async fn position(&self, feed: i64, before: Millis, or_oldest: bool) -> Result<Option<String>, StoreError> {
+        self.submit(Weight::default(), move |bench| Ok(find(bench, feed, before, or_oldest)?)).await
+    }
+
+    /// Forgets a position that its publisher no longer knows, and all older ones.
+    ///
+    /// # Errors
+    /// When a statement fails or the writer has stopped.
+    pub async fn forget_position(&self, feed: i64, cursor: String) -> Result<(), StoreError> {
+        self.submit(Weight::default(), move |bench| {
+            let sql = "DELETE FROM position WHERE feed = ?1
+                       AND n <= (SELECT max(n) FROM position WHERE feed = ?1 AND cursor = ?2)";
+            bench.db.prepare_cached(sql)?.execute(params![feed, cursor])?;
+            Ok(())
+        })
+        .await
     }
 }
 
-fn find(bench: &Bench<'_>, feed: i64, before: Millis) -> rusqlite::Result<Option<String>> {
+fn find(bench: &Bench<'_>, feed: i64, before: Millis, or_oldest: bool) -> rusqlite::Result<Option<String>> {
     let mut rows =
         bench.db.prepare_cached("SELECT at, cursor, kind, id FROM position WHERE feed = ?1 ORDER BY n DESC")?;
     let mut rows = rows.query([feed])?;
     let mut live_after = false;
+    let mut oldest = None;
     while let Some(row) = rows.next()? {
         let (kind, id): (String, String) = (row.get(2)?, row.get(3)?);
         live_after = live_after || is_live(bench, feed, &kind, &id)?;
         if live_after && row.get::<_, Millis>(0)? <= before {
             return Ok(Some(row.get(1)?));
         }
+        if live_after {
+            oldest = Some(row.get(1)?);
+        }
     }
-    Ok(None)
+    Ok(oldest.filter(|_| or_oldest))
 }
 
 fn is_live(bench: &Bench<'_>, feed: i64, kind: &str, id: &str) -> rusqlite::Result<bool> {

@@ -257,12 +257,24 @@ fn clear(bench: &Bench<'_>, feed: i64) -> rusqlite::Result<()> {
 /// Whether the end was clean. Its cursor becomes the poll cursor then, and also where there is none that works: all
 /// that stands before it has been read, clean end or not.
 fn take_cursor_over(bench: &Bench<'_>, feed: i64, at: Millis) -> Result<bool, StoreError> {
-    let clean: bool = bench.db.query_row("SELECT clean FROM resync WHERE feed = ?1", [feed], |row| row.get(0))?;
-    bench.db.execute(
-        "UPDATE endpoint SET cursor = (SELECT cursor FROM resync WHERE feed = ?1), updated_at = ?2
-         WHERE feed = ?1 AND transport = 0 AND (?3 OR cursor IS NULL OR health IN ('retrying', 'stuck'))",
-        params![feed, at, clean],
+    let (clean, works): (bool, bool) = bench.db.query_row(
+        "SELECT r.clean, e.cursor IS NOT NULL AND e.health NOT IN ('retrying', 'stuck')
+         FROM resync r JOIN endpoint e ON e.feed = r.feed AND e.transport = 0 WHERE r.feed = ?1",
+        [feed],
+        |row| Ok((row.get(0)?, row.get(1)?)),
     )?;
+    if clean || !works {
+        let sql = "UPDATE endpoint SET cursor = (SELECT cursor FROM resync WHERE feed = ?1), updated_at = ?2
+                   WHERE feed = ?1 AND transport = 0";
+        bench.db.execute(sql, params![feed, at])?;
+    }
+    if !works {
+        // The old positions may be as dead as the cursor: look-backs have a place to start from all the same.
+        let sql =
+            "INSERT INTO position SELECT feed, (SELECT coalesce(max(n), -1) + 1 FROM position p WHERE p.feed = r.feed),
+                       started_at, asked, kind, id FROM resync r WHERE feed = ?1 AND asked IS NOT NULL";
+        bench.db.execute(sql, [feed])?;
+    }
     if !clean {
         clear(bench, feed)?;
         journal::event(bench, Some(feed), at, "resync-unclean", "no clean end was seen: nothing was swept")?;

@@ -78,7 +78,7 @@ impl<'a> PollLoop<'a> {
             failing_since: None,
             last_poll: Instant::now(),
             last_ok: None,
-            look_back_at: Instant::now() + feed.poll.lookback.mul_f64(0.75 + 0.25 * chance()),
+            look_back_at: Instant::now(),
             look_back_failures: 0,
             validator: None,
             level: None,
@@ -89,11 +89,10 @@ impl<'a> PollLoop<'a> {
     pub async fn run(mut self, stored: &StoredFeed) {
         self.history.failures = stored.failures;
         let mut due = Instant::now() + self.first_wait(stored);
-        if let Some(at) = stored.looked_back_at {
-            let lookback = self.feed.poll.lookback;
-            let left = schedule::left(Some(at.saturating_add(millis(lookback))), now(), lookback);
-            self.look_back_at = Instant::now() + left;
-        }
+        let lookback = self.feed.poll.lookback;
+        let next_look_back = stored.looked_back_at.map(|at| at.saturating_add(millis(lookback)));
+        let spread = lookback.mul_f64(0.25 * chance());
+        self.look_back_at = Instant::now() + schedule::left(next_look_back, now(), lookback).max(spread);
         loop {
             if self.rest(due).await.is_break() {
                 return;
@@ -356,10 +355,13 @@ impl<'a> PollLoop<'a> {
         let Ok(stored) = store.feed(&feed.name).await else { return };
         let lookback = millis(feed.poll.lookback);
         let due = stored.looked_back_at.map_or(began, |at| at.saturating_add(lookback)).min(began);
-        let Ok(position) = store.position(feed.id, due.saturating_sub(lookback.saturating_mul(2))).await else {
+        let before = due.saturating_sub(lookback.saturating_mul(2));
+        let Ok(position) = store.position(feed.id, before, stored.looked_back_at.is_some()).await else { return };
+        let Some(position) = position else {
+            // A young feed: its first position that is old enough is waited for, so that what follows it is covered.
+            self.look_back_at = Instant::now() + feed.poll.lookback.mul_f64(0.25);
             return;
         };
-        let Some(position) = position else { return };
         let walk = Walk::new(feed, Kind::LookBack, stored.generation, self.cancel, &feed.pulses[0]);
         let walked = walk.run(position.clone(), None).await;
         let written = walked.applied.written();
@@ -372,7 +374,11 @@ impl<'a> PollLoop<'a> {
             End::Level { .. } if walked.records == 0 => self.went_back(&position).await,
             End::Level { .. } | End::Limit => {}
             End::Overtaken | End::Stopped => return,
-            End::Failed { reason, .. } => {
+            End::Failed { trouble, reason, asked } => {
+                if asked == position && matches!(trouble, Trouble::Status { code: 404 | 410, .. }) {
+                    let forgotten = store.forget_position(feed.id, position).await;
+                    self.logged("a dead position could not be forgotten", forgotten);
+                }
                 self.look_back_failures = self.look_back_failures.saturating_add(1);
                 let failures = self.look_back_failures;
                 let wait = schedule::after_failure(&feed.retry, Wait::Backoff, failures, chance());

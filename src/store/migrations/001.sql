@@ -152,6 +152,9 @@ CREATE TABLE resync (
     start_seq  INTEGER NOT NULL,                 -- rows above it changed since the walk began
     trust      INTEGER NOT NULL,                 -- 0 newest wins · 1 trust-source asked for · 2 trust-source by a moved URL
     clean      INTEGER NOT NULL DEFAULT 1,       -- 0 once a `next` had to be made
+    asked      TEXT,                             -- where its last page with an updated item was asked for, and that item
+    kind       TEXT,
+    id         TEXT,
     stage      TEXT    NOT NULL DEFAULT 'walk',  -- walk · held · sweep
     unseen     INTEGER,                          -- what a held sweep would remove
     live       INTEGER                           -- of how many
