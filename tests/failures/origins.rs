@@ -115,11 +115,13 @@ fn a_secret_that_the_publisher_echoes_is_stored_as_a_placeholder_and_sent_in_ful
         }
         Reply::page(page(&[item("a", 1)], &format!("{}?from=1&{key}", request.path())))
     });
-    let mirror = with_secrets(Mirror::new().feed_with("same", &publisher.url("/same"), SECRETS).feed_with(
-        "stated",
-        &publisher.url("/stated?api_key={api_key}"),
-        SECRETS,
-    ))
+    let mirror = with_secrets(
+        Mirror::new()
+            .feed_with("same", &publisher.url("/same"), SECRETS)
+            .feed_with("plain", &publisher.url("/plain"), SECRETS)
+            .feed_with("lower", &publisher.url("/lower"), SECRETS)
+            .feed_with("stated", &publisher.url("/stated?api_key={api_key}"), SECRETS),
+    )
     .start();
 
     // Then

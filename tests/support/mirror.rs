@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::Duration;
@@ -114,6 +115,7 @@ impl Mirror {
         // Moved into place: a daemon that reads it just now gets the old text or the new.
         let next = self.path("being-written");
         fs::write(&next, text).unwrap();
+        fs::set_permissions(&next, fs::Permissions::from_mode(0o600)).unwrap();
         fs::rename(&next, self.path(name)).unwrap();
     }
 
