@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::support::{Mirror, Publisher, Reply, Shelf, item, page, page_without_next, until};
@@ -159,14 +160,18 @@ fn items_on_a_page_that_sends_to_itself_are_applied_and_it_is_as_level() {
 fn a_loop_applies_its_items_backs_off_and_is_left_when_the_publisher_mends() {
     for length in [2_usize, 60] {
         // Given: pages that lead round in a circle, each with an item.
+        let mended = Arc::new(AtomicBool::new(false));
+        let open = Arc::clone(&mended);
         let publisher = Publisher::start(move |request| {
             let at: usize = request.query().strip_prefix("at=").map_or(0, |at| at.parse().unwrap());
-            let next = (at + 1) % length;
+            if at == length {
+                return Reply::page(page(&[], &request.target));
+            }
+            let next = if open.load(Ordering::SeqCst) { at + 1 } else { (at + 1) % length };
             Reply::page(page(&[item(&format!("i{at:02}"), 1 + at as i64)], &format!("?at={next}")))
         });
         let mirror = Mirror::new()
-            .feed_with("circle", &publisher.url("/feed?at=0"), r#"retry = { min = "100ms", max = "30s" }"#)
-            .feed("other", &publisher.url("/other?at=1"))
+            .feed_with("circle", &publisher.url("/feed?at=0"), r#"retry = { min = "50ms", max = "30s" }"#)
             .start();
 
         // Then: all items, the reason, and waits that grow although the pages as such answer.
@@ -177,7 +182,27 @@ fn a_loop_applies_its_items_backs_off_and_is_left_when_the_publisher_mends() {
         // Each walk goes round once at most.
         let rounds = publisher.count("/feed") as f64 / length as f64;
         assert!(rounds <= mirror.row("circle").failures as f64 + 2.0, "{rounds} rounds");
+
+        // When
+        mended.store(true, Ordering::SeqCst);
+
+        // Then
+        assert_eq!(mirror.until_level("circle").failures, 0);
     }
+}
+
+#[test]
+fn sync_gives_a_loop_up_like_any_failure_in_a_row() {
+    let publisher = Publisher::start(|request| {
+        let next = if request.query() == "at=1" { 2 } else { 1 };
+        Reply::page(page(&[item("a", 1)], &format!("?at={next}")))
+    });
+    let mirror = Mirror::new().feed("circle", &publisher.url("/feed"));
+
+    let output = mirror.verb(&["sync", "--tries", "3"]);
+
+    assert_eq!(output.status.code(), Some(3));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("loop"), "{output:?}");
 }
 
 #[test]
