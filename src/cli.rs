@@ -9,6 +9,7 @@ pub mod demo;
 pub mod events;
 pub mod export;
 pub mod findings;
+mod lasting;
 pub mod log;
 pub mod place;
 pub mod quarantine;
@@ -24,6 +25,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::config::Errors;
+use crate::output::{self, OutputError};
 use crate::store::StoreError;
 
 /// What the process says with its exit code; `systemd/feedmirror.service` and README list them.
@@ -62,6 +64,9 @@ impl Exit {
     }
 
     fn of(error: &anyhow::Error) -> Self {
+        if broken_pipe(error) {
+            return Self::Done;
+        }
         if error.is::<Errors>() || error.is::<Usage>() {
             return Self::Usage;
         }
@@ -72,6 +77,9 @@ impl Exit {
         }
     }
 }
+
+/// Home, and clear what is beneath: a whole clear would flicker.
+const TO_THE_TOP: &str = "\x1b[H\x1b[J";
 
 /// What all verbs are told.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -190,15 +198,16 @@ fn act(cli: Cli) -> anyhow::Result<Exit> {
 
 #[expect(clippy::print_stderr, reason = "the one place where a verb's failure is told")]
 fn tell(error: &anyhow::Error) {
-    // A reader that went away, as `| head` does, is no mistake to report.
+    // A reader that went away, as `| head` does, is no mistake to report, and none to fail for.
     if broken_pipe(error) {
         return;
     }
     eprintln!("feedmirror: {error:#}");
 }
 
+/// Of an output alone: a connection that broke lies deeper in its error, and is a failure.
 fn broken_pipe(error: &anyhow::Error) -> bool {
-    let io = error.chain().find_map(|cause| cause.downcast_ref::<std::io::Error>());
+    let io = error.downcast_ref::<std::io::Error>();
     io.is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
 }
 
@@ -216,4 +225,23 @@ impl Globals {
 
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     Ok(tokio::runtime::Builder::new_multi_thread().enable_all().build()?)
+}
+
+/// An output's error as the exit code needs it.
+fn told(error: OutputError) -> anyhow::Error {
+    match error {
+        OutputError::Store(error) => error.into(),
+        OutputError::Write(error) => error.into(),
+        error @ OutputError::ReadAgain(_) => error.into(),
+    }
+}
+
+/// How wide a table may be: as the terminal is, or as fits most places.
+fn width() -> u16 {
+    comfy_table::Table::new().width().map_or(output::status::WIDTH, |width| width.max(80))
+}
+
+/// Rows as JSON, one a line.
+fn lines(out: &mut impl std::io::Write, rows: &[impl serde::Serialize]) -> std::io::Result<()> {
+    rows.iter().try_for_each(|row| output::line(out, row))
 }

@@ -85,7 +85,8 @@ async fn serve(
         ready: readiness,
         live: Arc::new(move || counts(&roster)),
     };
-    let ended = shutdown.child_token();
+    // Its own token: what ends because of `shutdown` must not look as if it had ended by itself.
+    let ended = CancellationToken::new();
     let mut supervising = tokio::spawn(supervisor.run(orders, reloads, ended.clone()));
     let mut serving = tokio::spawn(server::serve(setup.listener, ops, ended.clone()));
     let watching = tokio::spawn(watch(store.clone(), control, ready, ended.clone()));

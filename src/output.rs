@@ -1,2 +1,80 @@
-//! placeholder
+//! What is stored, shown: to people as tables, to programs as JSON under the SQL column names.
+//!
+//! Everything here writes to a writer it is given and reads one open file, so that a command and a listener share it.
+//! Nothing is fetched, decided or kept. `data` is copied as the publisher's bytes and never written anew. Text from
+//! publishers is hostile: control characters never reach a terminal.
+
+pub mod changes;
+pub mod export;
+pub mod journal;
 pub mod metrics;
+pub mod page;
+pub mod status;
+mod words;
+
+use std::io::{self, Write};
+
+use crate::store::read::StoreError;
+
+/// Why something could not be shown.
+#[derive(Debug, thiserror::Error)]
+pub enum OutputError {
+    /// The file can't be read, or has no such feed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The output can't be written; the reader may have gone away.
+    #[error("the output can't be written")]
+    Write(#[from] io::Error),
+    /// A position that this mirror never gave.
+    #[error("{0}: read everything again")]
+    ReadAgain(String),
+}
+
+/// Writes a row as one line of JSON.
+///
+/// # Errors
+/// When `out` can't be written.
+pub fn line(out: &mut impl Write, row: &impl serde::Serialize) -> io::Result<()> {
+    serde_json::to_writer(&mut *out, row)?;
+    out.write_all(b"\n")
+}
+
+/// Writes `"name":value`, with a comma before it unless it is the first.
+fn field(out: &mut impl Write, first: bool, name: &str, value: &impl serde::Serialize) -> io::Result<()> {
+    write!(out, "{}\"{name}\":", if first { "" } else { "," })?;
+    Ok(serde_json::to_writer(&mut *out, value)?)
+}
+
+/// Writes `,"data":` and the publisher's bytes. Between JSON tokens a line break is a space like any other, and within
+/// them there is none: so the text stays on one line and says the same.
+fn data_field(out: &mut impl Write, data: Option<&str>) -> io::Result<()> {
+    out.write_all(b",\"data\":")?;
+    let Some(data) = data else { return out.write_all(b"null") };
+    for (at, part) in data.split(['\n', '\r']).enumerate() {
+        if at > 0 {
+            out.write_all(b" ")?;
+        }
+        out.write_all(part.as_bytes())?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn data_is_copied_byte_for_byte_and_stays_on_one_line() {
+        let mut out = Vec::new();
+        data_field(&mut out, Some("{\"a\" :\t1.0,\r\n\"b\":\"\\n\\u00e9é\"}")).unwrap();
+        assert_eq!(String::from_utf8(out).unwrap(), ",\"data\":{\"a\" :\t1.0,  \"b\":\"\\n\\u00e9é\"}");
+    }
+
+    #[test]
+    fn a_tombstone_has_no_data() {
+        let mut out = Vec::new();
+        data_field(&mut out, None).unwrap();
+        assert_eq!(out, b",\"data\":null");
+    }
+}

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use backon::{BackoffBuilder, ExponentialBuilder};
+
 /// `[poll]`: how often a level feed is asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PollSettings {
@@ -107,9 +109,8 @@ const HOUR: Duration = Duration::from_secs(3_600);
 pub fn after_failure(settings: &RetrySettings, wait: Wait, failures: u32, chance: f64) -> Duration {
     match wait {
         Wait::Backoff => {
-            let doubled = settings.min.saturating_mul(1 << failures.clamp(1, 20));
-            let longest = doubled.min(settings.max).max(settings.min);
-            settings.min + (longest - settings.min).mul_f64(chance.clamp(0.0, 1.0))
+            let longest = doubled(settings, failures);
+            settings.min + longest.saturating_sub(settings.min).mul_f64(chance.clamp(0.0, 1.0))
         }
         Wait::Told(told) => spread(told.clamp(settings.min, settings.max), chance).min(settings.max),
         Wait::Unavailable => HOUR.mul_f64(1.0 + chance.clamp(0.0, 1.0)),
@@ -117,6 +118,14 @@ pub fn after_failure(settings: &RetrySettings, wait: Wait, failures: u32, chance
         Wait::Gone { since } if since < HOUR * 24 => spread(HOUR, chance),
         Wait::Gone { .. } => spread(HOUR * 24, chance),
     }
+}
+
+/// The longest wait after so many failures: doubled with each, up to `retry.max`.
+fn doubled(settings: &RetrySettings, failures: u32) -> Duration {
+    // Beyond this any two bounds are reached.
+    let steps = failures.min(64) as usize;
+    let waits = ExponentialBuilder::new().with_min_delay(settings.min).with_max_delay(settings.max);
+    waits.without_max_times().build().nth(steps).unwrap_or(settings.max)
 }
 
 /// How much of a stored wait is left: a stored time beyond `now` plus the longest wait is due at once, since the clock

@@ -1,29 +1,135 @@
-//! placeholder
+//! The operators' listener: status page, health, metrics, what is stored, and orders to the supervisor.
+//!
+//! Guarantees: a request that changes something carries the admin token; reading does too where the listener can be
+//! reached from elsewhere; a web page of another site gets nothing. No client can hold the mirror up: reads are short
+//! transactions off the async threads, a stream reads its next page only once the last one was taken, and a peer that
+//! stalls is dropped. It decides and stores nothing: orders go to the supervisor, whose words are the answer.
+
+mod answer;
+mod connection;
+mod gate;
+mod options;
+mod orders;
+mod show;
+mod stream;
 pub mod token;
-use crate::output::metrics::FeedCounts;
-use crate::supervisor::control::Control;
-use secrecy::SecretString;
+
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::middleware::{from_fn_with_state, map_response};
+use axum::response::Response;
+use axum::routing::{get, post};
+use secrecy::SecretString;
+use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
-/// Ops.
+
+use crate::output::metrics::FeedCounts;
+use crate::store::read::{Reader, StoreError};
+use crate::supervisor::control::Control;
+use answer::Problem;
+use connection::Bounded;
+use gate::Gate;
+
+/// What the listener shows and whom it asks.
+#[derive(Clone)]
 pub struct Ops {
-    /// f
+    /// The mirror's file.
     pub database: PathBuf,
-    /// f
+    /// The supervisor.
     pub control: Control,
-    /// f
+    /// The admin token.
     pub token: SecretString,
-    /// f
+    /// Why the mirror can't take writes; none when it can.
     pub ready: watch::Receiver<Option<String>>,
-    /// f
+    /// What each feed's workers have done since the start.
     pub live: Arc<dyn Fn() -> Vec<FeedCounts> + Send + Sync>,
 }
-/// Serves.
+
+/// After the shutdown, for answers that are being given.
+const GRACE: Duration = Duration::from_millis(1500);
+
+/// Serves until the shutdown, and returns at most 2 s after it; streams end at once.
+///
 /// # Errors
-/// io
-pub async fn serve(_l: tokio::net::TcpListener, _o: Ops, shutdown: CancellationToken) -> std::io::Result<()> {
-    shutdown.cancelled().await;
-    Ok(())
+/// When the listener has no address.
+pub async fn serve(listener: TcpListener, ops: Ops, shutdown: CancellationToken) -> io::Result<()> {
+    let loopback = listener.local_addr()?.ip().to_canonical().is_loopback();
+    let gate = Gate { token: ops.token.clone(), loopback };
+    let router = router(gate, Shared { ops: Arc::new(ops), shutdown: shutdown.clone() });
+    let serving =
+        axum::serve(Bounded::new(listener), router).with_graceful_shutdown(shutdown.clone().cancelled_owned());
+    let patience = async {
+        shutdown.cancelled().await;
+        sleep(GRACE).await;
+    };
+    tokio::select! {
+        served = serving.into_future() => served,
+        () = patience => Ok(()),
+    }
+}
+
+fn router(gate: Gate, shared: Shared) -> Router {
+    Router::new()
+        .route("/", get(show::page))
+        .route("/healthz", get(show::health))
+        .route("/readyz", get(show::ready))
+        .route("/metrics", get(show::metrics))
+        .route("/api/feeds", get(show::feeds))
+        .route("/api/feeds/{name}", get(show::feed))
+        .route("/api/items", get(stream::items))
+        .route("/api/changes", get(stream::changes))
+        .route("/api/feeds/{name}/{verb}", post(orders::feed))
+        .route("/api/quarantine/{id}/{verb}", post(orders::quarantine))
+        .fallback(async || Problem::missing("there is nothing here"))
+        .method_not_allowed_fallback(async || Problem::new(StatusCode::METHOD_NOT_ALLOWED, "not with this method"))
+        .with_state(shared)
+        .layer(from_fn_with_state(Arc::new(gate), gate::check))
+        .layer(map_response(careful))
+}
+
+/// Nothing here is to be kept, framed, or taken for another type.
+async fn careful(mut response: Response) -> Response {
+    let headers = response.headers_mut();
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
+    response
+}
+
+/// What all routes share.
+#[derive(Clone)]
+struct Shared {
+    ops: Arc<Ops>,
+    shutdown: CancellationToken,
+}
+
+impl Shared {
+    /// Opens the file and reads from it, off the async threads.
+    async fn read<T, E>(&self, work: impl FnOnce(Reader) -> Result<T, E> + Send + 'static) -> Result<T, Problem>
+    where
+        T: Send + 'static,
+        E: From<StoreError> + Into<Problem> + Send + 'static,
+    {
+        let database = self.ops.database.clone();
+        blocking(move || work(Reader::open(&database)?)).await
+    }
+}
+
+async fn blocking<T, E>(work: impl FnOnce() -> Result<T, E> + Send + 'static) -> Result<T, Problem>
+where
+    T: Send + 'static,
+    E: Into<Problem> + Send + 'static,
+{
+    match tokio::task::spawn_blocking(work).await {
+        Ok(read) => read.map_err(Into::into),
+        // A panic, which the log tells of, or the end of the runtime.
+        Err(_) => Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "reading the mirror failed")),
+    }
 }

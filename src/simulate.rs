@@ -1,1 +1,196 @@
-//! placeholder
+//! A publisher of RPDE feeds that stands alone: it behaves by the standard, or misbehaves on demand in every way that
+//! has been seen in the wild ([`FAULTS`]). Useful to whoever writes a consumer: it also tells what that should hold.
+//!
+//! It shares no code with the mirror, so that it can't share its mistakes. All it says follows from its seed, the
+//! number of changes made and the requests asked; there is no clock in it but the rate of change. It keeps everything
+//! in memory, speaks plain HTTP, and makes no attempt to be safe on a network that isn't yours.
+
+mod bodies;
+mod dialect;
+mod dice;
+mod fault;
+mod feed;
+mod form;
+mod line;
+mod misbehave;
+mod page;
+mod paging;
+mod publisher;
+mod records;
+mod serve;
+mod wire;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Serialize;
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+pub use dialect::Dialect;
+pub use fault::{FAULTS, Fault, Misbehaviour};
+
+use line::Lines;
+use publisher::Publisher;
+
+/// How many feeds, of what, and how badly they behave.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// How many feeds.
+    pub feeds: usize,
+    /// Items of each at the start, deleted ones included.
+    pub items: usize,
+    /// Items on a page.
+    pub page: usize,
+    /// Changes a second to each feed.
+    pub rate: f64,
+    /// The share of items that are deleted, 0 to 1.
+    pub deleted: f64,
+    /// How all feeds are spelt; in turn by each dialect when not set.
+    pub dialect: Option<Dialect>,
+    /// Another seed, other items.
+    pub seed: u64,
+    /// What goes wrong, each with the share of requests it befalls, 0 to 1.
+    pub faults: Vec<(Fault, f64)>,
+    /// `Cache-Control: max-age` of a last page, in whole seconds, as CDNs set it (8 s is usual; a full page then gets an
+    /// hour); none when not set.
+    pub max_age: Option<Duration>,
+    /// How long a silent or dripping connection is held before it is dropped.
+    pub hold: Duration,
+    /// The time between two bytes of a dripping answer.
+    pub drip: Duration,
+    /// The size of a page that is too large, in bytes once decompressed.
+    pub large: u64,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            feeds: 3,
+            items: 1_000,
+            page: 100,
+            rate: 0.0,
+            deleted: 0.2,
+            dialect: None,
+            seed: 1,
+            faults: Vec::new(),
+            max_age: None,
+            hold: Duration::from_secs(30),
+            drip: Duration::from_millis(100),
+            large: 72 << 20,
+        }
+    }
+}
+
+/// What a feed says of one item now.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Truth {
+    /// The item's kind.
+    pub kind: String,
+    /// Its id; one that is a number is given by its digits.
+    pub id: String,
+    /// As it stands in the page, faults apart.
+    pub modified: serde_json::Number,
+    /// `updated` or `deleted`, however the feed spells it.
+    pub state: &'static str,
+    /// The JSON text of an updated item, byte for byte as published.
+    #[serde(serialize_with = "as_json")]
+    pub data: Option<String>,
+}
+
+/// As JSON among JSON, not as text within it.
+fn as_json<S: serde::Serializer>(data: &Option<String>, serializer: S) -> Result<S::Ok, S::Error> {
+    let raw = data.clone().and_then(|data| serde_json::value::RawValue::from_string(data).ok());
+    raw.serialize(serializer)
+}
+
+/// A publisher at work; it ends when dropped, or by [`stop`](Self::stop).
+pub struct Simulator {
+    publisher: Arc<Publisher>,
+    address: SocketAddr,
+    stop: CancellationToken,
+    tasks: JoinSet<()>,
+}
+
+impl Simulator {
+    /// Makes the feeds and serves them at `listener`, from within a Tokio runtime.
+    ///
+    /// # Errors
+    /// When the listener can't tell its address.
+    pub fn start(listener: TcpListener, settings: Settings) -> io::Result<Self> {
+        let address = listener.local_addr()?;
+        let publisher = Arc::new(Publisher::new(settings, address));
+        let stop = CancellationToken::new();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(serve::serve(Lines { listener, stop: stop.clone() }, Arc::clone(&publisher)));
+        tasks.spawn(publisher::keep_changing(Arc::clone(&publisher), stop.clone()));
+        Ok(Self { publisher, address, stop, tasks })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The feeds' names.
+    pub fn names(&self) -> Vec<String> {
+        self.publisher.names().map(str::to_owned).collect()
+    }
+
+    /// The URL of a feed's first page.
+    pub fn feed_url(&self, feed: &str) -> String {
+        format!("http://{}/{feed}", self.address)
+    }
+
+    /// All that the feed says now, in its order; nothing for an unknown feed.
+    pub fn truth(&self, feed: &str) -> Vec<Truth> {
+        self.publisher.feed(feed).map(|feed| feed.lock().feed.truth()).unwrap_or_default()
+    }
+
+    /// Makes `count` changes to the feed now; whether there is such a feed.
+    pub fn change(&self, feed: &str, count: u64) -> bool {
+        self.publisher.feed(feed).map(|feed| feed.lock().feed.change(count)).is_some()
+    }
+
+    /// Restores the feed to an older state, as from a backup: half of its changes are gone, of the last 4,096. Whether
+    /// there was anything to go back to.
+    pub fn restore(&self, feed: &str) -> bool {
+        self.publisher.feed(feed).is_some_and(|feed| feed.lock().feed.restore())
+    }
+
+    /// Stops the rate of change, or lets it go on.
+    pub fn freeze(&self, frozen: bool) {
+        self.publisher.freeze(frozen);
+    }
+
+    /// From now on these go wrong, each in its share of requests (0 to 1), and nothing else.
+    pub fn set_faults(&self, faults: Vec<(Fault, f64)>) {
+        self.publisher.set_faults(faults);
+    }
+
+    /// From now on nothing goes wrong. A feed that was gone is back; a cursor that was dead remains so.
+    pub fn clear_faults(&self) {
+        self.set_faults(Vec::new());
+    }
+
+    /// How often each fault has really happened, by its name; those that never did are left out.
+    pub fn fired(&self) -> BTreeMap<&'static str, u64> {
+        self.publisher.fired()
+    }
+
+    /// Ends every connection and waits until all is over.
+    pub async fn stop(mut self) {
+        self.stop.cancel();
+        while self.tasks.join_next().await.is_some() {}
+    }
+}
+
+impl Drop for Simulator {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}

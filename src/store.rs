@@ -6,6 +6,8 @@
 
 pub mod apply;
 mod checkpoint;
+#[cfg(test)]
+mod collisions;
 pub mod feeds;
 mod journal;
 mod positions;
@@ -36,6 +38,8 @@ pub const SCHEMA_VERSION: i32 = MIGRATIONS.len() as i32;
 /// Large pages keep the tree over 1–2 KB rows shallow (see ARCHITECTURE, "the store").
 const PAGE_BYTES: u32 = 16 * 1024;
 const CACHE_KIB: u32 = 48 * 1024;
+/// 48 bits of an item's hash make its key; tests take fewer, to make keys collide.
+const KEY_SHIFT: u32 = 16;
 
 /// Milliseconds since 1970 UTC, as stored.
 pub type Millis = i64;
@@ -121,7 +125,7 @@ pub enum Intake {
     Broken(String),
 }
 
-/// A handle to the one writer; cheap to clone. The last one dropped ends the writer.
+/// A handle to the one writer; cheap to clone. It does not keep the writer alive: [`Closing`] does.
 #[derive(Clone)]
 pub struct Store {
     queue: Arc<Queue>,
@@ -134,19 +138,25 @@ pub struct Store {
 pub struct Closing {
     queue: Arc<Queue>,
     threads: Vec<std::thread::JoinHandle<()>>,
-    lock: File,
+    _lock: File,
 }
 
 impl Closing {
     /// Lets what is queued commit, writes the WAL back and releases the file. Blocking.
     pub fn finish(self) {
+        drop(self);
+    }
+}
+
+/// The lock is a field, so it goes last: no other writer gets in while ours still works.
+impl Drop for Closing {
+    fn drop(&mut self) {
         self.queue.close();
-        for thread in self.threads {
+        for thread in self.threads.drain(..) {
             if thread.join().is_err() {
                 tracing::error!("a thread of the store panicked");
             }
         }
-        drop(self.lock);
     }
 }
 
@@ -156,6 +166,10 @@ impl Store {
     /// # Errors
     /// [`StoreError::Held`] when another process writes it, [`StoreError::Unusable`] when it is not usable.
     pub fn open(path: &Path) -> Result<(Self, Closing), StoreError> {
+        Self::open_with(path, KEY_SHIFT)
+    }
+
+    fn open_with(path: &Path, key_shift: u32) -> Result<(Self, Closing), StoreError> {
         let unusable = |problem: String| StoreError::Unusable { path: path.to_owned(), problem };
         let lock = lock(path)?;
         let mut connection = connect(path).map_err(|error| explain(path, error))?;
@@ -165,7 +179,7 @@ impl Store {
         let queue = Arc::new(Queue::default());
         let gate = Arc::new(checkpoint::Gate::default());
         let pinned = gate.pinned();
-        let writer = Writer::new(connection, Arc::clone(&queue), Arc::clone(&gate), intake_sender)
+        let writer = Writer::new(connection, Arc::clone(&queue), Arc::clone(&gate), intake_sender, key_shift)
             .map_err(|error| explain(path, error))?;
         let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| {
             std::thread::Builder::new().name(name.into()).spawn(work).map_err(|error| unusable(error.to_string()))
@@ -175,7 +189,7 @@ impl Store {
             spawn("checkpointer", Box::new(move || checkpoint::run(&checkpointer, &gate)))?,
         ];
         let store = Self { queue: Arc::clone(&queue), intake, pinned, path: path.into() };
-        Ok((store, Closing { queue, threads, lock }))
+        Ok((store, Closing { queue, threads, _lock: lock }))
     }
 
     /// The file.

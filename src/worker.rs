@@ -93,6 +93,7 @@ impl Feed {
             purpose,
             order: self.reading.order,
             ties: self.ties,
+            follows: false,
             held: Held::default(),
         }
     }

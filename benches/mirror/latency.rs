@@ -96,6 +96,7 @@ fn delivery(feed: &StoredFeed, items: std::ops::Range<u64>) -> Delivery {
         purpose: Purpose::Again,
         order: Order::Standard,
         ties: Ties::Keep,
+        follows: false,
         held: Held::default(),
     }
 }

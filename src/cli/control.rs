@@ -1,50 +1,195 @@
-//! Placeholder.
+//! `pause`, `resume`, `poll-now`, `resync`, `seek`, `purge`, and orders to quarantine rows.
+//!
+//! Guarantees: an order goes to the daemon that holds the database, and to the file itself only when nothing holds it.
+//! What was done is one line a feed on standard output; a feed that can't be told doesn't keep the others from being
+//! told.
+
+mod daemon;
+mod file;
+
+use std::io::{self, IsTerminal, Write};
+
+use anyhow::{Context, bail};
+use url::Url;
+
+use super::place::Place;
 use super::{Exit, Globals};
-/// Arguments.
+use crate::supervisor::control::{Order, QuarantineOrder};
+use daemon::Daemon;
+use file::AtRest;
+
+/// What `pause`, `resume` and `poll-now` are told.
 #[derive(Clone, Debug, clap::Args)]
-pub struct Feeds {}
-/// Arguments.
+pub struct Feeds {
+    /// The feeds' names
+    #[arg(required = true, value_name = "FEED")]
+    feeds: Vec<String>,
+    #[command(flatten)]
+    place: Place,
+}
+
+/// What `resync` is told.
 #[derive(Clone, Debug, clap::Args)]
-pub struct Resync {}
-/// Arguments.
+pub struct Resync {
+    /// The feeds' names
+    #[arg(required = true, value_name = "FEED")]
+    feeds: Vec<String>,
+    /// Let what the publisher says now replace what is newer: for one restored from a backup
+    #[arg(long, conflicts_with = "accept")]
+    trust_source: bool,
+    /// Let a held sweep remove what it would remove
+    #[arg(long)]
+    accept: bool,
+    #[command(flatten)]
+    place: Place,
+}
+
+/// What `seek` is told.
 #[derive(Clone, Debug, clap::Args)]
-pub struct Seek {}
-/// Arguments.
+pub struct Seek {
+    /// The feed's name
+    feed: String,
+    /// Where its poll cursor goes: the URL of a page of this feed
+    url: String,
+    #[command(flatten)]
+    place: Place,
+}
+
+/// What `purge` is told.
 #[derive(Clone, Debug, clap::Args)]
-pub struct Purge {}
-/// Runs.
-/// # Errors
-/// Always.
-pub fn pause(_: &Globals, _: Feeds) -> anyhow::Result<Exit> {
-    anyhow::bail!("placeholder")
+pub struct Purge {
+    /// The feeds' names
+    #[arg(required = true, value_name = "FEED")]
+    feeds: Vec<String>,
+    /// Don't ask first; without a terminal nothing is asked
+    #[arg(long, short)]
+    yes: bool,
+    #[command(flatten)]
+    place: Place,
 }
-/// Runs.
+
+/// Stops feeds.
+///
 /// # Errors
-/// Always.
-pub fn resume(_: &Globals, _: Feeds) -> anyhow::Result<Exit> {
-    anyhow::bail!("placeholder")
+/// When there is no configuration or no mirror, or the daemon can't be reached.
+pub fn pause(globals: &Globals, args: Feeds) -> anyhow::Result<Exit> {
+    tell(globals, &args.place, &args.feeds, &Order::Pause)
 }
-/// Runs.
+
+/// Lets feeds go on.
+///
 /// # Errors
-/// Always.
-pub fn poll_now(_: &Globals, _: Feeds) -> anyhow::Result<Exit> {
-    anyhow::bail!("placeholder")
+/// As [`pause`].
+pub fn resume(globals: &Globals, args: Feeds) -> anyhow::Result<Exit> {
+    tell(globals, &args.place, &args.feeds, &Order::Resume)
 }
-/// Runs.
+
+/// Has feeds asked at once.
+///
 /// # Errors
-/// Always.
-pub fn resync(_: &Globals, _: Resync) -> anyhow::Result<Exit> {
-    anyhow::bail!("placeholder")
+/// As [`pause`].
+pub fn poll_now(globals: &Globals, args: Feeds) -> anyhow::Result<Exit> {
+    tell(globals, &args.place, &args.feeds, &Order::PollNow)
 }
-/// Runs.
+
+/// Has feeds read anew, or accepts held sweeps.
+///
 /// # Errors
-/// Always.
-pub fn seek(_: &Globals, _: Seek) -> anyhow::Result<Exit> {
-    anyhow::bail!("placeholder")
+/// As [`pause`].
+pub fn resync(globals: &Globals, args: Resync) -> anyhow::Result<Exit> {
+    let order = if args.accept { Order::AcceptSweep } else { Order::Resync { trust_source: args.trust_source } };
+    tell(globals, &args.place, &args.feeds, &order)
 }
-/// Runs.
+
+/// Puts a feed's poll cursor elsewhere.
+///
 /// # Errors
-/// Always.
-pub fn purge(_: &Globals, _: Purge) -> anyhow::Result<Exit> {
-    anyhow::bail!("placeholder")
+/// As [`pause`], and when the URL is none.
+pub fn seek(globals: &Globals, args: Seek) -> anyhow::Result<Exit> {
+    let parsed = Url::parse(&args.url).with_context(|| format!("{} is no URL", args.url))?;
+    if !matches!(parsed.scheme(), "http" | "https") {
+        bail!("{} is neither http nor https", args.url);
+    }
+    tell(globals, &args.place, &[args.feed], &Order::Seek(args.url))
+}
+
+/// Removes feeds' rows.
+///
+/// # Errors
+/// As [`pause`].
+pub fn purge(globals: &Globals, args: Purge) -> anyhow::Result<Exit> {
+    if !args.yes && !confirmed(&args.feeds)? {
+        bail!("nothing was removed");
+    }
+    tell(globals, &args.place, &args.feeds, &Order::Purge)
+}
+
+/// Gives a quarantine row an order: to be read again, or to be dropped.
+pub(super) fn quarantine(globals: &Globals, place: &Place, id: i64, retry: bool) -> anyhow::Result<Exit> {
+    let order = if retry { QuarantineOrder::Retry } else { QuarantineOrder::Drop };
+    let words = super::runtime()?.block_on(async {
+        match Holder::find(globals, place)? {
+            Holder::Daemon(daemon) => daemon.quarantine(id, order).await,
+            Holder::Nobody(file) => file.quarantine(id, order).await,
+        }
+    })?;
+    say(&words)?;
+    Ok(Exit::Done)
+}
+
+/// Who acts on the database.
+enum Holder {
+    Daemon(Daemon),
+    Nobody(AtRest),
+}
+
+impl Holder {
+    fn find(globals: &Globals, place: &Place) -> anyhow::Result<Self> {
+        let path = place.path(globals)?;
+        if !path.try_exists().with_context(|| format!("cannot look for {}", path.display()))? {
+            bail!("there is no mirror at {}: `feedmirror run` or `sync` makes it", path.display());
+        }
+        match file::is_held(&path) {
+            true => Ok(Self::Daemon(Daemon::of(globals, place, &path)?)),
+            false => Ok(Self::Nobody(AtRest::open(&path)?)),
+        }
+    }
+}
+
+fn tell(globals: &Globals, place: &Place, feeds: &[String], order: &Order) -> anyhow::Result<Exit> {
+    super::runtime()?.block_on(async {
+        let holder = Holder::find(globals, place)?;
+        let mut exit = Exit::Done;
+        for feed in feeds {
+            let told = match &holder {
+                Holder::Daemon(daemon) => daemon.feed(feed, order).await,
+                Holder::Nobody(file) => file.feed(feed, order).await,
+            };
+            match told {
+                Ok(words) => say(&words)?,
+                // The one failure is the command's own; of several each is told, and the others go on.
+                Err(error) if feeds.len() == 1 => return Err(error),
+                Err(error) => {
+                    super::tell(&error);
+                    exit = Exit::Failed;
+                }
+            }
+        }
+        Ok(exit)
+    })
+}
+
+fn say(words: &str) -> io::Result<()> {
+    writeln!(io::stdout().lock(), "{words}")
+}
+
+/// Asks on a terminal; without one the command line was the answer.
+fn confirmed(feeds: &[String]) -> anyhow::Result<bool> {
+    if !io::stdin().is_terminal() || !io::stderr().is_terminal() {
+        return Ok(true);
+    }
+    write!(io::stderr().lock(), "remove all rows, quarantine and cursors of {}? [y/N] ", feeds.join(", "))?;
+    let mut answer = String::new();
+    io::stdin().read_line(&mut answer)?;
+    Ok(matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes"))
 }

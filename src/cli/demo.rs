@@ -1,11 +1,169 @@
-//! `demo`: placeholder.
-use super::{Exit, Globals};
-/// Arguments.
+//! `demo`: a simulated publisher, the daemon and its status page, in one process and with nothing to configure.
+
+use std::io::{self, IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Context;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::{Exit, Globals, Usage, log, width};
+use crate::config::LogSettings;
+use crate::daemon::{self, Setup};
+use crate::feed::FeedName;
+use crate::output::status::{self, Status};
+use crate::schedule::PollSettings;
+use crate::server;
+use crate::simulate::{Settings, Simulator};
+use crate::source::http::HostSettings;
+use crate::store::read::Reader;
+use crate::supervisor::{Configured, FeedSettings, Fleet};
+
+/// What `demo` is told.
 #[derive(Clone, Debug, clap::Args)]
-pub struct Args {}
-/// Runs.
+pub struct Args {
+    /// How many feeds
+    #[arg(long, value_name = "N", default_value_t = 6)]
+    feeds: usize,
+    /// Items of each feed at the start
+    #[arg(long, value_name = "N", default_value_t = 5_000)]
+    items: usize,
+    /// Changes a second to each feed
+    #[arg(long, value_name = "N", default_value_t = 0.5)]
+    rate: f64,
+    /// End after so many seconds, instead of when interrupted
+    #[arg(long, value_name = "N")]
+    seconds: Option<u64>,
+    /// The SQLite file, made anew [default: demo.db in a directory of its own, below that for temporary files]
+    #[arg(long, value_name = "FILE")]
+    db: Option<PathBuf>,
+}
+
+/// A demonstration's feeds are asked more often than any publisher would like.
+const POLL: PollSettings =
+    PollSettings { min: Duration::from_secs(1), max: Duration::from_secs(5), lookback: Duration::from_secs(60) };
+const REDRAWN: Duration = Duration::from_secs(1);
+const TOLD_ANEW: Duration = Duration::from_secs(10);
+
+/// Mirrors simulated feeds until interrupted.
+///
 /// # Errors
-/// Always.
-pub fn run(_: &Globals, _: Args) -> anyhow::Result<Exit> {
-    anyhow::bail!("placeholder")
+/// When the database or a listener can't be made.
+pub fn run(globals: &Globals, args: Args) -> anyhow::Result<Exit> {
+    log::start(globals, &LogSettings { level: "error".to_owned(), ..LogSettings::default() })?;
+    let database = database(&args)?;
+    let runtime = super::runtime()?;
+    let exit = runtime.block_on(demonstrate(&args, database));
+    runtime.shutdown_background();
+    exit
+}
+
+/// Simulated feeds begin anew with each demonstration, and so does what mirrors them.
+fn database(args: &Args) -> anyhow::Result<PathBuf> {
+    if let Some(db) = &args.db {
+        if db.exists() {
+            return Err(Usage(format!("{} is there already: a demo makes its own", db.display())).into());
+        }
+        return Ok(db.clone());
+    }
+    let folder = std::env::temp_dir().join(format!("feedmirror-demo-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    Ok(folder.join("demo.db"))
+}
+
+async fn demonstrate(args: &Args, database: PathBuf) -> anyhow::Result<Exit> {
+    let settings = Settings { feeds: args.feeds, items: args.items, rate: args.rate, page: 100, ..Settings::default() };
+    let simulator = Simulator::start(TcpListener::bind("127.0.0.1:0").await?, settings)?;
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let page = format!("http://{}/", listener.local_addr()?);
+    let token = server::token::token(None, &database)?;
+    let setup = Setup { database: database.clone(), fleet: fleet(&simulator), listener, token };
+    let (shutdown, (_reloads, reloads)) = (CancellationToken::new(), mpsc::channel(1));
+    let mut running = std::pin::pin!(daemon::run(setup, reloads, shutdown.clone()));
+    let mut showing = std::pin::pin!(show(&database, &page));
+    let mut ending = std::pin::pin!(ending(args.seconds));
+    loop {
+        tokio::select! {
+            ended = &mut running => {
+                ended?;
+                break;
+            }
+            shown = &mut showing, if !shutdown.is_cancelled() => {
+                shown?;
+                shutdown.cancel();
+            }
+            () = &mut ending, if !shutdown.is_cancelled() => shutdown.cancel(),
+        }
+    }
+    simulator.stop().await;
+    writeln!(io::stdout(), "\nThe file stays for you to look at: {}", database.display())?;
+    Ok(Exit::Done)
+}
+
+async fn ending(seconds: Option<u64>) {
+    let (Ok(mut end), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+        return;
+    };
+    let timer = async {
+        match seconds {
+            Some(seconds) => tokio::time::sleep(Duration::from_secs(seconds)).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! { _ = end.recv() => {} _ = interrupt.recv() => {} () = timer => {} }
+}
+
+fn fleet(simulator: &Simulator) -> Fleet {
+    let configured = |name: String| {
+        let url = simulator.feed_url(&name);
+        let settings = FeedSettings { poll: POLL, ..FeedSettings::plain(FeedName::new(&name)?, url) };
+        Some(Configured::Ready(Box::new(settings)))
+    };
+    Fleet { feeds: simulator.names().into_iter().filter_map(configured).collect(), hosts: HostSettings::default() }
+}
+
+/// Shows the feeds, again and again, until standard output is closed.
+async fn show(database: &Path, page: &str) -> anyhow::Result<()> {
+    let watched = io::stdout().is_terminal();
+    let mut tick = tokio::time::interval(if watched { REDRAWN } else { TOLD_ANEW });
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    // The file is made by the daemon; the first picture waits for it.
+    while !database.exists() {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    loop {
+        tick.tick().await;
+        let text = tokio::task::block_in_place(|| picture(database, page, watched))?;
+        let written = io::stdout().write_all(&text).and_then(|()| io::stdout().flush());
+        if written.is_err() {
+            return Ok(());
+        }
+    }
+}
+
+fn picture(database: &Path, page: &str, watched: bool) -> anyhow::Result<Vec<u8>> {
+    let mut text = Vec::new();
+    if watched {
+        text.extend_from_slice(super::TO_THE_TOP.as_bytes());
+    }
+    // In its first moments the file has no tables yet.
+    if let Ok(reader) = Reader::open(database) {
+        status::table(&mut text, &Status::read(&reader, &[])?, jiff::Timestamp::now(), width())?;
+    }
+    let db = database.display();
+    writeln!(
+        text,
+        "
+A simulated publisher changes its feeds; the mirror polls them. Interrupt to end. Meanwhile, in another terminal:
+
+  page     {page}
+  SQL      sqlite3 {db} \"SELECT feed, kind, id, data ->> '$.name' FROM live_items LIMIT 10\"
+           sqlite3 {db} \"SELECT seq, feed, id, state FROM changes ORDER BY seq DESC LIMIT 10\"
+  changes  feedmirror changes --db {db} --follow
+  a feed of your own   feedmirror sync https://…"
+    )?;
+    Ok(text)
 }

@@ -1,11 +1,102 @@
-//! `export`: placeholder.
-use super::{Exit, Globals};
-/// Arguments.
+//! `export`: items as NDJSON, JSON, CSV or GeoJSON, to standard output or a file that is whole or not there.
+
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+
+use super::place::Place;
+use super::{Exit, Globals, told};
+use crate::output::export::{Format, Request, Summary, export};
+use crate::store::read::{Filter, Reader};
+
+const BUFFER_BYTES: usize = 256 << 10;
+
+/// What `export` is told.
 #[derive(Clone, Debug, clap::Args)]
-pub struct Args {}
-/// Runs.
+pub struct Args {
+    /// Items of this feed; may be repeated
+    #[arg(long, value_name = "FEED")]
+    feed: Vec<String>,
+    /// Items of this kind; may be repeated
+    #[arg(long, value_name = "KIND")]
+    kind: Vec<String>,
+    /// Only what changed after this change number
+    #[arg(long, value_name = "SEQ", default_value_t = 0, value_parser = clap::value_parser!(i64).range(0..))]
+    since: i64,
+    /// Tombstones too
+    #[arg(long)]
+    deleted: bool,
+    /// How items are written
+    #[arg(long, value_enum, default_value_t)]
+    format: Format,
+    /// Write to this file; it appears once it is whole
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    #[command(flatten)]
+    place: Place,
+}
+
+/// Writes the items.
+///
 /// # Errors
-/// Always.
-pub fn run(_: &Globals, _: Args) -> anyhow::Result<Exit> {
-    anyhow::bail!("placeholder")
+/// When the database can't be read, has no such feed, or the output can't be written.
+pub fn run(globals: &Globals, args: Args) -> anyhow::Result<Exit> {
+    let reader = args.place.open(globals)?;
+    let filter = Filter { feeds: args.feed, kinds: args.kind };
+    let request = Request { filter, since: args.since, deleted: args.deleted, format: args.format };
+    let Some(path) = args.output else {
+        let mut out = BufWriter::with_capacity(BUFFER_BYTES, io::stdout().lock());
+        export(&reader, &request, &mut out).map_err(told)?;
+        out.flush()?;
+        return Ok(Exit::Done);
+    };
+    let summary = to_file(&reader, &request, &path)?;
+    if !globals.quiet {
+        tell(&path, &summary);
+    }
+    Ok(Exit::Done)
+}
+
+/// Written beside its place and put there by renaming, so that no torso is ever seen under its name.
+fn to_file(reader: &Reader, request: &Request, path: &Path) -> anyhow::Result<Summary> {
+    if fs::metadata(path).is_ok_and(|found| !found.is_file()) {
+        // A pipe or a device is written to; renaming would put a file in its place.
+        let file = File::options().write(true).open(path);
+        return fill(reader, request, file.with_context(|| format!("cannot write {}", path.display()))?);
+    }
+    let name = path.file_name().with_context(|| format!("{} names no file", path.display()))?;
+    let mut hidden = OsString::from(".");
+    hidden.push(name);
+    hidden.push(format!(".{}.part", std::process::id()));
+    let part = path.with_file_name(hidden);
+    let file = File::create(&part).with_context(|| format!("cannot write beside {}", path.display()))?;
+    let written = fill(reader, request, file).and_then(|summary| {
+        fs::rename(&part, path).with_context(|| format!("cannot write {}", path.display()))?;
+        Ok(summary)
+    });
+    if written.is_err() {
+        // What failed is told; that the remains can't be removed either would say no more.
+        let _ = fs::remove_file(&part);
+    }
+    written
+}
+
+fn fill(reader: &Reader, request: &Request, file: File) -> anyhow::Result<Summary> {
+    let mut out = BufWriter::with_capacity(BUFFER_BYTES, file);
+    let summary = export(reader, request, &mut out).map_err(told)?;
+    out.flush()?;
+    let file = out.get_ref();
+    if file.metadata()?.is_file() {
+        file.sync_all()?;
+    }
+    Ok(summary)
+}
+
+#[expect(clippy::print_stderr, reason = "where the export ends is no result, and worth knowing")]
+fn tell(path: &Path, Summary { items, mirror }: &Summary) {
+    let items = format!("{items} item{}", if *items == 1 { "" } else { "s" });
+    eprintln!("feedmirror: {items} to {}, as of position {}:{}", path.display(), mirror.epoch, mirror.seq);
 }

@@ -1,11 +1,93 @@
-//! `quarantine`: placeholder.
-use super::{Exit, Globals};
-/// Arguments.
+//! `quarantine`: records that could not be understood, listed, shown, tried again or dropped.
+
+use std::io::{self, BufWriter, Write};
+
+use super::place::Place;
+use super::{Exit, Globals, control, lines, width};
+use crate::output::{self, journal};
+
+/// What `quarantine` is told.
 #[derive(Clone, Debug, clap::Args)]
-pub struct Args {}
-/// Runs.
+pub struct Args {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Clone, Debug, clap::Subcommand)]
+enum What {
+    /// List the records
+    List {
+        /// This feed's alone
+        feed: Option<String>,
+        /// The last so many
+        #[arg(long, value_name = "N", default_value_t = 100)]
+        limit: usize,
+        /// Print rows as JSON, one a line
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Show a record whole, as published
+    Show {
+        /// Its number, from the list
+        id: i64,
+        /// Print the row as JSON
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Read a record again: if it can be understood now, it is applied
+    Retry {
+        /// Its number, from the list
+        id: i64,
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Remove a record
+    Drop {
+        /// Its number, from the list
+        id: i64,
+        #[command(flatten)]
+        place: Place,
+    },
+}
+
+/// Does what it is told.
+///
 /// # Errors
-/// Always.
-pub fn run(_: &Globals, _: Args) -> anyhow::Result<Exit> {
-    anyhow::bail!("placeholder")
+/// When the file can't be read, has no such feed or record, the daemon refuses, or standard output can't be written.
+pub fn run(globals: &Globals, args: Args) -> anyhow::Result<Exit> {
+    match args.what {
+        What::List { feed, limit, json, place } => list(globals, &place, feed.as_deref(), limit, json),
+        What::Show { id, json, place } => show(globals, &place, id, json),
+        What::Retry { id, place } => control::quarantine(globals, &place, id, true),
+        What::Drop { id, place } => control::quarantine(globals, &place, id, false),
+    }
+}
+
+fn list(globals: &Globals, place: &Place, feed: Option<&str>, limit: usize, json: bool) -> anyhow::Result<Exit> {
+    let rows = place.open(globals)?.quarantine(feed, limit)?;
+    let mut out = BufWriter::new(io::stdout().lock());
+    if json {
+        lines(&mut out, &rows)?;
+    } else {
+        journal::quarantine(&mut out, &rows, width())?;
+    }
+    out.flush()?;
+    Ok(Exit::Done)
+}
+
+fn show(globals: &Globals, place: &Place, id: i64, json: bool) -> anyhow::Result<Exit> {
+    let row = place.open(globals)?.quarantined(id)?;
+    let Some(row) = row else { anyhow::bail!("there is no record {id} in quarantine") };
+    let mut out = BufWriter::new(io::stdout().lock());
+    if json {
+        output::line(&mut out, &row)?;
+    } else {
+        journal::record(&mut out, &row)?;
+    }
+    out.flush()?;
+    Ok(Exit::Done)
 }

@@ -1,11 +1,190 @@
-//! `simulate`: placeholder.
+//! `simulate`: a publisher in a process of its own, to point any consumer at.
+
+use std::io::{self, Write};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::ValueEnum;
+use clap::builder::PossibleValue;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+
 use super::{Exit, Globals};
-/// Arguments.
+use crate::simulate::{Dialect, FAULTS, Fault, Settings, Simulator};
+
+/// What `simulate` is told.
 #[derive(Clone, Debug, clap::Args)]
-pub struct Args {}
-/// Runs.
+#[command(after_help = "\
+Prints each feed as NAME, tab, URL once it listens, and serves until interrupted. Faults befall requests by chance, from \
+the seed alone; with a share of 1 they befall as many as they can. What the feeds say, for comparison:
+
+  GET  /                  the feeds
+  GET  /_truth/FEED       all the feed says now, NDJSON in order
+  GET  /_fired            how often each fault has happened
+  POST /_freeze, /_thaw   stop the rate of change, or let it go on
+  POST /_calm             no more faults
+  POST /_change/FEED?n=N  make changes now
+  POST /_restore/FEED     go back to an older state, as from a backup
+
+Example: feedmirror simulate --feeds 5 --rate 2 --all-faults=0.02")]
+pub struct Args {
+    /// Where to listen
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8480")]
+    listen: SocketAddr,
+    /// How many feeds
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    feeds: usize,
+    /// Items of each feed at the start
+    #[arg(long, value_name = "N", default_value_t = 1_000)]
+    items: usize,
+    /// Items on a page
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = positive)]
+    page: usize,
+    /// Changes a second to each feed
+    #[arg(long, value_name = "N", default_value_t = 1.0, value_parser = rate)]
+    rate: f64,
+    /// The share of items that are deleted, 0 to 1
+    #[arg(long, value_name = "SHARE", default_value_t = 0.2, value_parser = share)]
+    deleted: f64,
+    /// How the feeds are spelt
+    #[arg(long, value_name = "DIALECT", default_value = "mixed")]
+    dialect: Spelling,
+    /// Another seed, other items and other chances
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    seed: u64,
+    /// Go wrong in this way; always, or in this share of requests. May be given several times
+    #[arg(long, value_name = "NAME[=SHARE]", value_parser = fault)]
+    fault: Vec<(Fault, f64)>,
+    /// Go wrong in every way that heals, each in this share of requests; 0.01 if not said
+    #[arg(long, value_name = "SHARE", num_args = 0..=1, require_equals = true, default_missing_value = "0.01", value_parser = share)]
+    all_faults: Option<f64>,
+    /// List the ways to go wrong, and exit
+    #[arg(long)]
+    list_faults: bool,
+    /// Let last pages be cached for so many seconds; not at all by default
+    #[arg(long, value_name = "SECONDS")]
+    max_age: Option<u64>,
+    /// Drop silent and dripping connections after so many seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    hold: u64,
+}
+
+/// One dialect, or all in turn.
+#[derive(Clone, Copy, Debug)]
+struct Spelling(Option<Dialect>);
+
+impl ValueEnum for Spelling {
+    fn value_variants<'a>() -> &'a [Self] {
+        const ALL: &[Spelling] = &[
+            Spelling(Some(Dialect::Timestamp)),
+            Spelling(Some(Dialect::ChangeNumber)),
+            Spelling(Some(Dialect::Draft)),
+            Spelling(None),
+        ];
+        ALL
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        Some(PossibleValue::new(self.0.map_or("mixed", Dialect::as_str)))
+    }
+}
+
+/// Serves until interrupted, or lists the faults.
+///
 /// # Errors
-/// Always.
-pub fn run(_: &Globals, _: Args) -> anyhow::Result<Exit> {
-    anyhow::bail!("placeholder")
+/// When the address can't be listened on, or standard output can't be written.
+pub fn run(_: &Globals, args: Args) -> anyhow::Result<Exit> {
+    if args.list_faults {
+        list_faults(&mut io::stdout().lock())?;
+        return Ok(Exit::Done);
+    }
+    super::runtime()?.block_on(serve(args))
+}
+
+async fn serve(args: Args) -> anyhow::Result<Exit> {
+    let listen = args.listen;
+    // Caught from the first line on: who reads it may interrupt at once.
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let listener = TcpListener::bind(listen).await.with_context(|| format!("cannot listen on {listen}"))?;
+    let simulator = Simulator::start(listener, args.settings())?;
+    print_feeds(&simulator, &mut io::stdout().lock())?;
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+    simulator.stop().await;
+    Ok(Exit::Done)
+}
+
+fn print_feeds(simulator: &Simulator, out: &mut impl Write) -> io::Result<()> {
+    for name in simulator.names() {
+        writeln!(out, "{name}\t{}", simulator.feed_url(&name))?;
+    }
+    out.flush()
+}
+
+fn list_faults(out: &mut impl Write) -> io::Result<()> {
+    let width = FAULTS.iter().map(|row| row.name.len()).max().unwrap_or(0);
+    for row in FAULTS {
+        let heals = if row.heals { "heals " } else { "stays " };
+        writeln!(out, "{:width$}  {heals}  {}", row.name, row.does)?;
+    }
+    Ok(())
+}
+
+impl Args {
+    fn settings(self) -> Settings {
+        Settings {
+            feeds: self.feeds,
+            items: self.items,
+            page: self.page,
+            rate: self.rate,
+            deleted: self.deleted,
+            dialect: self.dialect.0,
+            seed: self.seed,
+            faults: faults(self.fault, self.all_faults),
+            max_age: self.max_age.map(Duration::from_secs),
+            hold: Duration::from_secs(self.hold),
+            ..Settings::default()
+        }
+    }
+}
+
+/// Those named, and with `all` the other healing ones.
+fn faults(mut named: Vec<(Fault, f64)>, all: Option<f64>) -> Vec<(Fault, f64)> {
+    let Some(share) = all else { return named };
+    for row in FAULTS.iter().filter(|row| row.heals) {
+        if named.iter().all(|(fault, _)| *fault != row.fault) {
+            named.push((row.fault, share));
+        }
+    }
+    named
+}
+
+fn fault(text: &str) -> Result<(Fault, f64), String> {
+    let (name, part) = text.split_once('=').unwrap_or((text, "1"));
+    let Some(fault) = Fault::named(name) else {
+        let nearest = FAULTS
+            .iter()
+            .map(|row| row.name)
+            .max_by(|one, other| strsim::jaro_winkler(name, one).total_cmp(&strsim::jaro_winkler(name, other)));
+        return Err(format!("no fault has this name; the nearest is {}", nearest.unwrap_or_default()));
+    };
+    Ok((fault, share(part)?))
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    let share = text.parse().ok().filter(|share| (0.0..=1.0).contains(share));
+    share.ok_or_else(|| "a share is a number from 0 to 1".to_owned())
+}
+
+fn rate(text: &str) -> Result<f64, String> {
+    let rate = text.parse().ok().filter(|rate: &f64| rate.is_finite() && *rate >= 0.0);
+    rate.ok_or_else(|| "a rate is a number of at least 0".to_owned())
+}
+
+fn positive(text: &str) -> Result<usize, String> {
+    let number = text.parse().ok().filter(|number| *number > 0);
+    number.ok_or_else(|| "at least 1".to_owned())
 }

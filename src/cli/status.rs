@@ -1,11 +1,73 @@
-//! `status`: placeholder.
-use super::{Exit, Globals};
-/// Arguments.
-#[derive(Clone, Debug, clap::Args)]
-pub struct Args {}
-/// Runs.
+//! `status`: how each feed is doing, from the file alone.
+
+use std::io::{self, BufWriter, IsTerminal, Write};
+use std::time::Duration;
+
+use super::lasting::{Stop, until_stopped};
+use super::place::Place;
+use super::{Exit, Globals, TO_THE_TOP, told, width};
+use crate::output::{self, status};
+use crate::store::read::Reader;
+
+/// A watched status is drawn anew this often.
+const REDRAWN: Duration = Duration::from_secs(2);
+
+/// What `status` is told.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct Args {
+    /// These feeds alone
+    #[arg(value_name = "FEED")]
+    feeds: Vec<String>,
+    /// Show it again every 2 seconds, until interrupted
+    #[arg(long)]
+    watch: bool,
+    /// Print one JSON object with the rows of mirror and feeds
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    place: Place,
+}
+
+/// Prints it, once or again and again.
+///
 /// # Errors
-/// Always.
-pub fn run(_: &Globals, _: Args) -> anyhow::Result<Exit> {
-    anyhow::bail!("placeholder")
+/// When the file can't be read, has no such feed, or standard output can't be written.
+pub fn run(globals: &Globals, args: Args) -> anyhow::Result<Exit> {
+    let reader = args.place.open(globals)?;
+    if args.watch {
+        return until_stopped(move |stop| watch(reader, &args, stop));
+    }
+    show(&reader, &args, &mut BufWriter::new(io::stdout().lock()))?;
+    Ok(Exit::Done)
+}
+
+fn watch(mut reader: Reader, args: &Args, stop: &Stop) -> anyhow::Result<Exit> {
+    let redrawn = io::stdout().is_terminal() && !args.json;
+    loop {
+        let mut out = Vec::new();
+        if redrawn {
+            out.extend_from_slice(TO_THE_TOP.as_bytes());
+        }
+        show(&reader, args, &mut out)?;
+        let mut stdout = io::stdout().lock();
+        stdout.write_all(&out)?;
+        stdout.flush()?;
+        drop(stdout);
+        if stop.within(REDRAWN) {
+            return Ok(Exit::Done);
+        }
+        if reader.is_replaced() {
+            reader = Reader::open(reader.path())?;
+        }
+    }
+}
+
+fn show(reader: &Reader, args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
+    let status = status::Status::read(reader, &args.feeds)?;
+    let written = if args.json {
+        output::line(out, &status)
+    } else {
+        status::table(out, &status, jiff::Timestamp::now(), width())
+    };
+    written.and_then(|()| out.flush()).map_err(|error| told(error.into()))
 }

@@ -249,11 +249,27 @@ impl Clients {
     }
 }
 
-fn build(settings: &HttpSettings) -> Result<reqwest::Client, Failure> {
+/// A client without proxy, limits or secrets, for asking a daemon on this machine; `timeout` is for a whole answer.
+///
+/// # Errors
+/// [`Failure::Settings`].
+pub fn plain_client(timeout: Duration) -> Result<reqwest::Client, Failure> {
+    made(builder().no_proxy().timeout(timeout))
+}
+
+#[expect(clippy::disallowed_methods, reason = "the one place where clients are made")]
+fn builder() -> reqwest::ClientBuilder {
     // The TLS library takes its cryptography from the process; a second installation is no error.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let mut builder = reqwest::Client::builder()
-        .redirect(reqwest::redirect::Policy::none())
+    reqwest::Client::builder().redirect(reqwest::redirect::Policy::none())
+}
+
+fn made(builder: reqwest::ClientBuilder) -> Result<reqwest::Client, Failure> {
+    builder.build().map_err(|error| Failure::Settings(format!("the HTTP client can't be made: {}", chain(&error))))
+}
+
+fn build(settings: &HttpSettings) -> Result<reqwest::Client, Failure> {
+    let mut builder = builder()
         .connect_timeout(settings.connect_timeout)
         .pool_idle_timeout(Duration::from_secs(60))
         .tcp_keepalive(Duration::from_secs(60));
@@ -267,7 +283,7 @@ fn build(settings: &HttpSettings) -> Result<reqwest::Client, Failure> {
         let certificates = reqwest::Certificate::from_pem_bundle(&pem).map_err(|error| unusable(error.to_string()))?;
         builder = builder.tls_certs_merge(certificates);
     }
-    builder.build().map_err(|error| Failure::Settings(format!("the HTTP client can't be made: {}", chain(&error))))
+    made(builder)
 }
 
 /// Requests of one feed: its client, limits, origin and secrets.

@@ -32,6 +32,8 @@ pub struct Delivery {
     pub order: Order,
     /// The feed's rule for ties.
     pub ties: Ties,
+    /// Whether others of the same walk may still wait, which it must not overtake.
+    pub follows: bool,
     /// Released once the delivery is committed or given up: its share of the memory budget.
     pub held: Held,
 }
@@ -132,11 +134,8 @@ impl Applied {
 impl Store {
     /// Queues a delivery; the answer comes once it is committed.
     pub fn apply(&self, delivery: Delivery) -> oneshot::Receiver<Result<Applied, StoreError>> {
-        let large = match &delivery.purpose {
-            Purpose::Poll(step) => !step.level && delivery.page.items.len() > SMALL_ITEMS,
-            Purpose::Resync(_) => true,
-            Purpose::Again => delivery.page.items.len() > SMALL_ITEMS,
-        };
+        let resync = matches!(delivery.purpose, Purpose::Resync(_));
+        let large = resync || delivery.follows || delivery.page.items.len() > SMALL_ITEMS;
         let durable = delivery.transport != Transport::Poll;
         let weight = Weight { large, durable, seqs: delivery.page.items.len() };
         self.queue(weight, move |bench| apply(bench, &delivery))
@@ -186,16 +185,23 @@ fn decide(stored: &Stored<'_>, incoming: &Item, data: &str, rules: Rules) -> Dec
         let same = stored.modified == incoming.modified && same_content();
         return if same { Decision::Same } else { Decision::Write };
     }
-    if stored.swept == Swept::ByTrust && rules.polled && incoming.state == State::Updated {
+    let order = incoming.modified.compare(&stored.modified, rules.order);
+    // What a sweep only concluded gives way to what the publisher says itself, to a tombstone of its own too:
+    // otherwise a tie would end by which of its records comes first.
+    let gives_way = match stored.swept {
+        Swept::No => false,
+        Swept::ByResync => order == Ordering::Equal,
+        Swept::ByTrust => true,
+    };
+    if gives_way && rules.polled {
         return Decision::Write;
     }
-    match incoming.modified.compare(&stored.modified, rules.order) {
+    match order {
         Ordering::Greater => Decision::Write,
         Ordering::Less => Decision::Older,
         Ordering::Equal if same_content() => Decision::Same,
         Ordering::Equal => match (stored.state, incoming.state) {
             (State::Updated, State::Deleted) => Decision::Write,
-            (State::Deleted, _) if stored.swept != Swept::No && rules.polled => Decision::Write,
             (State::Deleted, _) => Decision::Tied,
             (State::Updated, State::Updated) if rules.resync || rules.ties == Ties::Replace => Decision::Write,
             (State::Updated, State::Updated) => Decision::Tied,
@@ -428,7 +434,10 @@ fn keep(
         }
     }
     if feed.resync.as_ref().is_some_and(|walk| seq <= walk.start_seq) {
-        bench.db.prepare_cached("INSERT OR IGNORE INTO seen VALUES (?1, ?2)")?.execute([feed.id, seq])?;
+        let walked = matches!(delivery.purpose, Purpose::Resync(_));
+        let sql =
+            "INSERT INTO seen VALUES (?1, ?2, ?3) ON CONFLICT DO UPDATE SET walked = max(walked, excluded.walked)";
+        bench.db.prepare_cached(sql)?.execute(params![feed.id, seq, walked])?;
     }
     Ok(())
 }
@@ -437,7 +446,10 @@ fn may_replace(bench: &Bench<'_>, feed: &Feed, seq: Seq) -> Result<bool, StoreEr
     if feed.resync.as_ref().is_none_or(|walk| seq > walk.start_seq) {
         return Ok(false);
     }
-    Ok(!bench.db.prepare_cached("SELECT 1 FROM seen WHERE feed = ?1 AND seq = ?2")?.exists([feed.id, seq])?)
+    Ok(!bench
+        .db
+        .prepare_cached("SELECT 1 FROM seen WHERE feed = ?1 AND seq = ?2 AND walked")?
+        .exists([feed.id, seq])?)
 }
 
 fn insert(

@@ -53,6 +53,8 @@ pub struct StoredFeed {
     pub resynced_at: Option<Millis>,
     /// When it was last read whole.
     pub read_anew_at: Option<Millis>,
+    /// When the last look-back that came to an end began.
+    pub looked_back_at: Option<Millis>,
     /// Away for longer than the publisher remembers deletions: to be read anew once level.
     pub stale: bool,
     /// The resync under way.
@@ -158,6 +160,18 @@ impl Store {
                 journal::event(bench, Some(feed), at, "suspect", &reason)?;
             }
             set_health(bench, feed, at, Health::Ok, None)
+        })
+        .await
+    }
+
+    /// Notes that a look-back that began at `at` came to its end.
+    ///
+    /// # Errors
+    /// When a statement fails or the writer has stopped.
+    pub async fn looked_back(&self, feed: i64, at: Millis) -> Result<(), StoreError> {
+        self.submit(Weight::default(), move |bench| {
+            bench.db.prepare_cached("UPDATE feed SET looked_back_at = ?2 WHERE id = ?1")?.execute([feed, at])?;
+            Ok(())
         })
         .await
     }
@@ -370,7 +384,8 @@ pub(super) fn read(bench: &Bench<'_>, name: &str) -> Result<StoredFeed, StoreErr
         .db
         .prepare_cached(
             "SELECT f.id, f.generation, e.cursor, f.mode, e.health, e.reason, e.since, f.paused, f.purged, f.failures,
-                    f.level_at, f.polled_at, f.next_poll_at, f.resynced_at, f.read_anew_at, f.stale
+                    f.level_at, f.polled_at, f.next_poll_at, f.resynced_at, f.read_anew_at, f.stale,
+                    f.looked_back_at
              FROM feed f JOIN endpoint e ON e.feed = f.id AND e.transport = 0 WHERE f.name = ?1",
         )?
         .query_row([name], |row| {
@@ -391,6 +406,7 @@ pub(super) fn read(bench: &Bench<'_>, name: &str) -> Result<StoredFeed, StoreErr
                 resynced_at: row.get(13)?,
                 read_anew_at: row.get(14)?,
                 stale: row.get(15)?,
+                looked_back_at: row.get(16)?,
                 resync: None,
             })
         })
@@ -419,7 +435,7 @@ fn purge(bench: &mut Bench<'_>, name: &str, at: Millis) -> Result<(), StoreError
     bench.db.execute(
         "UPDATE feed SET generation = generation + 1, paused = 1, purged = 1, mode = 'refresh', items = 0, tombstones = 0,
              level_at = NULL, polled_at = NULL, changed_at = NULL, next_poll_at = NULL, failures = 0, suspect = NULL,
-             differing = 0, class = 0, resynced_at = NULL, quarantine_rows = 0, quarantine_bytes = 0,
+             differing = 0, class = 0, resynced_at = NULL, looked_back_at = NULL, quarantine_rows = 0, quarantine_bytes = 0,
              quarantine_dropped = 0
          WHERE id = ?1",
         [feed],

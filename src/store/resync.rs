@@ -198,9 +198,8 @@ pub(super) fn begin(
     trust: Trust,
     automatic: bool,
 ) -> Result<(), StoreError> {
-    if read(bench, feed)?
-        .is_some_and(|running| running.trust == trust && running.stage == Stage::Walk && trust == Trust::No)
-    {
+    // A walk under way does what a plain one would, and must not lose its trust to one.
+    if trust == Trust::No && read(bench, feed)?.is_some_and(|running| running.stage == Stage::Walk) {
         return Ok(());
     }
     clear(bench, feed)?;
@@ -212,6 +211,7 @@ pub(super) fn begin(
         bench.db.execute("UPDATE feed SET generation = generation + 1 WHERE id = ?1", [feed])?;
         // A source to be trusted anew may not know its old positions: a look-back from them would accuse it again.
         bench.db.execute("DELETE FROM position WHERE feed = ?1", [feed])?;
+        bench.db.execute("UPDATE feed SET looked_back_at = NULL WHERE id = ?1", [feed])?;
     }
     bench.db.execute("UPDATE feed SET stale = 0 WHERE id = ?1", [feed])?;
     if automatic {
@@ -254,12 +254,13 @@ fn clear(bench: &Bench<'_>, feed: i64) -> rusqlite::Result<()> {
     Ok(())
 }
 
-/// Whether the end was clean. Its cursor becomes the poll cursor then, and where there is no other.
+/// Whether the end was clean. Its cursor becomes the poll cursor then, and also where there is none that works: all
+/// that stands before it has been read, clean end or not.
 fn take_cursor_over(bench: &Bench<'_>, feed: i64, at: Millis) -> Result<bool, StoreError> {
     let clean: bool = bench.db.query_row("SELECT clean FROM resync WHERE feed = ?1", [feed], |row| row.get(0))?;
     bench.db.execute(
         "UPDATE endpoint SET cursor = (SELECT cursor FROM resync WHERE feed = ?1), updated_at = ?2
-         WHERE feed = ?1 AND transport = 0 AND (?3 OR cursor IS NULL)",
+         WHERE feed = ?1 AND transport = 0 AND (?3 OR cursor IS NULL OR health IN ('retrying', 'stuck'))",
         params![feed, at, clean],
     )?;
     if !clean {

@@ -231,6 +231,7 @@ impl Writer {
         queue: Arc<Queue>,
         gate: Arc<Gate>,
         intake: watch::Sender<Intake>,
+        key_shift: u32,
     ) -> rusqlite::Result<Self> {
         let reserved: Seq = db.query_row("SELECT reserved FROM mirror_state", [], |row| row.get(0))?;
         // A new run starts at the end of the last block: what was given before a power loss is never given again.
@@ -250,7 +251,7 @@ impl Writer {
             reserved,
             kinds: HashMap::new(),
             full_sync: true,
-            key_shift: 16,
+            key_shift,
         })
     }
 
@@ -284,7 +285,7 @@ impl Writer {
                 Err(error) if error.is_environment() => {
                     self.blocked(&error);
                     if !self.queue.pause(BLOCKED_PAUSE) && self.gave_up() {
-                        jobs.into_iter().for_each(|job| job.work.answer(Err(error.clone())));
+                        self.give_up(jobs, &error);
                         return Ok(());
                     }
                 }
@@ -299,6 +300,14 @@ impl Writer {
     /// A closed queue ends the waiting: nothing of the group was acknowledged, so nothing is lost.
     fn gave_up(&self) -> bool {
         self.queue.lock().closed
+    }
+
+    /// What else waits is not even tried: each try at a locked file takes as long as SQLite waits for the lock.
+    fn give_up(&self, jobs: Vec<Job>, error: &StoreError) {
+        jobs.into_iter().for_each(|job| job.work.answer(Err(error.clone())));
+        while let Some(job) = self.queue.first() {
+            job.work.answer(Err(error.clone()));
+        }
     }
 
     fn attempt(&mut self, jobs: &mut Vec<Job>) -> Result<Vec<Result<(), StoreError>>, StoreError> {

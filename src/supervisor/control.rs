@@ -69,7 +69,47 @@ pub fn channel() -> (Control, Orders) {
     (Control(sender), Orders(receiver))
 }
 
+/// What a stand-in for the supervisor is asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Asked {
+    /// An order to a feed, by its name.
+    Feed(String, Order),
+    /// An order to a quarantine row, by its number.
+    Quarantine(i64, QuarantineOrder),
+    /// Whether it is alive; the words it answers are not looked at.
+    Ping,
+}
+
 impl Control {
+    /// A handle whose orders `answer` carries out one after the other, where no supervisor runs. Needs a tokio runtime;
+    /// ends with the last clone of the handle.
+    pub fn answered_by<F, A>(mut answer: F) -> Self
+    where
+        F: FnMut(Asked) -> A + Send + 'static,
+        A: Future<Output = Result<String, ControlError>> + Send,
+    {
+        let (control, mut orders) = channel();
+        tokio::spawn(async move {
+            while let Some(request) = orders.0.recv().await {
+                // Whoever asked may be gone.
+                match request {
+                    Request::Feed(name, order, reply) => {
+                        let _ = reply.send(answer(Asked::Feed(name, order)).await);
+                    }
+                    Request::Quarantine(id, order, reply) => {
+                        let _ = reply.send(answer(Asked::Quarantine(id, order)).await);
+                    }
+                    Request::Ping(reply) => {
+                        if answer(Asked::Ping).await.is_ok() {
+                            let _ = reply.send(());
+                        }
+                    }
+                }
+            }
+        });
+        control
+    }
+
     /// Gives a feed an order; the answer says in words what was done.
     ///
     /// # Errors

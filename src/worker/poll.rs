@@ -36,6 +36,7 @@ pub struct PollLoop<'a> {
     last_poll: Instant,
     last_ok: Option<Instant>,
     look_back_at: Instant,
+    look_back_failures: u32,
     validator: Option<Validator>,
     level: Option<LevelMark>,
 }
@@ -78,6 +79,7 @@ impl<'a> PollLoop<'a> {
             last_poll: Instant::now(),
             last_ok: None,
             look_back_at: Instant::now() + feed.poll.lookback.mul_f64(0.75 + 0.25 * chance()),
+            look_back_failures: 0,
             validator: None,
             level: None,
         }
@@ -87,6 +89,11 @@ impl<'a> PollLoop<'a> {
     pub async fn run(mut self, stored: &StoredFeed) {
         self.history.failures = stored.failures;
         let mut due = Instant::now() + self.first_wait(stored);
+        if let Some(at) = stored.looked_back_at {
+            let lookback = self.feed.poll.lookback;
+            let left = schedule::left(Some(at.saturating_add(millis(lookback))), now(), lookback);
+            self.look_back_at = Instant::now() + left;
+        }
         loop {
             if self.rest(due).await.is_break() {
                 return;
@@ -345,29 +352,43 @@ impl<'a> PollLoop<'a> {
         }
     }
 
-    /// Walks again from where the cursor was a while ago; no cursor moves.
+    /// Walks again from where the cursor was a while ago; no cursor moves. One that fails is tried again, from as far
+    /// back as the first: the time between two that came to their end is always covered twice.
     async fn look_back(&mut self) {
         let feed = self.feed;
         let store = &feed.shared.store;
+        let began = now();
         self.look_back_at = Instant::now() + feed.poll.lookback.mul_f64(1.0 + 0.05 * chance());
-        let before = now().saturating_sub(millis(feed.poll.lookback).saturating_mul(2));
-        let (Ok(Some(position)), Ok(stored)) = (store.position(feed.id, before).await, store.feed(&feed.name).await)
-        else {
+        let Ok(stored) = store.feed(&feed.name).await else { return };
+        let lookback = millis(feed.poll.lookback);
+        let due = stored.looked_back_at.map_or(began, |at| at.saturating_add(lookback)).min(began);
+        let Ok(position) = store.position(feed.id, due.saturating_sub(lookback.saturating_mul(2))).await else {
             return;
         };
+        let Some(position) = position else { return };
         let walk = Walk::new(feed, Kind::LookBack, stored.generation, self.cancel, &feed.pulses[0]);
         let walked = walk.run(position.clone(), None).await;
         let written = walked.applied.written();
         if written > 0 {
             tracing::info!(feed = %feed.name, written, "a look-back found late items");
             let found = format!("{written} items that had not come at the cursor, found from {position}");
-            self.logged("an event could not be written", store.event(Some(feed.id), now(), "late-items", &found).await);
+            self.logged("an event could not be written", store.event(Some(feed.id), began, "late-items", &found).await);
         }
         match walked.end {
             End::Level { .. } if walked.records == 0 => self.went_back(&position).await,
-            End::Failed { reason, .. } => tracing::info!(feed = %feed.name, reason, "a look-back failed"),
-            _ => {}
+            End::Level { .. } | End::Limit => {}
+            End::Overtaken | End::Stopped => return,
+            End::Failed { reason, .. } => {
+                self.look_back_failures = self.look_back_failures.saturating_add(1);
+                let failures = self.look_back_failures;
+                let wait = schedule::after_failure(&feed.retry, Wait::Backoff, failures, chance());
+                self.look_back_at = Instant::now() + wait.min(feed.poll.lookback);
+                tracing::info!(feed = %feed.name, reason, failures, "a look-back failed and is tried again");
+                return;
+            }
         }
+        self.look_back_failures = 0;
+        self.logged("a look-back could not be noted", store.looked_back(feed.id, began).await);
     }
 
     async fn went_back(&self, position: &str) {

@@ -325,6 +325,7 @@ impl<'a> Walk<'a> {
             Kind::LookBack => Purpose::Again,
         };
         let mut delivery = self.feed.delivery(self.generation, Transport::Poll, page, purpose);
+        delivery.follows = !self.pending.is_empty();
         delivery.held = Held(reservation.map(|reservation| Box::new(reservation) as _));
         self.pending.push_back(self.feed.shared.store.apply(delivery));
     }

@@ -83,9 +83,9 @@ pub(crate) const RULES: &[Rule] = &[
     },
     Rule {
         module: "server",
-        may_use: &["feed", "output", "source::webhook", "supervisor"],
+        may_use: &["feed", "output", "source::http", "source::webhook", "store::read", "supervisor"],
         never: &[],
-        because: "the listeners route; they decide and store nothing",
+        because: "the listeners route: what they show they read page by page, and they decide and store nothing",
     },
     Rule {
         module: "config",

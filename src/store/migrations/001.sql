@@ -14,7 +14,7 @@ CREATE TABLE mirror_state (
 );
 
 CREATE TABLE feed (
-    id          INTEGER PRIMARY KEY,
+    id          INTEGER PRIMARY KEY AUTOINCREMENT, -- a number is never another feed's: a late delivery may still name it
     name        TEXT    NOT NULL UNIQUE,
     provider    TEXT,
     url         TEXT    NOT NULL,
@@ -37,6 +37,7 @@ CREATE TABLE feed (
     class       INTEGER NOT NULL DEFAULT 0,      -- the class of the last `modified`, for the finding when it changes
     resynced_at INTEGER,                         -- when the last resync that nobody asked for began
     read_anew_at INTEGER,                        -- when it was last read whole, from its beginning to its end
+    looked_back_at INTEGER,                      -- when the last look-back that came to an end began
     stale       INTEGER NOT NULL DEFAULT 0,      -- away for longer than the publisher remembers deletions: resync when level
     quarantine_rows    INTEGER NOT NULL DEFAULT 0,
     quarantine_bytes   INTEGER NOT NULL DEFAULT 0,
@@ -157,8 +158,9 @@ CREATE TABLE resync (
 );
 -- What a resync has met: rows by seq (unchanged items keep theirs), and ids of records it had to quarantine.
 CREATE TABLE seen (
-    feed INTEGER NOT NULL,
-    seq  INTEGER NOT NULL,
+    feed   INTEGER NOT NULL,
+    seq    INTEGER NOT NULL,
+    walked INTEGER NOT NULL,                     -- 0: met by push or poll beside it, so a trusted walk may still replace it
     PRIMARY KEY (feed, seq)
 ) WITHOUT ROWID;
 CREATE TABLE spared (

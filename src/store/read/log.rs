@@ -55,24 +55,8 @@ impl Reader {
     ) -> Result<Page<(ChangeRow, Option<String>)>, StoreError> {
         let moment = self.db.unchecked_transaction()?;
         let wanted = self.wanted_changes(filter)?;
-        let data = if data { "i.data" } else { "NULL" };
-        // Both halves are read in the order of their rowids and merged.
-        let sql = format!(
-            "SELECT i.seq AS seq, f.name, k.name, i.id, i.modified,
-                    CASE i.flags & 1 WHEN 0 THEN 'updated' ELSE 'deleted' END,
-                    CASE WHEN {wanted} THEN strftime('%Y-%m-%dT%H:%M:%fZ', i.changed_at / 1000.0, 'unixepoch') END,
-                    CASE WHEN {wanted} THEN {data} END, {wanted}
-             FROM item i NOT INDEXED CROSS JOIN feed f ON f.id = i.feed CROSS JOIN kind k ON k.id = i.kind
-             WHERE i.seq > ?1
-             UNION ALL
-             SELECT seq, feed, NULL, NULL, NULL, 'purged',
-                    strftime('%Y-%m-%dT%H:%M:%fZ', changed_at / 1000.0, 'unixepoch'), NULL,
-                    ?3 = '[]' OR feed IN (SELECT value FROM json_each(?3))
-             FROM purge WHERE seq > ?1
-             ORDER BY seq LIMIT ?2"
-        );
         let mut scan = Scan::new(after, limit);
-        let mut select = self.db.prepare_cached(&sql)?;
+        let mut select = self.db.prepare_cached(&changes_sql(&wanted, data))?;
         let mut rows = select.query((after, SCANNED, json(&filter.feeds)))?;
         while scan.goes_on()
             && let Some(row) = rows.next()?
@@ -95,14 +79,8 @@ impl Reader {
     pub fn items(&self, after: Seq, limit: usize, filter: &Filter, deleted: bool) -> Result<Page<ItemRow>, StoreError> {
         let moment = self.db.unchecked_transaction()?;
         let wanted = self.wanted_items(filter, deleted)?.0;
-        let columns = item_columns(&format!("CASE WHEN {wanted} THEN i.data END"));
-        let sql = format!(
-            "SELECT {columns}, {wanted}
-             FROM item i NOT INDEXED CROSS JOIN feed f ON f.id = i.feed CROSS JOIN kind k ON k.id = i.kind
-             WHERE i.seq > ?1 ORDER BY i.seq LIMIT ?2"
-        );
         let mut scan = Scan::new(after, limit);
-        let mut select = self.db.prepare_cached(&sql)?;
+        let mut select = self.db.prepare_cached(&items_sql(&wanted))?;
         let mut rows = select.query((after, SCANNED))?;
         while scan.goes_on()
             && let Some(row) = rows.next()?
@@ -143,19 +121,10 @@ impl Reader {
 
     fn snapshot_sql(&self, filter: &Filter, deleted: bool) -> Result<String, StoreError> {
         let (wanted, feeds) = self.wanted_items(filter, deleted)?;
-        let columns = item_columns("i.data");
-        let joins = "CROSS JOIN feed f ON f.id = i.feed CROSS JOIN kind k ON k.id = i.kind";
         if filter.feeds.is_empty() || !self.is_small_share(&feeds)? {
-            return Ok(format!(
-                "SELECT {columns} FROM item i NOT INDEXED {joins} WHERE i.seq > ?1 AND {wanted} ORDER BY i.seq"
-            ));
+            return Ok(snapshot_sql(&wanted));
         }
-        // Only the seqs are sorted, never the data; LIMIT keeps the inner query whole, and the joins keep its order.
-        Ok(format!(
-            "SELECT {columns}
-             FROM (SELECT seq FROM item INDEXED BY item_key WHERE feed IN ({feeds}) AND seq > ?1 ORDER BY seq LIMIT -1) s
-             CROSS JOIN item i ON i.seq = s.seq {joins} WHERE {wanted}"
-        ))
+        Ok(snapshot_sql_by_feed(&feeds, &wanted))
     }
 
     fn is_small_share(&self, feeds: &str) -> Result<bool, StoreError> {
@@ -251,6 +220,57 @@ impl<R> Scan<R> {
     }
 }
 
+/// The columns of `changes`, the data, and whether the row is wanted: what isn't, isn't read further.
+fn changes_sql(wanted: &str, data: bool) -> String {
+    let data = if data { "i.data" } else { "NULL" };
+    // Both halves are read in the order of their rowids and merged.
+    format!(
+        "SELECT i.seq AS seq, f.name, k.name, i.id, i.modified,
+                CASE i.flags & 1 WHEN 0 THEN 'updated' ELSE 'deleted' END,
+                CASE WHEN {wanted} THEN strftime('%Y-%m-%dT%H:%M:%fZ', i.changed_at / 1000.0, 'unixepoch') END,
+                CASE WHEN {wanted} THEN {data} END, {wanted}
+         FROM item i NOT INDEXED CROSS JOIN feed f ON f.id = i.feed CROSS JOIN kind k ON k.id = i.kind
+         WHERE i.seq > ?1
+         UNION ALL
+         SELECT seq, feed, NULL, NULL, NULL, 'purged',
+                strftime('%Y-%m-%dT%H:%M:%fZ', changed_at / 1000.0, 'unixepoch'), NULL,
+                ?3 = '[]' OR feed IN (SELECT value FROM json_each(?3))
+         FROM purge WHERE seq > ?1
+         ORDER BY seq LIMIT ?2"
+    )
+}
+
+/// The columns of `items`, and whether the row is wanted.
+fn items_sql(wanted: &str) -> String {
+    let columns = item_columns(&format!("CASE WHEN {wanted} THEN i.data END"));
+    format!(
+        "SELECT {columns}, {wanted}
+         FROM item i NOT INDEXED CROSS JOIN feed f ON f.id = i.feed CROSS JOIN kind k ON k.id = i.kind
+         WHERE i.seq > ?1 ORDER BY i.seq LIMIT ?2"
+    )
+}
+
+fn snapshot_sql(wanted: &str) -> String {
+    let columns = item_columns("i.data");
+    format!(
+        "SELECT {columns}
+         FROM item i NOT INDEXED CROSS JOIN feed f ON f.id = i.feed CROSS JOIN kind k ON k.id = i.kind
+         WHERE i.seq > ?1 AND {wanted} ORDER BY i.seq"
+    )
+}
+
+/// Only the seqs are sorted, never the data; LIMIT keeps the inner query whole, and the joins keep its order.
+fn snapshot_sql_by_feed(feeds: &str, wanted: &str) -> String {
+    let columns = item_columns("i.data");
+    format!(
+        "SELECT {columns}
+         FROM (SELECT seq FROM item INDEXED BY item_key WHERE feed IN ({feeds}) AND seq > ?1 ORDER BY seq LIMIT -1) s
+         CROSS JOIN item i ON i.seq = s.seq
+         CROSS JOIN feed f ON f.id = i.feed CROSS JOIN kind k ON k.id = i.kind
+         WHERE {wanted}"
+    )
+}
+
 /// The columns of `items`, in their order.
 fn item_columns(data: &str) -> String {
     format!(
@@ -263,6 +283,9 @@ fn item_columns(data: &str) -> String {
 
 /// Numbers only, so that nothing a user wrote becomes SQL.
 fn condition(feeds: Option<&str>, kinds: Option<&str>, deleted: bool) -> String {
+    if feeds == Some("") || kinds == Some("") {
+        return "0".to_owned();
+    }
     let feeds = feeds.map(|feeds| format!("i.feed IN ({feeds})"));
     let kinds = kinds.map(|kinds| format!("i.kind IN ({kinds})"));
     let live = (!deleted).then(|| "i.flags & 1 = 0".to_owned());
@@ -272,4 +295,35 @@ fn condition(feeds: Option<&str>, kinds: Option<&str>, deleted: bool) -> String 
 
 fn json(names: &[String]) -> String {
     serde_json::Value::from(names).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::store::Store;
+
+    fn plan(reader: &Reader, sql: &str) -> String {
+        let mut select = reader.db.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
+        let count = select.parameter_count();
+        let steps =
+            select.query_map(rusqlite::params_from_iter(vec![0; count]), |row| row.get::<_, String>(3)).unwrap();
+        steps.collect::<rusqlite::Result<Vec<_>>>().unwrap().join("\n")
+    }
+
+    #[test]
+    fn a_page_is_a_range_of_the_table_and_nothing_is_sorted() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("mirror.db");
+        let (store, closing) = Store::open(&path).unwrap();
+        drop(store);
+        closing.finish();
+        let reader = Reader::open(&path).unwrap();
+        let all = "(i.feed IN (1,2) AND i.kind IN (3) AND i.flags & 1 = 0)";
+        for sql in [changes_sql(all, true), changes_sql("1", false), items_sql(all), snapshot_sql(all)] {
+            let plan = plan(&reader, &sql);
+            assert!(plan.contains("SEARCH i USING INTEGER PRIMARY KEY (rowid>?)"), "{sql}\n{plan}");
+            assert!(!plan.contains("TEMP B-TREE") && !plan.contains("SCAN i"), "{sql}\n{plan}");
+        }
+    }
 }

@@ -1,0 +1,121 @@
+//! Orders to a running daemon: over its ops listener, with the admin token.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, anyhow, bail};
+use secrecy::{ExposeSecret, SecretString};
+use serde_json::{Value, json};
+
+use super::super::Globals;
+use super::super::place::Place;
+use crate::config::{self, OpsSettings, Overrides};
+use crate::server::token;
+use crate::source::http::plain_client;
+use crate::store::read::Reader;
+use crate::supervisor::control::{Order, QuarantineOrder};
+
+/// For a whole answer: a purge removes every row of a feed.
+const PATIENCE: Duration = Duration::from_secs(600);
+
+/// Where a daemon listens, and what opens its door.
+pub(super) struct Daemon {
+    database: PathBuf,
+    address: SocketAddr,
+    token: SecretString,
+    client: reqwest::Client,
+}
+
+impl Daemon {
+    /// The daemon that holds `database`: found by the configuration, or with `--db` by the file alone.
+    pub(super) fn of(globals: &Globals, place: &Place, database: &Path) -> anyhow::Result<Self> {
+        let ops = match place.db {
+            Some(_) => None,
+            None => Some(config::load(globals.config.as_deref(), &Overrides::default())?.ops),
+        };
+        let address = reachable(match &ops {
+            Some(OpsSettings { listen, .. }) if listen.port() != 0 => *listen,
+            _ => noted_address(database)?,
+        });
+        let token = token::read(ops.and_then(|ops| ops.token).as_ref(), database)?;
+        Ok(Self { database: database.to_owned(), address, token, client: plain_client(PATIENCE)? })
+    }
+
+    pub(super) async fn feed(&self, name: &str, order: &Order) -> anyhow::Result<String> {
+        let (verb, options) = match order {
+            Order::Pause => ("pause", json!({})),
+            Order::Resume => ("resume", json!({})),
+            Order::PollNow => ("poll-now", json!({})),
+            Order::Purge => ("purge", json!({})),
+            Order::Resync { trust_source } => ("resync", json!({ "trust_source": trust_source })),
+            Order::AcceptSweep => ("resync", json!({ "accept": true })),
+            Order::Seek(url) => ("seek", json!({ "url": url })),
+        };
+        self.post(&["feeds", name, verb], &options).await
+    }
+
+    pub(super) async fn quarantine(&self, id: i64, order: QuarantineOrder) -> anyhow::Result<String> {
+        let verb = match order {
+            QuarantineOrder::Retry => "retry",
+            QuarantineOrder::Drop => "drop",
+        };
+        self.post(&["quarantine", &id.to_string(), verb], &json!({})).await
+    }
+
+    async fn post(&self, path: &[&str], options: &Value) -> anyhow::Result<String> {
+        let mut url = url::Url::parse(&format!("http://{}/api", self.address))?;
+        url.path_segments_mut().map_err(|()| anyhow!("no path can be made"))?.extend(path);
+        let request = self.client.post(url).bearer_auth(self.token.expose_secret()).json(options);
+        let silent = |error: reqwest::Error| self.silent(&error);
+        let response = request.send().await.map_err(silent)?;
+        let status = response.status();
+        let body = response.bytes().await.map_err(silent)?;
+        let words = |key: &str| {
+            let value: Value = serde_json::from_slice(&body).ok()?;
+            Some(value.get(key)?.as_str()?.to_owned())
+        };
+        match (status.is_success(), words("done"), words("error")) {
+            (true, Some(done), _) => Ok(done),
+            (_, _, Some(error)) => Err(anyhow!(error)),
+            _ => bail!("{} answered {status}: it is no feedmirror", self.address),
+        }
+    }
+
+    fn silent(&self, error: &reqwest::Error) -> anyhow::Error {
+        let why = if error.is_timeout() { "does not answer in time" } else { "does not answer" };
+        anyhow!("{} is held by a feedmirror that {why} at {}", self.database.display(), self.address)
+    }
+}
+
+/// What the daemon wrote down when it started.
+fn noted_address(database: &Path) -> anyhow::Result<SocketAddr> {
+    let noted = Reader::open(database)?.mirror()?.ops_address;
+    let held = || format!("{} is held by a feedmirror without an ops listener: a sync?", database.display());
+    let noted = noted.with_context(held)?;
+    noted.parse().with_context(|| format!("{}: ops_address {noted:?} is no address", database.display()))
+}
+
+/// A listener on every address is asked on loopback.
+fn reachable(listen: SocketAddr) -> SocketAddr {
+    let ip = match listen.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    SocketAddr::new(ip, listen.port())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_listener_on_every_address_is_asked_on_loopback() {
+        let reached = |listen: &str| reachable(listen.parse().unwrap()).to_string();
+        assert_eq!(reached("0.0.0.0:8470"), "127.0.0.1:8470");
+        assert_eq!(reached("[::]:8470"), "[::1]:8470");
+        assert_eq!(reached("10.0.0.1:8470"), "10.0.0.1:8470");
+    }
+}

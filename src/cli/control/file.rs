@@ -1,0 +1,98 @@
+//! Orders to a database that nothing holds: what they change is in the file, and the next run goes on from there.
+
+use std::fs::{File, TryLockError};
+use std::path::Path;
+
+use anyhow::{Context, bail};
+
+use crate::feed::FeedName;
+use crate::store::feeds::StoredFeed;
+use crate::store::resync::{Stage, Trust};
+use crate::store::{Closing, Store, now};
+use crate::supervisor::control::{Order, QuarantineOrder};
+
+/// Whether another process writes this database, as far as one can see: whoever may not look at the lock asks the
+/// daemon.
+pub(super) fn is_held(database: &Path) -> bool {
+    let mut name = database.as_os_str().to_owned();
+    name.push(".lock");
+    match File::open(&name) {
+        Ok(file) => matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)),
+        Err(error) => error.kind() == std::io::ErrorKind::PermissionDenied,
+    }
+}
+
+/// A database that this process holds for as long as it acts on it.
+pub(super) struct AtRest {
+    store: Store,
+    closing: Option<Closing>,
+}
+
+impl Drop for AtRest {
+    fn drop(&mut self) {
+        if let Some(closing) = self.closing.take() {
+            closing.finish();
+        }
+    }
+}
+
+impl AtRest {
+    pub(super) fn open(path: &Path) -> anyhow::Result<Self> {
+        let (store, closing) = Store::open(path)?;
+        Ok(Self { store, closing: Some(closing) })
+    }
+
+    pub(super) async fn feed(&self, name: &str, order: &Order) -> anyhow::Result<String> {
+        let unknown = || format!("there is no feed {name} in {}", self.store.path().display());
+        let name = FeedName::new(name).with_context(unknown)?;
+        let stored = self.store.feed(&name).await?;
+        match order {
+            Order::PollNow => bail!("no daemon is running on {}: nobody polls", self.store.path().display()),
+            Order::Pause => {
+                self.store.pause(&name, now(), true).await?;
+                Ok(format!("{name}: paused, for the next run too"))
+            }
+            Order::Resume => {
+                self.store.pause(&name, now(), false).await?;
+                Ok(format!("{name}: resumed; the next run reads it"))
+            }
+            Order::Seek(url) => {
+                self.store.seek(&name, now(), url.clone()).await?;
+                Ok(format!("{name}: the next run reads on from {url}"))
+            }
+            Order::Purge => {
+                self.store.purge(&name, now()).await?;
+                Ok(format!("{name}: purged"))
+            }
+            Order::Resync { trust_source } => self.resync(&name, &stored, *trust_source).await,
+            Order::AcceptSweep => self.accept(&name, &stored).await,
+        }
+    }
+
+    pub(super) async fn quarantine(&self, id: i64, order: QuarantineOrder) -> anyhow::Result<String> {
+        if order == QuarantineOrder::Retry {
+            bail!("no daemon is running on {}: reading a record again needs one", self.store.path().display());
+        }
+        if !self.store.quarantine_drop(id).await? {
+            bail!("there is no quarantine row {id}");
+        }
+        Ok(format!("quarantine row {id}: dropped"))
+    }
+
+    async fn resync(&self, name: &FeedName, stored: &StoredFeed, trust_source: bool) -> anyhow::Result<String> {
+        if stored.purged {
+            bail!("{name} is purged: resume reads it anew");
+        }
+        let trust = if trust_source { Trust::Asked } else { Trust::No };
+        self.store.begin_resync(name, now(), trust, false).await?;
+        Ok(format!("{name}: the next run reads it anew{}", if trust_source { ", trusting the source" } else { "" }))
+    }
+
+    async fn accept(&self, name: &FeedName, stored: &StoredFeed) -> anyhow::Result<String> {
+        if stored.resync.as_ref().is_none_or(|resync| resync.stage != Stage::Held) {
+            bail!("{name} has no held sweep to accept");
+        }
+        self.store.accept_sweep(stored.id, now()).await?;
+        Ok(format!("{name}: accepted; the next run sweeps"))
+    }
+}

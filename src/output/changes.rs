@@ -1,0 +1,155 @@
+//! The change log as NDJSON, page by page: each change a line, and positions to come back with.
+//!
+//! At least once: a reader that upserts by (feed, kind, id) and comes back with the last position it was told misses
+//! nothing. A position is what has been read of the whole log, matching or not. Positions of another mirror are refused,
+//! never answered with nothing.
+
+use std::io::{self, Write};
+use std::str::FromStr;
+
+use super::{OutputError, data_field, field};
+use crate::store::read::{ChangeRow, Filter, Page, Reader, Seq};
+
+/// A place in the change log: `seq`, or `epoch:seq`, which also says in which mirror's.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Position {
+    /// The mirror's identity, where it is known.
+    pub epoch: Option<String>,
+    /// What has been read up to.
+    pub seq: Seq,
+}
+
+impl FromStr for Position {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (epoch, seq) = match text.rsplit_once(':') {
+            Some((epoch, seq)) => (Some(epoch.to_owned()), seq),
+            None => (None, text),
+        };
+        let digits = !seq.is_empty() && seq.bytes().all(|byte| byte.is_ascii_digit());
+        match seq.parse() {
+            Ok(seq) if digits && epoch.as_deref() != Some("") => Ok(Self { epoch, seq }),
+            _ => Err(format!("{text:?} is no position: it is a number, or epoch:number as a batch's last line says")),
+        }
+    }
+}
+
+impl std::fmt::Display for Position {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.epoch {
+            Some(epoch) => write!(f, "{epoch}:{}", self.seq),
+            None => self.seq.fmt(f),
+        }
+    }
+}
+
+/// Which changes, and how much of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Selection {
+    /// Of which feeds and kinds; a purge is of all kinds.
+    pub filter: Filter,
+    /// Whether the JSON comes along.
+    pub data: bool,
+}
+
+/// What one page came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Batch {
+    /// Where to go on, with the epoch.
+    pub position: Position,
+    /// Changes in it.
+    pub rows: usize,
+    /// Whether the log's end has been reached.
+    pub end: bool,
+}
+
+/// Writes one page of changes after a position, without the line that [`mark`] writes.
+///
+/// # Errors
+/// [`OutputError::ReadAgain`] for a position of another mirror; when the file can't be read.
+pub fn page(
+    reader: &Reader,
+    after: &Position,
+    selection: &Selection,
+    limit: usize,
+    out: &mut Vec<u8>,
+) -> Result<Batch, OutputError> {
+    let page = read(reader, after, selection, limit)?;
+    for (row, data) in &page.rows {
+        change(out, row, selection.data.then_some(data.as_deref()))?;
+    }
+    let position = Position { epoch: Some(page.epoch), seq: page.last_seq };
+    Ok(Batch { position, rows: page.rows.len(), end: page.end })
+}
+
+/// Reads one page of changes after a position.
+///
+/// # Errors
+/// As [`page`].
+pub fn read(
+    reader: &Reader,
+    after: &Position,
+    selection: &Selection,
+    limit: usize,
+) -> Result<Page<(ChangeRow, Option<String>)>, OutputError> {
+    let page = reader.changes(after.seq, limit, &selection.filter, selection.data)?;
+    let (epoch, seq) = (&page.epoch, page.mirror_seq);
+    if after.epoch.as_ref().is_some_and(|asked| asked != epoch) {
+        return Err(OutputError::ReadAgain(format!("position {after} is of another mirror than this, {epoch}")));
+    }
+    if after.seq > seq {
+        return Err(OutputError::ReadAgain(format!("position {after} lies ahead of the mirror, which is at {seq}")));
+    }
+    Ok(page)
+}
+
+/// Writes one change as a line; `data` is left out when it wasn't asked for, and null where there is none.
+///
+/// # Errors
+/// When `out` can't be written.
+pub fn change(out: &mut impl Write, row: &ChangeRow, data: Option<Option<&str>>) -> io::Result<()> {
+    out.write_all(b"{")?;
+    field(out, true, "seq", &row.seq)?;
+    field(out, false, "feed", &row.feed)?;
+    field(out, false, "kind", &row.kind)?;
+    field(out, false, "id", &row.id)?;
+    field(out, false, "modified", &row.modified)?;
+    field(out, false, "state", &row.state)?;
+    field(out, false, "changed_at", &row.changed_at)?;
+    if let Some(data) = data {
+        data_field(out, data)?;
+    }
+    out.write_all(b"}\n")
+}
+
+/// Writes the line that ends a batch: the position up to which the whole log has been read.
+///
+/// # Errors
+/// When `out` can't be written.
+pub fn mark(out: &mut impl Write, position: &Position) -> io::Result<()> {
+    out.write_all(b"{")?;
+    field(out, true, "epoch", &position.epoch)?;
+    field(out, false, "last_seq", &position.seq)?;
+    out.write_all(b"}\n")
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn positions_read_back() {
+        for text in ["0", "17", "a1b2:17"] {
+            assert_eq!(text.parse::<Position>().unwrap().to_string(), text);
+        }
+    }
+
+    #[test]
+    fn what_is_no_position_is_refused() {
+        for text in ["", "-1", "+1", "1.5", "x", ":1", "a:", "a:b", "99999999999999999999"] {
+            assert!(text.parse::<Position>().is_err(), "{text}");
+        }
+    }
+}

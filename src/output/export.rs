@@ -1,0 +1,228 @@
+//! Items as a file: four formats, streamed in the order of their seq, of one moment of the mirror.
+//!
+//! Memory stays constant however many items there are: one at a time is held. In NDJSON, JSON and GeoJSON `data` is the
+//! publisher's JSON, in CSV its text. No place is looked up or made up: an item without a usable one has none.
+
+mod place;
+
+use std::io::{self, Write};
+
+use super::{OutputError, data_field, field};
+use crate::store::read::{Filter, ItemRow, MirrorRow, Reader, Seq};
+
+/// How items are written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Format {
+    /// One JSON object a line.
+    #[default]
+    Ndjson,
+    /// One JSON array.
+    Json,
+    /// RFC 4180, with a header; the JSON stands in a column.
+    Csv,
+    /// A FeatureCollection (RFC 7946); items without a place have no geometry.
+    Geojson,
+}
+
+/// What is to be exported.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Request {
+    /// Of which feeds and kinds.
+    pub filter: Filter,
+    /// Only what changed after this.
+    pub since: Seq,
+    /// Tombstones too.
+    pub deleted: bool,
+    /// How.
+    pub format: Format,
+}
+
+/// What an export came to.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Summary {
+    /// Items written.
+    pub items: u64,
+    /// The mirror as it was at that moment.
+    pub mirror: MirrorRow,
+}
+
+const CSV_HEADER: &[u8] = b"feed,kind,id,modified,state,data,seq,changed_at\r\n";
+
+/// Writes every item asked for.
+///
+/// # Errors
+/// For a feed that is not in the mirror; when the file can't be read or `out` not be written.
+pub fn export(reader: &Reader, request: &Request, out: &mut impl Write) -> Result<Summary, OutputError> {
+    let format = request.format;
+    let mut items = 0;
+    // Begun with the first item, so that a request that is refused leaves no output.
+    let mirror = reader.snapshot(request.since, &request.filter, request.deleted, |row| {
+        begin_or_separate(out, format, items == 0)?;
+        item(out, format, &row)?;
+        items += 1;
+        Ok::<(), OutputError>(())
+    })?;
+    if items == 0 {
+        begin_or_separate(out, format, true)?;
+    }
+    out.write_all(match format {
+        Format::Ndjson | Format::Csv => b"",
+        Format::Json if items == 0 => b"]\n",
+        Format::Json => b"\n]\n",
+        Format::Geojson if items == 0 => b"]}\n",
+        Format::Geojson => b"\n]}\n",
+    })?;
+    Ok(Summary { items, mirror })
+}
+
+fn begin_or_separate(out: &mut impl Write, format: Format, first: bool) -> io::Result<()> {
+    out.write_all(match (format, first) {
+        (Format::Ndjson, _) | (Format::Csv, false) => b"",
+        (Format::Csv, true) => CSV_HEADER,
+        (Format::Json, true) => b"[",
+        (Format::Geojson, true) => b"{\"type\":\"FeatureCollection\",\"features\":[",
+        (Format::Json | Format::Geojson, false) => b",",
+    })
+}
+
+fn item(out: &mut impl Write, format: Format, row: &ItemRow) -> io::Result<()> {
+    match format {
+        Format::Ndjson => object(out, row).and_then(|()| out.write_all(b"\n")),
+        Format::Json => out.write_all(b"\n").and_then(|()| object(out, row)),
+        Format::Csv => csv(out, row),
+        Format::Geojson => out.write_all(b"\n").and_then(|()| feature(out, row)),
+    }
+}
+
+/// Writes an item as a JSON object on one line, without the line's end.
+///
+/// # Errors
+/// When `out` can't be written.
+pub fn object(out: &mut impl Write, row: &ItemRow) -> io::Result<()> {
+    out.write_all(b"{")?;
+    columns(out, row)?;
+    data_field(out, row.data.as_deref())?;
+    field(out, false, "seq", &row.seq)?;
+    field(out, false, "changed_at", &row.changed_at)?;
+    out.write_all(b"}")
+}
+
+fn columns(out: &mut impl Write, row: &ItemRow) -> io::Result<()> {
+    field(out, true, "feed", &row.feed)?;
+    field(out, false, "kind", &row.kind)?;
+    field(out, false, "id", &row.id)?;
+    field(out, false, "modified", &row.modified)?;
+    field(out, false, "state", &row.state)
+}
+
+fn feature(out: &mut impl Write, row: &ItemRow) -> io::Result<()> {
+    let tree = row.data.as_deref().and_then(|data| serde_json::from_str::<serde_json::Value>(data).ok());
+    out.write_all(b"{\"type\":\"Feature\",\"geometry\":")?;
+    match tree.as_ref().and_then(place::of) {
+        // RFC 7946 §3.1.1: longitude first.
+        Some((latitude, longitude)) => {
+            write!(out, "{{\"type\":\"Point\",\"coordinates\":[{longitude},{latitude}]}}")?;
+        }
+        None => out.write_all(b"null")?,
+    }
+    out.write_all(b",\"properties\":{")?;
+    columns(out, row)?;
+    if let Some(name) = tree.as_ref().and_then(|tree| tree.get("name")?.as_str()) {
+        field(out, false, "name", &name)?;
+    }
+    data_field(out, row.data.as_deref())?;
+    out.write_all(b"}}")
+}
+
+fn csv(out: &mut impl Write, row: &ItemRow) -> io::Result<()> {
+    let (modified, seq) = (row.modified.to_string(), row.seq.to_string());
+    let data = row.data.as_deref().unwrap_or_default();
+    let cells: [&str; 8] = [&row.feed, &row.kind, &row.id, &modified, &row.state, data, &seq, &row.changed_at];
+    for (at, text) in cells.into_iter().enumerate() {
+        if at > 0 {
+            out.write_all(b",")?;
+        }
+        cell(out, text)?;
+    }
+    out.write_all(b"\r\n")
+}
+
+/// RFC 4180 §2: quoted where it must be, quotes doubled.
+fn cell(out: &mut impl Write, text: &str) -> io::Result<()> {
+    if !text.contains(['"', ',', '\r', '\n']) {
+        return out.write_all(text.as_bytes());
+    }
+    out.write_all(b"\"")?;
+    for (at, part) in text.split('"').enumerate() {
+        if at > 0 {
+            out.write_all(b"\"\"")?;
+        }
+        out.write_all(part.as_bytes())?;
+    }
+    out.write_all(b"\"")
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::store::read::Stored;
+
+    fn row(data: Option<&str>) -> ItemRow {
+        ItemRow {
+            feed: "acme".into(),
+            kind: "Session".into(),
+            id: "a\"1".into(),
+            modified: Stored::Integer(7),
+            state: if data.is_some() { "updated" } else { "deleted" }.into(),
+            data: data.map(str::to_owned),
+            seq: 3,
+            changed_at: "2026-01-02T03:04:05.678Z".into(),
+            transport: "poll".into(),
+            swept: false,
+        }
+    }
+
+    fn written(format: Format, row: &ItemRow) -> String {
+        let mut out = Vec::new();
+        item(&mut out, format, row).unwrap();
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn a_line_has_the_publisher_s_own_bytes() {
+        assert_eq!(
+            written(Format::Ndjson, &row(Some("{\"n\": 1.50}"))),
+            "{\"feed\":\"acme\",\"kind\":\"Session\",\"id\":\"a\\\"1\",\"modified\":7,\"state\":\"updated\",\
+             \"data\":{\"n\": 1.50},\"seq\":3,\"changed_at\":\"2026-01-02T03:04:05.678Z\"}\n"
+        );
+    }
+
+    #[test]
+    fn csv_quotes_what_rfc_4180_says() {
+        assert_eq!(
+            written(Format::Csv, &row(Some("{\"n\":1,\n\"m\":2}"))),
+            "acme,Session,\"a\"\"1\",7,updated,\"{\"\"n\"\":1,\n\"\"m\"\":2}\",3,2026-01-02T03:04:05.678Z\r\n"
+        );
+        assert_eq!(
+            written(Format::Csv, &row(None)),
+            "acme,Session,\"a\"\"1\",7,deleted,,3,2026-01-02T03:04:05.678Z\r\n"
+        );
+    }
+
+    #[test]
+    fn a_feature_has_its_place_with_longitude_first() {
+        let data = "{\"name\":\"Yoga\",\"location\":{\"geo\":{\"latitude\":51.5,\"longitude\":\"-0.12\"}}}";
+        let feature: serde_json::Value = serde_json::from_str(&written(Format::Geojson, &row(Some(data)))).unwrap();
+        assert_eq!(feature["geometry"]["coordinates"], serde_json::json!([-0.12, 51.5]));
+        assert_eq!(feature["properties"]["name"], "Yoga");
+        assert_eq!(feature["properties"]["data"]["location"]["geo"]["longitude"], "-0.12");
+    }
+
+    #[test]
+    fn what_has_no_place_is_a_feature_without_geometry() {
+        let feature: serde_json::Value = serde_json::from_str(&written(Format::Geojson, &row(None))).unwrap();
+        assert!(feature.get("geometry").unwrap().is_null());
+        assert_eq!(feature["properties"]["state"], "deleted");
+    }
+}

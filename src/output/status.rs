@@ -1,0 +1,264 @@
+//! How each feed is doing: a table for people, and the rows themselves for programs.
+//!
+//! What needs attention comes first. Lag is now minus `level_at`: a feed where nothing happens is not behind. Times are
+//! shown as spans from the `now` that is passed in.
+
+use std::io::{self, Write};
+
+use comfy_table::{Cell, CellAlignment, Color, ColumnConstraint, ContentArrangement, Table, Width};
+use jiff::Timestamp;
+use serde::Serialize;
+
+use super::words::{counted, number, plain, seconds_since, span, tail};
+use crate::feed::Health;
+use crate::store::read::{FeedRow, MirrorRow, Reader, ResyncRow, StoreError};
+
+/// How wide a table is where no terminal says.
+pub const WIDTH: u16 = 120;
+
+/// The mirror and its feeds; as JSON the two of them under the SQL column names.
+#[derive(Clone, Debug, Serialize)]
+pub struct Status {
+    /// The mirror itself.
+    pub mirror: MirrorRow,
+    /// By name.
+    pub feeds: Vec<FeedRow>,
+    /// The resyncs under way.
+    #[serde(skip)]
+    pub resyncs: Vec<ResyncRow>,
+}
+
+impl Status {
+    /// Reads it: of these feeds, or of all when none is named.
+    ///
+    /// # Errors
+    /// For a feed that is not in the mirror; when the file can't be read.
+    pub fn read(reader: &Reader, names: &[String]) -> Result<Self, StoreError> {
+        Ok(Self { mirror: reader.mirror()?, feeds: reader.feeds(names)?, resyncs: reader.resyncs()? })
+    }
+
+    /// Feeds in the order of the table: those that need attention first, then by name.
+    pub fn by_attention(&self) -> Vec<&FeedRow> {
+        let mut feeds: Vec<&FeedRow> = self.feeds.iter().collect();
+        feeds.sort_by(|a, b| (a.health == "ok", &a.name).cmp(&(b.health == "ok", &b.name)));
+        feeds
+    }
+
+    /// Live items of the feeds shown, as `live_items` has them: not those of feeds gone or removed.
+    pub fn live_items(&self) -> i64 {
+        let live = |feed: &&FeedRow| !matches!(Health::from_word(&feed.health), Some(Health::Gone | Health::Removed));
+        self.feeds.iter().filter(live).map(|feed| feed.items).sum()
+    }
+
+    /// The feed's reason in words, with the resync under way, if there is one.
+    pub fn reason(&self, feed: &FeedRow) -> Option<String> {
+        let resync = self.resyncs.iter().find(|resync| resync.feed == feed.name);
+        // A held sweep is the feed's own reason already.
+        let resync = resync.filter(|resync| resync.stage != "held").map(|resync| {
+            let trusting = if resync.trust_source { ", trusting the source" } else { "" };
+            let doing = if resync.stage == "sweep" { "sweeping what is gone" } else { "reading the feed anew" };
+            format!("resync: {doing}{trusting}, since {}", resync.started_at)
+        });
+        match (&feed.reason, resync) {
+            (Some(reason), Some(resync)) => Some(format!("{reason}; {resync}")),
+            (reason, resync) => resync.or_else(|| reason.clone()),
+        }
+    }
+
+    /// `3 feeds: 2 ok, 1 retrying; 1,234 live items`.
+    pub fn summary(&self) -> String {
+        let count = |health: &Health| self.feeds.iter().filter(|feed| feed.health == health.as_str()).count();
+        let counts = Health::ALL.iter().map(|health| (health, count(health))).filter(|(_, count)| *count > 0);
+        let counts: Vec<String> = counts.map(|(health, count)| format!("{} {health}", number(count as i64))).collect();
+        let by_health = if counts.is_empty() { String::new() } else { format!(": {}", counts.join(", ")) };
+        let feeds = counted(self.feeds.len() as i64, "feed");
+        format!("{feeds}{by_health}; {}", counted(self.live_items(), "live item"))
+    }
+}
+
+/// Writes the table, the reasons beneath it, and the summary.
+///
+/// # Errors
+/// When `out` can't be written.
+pub fn table(out: &mut impl Write, status: &Status, now: Timestamp, width: u16) -> io::Result<()> {
+    let feeds = status.by_attention();
+    if !feeds.is_empty() {
+        writeln!(out, "{}\n", rows(&feeds, now, width).trim_fmt())?;
+    }
+    let mut reasons = false;
+    for feed in &feeds {
+        let Some(reason) = status.reason(feed) else { continue };
+        let since = seconds_since(feed.since.as_deref(), now).filter(|_| feed.health != "ok");
+        let since = since.map(|seconds| format!(" for {}", span(seconds))).unwrap_or_default();
+        let failures = if feed.failures > 1 { format!(", {} in a row", number(feed.failures)) } else { String::new() };
+        writeln!(out, "{}: {}{since}{failures}: {}", feed.name, feed.health, plain(&reason))?;
+        reasons = true;
+    }
+    if reasons {
+        writeln!(out)?;
+    }
+    writeln!(out, "{}", status.summary())?;
+    let mirror = &status.mirror;
+    writeln!(out, "mirror {} at seq {}", mirror.epoch, number(mirror.seq))
+}
+
+fn rows(feeds: &[&FeedRow], now: Timestamp, width: u16) -> Table {
+    let mut table = bare(width);
+    table.set_header(["feed", "mode", "health", "items", "tombstones", "lag", "next poll", "cursor"]);
+    let rows: Vec<[String; 7]> = feeds.iter().map(|feed| cells(feed, now)).collect();
+    // What the other columns leave, a space between them: a cursor is cut, never wrapped.
+    let others: usize =
+        (0..7).map(|at| rows.iter().map(|row| row[at].chars().count()).max().unwrap_or(0).max(10)).sum();
+    let room = usize::from(width).saturating_sub(others + 8 * 2).max(12);
+    for (feed, row) in feeds.iter().zip(rows) {
+        let mut cells: Vec<Cell> = row.into_iter().map(Cell::new).collect();
+        if let (Some(cell), Some(colour)) = (cells.get_mut(2), colour(&feed.health)) {
+            *cell = Cell::new(&feed.health).fg(colour);
+        }
+        cells.push(Cell::new(feed.cursor.as_deref().map_or_else(String::new, |cursor| tail(place(cursor), room))));
+        table.add_row(cells);
+    }
+    for at in 3..=6 {
+        if let Some(column) = table.column_mut(at) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table
+}
+
+fn cells(feed: &FeedRow, now: Timestamp) -> [String; 7] {
+    let lag = seconds_since(feed.level_at.as_deref(), now).map_or_else(|| "not yet".to_owned(), span);
+    let next = match seconds_since(feed.next_poll_at.as_deref(), now) {
+        None => "–".to_owned(),
+        Some(late) if late >= 60 => format!("{} ago", span(late)),
+        Some(late) if late >= 0 => "now".to_owned(),
+        Some(ahead) => format!("in {}", span(-ahead)),
+    };
+    let (items, tombstones) = (number(feed.items), number(feed.tombstones));
+    [feed.name.clone(), feed.mode.clone(), feed.health.clone(), items, tombstones, lag, next]
+}
+
+/// A cursor's telling part: its query, or else its path.
+fn place(cursor: &str) -> &str {
+    match cursor.split_once('?') {
+        Some((_, query)) if !query.is_empty() => query,
+        _ => cursor.split_once("://").map_or(cursor, |(_, rest)| rest),
+    }
+}
+
+fn colour(health: &str) -> Option<Color> {
+    match Health::from_word(health)? {
+        Health::Ok => None,
+        Health::Retrying | Health::Paused | Health::Removed => Some(Color::Yellow),
+        Health::Stuck | Health::Suspect | Health::Gone | Health::Failed => Some(Color::Red),
+    }
+}
+
+/// A table without lines, as wide as it may be; wider content is wrapped.
+pub(super) fn bare(width: u16) -> Table {
+    let mut table = Table::new();
+    table.load_style(comfy_table::presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
+    table.set_width(width);
+    table
+}
+
+/// Keeps a column from being squeezed by the others.
+pub(super) fn at_least(table: &mut Table, column: usize, width: u16) {
+    if let Some(column) = table.column_mut(column) {
+        column.set_constraint(ColumnConstraint::LowerBoundary(Width::Fixed(width)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn feed(name: &str, health: &str, reason: Option<&str>) -> FeedRow {
+        FeedRow {
+            name: name.into(),
+            provider: None,
+            url: "https://acme.example/feed".into(),
+            mode: "poll".into(),
+            health: health.into(),
+            reason: reason.map(str::to_owned),
+            since: Some("2026-01-01T00:00:00.000Z".into()),
+            cursor: Some(format!("https://acme.example/feed?afterTimestamp=1&afterId={}", "9".repeat(200))),
+            items: 1_234_567,
+            tombstones: 89,
+            level_at: Some("2026-01-01T02:00:00.000Z".into()),
+            polled_at: None,
+            changed_at: None,
+            next_poll_at: Some("2026-01-01T02:00:11.500Z".into()),
+            failures: 0,
+            push: "none".into(),
+            license: None,
+        }
+    }
+
+    fn status(feeds: Vec<FeedRow>) -> Status {
+        let mirror = MirrorRow {
+            epoch: "e1".into(),
+            seq: 1_000_000,
+            version: String::new(),
+            started_at: None,
+            ops_address: None,
+            webhooks_address: None,
+        };
+        Status { mirror, feeds, resyncs: Vec::new() }
+    }
+
+    fn shown(status: &Status) -> String {
+        let mut out = Vec::new();
+        table(&mut out, status, "2026-01-01T02:00:03Z".parse().unwrap(), WIDTH).unwrap();
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn what_needs_attention_comes_first_with_its_reason() {
+        let feeds = vec![feed("a", "ok", None), feed("z", "retrying", Some("timeout: no answer\u{1b}[2J"))];
+        let text = shown(&status(feeds));
+        let (z, a) = (text.find("z  ").unwrap(), text.find("a  ").unwrap());
+        assert!(z < a, "{text}");
+        assert!(text.contains("\nz: retrying for 2 h: timeout: no answer\u{fffd}[2J\n"), "{text}");
+        assert!(text.contains("2 feeds: 1 ok, 1 retrying; 2,469,134 live items\n"), "{text}");
+    }
+
+    #[test]
+    fn a_row_fits_its_line_and_says_lag_and_next_poll() {
+        let text = shown(&status(vec![feed("acme-sessions", "ok", None)]));
+        assert!(text.lines().all(|line| line.chars().count() <= usize::from(WIDTH)), "{text}");
+        let row = text.lines().find(|line| line.contains("acme-sessions")).unwrap();
+        for word in ["poll", "ok", "1,234,567", "89", "3 s", "in 8 s", "…9999"] {
+            assert!(row.contains(word), "{word}: {text}");
+        }
+    }
+
+    #[test]
+    fn items_of_a_feed_that_is_gone_are_not_live() {
+        let text = shown(&status(vec![feed("a", "gone", None), feed("b", "ok", None)]));
+        assert!(text.contains("2 feeds: 1 ok, 1 gone; 1,234,567 live items\n"), "{text}");
+    }
+
+    #[test]
+    fn a_resync_under_way_is_said_in_words() {
+        let mut status = status(vec![feed("a", "ok", None)]);
+        status.resyncs.push(ResyncRow {
+            feed: "a".into(),
+            stage: "walk".into(),
+            cursor: String::new(),
+            trust_source: true,
+            started_at: "2026-01-01T01:00:00.000Z".into(),
+            unseen: None,
+            live: None,
+        });
+        let text = shown(&status);
+        let said = "a: ok: resync: reading the feed anew, trusting the source, since 2026-01-01T01:00:00.000Z\n";
+        assert!(text.contains(said), "{text}");
+    }
+
+    #[test]
+    fn an_empty_mirror_says_so() {
+        assert_eq!(shown(&status(Vec::new())), "0 feeds; 0 live items\nmirror e1 at seq 1,000,000\n");
+    }
+}

@@ -1,0 +1,240 @@
+//! The listener's connections: how many there may be, and how long each may keep us waiting.
+//!
+//! Guarantees: a bounded number at once; a request's head arrives within [`HEAD`] of its first byte; a peer that takes
+//! nothing for [`STALLED`] while it is being answered, or is silent for [`IDLE`] between requests, is dropped. How long
+//! an answer takes is not its business, nor is a request's body: whoever reads that bounds it.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use axum::serve::Listener;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, Sleep, sleep};
+
+const MOST: usize = 256;
+const HEAD: Duration = Duration::from_secs(10);
+const IDLE: Duration = Duration::from_secs(60);
+const STALLED: Duration = Duration::from_secs(30);
+
+/// A listener whose connections are bounded in number and patience.
+pub(super) struct Bounded {
+    listener: TcpListener,
+    places: Arc<Semaphore>,
+}
+
+impl Bounded {
+    pub(super) fn new(listener: TcpListener) -> Self {
+        Self { listener, places: Arc::new(Semaphore::new(MOST)) }
+    }
+}
+
+impl Listener for Bounded {
+    type Io = Connection;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (Connection, SocketAddr) {
+        // The semaphore is never closed; without a place the connection waits in the system's queue.
+        let place = Arc::clone(&self.places).acquire_owned().await.ok();
+        let (stream, peer) = Listener::accept(&mut self.listener).await;
+        (Connection::new(stream, place), peer)
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+}
+
+/// What a connection's peer is expected to do.
+#[derive(Clone, Copy)]
+enum Phase {
+    /// Ask something, or take what is being said.
+    Idle,
+    /// Finish a request's head; so many signs of the blank line that ends it have come.
+    Head(usize),
+    /// Wait for us.
+    Answering,
+}
+
+/// One connection.
+pub(super) struct Connection {
+    stream: TcpStream,
+    phase: Phase,
+    read_by: Pin<Box<Sleep>>,
+    /// Set while a write waits for the peer.
+    write_by: Option<Pin<Box<Sleep>>>,
+    _place: Option<OwnedSemaphorePermit>,
+}
+
+const BLANK_LINE: &[u8] = b"\r\n\r\n";
+
+impl Connection {
+    fn new(stream: TcpStream, place: Option<OwnedSemaphorePermit>) -> Self {
+        let read_by = Box::pin(sleep(HEAD));
+        Self { stream, phase: Phase::Idle, read_by, write_by: None, _place: place }
+    }
+
+    fn has_read(&mut self, bytes: &[u8]) {
+        if bytes.is_empty() {
+            return;
+        }
+        if matches!(self.phase, Phase::Idle) {
+            self.read_by.as_mut().reset(Instant::now() + HEAD);
+            self.phase = Phase::Head(0);
+        }
+        let Phase::Head(mut seen) = self.phase else { return };
+        for byte in bytes {
+            seen = match *byte {
+                byte if byte == BLANK_LINE[seen] => seen + 1,
+                b'\r' => 1,
+                _ => 0,
+            };
+            if seen == BLANK_LINE.len() {
+                self.phase = Phase::Answering;
+                return;
+            }
+        }
+        self.phase = Phase::Head(seen);
+    }
+
+    fn has_written(&mut self, result: &io::Result<usize>) {
+        if matches!(result, Ok(1..)) {
+            self.phase = Phase::Idle;
+            self.read_by.as_mut().reset(Instant::now() + IDLE);
+        }
+    }
+
+    /// What a write comes to that the system did or did not take.
+    fn bounded<T>(&mut self, context: &mut Context<'_>, poll: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if poll.is_ready() {
+            self.write_by = None;
+            return poll;
+        }
+        let write_by = self.write_by.get_or_insert_with(|| Box::pin(sleep(STALLED)));
+        ready!(write_by.as_mut().poll(context));
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the peer takes nothing")))
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let before = into.filled().len();
+        if let Poll::Ready(result) = Pin::new(&mut this.stream).poll_read(context, into) {
+            this.has_read(into.filled().get(before..).unwrap_or_default());
+            return Poll::Ready(result);
+        }
+        if matches!(this.phase, Phase::Answering) {
+            return Poll::Pending;
+        }
+        ready!(this.read_by.as_mut().poll(context));
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the peer says nothing")))
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let poll = Pin::new(&mut this.stream).poll_write(context, bytes);
+        let result = ready!(this.bounded(context, poll));
+        this.has_written(&result);
+        Poll::Ready(result)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let poll = Pin::new(&mut this.stream).poll_write_vectored(context, bytes);
+        let result = ready!(this.bounded(context, poll));
+        this.has_written(&result);
+        Poll::Ready(result)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let poll = Pin::new(&mut this.stream).poll_flush(context);
+        this.bounded(context, poll)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::time::timeout;
+
+    use super::*;
+
+    const DEADLINE: Duration = Duration::from_secs(20);
+
+    async fn pair() -> (Connection, TcpStream) {
+        let mut listener = Bounded::new(TcpListener::bind("127.0.0.1:0").await.unwrap());
+        let peer = TcpStream::connect(Listener::local_addr(&listener).unwrap()).await.unwrap();
+        (listener.accept().await.0, peer)
+    }
+
+    #[tokio::test]
+    async fn a_head_that_drips_is_dropped() {
+        let (mut connection, mut peer) = pair().await;
+        connection.read_by.as_mut().reset(Instant::now());
+        peer.write_all(b"GET / HTTP/1.1\r\n").await.unwrap();
+        let mut into = [0; 64];
+        while timeout(DEADLINE, connection.read(&mut into)).await.unwrap().is_err() {}
+        // The first bytes gave the head its time; a byte that follows gives it no more.
+        let given = connection.read_by.deadline();
+        peer.write_all(b"X").await.unwrap();
+        assert_eq!(timeout(DEADLINE, connection.read(&mut into)).await.unwrap().unwrap(), 1);
+        assert_eq!(connection.read_by.deadline(), given);
+
+        connection.read_by.as_mut().reset(Instant::now());
+        let error = timeout(DEADLINE, connection.read(&mut into)).await.unwrap().unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+    }
+
+    #[tokio::test]
+    async fn nobody_is_hurried_while_waiting_for_an_answer() {
+        let (mut connection, mut peer) = pair().await;
+        peer.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
+        let mut into = [0; 64];
+        assert!(timeout(DEADLINE, connection.read(&mut into)).await.unwrap().unwrap() > 0);
+        connection.read_by.as_mut().reset(Instant::now());
+        drop(peer);
+        assert_eq!(timeout(DEADLINE, connection.read(&mut into)).await.unwrap().unwrap(), 0, "the end, no time-out");
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_takes_nothing_is_dropped() {
+        let (mut connection, peer) = pair().await;
+        let mut written = 0;
+        let error = loop {
+            if let Some(write_by) = &mut connection.write_by {
+                write_by.as_mut().reset(Instant::now());
+            }
+            // Fills the system's buffers first; each write that waits is given up and asked for again.
+            match timeout(Duration::from_millis(50), connection.write(&[0; 64 * 1024])).await {
+                Ok(Ok(count)) => written += count,
+                Ok(Err(error)) => break error,
+                Err(_) => assert!(connection.write_by.is_some(), "a write that waits has a deadline"),
+            }
+        };
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        assert!(written > 0);
+        drop(peer);
+    }
+}

@@ -1,0 +1,186 @@
+//! Who may ask: the `Host` a request names, and the admin token.
+//!
+//! Guarantees: on loopback only names of this machine's loopback are answered, so that a web site whose name was
+//! pointed here (DNS rebinding) reads nothing; whatever changes something needs the token, and off loopback reading
+//! does too, save `/healthz` and `/readyz`. The token comes in a header that no browser sends unasked, so a foreign page
+//! can't use a session: there is none.
+//!
+//! Off loopback the names of the machine can't be known: one that is neither an address nor `localhost` is answered
+//! when the token comes with it.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, Method, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use secrecy::{ExposeSecret, SecretString};
+
+use super::answer::Problem;
+
+/// What the gate knows.
+pub(super) struct Gate {
+    pub(super) token: SecretString,
+    /// Whether the listener can be reached from this machine alone.
+    pub(super) loopback: bool,
+}
+
+/// Lets a request through, or answers 403 or 401.
+pub(super) async fn check(State(gate): State<Arc<Gate>>, request: Request, next: Next) -> Response {
+    match gate.judge(request.method(), request.uri().path(), request.headers()) {
+        Ok(()) => next.run(request).await,
+        Err(problem) => problem.into_response(),
+    }
+}
+
+impl Gate {
+    fn judge(&self, method: &Method, path: &str, headers: &HeaderMap) -> Result<(), Problem> {
+        let trusted = self.knows(headers);
+        let host = host(headers).ok_or_else(|| Problem::new(StatusCode::FORBIDDEN, "one Host header is needed"))?;
+        let ours = if self.loopback { is_loopback(host) } else { trusted || is_local(host) };
+        if !ours {
+            let words = "this Host is not answered: ask by address, or by localhost on this machine";
+            return Err(Problem::new(StatusCode::FORBIDDEN, words));
+        }
+        let open = matches!(path, "/healthz" | "/readyz");
+        let reads = matches!(*method, Method::GET | Method::HEAD);
+        if trusted || (reads && (self.loopback || open)) {
+            return Ok(());
+        }
+        Err(Problem::new(StatusCode::UNAUTHORIZED, "the admin token is needed, as Authorization: Bearer …"))
+    }
+
+    fn knows(&self, headers: &HeaderMap) -> bool {
+        let given = headers.get(header::AUTHORIZATION).map(|value| value.as_bytes()).and_then(bearer);
+        given.is_some_and(|given| same(given, self.token.expose_secret().as_bytes()))
+    }
+}
+
+fn bearer(value: &[u8]) -> Option<&[u8]> {
+    let (scheme, token) = value.split_at_checked(7)?;
+    scheme.eq_ignore_ascii_case(b"bearer ").then(|| token.trim_ascii())
+}
+
+/// Compares in a time that tells nothing but the length.
+fn same(given: &[u8], token: &[u8]) -> bool {
+    if given.len() != token.len() || token.is_empty() {
+        return false;
+    }
+    let differing = given.iter().zip(token).fold(0, |differing, (a, b)| std::hint::black_box(differing | (a ^ b)));
+    differing == 0
+}
+
+/// The one `Host`, its port taken off.
+fn host(headers: &HeaderMap) -> Option<&str> {
+    let mut all = headers.get_all(header::HOST).iter();
+    let host = all.next()?.to_str().ok()?;
+    if all.next().is_some() {
+        return None;
+    }
+    let is_port = |port: &str| port.bytes().all(|byte| byte.is_ascii_digit());
+    let host = match host.rsplit_once(':') {
+        Some((name, port)) if is_port(port) && (!name.contains(':') || name.ends_with(']')) => name,
+        _ => host,
+    };
+    (!host.is_empty()).then_some(host)
+}
+
+fn address(host: &str) -> Option<IpAddr> {
+    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    match bare {
+        Some(bare) => bare.parse().ok().map(IpAddr::V6),
+        None => host.parse().ok().map(IpAddr::V4),
+    }
+}
+
+fn is_localhost(host: &str) -> bool {
+    let host = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
+    host == "localhost" || host.ends_with(".localhost")
+}
+
+fn is_loopback(host: &str) -> bool {
+    address(host).map_or_else(|| is_localhost(host), |address| address.to_canonical().is_loopback())
+}
+
+fn is_local(host: &str) -> bool {
+    address(host).is_some() || is_localhost(host)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn judged(loopback: bool, method: Method, path: &str, headers: &[(&str, &str)]) -> u16 {
+        let gate = Gate { token: "secret".into(), loopback };
+        let mut map = HeaderMap::new();
+        for (name, value) in headers {
+            map.append(header::HeaderName::from_bytes(name.as_bytes()).unwrap(), value.parse().unwrap());
+        }
+        gate.judge(&method, path, &map).map_or_else(|problem| problem.status().as_u16(), |()| 200)
+    }
+
+    #[test]
+    fn on_loopback_only_loopback_names_are_answered() {
+        let read = |host: &str| judged(true, Method::GET, "/", &[("host", host)]);
+        for host in [
+            "localhost",
+            "LOCALHOST:8470",
+            "a.localhost",
+            "127.0.0.1",
+            "127.8.9.1:80",
+            "[::1]",
+            "[::1]:8470",
+            "localhost.",
+        ] {
+            assert_eq!(read(host), 200, "{host}");
+        }
+        for host in [
+            "evil.example",
+            "localhost.evil.example",
+            "127.0.0.1.evil.example",
+            "evillocalhost",
+            "10.0.0.1",
+            "[::2]:1",
+            "",
+            ":80",
+            "localhost:80:80",
+            "1",
+        ] {
+            assert_eq!(read(host), 403, "{host}");
+        }
+        assert_eq!(judged(true, Method::GET, "/", &[]), 403);
+        assert_eq!(judged(true, Method::GET, "/", &[("host", "localhost"), ("host", "evil.example")]), 403);
+        let token = ("authorization", "Bearer secret");
+        assert_eq!(judged(true, Method::GET, "/", &[("host", "evil.example"), token]), 403);
+    }
+
+    #[test]
+    fn off_loopback_a_foreign_name_needs_the_token() {
+        let token = ("authorization", "bearer secret");
+        assert_eq!(judged(false, Method::GET, "/metrics", &[("host", "mirror.example:8470"), token]), 200);
+        assert_eq!(judged(false, Method::GET, "/healthz", &[("host", "mirror.example:8470")]), 403);
+        assert_eq!(judged(false, Method::GET, "/healthz", &[("host", "10.1.2.3:8470")]), 200);
+        assert_eq!(judged(false, Method::GET, "/readyz", &[("host", "[fd00::1]:8470")]), 200);
+        for path in ["/", "/metrics", "/api/feeds", "/healthz/x"] {
+            assert_eq!(judged(false, Method::GET, path, &[("host", "10.1.2.3")]), 401, "{path}");
+            assert_eq!(judged(false, Method::GET, path, &[("host", "10.1.2.3"), token]), 200, "{path}");
+        }
+    }
+
+    #[test]
+    fn whatever_changes_something_needs_the_token() {
+        let post = |authorization: &str| {
+            judged(true, Method::POST, "/api/feeds/a/pause", &[("host", "localhost"), ("authorization", authorization)])
+        };
+        assert_eq!(post("Bearer secret"), 200);
+        for wrong in
+            ["", "Bearer", "Bearer ", "Bearer secre", "Bearer secrets", "Bearer Secret", "Basic secret", "secret"]
+        {
+            assert_eq!(post(wrong), 401, "{wrong}");
+        }
+        assert_eq!(judged(true, Method::POST, "/healthz", &[("host", "localhost")]), 401);
+        assert_eq!(judged(true, Method::OPTIONS, "/", &[("host", "localhost")]), 401);
+    }
+}

@@ -1,0 +1,72 @@
+//! The routes that change something: each is one order to the supervisor, whose words are the answer.
+
+use axum::body::Body;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::response::Response;
+use url::Url;
+
+use super::Shared;
+use super::answer::{Problem, done};
+use super::options::Options;
+use crate::supervisor::control::{Order, QuarantineOrder};
+
+/// `POST /api/feeds/{name}/{verb}`.
+pub(super) async fn feed(
+    State(shared): State<Shared>,
+    Path((name, verb)): Path<(String, String)>,
+    body: Body,
+) -> Result<Response, Problem> {
+    let order = order(&verb, Options::read(body).await?)?;
+    Ok(done(&shared.ops.control.feed(&name, order).await?))
+}
+
+/// `POST /api/quarantine/{id}/{verb}`.
+pub(super) async fn quarantine(
+    State(shared): State<Shared>,
+    Path((id, verb)): Path<(String, String)>,
+    body: Body,
+) -> Result<Response, Problem> {
+    let order = match verb.as_str() {
+        "retry" => QuarantineOrder::Retry,
+        "drop" => QuarantineOrder::Drop,
+        _ => return Err(Problem::missing("a quarantine row can be told to retry or drop")),
+    };
+    Options::read(body).await?.finish()?;
+    let id = id.parse().map_err(|_| Problem::missing(format!("there is no quarantine row {id}")))?;
+    Ok(done(&shared.ops.control.quarantine(id, order).await?))
+}
+
+fn order(verb: &str, mut options: Options) -> Result<Order, Problem> {
+    let order = match verb {
+        "pause" => Order::Pause,
+        "resume" => Order::Resume,
+        "poll-now" => Order::PollNow,
+        "purge" => Order::Purge,
+        "resync" => resync(&mut options)?,
+        "seek" => Order::Seek(url(options.text("url")?)?),
+        _ => {
+            let words = "a feed can be told to pause, resume, resync, poll-now, seek or purge";
+            return Err(Problem::new(StatusCode::NOT_FOUND, words));
+        }
+    };
+    options.finish()?;
+    Ok(order)
+}
+
+fn resync(options: &mut Options) -> Result<Order, Problem> {
+    match (options.flag("trust_source")?, options.flag("accept")?) {
+        (true, true) => Err(Problem::bad("trust_source and accept exclude each other")),
+        (trust_source, false) => Ok(Order::Resync { trust_source }),
+        (false, true) => Ok(Order::AcceptSweep),
+    }
+}
+
+/// A cursor is kept as it is given; it only has to be one that can be asked for.
+fn url(text: String) -> Result<String, Problem> {
+    let parsed = Url::parse(&text).map_err(|error| Problem::bad(format!("url is no URL: {error}")))?;
+    match parsed.scheme() {
+        "http" | "https" => Ok(text),
+        scheme => Err(Problem::bad(format!("url must be http or https, not {scheme}"))),
+    }
+}

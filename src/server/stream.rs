@@ -1,0 +1,99 @@
+//! The routes that answer with as many rows as there are: items, and the change log, once or followed.
+//!
+//! Guarantees: a page is read in one short transaction, and the next one only once the client has taken it, so that a
+//! stalled client holds no transaction; a position of another mirror, or ahead of this one, is 410 and never an empty
+//! answer; all of it ends at the shutdown, and a followed log also when another file takes the mirror's place.
+
+mod rows;
+
+use std::io;
+
+use axum::body::{Body, Bytes};
+use axum::extract::{RawQuery, State};
+use axum::http::{HeaderMap, header};
+use axum::response::Response;
+use futures_util::{StreamExt, stream};
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+
+use super::answer::{Problem, typed};
+use super::options::Query;
+use super::{Shared, blocking};
+use crate::output::changes::{Position, Selection};
+use crate::store::read::Filter;
+use rows::{Changes, Form, Items, Rows};
+
+const NDJSON: &str = "application/x-ndjson";
+const EVENTS: &str = "text/event-stream";
+
+/// `GET /api/items`: live items, as `feedmirror export` writes them.
+pub(super) async fn items(State(shared): State<Shared>, RawQuery(query): RawQuery) -> Result<Response, Problem> {
+    let mut query = Query::parse(query.as_deref());
+    let filter = filter(&mut query);
+    let after = query.number("since")?.unwrap_or(0);
+    let (deleted, left) = (query.flag("deleted")?, query.number("limit")?.unwrap_or(usize::MAX));
+    query.finish()?;
+    let (first, rest) = shared.read(move |reader| Items { reader, filter, after, deleted, left }.page()).await?;
+    Ok(typed(NDJSON, pages(first, rest, shared.shutdown)))
+}
+
+/// `GET /api/changes`: the change log from a position to its end, or followed where the client reads events.
+pub(super) async fn changes(
+    State(shared): State<Shared>,
+    RawQuery(query): RawQuery,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let (form, media_type) = if reads_events(&headers) { (Form::Events, EVENTS) } else { (Form::Lines, NDJSON) };
+    let mut query = Query::parse(query.as_deref());
+    let after = since(&mut query, &headers, form)?;
+    let selection = Selection { filter: filter(&mut query), data: query.flag("data")? };
+    let left = query.number("limit")?.unwrap_or(usize::MAX);
+    query.finish()?;
+    let log = move |reader| Changes { reader, after, selection, left, form, state: Default::default() }.page();
+    let (first, rest) = shared.read(log).await?;
+    Ok(typed(media_type, pages(first, rest, shared.shutdown)))
+}
+
+fn filter(query: &mut Query) -> Filter {
+    Filter { feeds: query.texts("feed"), kinds: query.texts("kind") }
+}
+
+fn reads_events(headers: &HeaderMap) -> bool {
+    let accepted = headers.get_all(header::ACCEPT).iter().filter_map(|accept| accept.to_str().ok());
+    accepted
+        .flat_map(|accept| accept.split(','))
+        .any(|one| one.split(';').next().is_some_and(|one| one.trim() == EVENTS))
+}
+
+/// A client that comes back says in a header where it was; the query is where it began.
+fn since(query: &mut Query, headers: &HeaderMap, form: Form) -> Result<Position, Problem> {
+    let asked = query.text("since")?;
+    let (what, text) = match headers.get("last-event-id").filter(|id| form == Form::Events && !id.is_empty()) {
+        Some(id) => ("Last-Event-ID", id.to_str().unwrap_or_default()),
+        None => ("since", asked.as_deref().unwrap_or("0")),
+    };
+    text.parse().map_err(|error: String| Problem::bad(format!("{what}: {error}")))
+}
+
+/// The first page, and each further one once it is asked for.
+fn pages<R: Rows>(first: Vec<u8>, rest: Option<R>, shutdown: CancellationToken) -> Body {
+    let further = stream::unfold((rest, shutdown), async |(rest, shutdown)| {
+        let mut rows = rest?;
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => return None,
+                () = sleep(rows.wait()) => {}
+            }
+            let (page, rest) = match blocking(move || rows.page()).await {
+                Ok(read) => read,
+                // What was sent is right, but not all: the connection breaks, so that the client knows.
+                Err(problem) => return Some((Err(io::Error::other(problem.words().to_owned())), (None, shutdown))),
+            };
+            if !page.is_empty() {
+                return Some((Ok(Bytes::from(page)), (rest, shutdown)));
+            }
+            rows = rest?;
+        }
+    });
+    Body::from_stream(stream::iter([Ok(Bytes::from(first))]).chain(further))
+}

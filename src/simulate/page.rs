@@ -1,0 +1,106 @@
+//! A page as it is written: records and `next` as JSON texts, still open to be spelt wrong.
+
+use super::dialect::Dialect;
+use super::feed::{Feed, Record};
+
+/// The license every page of a 1.0 feed carries.
+const LICENSE: &str = "https://creativecommons.org/licenses/by/4.0/";
+
+/// A page before it is text.
+pub(super) struct Page {
+    pub(super) items: Vec<Item>,
+    pub(super) next: Option<String>,
+    license: bool,
+}
+
+/// One of its items.
+pub(super) enum Item {
+    Record(Fields),
+    /// Some other JSON.
+    Raw(String),
+}
+
+/// A record's members, each as JSON text; what is `None` is left out.
+#[derive(Clone, Debug)]
+pub(super) struct Fields {
+    pub(super) state: Option<String>,
+    pub(super) kind: Option<String>,
+    /// The member's name, `id` by the standard.
+    pub(super) id_name: &'static str,
+    pub(super) id: Option<String>,
+    pub(super) modified: Option<String>,
+    pub(super) data: Option<String>,
+}
+
+impl Page {
+    /// The page that says the truth.
+    pub(super) fn new(feed: &Feed, records: &[Record], next: String) -> Self {
+        let items = records.iter().map(|record| Item::Record(Fields::new(feed, record))).collect();
+        Self { items, next: Some(next), license: feed.dialect != Dialect::Draft }
+    }
+
+    /// The body.
+    pub(super) fn text(&self) -> String {
+        let items: Vec<String> = self.items.iter().map(Item::text).collect();
+        let mut members = Vec::with_capacity(3);
+        if let Some(next) = &self.next {
+            members.push(format!(r#""next":{}"#, quoted(next)));
+        }
+        members.push(format!(r#""items":[{}]"#, items.join(",")));
+        if self.license {
+            members.push(format!(r#""license":{}"#, quoted(LICENSE)));
+        }
+        format!("{{{}}}", members.join(","))
+    }
+}
+
+impl Item {
+    fn text(&self) -> String {
+        match self {
+            Self::Record(fields) => fields.text(),
+            Self::Raw(text) => text.clone(),
+        }
+    }
+}
+
+impl Fields {
+    /// The record as it is.
+    pub(super) fn new(feed: &Feed, record: &Record) -> Self {
+        let id = match &record.at.id {
+            super::form::Id::Number(number) => number.to_string(),
+            super::form::Id::Text(text) => quoted(text),
+        };
+        Self {
+            state: Some(quoted(feed.dialect.state(record.deleted))),
+            kind: Some(quoted(record.kind)),
+            id_name: "id",
+            id: Some(id),
+            modified: Some(record.at.modified.to_string()),
+            data: (!record.deleted).then(|| feed.data(record.number, record.version)),
+        }
+    }
+
+    fn text(&self) -> String {
+        let members = [
+            ("state", &self.state),
+            ("kind", &self.kind),
+            (self.id_name, &self.id),
+            ("modified", &self.modified),
+            ("data", &self.data),
+        ];
+        let mut out = String::with_capacity(160 + self.data.as_ref().map_or(0, String::len));
+        for (name, value) in members {
+            let Some(value) = value else { continue };
+            out.push(if out.is_empty() { '{' } else { ',' });
+            out.push_str(&format!(r#""{name}":"#));
+            out.push_str(value);
+        }
+        out.push_str(if out.is_empty() { "{}" } else { "}" });
+        out
+    }
+}
+
+/// JSON's spelling of a text.
+pub(super) fn quoted(text: &str) -> String {
+    serde_json::Value::from(text).to_string()
+}

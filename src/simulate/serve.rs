@@ -1,0 +1,192 @@
+//! The publisher's HTTP: feeds for readers, and what a test in another process needs to know and do.
+//!
+//! | request | does |
+//! |---|---|
+//! | `GET /` | the feeds, as JSON |
+//! | `GET /{feed}` | a page |
+//! | `GET /_truth/{feed}` | all the feed says now, as NDJSON in order |
+//! | `GET /_fired` | how often each fault has happened, as JSON |
+//! | `POST /_freeze`, `POST /_thaw` | stops the rate of change, or lets it go on |
+//! | `POST /_calm` | ends all faults |
+//! | `POST /_change/{feed}?n=` | makes changes now, one if not said |
+//! | `POST /_restore/{feed}` | restores the feed to an older state |
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{ConnectInfo, Path, Query, State};
+use axum::http::{HeaderMap, HeaderName, Response, StatusCode, Uri, header};
+use axum::response::IntoResponse;
+use axum::routing::{get, post};
+use serde::{Deserialize, Serialize};
+
+use super::dialect::Asked;
+use super::fault::Fault;
+use super::line::{Cut, Lines};
+use super::misbehave::{self, Request};
+use super::publisher::Publisher;
+use super::wire::{self, Ready};
+
+type Shared = State<Arc<Publisher>>;
+
+/// Serves until the lines are stopped.
+pub(super) async fn serve(lines: Lines, publisher: Arc<Publisher>) {
+    let stop = lines.stop.clone();
+    let routes = Router::new()
+        .route("/", get(index))
+        .route("/{feed}", get(page))
+        .route("/_truth/{feed}", get(truth))
+        .route("/_fired", get(fired))
+        .route("/_freeze", post(async |State(publisher): Shared| publisher.freeze(true)))
+        .route("/_thaw", post(async |State(publisher): Shared| publisher.freeze(false)))
+        .route("/_calm", post(async |State(publisher): Shared| publisher.set_faults(Vec::new())))
+        .route("/_change/{feed}", post(change))
+        .route("/_restore/{feed}", post(restore))
+        .with_state(publisher);
+    let service = routes.into_make_service_with_connect_info::<Cut>();
+    // It ends by the signal alone.
+    let _ = axum::serve(lines, service).with_graceful_shutdown(stop.cancelled_owned()).await;
+}
+
+#[derive(Serialize)]
+struct Listed {
+    name: String,
+    url: String,
+    dialect: &'static str,
+}
+
+async fn index(State(publisher): Shared, headers: HeaderMap) -> Json<Vec<Listed>> {
+    let base = base(&headers, &publisher);
+    let listed = publisher.names().filter_map(|name| {
+        let dialect = publisher.feed(name)?.lock().feed.dialect.as_str();
+        Some(Listed { name: name.to_owned(), url: format!("{base}/{name}"), dialect })
+    });
+    Json(listed.collect())
+}
+
+async fn truth(State(publisher): Shared, Path(feed): Path<String>) -> Response<Body> {
+    let Some(desk) = publisher.feed(&feed) else { return unknown(&feed) };
+    let truth = desk.lock().feed.truth();
+    let lines: Vec<String> = truth.iter().filter_map(|item| serde_json::to_string(item).ok()).collect();
+    let kind = [(header::CONTENT_TYPE, "application/x-ndjson")];
+    (kind, lines.iter().map(|line| format!("{line}\n")).collect::<String>()).into_response()
+}
+
+async fn fired(State(publisher): Shared) -> impl IntoResponse {
+    Json(publisher.fired())
+}
+
+#[derive(Deserialize)]
+struct Count {
+    n: Option<u64>,
+}
+
+async fn change(State(publisher): Shared, Path(feed): Path<String>, Query(count): Query<Count>) -> Response<Body> {
+    let Some(desk) = publisher.feed(&feed) else { return unknown(&feed) };
+    desk.lock().feed.change(count.n.unwrap_or(1));
+    StatusCode::OK.into_response()
+}
+
+async fn restore(State(publisher): Shared, Path(feed): Path<String>) -> Response<Body> {
+    let Some(desk) = publisher.feed(&feed) else { return unknown(&feed) };
+    let went_back = desk.lock().feed.restore();
+    if went_back { StatusCode::OK } else { StatusCode::CONFLICT }.into_response()
+}
+
+fn unknown(feed: &str) -> Response<Body> {
+    (StatusCode::NOT_FOUND, format!("no feed is named {feed:?}\n")).into_response()
+}
+
+async fn page(
+    State(publisher): Shared,
+    Path(name): Path<String>,
+    ConnectInfo(cut): ConnectInfo<Cut>,
+    uri: Uri,
+    headers: HeaderMap,
+) -> Response<Body> {
+    let Some(desk) = publisher.feed(&name) else { return unknown(&name) };
+    let (dialect, gone_for_good) = {
+        let served = desk.lock();
+        (served.feed.dialect, served.mood.gone_for_good)
+    };
+    let place = uri.path_and_query().map_or(uri.path(), |place| place.as_str());
+    let asked = match Asked::read(dialect, place) {
+        Ok(asked) => asked,
+        Err(problem) => return (StatusCode::BAD_REQUEST, format!("{problem}\n")).into_response(),
+    };
+    let base = base(&headers, &publisher);
+    let request = Request { asked, base, gzip: takes_gzip(&headers), page: publisher.settings.page, gone_for_good };
+    let known = text(&headers, header::IF_NONE_MATCH).map(str::to_owned);
+    let writer = Arc::clone(&publisher);
+    let written = tokio::task::spawn_blocking(move || write(&writer, &name, request, known.as_deref())).await;
+    match written {
+        Ok(Some(ready)) => send(ready, publisher, cut).await,
+        Ok(None) | Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+    }
+}
+
+fn write(publisher: &Publisher, name: &str, mut request: Request, known: Option<&str>) -> Option<Ready> {
+    let faults = publisher.faults();
+    let answer = misbehave::answer(&mut publisher.feed(name)?.lock(), &mut request, &faults);
+    Some(wire::ready(answer, &request, known, &publisher.settings))
+}
+
+/// Sends a response, or what the fault makes of it; the fault is counted when it happens.
+async fn send(ready: Ready, publisher: Arc<Publisher>, cut: Cut) -> Response<Body> {
+    let Some(fault) = ready.fault else { return ready.whole() };
+    let settings = publisher.settings.clone();
+    let happened = move || publisher.fire(fault);
+    match fault {
+        Fault::Reset => {
+            happened();
+            cut.reset();
+            std::future::pending().await
+        }
+        Fault::Silence => {
+            happened();
+            tokio::time::sleep(settings.hold).await;
+            cut.reset();
+            std::future::pending().await
+        }
+        Fault::Slow => {
+            let pause = ready.pause();
+            tokio::time::sleep(pause).await;
+            happened();
+            ready.whole()
+        }
+        Fault::CutShort => ready.cut_short(happened),
+        Fault::Drip => ready.dripping(settings.drip, settings.hold, happened),
+        Fault::TooLarge => {
+            happened();
+            ready.padded(settings.large)
+        }
+        _ => {
+            happened();
+            ready.whole()
+        }
+    }
+}
+
+fn text(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
+    headers.get(name)?.to_str().ok()
+}
+
+/// Scheme and authority as the reader spells them.
+fn base(headers: &HeaderMap, publisher: &Publisher) -> String {
+    match text(headers, header::HOST) {
+        Some(host) => format!("http://{host}"),
+        None => format!("http://{}", publisher.address),
+    }
+}
+
+fn takes_gzip(headers: &HeaderMap) -> bool {
+    let codings = text(headers, header::ACCEPT_ENCODING).unwrap_or_default();
+    codings.split(',').any(|coding| {
+        let (coding, quality) = coding.split_once(';').unwrap_or((coding, ""));
+        coding.trim().eq_ignore_ascii_case("gzip")
+            && !quality.replace(' ', "").starts_with("q=0.0")
+            && quality.replace(' ', "") != "q=0"
+    })
+}

@@ -1,0 +1,8 @@
+//! The verbs that read the file, as the real binary over a file made through the library.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that fails says where")]
+
+mod changes;
+mod export;
+mod mirror;
+mod opening;
+mod rows;

@@ -1,0 +1,176 @@
+//! Which files are read, which are refused, and by whom.
+
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use crate::mirror::{Mirror, command, failed, updated};
+
+fn refused(path: &Path, arguments: &[&str]) -> String {
+    let (code, errors) = failed(&command(path, arguments).output().unwrap());
+    assert_eq!(code, Some(4), "{errors}");
+    errors
+}
+
+#[test]
+fn a_missing_file_is_named_and_not_made() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("none.db");
+    let said = format!(
+        "feedmirror: {} can't be used: there is no such file: name a mirror with --db, or make one with feedmirror sync \
+         or run\n",
+        path.display()
+    );
+    for arguments in [&["status"][..], &["export"], &["changes", "--follow"], &["quarantine", "list"], &["events"]] {
+        assert_eq!(refused(&path, arguments), said);
+    }
+    assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn another_program_s_database_is_refused_and_left_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("other.db");
+    let other = rusqlite::Connection::open(&path).unwrap();
+    other.execute_batch("CREATE TABLE t (a); INSERT INTO t VALUES (1)").unwrap();
+    drop(other);
+    let before = std::fs::read(&path).unwrap();
+    let errors = refused(&path, &["status"]);
+    assert!(errors.ends_with("it is not a feedmirror database: name another file\n"), "{errors}");
+    assert_eq!(std::fs::read(&path).unwrap(), before);
+}
+
+#[test]
+fn what_is_no_database_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("page.html");
+    std::fs::write(&path, "<html>".repeat(1000)).unwrap();
+    assert!(refused(&path, &["status"]).contains("it is not a SQLite database"), "says what it is not");
+    assert!(refused(directory.path(), &["status"]).contains("it is not a file"), "a directory");
+    std::fs::write(&path, "").unwrap();
+    assert!(refused(&path, &["status"]).contains("it is not a feedmirror database"), "an empty file");
+}
+
+#[test]
+fn a_newer_layout_asks_for_an_upgrade() {
+    let mut mirror = Mirror::new();
+    mirror.stop();
+    let db = rusqlite::Connection::open(mirror.path()).unwrap();
+    db.pragma_update(None, "user_version", 99).unwrap();
+    drop(db);
+    assert!(refused(&mirror.path(), &["status"]).ends_with("upgrade feedmirror\n"), "what to do");
+}
+
+#[test]
+fn names_with_signs_that_uris_use_are_read_as_they_are() {
+    let mut mirror = Mirror::new();
+    mirror.stop();
+    let path = mirror.directory.path().join("a %41?#b.db");
+    std::fs::copy(mirror.path(), &path).unwrap();
+    assert!(command(&path, &["status"]).output().unwrap().status.success(), "{}", path.display());
+}
+
+/// Whoever reads, and what the tests need of root to become them.
+const GROUP: u32 = 54_321;
+const NOBODY: u32 = 65_534;
+
+fn as_group_member(program: &Path, arguments: &[&str]) -> Output {
+    let ids = [format!("--reuid={NOBODY}"), format!("--regid={GROUP}"), "--clear-groups".to_owned()];
+    Command::new("setpriv")
+        .args(ids)
+        .arg(program)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .output()
+        .expect("setpriv, which util-linux has")
+}
+
+/// The file and its companions as systemd's UMask=0027 leaves them, in a directory that the group can't write.
+fn give_to_group(mirror: &Mirror) {
+    let directory = mirror.directory.path();
+    for entry in std::fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o640)).unwrap();
+        chown(&path, None, Some(GROUP)).unwrap();
+    }
+    std::fs::set_permissions(directory, PermissionsExt::from_mode(0o750)).unwrap();
+    chown(directory, None, Some(GROUP)).unwrap();
+}
+
+/// The binary where another user can reach it.
+fn reachable_binary() -> (tempfile::TempDir, std::path::PathBuf) {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(directory.path(), PermissionsExt::from_mode(0o755)).unwrap();
+    let binary = directory.path().join("feedmirror");
+    std::fs::copy(env!("CARGO_BIN_EXE_feedmirror"), &binary).unwrap();
+    (directory, binary)
+}
+
+#[test]
+fn the_file_s_group_reads_it_whether_the_daemon_runs_or_not() {
+    if !nix::unistd::geteuid().is_root() {
+        // Only root can become another user; the recipe runs as root.
+        return;
+    }
+    // given a mirror whose last commit is still in the WAL
+    let mut mirror = Mirror::new();
+    mirror.feed("acme");
+    mirror.polled("acme", &[updated("a", 1, "{\"name\":\"Yoga\"}")]);
+    give_to_group(&mirror);
+    let (_kept, binary) = reachable_binary();
+    let path = mirror.path();
+    let path = path.to_str().unwrap();
+    for running in [true, false] {
+        if !running {
+            mirror.stop();
+        }
+        // when a member of the group reads it with either program
+        let ours = as_group_member(&binary, &["export", "--db", path]);
+        let theirs =
+            as_group_member(Path::new("sqlite3"), &["-readonly", path, "SELECT data ->> '$.name' FROM live_items"]);
+        // then both see it
+        let errors = String::from_utf8_lossy(&ours.stderr).into_owned();
+        assert!(String::from_utf8_lossy(&ours.stdout).contains("{\"name\":\"Yoga\"}"), "running {running}: {errors}");
+        let errors = String::from_utf8_lossy(&theirs.stderr).into_owned();
+        assert_eq!(String::from_utf8_lossy(&theirs.stdout), "Yoga\n", "running {running}: {errors}");
+        let status = as_group_member(&binary, &["status", "--db", path]);
+        assert_eq!(status.status.code(), Some(0));
+    }
+}
+
+#[test]
+fn a_copy_without_wal_files_is_read_where_none_can_be_made() {
+    if !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    let mut mirror = Mirror::new();
+    mirror.feed("acme");
+    mirror.polled("acme", &[updated("a", 1, "{}")]);
+    mirror.stop();
+    for companion in ["mirror.db-wal", "mirror.db-shm"] {
+        std::fs::remove_file(mirror.directory.path().join(companion)).unwrap();
+    }
+    give_to_group(&mirror);
+    let (_kept, binary) = reachable_binary();
+    let path = mirror.path();
+    let output = as_group_member(&binary, &["export", "--db", path.to_str().unwrap()]);
+    assert_eq!(String::from_utf8_lossy(&output.stdout).lines().count(), 1, "{output:?}");
+}
+
+#[test]
+fn who_may_not_read_it_is_told_what_is_missing() {
+    if !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    let mirror = Mirror::new();
+    give_to_group(&mirror);
+    std::fs::set_permissions(mirror.path(), PermissionsExt::from_mode(0o600)).unwrap();
+    let (_kept, binary) = reachable_binary();
+    let path = mirror.path();
+    let (code, errors) = failed(&as_group_member(&binary, &["status", "--db", path.to_str().unwrap()]));
+    assert_eq!(code, Some(4));
+    assert!(
+        errors.ends_with("this user may not read it or its -wal and -shm files: join the file's group\n"),
+        "{errors}"
+    );
+}

@@ -1,0 +1,193 @@
+//! Status and the journals: rows under the SQL names, tables for people.
+
+use feedmirror::feed::{Finding, Health};
+use feedmirror::store::feeds::Note;
+use feedmirror::store::read::Reader;
+
+use crate::mirror::{AT, Mirror, deleted, failed, json_lines, updated};
+
+/// Two feeds, one failing; an item, a tombstone, a refusal, a record in quarantine, a finding.
+fn busy_mirror() -> Mirror {
+    let mirror = Mirror::new();
+    mirror.feed("acme-sessions");
+    let trouble = mirror.feed("trouble");
+    let nameless = "{\"state\":\"updated\",\"kind\":\"Session\",\"modified\":9,\"data\":{}}".to_owned();
+    mirror.polled("acme-sessions", &[updated("a", 5, "{\"n\":1}"), deleted("b", 6), nameless]);
+    mirror.polled("acme-sessions", &[updated("a", 4, "{\"n\":0}")]);
+    mirror.polled("acme-sessions", &[]);
+    let note = Note {
+        health: Health::Retrying,
+        reason: Some("timeout: no bytes for 30 s".into()),
+        failures: 3,
+        next_poll_at: Some(AT),
+    };
+    mirror.runtime.block_on(mirror.store().note(trouble.id, AT, note)).unwrap();
+    let finding = Finding { rule: "bom", detail: "it begins with one".into(), count: 2 };
+    mirror.runtime.block_on(mirror.store().finding(trouble.id, AT, finding)).unwrap();
+    mirror
+}
+
+/// The view's columns as SQLite itself tells them.
+fn columns(mirror: &Mirror, view: &str) -> Vec<String> {
+    let db = rusqlite::Connection::open(mirror.path()).unwrap();
+    let mut select = db.prepare("SELECT name FROM pragma_table_info(?1) ORDER BY cid").unwrap();
+    let names = select.query_map([view], |row| row.get(0)).unwrap();
+    names.collect::<Result<_, _>>().unwrap()
+}
+
+/// A JSON object's keys as they stand in its text.
+fn keys(object: &str) -> Vec<String> {
+    struct Keys;
+    impl<'de> serde::de::Visitor<'de> for Keys {
+        type Value = Vec<String>;
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("an object")
+        }
+        fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> Result<Vec<String>, A::Error> {
+            let mut keys = Vec::new();
+            while let Some((key, _)) = map.next_entry::<String, serde::de::IgnoredAny>()? {
+                keys.push(key);
+            }
+            Ok(keys)
+        }
+    }
+    let mut reading = serde_json::Deserializer::from_str(object);
+    serde::Deserializer::deserialize_map(&mut reading, Keys).unwrap()
+}
+
+#[test]
+fn json_rows_have_the_views_columns_in_their_order() {
+    let mirror = busy_mirror();
+    for (view, arguments) in [
+        ("quarantine", &["quarantine", "list", "--json"][..]),
+        ("quarantine", &["quarantine", "show", "1", "--json"]),
+        ("findings", &["findings", "--json"]),
+        ("events", &["events", "--json"]),
+    ] {
+        let text = mirror.says(arguments);
+        assert_eq!(keys(text.lines().next().unwrap()), columns(&mirror, view), "{view}");
+    }
+}
+
+#[test]
+fn every_row_the_reader_gives_has_its_view_s_columns() {
+    let mirror = busy_mirror();
+    let reader = Reader::open(&mirror.path()).unwrap();
+    let text = |row: serde_json::Result<String>| row.unwrap();
+    let changes = reader.changes(0, 10, &Default::default(), false).unwrap();
+    let items = reader.items(0, 10, &Default::default(), true).unwrap();
+    for (view, row) in [
+        ("mirror", text(serde_json::to_string(&reader.mirror().unwrap()))),
+        ("feeds", text(serde_json::to_string(&reader.feeds(&[]).unwrap()[0]))),
+        ("endpoints", text(serde_json::to_string(&reader.endpoints(None).unwrap()[0]))),
+        ("refusals", text(serde_json::to_string(&reader.refusals(None, 1).unwrap()[0]))),
+        ("changes", text(serde_json::to_string(&changes.rows[0].0))),
+        ("items", text(serde_json::to_string(&items.rows[0]))),
+    ] {
+        assert_eq!(keys(&row), columns(&mirror, view), "{view}");
+    }
+}
+
+#[test]
+fn rows_say_what_the_views_say() {
+    let mirror = busy_mirror();
+    let reader = Reader::open(&mirror.path()).unwrap();
+    let db = rusqlite::Connection::open(mirror.path()).unwrap();
+    let (item, swept) = (&reader.items(0, 10, &Default::default(), true).unwrap().rows[1], false);
+    let sql =
+        "SELECT feed || kind || id || modified || state || seq || changed_at || transport FROM items WHERE id = 'b'";
+    let seen: String = db.query_row(sql, [], |row| row.get(0)).unwrap();
+    let ours = [&item.feed, &item.kind, &item.id, &item.modified.to_string(), &item.state, &item.seq.to_string()];
+    assert_eq!(ours.map(String::as_str).concat() + &item.changed_at + &item.transport, seen);
+    assert_eq!((item.swept, &item.data), (swept, &None));
+    let refusal = &reader.refusals(Some("acme-sessions"), 5).unwrap()[0];
+    let seen: String = db.query_row("SELECT at || id || reason FROM refusals", [], |row| row.get(0)).unwrap();
+    assert_eq!(format!("{}{}{}", refusal.at, refusal.id, refusal.reason), seen);
+    assert_eq!(refusal.at, "2026-01-02T03:04:05.678Z");
+}
+
+#[test]
+fn status_as_json_is_one_object_of_the_two_views() {
+    let mirror = busy_mirror();
+    let text = mirror.says(&["status", "--json"]);
+    let status: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(text.lines().count(), 1);
+    assert_eq!(keys(&text), ["mirror", "feeds"]);
+    let mut sorted = columns(&mirror, "feeds");
+    sorted.sort();
+    assert_eq!(status["feeds"][0].as_object().unwrap().keys().cloned().collect::<Vec<_>>(), sorted);
+    assert_eq!(status["feeds"][0]["name"], "acme-sessions");
+    assert_eq!(status["feeds"][0]["items"], 1);
+    assert_eq!(status["feeds"][0]["tombstones"], 1);
+    assert_eq!(status["feeds"][1]["reason"], "timeout: no bytes for 30 s");
+}
+
+#[test]
+fn status_puts_trouble_first_and_says_why() {
+    let mirror = busy_mirror();
+    let text = mirror.says(&["status"]);
+    let at = |word: &str| text.find(word).unwrap_or_else(|| panic!("no {word} in\n{text}"));
+    assert!(at("trouble") < at("acme-sessions"), "{text}");
+    assert!(text.contains("3 in a row: timeout: no bytes for 30 s\n"), "{text}");
+    assert!(text.contains("2 feeds: 1 ok, 1 retrying; 1 live item\n"), "{text}");
+    assert!(text.lines().all(|line| line.chars().count() <= 120), "{text}");
+}
+
+#[test]
+fn status_of_one_feed_shows_that_one() {
+    let mirror = busy_mirror();
+    let text = mirror.says(&["status", "acme-sessions"]);
+    assert!(text.contains("acme-sessions") && !text.contains("trouble"), "{text}");
+}
+
+#[test]
+fn an_unknown_feed_is_told_with_the_nearest() {
+    let mirror = busy_mirror();
+    for arguments in
+        [&["status", "acme-session"][..], &["export", "--feed", "acme-session"], &["events", "acme-session"]]
+    {
+        let (code, errors) = failed(&mirror.run(arguments));
+        assert_eq!(code, Some(1), "{errors}");
+        let said = "feedmirror: there is no feed acme-session in the mirror; did you mean acme-sessions?\n";
+        assert_eq!(errors, said);
+    }
+}
+
+#[test]
+fn a_quarantined_record_is_listed_and_shown_whole() {
+    let mirror = busy_mirror();
+    let rows = json_lines(&mirror.says(&["quarantine", "list", "acme-sessions", "--json"]));
+    assert_eq!(rows.len(), 1);
+    let raw = "{\"state\":\"updated\",\"kind\":\"Session\",\"modified\":9,\"data\":{}}";
+    assert_eq!(rows[0]["raw"], raw);
+    let list = mirror.says(&["quarantine", "list"]);
+    assert!(list.contains(rows[0]["reason"].as_str().unwrap()), "{list}");
+    let shown = mirror.says(&["quarantine", "show", &rows[0]["id"].to_string()]);
+    assert!(shown.contains("feed       acme-sessions\n") && shown.ends_with(&format!("\n{raw}\n")), "{shown}");
+    let (code, errors) = failed(&mirror.run(&["quarantine", "show", "999"]));
+    assert_eq!((code, errors.as_str()), (Some(1), "feedmirror: there is no record 999 in quarantine\n"));
+}
+
+#[test]
+fn findings_and_events_tell_what_was_seen() {
+    let mirror = busy_mirror();
+    let findings = mirror.says(&["findings", "trouble"]);
+    assert!(findings.contains("bom") && findings.contains("it begins with one"), "{findings}");
+    let events = mirror.says(&["events", "trouble"]);
+    assert!(events.contains("2026-01-02T03:04:05.678Z  trouble  health: ok → retrying: timeout"), "{events}");
+    let last = mirror.says(&["events", "--limit", "1"]);
+    assert_eq!(last.lines().count(), 1, "{last}");
+}
+
+#[test]
+fn the_last_events_come_in_the_order_they_happened() {
+    let mirror = Mirror::new();
+    let feed = mirror.feed("a");
+    for n in 0..5 {
+        mirror.runtime.block_on(mirror.store().event(Some(feed.id), AT, "seek", &n.to_string())).unwrap();
+    }
+    for arguments in [&["events", "--json", "--limit", "2"][..], &["events", "a", "--json", "--limit", "2"]] {
+        let rows = json_lines(&mirror.says(arguments));
+        assert_eq!(rows.iter().map(|row| row["detail"].as_str().unwrap()).collect::<Vec<_>>(), ["3", "4"]);
+    }
+}

@@ -1,0 +1,163 @@
+//! SIGKILL at any moment: what was acknowledged is there, the cursor is where the data are, no number is given twice.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use feedmirror::feed::{Order, Ties, Transport};
+use feedmirror::store::Store;
+use feedmirror::store::apply::{Delivery, Held, Purpose};
+use rusqlite::Connection;
+
+use crate::mirror::{AT, Record, page, registration, step, updated};
+use crate::program::{Program, tell};
+
+const ROUNDS: usize = 20;
+const POLLED_IDS: i64 = 120;
+const PUSHED_IDS: i64 = 7;
+const A_PAGE: i64 = 5;
+/// Pages and pushes that wait for the writer at once.
+const AHEAD: i64 = 6;
+
+fn place(n: i64) -> String {
+    format!("https://acme.example/rpde?at={n}")
+}
+
+fn place_number(cursor: &str) -> i64 {
+    cursor.rsplit_once('=').map_or(0, |(_, n)| n.parse().unwrap())
+}
+
+fn item(id: &str, round: i64) -> Record {
+    updated(id, round, &format!("{{\"round\":{round}}}"))
+}
+
+fn polled(round: i64) -> Vec<Record> {
+    (0..A_PAGE).map(|n| item(&format!("p{}", (round * A_PAGE + n) % POLLED_IDS), round)).collect()
+}
+
+/// Polls and is pushed to for as long as it lives, and tells what has been acknowledged.
+pub(crate) fn child(file: &Path) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let (store, _closing) = Store::open(file).unwrap();
+    runtime.block_on(async {
+        let feed = store.register(AT, vec![registration("acme")], true).await.unwrap().remove(0);
+        let delivery = |transport, purpose, records: &[Record]| Delivery {
+            feed: feed.id,
+            generation: feed.generation,
+            transport,
+            at: AT,
+            page: page(records, &[]),
+            purpose,
+            order: Order::Standard,
+            ties: Ties::Keep,
+            follows: false,
+            held: Held::default(),
+        };
+        let mut round = place_number(feed.cursor.as_deref().unwrap());
+        loop {
+            let mut pending = Vec::new();
+            for round in round..round + AHEAD {
+                let asked = if round == 0 { registration("acme").url } else { place(round) };
+                let page = Purpose::Poll(step(&asked, &place(round + 1)));
+                pending.push(("polled", round, store.apply(delivery(Transport::Poll, page, &polled(round)))));
+                let pushed = [item(&format!("w{}", round % PUSHED_IDS), round)];
+                pending.push(("pushed", round, store.apply(delivery(Transport::Webhook, Purpose::Again, &pushed))));
+            }
+            for (how, round, pending) in pending {
+                pending.await.unwrap().unwrap();
+                tell(&format!("{how} {round}"));
+            }
+            round += AHEAD;
+        }
+    });
+}
+
+/// What the parent knows of the file.
+#[derive(Default)]
+struct Known {
+    /// Rounds below it were acknowledged as polled.
+    polled: i64,
+    /// The newest acknowledged push of each id.
+    pushed: BTreeMap<i64, i64>,
+    given: BTreeMap<i64, (String, i64)>,
+}
+
+impl Known {
+    fn hear(&mut self, line: &str) {
+        match line.split_once(' ') {
+            Some(("polled", round)) => self.polled = round.parse::<i64>().unwrap() + 1,
+            Some(("pushed", round)) => {
+                let round: i64 = round.parse().unwrap();
+                self.pushed.insert(round % PUSHED_IDS, round);
+            }
+            _ => {}
+        }
+    }
+
+    /// Reads what has been given a number since, as a follower of the mirror does.
+    fn follow(&mut self, reader: &Connection) {
+        let last = self.given.last_key_value().map_or(0, |(seq, _)| *seq);
+        // One number below the last is read again, too: it must still stand for the same, or be gone.
+        let mut changes = reader.prepare_cached("SELECT seq, id, modified FROM items WHERE seq > ?1").unwrap();
+        let changes = changes.query_map([last - 1_000], |row| Ok((row.get(0)?, (row.get(1)?, row.get(2)?)))).unwrap();
+        for (seq, change) in changes.map(Result::unwrap) {
+            let before = self.given.entry(seq).or_insert_with(|| change.clone());
+            assert_eq!(*before, change, "change number {seq} was given twice");
+        }
+    }
+
+    fn check(&mut self, file: &Path) {
+        let db = Connection::open(file).unwrap();
+        let one = |sql: &str| -> i64 { db.query_row(sql, [], |row| row.get(0)).unwrap() };
+        let integrity: String = db.query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap();
+        assert_eq!(integrity, "ok");
+        self.follow(&db);
+
+        let cursor: String = db.query_row("SELECT cursor FROM feeds", [], |row| row.get(0)).unwrap();
+        let at = place_number(&cursor);
+        assert!(at >= self.polled, "acknowledged up to {}, the cursor is at {at}", self.polled);
+        let rows = |prefix: &str| -> BTreeMap<String, (i64, String)> {
+            let sql = format!("SELECT id, modified, data FROM items WHERE id LIKE '{prefix}%'");
+            let mut select = db.prepare(&sql).unwrap();
+            let rows = select.query_map([], |row| Ok((row.get(0)?, (row.get(1)?, row.get(2)?)))).unwrap();
+            rows.map(Result::unwrap).collect()
+        };
+        let expected: BTreeMap<_, _> = (0..at)
+            .flat_map(|round| polled(round).into_iter().map(move |record| (record.id, (round, record.data.unwrap()))))
+            .collect();
+        assert_eq!(
+            rows("p"),
+            expected,
+            "the polled items are those of the pages before the cursor, no more and no less"
+        );
+        let pushed = rows("w");
+        for (id, acknowledged) in &self.pushed {
+            let (modified, data) = &pushed[&format!("w{id}")];
+            assert!(modified >= acknowledged, "w{id}: {acknowledged} was acknowledged, {modified} is there");
+            assert_eq!(*data, format!("{{\"round\":{modified}}}"));
+        }
+        assert_eq!(one("SELECT items FROM feeds"), one("SELECT count(*) FROM items"), "the counter agrees");
+    }
+}
+
+#[test]
+fn killed_at_any_moment_the_file_holds_what_was_acknowledged_and_the_cursor_never_leads() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("mirror.db");
+    let mut known = Known::default();
+    for _ in 0..ROUNDS {
+        let mut child = Program::start(&[], "crash", &file);
+        let lines = rand::random_range(1..=120);
+        let mut reader = None;
+        for heard in 0..lines {
+            known.hear(&child.line().expect("it goes on until it is killed"));
+            if heard % 10 == 0 {
+                known.follow(reader.get_or_insert_with(|| Connection::open(&file).unwrap()));
+            }
+        }
+        for line in child.kill() {
+            known.hear(&line);
+        }
+        known.check(&file);
+    }
+    assert!(known.polled > 0 && known.pushed.len() == PUSHED_IDS as usize, "something was acknowledged");
+}

@@ -1,0 +1,131 @@
+//! Feeds that come, go, are purged and come back (DESIGN §3, "Configuration changes" and "Purge").
+
+use feedmirror::feed::{Health, Transport};
+use feedmirror::store::StoreError;
+use feedmirror::store::apply::{Applied, Purpose, Verdict};
+use rusqlite::types::Value;
+
+use crate::mirror::{AT, Mirror, deleted, name, registration, start_url, unreadable, updated};
+
+fn text(text: &str) -> Value {
+    Value::Text(text.into())
+}
+
+#[test]
+fn purge_removes_everything_and_leaves_one_purged_change() {
+    let mirror = Mirror::with(&["acme", "other"]);
+    let mut delivery =
+        mirror.delivery("acme", Transport::Webhook, Purpose::Again, &[updated("1", 10, "{}"), deleted("2", 10)]);
+    delivery.page.unreadable.push(unreadable("no-id", "{}", None));
+    mirror.apply(delivery);
+    mirror.push("acme", &[updated("2", 5, "{}")]);
+    mirror.push("other", &[updated("1", 10, "{}")]);
+    let last: i64 = mirror.value("SELECT max(seq) FROM changes");
+
+    mirror.wait(mirror.store().purge(&name("acme"), AT)).unwrap();
+
+    for table in ["items", "quarantine", "refusals"] {
+        assert_eq!(mirror.value::<i64>(&format!("SELECT count(*) FROM {table} WHERE feed = 'acme'")), 0, "{table}");
+    }
+    let changes = mirror.rows("SELECT feed, kind, id, modified, state FROM changes WHERE feed = 'acme'");
+    assert_eq!(changes, [[text("acme"), Value::Null, Value::Null, Value::Null, text("purged")]]);
+    assert!(mirror.value::<i64>("SELECT max(seq) FROM changes WHERE feed = 'acme'") > last);
+    let counters = mirror.rows("SELECT items, tombstones, cursor, level_at, health FROM feeds WHERE name = 'acme'");
+    assert_eq!(counters, [[Value::Integer(0), Value::Integer(0), Value::Null, Value::Null, text("paused")]]);
+    assert_eq!(mirror.value::<i64>("SELECT count(*) FROM items WHERE feed = 'other'"), 1, "others keep theirs");
+}
+
+/// What the webhook listener answers with 409: the store takes nothing, whichever generation it is offered.
+#[test]
+fn a_purged_feed_takes_nothing_until_it_is_resumed_and_then_begins_anew() {
+    let mirror = Mirror::with(&["acme"]);
+    mirror.push("acme", &[updated("1", 900, "{}")]);
+    let late = mirror.delivery("acme", Transport::Webhook, Purpose::Again, &[updated("late", 10, "{}")]);
+    mirror.wait(mirror.store().purge(&name("acme"), AT)).unwrap();
+
+    let feed = mirror.feed("acme");
+    assert!(feed.purged && feed.paused && feed.cursor.is_none());
+    assert_eq!(mirror.push("acme", &[updated("1", 900, "{}")]).verdict, Verdict::OldGeneration);
+
+    let resumed = mirror.wait(mirror.store().pause(&name("acme"), AT, false)).unwrap();
+    assert_eq!((resumed.cursor, resumed.health), (Some(start_url("acme")), Health::Ok));
+    assert_eq!(mirror.apply(late).verdict, Verdict::OldGeneration, "read before the purge");
+    assert_eq!(mirror.poll("acme", &[updated("1", 5, "{}")]), Applied { new: 1, ..Applied::default() });
+    assert_eq!(mirror.item("1"), "5 updated {}");
+}
+
+#[test]
+fn a_second_purge_replaces_the_purged_change() {
+    let mirror = Mirror::with(&["acme"]);
+    for _ in 0..2 {
+        mirror.wait(mirror.store().purge(&name("acme"), AT)).unwrap();
+        mirror.wait(mirror.store().pause(&name("acme"), AT, false)).unwrap();
+        mirror.push("acme", &[updated("1", 10, "{}")]);
+    }
+
+    let states = mirror.rows("SELECT state FROM changes ORDER BY seq");
+    assert_eq!(states, [[text("purged")], [text("updated")]]);
+}
+
+#[test]
+fn a_feed_taken_out_of_the_configuration_keeps_its_rows_but_not_alive_until_it_is_back() {
+    let mirror = Mirror::with(&["acme", "other"]);
+    mirror.push("acme", &[updated("1", 10, "{}")]);
+    let cursor = mirror.cursor("acme");
+    let alive = || mirror.value::<i64>("SELECT count(*) FROM live_items WHERE feed = 'acme'");
+
+    mirror.wait(mirror.store().register(AT, vec![registration("other")], true)).unwrap();
+    assert_eq!(mirror.feed("acme").health, Health::Removed);
+    assert_eq!((alive(), mirror.item("1")), (0, "10 updated {}".into()));
+
+    mirror.wait(mirror.store().register(AT, vec![registration("other"), registration("acme")], true)).unwrap();
+    assert_eq!((mirror.feed("acme").health, mirror.cursor("acme")), (Health::Ok, cursor));
+    assert_eq!(alive(), 1);
+}
+
+#[test]
+fn sync_of_some_feeds_removes_no_others() {
+    let mirror = Mirror::with(&["acme", "other"]);
+
+    mirror.wait(mirror.store().register(AT, vec![registration("other")], false)).unwrap();
+
+    assert_eq!(mirror.feed("acme").health, Health::Ok);
+}
+
+#[test]
+fn a_removed_feed_that_is_purged_goes_altogether() {
+    let mirror = Mirror::with(&["acme"]);
+    mirror.push("acme", &[updated("1", 10, "{}")]);
+    mirror.wait(mirror.store().register(AT, Vec::new(), true)).unwrap();
+
+    mirror.wait(mirror.store().purge(&name("acme"), AT)).unwrap();
+
+    assert!(matches!(mirror.wait(mirror.store().feed(&name("acme"))), Err(StoreError::Refused(_))));
+    assert_eq!(mirror.rows("SELECT state FROM changes"), [[text("purged")]], "its followers are told");
+}
+
+#[test]
+fn a_pause_survives_restarts_and_new_configurations() {
+    let mut mirror = Mirror::with(&["acme"]);
+    mirror.wait(mirror.store().pause(&name("acme"), AT, true)).unwrap();
+
+    mirror.reopen();
+    mirror.wait(mirror.store().register(AT, vec![registration("acme")], true)).unwrap();
+
+    let feed = mirror.feed("acme");
+    assert_eq!((feed.paused, feed.health), (true, Health::Paused));
+}
+
+#[test]
+fn a_feed_whose_settings_are_wrong_is_failed_with_the_reason_and_keeps_its_rows() {
+    let mirror = Mirror::with(&["acme"]);
+    mirror.push("acme", &[updated("1", 10, "{}")]);
+    let broken = Some("settings: headers.X-Api-Key: no such file".to_owned());
+
+    let wrong = feedmirror::store::feeds::Registration { broken: broken.clone(), ..registration("acme") };
+    mirror.wait(mirror.store().register(AT, vec![wrong], true)).unwrap();
+
+    let feed = mirror.feed("acme");
+    assert_eq!((feed.health, feed.reason), (Health::Failed, broken));
+    assert_eq!(mirror.item("1"), "10 updated {}");
+}

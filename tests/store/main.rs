@@ -1,0 +1,19 @@
+//! The store against the rules: newest wins, resyncs, bounds, crashes, a hostile environment, and files of the past.
+//!
+//! Everything here writes through [`feedmirror::store`] and reads back with plain SQL over the public names.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that panics has said so")]
+
+mod bounds;
+mod convergence;
+mod crash;
+mod databases;
+mod environment;
+mod feeds;
+mod mirror;
+mod newest_wins;
+mod oracle;
+mod program;
+mod property;
+mod readers;
+mod resync;

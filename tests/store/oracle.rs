@@ -1,0 +1,320 @@
+//! What a mirror must hold, by DESIGN §2, said once more and as simply as it can be. Shares no code with the mirror:
+//! even `modified` has an order of its own, over values whose place in it is known since they are made here.
+
+use std::cmp::Ordering;
+use std::collections::BTreeMap;
+
+use feedmirror::feed::Modified;
+use proptest::prelude::*;
+
+/// A `modified` of which the oracle knows the place in the order, and how the publisher writes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Stamp {
+    /// As written in JSON, quotes aside.
+    pub(crate) text: String,
+    /// Whether it is a JSON number.
+    pub(crate) number: bool,
+    pub(crate) place: Place,
+}
+
+/// The three classes of the order, oldest first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// Sign, digits before the point without leading zeros, digits after it without trailing ones.
+    Number {
+        negative: bool,
+        whole: String,
+        fraction: String,
+    },
+    /// Milliseconds since 1970 UTC.
+    Instant(i64),
+    Text(String),
+}
+
+impl Place {
+    fn number(negative: bool, whole: &str, fraction: &str) -> Self {
+        let whole = whole.trim_start_matches('0').to_lowercase();
+        let fraction = fraction.trim_end_matches('0').to_owned();
+        Self::Number { negative: negative && !(whole.is_empty() && fraction.is_empty()), whole, fraction }
+    }
+
+    /// DESIGN §2, "Comparing `modified`".
+    pub(crate) fn compare(&self, other: &Self) -> Ordering {
+        let class = |place: &Self| match place {
+            Self::Number { .. } => 1,
+            Self::Instant(_) => 2,
+            Self::Text(_) => 3,
+        };
+        match (self, other) {
+            (
+                Self::Number { negative: a_negative, whole: a_whole, fraction: a_fraction },
+                Self::Number { negative: b_negative, whole: b_whole, fraction: b_fraction },
+            ) => {
+                let a_size = (a_whole.len(), a_whole, a_fraction);
+                let b_size = (b_whole.len(), b_whole, b_fraction);
+                match (a_negative, b_negative) {
+                    (true, false) => Ordering::Less,
+                    (false, true) => Ordering::Greater,
+                    (false, false) => a_size.cmp(&b_size),
+                    (true, true) => b_size.cmp(&a_size),
+                }
+            }
+            (Self::Instant(a), Self::Instant(b)) => a.cmp(b),
+            (Self::Text(a), Self::Text(b)) => a.as_bytes().cmp(b.as_bytes()),
+            _ => class(self).cmp(&class(other)),
+        }
+    }
+}
+
+impl Stamp {
+    /// As the decoder hands it to the store.
+    pub(crate) fn modified(&self) -> Modified {
+        if self.number { Modified::from_number(&self.text) } else { Modified::Text(self.text.as_str().into()) }
+    }
+
+    /// As the SQLite file must show it: an integer where it is one that fits, the publisher's text otherwise.
+    pub(crate) fn in_sql(&self) -> rusqlite::types::Value {
+        match self.text.parse::<i64>() {
+            Ok(integer) if self.number => rusqlite::types::Value::Integer(integer),
+            _ => rusqlite::types::Value::Text(self.text.clone()),
+        }
+    }
+}
+
+fn integer(n: i128, number: bool) -> Stamp {
+    let digits = n.unsigned_abs().to_string();
+    Stamp { text: n.to_string(), number, place: Place::number(n < 0, &digits, "") }
+}
+
+/// 2024-01-01T00:00:00Z plus so many quarters of a second, written in one of two time zones.
+fn date(quarters: i64, east: bool) -> Stamp {
+    let (minutes, seconds, millis) = (quarters / 240, quarters / 4 % 60, quarters % 4 * 250);
+    let (hour, zone) = if east { (1, "+01:00") } else { (0, "Z") };
+    let fraction = if millis == 0 { String::new() } else { format!(".{millis}") };
+    let text = format!("2024-01-01T{hour:02}:{minutes:02}:{seconds:02}{fraction}{zone}");
+    Stamp { text, number: false, place: Place::Instant(1_704_067_200_000 + quarters * 250) }
+}
+
+/// Values of every class, few enough that they tie and pass each other often.
+pub(crate) fn stamps() -> impl Strategy<Value = Stamp> {
+    let fraction = (0..4u8, 0..3usize, 0..2usize).prop_map(|(whole, digit, zeros)| {
+        let fraction = format!("{}{}", ["0", "25", "5"][digit], "0".repeat(zeros));
+        let place = Place::number(false, &whole.to_string(), &fraction);
+        Stamp { text: format!("{whole}.{fraction}"), number: true, place }
+    });
+    let power = (1..4u8, 1..3usize).prop_map(|(digit, zeros)| {
+        let place = Place::number(false, &format!("{digit}{}", "0".repeat(zeros)), "");
+        Stamp { text: format!("{digit}e{zeros}"), number: true, place }
+    });
+    let padded = (0..20u8, 0..4usize).prop_map(|(n, zeros)| {
+        let text = format!("{}{n}", "0".repeat(zeros));
+        Stamp { place: Place::number(false, &text, ""), text, number: false }
+    });
+    let hex = (0..5usize, any::<bool>()).prop_map(|(at, upper)| {
+        let text = ["00a", "0B", "1f", "00FF", "0000000000000a0"][at];
+        let text = if upper { text.to_uppercase() } else { text.to_lowercase() };
+        Stamp { place: Place::number(false, &text, ""), text, number: false }
+    });
+    let opaque = (0..6usize).prop_map(|at| {
+        let text = ["v1", "v12", "v2", "", "2024-01-01", "été"][at].to_owned();
+        Stamp { place: Place::Text(text.clone()), text, number: false }
+    });
+    prop_oneof![
+        6 => (-3..20i128, any::<bool>()).prop_map(|(n, number)| integer(n, number)),
+        2 => (0..4i128).prop_map(|n| integer(638_966_025_666_647_075 + n, true)),
+        2 => (0..4i128).prop_map(|n| integer(i128::from(i64::MAX) - 1 + n, true)),
+        1 => Just(integer(99_999_999_999_999_999_999, false)),
+        2 => fraction,
+        1 => power,
+        2 => padded,
+        2 => hex,
+        2 => (0..12i64, any::<bool>()).prop_map(|(quarters, east)| date(quarters, east)),
+        1 => opaque,
+    ]
+}
+
+/// JSON texts by number; of each four, the first three say the same in other bytes.
+pub(crate) fn data(number: u8) -> String {
+    let n = number / 4;
+    match number % 4 {
+        0 => format!("{{\"a\":{n},\"b\":[true,null]}}"),
+        1 => format!("{{\"b\":[true,null],\"a\":{n}}}"),
+        2 => format!("{{ \"a\" : {n}, \"b\" : [ true, null ] }}"),
+        _ => format!("{{\"a\":{n}}}"),
+    }
+}
+
+fn same_data(a: u8, b: u8) -> bool {
+    a / 4 == b / 4 && (a % 4 == 3) == (b % 4 == 3)
+}
+
+/// A record as the oracle sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Sent {
+    /// Which of the kinds and ids.
+    pub(crate) key: Key,
+    pub(crate) stamp: Stamp,
+    /// The number of its data; `None` for a deletion.
+    pub(crate) data: Option<u8>,
+}
+
+/// Kind and id.
+pub(crate) type Key = (String, String);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Swept {
+    No,
+    Resync,
+    Trust,
+}
+
+/// A row that must be there.
+#[derive(Clone, Debug)]
+pub(crate) struct Row {
+    pub(crate) sent: Sent,
+    pub(crate) swept: Swept,
+    pub(crate) transport: &'static str,
+    /// When it was written, by the oracle's own clock of changes.
+    pub(crate) turn: u64,
+}
+
+/// Where a record comes from, as far as it matters.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Way {
+    pub(crate) transport: &'static str,
+    pub(crate) resync: bool,
+    pub(crate) replace_ties: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fate {
+    New,
+    Changed,
+    Same,
+    Older,
+    Tied,
+}
+
+/// Rule 1. `trusted`: a trust-source walk meets a row that was stored before it began, and for the first time.
+pub(crate) fn fate(stored: Option<&Row>, incoming: &Sent, way: Way, trusted: bool) -> Fate {
+    let Some(stored) = stored else { return Fate::New };
+    let same_content = match (stored.sent.data, incoming.data) {
+        (None, None) => true,
+        (Some(a), Some(b)) => same_data(a, b),
+        _ => false,
+    };
+    if trusted {
+        let as_sent = (&stored.sent.stamp.text, stored.sent.stamp.number);
+        let unchanged = as_sent == (&incoming.stamp.text, incoming.stamp.number) && same_content;
+        return if unchanged { Fate::Same } else { Fate::Changed };
+    }
+    let polled = way.transport == "poll";
+    let order = incoming.stamp.place.compare(&stored.sent.stamp.place);
+    if polled && (stored.swept == Swept::Trust || stored.swept == Swept::Resync && order == Ordering::Equal) {
+        return Fate::Changed;
+    }
+    match order {
+        Ordering::Greater => Fate::Changed,
+        Ordering::Less => Fate::Older,
+        Ordering::Equal if same_content => Fate::Same,
+        Ordering::Equal if incoming.data.is_none() => Fate::Changed,
+        Ordering::Equal if stored.sent.data.is_none() => Fate::Tied,
+        Ordering::Equal if way.resync || way.replace_ties => Fate::Changed,
+        Ordering::Equal => Fate::Tied,
+    }
+}
+
+/// A walk of a resync, as the oracle sees it.
+#[derive(Clone, Debug)]
+pub(crate) struct Walk {
+    pub(crate) cursor: String,
+    pub(crate) trust: bool,
+    pub(crate) clean: bool,
+    pub(crate) held: bool,
+    /// The turn at which it began.
+    pub(crate) began: u64,
+    /// Rows met since, by anyone, and whether by the walk itself.
+    pub(crate) met: BTreeMap<Key, bool>,
+    /// Ids of records quarantined since.
+    pub(crate) spared: Vec<String>,
+}
+
+/// A feed as it must be.
+#[derive(Clone, Debug)]
+pub(crate) struct Feed {
+    pub(crate) name: &'static str,
+    pub(crate) generation: i64,
+    pub(crate) cursor: Option<String>,
+    pub(crate) purged: bool,
+    /// The turn of the last purge.
+    pub(crate) purge: Option<u64>,
+    pub(crate) rows: BTreeMap<Key, Row>,
+    pub(crate) quarantine: BTreeMap<String, i64>,
+    pub(crate) walk: Option<Walk>,
+}
+
+impl Feed {
+    pub(crate) fn new(name: &'static str, cursor: String) -> Self {
+        Self {
+            name,
+            generation: 1,
+            cursor: Some(cursor),
+            purged: false,
+            purge: None,
+            rows: BTreeMap::new(),
+            quarantine: BTreeMap::new(),
+            walk: None,
+        }
+    }
+
+    /// Takes one record; `turn` is the oracle's clock, which moves when something is written.
+    pub(crate) fn take(&mut self, sent: &Sent, way: Way, turn: &mut u64) -> Fate {
+        let stored = self.rows.get(&sent.key);
+        let trusted = way.resync
+            && self.walk.as_ref().is_some_and(|walk| {
+                let before = stored.is_some_and(|row| row.turn <= walk.began);
+                walk.trust && before && walk.met.get(&sent.key) != Some(&true)
+            });
+        let fate = fate(stored, sent, way, trusted);
+        if matches!(fate, Fate::New | Fate::Changed) {
+            *turn += 1;
+            let row = Row { sent: sent.clone(), swept: Swept::No, transport: way.transport, turn: *turn };
+            self.rows.insert(sent.key.clone(), row);
+        } else if let Some(walk) = &mut self.walk {
+            let by_walk = walk.met.entry(sent.key.clone()).or_default();
+            *by_walk |= way.resync;
+        }
+        fate
+    }
+
+    /// Live rows that the walk under way says are gone.
+    pub(crate) fn unseen(&self) -> Vec<Key> {
+        let Some(walk) = &self.walk else { return Vec::new() };
+        let gone = |(key, row): &(&Key, &Row)| {
+            row.sent.data.is_some()
+                && row.turn <= walk.began
+                && !walk.met.contains_key(*key)
+                && !walk.spared.contains(&key.1)
+        };
+        self.rows.iter().filter(gone).map(|(key, _)| key.clone()).collect()
+    }
+
+    pub(crate) fn live(&self) -> usize {
+        self.rows.values().filter(|row| row.sent.data.is_some()).count()
+    }
+
+    /// Makes tombstones of what the walk did not meet, all in one turn, and ends the walk.
+    pub(crate) fn sweep(&mut self, turn: &mut u64) {
+        let trust = self.walk.as_ref().is_some_and(|walk| walk.trust);
+        *turn += 1;
+        for key in self.unseen() {
+            if let Some(row) = self.rows.get_mut(&key) {
+                row.sent.data = None;
+                row.swept = if trust { Swept::Trust } else { Swept::Resync };
+                row.transport = "poll";
+                row.turn = *turn;
+            }
+        }
+        self.walk = None;
+    }
+}

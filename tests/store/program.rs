@@ -1,0 +1,63 @@
+//! This test program run again as a child that uses a store, so that it can be killed or starved.
+
+use std::io::{BufRead, BufReader, Lines, Write};
+use std::path::Path;
+use std::process::{Child, ChildStderr, Command, Stdio};
+
+const ROLE: &str = "FEEDMIRROR_TEST_ROLE";
+const FILE: &str = "FEEDMIRROR_TEST_FILE";
+
+/// A running child and what it tells, line by line.
+pub(crate) struct Program {
+    pub(crate) child: Child,
+    lines: Lines<BufReader<ChildStderr>>,
+}
+
+impl Program {
+    /// Starts `before… this-program` in a role, on a file.
+    pub(crate) fn start(before: &[&str], role: &str, file: &Path) -> Self {
+        let this = std::env::current_exe().unwrap();
+        let test = ["program::a_child_plays_its_role", "--exact", "--nocapture"];
+        let mut command = match before {
+            [] => Command::new(this),
+            [program, arguments @ ..] => {
+                let mut command = Command::new(program);
+                command.args(arguments).arg(this);
+                command
+            }
+        };
+        command.args(test).env(ROLE, role).env(FILE, file);
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        Self { child, lines }
+    }
+
+    /// The next line it tells; `None` once it has ended.
+    pub(crate) fn line(&mut self) -> Option<String> {
+        self.lines.next().map(|line| line.unwrap())
+    }
+
+    /// SIGKILL; gives what it had told by then and nobody had read.
+    pub(crate) fn kill(mut self) -> Vec<String> {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        std::iter::from_fn(|| self.line()).collect()
+    }
+}
+
+/// One line for whoever started this child, written at once.
+pub(crate) fn tell(line: &str) {
+    std::io::stderr().write_all(format!("{line}\n").as_bytes()).unwrap();
+}
+
+/// Does nothing unless another test has started this program as its child.
+#[test]
+fn a_child_plays_its_role() {
+    let Ok(role) = std::env::var(ROLE) else { return };
+    let file = std::path::PathBuf::from(std::env::var_os(FILE).expect("a child is told its file"));
+    match role.as_str() {
+        "crash" => crate::crash::child(&file),
+        "starved" => crate::environment::child(&file),
+        _ => panic!("no such role: {role}"),
+    }
+}

@@ -1,0 +1,389 @@
+//! Random lives of feeds against the oracle: polls, push, resyncs with sweeps held and accepted, purges, restarts. After
+//! every step all that the file shows is compared, row by row.
+
+use std::collections::BTreeMap;
+
+use feedmirror::feed::{Ties, Transport};
+use feedmirror::store::apply::{Applied, Delivery, Purpose, Step, Verdict};
+use feedmirror::store::resync::{Ended, Trust};
+use proptest::prelude::*;
+use rusqlite::types::Value;
+
+use crate::mirror::{AT, Mirror, Record, name, start_url, unreadable};
+use crate::oracle::{Fate, Feed, Key, Sent, Swept, Walk, Way, data, stamps};
+
+const FEEDS: [&str; 2] = ["acme", "other"];
+const MAX_SWEEP: f64 = 0.2;
+
+/// What is in a delivery.
+#[derive(Clone, Debug)]
+struct Load {
+    records: Vec<Sent>,
+    /// Ids of records that can't be understood.
+    bad: Vec<Option<u8>>,
+    replace_ties: bool,
+}
+
+/// One thing that happens to a feed.
+#[derive(Clone, Debug)]
+enum Act {
+    /// Brought by a transport, no cursor moving; several at once are submitted before any is awaited.
+    Bring(Vec<(usize, Load)>),
+    /// Polled at the cursor, or with a cursor that has moved since.
+    Poll {
+        load: Load,
+        late: bool,
+    },
+    /// Read before the generation was raised.
+    Outdated(Load),
+    Begin {
+        trust: bool,
+    },
+    WalkPage {
+        load: Load,
+        clean: bool,
+    },
+    EndWalk,
+    Accept,
+    Cancel,
+    Seek,
+    Purge,
+    Resume,
+    Restart,
+}
+
+fn loads() -> impl Strategy<Value = Load> {
+    let sent =
+        ((0..2usize, 0..4u8), stamps(), prop::option::weighted(0.7, 0..8u8)).prop_map(|((kind, id), stamp, data)| {
+            let key: Key = (["Session", "Slot"][kind].into(), id.to_string());
+            Sent { key, stamp, data }
+        });
+    let bad = prop::collection::vec(prop::option::of(0..4u8), 0..2);
+    (prop::collection::vec(sent, 0..8), bad, prop::bool::weighted(0.2)).prop_map(|(records, bad, replace_ties)| Load {
+        records,
+        bad,
+        replace_ties,
+    })
+}
+
+fn acts() -> impl Strategy<Value = (usize, Act)> {
+    let act = prop_oneof![
+        6 => prop::collection::vec((0..Transport::ALL.len(), loads()), 1..4).prop_map(Act::Bring),
+        6 => (loads(), prop::bool::weighted(0.1)).prop_map(|(load, late)| Act::Poll { load, late }),
+        1 => loads().prop_map(Act::Outdated),
+        3 => any::<bool>().prop_map(|trust| Act::Begin { trust }),
+        6 => (loads(), prop::bool::weighted(0.9)).prop_map(|(load, clean)| Act::WalkPage { load, clean }),
+        3 => Just(Act::EndWalk),
+        2 => Just(Act::Accept),
+        1 => Just(Act::Cancel),
+        1 => Just(Act::Seek),
+        1 => Just(Act::Purge),
+        2 => Just(Act::Resume),
+        1 => Just(Act::Restart),
+    ];
+    (0..FEEDS.len(), act)
+}
+
+/// What a change number was given for: feed, kind, id and modified.
+type Change = Vec<Value>;
+
+/// The mirror and the oracle, side by side.
+struct Pair {
+    mirror: Mirror,
+    feeds: Vec<Feed>,
+    turn: u64,
+    places: u64,
+    /// Every change number ever seen, and what it stood for.
+    given: BTreeMap<i64, Change>,
+}
+
+impl Pair {
+    fn new() -> Self {
+        let feeds = FEEDS.iter().map(|feed| Feed::new(feed, start_url(feed))).collect();
+        Self { mirror: Mirror::with(&FEEDS), feeds, turn: 0, places: 0, given: BTreeMap::new() }
+    }
+
+    fn place(&mut self, feed: usize) -> String {
+        self.places += 1;
+        format!("https://{}.example/rpde?at={}", FEEDS[feed], self.places)
+    }
+
+    fn delivery(&self, feed: usize, transport: Transport, purpose: Purpose, load: &Load) -> Delivery {
+        let record = |sent: &Sent| {
+            let (kind, id) = sent.key.clone();
+            Record { kind, id, modified: sent.stamp.modified(), data: sent.data.map(data) }
+        };
+        let records: Vec<_> = load.records.iter().map(record).collect();
+        let mut delivery = self.mirror.delivery(FEEDS[feed], transport, purpose, &records);
+        for id in &load.bad {
+            let id = id.map(|id| id.to_string());
+            delivery.page.unreadable.push(unreadable("no-kind", &raw(id.as_deref()), id.as_deref()));
+        }
+        delivery.ties = if load.replace_ties { Ties::Replace } else { Ties::Keep };
+        delivery
+    }
+
+    /// What the oracle makes of a delivery that is taken.
+    fn expect(&mut self, feed: usize, load: &Load, transport: &'static str, resync: bool) -> Applied {
+        let way = Way { transport, resync, replace_ties: load.replace_ties };
+        let mut applied = Applied { quarantined: load.bad.len() as u64, ..Applied::default() };
+        for sent in &load.records {
+            let fate = self.feeds[feed].take(sent, way, &mut self.turn);
+            match fate {
+                Fate::New => applied.new += 1,
+                Fate::Changed => applied.changed += 1,
+                Fate::Same => applied.same += 1,
+                Fate::Older => applied.older += 1,
+                Fate::Tied => applied.tied += 1,
+            }
+            if sent.data.is_none() && matches!(fate, Fate::New | Fate::Changed) {
+                applied.deleted += 1;
+            }
+        }
+        for id in load.bad.iter().map(|id| id.map(|id| id.to_string())) {
+            *self.feeds[feed].quarantine.entry(raw(id.as_deref())).or_default() += 1;
+            if let (Some(walk), Some(id)) = (&mut self.feeds[feed].walk, id) {
+                walk.spared.push(id);
+            }
+        }
+        applied
+    }
+
+    fn act(&mut self, feed: usize, act: &Act) {
+        let store = self.mirror.store().clone();
+        let called = name(FEEDS[feed]);
+        match act {
+            Act::Bring(loads) => self.bring(feed, loads),
+            Act::Poll { load, late } => self.poll(feed, load, *late),
+            Act::Outdated(load) => {
+                let mut delivery = self.delivery(feed, Transport::Webhook, Purpose::Again, load);
+                delivery.generation -= 1;
+                assert_eq!(self.mirror.apply(delivery), refused(Verdict::OldGeneration));
+            }
+            Act::Begin { trust } => self.begin(feed, *trust),
+            Act::WalkPage { load, clean } => self.walk_page(feed, load, *clean),
+            Act::EndWalk => self.end_walk(feed),
+            Act::Accept => self.accept(feed),
+            Act::Cancel => {
+                let id = self.mirror.feed(FEEDS[feed]).id;
+                self.mirror.wait(store.cancel_resync(id)).unwrap();
+                self.feeds[feed].walk = None;
+            }
+            Act::Seek => {
+                let place = self.place(feed);
+                self.mirror.wait(store.seek(&called, AT, place.clone())).unwrap();
+                self.feeds[feed].cursor = Some(place);
+            }
+            Act::Purge => {
+                self.mirror.wait(store.purge(&called, AT)).unwrap();
+                self.turn += 1;
+                let generation = self.feeds[feed].generation + 1;
+                let purge = Some(self.turn);
+                self.feeds[feed] =
+                    Feed { generation, cursor: None, purged: true, purge, ..Feed::new(FEEDS[feed], String::new()) };
+            }
+            Act::Resume => {
+                self.mirror.wait(store.pause(&called, AT, false)).unwrap();
+                if self.feeds[feed].purged {
+                    self.feeds[feed].purged = false;
+                    self.feeds[feed].cursor = Some(start_url(FEEDS[feed]));
+                }
+            }
+            Act::Restart => {
+                drop(store);
+                self.mirror.reopen();
+            }
+        }
+    }
+
+    fn bring(&mut self, feed: usize, loads: &[(usize, Load)]) {
+        let deliveries: Vec<_> =
+            loads.iter().map(|(by, load)| self.delivery(feed, Transport::ALL[*by], Purpose::Again, load)).collect();
+        let pending: Vec<_> = deliveries.into_iter().map(|delivery| self.mirror.submit(delivery)).collect();
+        for ((by, load), pending) in loads.iter().zip(pending) {
+            let expected = match self.feeds[feed].purged {
+                true => refused(Verdict::OldGeneration),
+                false => self.expect(feed, load, Transport::ALL[*by].as_str(), false),
+            };
+            assert_eq!(self.mirror.answer(pending), expected);
+        }
+    }
+
+    fn poll(&mut self, feed: usize, load: &Load, late: bool) {
+        let place = self.place(feed);
+        let cursor = self.feeds[feed].cursor.clone();
+        let asked = cursor.filter(|_| !late).unwrap_or_else(|| "https://elsewhere.example/".to_owned());
+        let step = Step { asked: asked.clone(), cursor: place.clone(), level: false, clean: true };
+        let mut applied = self.mirror.apply(self.delivery(feed, Transport::Poll, Purpose::Poll(step), load));
+        // Whether a feed is suspect is another test's matter.
+        applied.suspect = None;
+        let expected = if self.feeds[feed].purged {
+            refused(Verdict::OldGeneration)
+        } else if self.feeds[feed].cursor.as_ref() != Some(&asked) {
+            refused(Verdict::CursorMoved)
+        } else {
+            self.feeds[feed].cursor = Some(place);
+            self.expect(feed, load, "poll", false)
+        };
+        assert_eq!(applied, expected);
+    }
+
+    fn begin(&mut self, feed: usize, trust: bool) {
+        if self.feeds[feed].purged {
+            return;
+        }
+        let asked = if trust { Trust::Asked } else { Trust::No };
+        self.mirror.wait(self.mirror.store().begin_resync(&name(FEEDS[feed]), AT, asked, false)).unwrap();
+        if !trust && self.feeds[feed].walk.as_ref().is_some_and(|walk| !walk.held) {
+            return;
+        }
+        self.feeds[feed].generation += i64::from(trust);
+        self.feeds[feed].walk = Some(Walk {
+            cursor: start_url(FEEDS[feed]),
+            trust,
+            clean: true,
+            held: false,
+            began: self.turn,
+            met: BTreeMap::new(),
+            spared: Vec::new(),
+        });
+    }
+
+    fn walk_page(&mut self, feed: usize, load: &Load, clean: bool) {
+        let Some(walk) = self.feeds[feed].walk.clone() else { return };
+        let place = self.place(feed);
+        let step = Step { asked: walk.cursor, cursor: place.clone(), level: false, clean };
+        let applied = self.mirror.apply(self.delivery(feed, Transport::Poll, Purpose::Resync(step), load));
+        if walk.held {
+            return assert_eq!(applied, refused(Verdict::CursorMoved));
+        }
+        let expected = self.expect(feed, load, "poll", true);
+        assert_eq!(applied, expected);
+        if let Some(walk) = &mut self.feeds[feed].walk {
+            walk.cursor = place;
+            walk.clean &= clean;
+        }
+    }
+
+    fn end_walk(&mut self, feed: usize) {
+        let Some(walk) = self.feeds[feed].walk.clone().filter(|walk| !walk.held) else { return };
+        let stored = self.mirror.feed(FEEDS[feed]);
+        let number = stored.resync.unwrap().walk;
+        let ended = self.mirror.wait(self.mirror.store().end_resync(stored.id, number, AT, MAX_SWEEP)).unwrap();
+        if !walk.clean {
+            self.feeds[feed].walk = None;
+            return assert_eq!(ended, Ended::Unclean);
+        }
+        self.feeds[feed].cursor = Some(walk.cursor);
+        let (unseen, live) = (self.feeds[feed].unseen().len(), self.feeds[feed].live());
+        // So few items are never over a hundred: only a sweep of everything is held.
+        if !walk.trust && unseen > 0 && unseen == live {
+            if let Some(walk) = &mut self.feeds[feed].walk {
+                walk.held = true;
+            }
+            return assert_eq!(ended, Ended::Held(unseen as i64, live as i64));
+        }
+        self.feeds[feed].sweep(&mut self.turn);
+        assert_eq!(ended, Ended::Done(unseen as i64));
+    }
+
+    fn accept(&mut self, feed: usize) {
+        let stored = self.mirror.feed(FEEDS[feed]);
+        let accepted = self.mirror.wait(self.mirror.store().accept_sweep(stored.id, AT));
+        if !self.feeds[feed].walk.as_ref().is_some_and(|walk| walk.held) {
+            return assert!(accepted.is_err());
+        }
+        accepted.unwrap();
+        let unseen = self.feeds[feed].unseen().len() as i64;
+        let number = stored.resync.unwrap().walk;
+        let swept = self.mirror.wait(self.mirror.store().sweep(stored.id, number, AT)).unwrap();
+        assert_eq!(swept, Ended::Done(unseen));
+        self.feeds[feed].sweep(&mut self.turn);
+    }
+
+    /// Compares all that the file shows, and looks after the change numbers.
+    fn compare(&mut self) {
+        for feed in &self.feeds {
+            let called = feed.name;
+            let rows = self.mirror.rows(&format!(
+                "SELECT kind, id, modified, state, data, transport, swept FROM items WHERE feed = '{called}' ORDER BY 1, 2"
+            ));
+            assert_eq!(rows, feed.rows.values().map(shown).collect::<Vec<_>>(), "items of {called}");
+            let counters =
+                self.mirror.rows(&format!("SELECT items, tombstones, cursor FROM feeds WHERE name = '{called}'"));
+            let (live, all) = (feed.live() as i64, feed.rows.len() as i64);
+            let cursor = feed.cursor.clone().map_or(Value::Null, Value::Text);
+            assert_eq!(counters, [[Value::Integer(live), Value::Integer(all - live), cursor]], "counters of {called}");
+            let held =
+                self.mirror.rows(&format!("SELECT raw, count FROM quarantine WHERE feed = '{called}' ORDER BY raw"));
+            let expected = feed.quarantine.iter().map(|(raw, n)| vec![Value::Text(raw.clone()), Value::Integer(*n)]);
+            assert_eq!(held, expected.collect::<Vec<_>>(), "quarantine of {called}");
+            let generation: i64 = self.mirror.value(&format!("SELECT generation FROM feed WHERE name = '{called}'"));
+            assert_eq!(generation, feed.generation, "generation of {called}");
+        }
+        self.compare_changes();
+    }
+
+    /// The newest change of each item in the order of writing, with numbers that are new whenever the change is.
+    fn compare_changes(&mut self) {
+        let mut turns = BTreeMap::new();
+        for feed in &self.feeds {
+            let key = |kind: &str, id: &str| [feed.name, kind, id].map(str::to_owned);
+            turns.extend(feed.rows.iter().map(|((kind, id), row)| (key(kind, id), row.turn)));
+            turns.extend(feed.purge.map(|turn| (key("", ""), turn)));
+        }
+        let sql = "SELECT seq, feed, coalesce(kind, ''), coalesce(id, ''), modified, state FROM changes ORDER BY seq";
+        let changes = self.mirror.rows(sql);
+        assert_eq!(changes.len(), turns.len(), "one change for each item, and one for each purge");
+        let highest = self.given.last_key_value().map_or(0, |(seq, _)| *seq);
+        let mut last = 0;
+        for mut change in changes {
+            let [Value::Integer(seq), Value::Text(feed), Value::Text(kind), Value::Text(id), ..] = &change[..] else {
+                panic!("not a change: {change:?}")
+            };
+            let seq = *seq;
+            let turn = turns[&[feed.clone(), kind.clone(), id.clone()]];
+            assert!(turn >= last, "change {seq} stands before one that was written earlier");
+            last = turn;
+            change.remove(0);
+            match self.given.get(&seq) {
+                Some(before) => assert_eq!(before, &change, "change number {seq} was given twice"),
+                None => {
+                    assert!(seq > highest, "change number {seq} is new and not above {highest}");
+                    self.given.insert(seq, change);
+                }
+            }
+        }
+    }
+}
+
+fn refused(verdict: Verdict) -> Applied {
+    Applied { verdict, ..Applied::default() }
+}
+
+fn shown(row: &crate::oracle::Row) -> Vec<Value> {
+    let text = |text: &str| Value::Text(text.into());
+    let (kind, id) = &row.sent.key;
+    let state = if row.sent.data.is_some() { "updated" } else { "deleted" };
+    let content = row.sent.data.map_or(Value::Null, |number| Value::Text(data(number)));
+    let swept = Value::Integer(i64::from(row.swept != Swept::No));
+    vec![text(kind), text(id), row.sent.stamp.in_sql(), text(state), content, text(row.transport), swept]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_mirror_is_what_the_oracle_says(acts in prop::collection::vec(acts(), 1..50)) {
+        let mut pair = Pair::new();
+        for (feed, act) in &acts {
+            pair.act(*feed, act);
+            pair.compare();
+        }
+    }
+}
+
+/// A record without a kind, as published.
+fn raw(id: Option<&str>) -> String {
+    format!("{{\"id\":{id:?}}}")
+}

@@ -1,0 +1,389 @@
+//! Resyncs: what they keep, what they sweep, what is spared, and what is held until the operator accepts it (DESIGN §3).
+
+use feedmirror::feed::{Health, Modified, Transport};
+use feedmirror::store::StoreError;
+use feedmirror::store::apply::{Applied, Purpose, Step, Verdict};
+use feedmirror::store::feeds::Note;
+use feedmirror::store::resync::{Ended, Stage, Trust};
+
+use crate::mirror::{AT, Mirror, Record, deleted, many, name, registration, unreadable, updated};
+
+/// The share of live items that may go unasked, as DESIGN §3 has it.
+const MAX_SWEEP: f64 = 0.2;
+const END: &str = "https://acme.example/rpde?afterTimestamp=99";
+
+fn begin(mirror: &Mirror, trust: Trust) {
+    mirror.wait(mirror.store().begin_resync(&name("acme"), AT, trust, false)).unwrap();
+}
+
+fn finish(mirror: &Mirror) -> Ended {
+    let feed = mirror.feed("acme");
+    mirror.wait(mirror.store().end_resync(feed.id, feed.resync.unwrap().walk, AT, MAX_SWEEP)).unwrap()
+}
+
+/// Goes on with an accepted sweep, as the resync loop does.
+fn sweep(mirror: &Mirror) -> Ended {
+    let feed = mirror.feed("acme");
+    mirror.wait(mirror.store().sweep(feed.id, feed.resync.unwrap().walk, AT)).unwrap()
+}
+
+/// A whole resync that meets these records and ends cleanly.
+fn resync(mirror: &Mirror, trust: Trust, records: &[Record]) -> Ended {
+    begin(mirror, trust);
+    mirror.walk("acme", END, records);
+    finish(mirror)
+}
+
+fn live(mirror: &Mirror) -> i64 {
+    let counted: i64 = mirror.value("SELECT count(*) FROM live_items WHERE feed = 'acme'");
+    assert_eq!(counted, mirror.value::<i64>("SELECT items FROM feeds WHERE name = 'acme'"), "the counter agrees");
+    counted
+}
+
+fn swept(mirror: &Mirror) -> i64 {
+    mirror.value("SELECT count(*) FROM items WHERE swept AND state = 'deleted' AND data IS NULL")
+}
+
+#[test]
+fn a_resync_keeps_unchanged_rows_and_their_seq_and_sweeps_what_is_gone() {
+    let mirror = Mirror::with(&["acme"]);
+    mirror.push("acme", &[updated("same", 10, "{}"), updated("gone", 11, "{}"), updated("newer", 12, "{}")]);
+    let (same, gone) = (mirror.seq("same"), mirror.seq("gone"));
+
+    let ended = resync(&mirror, Trust::No, &[updated("same", 10, "{}"), updated("newer", 20, "{}")]);
+
+    assert_eq!(ended, Ended::Done(1));
+    assert_eq!(mirror.seq("same"), same);
+    assert!(mirror.seq("gone") > gone, "a sweep is a change");
+    assert_eq!(mirror.item("gone"), "11 deleted - swept");
+    assert_eq!(mirror.item("newer"), "20 updated {}");
+    assert_eq!((live(&mirror), mirror.feed("acme").resync), (2, None));
+}
+
+#[test]
+fn a_resyncs_own_cursor_becomes_the_poll_cursor_only_at_its_clean_end() {
+    let mirror = Mirror::with(&["acme"]);
+    let before = mirror.cursor("acme");
+    begin(&mirror, Trust::No);
+    mirror.walk("acme", END, &[updated("1", 10, "{}")]);
+    assert_eq!(mirror.cursor("acme"), before);
+
+    finish(&mirror);
+
+    assert_eq!(mirror.cursor("acme"), END);
+}
+
+#[test]
+fn nothing_is_swept_after_an_unclean_end() {
+    let mirror = Mirror::with(&["acme"]);
+    mirror.push("acme", &[updated("1", 10, "{}"), updated("2", 10, "{}")]);
+    let before = mirror.cursor("acme");
+    begin(&mirror, Trust::No);
+    let asked = mirror.feed("acme").resync.unwrap().cursor;
+    let made = Step { asked, cursor: "https://acme.example/made".into(), level: false, clean: false };
+    mirror.apply(mirror.delivery("acme", Transport::Poll, Purpose::Resync(made), &[updated("1", 10, "{}")]));
+    mirror.walk("acme", END, &[]);
+
+    assert_eq!(finish(&mirror), Ended::Unclean);
+
+    assert_eq!((live(&mirror), swept(&mirror)), (2, 0));
+    assert_eq!((mirror.cursor("acme"), mirror.feed("acme").resync), (before, None));
+}
+
+#[test]
+fn items_pushed_or_changed_since_the_walk_began_are_not_swept() {
+    let mirror = Mirror::with(&["acme"]);
+    let ids = ["pushed-same", "pushed-newer", "pushed-older", "polled-same"];
+    mirror.push("acme", &ids.map(|id| updated(id, 10, "{}")));
+    mirror.push("acme", &[updated("met", 10, "{}")]);
+    begin(&mirror, Trust::No);
+
+    mirror.push("acme", &[updated("pushed-same", 10, "{}"), updated("pushed-newer", 11, "{}")]);
+    mirror.push("acme", &[updated("pushed-older", 9, "{}"), updated("pushed-new", 1, "{}")]);
+    mirror.poll("acme", &[updated("polled-same", 10, "{}")]);
+    mirror.walk("acme", END, &[updated("met", 10, "{}")]);
+
+    assert_eq!(finish(&mirror), Ended::Done(0));
+    assert_eq!(live(&mirror), 6);
+}
+
+#[test]
+fn records_that_the_walk_quarantined_are_spared_by_their_id() {
+    let mirror = Mirror::with(&["acme"]);
+    mirror.push("acme", &[updated("broken", 10, "{}"), updated("gone", 10, "{}"), updated("met", 10, "{}")]);
+    begin(&mirror, Trust::No);
+    let asked = mirror.feed("acme").resync.unwrap().cursor;
+    let purpose = Purpose::Resync(crate::mirror::step(&asked, END));
+    let mut delivery = mirror.delivery("acme", Transport::Poll, purpose, &[updated("met", 10, "{}")]);
+    delivery.page.unreadable.push(unreadable("no-modified", r#"{"id":"broken"}"#, Some("broken")));
+    delivery.page.unreadable.push(unreadable("no-id", "{}", None));
+    assert_eq!(mirror.apply(delivery).quarantined, 2);
+
+    assert_eq!(finish(&mirror), Ended::Done(1));
+
+    assert_eq!((mirror.item("broken"), mirror.item("gone")), ("10 updated {}".into(), "10 deleted - swept".into()));
+}
+
+#[test]
+fn a_sweep_of_everything_is_held_however_small_the_feed() {
+    let mirror = Mirror::with(&["acme"]);
+    mirror.push("acme", &many("n", 3, 10));
+
+    assert_eq!(resync(&mirror, Trust::No, &[]), Ended::Held(3, 3));
+
+    let feed = mirror.feed("acme");
+    assert_eq!((live(&mirror), swept(&mirror)), (3, 0));
+    assert_eq!((feed.health, feed.resync.unwrap().stage), (Health::Suspect, Stage::Held));
+    let reason = feed.reason.unwrap();
+    assert!(reason.starts_with("held-sweep") && reason.contains("3 of 3"), "{reason}");
+}
+
+/// Of 500 live items a fifth is 100, and 100 is not over 100.
+#[test]
+fn a_sweep_of_more_than_a_fifth_and_over_a_hundred_is_held() {
+    for (live_before, gone, held) in [(500, 101, true), (500, 100, false), (510, 102, false), (101, 100, false)] {
+        let mirror = Mirror::with(&["acme"]);
+        mirror.push("acme", &many("n", live_before, 10));
+
+        let ended = resync(&mirror, Trust::No, &many("n", live_before - gone, 10));
+
+        let (gone_rows, live_rows) = (gone as i64, live_before as i64);
+        let expected = if held { Ended::Held(gone_rows, live_rows) } else { Ended::Done(gone_rows) };
+        assert_eq!(ended, expected, "{gone} of {live_before}");
+        assert_eq!(swept(&mirror), if held { 0 } else { gone_rows }, "{gone} of {live_before}");
+    }
+}
+
+#[test]
+fn a_sweep_is_not_held_under_a_trust_source_that_the_operator_asked_for() {
+    let mirror = Mirror::with(&["acme"]);
+    mirror.push("acme", &many("n", 3, 10));
+
+    assert_eq!(resync(&mirror, Trust::Asked, &[]), Ended::Done(3));
+
+    assert_eq!(live(&mirror), 0);
+}
+
+#[test]
+fn an_accepted_sweep_goes_on_after_a_restart_and_ends_suspect() {
+    let mut mirror = Mirror::with(&["acme"]);
+    mirror.push("acme", &many("n", 3, 10));
+    resync(&mirror, Trust::No, &[]);
+
+    mirror.wait(mirror.store().accept_sweep(mirror.feed("acme").id, AT)).unwrap();
+    mirror.reopen();
+    assert_eq!(mirror.feed("acme").resync.unwrap().stage, Stage::Sweep);
+    assert_eq!(sweep(&mirror), Ended::Done(3));
+
+    let feed = mirror.feed("acme");
+    assert_eq!((live(&mirror), swept(&mirror)), (0, 3));
+    assert_eq!((feed.health, feed.reason, feed.resync), (Health::Ok, None, None));
+}
+
+#[test]
+fn what_comes_back_while_a_sweep_is_held_is_not_swept_once_accepted() {
+    let mirror = Mirror::with(&["acme"]);
+    mirror.push("acme", &many("n", 3, 10));
+    resync(&mirror, Trust::No, &[]);
+
+    mirror.push("acme", &[updated("n1", 10, "{}")]);
+    mirror.wait(mirror.store().accept_sweep(mirror.feed("acme").id, AT)).unwrap();
+    sweep(&mirror);
+
+    assert_eq!((mirror.item("n1"), live(&mirror)), ("10 updated {}".into(), 1));
+}
+
+#[test]
+fn there_is_nothing_to_accept_where_no_sweep_is_held() {
+    let mirror = Mirror::with(&["acme"]);
+    begin(&mirror, Trust::No);
+
+    let accepted = mirror.wait(mirror.store().accept_sweep(mirror.feed("acme").id, AT));
+
+    assert!(matches!(accepted, Err(StoreError::Refused(_))), "{accepted:?}");
+}
+
+#[test]
+fn trust_source_replaces_what_is_newer_and_was_stored_before_the_walk_began() {
+    let mirror = Mirror::with(&["acme"]);
+    mirror.push("acme", &[updated("newer", 900, r#"{"n":9}"#), deleted("revived", 900), updated("same", 5, "{}")]);
+    let same = mirror.seq("same");
+    begin(&mirror, Trust::Asked);
+    mirror.push("acme", &[updated("pushed", 900, "{}")]);
+
+    let page =
+        [updated("newer", 5, "{}"), updated("revived", 5, "{}"), updated("same", 5, "{}"), updated("pushed", 5, "{}")];
+    let applied = mirror.walk("acme", END, &page);
+
+    assert_eq!(applied, Applied { changed: 2, same: 1, older: 1, ..Applied::default() });
+    assert_eq!(mirror.item("newer"), "5 updated {}");
+    assert_eq!(mirror.item("revived"), "5 updated {}");
+    assert_eq!(mirror.item("pushed"), "900 updated {}");
+    assert_eq!(mirror.seq("same"), same);
+}
+
+/// A publisher restored from a backup pushes its old versions while the walk is under way.
+#[test]
+fn an_older_version_pushed_during_the_walk_does_not_shield_the_row_from_trust_source() {
+    let mirror = Mirror::with(&["acme"]);
+    mirror.push("acme", &[updated("1", 900, r#"{"n":9}"#)]);
+    begin(&mirror, Trust::Asked);
+    assert_eq!(mirror.push("acme", &[updated("1", 5, "{}")]).older, 1);
+
+    assert_eq!(mirror.walk("acme", END, &[updated("1", 5, "{}")]).changed, 1);
+
+    assert_eq!(mirror.item("1"), "5 updated {}");
+}
+
+#[test]
+fn within_a_trust_source_walk_the_newest_of_duplicates_stands() {
+    let mirror = Mirror::with(&["acme"]);
+    mirror.push("acme", &[updated("1", 900, "{}"), updated("2", 7, "{}")]);
+    begin(&mirror, Trust::Asked);
+
+    mirror.walk(
+        "acme",
+        END,
+        &[updated("1", 8, "{}"), updated("1", 6, "{}"), updated("2", 7, "{}"), updated("2", 3, "{}")],
+    );
+
+    assert_eq!((mirror.item("1"), mirror.item("2")), ("8 updated {}".into(), "7 updated {}".into()));
+}
+
+#[test]
+fn a_plain_resync_does_not_take_the_trust_from_a_walk_that_has_it() {
+    let mirror = Mirror::with(&["acme"]);
+    mirror.push("acme", &[updated("1", 900, "{}")]);
+    begin(&mirror, Trust::Moved);
+    begin(&mirror, Trust::No);
+
+    assert_eq!(mirror.walk("acme", END, &[updated("1", 5, "{}")]).changed, 1);
+}
+
+#[test]
+fn a_resync_survives_a_restart_with_its_cursor_and_what_it_has_met() {
+    let mut mirror = Mirror::with(&["acme"]);
+    mirror.push("acme", &[updated("met", 10, "{}"), updated("gone", 10, "{}"), updated("later", 10, "{}")]);
+    begin(&mirror, Trust::No);
+    mirror.walk("acme", "https://acme.example/2", &[updated("met", 10, "{}")]);
+
+    mirror.reopen();
+    assert_eq!(mirror.feed("acme").resync.unwrap().cursor, "https://acme.example/2");
+    mirror.walk("acme", END, &[updated("later", 10, "{}")]);
+
+    assert_eq!(finish(&mirror), Ended::Done(1));
+    assert_eq!((mirror.item("gone"), live(&mirror)), ("10 deleted - swept".into(), 2));
+}
+
+#[test]
+fn what_one_resync_began_is_not_ended_by_another() {
+    let mirror = Mirror::with(&["acme"]);
+    mirror.push("acme", &[updated("1", 10, "{}"), updated("2", 10, "{}")]);
+    begin(&mirror, Trust::No);
+    mirror.walk("acme", END, &[updated("1", 10, "{}")]);
+    let feed = mirror.feed("acme");
+    begin(&mirror, Trust::Asked);
+
+    let replaced = feed.resync.unwrap().walk;
+    let ended = mirror.wait(mirror.store().end_resync(feed.id, replaced, AT, MAX_SWEEP)).unwrap();
+
+    assert_eq!(ended, Ended::Replaced);
+    assert_eq!((live(&mirror), mirror.cursor("acme")), (2, feed.cursor.unwrap()));
+}
+
+#[test]
+fn a_page_of_the_walk_asked_with_another_cursor_is_not_written() {
+    let mirror = Mirror::with(&["acme"]);
+    begin(&mirror, Trust::No);
+    let purpose = Purpose::Resync(crate::mirror::step("https://acme.example/elsewhere", END));
+
+    let applied = mirror.apply(mirror.delivery("acme", Transport::Poll, purpose, &[updated("1", 10, "{}")]));
+
+    assert_eq!(applied.verdict, Verdict::CursorMoved);
+    assert_eq!(live(&mirror), 0);
+}
+
+#[test]
+fn a_feed_is_suspect_once_eleven_of_the_last_twenty_differing_polled_items_were_older() {
+    let mirror = Mirror::with(&["acme"]);
+    mirror.push("acme", &many("n", 20, 100));
+    let newer: Vec<_> = many("n", 9, 101);
+    let older = |count: usize| many("n", count, 50).into_iter().map(|record| Record { id: "n19".into(), ..record });
+
+    mirror.poll("acme", &newer);
+    let same = mirror.poll("acme", &many("n", 9, 101));
+    assert_eq!(same.same, 9, "items that are equal don't count");
+    let ten = mirror.poll("acme", &older(10).collect::<Vec<_>>());
+    assert_eq!((ten.older, ten.suspect), (10, None));
+    let eleventh = mirror.poll("acme", &[Record { modified: Modified::Int(51), ..updated("n19", 0, "{}") }]);
+
+    let reason = eleventh.suspect.expect("suspect");
+    assert!(reason.starts_with("went-back"), "{reason}");
+    assert!(reason.contains("51") && reason.contains("100"), "both values: {reason}");
+    let note = Note { health: Health::Ok, reason: None, failures: 0, next_poll_at: None };
+    mirror.wait(mirror.store().note(mirror.feed("acme").id, AT, note)).unwrap();
+    assert_eq!(mirror.feed("acme").health, Health::Suspect, "only a resync ends it");
+    assert_eq!(live(&mirror), 20, "nothing is removed unasked");
+
+    assert_eq!(resync(&mirror, Trust::Asked, &many("n", 20, 50)), Ended::Done(0));
+    assert_eq!((mirror.feed("acme").health, mirror.item("n19")), (Health::Ok, "50 updated {}".into()));
+}
+
+#[test]
+fn push_and_look_backs_never_make_a_feed_suspect() {
+    let mirror = Mirror::with(&["acme"]);
+    mirror.push("acme", &many("n", 30, 100));
+
+    assert_eq!(mirror.push("acme", &many("n", 30, 1)).suspect, None);
+    assert_eq!(mirror.look_back("acme", &many("n", 30, 1)).suspect, None);
+}
+
+#[test]
+fn a_feed_whose_url_moves_is_read_anew_trusting_the_source_with_its_rows_kept() {
+    let mirror = Mirror::with(&["acme"]);
+    mirror.push("acme", &[updated("1", 900, "{}"), updated("2", 900, "{}")]);
+    let before = mirror.feed("acme");
+    let mut moved = registration("acme");
+    moved.url = "https://new.example/rpde".into();
+    mirror.wait(mirror.store().register(AT, vec![moved.clone()], true)).unwrap();
+
+    let feed = mirror.feed("acme");
+    assert_eq!((feed.cursor, feed.generation), (None, before.generation + 1));
+    let resync = feed.resync.unwrap();
+    assert_eq!((resync.cursor.as_str(), resync.trust), (moved.url.as_str(), Trust::Moved));
+    assert_eq!(live(&mirror), 2);
+
+    mirror.walk("acme", "https://new.example/end", &[updated("1", 5, "{}")]);
+    assert_eq!(finish(&mirror), Ended::Done(1));
+    assert_eq!((mirror.item("1"), mirror.item("2")), ("5 updated {}".into(), "900 deleted - swept".into()));
+    assert_eq!(mirror.cursor("acme"), "https://new.example/end");
+}
+
+#[test]
+fn a_moved_feed_in_which_nothing_is_found_again_is_held() {
+    let mirror = Mirror::with(&["acme"]);
+    mirror.push("acme", &[updated("1", 900, "{}")]);
+    let mut moved = registration("acme");
+    moved.url = "https://new.example/rpde".into();
+    mirror.wait(mirror.store().register(AT, vec![moved], true)).unwrap();
+    mirror.walk("acme", "https://new.example/end", &[]);
+
+    assert_eq!(finish(&mirror), Ended::Held(1, 1));
+
+    assert_eq!(live(&mirror), 1);
+}
+
+#[test]
+fn a_url_that_changes_its_query_or_scheme_alone_is_the_same_feed() {
+    let mirror = Mirror::with(&["acme"]);
+    mirror.push("acme", &[updated("1", 10, "{}")]);
+    let cursor = "https://acme.example/rpde?afterTimestamp=10&afterId=1";
+    mirror.wait(mirror.store().seek(&name("acme"), AT, cursor.into())).unwrap();
+    let mut same = registration("acme");
+    same.url = "http://acme.example/rpde?limit=100".into();
+
+    mirror.wait(mirror.store().register(AT, vec![same], true)).unwrap();
+
+    let feed = mirror.feed("acme");
+    assert_eq!((feed.cursor.as_deref(), feed.generation, feed.resync), (Some(cursor), 1, None));
+}
