@@ -21,8 +21,10 @@ pub enum Trouble {
     ConnectionRefused,
     /// The network, a time-out, a broken response.
     Network,
-    /// A page that had to be refused, or a walk that came round again.
+    /// A page that had to be refused.
     Page,
+    /// A walk that came round again: its pages answer, and yet it gets nowhere.
+    Loop,
     /// TLS, a refused redirect or origin, settings: nothing that waiting heals.
     Operator,
 }
@@ -102,7 +104,7 @@ pub fn judge(trouble: Trouble, history: &History) -> Ruling {
         Trouble::Status { code: 503, retry_after: None } if history.unavailable >= 3 => retrying(Wait::Unavailable),
         Trouble::Status { retry_after: Some(told), .. } => stuck_or(history, retrying(Wait::Told(told))),
         Trouble::ConnectionRefused => Ruling { slow_host: true, ..retrying(Wait::Backoff) },
-        Trouble::Status { .. } | Trouble::Page => stuck_or(history, retrying(Wait::Backoff)),
+        Trouble::Status { .. } | Trouble::Page | Trouble::Loop => stuck_or(history, retrying(Wait::Backoff)),
         Trouble::Network => stuck_or(history, retrying(Wait::Backoff)),
     }
 }
@@ -173,6 +175,7 @@ mod tests {
             (status(425), known, (Health::Retrying, Step::None)),
             (Trouble::Network, known, (Health::Retrying, Step::None)),
             (Trouble::Page, known, (Health::Retrying, Step::None)),
+            (Trouble::Loop, known, (Health::Retrying, Step::None)),
             (Trouble::Operator, known, (Health::Failed, Step::None)),
             (status(401), known, (Health::Failed, Step::Secrets)),
             (status(403), new, (Health::Failed, Step::Secrets)),

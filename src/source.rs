@@ -3,4 +3,5 @@
 pub mod body;
 pub mod budget;
 pub mod http;
+mod mask;
 pub mod turns;

@@ -14,6 +14,7 @@ use url::Url;
 
 use super::body::{Body, Coding};
 use super::budget::Budget;
+use super::mask;
 
 /// `[http]`, and a feed's `http.*`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -352,17 +353,12 @@ impl Requests {
         Arc::clone(&self.secrets.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// `text` with every secret query value replaced by its parameter's name in braces: what may be stored and shown.
+    /// `text` with every secret query value, however it is percent-encoded, replaced by its parameter's name in braces:
+    /// what may be stored and shown.
     pub fn mask(&self, text: &str) -> String {
         let mut masked = text.to_owned();
-        for (name, value, hidden) in &self.secrets().query {
-            let sent = value.expose_secret();
-            let plain: String = url::form_urlencoded::parse(sent.as_bytes()).map(|(name, _)| name).collect();
-            for form in [sent, plain.as_str()] {
-                if *hidden && !form.is_empty() && masked.contains(form) {
-                    masked = masked.replace(form, &format!("{{{name}}}"));
-                }
-            }
+        for (name, value, _) in self.secrets().query.iter().filter(|(_, _, hidden)| *hidden) {
+            masked = mask::without(&masked, value.expose_secret(), &format!("{{{name}}}"));
         }
         masked
     }

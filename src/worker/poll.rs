@@ -161,20 +161,26 @@ impl<'a> PollLoop<'a> {
         }
     }
 
-    /// At least one page came: whatever failed before has healed.
+    /// At least one page came.
     async fn answered(&mut self, stored: &StoredFeed, walked: &Walked) {
         let feed = self.feed;
         let away = self.away(stored, walked);
-        if self.history.failures > 0 {
-            tracing::info!(feed = %feed.name, failures = self.history.failures, "polling works again");
-        }
         self.last_ok = Some(Instant::now());
-        self.failing_since = None;
-        self.history = History { answered: true, ..History::default() };
+        if walked.got_on() {
+            self.healed();
+        }
         if away > feed.retention && !stored.stale && stored.polled_at.is_some() {
             let detail = format!("away for {away:?}, longer than deletions are remembered ({:?})", feed.retention);
             self.logged("stale could not be noted", feed.shared.store.mark_stale(feed.id, now(), detail).await);
         }
+    }
+
+    fn healed(&mut self) {
+        if self.history.failures > 0 {
+            tracing::info!(feed = %self.feed.name, failures = self.history.failures, "polling works again");
+        }
+        self.failing_since = None;
+        self.history = History { answered: true, ..History::default() };
     }
 
     /// How long the feed was not read. At run time by the monotonic clock; over a restart by the wall clock, and only

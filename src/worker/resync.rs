@@ -102,7 +102,7 @@ impl<'a> ResyncLoop<'a> {
         };
         let walk = Walk::new(feed, Kind::Resync, stored.generation, self.cancel, &feed.pulses[1]);
         let walked = walk.run(resync.cursor.clone(), None).await;
-        if walked.pages > 0 {
+        if walked.got_on() {
             self.failures = 0;
         }
         match walked.end {

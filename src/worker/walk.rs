@@ -97,6 +97,13 @@ pub enum End {
     },
 }
 
+impl Walked {
+    /// Whether a page came, and not only to lead round in a circle: then whatever failed before has healed.
+    pub fn got_on(&self) -> bool {
+        self.pages > 0 && !matches!(self.end, End::Failed { trouble: Trouble::Loop, .. })
+    }
+}
+
 type Pending = oneshot::Receiver<Result<Applied, StoreError>>;
 
 /// A walk under way.
@@ -292,7 +299,7 @@ impl<'a> Walk<'a> {
             Next::Follow { url, .. } if self.met.contains(&self.hasher.hash_one(&url)) => {
                 page.find("loop", || format!("{asked} sends back to {url}"));
                 let reason = format!("loop: `next` leads back to a page of this walk, {url}");
-                (stay(false, false), Err(failed((Trouble::Page, reason))))
+                (stay(false, false), Err(failed((Trouble::Loop, reason))))
             }
             Next::Follow { url, made } => match self.feed.requests.permit(&url) {
                 Ok(()) => (Step { asked, cursor: url.clone(), level: false, clean: !made }, Ok(url)),

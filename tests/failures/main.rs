@@ -1,0 +1,17 @@
+//! What bad input and bad luck get (DESIGN §3 and §8), each row against the real binary, a scripted publisher on a real
+//! socket, and the SQLite file that operators look into.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod history;
+mod origins;
+mod pages;
+mod paging;
+mod politeness;
+mod recovery;
+mod resync;
+mod signals;
+mod statuses;
