@@ -29,7 +29,8 @@ pub use layers::Overrides;
 pub use problem::{Errors, Origin, Problem, Scope};
 
 use crate::feed::FeedName;
-use crate::source::http::{HostSettings, SecretSource};
+use crate::source::http::HostSettings;
+use crate::source::secret::SecretSource;
 use crate::supervisor::FeedSettings;
 use layers::Layers;
 use table::{Report, Table};

@@ -2,6 +2,9 @@
 
 pub mod body;
 pub mod budget;
+pub mod client;
+pub mod headers;
 pub mod http;
+pub mod secret;
 mod mask;
 pub mod turns;

@@ -13,7 +13,8 @@ use std::time::Duration;
 
 use crate::feed::{Dialect, FeedName, Order, Ties};
 use crate::schedule::{PollSettings, RetrySettings};
-use crate::source::http::{HostSettings, HttpSettings, Value};
+use crate::source::http::{HostSettings, HttpSettings};
+use crate::source::secret::Value;
 
 /// `[resync]`.
 #[derive(Clone, Debug, PartialEq)]

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Exit, Globals};
 use crate::config::{LogSettings, Overrides};
 use crate::daemon;
-use crate::source::http::Clients;
+use crate::source::client::Clients;
 use crate::source::turns::Turns;
 use crate::store::read::Reader;
 use crate::store::{Intake, StoreError, now};

@@ -13,7 +13,8 @@ use super::units::{duration, duration_or_zero, or_off, text, word};
 use super::{FailedFeed, Problem};
 use crate::feed::{Dialect, FeedName, Order, Ties};
 use crate::schedule::{PollSettings, RetrySettings};
-use crate::source::http::{HttpSettings, Value};
+use crate::source::http::HttpSettings;
+use crate::source::secret::Value;
 use crate::supervisor::{FeedSettings, RETENTION, ResyncSettings};
 
 /// Settings of push, which this version reads nowhere. They are refused rather than passed over: whoever writes them

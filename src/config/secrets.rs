@@ -9,7 +9,7 @@ use reqwest::header::{HeaderName, HeaderValue};
 use secrecy::ExposeSecret;
 
 use super::table::{Given, Table};
-use crate::source::http::{SecretSource, Value};
+use crate::source::secret::{SecretSource, Value};
 
 const REFERENCE: &str = "{ file = \"…\" }, { env = \"…\" } or { credential = \"…\" }";
 

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::feed::{Dialect, Order, Ties};
-use crate::source::http::Value;
+use crate::source::secret::Value;
 
 /// Stands wherever a secret was put, and must come out nowhere.
 const MARKER: &str = "hunter2-marker";

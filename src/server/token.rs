@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use rand::TryRngCore;
 use secrecy::SecretString;
 
-use crate::source::http::{SecretError, SecretSource};
+use crate::source::secret::{SecretError, SecretSource};
 
 const BYTES: usize = 32;
 const OWNER_ONLY: u32 = 0o600;

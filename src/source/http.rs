@@ -1,10 +1,8 @@
 //! The one HTTP client: limits, redirects, origins, secrets.
 
-use std::collections::HashMap;
 use std::error::Error as _;
-use std::fmt;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use reqwest::header::{self, HeaderMap, HeaderName, HeaderValue};
@@ -14,7 +12,10 @@ use url::Url;
 
 use super::body::{Body, Coding};
 use super::budget::Budget;
+use super::client::{Clients, chain};
+use super::headers::{Meta, meta, retry_after};
 use super::mask;
+use super::secret::Value;
 
 /// `[http]`, and a feed's `http.*`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,84 +77,6 @@ pub struct HostSettings {
     pub matching: Vec<(String, HostBudget)>,
 }
 
-/// Where a secret comes from; read again on SIGHUP and on a 401.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum SecretSource {
-    /// A file; surrounding white space is dropped.
-    File(PathBuf),
-    /// An environment variable.
-    Env(String),
-    /// A systemd credential by name (a file in `$CREDENTIALS_DIRECTORY`).
-    Credential(String),
-}
-
-/// A header's or query parameter's value.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Value {
-    /// Written in the configuration.
-    Plain(String),
-    /// Read from elsewhere, and never shown.
-    Secret(SecretSource),
-}
-
-/// Why a secret could not be read; names the source, never the value.
-#[derive(Debug, thiserror::Error)]
-pub enum SecretError {
-    /// The file could not be read.
-    #[error("cannot read secret file {path}: {source}")]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        source: std::io::Error,
-    },
-    /// The variable is not set, or is not UTF-8.
-    #[error("environment variable {0} is not set")]
-    Env(String),
-    /// Not started by systemd with credentials.
-    #[error("no credential directory for credential {0}: start under systemd with LoadCredential={0}:…")]
-    NoCredentials(String),
-    /// Nothing in it.
-    #[error("the secret from {0} is empty")]
-    Empty(SecretSource),
-}
-
-impl fmt::Display for SecretSource {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::File(path) => write!(f, "file {}", path.display()),
-            Self::Env(name) => write!(f, "environment variable {name}"),
-            Self::Credential(name) => write!(f, "credential {name}"),
-        }
-    }
-}
-
-impl SecretSource {
-    /// Reads the secret now. Blocking: a small local file at most.
-    ///
-    /// # Errors
-    /// When the source can't be read or is empty.
-    pub fn read(&self) -> Result<SecretString, SecretError> {
-        let text = match self {
-            Self::File(path) => read_file(path)?,
-            Self::Env(name) => std::env::var(name).map_err(|_| SecretError::Env(name.clone()))?,
-            Self::Credential(name) => {
-                let directory = std::env::var_os("CREDENTIALS_DIRECTORY");
-                let directory = directory.ok_or_else(|| SecretError::NoCredentials(name.clone()))?;
-                read_file(&PathBuf::from(directory).join(name))?
-            }
-        };
-        match text.trim() {
-            "" => Err(SecretError::Empty(self.clone())),
-            secret => Ok(SecretString::from(secret)),
-        }
-    }
-}
-
-fn read_file(path: &std::path::Path) -> Result<String, SecretError> {
-    std::fs::read_to_string(path).map_err(|source| SecretError::File { path: path.to_owned(), source })
-}
-
 /// Why a request brought no page. Each begins with a fixed word.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Failure {
@@ -209,81 +132,12 @@ fn shown(beginning: &str) -> String {
     if beginning.is_empty() { String::new() } else { format!(": {beginning:?}") }
 }
 
-/// What a page's headers say.
-#[derive(Clone, Debug, Default)]
-pub struct Meta {
-    /// The entity tag, to ask with next time.
-    pub etag: Option<String>,
-    /// How long the answer is fresh, its age taken off.
-    pub fresh_for: Option<Duration>,
-    /// The media type.
-    pub content_type: Option<String>,
-    /// The publisher's clock, milliseconds since 1970 UTC.
-    pub date: Option<i64>,
-}
-
 /// An answer.
 pub enum Answer {
     /// A page.
     Page(Body, Meta),
     /// 304: nothing has changed.
     NotModified(Meta),
-}
-
-/// Clients are made here alone, one for each set of connection settings, and share their connections.
-#[derive(Clone, Default)]
-pub struct Clients(Arc<Mutex<HashMap<ClientKey, reqwest::Client>>>);
-
-type ClientKey = (Option<String>, Option<PathBuf>, Duration);
-
-impl Clients {
-    fn get(&self, settings: &HttpSettings) -> Result<reqwest::Client, Failure> {
-        let key = (settings.proxy.clone(), settings.ca_file.clone(), settings.connect_timeout);
-        let mut clients = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(client) = clients.get(&key) {
-            return Ok(client.clone());
-        }
-        let client = build(settings)?;
-        clients.insert(key, client.clone());
-        Ok(client)
-    }
-}
-
-/// A client without proxy, limits or secrets, for asking a daemon on this machine; `timeout` is for a whole answer.
-///
-/// # Errors
-/// [`Failure::Settings`].
-pub fn plain_client(timeout: Duration) -> Result<reqwest::Client, Failure> {
-    made(builder().no_proxy().timeout(timeout))
-}
-
-#[expect(clippy::disallowed_methods, reason = "the one place where clients are made")]
-fn builder() -> reqwest::ClientBuilder {
-    // The TLS library takes its cryptography from the process; a second installation is no error.
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    reqwest::Client::builder().redirect(reqwest::redirect::Policy::none())
-}
-
-fn made(builder: reqwest::ClientBuilder) -> Result<reqwest::Client, Failure> {
-    builder.build().map_err(|error| Failure::Settings(format!("the HTTP client can't be made: {}", chain(&error))))
-}
-
-fn build(settings: &HttpSettings) -> Result<reqwest::Client, Failure> {
-    let mut builder = builder()
-        .connect_timeout(settings.connect_timeout)
-        .pool_idle_timeout(Duration::from_secs(60))
-        .tcp_keepalive(Duration::from_secs(60));
-    if let Some(proxy) = &settings.proxy {
-        let proxy = reqwest::Proxy::all(proxy).map_err(|_| Failure::Settings("http.proxy is no URL".into()))?;
-        builder = builder.proxy(proxy);
-    }
-    if let Some(path) = &settings.ca_file {
-        let unusable = |problem: String| Failure::Settings(format!("ca_file {}: {problem}", path.display()));
-        let pem = std::fs::read(path).map_err(|error| unusable(error.to_string()))?;
-        let certificates = reqwest::Certificate::from_pem_bundle(&pem).map_err(|error| unusable(error.to_string()))?;
-        builder = builder.tls_certs_merge(certificates);
-    }
-    made(builder)
 }
 
 /// Requests of one feed: its client, limits, origin and secrets.
@@ -528,20 +382,6 @@ impl Requests {
     }
 }
 
-/// The causes of an error without its first line, which names the URL.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut words: Vec<String> = Vec::new();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        let text = inner.to_string();
-        if words.last() != Some(&text) {
-            words.push(text);
-        }
-        cause = inner.source();
-    }
-    if words.is_empty() { "the request failed".into() } else { words.join(": ") }
-}
-
 impl Secrets {
     fn read(headers: &[(String, Value)], query: &[(String, Value)]) -> Result<Self, Failure> {
         let mut secrets = Self::default();
@@ -593,52 +433,4 @@ fn parse(url: &str) -> Result<Url, Failure> {
 
 fn origin(url: &Url) -> String {
     url.origin().ascii_serialization()
-}
-
-fn meta(headers: &HeaderMap) -> Meta {
-    let text = |name: HeaderName| headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
-    Meta {
-        etag: text(header::ETAG),
-        fresh_for: fresh_for(headers),
-        content_type: text(header::CONTENT_TYPE),
-        date: text(header::DATE).as_deref().and_then(http_date),
-    }
-}
-
-/// RFC 9111 §4.2.1: `max-age`, or `Expires` against `Date`; less `Age`.
-fn fresh_for(headers: &HeaderMap) -> Option<Duration> {
-    let text = |name: HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
-    let control = text(header::CACHE_CONTROL).unwrap_or_default().to_ascii_lowercase();
-    let directives: Vec<&str> = control.split(',').map(str::trim).collect();
-    if directives.iter().any(|directive| ["no-store", "no-cache"].contains(directive)) {
-        return None;
-    }
-    let max_age =
-        directives.iter().find_map(|directive| directive.strip_prefix("max-age=")?.trim_matches('"').parse().ok());
-    let lifetime: u64 = match max_age {
-        Some(seconds) => seconds,
-        None => {
-            let until = http_date(text(header::EXPIRES)?)? - http_date(text(header::DATE)?)?;
-            u64::try_from(until / 1000).ok()?
-        }
-    };
-    let age = text(header::AGE).and_then(|age| age.trim().parse().ok()).unwrap_or(0);
-    lifetime.checked_sub(age).filter(|left| *left > 0).map(Duration::from_secs)
-}
-
-/// RFC 9110 §10.2.3: seconds or a date.
-pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let value = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
-    if let Ok(seconds) = value.parse() {
-        return Some(Duration::from_secs(seconds));
-    }
-    let now = headers.get(header::DATE).and_then(|date| http_date(date.to_str().ok()?));
-    let now = now.unwrap_or_else(|| jiff::Timestamp::now().as_millisecond());
-    Some(Duration::from_millis(u64::try_from(http_date(value)? - now).unwrap_or(0)))
-}
-
-/// RFC 9110 §5.6.7, in milliseconds since 1970 UTC.
-fn http_date(text: &str) -> Option<i64> {
-    let parsed = jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(text).ok()?;
-    Some(parsed.as_millisecond())
 }

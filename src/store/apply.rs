@@ -3,15 +3,20 @@
 //! A delivery commits whole, its cursor with it, in one savepoint of the writer's transaction. What was read under an
 //! older generation, or from a cursor that is no longer the stored one, is not written at all.
 
-use std::cmp::Ordering;
+mod decide;
+mod notice;
+mod row;
 
-use rusqlite::types::ValueRef;
 use rusqlite::{OptionalExtension, params};
 use tokio::sync::oneshot;
 
 use super::writer::{Bench, Weight};
 use super::{Millis, Store, StoreError, journal, positions};
 use crate::feed::{Generation, Item, Modified, Order, Page, Seq, State, Ties, Transport};
+use decide::{Decision, Rules, Stored, decide};
+use notice::{notice_class, notice_going_back};
+use row::{DELETED, NUMBER, stored_modified, swept};
+pub(super) use row::{SqlModified, item_key, swept_flags};
 
 /// What one endpoint hands to the store at once.
 #[derive(Debug)]
@@ -144,92 +149,6 @@ impl Store {
 
 /// Up to this many items a polled page counts as small and goes before large ones.
 const SMALL_ITEMS: usize = 50;
-
-/// What the stored row says about an item.
-struct Stored<'a> {
-    modified: Modified,
-    state: State,
-    swept: Swept,
-    data: &'a str,
-    /// Whether a `--trust-source` walk may replace it: stored before the walk began and not met by it yet.
-    replaceable: bool,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Swept {
-    No,
-    ByResync,
-    ByTrust,
-}
-
-/// How the delivery's items are judged.
-#[derive(Clone, Copy)]
-struct Rules {
-    order: Order,
-    ties: Ties,
-    polled: bool,
-    resync: bool,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Decision {
-    Write,
-    Same,
-    Older,
-    Tied,
-}
-
-fn decide(stored: &Stored<'_>, incoming: &Item, data: &str, rules: Rules) -> Decision {
-    let same_content = || stored.state == incoming.state && same_data(stored.data, data);
-    if stored.replaceable {
-        let same = stored.modified == incoming.modified && same_content();
-        return if same { Decision::Same } else { Decision::Write };
-    }
-    let order = incoming.modified.compare(&stored.modified, rules.order);
-    // What a sweep only concluded gives way to what the publisher says itself, to a tombstone of its own too:
-    // otherwise a tie would end by which of its records comes first.
-    let gives_way = match stored.swept {
-        Swept::No => false,
-        Swept::ByResync => order == Ordering::Equal,
-        Swept::ByTrust => true,
-    };
-    if gives_way && rules.polled {
-        return Decision::Write;
-    }
-    match order {
-        Ordering::Greater => Decision::Write,
-        Ordering::Less => Decision::Older,
-        Ordering::Equal if same_content() => Decision::Same,
-        Ordering::Equal => match (stored.state, incoming.state) {
-            (State::Updated, State::Deleted) => Decision::Write,
-            (State::Deleted, _) => Decision::Tied,
-            (State::Updated, State::Updated) if rules.resync || rules.ties == Ties::Replace => Decision::Write,
-            (State::Updated, State::Updated) => Decision::Tied,
-        },
-    }
-}
-
-/// Equal bytes, or else equal JSON; a text that can't be read as JSON equals only itself.
-fn same_data(stored: &str, incoming: &str) -> bool {
-    if stored == incoming {
-        return true;
-    }
-    let tree = |text: &str| serde_json::from_str::<serde_json::Value>(text).ok();
-    match (tree(stored), tree(incoming)) {
-        (Some(a), Some(b)) => a == b,
-        _ => false,
-    }
-}
-
-const DELETED: i64 = 1;
-const SWEPT: i64 = 2;
-const SWEPT_BY_TRUST: i64 = 4;
-const NUMBER: i64 = 8;
-
-/// The flags of a tombstone made by a sweep.
-pub(super) fn swept_flags(flags: i64, trust: bool) -> i64 {
-    (flags & NUMBER) | DELETED | if trust { SWEPT_BY_TRUST } else { SWEPT }
-}
 
 /// The feed's row and its resync, as one delivery needs them.
 struct Feed {
@@ -477,83 +396,6 @@ fn insert(
         data
     ])?;
     Ok(())
-}
-
-/// Publisher's value as stored: an integer where it is one, text otherwise.
-pub(super) struct SqlModified<'a>(pub(super) &'a Modified);
-
-impl rusqlite::ToSql for SqlModified<'_> {
-    fn to_sql(&self) -> rusqlite::Result<rusqlite::types::ToSqlOutput<'_>> {
-        Ok(match self.0 {
-            Modified::Int(n) => (*n).into(),
-            Modified::Number(text) | Modified::Text(text) => {
-                rusqlite::types::ToSqlOutput::Borrowed(ValueRef::Text(text.as_bytes()))
-            }
-        })
-    }
-}
-
-fn stored_modified(value: ValueRef<'_>, flags: i64) -> Modified {
-    match value {
-        ValueRef::Integer(n) => Modified::Int(n),
-        other => {
-            let text = other.as_str().unwrap_or_default();
-            if flags & NUMBER == 0 { Modified::Text(text.into()) } else { Modified::Number(text.into()) }
-        }
-    }
-}
-
-fn swept(flags: i64) -> Swept {
-    match flags & (SWEPT | SWEPT_BY_TRUST) {
-        0 => Swept::No,
-        SWEPT => Swept::ByResync,
-        _ => Swept::ByTrust,
-    }
-}
-
-/// 48 bits of a hash, which SQLite stores in six bytes; fewer when `shift` is larger.
-pub(super) fn item_key(kind: &str, id: &str, shift: u32) -> i64 {
-    let mut hash = xxhash_rust::xxh3::Xxh3Default::new();
-    hash.update(kind.as_bytes());
-    hash.update(&[0]);
-    hash.update(id.as_bytes());
-    (hash.digest() as i64) >> shift
-}
-
-/// A feed whose values change class (numbers, date-times, other text) has changed its ways.
-fn notice_class(bench: &Bench<'_>, delivery: &Delivery, feed: &mut Feed) -> Result<(), StoreError> {
-    for item in &delivery.page.items {
-        let class = match &item.modified {
-            Modified::Int(_) => 1,
-            other => i64::from(other.class(delivery.order)),
-        };
-        if feed.class != 0 && feed.class != class {
-            let detail =
-                format!("item {} has `modified` {}: another kind of value than before", item.id, item.modified);
-            let finding = crate::feed::Finding { rule: "modified-class", detail, count: 1 };
-            journal::finding(bench, feed.id, delivery.at, &finding)?;
-        }
-        feed.class = class;
-    }
-    Ok(())
-}
-
-/// Over half of the last 20 differing items polled at the cursor were refused as older: the feed went back (DESIGN §8).
-fn notice_going_back(delivery: &Delivery, feed: &mut Feed, tally: &Tally) -> Option<String> {
-    const WINDOW: i64 = (1 << 20) - 1;
-    if !matches!(delivery.purpose, Purpose::Poll(_)) || tally.differing_count == 0 {
-        return None;
-    }
-    let kept = if tally.differing_count >= 20 { 0 } else { feed.differing << tally.differing_count };
-    feed.differing = (kept | tally.differing) & WINDOW;
-    let (stored, incoming) = tally.went_back.as_ref()?;
-    if feed.suspect || feed.differing.count_ones() <= 10 {
-        return None;
-    }
-    Some(format!(
-        "went-back: most of what it sends is older than the mirror (it says {incoming}, the mirror holds {stored}); \
-         if it was restored or replaced: feedmirror resync --trust-source"
-    ))
 }
 
 fn write_feed(

@@ -59,7 +59,7 @@ pub(crate) const RULES: &[Rule] = &[
     },
     Rule {
         module: "mode",
-        may_use: &["feed"],
+        may_use: &["feed", "schedule"],
         never: NO_CLOCK,
         because: "the state machine is a pure function of its inputs, time among them",
     },
@@ -83,7 +83,7 @@ pub(crate) const RULES: &[Rule] = &[
     },
     Rule {
         module: "server",
-        may_use: &["feed", "output", "source::http", "source::webhook", "store::read", "supervisor"],
+        may_use: &["feed", "output", "source::secret", "source::webhook", "store::read", "supervisor"],
         never: &[],
         because: "the listeners route: what they show they read page by page, and they decide and store nothing",
     },

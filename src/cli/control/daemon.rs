@@ -12,7 +12,7 @@ use super::super::Globals;
 use super::super::place::Place;
 use crate::config::{self, OpsSettings, Overrides};
 use crate::server::token;
-use crate::source::http::plain_client;
+use crate::source::client::plain_client;
 use crate::store::read::Reader;
 use crate::supervisor::control::{Order, QuarantineOrder};
 

@@ -1,0 +1,78 @@
+//! HTTP clients: made here alone, one for each set of connection settings.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use super::http::{Failure, HttpSettings};
+
+/// Clients are made here alone, one for each set of connection settings, and share their connections.
+#[derive(Clone, Default)]
+pub struct Clients(Arc<Mutex<HashMap<ClientKey, reqwest::Client>>>);
+
+type ClientKey = (Option<String>, Option<PathBuf>, Duration);
+
+impl Clients {
+    pub(super) fn get(&self, settings: &HttpSettings) -> Result<reqwest::Client, Failure> {
+        let key = (settings.proxy.clone(), settings.ca_file.clone(), settings.connect_timeout);
+        let mut clients = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(client) = clients.get(&key) {
+            return Ok(client.clone());
+        }
+        let client = build(settings)?;
+        clients.insert(key, client.clone());
+        Ok(client)
+    }
+}
+
+/// A client without proxy, limits or secrets, for asking a daemon on this machine; `timeout` is for a whole answer.
+///
+/// # Errors
+/// [`Failure::Settings`].
+pub fn plain_client(timeout: Duration) -> Result<reqwest::Client, Failure> {
+    made(builder().no_proxy().timeout(timeout))
+}
+
+#[expect(clippy::disallowed_methods, reason = "the one place where clients are made")]
+fn builder() -> reqwest::ClientBuilder {
+    // The TLS library takes its cryptography from the process; a second installation is no error.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    reqwest::Client::builder().redirect(reqwest::redirect::Policy::none())
+}
+
+fn made(builder: reqwest::ClientBuilder) -> Result<reqwest::Client, Failure> {
+    builder.build().map_err(|error| Failure::Settings(format!("the HTTP client can't be made: {}", chain(&error))))
+}
+
+fn build(settings: &HttpSettings) -> Result<reqwest::Client, Failure> {
+    let mut builder = builder()
+        .connect_timeout(settings.connect_timeout)
+        .pool_idle_timeout(Duration::from_secs(60))
+        .tcp_keepalive(Duration::from_secs(60));
+    if let Some(proxy) = &settings.proxy {
+        let proxy = reqwest::Proxy::all(proxy).map_err(|_| Failure::Settings("http.proxy is no URL".into()))?;
+        builder = builder.proxy(proxy);
+    }
+    if let Some(path) = &settings.ca_file {
+        let unusable = |problem: String| Failure::Settings(format!("ca_file {}: {problem}", path.display()));
+        let pem = std::fs::read(path).map_err(|error| unusable(error.to_string()))?;
+        let certificates = reqwest::Certificate::from_pem_bundle(&pem).map_err(|error| unusable(error.to_string()))?;
+        builder = builder.tls_certs_merge(certificates);
+    }
+    made(builder)
+}
+
+/// The causes of an error without its first line, which names the URL.
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
+    let mut words: Vec<String> = Vec::new();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        let text = inner.to_string();
+        if words.last() != Some(&text) {
+            words.push(text);
+        }
+        cause = inner.source();
+    }
+    if words.is_empty() { "the request failed".into() } else { words.join(": ") }
+}

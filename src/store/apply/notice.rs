@@ -1,0 +1,42 @@
+//! What a delivery says about its publisher: values of another class, a feed that went back.
+
+use super::super::writer::Bench;
+use super::super::{StoreError, journal};
+use super::{Delivery, Feed, Purpose, Tally};
+use crate::feed::Modified;
+
+/// A feed whose values change class (numbers, date-times, other text) has changed its ways.
+pub(super) fn notice_class(bench: &Bench<'_>, delivery: &Delivery, feed: &mut Feed) -> Result<(), StoreError> {
+    for item in &delivery.page.items {
+        let class = match &item.modified {
+            Modified::Int(_) => 1,
+            other => i64::from(other.class(delivery.order)),
+        };
+        if feed.class != 0 && feed.class != class {
+            let detail =
+                format!("item {} has `modified` {}: another kind of value than before", item.id, item.modified);
+            let finding = crate::feed::Finding { rule: "modified-class", detail, count: 1 };
+            journal::finding(bench, feed.id, delivery.at, &finding)?;
+        }
+        feed.class = class;
+    }
+    Ok(())
+}
+
+/// Over half of the last 20 differing items polled at the cursor were refused as older: the feed went back (DESIGN §8).
+pub(super) fn notice_going_back(delivery: &Delivery, feed: &mut Feed, tally: &Tally) -> Option<String> {
+    const WINDOW: i64 = (1 << 20) - 1;
+    if !matches!(delivery.purpose, Purpose::Poll(_)) || tally.differing_count == 0 {
+        return None;
+    }
+    let kept = if tally.differing_count >= 20 { 0 } else { feed.differing << tally.differing_count };
+    feed.differing = (kept | tally.differing) & WINDOW;
+    let (stored, incoming) = tally.went_back.as_ref()?;
+    if feed.suspect || feed.differing.count_ones() <= 10 {
+        return None;
+    }
+    Some(format!(
+        "went-back: most of what it sends is older than the mirror (it says {incoming}, the mirror holds {stored}); \
+         if it was restored or replaced: feedmirror resync --trust-source"
+    ))
+}

@@ -1,0 +1,57 @@
+//! How an item stands in its row: the flags, the publisher's `modified`, the key.
+
+use rusqlite::types::ValueRef;
+
+use super::decide::Swept;
+use crate::feed::Modified;
+
+pub(super) const DELETED: i64 = 1;
+pub(super) const SWEPT: i64 = 2;
+pub(super) const SWEPT_BY_TRUST: i64 = 4;
+pub(super) const NUMBER: i64 = 8;
+
+/// The flags of a tombstone made by a sweep.
+pub(in crate::store) fn swept_flags(flags: i64, trust: bool) -> i64 {
+    (flags & NUMBER) | DELETED | if trust { SWEPT_BY_TRUST } else { SWEPT }
+}
+
+/// Publisher's value as stored: an integer where it is one, text otherwise.
+pub(in crate::store) struct SqlModified<'a>(pub(in crate::store) &'a Modified);
+
+impl rusqlite::ToSql for SqlModified<'_> {
+    fn to_sql(&self) -> rusqlite::Result<rusqlite::types::ToSqlOutput<'_>> {
+        Ok(match self.0 {
+            Modified::Int(n) => (*n).into(),
+            Modified::Number(text) | Modified::Text(text) => {
+                rusqlite::types::ToSqlOutput::Borrowed(ValueRef::Text(text.as_bytes()))
+            }
+        })
+    }
+}
+
+pub(super) fn stored_modified(value: ValueRef<'_>, flags: i64) -> Modified {
+    match value {
+        ValueRef::Integer(n) => Modified::Int(n),
+        other => {
+            let text = other.as_str().unwrap_or_default();
+            if flags & NUMBER == 0 { Modified::Text(text.into()) } else { Modified::Number(text.into()) }
+        }
+    }
+}
+
+pub(super) fn swept(flags: i64) -> Swept {
+    match flags & (SWEPT | SWEPT_BY_TRUST) {
+        0 => Swept::No,
+        SWEPT => Swept::ByResync,
+        _ => Swept::ByTrust,
+    }
+}
+
+/// 48 bits of a hash, which SQLite stores in six bytes; fewer when `shift` is larger.
+pub(in crate::store) fn item_key(kind: &str, id: &str, shift: u32) -> i64 {
+    let mut hash = xxhash_rust::xxh3::Xxh3Default::new();
+    hash.update(kind.as_bytes());
+    hash.update(&[0]);
+    hash.update(id.as_bytes());
+    (hash.digest() as i64) >> shift
+}
