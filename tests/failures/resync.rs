@@ -1,1 +1,249 @@
-//! To come.
+//! Resyncs: beside polling, without noise, with a sweep only after a clean end, and held where it would take too much.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+
+use crate::support::{Mirror, Publisher, Reply, Shelf, item, page, page_without_next, until};
+
+fn seqs(mirror: &Mirror, feed: &str) -> BTreeMap<String, String> {
+    let rows = mirror.rows(&format!("SELECT id, seq FROM live_items WHERE feed = '{feed}'"));
+    rows.into_iter().map(|mut row| (row.swap_remove(0), row.swap_remove(0))).collect()
+}
+
+#[test]
+fn a_regular_resync_runs_beside_polling_and_gives_unchanged_items_no_new_seq() {
+    // Given
+    let shelf = Shelf::of(40, 5);
+    let serving = Arc::clone(&shelf);
+    let publisher = Publisher::start(move |request| serving.page(request).after(Duration::from_millis(10)));
+    let mirror = Mirror::new().feed_with("regular", &publisher.url("/feed"), r#"resync.every = "400ms""#).start();
+    mirror.until_level("regular");
+    let before = seqs(&mirror, "regular");
+
+    // When: a record vanishes, and others come and change while it is read anew.
+    shelf.forget("id-3");
+    shelf.put("id-7");
+    let done = mirror.events("regular", "resync-done").len();
+    for n in 0..20 {
+        shelf.put(&format!("new-{n}"));
+        mirror.until("the new one, polled", |mirror| mirror.ids("regular").contains(&format!("new-{n}")));
+    }
+
+    // Then
+    mirror.until("two resyncs more", |mirror| mirror.events("regular", "resync-done").len() >= done + 2);
+    assert_eq!(mirror.live("regular"), shelf.live());
+    assert_eq!(mirror.column("SELECT id FROM items WHERE state = 'deleted' AND swept"), ["id-3"]);
+    let after = seqs(&mirror, "regular");
+    let changed: Vec<&String> = before.keys().filter(|id| after.get(*id) != before.get(*id)).collect();
+    assert_eq!(changed, ["id-3", "id-7"]);
+    assert_eq!(mirror.events("regular", "mode").len(), 1);
+    assert!(mirror.events("regular", "health").is_empty());
+}
+
+#[test]
+fn without_a_clean_end_nothing_is_swept() {
+    // Given: publishers whose end is never the standard's: without `next`, with one that had to be made, or on a page
+    // with items.
+    let shortened = Arc::new(AtomicBool::new(false));
+    let short = Arc::clone(&shortened);
+    let publisher = Publisher::start(move |request| {
+        let mut items: Vec<String> = (0..4).map(|n| item(&format!("i{n}"), n + 1)).collect();
+        if short.load(Ordering::SeqCst) {
+            items.remove(2);
+        }
+        match (request.path(), request.query()) {
+            ("/none", _) => Reply::page(page_without_next(&items)),
+            ("/own", _) => Reply::page(page(&items, &request.target)),
+            ("/made", "from=0") => Reply::page(page_without_next(&items)),
+            _ => Reply::page(page(&[], &request.target)),
+        }
+    });
+    let every = r#"resync.every = "300ms""#;
+    let mirror = Mirror::new()
+        .http("per_host = 4")
+        .feed_with("none", &publisher.url("/none"), every)
+        .feed_with("own", &publisher.url("/own"), every)
+        .feed_with("made", &publisher.url("/made?from=0"), every)
+        .start();
+    let names = ["none", "own", "made"];
+    names.iter().for_each(|name| drop(mirror.until_level(name)));
+
+    // When
+    shortened.store(true, Ordering::SeqCst);
+    let before = names.map(|name| mirror.events(name, "resync-unclean").len());
+
+    // Then
+    for (name, before) in names.iter().zip(before) {
+        mirror.until("two that end unclean", |mirror| mirror.events(name, "resync-unclean").len() >= before + 2);
+        assert_eq!((mirror.row(name).items, mirror.row(name).tombstones), (4, 0), "{name}");
+        assert_eq!(mirror.events(name, "resync-done"), [] as [&str; 0], "{name}");
+    }
+}
+
+#[test]
+fn a_sweep_of_everything_or_of_too_much_is_held_until_it_is_accepted() {
+    // Given: name, items, how many of them vanish, and whether that is too much (over a fifth and over 100, or all).
+    let cases = [("all", 3, 3, true), ("third", 330, 110, true), ("many", 600, 110, false), ("small", 60, 59, false)];
+    let shelves: Vec<Arc<Shelf>> = cases.iter().map(|(_, items, _, _)| Shelf::of(*items, 500)).collect();
+    let serving = shelves.clone();
+    let publisher = Publisher::start(move |request| {
+        let at = cases.iter().position(|(name, ..)| request.path() == format!("/{name}")).unwrap();
+        serving[at].page(request)
+    });
+    let mut mirror = Mirror::new().http("per_host = 4");
+    for (name, ..) in cases {
+        mirror = mirror.feed(name, &publisher.url(&format!("/{name}")));
+    }
+    let mirror = mirror.start();
+    cases.iter().for_each(|(name, ..)| drop(mirror.until_level(name)));
+
+    // When
+    for ((_, _, vanish, _), shelf) in cases.iter().zip(&shelves) {
+        (0..*vanish).for_each(|n| shelf.forget(&format!("id-{n}")));
+    }
+    assert!(mirror.verb(&["resync", "all", "third", "many", "small"]).status.success());
+
+    // Then
+    for ((name, items, vanish, held), shelf) in cases.iter().zip(&shelves) {
+        if *held {
+            let row = mirror.until_health(name, "suspect", "held-sweep");
+            assert!(row.reason.contains(&format!("{vanish} of {items}")), "{}", row.reason);
+            assert_eq!((row.items, row.tombstones), (*items as i64, 0), "{name}");
+            assert_eq!(mirror.live(name).len(), *items, "{name}");
+        } else {
+            mirror.until("swept", |mirror| !mirror.events(name, "resync-done").is_empty());
+            assert_eq!(mirror.live(name), shelf.live(), "{name}");
+            assert_eq!(mirror.row(name).tombstones, *vanish as i64, "{name}");
+        }
+    }
+
+    // When
+    assert!(mirror.verb(&["resync", "--accept", "third"]).status.success());
+
+    // Then: that one, and only that one.
+    mirror.until_health("third", "ok", "");
+    assert_eq!(mirror.live("third"), shelves[1].live());
+    assert_eq!((mirror.row("all").health.as_str(), mirror.row("all").items), ("suspect", 3));
+}
+
+#[test]
+fn a_held_sweep_is_still_held_after_a_restart() {
+    // Given
+    let shelf = Shelf::of(3, 2);
+    let serving = Arc::clone(&shelf);
+    let publisher = Publisher::start(move |request| serving.page(request));
+    let mut mirror = Mirror::running("all", &publisher.url("/feed"));
+    mirror.until_level("all");
+    shelf.clear();
+    assert!(mirror.verb(&["resync", "all"]).status.success());
+    mirror.until_health("all", "suspect", "held-sweep");
+
+    // When
+    mirror.kill();
+    mirror.start_again();
+
+    // Then
+    let before = mirror.row("all").polled_at;
+    mirror.until("polled on", |mirror| mirror.row("all").polled_at > before);
+    assert_eq!((mirror.row("all").health.as_str(), mirror.row("all").items), ("suspect", 3));
+    assert!(mirror.verb(&["resync", "--accept", "all"]).status.success());
+    mirror.until("swept", |mirror| mirror.row("all").items == 0);
+}
+
+#[test]
+fn a_record_that_a_resync_cannot_read_is_not_swept() {
+    // Given
+    let spoilt = Arc::new(AtomicBool::new(false));
+    let bad = Arc::clone(&spoilt);
+    let publisher = Publisher::start(move |request| match (request.query(), bad.load(Ordering::SeqCst)) {
+        ("", false) => Reply::page(page(&[item("a", 1), item("b", 2), item("c", 3)], "?from=3")),
+        ("", true) => Reply::page(page(&[item("a", 1), item("b", 2).replace("updated", "?")], "?from=3")),
+        _ => Reply::page(page(&[], &request.target)),
+    });
+    let mirror = Mirror::running("spoilt", &publisher.url("/feed"));
+    mirror.until_level("spoilt");
+
+    // When
+    spoilt.store(true, Ordering::SeqCst);
+    assert!(mirror.verb(&["resync", "spoilt"]).status.success());
+
+    // Then: `b` is there, though nobody can read it; `c` is gone.
+    mirror.until("resynced", |mirror| !mirror.events("spoilt", "resync-done").is_empty());
+    assert_eq!(mirror.ids("spoilt"), ["a", "b"]);
+}
+
+#[test]
+fn a_feed_whose_url_moves_is_read_anew_and_trusted_while_its_old_rows_are_served() {
+    // Given: the new place has other items, some older than what the old one said, and keeps its second page back.
+    let (old, new, open) = (Shelf::of(6, 2), Shelf::new(2), Arc::new(AtomicBool::new(false)));
+    for (id, modified) in [("id-4", 1), ("id-5", 2), ("other", 3)] {
+        new.put_at(id, modified);
+    }
+    let (serving_old, serving_new, opened) = (Arc::clone(&old), Arc::clone(&new), Arc::clone(&open));
+    let publisher = Publisher::start(move |request| match request.path() {
+        "/old" => serving_old.page(request),
+        _ if !request.query().is_empty() && !opened.load(Ordering::SeqCst) => Reply::status(500),
+        _ => serving_new.page(request),
+    });
+    let mut mirror = Mirror::running("moving", &publisher.url("/old"));
+    mirror.until_level("moving");
+
+    // When
+    mirror.set_feed("moving", &publisher.url("/new"), "");
+    mirror.write_config();
+    mirror.signal(Signal::SIGHUP);
+
+    // Then: nothing is taken away before the new place was read to its end.
+    until("the new place is read", || publisher.requests_to("/new").iter().any(|asked| !asked.query().is_empty()));
+    let served = mirror.ids("moving");
+    assert!(old.live().keys().all(|id| served.contains(id)), "{served:?}");
+    let asked_old = publisher.count("/old");
+
+    // When
+    open.store(true, Ordering::SeqCst);
+
+    // Then
+    mirror.until("what the new place says", |mirror| mirror.live("moving") == new.live());
+    let row = mirror.until_level("moving");
+    assert!(row.cursor.starts_with(&publisher.url("/new")), "{}", row.cursor);
+    assert_eq!(publisher.count("/old"), asked_old);
+    new.put("after");
+    mirror.until("polling goes on there", |mirror| mirror.live("moving") == new.live());
+}
+
+#[test]
+fn a_resync_survives_a_kill_and_goes_on_from_its_own_cursor() {
+    // Given: a resync that hangs at its third page.
+    let shelf = Shelf::of(12, 2);
+    let (serving, hang) = (Arc::clone(&shelf), Arc::new(AtomicBool::new(false)));
+    let hanging = Arc::clone(&hang);
+    let publisher = Publisher::start(move |request| {
+        let held = request.query().contains("from=4&") && hanging.load(Ordering::SeqCst);
+        if held { Reply::silence() } else { serving.page(request) }
+    });
+    let mut mirror = Mirror::running("killed", &publisher.url("/feed"));
+    mirror.until_level("killed");
+    let before = seqs(&mirror, "killed");
+    hang.store(true, Ordering::SeqCst);
+    shelf.forget("id-10");
+    assert!(mirror.verb(&["resync", "killed"]).status.success());
+    until("it hangs", || {
+        publisher.requests().iter().any(|asked| asked.query().contains("from=4&") && asked.count == 2)
+    });
+
+    // When
+    mirror.kill();
+    hang.store(false, Ordering::SeqCst);
+    mirror.start_again();
+
+    // Then
+    mirror.until("resynced", |mirror| !mirror.events("killed", "resync-done").is_empty());
+    assert_eq!(mirror.live("killed"), shelf.live());
+    assert_eq!(publisher.requests().iter().filter(|asked| asked.target == "/feed").count(), 2);
+    let after = seqs(&mirror, "killed");
+    assert!(after.iter().all(|(id, seq)| before.get(id) == Some(seq)), "unchanged items got a new seq");
+}
