@@ -123,7 +123,7 @@ async fn bring_all(
             Ok(feed) => {
                 progress.add(&run);
                 let cancel = cancel.clone();
-                tasks.spawn(one(run, feed, tries, cancel));
+                tasks.spawn(one(run, Arc::new(feed), tries, cancel));
             }
             Err(failure) => rows.push(Row::new(&run, Brought::GivenUp(failure.to_string()))),
         }
@@ -146,7 +146,7 @@ async fn bring_all(
     Ok(rows)
 }
 
-async fn one(run: Run, feed: Feed, tries: u32, cancel: CancellationToken) -> Row {
+async fn one(run: Run, feed: Arc<Feed>, tries: u32, cancel: CancellationToken) -> Row {
     let brought = bring_level(&feed, tries, &cancel).await;
     Row::new(&run, brought)
 }

@@ -21,6 +21,35 @@ pub fn place(asked: &str, page: &mut Page, published: Option<&str>, configured: 
     }
 }
 
+/// A page's `next` without reading its items, where that is easily seen: behind the last list, or before `items`. What
+/// it sees is the page's own; it may see nothing.
+pub fn glimpse(page: &[u8]) -> Option<String> {
+    behind_the_last_list(page).or_else(|| before_the_items(page))
+}
+
+/// Publishers' few fields besides `items` fit this.
+const GLIMPSED: usize = 4 << 10;
+
+#[derive(serde::Deserialize)]
+struct Glimpse {
+    next: Option<String>,
+}
+
+/// What is left of the page is an object of its own only if the list was the page's own field.
+fn behind_the_last_list(page: &[u8]) -> Option<String> {
+    let from = page.len().saturating_sub(GLIMPSED);
+    let at = from + page.get(from..)?.iter().rposition(|byte| *byte == b']')?;
+    let fields = page.get(at + 1..)?.trim_ascii_start().strip_prefix(b",")?;
+    serde_json::from_slice::<Glimpse>(&[b"{", fields].concat()).ok()?.next
+}
+
+fn before_the_items(page: &[u8]) -> Option<String> {
+    let head = page.get(..page.len().min(GLIMPSED))?;
+    let at = head.windows(7).position(|word| word == b"\"items\"")?;
+    let fields = head.get(..at)?.trim_ascii_end().strip_suffix(b",")?;
+    serde_json::from_slice::<Glimpse>(&[fields, b"}"].concat()).ok()?.next
+}
+
 fn without_next(asked: &str, page: &mut Page, configured: Option<Dialect>) -> Next {
     page.find("no-next", || format!("a page without `next`: {asked}"));
     let made = page.items.last().and_then(|last| made(asked, last, configured));
@@ -178,6 +207,22 @@ mod tests {
         }
         assert_eq!(resolve("http://h.example", "x?y"), "http://h.example/x?y");
         assert_eq!(resolve("http://h.example?q=1", "?y"), "http://h.example?y");
+    }
+
+    #[test]
+    fn a_glimpse_sees_the_page_s_own_next_or_nothing() {
+        for (page, seen) in [
+            (r#"{"items":[{"a":["]"]}],"next":"n\u0031","license":"l"}"#, Some("n1")),
+            (r#"{ "next" : "n", "items" : [ ] }"#, Some("n")),
+            (r#"{"license":"l","next":"n","items":[{"next":"x"}],"more":1}"#, Some("n")),
+            (r#"{"items":[{"data":{"next":"x"}}]}"#, None),
+            (r#"{"items":[1],"meta":{"list":[1],"next":"x"}}"#, None),
+            (r#"{"meta":{"next":"x","items":[1]}}"#, None),
+            (r#"{"items":[],"next":null}"#, None),
+            ("", None),
+        ] {
+            assert_eq!(glimpse(page.as_bytes()).as_deref(), seen, "{page}");
+        }
     }
 
     fn page(json: &str) -> Page {

@@ -1,5 +1,6 @@
 //! Bringing one feed level once, for `sync`: the same loops as the daemon's, turn by turn, with an end.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
@@ -31,7 +32,7 @@ const PAUSE: Duration = Duration::from_millis(50);
 
 /// Polls, and resyncs where one is under way or due, until the feed is level, or gives it up after `tries` failures in
 /// a row, or at once where waiting can't help.
-pub async fn bring_level(feed: &Feed, tries: u32, cancel: &CancellationToken) -> Brought {
+pub async fn bring_level(feed: &Arc<Feed>, tries: u32, cancel: &CancellationToken) -> Brought {
     let mut polling = PollLoop::new(feed, cancel);
     let mut resyncing = ResyncLoop::new(feed, cancel);
     loop {

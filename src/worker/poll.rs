@@ -2,6 +2,7 @@
 //! judge every failure by the rules of [`crate::mode`].
 
 use std::ops::ControlFlow;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -28,7 +29,7 @@ const OVERTAKEN_PAUSE: Duration = Duration::from_millis(100);
 
 /// One feed's poll loop.
 pub struct PollLoop<'a> {
-    feed: &'a Feed,
+    feed: &'a Arc<Feed>,
     cancel: &'a CancellationToken,
     pace: Pace,
     history: History,
@@ -69,7 +70,7 @@ pub enum Turn {
 
 impl<'a> PollLoop<'a> {
     /// A loop for `feed`, to be cancelled by `cancel`.
-    pub fn new(feed: &'a Feed, cancel: &'a CancellationToken) -> Self {
+    pub fn new(feed: &'a Arc<Feed>, cancel: &'a CancellationToken) -> Self {
         Self {
             feed,
             cancel,

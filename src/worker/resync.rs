@@ -1,5 +1,6 @@
 //! The resync loop: waits until a resync is under way, walks it beside the poll loop, and ends it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
@@ -36,14 +37,14 @@ pub enum Turn {
 
 /// One feed's resync loop.
 pub struct ResyncLoop<'a> {
-    feed: &'a Feed,
+    feed: &'a Arc<Feed>,
     cancel: &'a CancellationToken,
     failures: u32,
 }
 
 impl<'a> ResyncLoop<'a> {
     /// A loop for `feed`, to be cancelled by `cancel`.
-    pub fn new(feed: &'a Feed, cancel: &'a CancellationToken) -> Self {
+    pub fn new(feed: &'a Arc<Feed>, cancel: &'a CancellationToken) -> Self {
         Self { feed, cancel, failures: 0 }
     }
 

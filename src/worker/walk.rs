@@ -3,20 +3,21 @@
 use std::collections::hash_map::RandomState;
 use std::collections::{HashSet, VecDeque};
 use std::hash::BuildHasher;
-use std::sync::atomic::Ordering;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
+use super::fetch::{self, Ahead, Downloaded};
 use super::{Counts, Feed, Pulse};
-use crate::decode::{next, rpde};
+use crate::decode::next;
 use crate::feed::{Finding, Generation, Next, Page, Transport};
 use crate::mode::Trouble;
 use crate::source::budget::Reservation;
 use crate::source::headers::Meta;
-use crate::source::http::{Answer, Failure};
-use crate::source::turns::{Priority, Turn};
+use crate::source::http::Failure;
+use crate::source::turns::Priority;
 use crate::store::StoreError;
 use crate::store::apply::{Applied, Held, Purpose, Step, Verdict};
 
@@ -26,10 +27,10 @@ const WINDOW: usize = 12;
 const LOOK_BACK_PAGES: u64 = 20;
 /// Empty pages in a row that are followed at once; beyond, one each `poll.min`.
 const EMPTY_PAGES: u32 = 10;
+/// A page of fewer bytes is not read ahead of.
+const WORTH_IT: usize = 64 << 10;
 /// Positions remembered to notice a walk that comes round again.
 const REMEMBERED: usize = 2_000_000;
-/// A wait for a place at the host is told after this long.
-const TELL_WAITING: Duration = Duration::from_secs(5);
 
 /// Which cursor a walk moves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,7 +110,7 @@ type Pending = oneshot::Receiver<Result<Applied, StoreError>>;
 
 /// A walk under way.
 pub struct Walk<'a> {
-    feed: &'a Feed,
+    feed: &'a Arc<Feed>,
     kind: Kind,
     generation: Generation,
     cancel: &'a CancellationToken,
@@ -136,7 +137,7 @@ enum Got {
 impl<'a> Walk<'a> {
     /// A walk of this kind under `generation`.
     pub fn new(
-        feed: &'a Feed,
+        feed: &'a Arc<Feed>,
         kind: Kind,
         generation: Generation,
         cancel: &'a CancellationToken,
@@ -179,6 +180,7 @@ impl<'a> Walk<'a> {
 
     async fn pages(&mut self, start: String, validator: Option<&Validator>) -> End {
         let mut asked = start;
+        let mut ahead = None;
         let mut validator = validator.filter(|validator| validator.url == asked);
         loop {
             if let Err(end) = self.settle_ready().await {
@@ -186,7 +188,7 @@ impl<'a> Walk<'a> {
             }
             let got = tokio::select! {
                 () = self.cancel.cancelled() => return End::Stopped,
-                got = self.fetch(&asked, validator) => got,
+                got = self.fetch(&asked, validator, &mut ahead) => got,
             };
             let step = match got {
                 Ok(Got::Fetched(fetched)) => self.hand_over(asked, fetched),
@@ -215,50 +217,43 @@ impl<'a> Walk<'a> {
         }
     }
 
-    async fn fetch(&self, asked: &str, validator: Option<&Validator>) -> Result<Got, (Trouble, String)> {
-        let feed = self.feed;
-        let looks_at_the_end = matches!(self.kind, Kind::Poll { level: true }) && self.walked.pages == 0;
-        let turn = self.turn(if looks_at_the_end { Priority::Level } else { Priority::Refresh }).await;
-        self.pulse.within(feed.page_timeout);
-        let expected = feed.counts.expected.load(Ordering::Relaxed);
-        let etag = validator.map(|validator| validator.etag.as_str());
-        let answer = feed.requests.get(asked, etag, expected, &feed.shared.budget).await;
-        drop(turn);
-        let (body, meta) = match answer.map_err(|failure| explain(&failure))? {
-            Answer::NotModified(meta) => {
-                feed.host.succeeded();
-                return Ok(Got::NotModified(meta));
+    /// The page, asked for now or already under way; the next one is begun before this one is decoded.
+    async fn fetch(
+        &self,
+        asked: &str,
+        validator: Option<&Validator>,
+        ahead: &mut Option<Ahead>,
+    ) -> Result<Got, (Trouble, String)> {
+        let begun = ahead.take().filter(|ahead| ahead.url == asked);
+        self.pulse.within(self.feed.page_timeout);
+        let downloaded = match begun {
+            Some(ahead) => ahead.wait(self.pulse).await,
+            None => {
+                let looks_at_the_end = matches!(self.kind, Kind::Poll { level: true }) && self.walked.pages == 0;
+                let priority = if looks_at_the_end { Priority::Level } else { Priority::Refresh };
+                let etag = validator.map(|validator| validator.etag.as_str());
+                fetch::download(self.feed, asked, etag, priority, Some(self.pulse)).await
             }
-            Answer::Page(body, meta) => (body, meta),
         };
-        feed.host.succeeded();
-        Counts::add(&feed.counts.bytes, body.wire_bytes());
-        // The semaphore is never closed; without a permit decoding would only go on unbounded.
-        let permit = feed.shared.decoders.acquire().await.ok();
-        let opened = body.open().await.map_err(|failure| explain(&failure))?;
-        feed.counts.expected.store(opened.bytes.len() as u64 * 5 / 4, Ordering::Relaxed);
-        let (reading, bytes) = (feed.reading.clone(), opened.bytes);
-        let read = tokio::task::spawn_blocking(move || rpde::page(bytes, &reading)).await;
-        drop(permit);
-        match read {
-            Ok(Ok(page)) => Ok(Got::Fetched(Fetched { page, reservation: opened.reservation, meta })),
-            Ok(Err(refused)) => Err((Trouble::Page, feed.requests.mask(&refused.to_string()))),
-            Err(panic) => Err((Trouble::Page, format!("decoder-panic: {panic}"))),
+        match downloaded? {
+            Downloaded::NotModified(meta) => Ok(Got::NotModified(meta)),
+            Downloaded::Page(opened, meta) => {
+                *ahead = self.onward(asked, &opened.bytes).map(|url| Ahead::begin(self.feed, url));
+                let (page, reservation) = fetch::decode(self.feed, opened).await?;
+                Ok(Got::Fetched(Fetched { page, reservation, meta }))
+            }
         }
     }
 
-    async fn turn(&self, priority: Priority) -> Turn {
-        let feed = self.feed;
-        let mut turn = std::pin::pin!(feed.host.turn(&feed.name, priority));
-        loop {
-            self.pulse.within(TELL_WAITING);
-            if let Ok(turn) = tokio::time::timeout(TELL_WAITING, &mut turn).await {
-                return turn;
-            }
-            if let Err(error) = feed.shared.store.note_waiting(feed.id, feed.host.waiting_for()).await {
-                tracing::debug!(feed = %feed.name, %error, "the wait could not be noted");
-            }
+    /// Where the walk most likely goes from here. Only large pages are worth it, and a small one may be the end.
+    fn onward(&self, asked: &str, bytes: &[u8]) -> Option<String> {
+        if self.kind == Kind::LookBack || bytes.len() < WORTH_IT {
+            return None;
         }
+        let published = next::glimpse(bytes)?;
+        let url = next::resolve(asked, &self.feed.requests.mask(&published));
+        let leads_on = url != asked && !self.met.contains(&self.hasher.hash_one(&url));
+        (leads_on && self.feed.requests.permit(&url).is_ok()).then_some(url)
     }
 
     /// Hands a page to the store; where to go on, or why the walk ends.

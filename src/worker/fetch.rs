@@ -1,0 +1,113 @@
+//! Getting a page: a place at the host, the download, decompressing, decoding. What comes next may begin before what
+//! came is decoded.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio_util::task::AbortOnDropHandle;
+
+use super::walk::explain;
+use super::{Counts, Feed, Pulse};
+use crate::decode::rpde;
+use crate::feed::Page;
+use crate::mode::Trouble;
+use crate::source::body::Opened;
+use crate::source::budget::Reservation;
+use crate::source::headers::Meta;
+use crate::source::http::Answer;
+use crate::source::turns::{Priority, Turn};
+
+/// A wait for a place at the host is told after this long.
+const TELL_WAITING: Duration = Duration::from_secs(5);
+
+/// What a publisher answered.
+pub(super) enum Downloaded {
+    Page(Opened, Meta),
+    NotModified(Meta),
+}
+
+type Failed = (Trouble, String);
+
+/// The next page of a walk, under way; given up when dropped.
+pub(super) struct Ahead {
+    pub(super) url: String,
+    task: AbortOnDropHandle<Result<Downloaded, Failed>>,
+}
+
+impl Ahead {
+    pub(super) fn begin(feed: &Arc<Feed>, url: String) -> Self {
+        let (feed, asked) = (Arc::clone(feed), url.clone());
+        let task = tokio::spawn(async move { download(&feed, &asked, None, Priority::Refresh, None).await });
+        Self { url, task: AbortOnDropHandle::new(task) }
+    }
+
+    /// Its page, once it is there. The wait for a place at the host is bounded by nothing but the others' turns.
+    pub(super) async fn wait(mut self, pulse: &Pulse) -> Result<Downloaded, Failed> {
+        loop {
+            pulse.within(TELL_WAITING);
+            match tokio::time::timeout(TELL_WAITING, &mut self.task).await {
+                Ok(Ok(downloaded)) => return downloaded,
+                Ok(Err(panic)) => return Err((Trouble::Page, format!("decoder-panic: {panic}"))),
+                Err(_) => {}
+            }
+        }
+    }
+}
+
+/// Asks for a page and decompresses it; `etag` makes it conditional.
+pub(super) async fn download(
+    feed: &Feed,
+    asked: &str,
+    etag: Option<&str>,
+    priority: Priority,
+    pulse: Option<&Pulse>,
+) -> Result<Downloaded, Failed> {
+    let turn = turn(feed, priority, pulse).await;
+    if let Some(pulse) = pulse {
+        pulse.within(feed.page_timeout);
+    }
+    let expected = feed.counts.expected.load(Ordering::Relaxed);
+    let answer = feed.requests.get(asked, etag, expected, &feed.shared.budget).await;
+    drop(turn);
+    let (body, meta) = match answer.map_err(|failure| explain(&failure))? {
+        Answer::NotModified(meta) => {
+            feed.host.succeeded();
+            return Ok(Downloaded::NotModified(meta));
+        }
+        Answer::Page(body, meta) => (body, meta),
+    };
+    feed.host.succeeded();
+    Counts::add(&feed.counts.bytes, body.wire_bytes());
+    // The semaphore is never closed; without a permit the work would only go on unbounded.
+    let _permit = feed.shared.decoders.acquire().await.ok();
+    let opened = body.open().await.map_err(|failure| explain(&failure))?;
+    feed.counts.expected.store(opened.bytes.len() as u64 * 5 / 4, Ordering::Relaxed);
+    Ok(Downloaded::Page(opened, meta))
+}
+
+/// Decodes a page off the async threads.
+pub(super) async fn decode(feed: &Feed, opened: Opened) -> Result<(Page, Reservation), Failed> {
+    let _permit = feed.shared.decoders.acquire().await.ok();
+    let (reading, bytes) = (feed.reading.clone(), opened.bytes);
+    match tokio::task::spawn_blocking(move || rpde::page(bytes, &reading)).await {
+        Ok(Ok(page)) => Ok((page, opened.reservation)),
+        Ok(Err(refused)) => Err((Trouble::Page, feed.requests.mask(&refused.to_string()))),
+        Err(panic) => Err((Trouble::Page, format!("decoder-panic: {panic}"))),
+    }
+}
+
+async fn turn(feed: &Feed, priority: Priority, pulse: Option<&Pulse>) -> Turn {
+    let mut turn = std::pin::pin!(feed.host.turn(&feed.name, priority));
+    loop {
+        if let Some(pulse) = pulse {
+            pulse.within(TELL_WAITING);
+        }
+        if let Ok(turn) = tokio::time::timeout(TELL_WAITING, &mut turn).await {
+            return turn;
+        }
+        if let Err(error) = feed.shared.store.note_waiting(feed.id, feed.host.waiting_for()).await {
+            tracing::debug!(feed = %feed.name, %error, "the wait could not be noted");
+        }
+    }
+}
