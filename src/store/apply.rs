@@ -7,7 +7,7 @@ mod decide;
 mod notice;
 mod row;
 
-use rusqlite::{OptionalExtension, params};
+use rusqlite::{CachedStatement, Connection, OptionalExtension, params};
 use tokio::sync::oneshot;
 
 use super::writer::{Bench, Weight};
@@ -172,8 +172,9 @@ fn apply(bench: &mut Bench<'_>, delivery: &Delivery) -> Result<Applied, StoreErr
         return Ok(Applied { verdict: Verdict::CursorMoved, ..Applied::default() });
     }
     let mut tally = Tally::default();
+    let mut prepared = Prepared::new(bench.db)?;
     for item in &delivery.page.items {
-        apply_item(bench, delivery, &feed, item, &mut tally)?;
+        apply_item(bench, &mut prepared, delivery, &feed, item, &mut tally)?;
     }
     for record in &delivery.page.unreadable {
         journal::quarantine(bench, feed.id, delivery.transport, delivery.at, record)?;
@@ -193,6 +194,22 @@ fn apply(bench: &mut Bench<'_>, delivery: &Delivery) -> Result<Applied, StoreErr
         journal::event(bench, Some(feed.id), delivery.at, "suspect", reason)?;
     }
     Ok(Applied { suspect, ..tally.applied })
+}
+
+/// What runs for each item is looked up once a delivery.
+struct Prepared<'a> {
+    find: CachedStatement<'a>,
+    insert: CachedStatement<'a>,
+}
+
+impl<'a> Prepared<'a> {
+    fn new(db: &'a Connection) -> rusqlite::Result<Self> {
+        Ok(Self {
+            find: db
+                .prepare_cached("SELECT seq, kind, id, modified, flags, data FROM item WHERE feed = ?1 AND key = ?2")?,
+            insert: db.prepare_cached("INSERT INTO item VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)")?,
+        })
+    }
 }
 
 fn open_feed(bench: &Bench<'_>, delivery: &Delivery) -> Result<Option<Feed>, StoreError> {
@@ -246,6 +263,7 @@ impl Tally {
 
 fn apply_item(
     bench: &mut Bench<'_>,
+    prepared: &mut Prepared<'_>,
     delivery: &Delivery,
     feed: &Feed,
     item: &Item,
@@ -261,13 +279,10 @@ fn apply_item(
         resync: matches!(delivery.purpose, Purpose::Resync(_)),
     };
     let trust = rules.resync && feed.resync.as_ref().is_some_and(|walk| walk.trust);
-    let mut find = bench
-        .db
-        .prepare_cached("SELECT seq, kind, id, modified, flags, data FROM item WHERE feed = ?1 AND key = ?2")?;
-    let mut rows = find.query(params![feed.id, key])?;
+    let mut rows = prepared.find.query(params![feed.id, key])?;
     while let Some(row) = rows.next()? {
         // Keys may collide: kind and id decide.
-        if row.get::<_, i64>(1)? != kind || row.get_ref(2)?.as_str().unwrap_or_default() != &*item.id {
+        if row.get::<_, i64>(1)? != kind || row.get_ref(2)?.as_bytes().ok() != Some(item.id.as_bytes()) {
             continue;
         }
         let (seq, flags): (Seq, i64) = (row.get(0)?, row.get(4)?);
@@ -276,7 +291,7 @@ fn apply_item(
             modified: stored_modified(row.get_ref(3)?, flags),
             state: if flags & DELETED == 0 { State::Updated } else { State::Deleted },
             swept: swept(flags),
-            data: row.get_ref(5)?.as_str_or_null().ok().flatten().unwrap_or_default(),
+            data: row.get_ref(5)?.as_bytes_or_null().ok().flatten().unwrap_or_default(),
             replaceable,
         };
         let decision = decide(&stored, item, data, rules);
@@ -285,7 +300,7 @@ fn apply_item(
         return match decision {
             Decision::Write => {
                 bench.db.prepare_cached("DELETE FROM item WHERE seq = ?1")?.execute([seq])?;
-                insert(bench, delivery, feed.id, item, (key, kind))?;
+                insert(bench, prepared, delivery, feed.id, item, (key, kind))?;
                 tally.applied.changed += 1;
                 count_written(tally, item, Some(was));
                 Ok(())
@@ -294,7 +309,7 @@ fn apply_item(
         };
     }
     drop(rows);
-    insert(bench, delivery, feed.id, item, (key, kind))?;
+    insert(bench, prepared, delivery, feed.id, item, (key, kind))?;
     tally.applied.new += 1;
     count_written(tally, item, None);
     Ok(())
@@ -373,6 +388,7 @@ fn may_replace(bench: &Bench<'_>, feed: &Feed, seq: Seq) -> Result<bool, StoreEr
 
 fn insert(
     bench: &mut Bench<'_>,
+    prepared: &mut Prepared<'_>,
     delivery: &Delivery,
     feed: i64,
     item: &Item,
@@ -383,7 +399,7 @@ fn insert(
     let number = matches!(item.modified, Modified::Number(_));
     let flags = if deleted { DELETED } else { 0 } | if number { NUMBER } else { 0 };
     let data = (!deleted).then(|| delivery.page.data(item));
-    bench.db.prepare_cached("INSERT INTO item VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)")?.execute(params![
+    prepared.insert.execute(params![
         seq,
         feed,
         key,

@@ -9,7 +9,7 @@ pub(super) struct Stored<'a> {
     pub(super) modified: Modified,
     pub(super) state: State,
     pub(super) swept: Swept,
-    pub(super) data: &'a str,
+    pub(super) data: &'a [u8],
     /// Whether a `--trust-source` walk may replace it: stored before the walk began and not met by it yet.
     pub(super) replaceable: bool,
 }
@@ -39,7 +39,7 @@ pub(super) enum Decision {
 }
 
 pub(super) fn decide(stored: &Stored<'_>, incoming: &Item, data: &str, rules: Rules) -> Decision {
-    let same_content = || stored.state == incoming.state && same_data(stored.data, data);
+    let same_content = || stored.state == incoming.state && same_data(stored.data, data.as_bytes());
     if stored.replaceable {
         let same = stored.modified == incoming.modified && same_content();
         return if same { Decision::Same } else { Decision::Write };
@@ -69,11 +69,11 @@ pub(super) fn decide(stored: &Stored<'_>, incoming: &Item, data: &str, rules: Ru
 }
 
 /// Equal bytes, or else equal JSON; a text that can't be read as JSON equals only itself.
-fn same_data(stored: &str, incoming: &str) -> bool {
+fn same_data(stored: &[u8], incoming: &[u8]) -> bool {
     if stored == incoming {
         return true;
     }
-    let tree = |text: &str| serde_json::from_str::<serde_json::Value>(text).ok();
+    let tree = |text: &[u8]| serde_json::from_slice::<serde_json::Value>(text).ok();
     match (tree(stored), tree(incoming)) {
         (Some(a), Some(b)) => a == b,
         _ => false,
