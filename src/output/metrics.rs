@@ -166,7 +166,7 @@ impl Text {
         });
         gauge("feed_lag_seconds", "Time since its end was last seen.", |feed, now| {
             let level_at = feed.level_at.as_deref().and_then(parsed)?;
-            Some((seconds(now) - seconds(level_at)).max(0.0))
+            Some((now.as_millisecond() - level_at.as_millisecond()).max(0) as f64 / 1000.0)
         });
         gauge("feed_failures", "Errors in a row.", |feed, _| Some(feed.failures as f64));
         self.block("feed_health", "gauge", "Its health: 1 for the one it has.", |series| {

@@ -1,0 +1,11 @@
+//! The operators' listener over a real socket and a real file, the supervisor played by the test; and the verbs that
+//! steer a daemon, as the real binary.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod bench;
+mod doors;
+mod orders;
+mod shown;
+mod streams;
+mod verbs;

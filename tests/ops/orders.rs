@@ -1,0 +1,81 @@
+//! What a request makes of the supervisor, and what its answer makes of the request (DESIGN §7).
+
+use feedmirror::supervisor::control::{Asked, ControlError, Order, QuarantineOrder};
+
+use crate::bench::Bench;
+
+#[tokio::test]
+async fn each_route_is_one_order() {
+    let bench = Bench::with(&["acme"]).await;
+    let seek = r#"{"url": "https://acme.example/rpde?afterId=%7B1%7D&afterTimestamp=2"}"#;
+    let told = [
+        ("/api/feeds/acme/pause", "", Order::Pause),
+        ("/api/feeds/acme/resume", "{}", Order::Resume),
+        ("/api/feeds/acme/poll-now", "", Order::PollNow),
+        ("/api/feeds/acme/purge", "", Order::Purge),
+        ("/api/feeds/acme/resync", "", Order::Resync { trust_source: false }),
+        ("/api/feeds/acme/resync", r#"{"trust_source": true}"#, Order::Resync { trust_source: true }),
+        ("/api/feeds/acme/resync", r#"{"accept": true}"#, Order::AcceptSweep),
+        (
+            "/api/feeds/acme/seek",
+            seek,
+            Order::Seek("https://acme.example/rpde?afterId=%7B1%7D&afterTimestamp=2".into()),
+        ),
+    ];
+    for (path, body, order) in told {
+        let (status, text) = bench.ordered(path, body).await;
+        assert_eq!(status, 200, "{path} {body}: {text}");
+        assert_eq!(bench.asked().pop(), Some(Asked::Feed("acme".into(), order)), "{path} {body}");
+        let answer: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert!(answer["done"].as_str().unwrap().starts_with("did "), "{text}");
+    }
+    for (verb, order) in [("retry", QuarantineOrder::Retry), ("drop", QuarantineOrder::Drop)] {
+        assert_eq!(bench.ordered(&format!("/api/quarantine/7/{verb}"), "").await.0, 200);
+        assert_eq!(bench.asked().pop(), Some(Asked::Quarantine(7, order)));
+    }
+}
+
+#[tokio::test]
+async fn what_makes_no_sense_is_named_and_asks_for_nothing() {
+    let bench = Bench::with(&["acme"]).await;
+    let long = format!("{{\"x\": \"{}\"}}", "x".repeat(70_000));
+    let refused = [
+        ("/api/feeds/acme/resync", r#"{"trust": true}"#, 400, "trust"),
+        ("/api/feeds/acme/resync", r#"{"trust_source": "yes"}"#, 400, "trust_source"),
+        ("/api/feeds/acme/resync", r#"{"trust_source": true, "accept": true}"#, 400, "exclude"),
+        ("/api/feeds/acme/pause", r#"{"accept": true}"#, 400, "accept"),
+        ("/api/feeds/acme/pause", "not JSON", 400, "JSON"),
+        ("/api/feeds/acme/pause", "[]", 400, "object"),
+        ("/api/feeds/acme/pause", &long, 413, "65536"),
+        ("/api/feeds/acme/seek", "", 400, "url"),
+        ("/api/feeds/acme/seek", r#"{"url": 3}"#, 400, "url"),
+        ("/api/feeds/acme/seek", r#"{"url": "/relative"}"#, 400, "url"),
+        ("/api/feeds/acme/seek", r#"{"url": "file:///etc/passwd"}"#, 400, "http"),
+        ("/api/feeds/acme/explode", "", 404, "pause"),
+        ("/api/quarantine/7/explode", "", 404, "retry"),
+        ("/api/quarantine/x/drop", "", 404, "x"),
+        ("/api/nothing", "", 404, "nothing"),
+        ("/api/feeds", "", 405, "method"),
+    ];
+    for (path, body, status, word) in refused {
+        let (got, text) = bench.ordered(path, body).await;
+        let answer: serde_json::Value = serde_json::from_str(&text).unwrap_or_else(|_| panic!("{path}: {text}"));
+        assert_eq!(got, status, "{path}: {text}");
+        assert!(answer["error"].as_str().unwrap().contains(word), "{path}: {text}");
+    }
+    assert_eq!(bench.asked(), []);
+}
+
+#[tokio::test]
+async fn the_supervisor_s_refusal_is_the_answer() {
+    let answer = |asked: &Asked| match asked {
+        Asked::Feed(name, _) if name == "acme" => Err(ControlError::Refused("acme is \"busy\"".into())),
+        Asked::Feed(name, _) => Err(ControlError::Unknown(format!("there is no feed {name}"))),
+        _ => Err(ControlError::Stopping),
+    };
+    let bench = Bench::listening("127.0.0.1:0", &["acme"], answer).await;
+    let pause = |feed: &str| format!("/api/feeds/{feed}/pause");
+    assert_eq!(bench.ordered(&pause("acme"), "").await, (409, "{\"error\":\"acme is \\\"busy\\\"\"}\n".into()));
+    assert_eq!(bench.ordered(&pause("nope"), "").await, (404, "{\"error\":\"there is no feed nope\"}\n".into()));
+    assert_eq!(bench.ordered("/api/quarantine/1/drop", "").await.0, 503);
+}

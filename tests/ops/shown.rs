@@ -1,0 +1,125 @@
+//! What the listener shows of the moment: page, health, metrics, feeds (DESIGN §7).
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use feedmirror::supervisor::control::Control;
+
+use crate::bench::{Bench, File};
+
+const HOSTILE: &str = "timeout: <script>alert(\"1\")</script> & 'more'";
+
+#[tokio::test]
+async fn the_page_takes_hostile_words_as_text_and_stands_alone() {
+    let bench = Bench::with(&["acme", "well"]).await;
+    bench.file.ails("acme", HOSTILE).await;
+    bench.file.write("well", &[("1", 1, Some("{}")), ("2", 1, None)]).await;
+
+    let response = bench.get("/").send().await.unwrap();
+    let policy = response.headers()["content-security-policy"].to_str().unwrap().to_owned();
+    let page = response.text().await.unwrap();
+
+    assert!(page.contains("timeout: &lt;script&gt;alert(&quot;1&quot;)&lt;/script&gt; &amp; &#39;more&#39;"), "{page}");
+    assert!(page.contains("https://acme.example/&quot;&gt;&lt;img src=x onerror=alert(1)&gt;"), "{page}");
+    assert_eq!(page.matches("<script").count(), 1, "its own alone");
+    assert!(!page.contains("<img"), "{page}");
+    assert!(policy.contains("default-src 'none'") && !policy.contains("unsafe"), "{policy}");
+    let nonce = page.split("<script nonce=\"").nth(1).unwrap().split('"').next().unwrap();
+    assert!(nonce.len() >= 22 && policy.contains(nonce), "{policy}");
+    for elsewhere in ["src=\"", "<link", "@import", "url("] {
+        assert!(!page.contains(elsewhere), "{elsewhere}");
+    }
+
+    let place = |text: &str| page.find(text).unwrap_or_else(|| panic!("{text} is not in {page}"));
+    assert!(place(">acme<") < place(">well<"), "what needs attention stands first");
+    place("<caption");
+    place("<th scope=\"row\">acme");
+    place("2 feeds: 1 ok, 1 retrying; 1 live item");
+    place(&bench.file.position());
+    place("<small>timeout");
+    place(">in ");
+}
+
+#[tokio::test]
+async fn the_page_says_when_nothing_can_be_written() {
+    let bench = Bench::with(&["acme"]).await;
+    bench.ready.send_replace(Some("the disk is <full>".into()));
+    assert!(bench.got("/").await.1.contains("the disk is &lt;full&gt;"));
+}
+
+#[tokio::test]
+async fn ready_is_while_the_database_takes_writes() {
+    let bench = Bench::with(&["acme"]).await;
+    let metric = async || {
+        bench.got("/metrics").await.1.lines().find(|line| line.starts_with("feedmirror_ready")).map(str::to_owned)
+    };
+    assert_eq!(bench.got("/readyz").await.0, 200);
+    assert_eq!(metric().await.as_deref(), Some("feedmirror_ready 1"));
+
+    bench.ready.send_replace(Some("the disk is full".into()));
+    let (status, text) = bench.got("/readyz").await;
+    assert_eq!((status, text.contains("the disk is full")), (503, true), "{text}");
+    assert_eq!(metric().await.as_deref(), Some("feedmirror_ready 0"));
+
+    bench.ready.send_replace(None);
+    assert_eq!(bench.got("/readyz").await.0, 200, "it goes on by itself");
+}
+
+#[tokio::test]
+async fn a_supervisor_that_is_stuck_is_not_healthy() {
+    let bench = Bench::with(&["acme"]).await;
+    assert_eq!(bench.got("/healthz").await.0, 200);
+
+    let stuck = Control::answered_by(|_| std::future::pending());
+    let bench = Bench::serving("127.0.0.1:0", File::with(&["acme"]).await, stuck, Arc::default()).await;
+    let begun = Instant::now();
+    assert_eq!(bench.got("/healthz").await.0, 503);
+    assert!(begun.elapsed() >= Duration::from_secs(5), "a slow one has its time: {:?}", begun.elapsed());
+    assert_eq!(bench.got("/").await.0, 200, "what is stored is shown all the same");
+}
+
+#[tokio::test]
+async fn metrics_tell_of_the_file_and_of_the_work() {
+    let bench = Bench::with(&["acme"]).await;
+    bench.file.write("acme", &[("1", 1, Some("{}")), ("2", 1, Some("{}")), ("3", 1, None)]).await;
+    bench.file.ails("acme", HOSTILE).await;
+
+    let response = bench.get("/metrics").send().await.unwrap();
+    assert_eq!(response.headers()["content-type"], "text/plain; version=0.0.4; charset=utf-8");
+    let text = response.text().await.unwrap();
+
+    let seq: i64 = bench.file.value("SELECT seq FROM mirror");
+    for line in [
+        "feedmirror_feed_items{feed=\"acme\"} 2".to_owned(),
+        "feedmirror_feed_tombstones{feed=\"acme\"} 1".to_owned(),
+        "feedmirror_feed_health{feed=\"acme\",health=\"retrying\"} 1".to_owned(),
+        "feedmirror_feed_failures{feed=\"acme\"} 3".to_owned(),
+        "feedmirror_feed_quarantine_rows{feed=\"acme\"} 0".to_owned(),
+        "feedmirror_feed_pages_total{feed=\"acme\"} 17".to_owned(),
+        format!("feedmirror_mirror_seq {seq}"),
+    ] {
+        assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
+    }
+    let bytes = text.lines().find_map(|line| line.strip_prefix("feedmirror_database_bytes ")).unwrap();
+    assert!(bytes.parse::<u64>().unwrap() > 0);
+}
+
+#[tokio::test]
+async fn feeds_are_shown_under_their_sql_names() {
+    let bench = Bench::with(&["acme", "well"]).await;
+    bench.file.ails("acme", HOSTILE).await;
+
+    let all: serde_json::Value = serde_json::from_str(&bench.got("/api/feeds").await.1).unwrap();
+    let names: Vec<&str> = all["feeds"].as_array().unwrap().iter().map(|feed| feed["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["acme", "well"]);
+    assert_eq!(all["mirror"]["epoch"], bench.file.value::<String>("SELECT epoch FROM mirror"));
+
+    let one: serde_json::Value = serde_json::from_str(&bench.got("/api/feeds/acme").await.1).unwrap();
+    assert_eq!(one["reason"], HOSTILE);
+    assert_eq!(one["endpoints"][0]["transport"], "poll");
+    assert_eq!(one["endpoints"].as_array().unwrap().len(), 1);
+
+    let (status, text) = bench.got("/api/feeds/nope").await;
+    assert_eq!(status, 404);
+    assert!(serde_json::from_str::<serde_json::Value>(&text).unwrap()["error"].as_str().unwrap().contains("nope"));
+}

@@ -1,0 +1,162 @@
+//! The verbs that steer a daemon, as the real binary: to a listener, and to a file that nothing holds (DESIGN §6).
+
+use std::net::TcpListener;
+
+use feedmirror::store::now;
+use feedmirror::supervisor::control::{Asked, ControlError, Order, QuarantineOrder};
+
+use crate::bench::{Bench, File, command, run, shown};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_verb_reaches_the_daemon_that_holds_the_file() {
+    let bench = Bench::with(&["acme", "b"]).await;
+    bench.file.store().started(now(), Some(bench.address.to_string())).await.unwrap();
+    let seek = "https://acme.example/rpde?afterId=%7B1%7D";
+    let told = |order: Order| Asked::Feed("acme".into(), order);
+    for (arguments, asked) in [
+        (vec!["pause", "acme"], told(Order::Pause)),
+        (vec!["resume", "acme"], told(Order::Resume)),
+        (vec!["poll-now", "acme"], told(Order::PollNow)),
+        (vec!["purge", "acme"], told(Order::Purge)),
+        (vec!["resync", "acme"], told(Order::Resync { trust_source: false })),
+        (vec!["resync", "acme", "--trust-source"], told(Order::Resync { trust_source: true })),
+        (vec!["resync", "acme", "--accept"], told(Order::AcceptSweep)),
+        (vec!["seek", "acme", seek], told(Order::Seek(seek.into()))),
+        (vec!["quarantine", "retry", "7"], Asked::Quarantine(7, QuarantineOrder::Retry)),
+        (vec!["quarantine", "drop", "7"], Asked::Quarantine(7, QuarantineOrder::Drop)),
+    ] {
+        let (exit, out, error) = run(&bench.file.path(), &arguments).await;
+        assert_eq!((exit, error.as_str()), (0, ""), "{arguments:?}");
+        assert_eq!(out.lines().count(), 1, "{out}");
+        assert!(out.starts_with("did "), "the supervisor's words: {out}");
+        assert_eq!(bench.asked().pop(), Some(asked), "{arguments:?}");
+    }
+
+    let before = bench.asked().len();
+    assert_eq!(run(&bench.file.path(), &["pause", "acme", "b"]).await.1.lines().count(), 2);
+    assert_eq!(bench.asked().len(), before + 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_configuration_leads_to_the_daemon_too() {
+    let bench = Bench::with(&["acme"]).await;
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("feedmirror.toml");
+    let token = folder.path().join("chosen.token");
+    std::fs::write(&token, &bench.token).unwrap();
+    let text = format!(
+        "database = {:?}\n[ops]\nlisten = \"{}\"\ntoken_file = \"chosen.token\"\n\
+         [feeds.acme]\nurl = \"https://acme.example/\"\n",
+        bench.file.path(),
+        bench.address
+    );
+    std::fs::write(&config, text).unwrap();
+    let pause = {
+        let config = config.clone();
+        move || shown(command().arg("--config").arg(config).args(["pause", "acme"]).output().unwrap())
+    };
+
+    let (exit, _, error) = tokio::task::spawn_blocking(pause.clone()).await.unwrap();
+    assert_eq!((exit, error.as_str()), (0, ""));
+    assert_eq!(bench.asked(), [Asked::Feed("acme".into(), Order::Pause)]);
+
+    std::fs::write(&token, "another").unwrap();
+    let (exit, _, error) = tokio::task::spawn_blocking(pause).await.unwrap();
+    assert_eq!(exit, 1);
+    assert!(error.contains("admin token") && !error.contains("another"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_is_told_and_keeps_no_other_feed_from_its_order() {
+    let answer = |asked: &Asked| match asked {
+        Asked::Feed(name, _) if name == "nope" => Err(ControlError::Unknown("there is no feed nope".into())),
+        _ => Ok("done".into()),
+    };
+    let bench = Bench::listening("127.0.0.1:0", &["acme"], answer).await;
+    bench.file.store().started(now(), Some(bench.address.to_string())).await.unwrap();
+    let (exit, out, error) = run(&bench.file.path(), &["pause", "nope", "acme"]).await;
+    assert_eq!((exit, out.as_str()), (1, "done\n"));
+    assert!(error.contains("there is no feed nope"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_holder_that_does_not_answer_is_named() {
+    let bench = File::with(&["acme"]).await;
+    let (exit, _, error) = run(&bench.path(), &["pause", "acme"]).await;
+    assert_eq!(exit, 1);
+    assert!(error.contains("without an ops listener"), "{error}");
+
+    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    bench.store().started(now(), Some(closed.clone())).await.unwrap();
+    feedmirror::server::token::token(None, &bench.path()).unwrap();
+    let (exit, _, error) = run(&bench.path(), &["pause", "acme"]).await;
+    assert_eq!(exit, 1);
+    assert!(error.contains("does not answer") && error.contains(&closed), "{error}");
+    assert!(!bench.feed("acme").await.paused, "what another holds is not touched");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_daemon_the_verbs_act_on_the_file() {
+    let mut file = File::with(&["acme"]).await;
+    file.write("acme", &[("1", 1, Some("{}"))]).await;
+    file.close();
+    let told = async |arguments: &[&str]| {
+        let (exit, out, error) = run(&file.path(), arguments).await;
+        assert_eq!((exit, error.as_str()), (0, ""), "{arguments:?}");
+        assert!(out.starts_with("acme: ") && out.lines().count() == 1, "{out}");
+    };
+
+    told(&["pause", "acme"]).await;
+    assert_eq!(file.value::<String>("SELECT health FROM feeds"), "paused");
+    told(&["resume", "acme"]).await;
+    assert_eq!(file.value::<String>("SELECT health FROM feeds"), "ok");
+    let url = "https://acme.example/rpde?afterId=%7B1%7D";
+    told(&["seek", "acme", url]).await;
+    assert_eq!(file.value::<String>("SELECT cursor FROM feeds"), url);
+    told(&["resync", "acme"]).await;
+    assert_eq!(file.value::<i64>("SELECT trust FROM resync"), 0);
+    told(&["resync", "acme", "--trust-source"]).await;
+    assert_eq!(file.value::<i64>("SELECT trust FROM resync"), 1);
+    told(&["purge", "acme"]).await;
+    assert_eq!(file.value::<i64>("SELECT count(*) FROM items"), 0);
+    assert_eq!(file.value::<String>("SELECT state FROM changes"), "purged");
+    assert_eq!(file.value::<String>("SELECT health FROM feeds"), "paused");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_held_sweep_is_accepted_in_the_file() {
+    let mut file = File::with(&["acme"]).await;
+    file.write("acme", &[("1", 1, Some("{}"))]).await;
+    file.hold_a_sweep("acme").await;
+    file.close();
+    let (exit, out, error) = run(&file.path(), &["resync", "acme", "--accept"]).await;
+    assert_eq!((exit, error.as_str()), (0, ""), "{out}");
+    assert_eq!(file.value::<String>("SELECT stage FROM resync"), "sweep");
+
+    let (exit, _, error) = run(&file.path(), &["resync", "acme", "--accept"]).await;
+    assert_eq!((exit, error.contains("no held sweep")), (1, true), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_needs_a_daemon_or_a_feed_says_so() {
+    let mut file = File::with(&["acme"]).await;
+    file.close();
+    for (arguments, code, words) in [
+        (vec!["poll-now", "acme"], 1, "no daemon is running"),
+        (vec!["quarantine", "retry", "7"], 1, "no daemon is running"),
+        (vec!["quarantine", "drop", "7"], 1, "no quarantine row 7"),
+        (vec!["pause", "nope"], 1, "no feed nope"),
+        (vec!["pause", "../x"], 1, "no feed ../x"),
+        (vec!["seek", "acme", "/relative"], 1, "no URL"),
+        (vec!["resync", "acme", "--accept", "--trust-source"], 2, "cannot be used with"),
+        (vec!["pause"], 2, "FEED"),
+    ] {
+        let (exit, out, error) = run(&file.path(), &arguments).await;
+        assert_eq!((exit, out.as_str()), (code, ""), "{arguments:?}: {error}");
+        assert!(error.contains(words), "{arguments:?}: {error}");
+    }
+    let nowhere = file.path().with_file_name("nowhere.db");
+    let (exit, _, error) = run(&nowhere, &["pause", "acme"]).await;
+    assert_eq!((exit, error.contains("no mirror at")), (1, true), "{error}");
+    assert!(!nowhere.exists(), "and makes none");
+}
