@@ -1,8 +1,8 @@
 //! Writes the WAL back beside the writer, on a connection of its own.
 //!
-//! The bulk is copied while the writer goes on; only the small rest, without which SQLite can't start the WAL anew, is
-//! copied with the writer held at the gate. A reader that stays long keeps the WAL from being reset, never the writer
-//! from writing.
+//! The bulk is copied while the writer goes on, what is left while it takes small work alone; only the last few pages,
+//! without which SQLite can't start the WAL anew, are copied with the writer held at the gate. A reader that stays long
+//! keeps the WAL from being reset, never the writer from writing.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -10,14 +10,16 @@ use std::time::{Duration, Instant};
 use rusqlite::Connection;
 use tokio::sync::watch;
 
+use super::writer::Queue;
+
 /// What the WAL file is cut back to once it has been written back.
 pub(super) const KEPT_WAL_BYTES: i64 = 128 << 20;
 /// Written back from this many WAL pages (16 KiB each) on: 64 MiB.
 const START_PAGES: i64 = 4 << 10;
-/// A rest of at most this many pages is copied while the writer waits: 4 MiB.
-const REST_PAGES: i64 = 256;
-/// Passes beside the writer before it is held all the same.
-const PASSES: usize = 6;
+/// With a rest of at most this many pages large work is put off: 16 MiB.
+const REST_PAGES: i64 = 1 << 10;
+/// Passes beside the writer before large work is put off all the same.
+const PASSES: usize = 4;
 /// An idle WAL is written back after this long.
 const IDLE: Duration = Duration::from_secs(15);
 /// Told once when the WAL has grown beyond this many pages without being reset: 128 MiB.
@@ -99,11 +101,13 @@ impl Gate {
 }
 
 /// Until the writer ends.
-pub(super) fn run(db: &Connection, gate: &Gate) {
+pub(super) fn run(db: &Connection, gate: &Gate, queue: &Queue) {
     let mut failing = false;
     let mut stuck_at = 0;
     while gate.wait(stuck_at).is_some() {
-        match write_back(db, gate) {
+        let written_back = write_back(db, gate, queue);
+        queue.put_off_large(false);
+        match written_back {
             Ok((log, copied)) => {
                 failing = false;
                 stuck_at = if copied < log { log } else { 0 };
@@ -125,7 +129,7 @@ pub(super) fn run(db: &Connection, gate: &Gate) {
 }
 
 /// Pages in the WAL and pages written back, at the end.
-fn write_back(db: &Connection, gate: &Gate) -> rusqlite::Result<(i64, i64)> {
+fn write_back(db: &Connection, gate: &Gate, queue: &Queue) -> rusqlite::Result<(i64, i64)> {
     let mut before = 0;
     for _ in 0..PASSES {
         let (log, copied) = pass(db)?;
@@ -136,6 +140,10 @@ fn write_back(db: &Connection, gate: &Gate) -> rusqlite::Result<(i64, i64)> {
         }
         before = copied;
     }
+    queue.put_off_large(true);
+    // The group that is open ends first: its pages are the most of what is left.
+    drop(gate.enter());
+    pass(db)?;
     let _held = gate.enter();
     let end = pass(db)?;
     gate.wal().pages = end.0 - end.1;

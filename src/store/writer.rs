@@ -83,6 +83,7 @@ pub(super) struct Queue {
 struct Waiting {
     small: VecDeque<Job>,
     large: VecDeque<Job>,
+    large_put_off: bool,
     closed: bool,
 }
 
@@ -108,6 +109,12 @@ impl Queue {
         self.changed.notify_all();
     }
 
+    /// While it is put off, large work waits and small work goes on.
+    pub(super) fn put_off_large(&self, put_off: bool) {
+        self.lock().large_put_off = put_off;
+        self.changed.notify_all();
+    }
+
     pub(super) fn len(&self) -> usize {
         let waiting = self.lock();
         waiting.small.len() + waiting.large.len()
@@ -120,10 +127,12 @@ impl Queue {
             if let Some(job) = waiting.small.pop_front() {
                 return Some(job);
             }
-            if let Some(job) = waiting.large.pop_front() {
+            if !waiting.large_put_off
+                && let Some(job) = waiting.large.pop_front()
+            {
                 return Some(job);
             }
-            if waiting.closed {
+            if waiting.closed && waiting.large.is_empty() {
                 return None;
             }
             waiting = self.changed.wait(waiting).unwrap_or_else(PoisonError::into_inner);
@@ -136,7 +145,7 @@ impl Queue {
         if let Some(job) = waiting.small.front() {
             return if fits(&job.weight) { waiting.small.pop_front() } else { None };
         }
-        if waiting.large.front().is_some_and(|job| fits(&job.weight)) {
+        if !waiting.large_put_off && waiting.large.front().is_some_and(|job| fits(&job.weight)) {
             return waiting.large.pop_front();
         }
         None
