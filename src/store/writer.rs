@@ -221,6 +221,27 @@ impl Bench<'_> {
     }
 }
 
+/// Why a whole group was undone.
+enum Undone {
+    /// A statement failed, or the surroundings refused.
+    Failed(StoreError),
+    /// A piece failed by itself: the group is done again with a savepoint for each. Most groups need none, and a
+    /// savepoint costs a copy of every page that is changed under it.
+    Unguarded,
+}
+
+impl From<StoreError> for Undone {
+    fn from(error: StoreError) -> Self {
+        Self::Failed(error)
+    }
+}
+
+impl From<rusqlite::Error> for Undone {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
 pub(super) struct Writer {
     db: Connection,
     queue: Arc<Queue>,
@@ -282,8 +303,9 @@ impl Writer {
     /// Takes work while it fits, and commits it; the error is fatal.
     fn group(&mut self, first: Job) -> Result<(), StoreError> {
         let mut jobs: Vec<Job> = vec![first];
+        let mut guarded = false;
         loop {
-            match self.attempt(&mut jobs) {
+            match self.attempt(&mut jobs, guarded) {
                 Ok(results) => {
                     self.unblocked();
                     for (job, result) in jobs.into_iter().zip(results) {
@@ -291,14 +313,15 @@ impl Writer {
                     }
                     return Ok(());
                 }
-                Err(error) if error.is_environment() => {
+                Err(Undone::Unguarded) => guarded = true,
+                Err(Undone::Failed(error)) if error.is_environment() => {
                     self.blocked(&error);
                     if !self.queue.pause(BLOCKED_PAUSE) && self.gave_up() {
                         self.give_up(jobs, &error);
                         return Ok(());
                     }
                 }
-                Err(error) => {
+                Err(Undone::Failed(error)) => {
                     jobs.into_iter().for_each(|job| job.work.answer(Err(error.clone())));
                     return if error.is_fatal() { Err(error) } else { Ok(()) };
                 }
@@ -319,7 +342,7 @@ impl Writer {
         }
     }
 
-    fn attempt(&mut self, jobs: &mut Vec<Job>) -> Result<Vec<Result<(), StoreError>>, StoreError> {
+    fn attempt(&mut self, jobs: &mut Vec<Job>, guarded: bool) -> Result<Vec<Result<(), StoreError>>, Undone> {
         let durable = jobs.iter().any(|job| job.weight.durable);
         let wanted: usize = jobs.iter().map(|job| job.weight.seqs).sum();
         let gate = Arc::clone(&self.gate);
@@ -328,7 +351,7 @@ impl Writer {
         self.synchronous(durable)?;
         self.db.execute_batch("BEGIN IMMEDIATE")?;
         let before = self.next_seq;
-        let done = self.fill(jobs, durable, wanted).and_then(|results| {
+        let done = self.fill(jobs, durable, wanted, guarded).and_then(|results| {
             if self.next_seq != self.written_seq + 1 {
                 let seq = self.next_seq - 1;
                 self.db.prepare_cached("UPDATE mirror_state SET seq = ?1")?.execute([seq])?;
@@ -358,21 +381,21 @@ impl Writer {
         jobs: &mut Vec<Job>,
         durable: bool,
         mut wanted: usize,
-    ) -> Result<Vec<Result<(), StoreError>>, StoreError> {
+        guarded: bool,
+    ) -> Result<Vec<Result<(), StoreError>>, Undone> {
         let started = Instant::now();
         let room = usize::try_from(self.reserved + 1 - self.next_seq).unwrap_or(0);
         let mut results = Vec::new();
         let mut at = 0;
         loop {
             while let Some(job) = jobs.get_mut(at) {
-                results.push(self.one(job)?);
+                results.push(self.one(job, guarded)?);
                 at += 1;
             }
-            let small_in_large =
-                jobs.iter().any(|job| job.weight.large) && jobs.last().is_some_and(|job| !job.weight.large);
+            let waits = jobs.iter().any(|job| !job.weight.large);
             let open = wanted < GROUP_ITEMS && started.elapsed() < GROUP_TIME;
             let next = self.queue.another(|weight| {
-                let kept_apart = small_in_large && weight.large;
+                let kept_apart = waits && weight.large;
                 weight.durable == durable && wanted + weight.seqs <= room && (open || !weight.large) && !kept_apart
             });
             let Some(job) = next else { return Ok(results) };
@@ -381,20 +404,25 @@ impl Writer {
         }
     }
 
-    /// One piece under its savepoint: its own failure, a panic too, undoes it alone.
-    fn one(&mut self, job: &mut Job) -> Result<Result<(), StoreError>, StoreError> {
+    /// One piece. Its own failure, a panic too, undoes it alone when it runs under a savepoint of its own.
+    fn one(&mut self, job: &mut Job, guarded: bool) -> Result<Result<(), StoreError>, Undone> {
         let before = self.next_seq;
-        self.db.prepare_cached("SAVEPOINT work")?.execute([])?;
+        if guarded {
+            self.db.prepare_cached("SAVEPOINT work")?.execute([])?;
+        }
         let mut bench =
             Bench { db: &self.db, next_seq: &mut self.next_seq, kinds: &mut self.kinds, key_shift: self.key_shift };
         let ran = catch_unwind(AssertUnwindSafe(|| job.work.run(&mut bench)));
         let result = ran.unwrap_or_else(|_| Err(StoreError::Refused("the writer panicked over this delivery".into())));
         match result {
             Ok(()) => {
-                self.db.prepare_cached("RELEASE work")?.execute([])?;
+                if guarded {
+                    self.db.prepare_cached("RELEASE work")?.execute([])?;
+                }
                 Ok(Ok(()))
             }
-            Err(error) if error.is_environment() || error.is_fatal() => Err(error),
+            Err(error) if error.is_environment() || error.is_fatal() => Err(Undone::Failed(error)),
+            Err(_) if !guarded => Err(Undone::Unguarded),
             Err(error) => {
                 self.next_seq = before;
                 self.kinds.clear();
