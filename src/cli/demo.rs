@@ -99,8 +99,23 @@ async fn demonstrate(args: &Args, database: PathBuf) -> anyhow::Result<Exit> {
         }
     }
     simulator.stop().await;
-    writeln!(io::stdout(), "\nThe file stays for you to look at: {}", database.display())?;
+    tokio::task::block_in_place(|| close(&database))?;
     Ok(Exit::Done)
+}
+
+/// How it ended, where no screen shows it already, and what is left.
+fn close(database: &Path) -> anyhow::Result<()> {
+    let mut text = Vec::new();
+    if !io::stdout().is_terminal() {
+        text.push(b'\n');
+        table(&mut text, &Reader::open(database)?)?;
+    }
+    writeln!(text, "\nThe file stays for you to look at: {}", database.display())?;
+    Ok(io::stdout().write_all(&text)?)
+}
+
+fn table(text: &mut Vec<u8>, reader: &Reader) -> anyhow::Result<()> {
+    Ok(status::table(text, &Status::read(reader, &[])?, jiff::Timestamp::now(), width())?)
 }
 
 async fn ending(seconds: Option<u64>) {
@@ -151,9 +166,9 @@ fn picture(database: &Path, page: &str, watched: bool) -> anyhow::Result<Vec<u8>
     }
     // In its first moments the file has no tables yet.
     if let Ok(reader) = Reader::open(database) {
-        status::table(&mut text, &Status::read(&reader, &[])?, jiff::Timestamp::now(), width())?;
+        table(&mut text, &reader)?;
     }
-    let db = database.display();
+    let (db, us) = (database.display(), program());
     writeln!(
         text,
         "
@@ -162,8 +177,13 @@ A simulated publisher changes its feeds; the mirror polls them. Interrupt to end
   page     {page}
   SQL      sqlite3 {db} \"SELECT feed, kind, id, data ->> '$.name' FROM live_items LIMIT 10\"
            sqlite3 {db} \"SELECT seq, feed, id, state FROM changes ORDER BY seq DESC LIMIT 10\"
-  changes  feedmirror changes --db {db} --follow
-  a feed of your own   feedmirror sync https://…"
+  changes  {us} changes --db {db} --follow
+  a feed of your own   {us} sync https://…"
     )?;
     Ok(text)
+}
+
+/// This program as it was called: what is tried first is seldom installed yet.
+fn program() -> String {
+    std::env::args().next().unwrap_or_else(|| "feedmirror".to_owned())
 }
