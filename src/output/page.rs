@@ -8,6 +8,7 @@ use std::fmt::{self, Write};
 use jiff::Timestamp;
 
 use super::metrics::Stored;
+use super::status::next_poll_at;
 use super::words::{number, seconds_since, span};
 use crate::feed::Health;
 use crate::store::read::FeedRow;
@@ -142,7 +143,7 @@ fn row(page: &mut String, now: Timestamp, feed: &FeedRow, reason: Option<&str>, 
     }
     cells.time(now, feed.level_at.as_deref(), span)?;
     let ahead = |ago: i64| if ago < 0 { format!("in {}", span(-ago)) } else { "now".into() };
-    cells.time(now, feed.next_poll_at.as_deref(), ahead)?;
+    cells.time(now, next_poll_at(feed), ahead)?;
     page.push_str("</tr>\n");
     Ok(())
 }
