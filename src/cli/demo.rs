@@ -19,7 +19,7 @@ use crate::schedule::PollSettings;
 use crate::server;
 use crate::simulate::{Settings, Simulator};
 use crate::source::http::HostSettings;
-use crate::store::read::Reader;
+use crate::store::read::{Reader, StoreError};
 use crate::supervisor::{Configured, FeedSettings, Fleet};
 
 /// What `demo` is told.
@@ -108,14 +108,18 @@ fn close(database: &Path) -> anyhow::Result<()> {
     let mut text = Vec::new();
     if !io::stdout().is_terminal() {
         text.push(b'\n');
-        table(&mut text, &Reader::open(database)?)?;
+        table(&mut text, &read(database)?)?;
     }
     writeln!(text, "\nThe file stays for you to look at: {}", database.display())?;
     Ok(io::stdout().write_all(&text)?)
 }
 
-fn table(text: &mut Vec<u8>, reader: &Reader) -> anyhow::Result<()> {
-    Ok(status::table(text, &Status::read(reader, &[])?, jiff::Timestamp::now(), width())?)
+fn read(database: &Path) -> Result<Status, StoreError> {
+    Status::read(&Reader::open(database)?, &[])
+}
+
+fn table(text: &mut Vec<u8>, status: &Status) -> io::Result<()> {
+    status::table(text, status, jiff::Timestamp::now(), width())
 }
 
 async fn ending(seconds: Option<u64>) {
@@ -164,9 +168,9 @@ fn picture(database: &Path, page: &str, watched: bool) -> anyhow::Result<Vec<u8>
     if watched {
         text.extend_from_slice(super::TO_THE_TOP.as_bytes());
     }
-    // In its first moments the file has no tables yet.
-    if let Ok(reader) = Reader::open(database) {
-        table(&mut text, &reader)?;
+    // In its first moments the file has no tables yet, or nothing in them.
+    if let Ok(status) = read(database) {
+        table(&mut text, &status)?;
     }
     let (db, us) = (database.display(), program());
     writeln!(
