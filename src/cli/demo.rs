@@ -19,7 +19,7 @@ use crate::schedule::PollSettings;
 use crate::server;
 use crate::simulate::{Settings, Simulator};
 use crate::source::http::HostSettings;
-use crate::store::read::Reader;
+use crate::store::read::{Reader, StoreError};
 use crate::supervisor::{Configured, FeedSettings, Fleet};
 
 /// What `demo` is told.
@@ -99,8 +99,27 @@ async fn demonstrate(args: &Args, database: PathBuf) -> anyhow::Result<Exit> {
         }
     }
     simulator.stop().await;
-    writeln!(io::stdout(), "\nThe file stays for you to look at: {}", database.display())?;
+    tokio::task::block_in_place(|| close(&database))?;
     Ok(Exit::Done)
+}
+
+/// How it ended, where no screen shows it already, and what is left.
+fn close(database: &Path) -> anyhow::Result<()> {
+    let mut text = Vec::new();
+    if !io::stdout().is_terminal() {
+        text.push(b'\n');
+        table(&mut text, &read(database)?)?;
+    }
+    writeln!(text, "\nThe file stays for you to look at: {}", database.display())?;
+    Ok(io::stdout().write_all(&text)?)
+}
+
+fn read(database: &Path) -> Result<Status, StoreError> {
+    Status::read(&Reader::open(database)?, &[])
+}
+
+fn table(text: &mut Vec<u8>, status: &Status) -> io::Result<()> {
+    status::table(text, status, jiff::Timestamp::now(), width())
 }
 
 async fn ending(seconds: Option<u64>) {
@@ -149,11 +168,11 @@ fn picture(database: &Path, page: &str, watched: bool) -> anyhow::Result<Vec<u8>
     if watched {
         text.extend_from_slice(super::TO_THE_TOP.as_bytes());
     }
-    // In its first moments the file has no tables yet.
-    if let Ok(reader) = Reader::open(database) {
-        status::table(&mut text, &Status::read(&reader, &[])?, jiff::Timestamp::now(), width())?;
+    // In its first moments the file has no tables yet, or nothing in them.
+    if let Ok(status) = read(database) {
+        table(&mut text, &status)?;
     }
-    let db = database.display();
+    let (db, us) = (database.display(), program());
     writeln!(
         text,
         "
@@ -162,8 +181,13 @@ A simulated publisher changes its feeds; the mirror polls them. Interrupt to end
   page     {page}
   SQL      sqlite3 {db} \"SELECT feed, kind, id, data ->> '$.name' FROM live_items LIMIT 10\"
            sqlite3 {db} \"SELECT seq, feed, id, state FROM changes ORDER BY seq DESC LIMIT 10\"
-  changes  feedmirror changes --db {db} --follow
-  a feed of your own   feedmirror sync https://…"
+  changes  {us} changes --db {db} --follow
+  a feed of your own   {us} sync https://…"
     )?;
     Ok(text)
+}
+
+/// This program as it was called: what is tried first is seldom installed yet.
+fn program() -> String {
+    std::env::args().next().unwrap_or_else(|| "feedmirror".to_owned())
 }

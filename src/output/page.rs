@@ -8,6 +8,7 @@ use std::fmt::{self, Write};
 use jiff::Timestamp;
 
 use super::metrics::Stored;
+use super::status::next_poll_at;
 use super::words::{number, seconds_since, span};
 use crate::feed::Health;
 use crate::store::read::FeedRow;
@@ -66,9 +67,10 @@ fn document(
         "</div>\n<p id=\"old\" class=\"notice\" role=\"status\" hidden>The mirror does not answer: what is shown is \
          old.</p>\n</header>\n<main>\n\
          <div class=\"scroll\" role=\"region\" aria-labelledby=\"caption\" tabindex=\"0\">\n<table>\n\
-         <caption id=\"caption\">Feeds, those that need attention first</caption>\n<thead><tr>{HEADS}</tr></thead>\n\
-         <tbody id=\"rows\">\n",
+         <caption id=\"caption\">Feeds, those that need attention first</caption>\n",
     )?;
+    heads(page)?;
+    page.push_str("<tbody id=\"rows\">\n");
     for feed in feeds {
         let (reason, quarantined) = match stored {
             Some(stored) => (stored.status.reason(feed), stored.quarantined(&feed.name)),
@@ -81,41 +83,69 @@ fn document(
     write!(page, "</footer>\n<script nonce=\"{nonce}\">\n{SCRIPT}</script>\n</body>\n</html>\n")
 }
 
-const HEADS: &str = "<th scope=\"col\">Feed</th><th scope=\"col\">Health</th><th scope=\"col\">Mode</th>\
-    <th scope=\"col\" class=\"number\">Items</th><th scope=\"col\" class=\"number\">Tombstones</th>\
-    <th scope=\"col\" class=\"number\">Quarantine</th><th scope=\"col\" class=\"number\">Lag</th>\
-    <th scope=\"col\" class=\"number\">Next poll</th>";
+/// The columns: head and attributes.
+const COLUMNS: [(&str, &str); 8] = [
+    ("Feed", ""),
+    ("Health", ""),
+    ("Mode", ""),
+    ("Items", NUMBER),
+    ("Tombstones", NUMBER),
+    ("Quarantine", NUMBER),
+    ("Lag", NUMBER),
+    ("Next poll", NUMBER),
+];
+const NUMBER: &str = " class=\"number\"";
 
-fn row(page: &mut String, now: Timestamp, feed: &FeedRow, reason: Option<&str>, quarantined: i64) -> fmt::Result {
-    write!(page, "<tr><th scope=\"row\">{}<small>{}</small></th>", Text(&feed.name), Text(&feed.url))?;
-    write!(page, "<td><span class=\"{}\">{}</span>", class(&feed.health), Text(&feed.health))?;
-    if let Some(reason) = reason {
-        write!(page, "<small>{}</small>", Text(reason))?;
+fn heads(page: &mut String) -> fmt::Result {
+    page.push_str("<thead><tr>");
+    for (head, attributes) in COLUMNS {
+        write!(page, "<th scope=\"col\"{attributes}>{head}</th>")?;
     }
-    write!(page, "</td><td>{}</td>", Text(&feed.mode))?;
-    for count in [feed.items, feed.tombstones, quarantined] {
-        write!(page, "<td class=\"number\">{}</td>", number(count))?;
-    }
-    time(page, now, feed.level_at.as_deref(), span)?;
-    time(
-        page,
-        now,
-        feed.next_poll_at.as_deref(),
-        |ago| if ago < 0 { format!("in {}", span(-ago)) } else { "now".into() },
-    )?;
-    page.push_str("</tr>\n");
+    page.push_str("</tr></thead>\n");
     Ok(())
 }
 
-/// A cell for a stored time, in words for the seconds since; a dash where there is none.
-fn time(page: &mut String, now: Timestamp, at: Option<&str>, words: impl FnOnce(i64) -> String) -> fmt::Result {
-    match (at, seconds_since(at, now)) {
-        (Some(at), Some(ago)) => {
-            let (at, words) = (Text(at), words(ago));
-            write!(page, "<td class=\"number\"><time datetime=\"{at}\" title=\"{at}\">{words}</time></td>")
-        }
-        _ => write!(page, "<td class=\"number\">–</td>"),
+/// The cells behind a row's head. Each carries its column's head, for pages too narrow for a table.
+struct Cells<'a> {
+    page: &'a mut String,
+    columns: std::iter::Skip<std::array::IntoIter<(&'static str, &'static str), 8>>,
+}
+
+impl Cells<'_> {
+    fn cell(&mut self, content: fmt::Arguments<'_>) -> fmt::Result {
+        let (head, attributes) = self.columns.next().unwrap_or_default();
+        write!(self.page, "<td{attributes} data-head=\"{head}\">{content}</td>")
     }
+
+    /// A stored time, in words for the seconds since; a dash where there is none.
+    fn time(&mut self, now: Timestamp, at: Option<&str>, words: impl FnOnce(i64) -> String) -> fmt::Result {
+        match (at, seconds_since(at, now)) {
+            (Some(at), Some(ago)) => {
+                let (at, words) = (Text(at), words(ago));
+                self.cell(format_args!("<time datetime=\"{at}\" title=\"{at}\">{words}</time>"))
+            }
+            _ => self.cell(format_args!("–")),
+        }
+    }
+}
+
+fn row(page: &mut String, now: Timestamp, feed: &FeedRow, reason: Option<&str>, quarantined: i64) -> fmt::Result {
+    write!(page, "<tr><th scope=\"row\">{}<small>{}</small></th>", Text(&feed.name), Text(&feed.url))?;
+    let mut cells = Cells { page, columns: COLUMNS.into_iter().skip(1) };
+    let (class, health) = (class(&feed.health), Text(&feed.health));
+    match reason.map(Text) {
+        Some(reason) => cells.cell(format_args!("<span class=\"{class}\">{health}</span><small>{reason}</small>"))?,
+        None => cells.cell(format_args!("<span class=\"{class}\">{health}</span>"))?,
+    }
+    cells.cell(format_args!("{}", Text(&feed.mode)))?;
+    for count in [feed.items, feed.tombstones, quarantined] {
+        cells.cell(format_args!("{}", number(count)))?;
+    }
+    cells.time(now, feed.level_at.as_deref(), span)?;
+    let ahead = |ago: i64| if ago < 0 { format!("in {}", span(-ago)) } else { "now".into() };
+    cells.time(now, next_poll_at(feed), ahead)?;
+    page.push_str("</tr>\n");
+    Ok(())
 }
 
 fn foot(page: &mut String, now: Timestamp, stored: Option<&Stored>) -> fmt::Result {

@@ -128,7 +128,7 @@ fn rows(feeds: &[&FeedRow], now: Timestamp, width: u16) -> Table {
 
 fn cells(feed: &FeedRow, now: Timestamp) -> [String; 7] {
     let lag = seconds_since(feed.level_at.as_deref(), now).map_or_else(|| "not yet".to_owned(), span);
-    let next = match seconds_since(feed.next_poll_at.as_deref(), now) {
+    let next = match seconds_since(next_poll_at(feed), now) {
         None => "–".to_owned(),
         Some(late) if late >= 60 => format!("{} ago", span(late)),
         Some(late) if late >= 0 => "now".to_owned(),
@@ -136,6 +136,12 @@ fn cells(feed: &FeedRow, now: Timestamp) -> [String; 7] {
     };
     let (items, tombstones) = (number(feed.items), number(feed.tombstones));
     [feed.name.clone(), feed.mode.clone(), feed.health.clone(), items, tombstones, lag, next]
+}
+
+/// When a feed is asked next; never while it is paused or removed, whatever was planned before.
+pub(super) fn next_poll_at(feed: &FeedRow) -> Option<&str> {
+    let rests = matches!(Health::from_word(&feed.health), Some(Health::Paused | Health::Removed));
+    feed.next_poll_at.as_deref().filter(|_| !rests)
 }
 
 /// A cursor's telling part: its query, or else its path.
@@ -232,6 +238,12 @@ mod tests {
         for word in ["poll", "ok", "1,234,567", "89", "3 s", "in 8 s", "…9999"] {
             assert!(row.contains(word), "{word}: {text}");
         }
+    }
+
+    #[test]
+    fn a_feed_that_rests_has_no_next_poll() {
+        let text = shown(&status(vec![feed("acme", "paused", Some("paused: by the operator"))]));
+        assert!(!text.contains("in 8 s"), "{text}");
     }
 
     #[test]

@@ -70,31 +70,50 @@ fn names_with_signs_that_uris_use_are_read_as_they_are() {
     assert!(command(&path, &["status"]).output().unwrap().status.success(), "{}", path.display());
 }
 
-/// Whoever reads, and what the tests need of root to become them.
+/// Who reads where root runs the tests.
 const GROUP: u32 = 54_321;
 const NOBODY: u32 = 65_534;
 
-fn as_group_member(program: &Path, arguments: &[&str]) -> Output {
-    let ids = [format!("--reuid={NOBODY}"), format!("--regid={GROUP}"), "--clear-groups".to_owned()];
-    Command::new("setpriv")
-        .args(ids)
-        .arg(program)
-        .args(arguments)
-        .stdin(Stdio::null())
-        .output()
-        .expect("setpriv, which util-linux has")
+/// Root becomes another user of the file's group; anybody else gives up their own rights to the file instead.
+fn is_root() -> bool {
+    nix::unistd::geteuid().is_root()
 }
 
-/// The file and its companions as systemd's UMask=0027 leaves them, in a directory that the group can't write.
-fn give_to_group(mirror: &Mirror) {
-    let directory = mirror.directory.path();
-    for entry in std::fs::read_dir(directory).unwrap() {
-        let path = entry.unwrap().path();
-        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o640)).unwrap();
-        chown(&path, None, Some(GROUP)).unwrap();
+fn as_group_member(program: &Path, arguments: &[&str]) -> Output {
+    let mut command = Command::new(if is_root() { Path::new("setpriv") } else { program });
+    if is_root() {
+        let ids = [format!("--reuid={NOBODY}"), format!("--regid={GROUP}"), "--clear-groups".to_owned()];
+        command.args(ids).arg(program);
     }
-    std::fs::set_permissions(directory, PermissionsExt::from_mode(0o750)).unwrap();
-    chown(directory, None, Some(GROUP)).unwrap();
+    command.args(arguments).stdin(Stdio::null()).output().expect("setpriv, which util-linux has, and sqlite3")
+}
+
+/// The file and its companions as systemd's UMask=0027 leaves them, in a directory that the group can't write: gone
+/// when dropped, so that the directory can be removed.
+struct Given<'a>(&'a Path);
+
+impl<'a> Given<'a> {
+    fn to_group(mirror: &'a Mirror) -> Self {
+        let directory = mirror.directory.path();
+        for entry in std::fs::read_dir(directory).unwrap() {
+            give(&entry.unwrap().path(), if is_root() { 0o640 } else { 0o440 });
+        }
+        give(directory, if is_root() { 0o750 } else { 0o550 });
+        Self(directory)
+    }
+}
+
+impl Drop for Given<'_> {
+    fn drop(&mut self) {
+        give(self.0, 0o750);
+    }
+}
+
+fn give(path: &Path, mode: u32) {
+    std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
+    if is_root() {
+        chown(path, None, Some(GROUP)).unwrap();
+    }
 }
 
 /// The binary where another user can reach it.
@@ -108,22 +127,18 @@ fn reachable_binary() -> (tempfile::TempDir, std::path::PathBuf) {
 
 #[test]
 fn the_file_s_group_reads_it_whether_the_daemon_runs_or_not() {
-    if !nix::unistd::geteuid().is_root() {
-        // Only root can become another user; the recipe runs as root.
-        return;
-    }
     // given a mirror whose last commit is still in the WAL
     let mut mirror = Mirror::new();
     mirror.feed("acme");
     mirror.polled("acme", &[updated("a", 1, "{\"name\":\"Yoga\"}")]);
-    give_to_group(&mirror);
     let (_kept, binary) = reachable_binary();
-    let path = mirror.path();
-    let path = path.to_str().unwrap();
     for running in [true, false] {
         if !running {
             mirror.stop();
         }
+        let _given = Given::to_group(&mirror);
+        let path = mirror.path();
+        let path = path.to_str().unwrap();
         // when a member of the group reads it with either program
         let ours = as_group_member(&binary, &["export", "--db", path]);
         let theirs =
@@ -140,9 +155,6 @@ fn the_file_s_group_reads_it_whether_the_daemon_runs_or_not() {
 
 #[test]
 fn a_copy_without_wal_files_is_read_where_none_can_be_made() {
-    if !nix::unistd::geteuid().is_root() {
-        return;
-    }
     let mut mirror = Mirror::new();
     mirror.feed("acme");
     mirror.polled("acme", &[updated("a", 1, "{}")]);
@@ -150,7 +162,7 @@ fn a_copy_without_wal_files_is_read_where_none_can_be_made() {
     for companion in ["mirror.db-wal", "mirror.db-shm"] {
         std::fs::remove_file(mirror.directory.path().join(companion)).unwrap();
     }
-    give_to_group(&mirror);
+    let _given = Given::to_group(&mirror);
     let (_kept, binary) = reachable_binary();
     let path = mirror.path();
     let output = as_group_member(&binary, &["export", "--db", path.to_str().unwrap()]);
@@ -159,12 +171,9 @@ fn a_copy_without_wal_files_is_read_where_none_can_be_made() {
 
 #[test]
 fn who_may_not_read_it_is_told_what_is_missing() {
-    if !nix::unistd::geteuid().is_root() {
-        return;
-    }
     let mirror = Mirror::new();
-    give_to_group(&mirror);
-    std::fs::set_permissions(mirror.path(), PermissionsExt::from_mode(0o600)).unwrap();
+    let _given = Given::to_group(&mirror);
+    give(&mirror.path(), if is_root() { 0o600 } else { 0 });
     let (_kept, binary) = reachable_binary();
     let path = mirror.path();
     let (code, errors) = failed(&as_group_member(&binary, &["status", "--db", path.to_str().unwrap()]));

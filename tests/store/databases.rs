@@ -2,7 +2,7 @@
 //!
 //! `tests/databases/VERSION.db.zst` was made by that version's code from [`make`]. A version's file is written once, when
 //! it is released, and never again. Until 0.1.0 is out its layout may change; then make the file anew with
-//! `FEEDMIRROR_WRITE_FIXTURES=1 cargo test --test store databases`.
+//! `WRITE_FIXTURES=1 cargo test --test store databases`.
 
 use std::path::{Path, PathBuf};
 use std::sync::Once;
@@ -66,12 +66,12 @@ fn bytes(mut mirror: Mirror) -> Vec<u8> {
 /// The fixture, opened by today's code.
 fn released() -> Mirror {
     static WRITTEN: Once = Once::new();
-    if std::env::var_os("FEEDMIRROR_WRITE_FIXTURES").is_some() {
+    if std::env::var_os("WRITE_FIXTURES").is_some() {
         WRITTEN.call_once(|| {
             std::fs::write(fixture(), zstd::encode_all(&bytes(make())[..], 19).unwrap()).unwrap();
         });
     }
-    let packed = std::fs::read(fixture()).expect("FEEDMIRROR_WRITE_FIXTURES=1 makes it");
+    let packed = std::fs::read(fixture()).expect("WRITE_FIXTURES=1 makes it");
     let mut mirror = Mirror::with(&[]);
     mirror.close();
     for suffix in ["-wal", "-shm"] {

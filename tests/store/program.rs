@@ -4,8 +4,8 @@ use std::io::{BufRead, BufReader, Lines, Write};
 use std::path::Path;
 use std::process::{Child, ChildStderr, Command, Stdio};
 
-const ROLE: &str = "FEEDMIRROR_TEST_ROLE";
-const FILE: &str = "FEEDMIRROR_TEST_FILE";
+const ROLE: &str = "STORE_TEST_ROLE";
+const FILE: &str = "STORE_TEST_FILE";
 
 /// A running child and what it tells, line by line.
 pub(crate) struct Program {

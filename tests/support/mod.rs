@@ -3,7 +3,7 @@
 //!
 //! Nothing here shares code with the mirror: what a test expects comes from the standard and from this side's own records.
 
-#![allow(dead_code, clippy::unwrap_used, clippy::expect_used)]
+#![allow(dead_code, unused_imports, clippy::unwrap_used, clippy::expect_used)]
 
 pub(crate) mod mirror;
 pub(crate) mod publisher;

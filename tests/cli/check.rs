@@ -1,0 +1,49 @@
+//! `check`: all mistakes at once, and what each feed's own URL answers.
+
+use crate::desk::{Desk, Simulated, nobody};
+
+fn feed(name: &str, url: &str) -> String {
+    format!("[feeds.{name}]\nurl = \"{url}\"\n")
+}
+
+#[test]
+fn a_sound_configuration_is_done_and_mistakes_are_told_all_at_once() {
+    let desk = Desk::new();
+    desk.write("feedmirror.toml", &feed("acme", "https://acme.example/"));
+    let sound = desk.run(&["check"]);
+    assert_eq!((sound.code, sound.err.as_str()), (Some(0), ""), "{sound:?}");
+
+    desk.write("feedmirror.toml", &format!("pol.min = \"9s\"\n{}", feed("acme", "ftp://acme.example/")));
+    let mistaken = desk.run(&["check"]);
+    assert_eq!(mistaken.code, Some(2));
+    let errors: Vec<&str> = mistaken.out.lines().filter(|line| line.starts_with("error: ")).collect();
+    assert_eq!(errors.len(), 2, "{}", mistaken.out);
+    assert!(errors.iter().any(|line| line.contains("did you mean \"poll\"")), "{errors:?}");
+    assert!(errors.iter().any(|line| line.contains("feeds.acme.url")), "{errors:?}");
+    // and nothing was made on the way
+    assert_eq!(desk.files(), ["feedmirror.toml"]);
+}
+
+#[test]
+fn online_every_feed_is_asked_and_one_that_does_not_answer_fails_the_check() {
+    let (desk, publisher) = (Desk::new(), Simulated::of(2));
+    let good = feed("sessions", publisher.url(0)) + &feed("facilities", publisher.url(1));
+    desk.write("feedmirror.toml", &good);
+    let well = desk.run(&["check", "--online"]);
+    assert_eq!(well.code, Some(0), "{well:?}");
+    let answers = well.out.lines().filter(|line| line.ends_with(": 10 items, and more pages")).count();
+    assert_eq!(answers, 2, "{}", well.out);
+
+    desk.write("feedmirror.toml", &(good + &feed("nobody", &nobody())));
+    let ill = desk.run(&["check", "--online"]);
+    assert_eq!(ill.code, Some(1), "{ill:?}");
+    let failed: Vec<&str> = ill.out.lines().filter(|line| line.starts_with("failed: ")).collect();
+    assert_eq!(failed.len(), 1, "{}", ill.out);
+    assert!(failed[0].starts_with("failed: nobody: ") && failed[0].contains(": refused-connection: "), "{failed:?}");
+    assert!(!desk.path("mirror.db").exists(), "asking writes nothing");
+
+    let rows = desk.run(&["check", "--online", "--json"]).rows();
+    let levels: Vec<_> =
+        rows.iter().map(|row| (row["name"].as_str().unwrap(), row["level"].as_str().unwrap())).collect();
+    assert_eq!(levels, [("facilities", "ok"), ("nobody", "failed"), ("sessions", "ok")]);
+}

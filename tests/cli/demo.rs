@@ -1,0 +1,65 @@
+//! `demo`: nothing to configure, and everything it points at is there.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+
+use nix::sys::signal::Signal;
+
+use crate::desk::Desk;
+use crate::support::until;
+
+const SMALL: [&str; 8] = ["demo", "--feeds", "2", "--items", "200", "--db", "demo.db", "--rate"];
+
+/// The body of a page, as any browser would get it.
+fn page(url: &str) -> String {
+    let host = url.trim_start_matches("http://").trim_end_matches('/');
+    let mut stream = TcpStream::connect(host).unwrap();
+    write!(stream, "GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+#[test]
+fn its_feeds_get_level_its_page_answers_and_its_file_stays() {
+    let desk = Desk::new();
+    let running = desk.start(&[&SMALL[..], &["1"]].concat());
+    let level = || desk.sql("demo.db", "SELECT name FROM feeds WHERE level_at IS NOT NULL ORDER BY name");
+    until("both feeds level", || level().len() == 2);
+    until("the hints", || running.out().contains("sqlite3 demo.db"));
+    let hints = running.out();
+    let url =
+        hints.split_whitespace().find(|word| word.starts_with("http://127.0.0.1:") && word.ends_with('/')).unwrap();
+    let shown = page(url);
+    assert!(level().iter().all(|name| shown.contains(name.as_str())), "{shown}");
+    // what it points at is this very program
+    assert!(hints.contains(&format!("{} changes --db demo.db", env!("CARGO_BIN_EXE_feedmirror"))), "{hints}");
+
+    running.signal(Signal::SIGINT);
+    let ran = running.ended();
+
+    assert_eq!((ran.code, ran.err.as_str()), (Some(0), ""), "{ran:?}");
+    assert!(ran.out.ends_with("The file stays for you to look at: demo.db\n"), "{}", ran.out);
+    let closing = ran.out.rsplit("2 feeds: 2 ok; ").next().unwrap();
+    assert!(closing.contains("live items") && !closing.starts_with('0'), "{}", ran.out);
+    assert_eq!(desk.run(&["status", "--db", "demo.db"]).code, Some(0));
+}
+
+#[test]
+fn it_ends_by_itself_when_its_time_is_over() {
+    let desk = Desk::new();
+    let ran = desk.start(&[&SMALL[..], &["0", "--seconds", "1"]].concat()).ended();
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    assert!(desk.path("demo.db").exists());
+}
+
+#[test]
+fn a_file_that_is_there_already_is_left_alone() {
+    let desk = Desk::new();
+    desk.write("demo.db", "precious");
+    let ran = desk.run(&[&SMALL[..], &["0"]].concat());
+    assert_eq!((ran.code, ran.out.as_str()), (Some(2), ""));
+    assert!(ran.err.contains("demo.db is there already"), "{}", ran.err);
+    assert_eq!(std::fs::read_to_string(desk.path("demo.db")).unwrap(), "precious");
+    assert_eq!(desk.files(), ["demo.db"]);
+}

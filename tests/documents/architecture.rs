@@ -1,0 +1,66 @@
+//! ARCHITECTURE's tables: the map of modules and the dependencies.
+
+use std::collections::BTreeSet;
+use std::fs;
+
+use crate::document::{root, same, spans, table, text};
+
+fn dependencies(section: &str) -> BTreeSet<String> {
+    let manifest: toml::Table = toml::from_str(&text("Cargo.toml")).unwrap();
+    manifest[section].as_table().unwrap().keys().cloned().collect()
+}
+
+#[test]
+fn every_dependency_is_justified() {
+    let map = text("ARCHITECTURE.md");
+    let justified = table(&map, "crate").iter().flat_map(|row| spans(&row[0])).collect();
+    same("dependencies", &justified, &dependencies("dependencies"));
+
+    let for_tests = map.split("For tests alone:").nth(1).expect("a line `For tests alone:`");
+    let for_tests = spans(for_tests.split("\n\n").next().unwrap()).into_iter().collect();
+    same("dependencies of tests", &for_tests, &dependencies("dev-dependencies"));
+}
+
+/// A row's modules: in `source/http` `client` both are in `source`; `output/*` is whatever there is.
+fn modules_of(cell: &str) -> Vec<String> {
+    let mut folder = String::new();
+    let mut modules = Vec::new();
+    for span in spans(cell) {
+        match span.rsplit_once('/') {
+            Some((parent, name)) => {
+                folder = format!("{parent}/");
+                modules.push(if name == "*" { parent.to_owned() } else { span.clone() });
+            }
+            None => modules.push(format!("{folder}{span}")),
+        }
+    }
+    modules
+}
+
+#[test]
+fn the_map_names_modules_that_exist_and_leaves_none_out() {
+    let map = text("ARCHITECTURE.md");
+    let named: Vec<String> = table(&map, "where").iter().flat_map(|row| modules_of(&row[0])).collect();
+    for module in &named {
+        assert!(root().join(format!("src/{module}.rs")).is_file(), "the map names {module}, which is no module");
+    }
+    let covered: BTreeSet<String> = named.iter().map(|name| name.split('/').next().unwrap().to_owned()).collect();
+    let entries = fs::read_dir(root().join("src")).unwrap().map(|entry| entry.unwrap().path());
+    let files = entries.filter(|path| path.extension().is_some_and(|extension| extension == "rs"));
+    let stems = files.map(|path| path.file_stem().unwrap().to_str().unwrap().to_owned());
+    let real = stems.filter(|stem| !["lib", "main"].contains(&stem.as_str())).collect();
+    same("modules", &covered, &real);
+}
+
+#[test]
+fn a_row_s_modules_are_read_as_the_map_means_them() {
+    assert_eq!(modules_of("`source/http` `client`"), ["source/http", "source/client"]);
+    assert_eq!(modules_of("`schedule` `mode`"), ["schedule", "mode"]);
+    assert_eq!(modules_of("`cli/*`"), ["cli"]);
+}
+
+#[test]
+fn the_changelog_has_this_version_first() {
+    let first = text("CHANGELOG.md").lines().find(|line| line.starts_with("## ")).unwrap().to_owned();
+    assert!(first.starts_with(&format!("## {}", env!("CARGO_PKG_VERSION"))), "{first}");
+}

@@ -1,0 +1,15 @@
+//! Holds the documents to the code: what README, ARCHITECTURE and the others claim is compared with what there is, in
+//! both directions where a list claims to be whole.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod architecture;
+mod commands;
+mod document;
+mod links;
+mod source;
+mod sql;
+mod words;

@@ -1,0 +1,95 @@
+//! README's lists of words: each is whole, and has no word that the code lacks.
+
+use std::collections::BTreeSet;
+
+use feedmirror::feed::{Health, Mode};
+use feedmirror::output::metrics;
+use feedmirror::simulate::FAULTS;
+
+use crate::document::{marked, readme, same, spans, table};
+use crate::source::{first_text_of_calls, leading_words, modules, quoted_behind};
+
+fn set<T: ToString>(words: impl IntoIterator<Item = T>) -> BTreeSet<String> {
+    words.into_iter().map(|word| word.to_string()).collect()
+}
+
+#[test]
+fn every_reason_of_a_feed_is_listed() {
+    let source = modules(&["source", "decode", "worker", "supervisor", "store"]);
+    let mut real = leading_words(&source);
+    // The store's own errors, which stand behind `store:`.
+    assert!(real.remove("database"));
+    real.append(&mut quoted_behind(&source, "AsLevel("));
+    same("reasons", &marked(&readme(), "reason"), &real);
+}
+
+#[test]
+fn every_reason_for_quarantine_is_listed() {
+    let source = modules(&["decode"]);
+    let forms = ["fault(", "reason: ", "Err(("];
+    let real = forms.iter().flat_map(|form| quoted_behind(&source, form)).collect();
+    same("quarantine reasons", &marked(&readme(), "quarantine"), &real);
+}
+
+#[test]
+fn every_reason_for_a_refusal_is_listed() {
+    let source = modules(&["store"]);
+    let decided = source.split("let reason = match decision {").nth(1).unwrap().split("};").next().unwrap();
+    same("refusals", &marked(&readme(), "refusal"), &quoted_behind(decided, "Some("));
+}
+
+#[test]
+fn every_rule_that_findings_name_is_listed() {
+    let source = modules(&["source", "decode", "worker", "supervisor", "store"]);
+    let forms = ["page.find(", "rule: "];
+    let mut real: BTreeSet<String> = forms.iter().flat_map(|form| quoted_behind(&source, form)).collect();
+    for pairs in source.split("for (rule, ").skip(1) {
+        real.append(&mut quoted_behind(pairs.split(']').next().unwrap(), "("));
+    }
+    same("rules", &marked(&readme(), "rule"), &real);
+}
+
+#[test]
+fn everything_that_events_tell_of_is_listed() {
+    let source = modules(&["worker", "supervisor", "store", "daemon"]);
+    let mut real = first_text_of_calls(&source, "event(");
+    for chosen in source.split("let (what, detail) = ").skip(1) {
+        real.append(&mut quoted_behind(chosen.split("};").next().unwrap(), "("));
+    }
+    same("events", &marked(&readme(), "what"), &real);
+}
+
+#[test]
+fn every_fault_that_simulate_knows_is_listed() {
+    same("faults", &marked(&readme(), "fault"), &set(FAULTS.iter().map(|fault| fault.name)));
+}
+
+#[test]
+fn every_metric_is_listed() {
+    same("metrics", &marked(&readme(), "metric"), &set(metrics::NAMES));
+}
+
+#[test]
+fn every_route_of_the_operators_listener_is_listed() {
+    let real = quoted(&modules(&["server"]), ".route(");
+    same("routes", &marked(&readme(), "route"), &real);
+}
+
+/// Everything in quotes right behind `before`, words or not.
+fn quoted(source: &str, before: &str) -> BTreeSet<String> {
+    set(source.split(before).skip(1).filter_map(|rest| rest.strip_prefix('"')?.split('"').next()))
+}
+
+#[test]
+fn every_health_is_explained() {
+    let explained = table(&readme(), "health").iter().flat_map(|row| spans(&row[0])).collect();
+    same("health", &explained, &set(Health::ALL));
+}
+
+#[test]
+fn every_mode_of_this_version_is_explained() {
+    let explained = marked(&readme(), "mode");
+    let known = set(Mode::ALL);
+    assert!(explained.is_subset(&known), "{explained:?}");
+    assert_eq!(explained, set([Mode::Refresh, Mode::Poll]), "this version polls, and says so");
+}
