@@ -41,12 +41,12 @@ pub(super) fn record(bench: &Bench<'_>, feed: i64, at: Millis, asked: &str, witn
 
 impl Store {
     /// The newest position that the cursor left at or before `before` and after which an item still `updated` was
-    /// polled; `None` when there is no such position, or the oldest with such an item if `or_oldest`.
+    /// polled; where there is none, the oldest with such an item among the last `or_within`, if any.
     ///
     /// # Errors
     /// When a statement fails or the writer has stopped.
-    pub async fn position(&self, feed: i64, before: Millis, or_oldest: bool) -> Result<Option<String>, StoreError> {
-        self.submit(Weight::default(), move |bench| Ok(find(bench, feed, before, or_oldest)?)).await
+    pub async fn position(&self, feed: i64, before: Millis, or_within: u32) -> Result<Option<String>, StoreError> {
+        self.submit(Weight::default(), move |bench| Ok(find(bench, feed, before, or_within)?)).await
     }
 
     /// Forgets a position that its publisher no longer knows, and all older ones.
@@ -64,23 +64,23 @@ impl Store {
     }
 }
 
-fn find(bench: &Bench<'_>, feed: i64, before: Millis, or_oldest: bool) -> rusqlite::Result<Option<String>> {
+fn find(bench: &Bench<'_>, feed: i64, before: Millis, or_within: u32) -> rusqlite::Result<Option<String>> {
     let mut rows =
-        bench.db.prepare_cached("SELECT at, cursor, kind, id FROM position WHERE feed = ?1 ORDER BY n DESC")?;
+        bench.db.prepare_cached("SELECT n, at, cursor, kind, id FROM position WHERE feed = ?1 ORDER BY n DESC")?;
     let mut rows = rows.query([feed])?;
-    let mut live_after = false;
-    let mut oldest = None;
+    let (mut live_after, mut newest, mut within) = (false, None, None);
     while let Some(row) = rows.next()? {
-        let (kind, id): (String, String) = (row.get(2)?, row.get(3)?);
+        let n: i64 = row.get(0)?;
+        let (kind, id): (String, String) = (row.get(3)?, row.get(4)?);
         live_after = live_after || is_live(bench, feed, &kind, &id)?;
-        if live_after && row.get::<_, Millis>(0)? <= before {
-            return Ok(Some(row.get(1)?));
+        if live_after && row.get::<_, Millis>(1)? <= before {
+            return Ok(Some(row.get(2)?));
         }
-        if live_after {
-            oldest = Some(row.get(1)?);
+        if live_after && *newest.get_or_insert(n) - n < i64::from(or_within) {
+            within = Some(row.get(2)?);
         }
     }
-    Ok(oldest.filter(|_| or_oldest))
+    Ok(within)
 }
 
 fn is_live(bench: &Bench<'_>, feed: i64, kind: &str, id: &str) -> rusqlite::Result<bool> {

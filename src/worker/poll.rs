@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::walk::{End, Kind, Validator, Walk, Walked, explain};
+use super::walk::{End, Kind, LOOK_BACK_PAGES, Validator, Walk, Walked, explain};
 use super::{Feed, chance};
 use crate::feed::{Health, Mode};
 use crate::mode::{self, History, Probe, Ruling, Step, Trouble};
@@ -363,12 +363,9 @@ impl<'a> PollLoop<'a> {
         let lookback = millis(feed.poll.lookback);
         let due = stored.looked_back_at.map_or(began, |at| at.saturating_add(lookback)).min(began);
         let before = due.saturating_sub(lookback.saturating_mul(2));
-        let Ok(position) = store.position(feed.id, before, stored.looked_back_at.is_some()).await else { return };
-        let Some(position) = position else {
-            // A young feed: its first position that is old enough is waited for, so that what follows it is covered.
-            self.look_back_at = Instant::now() + feed.poll.lookback.mul_f64(0.25);
-            return;
-        };
+        // Of a young feed no position is old enough: it is looked at as far back as a look-back reaches. What was
+        // committed late while it was read the first time would be found by none of the later ones.
+        let Ok(Some(position)) = store.position(feed.id, before, LOOK_BACK_PAGES).await else { return };
         let walk = Walk::new(feed, Kind::LookBack, stored.generation, self.cancel, &feed.pulses[0]);
         let walked = walk.run(position.clone(), None).await;
         let written = walked.applied.written();

@@ -24,7 +24,7 @@ use crate::store::apply::{Applied, Held, Purpose, Step, Verdict};
 /// Pages handed to the store and not yet committed.
 const WINDOW: usize = 12;
 /// A look-back reads at most this many pages.
-const LOOK_BACK_PAGES: u64 = 20;
+pub(super) const LOOK_BACK_PAGES: u32 = 20;
 /// Empty pages in a row that are followed at once; beyond, one each `poll.min`.
 const EMPTY_PAGES: u32 = 10;
 /// A page of fewer bytes is not read ahead of.
@@ -200,7 +200,7 @@ impl<'a> Walk<'a> {
                 Err(end) => return end,
             }
             validator = None;
-            if self.kind == Kind::LookBack && self.walked.pages >= LOOK_BACK_PAGES {
+            if self.kind == Kind::LookBack && self.walked.pages >= u64::from(LOOK_BACK_PAGES) {
                 return End::Limit;
             }
             if self.empty >= EMPTY_PAGES && self.wait(self.feed.poll.min).await.is_err() {

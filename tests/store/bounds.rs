@@ -147,8 +147,10 @@ fn positions_of_the_cursor_are_bounded() {
     }
 
     assert!(mirror.value::<i64>("SELECT count(*) FROM position") <= 150);
-    let position = |before| mirror.wait(mirror.store().position(feed, before, false)).unwrap();
+    let position = |before| mirror.wait(mirror.store().position(feed, before, 0)).unwrap();
     assert_eq!(position(AT + 1_999).as_deref(), Some("https://acme.example/1998"), "where page 1999 was asked");
     assert!(position(AT + 600).is_some());
     assert_eq!(position(AT - 1), None);
+    let within = mirror.wait(mirror.store().position(feed, AT - 1, 10)).unwrap();
+    assert_eq!(within.as_deref(), Some("https://acme.example/1989"), "the last ten pages");
 }
