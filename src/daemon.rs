@@ -27,6 +27,9 @@ const DRAIN: Duration = Duration::from_secs(2);
 /// A writer that gives no answer for this long, though nothing keeps it from writing, hangs.
 const WRITER_ANSWERS: Duration = Duration::from_secs(20);
 
+/// What systemd shows while nothing is wrong.
+const MIRRORING: &str = "mirroring";
+
 /// What a daemon runs with.
 pub struct Setup {
     /// The SQLite file.
@@ -91,14 +94,14 @@ async fn serve(
     let mut serving = tokio::spawn(server::serve(setup.listener, ops, ended.clone()));
     let watching = tokio::spawn(watch(store.clone(), control, ready, ended.clone()));
     tracing::info!(ops = address, database = %store.path().display(), "running");
-    notify(&[sd_notify::NotifyState::Ready]);
+    notify(&[sd_notify::NotifyState::Ready, sd_notify::NotifyState::Status(MIRRORING)]);
     let result = tokio::select! {
         () = shutdown.cancelled() => Ok(()),
         broken = broken(store) => Err(broken),
         _ = &mut supervising => Err(StoreError::Refused("the supervisor fell over".into())),
         served = &mut serving => Err(StoreError::Refused(format!("the operators' listener ended: {served:?}"))),
     };
-    notify(&[sd_notify::NotifyState::Stopping]);
+    notify(&[sd_notify::NotifyState::Stopping, sd_notify::NotifyState::Status("stopping")]);
     if result.is_ok() {
         // Where nothing can be written, the end goes unrecorded: the log says it.
         let recorded = tokio::time::timeout(DRAIN / 4, store.event(None, now(), "stopped", "asked to")).await;
@@ -150,7 +153,7 @@ async fn watch(store: Store, control: Control, ready: watch::Sender<Option<Strin
             () = ended.cancelled() => return,
             Ok(()) = intake.changed() => {
                 let reason = blocked(&intake.borrow_and_update());
-                let status = reason.as_deref().map_or("mirroring", |reason| reason);
+                let status = reason.as_deref().unwrap_or(MIRRORING);
                 notify(&[sd_notify::NotifyState::Status(status)]);
                 ready.send_replace(reason);
             }
