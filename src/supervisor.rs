@@ -8,6 +8,8 @@ pub mod control;
 pub mod fleet;
 pub mod once;
 mod orders;
+#[cfg(test)]
+mod tests;
 
 use std::time::Duration;
 

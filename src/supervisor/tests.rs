@@ -1,0 +1,100 @@
+//! One feed's loops fall over, and nothing else does.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::fleet::Supervisor;
+use super::{Configured, FeedSettings, Fleet, control};
+use crate::feed::{FeedName, Health};
+use crate::source::budget::Budget;
+use crate::store::read::Reader;
+use crate::store::{Store, now};
+use crate::worker::Shared;
+
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// A publisher with nothing to say; counts what it is asked for.
+async fn publisher(listener: TcpListener, asked: Arc<Semaphore>) {
+    let mut connections = JoinSet::new();
+    while let Ok((mut stream, _)) = listener.accept().await {
+        let asked = Arc::clone(&asked);
+        connections.spawn(async move {
+            let mut request = vec![0; 64 << 10];
+            while stream.read(&mut request).await.is_ok_and(|read| read > 0) {
+                asked.add_permits(1);
+                let page = r#"{"items":[],"next":"/sound"}"#;
+                let head =
+                    format!("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}", page.len());
+                if stream.write_all(format!("{head}\r\n\r\n{page}").as_bytes()).await.is_err() {
+                    return;
+                }
+            }
+        });
+    }
+}
+
+fn quick(name: &str, url: String) -> Configured {
+    let mut settings = FeedSettings::plain(FeedName::new(name).unwrap(), url);
+    (settings.poll.min, settings.poll.max) = (Duration::from_millis(20), Duration::from_millis(20));
+    Configured::Ready(Box::new(settings))
+}
+
+#[tokio::test]
+async fn a_feed_that_panics_is_started_again_and_the_others_never_notice() {
+    // Given
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("mirror.db");
+    let (store, closing) = Store::open(&path).unwrap();
+    store.started(now(), None).await.unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let base = format!("http://{}", listener.local_addr().unwrap());
+    let asked = Arc::new(Semaphore::new(0));
+    let serving = tokio::spawn(publisher(listener, Arc::clone(&asked)));
+    let shared = Shared { store, budget: Budget::new(1 << 20), decoders: Arc::new(Semaphore::new(1)) };
+    let mut supervisor = Supervisor::new(shared);
+    let feeds = vec![quick("panics", format!("{base}/panics")), quick("sound", format!("{base}/sound"))];
+
+    // When
+    supervisor.load(Fleet { feeds, ..Fleet::default() }).await.unwrap();
+    let (shutdown, (control, orders)) = (CancellationToken::new(), control::channel());
+    let (_reloads, reloaded) = mpsc::channel(1);
+    let running = tokio::spawn(supervisor.run(orders, reloaded, shutdown.clone()));
+
+    // Then: it falls over, is started again, falls over again; each time it is told.
+    let restarts = async {
+        let mut tick = tokio::time::interval(Duration::from_millis(50));
+        loop {
+            tick.tick().await;
+            let told = Reader::open(&path).unwrap().events(Some("panics"), 100).unwrap();
+            if told.iter().filter(|event| event.what == "restarted").count() >= 2 {
+                return told;
+            }
+        }
+    };
+    let told = tokio::time::timeout(DEADLINE, restarts).await.expect("it was started again");
+    assert!(
+        told.iter().any(|event| event.detail.as_deref().is_some_and(|words| words.contains("as the test wants it"))),
+        "{told:?}"
+    );
+    let rows = Reader::open(&path).unwrap().feeds(&[]).unwrap();
+    let health = |name: &str| rows.iter().find(|row| row.name == name).map(|row| row.health.clone());
+    assert_eq!(health("panics").as_deref(), Some(Health::Retrying.as_str()));
+    assert_eq!(health("sound").as_deref(), Some(Health::Ok.as_str()));
+    // The other one is asked on, and orders are still carried out.
+    let so_far = u32::try_from(asked.available_permits()).unwrap();
+    tokio::time::timeout(DEADLINE, asked.acquire_many(so_far + 10)).await.expect("polled on").unwrap().forget();
+    assert!(control.feed("sound", control::Order::PollNow).await.is_ok());
+
+    shutdown.cancel();
+    running.await.unwrap();
+    serving.abort();
+    tokio::task::spawn_blocking(move || closing.finish()).await.unwrap();
+}
