@@ -167,13 +167,14 @@ fn whatever_run_cannot_use_has_its_own_exit_code_and_says_what() {
     }
 
     // A configuration with mistakes: 2, all of them named.
-    let wrong = Mirror::new().tables("[reti]\nmin = \"1s\"\n[log]\nlevel = 3\n");
+    let wrong = Mirror::new().http("per_hots = 3").tables("[resync]\nmax_sweep = 7\n");
     let (code, words) = refused(&wrong, &["run"]);
     assert_eq!(code, Some(2), "{words}");
-    let mistaken = Mirror::new().http("per_hots = 3, page_timeout = \"soon\"");
-    let (code, words) = refused(&mistaken, &["run"]);
+    assert!(words.contains("per_hots") && words.contains("per_host") && words.contains("max_sweep"), "{words}");
+    let unreadable = Mirror::new().tables("[feeds");
+    let (code, words) = refused(&unreadable, &["run"]);
     assert_eq!(code, Some(2), "{words}");
-    assert!(words.contains("per_hots") && words.contains("per_host") && words.contains("page_timeout"), "{words}");
+    assert!(words.contains("line"), "{words}");
 }
 
 #[test]

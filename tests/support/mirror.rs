@@ -86,7 +86,7 @@ impl Mirror {
     }
 
     pub(crate) fn set_feed(&mut self, name: &str, url: &str, keys: &str) {
-        self.feeds.insert(name.to_owned(), format!("[feeds.{name}]\nurl = {}\n{keys}\n", serde_json::json!(url)));
+        self.feeds.insert(name.to_owned(), format!("[feeds.{name:?}]\nurl = {url:?}\n{keys}\n"));
     }
 
     pub(crate) fn drop_feed(&mut self, name: &str) {
