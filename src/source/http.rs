@@ -359,18 +359,16 @@ impl Requests {
         let words = self.mask(&chain(error));
         let mut cause = error.source();
         while let Some(inner) = cause {
-            if let Some(io) = inner.downcast_ref::<std::io::Error>() {
-                if io.get_ref().is_some_and(|inner| inner.is::<rustls::Error>()) {
-                    return Failure::Tls(words);
-                }
-                if io.kind() == std::io::ErrorKind::ConnectionRefused {
-                    return Failure::ConnectionRefused(words);
-                }
-            }
             if inner.is::<rustls::Error>() {
                 return Failure::Tls(words);
             }
-            cause = inner.source();
+            let io = inner.downcast_ref::<std::io::Error>();
+            if io.is_some_and(|io| io.kind() == std::io::ErrorKind::ConnectionRefused) {
+                return Failure::ConnectionRefused(words);
+            }
+            // Asked for its source, an I/O error passes over the error that it wraps.
+            let wrapped = io.and_then(std::io::Error::get_ref);
+            cause = wrapped.map(|wrapped| wrapped as &(dyn std::error::Error + 'static)).or_else(|| inner.source());
         }
         if error.is_timeout() {
             Failure::Timeout(words)
