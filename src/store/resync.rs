@@ -277,6 +277,8 @@ fn take_cursor_over(bench: &Bench<'_>, feed: i64, at: Millis) -> Result<bool, St
     }
     if !clean {
         clear(bench, feed)?;
+        // It was read whole all the same: a regular resync comes again when its time has come, not at once.
+        bench.db.execute("UPDATE feed SET read_anew_at = ?2 WHERE id = ?1", params![feed, at])?;
         journal::event(bench, Some(feed), at, "resync-unclean", "no clean end was seen: nothing was swept")?;
         return Ok(false);
     }
