@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 use super::walk::{End, Kind, Walk};
 use super::{Feed, chance};
 use crate::mode::{self, History, Step, Trouble};
-use crate::schedule;
+use crate::schedule::{self, Wait};
 use crate::store::feeds::{Note, StoredFeed};
 use crate::store::resync::{Ended, Resync, Stage, Trust};
 use crate::store::{Millis, StoreError, now};
@@ -40,12 +40,14 @@ pub struct ResyncLoop<'a> {
     feed: &'a Arc<Feed>,
     cancel: &'a CancellationToken,
     failures: u32,
+    /// How often in a row a resync's own cursor was found dead.
+    deaths: u32,
 }
 
 impl<'a> ResyncLoop<'a> {
     /// A loop for `feed`, to be cancelled by `cancel`.
     pub fn new(feed: &'a Arc<Feed>, cancel: &'a CancellationToken) -> Self {
-        Self { feed, cancel, failures: 0 }
+        Self { feed, cancel, failures: 0, deaths: 0 }
     }
 
     /// Until cancelled.
@@ -108,6 +110,7 @@ impl<'a> ResyncLoop<'a> {
         }
         match walked.end {
             End::Level { .. } => {
+                self.deaths = 0;
                 feed.pulses[1].rest();
                 let ended = feed.shared.store.end_resync(feed.id, resync.walk, now(), feed.max_sweep).await;
                 self.ended(ended).await
@@ -116,8 +119,9 @@ impl<'a> ResyncLoop<'a> {
             End::Stopped => Turn::Stopped,
             End::Failed { trouble, reason, asked } => {
                 let first_page = asked == feed.url;
-                let dead = matches!(trouble, Trouble::Status { code: 404 | 410, .. }) && !first_page;
-                if dead && let Err(error) = self.begin_anew(resync.trust).await {
+                if is_dead(trouble, first_page)
+                    && let Err(error) = self.died(resync.trust, stored).await
+                {
                     return self.store_failed(error).await;
                 }
                 self.failed(Some(stored), trouble, reason, first_page).await
@@ -125,10 +129,16 @@ impl<'a> ResyncLoop<'a> {
         }
     }
 
-    /// The resync's own cursor is dead: it begins again.
-    async fn begin_anew(&self, trust: Trust) -> Result<(), StoreError> {
+    /// The resync's own cursor is dead: the publisher's positions may have changed meanwhile, so it begins again, once.
+    /// A feed that is torn there would be read over and over: where a poll cursor stands, the resync is given up.
+    async fn died(&mut self, trust: Trust, stored: &StoredFeed) -> Result<(), StoreError> {
         let store = &self.feed.shared.store;
+        self.deaths = self.deaths.saturating_add(1);
         store.cancel_resync(self.feed.id).await?;
+        if self.deaths > 1 && stored.cursor.is_some() {
+            self.deaths = 0;
+            return Ok(());
+        }
         store.begin_resync(&self.feed.name, now(), trust, false).await.map(drop)
     }
 
@@ -174,7 +184,9 @@ impl<'a> ResyncLoop<'a> {
         if ruling.slow_host {
             feed.host.slow_down();
         }
-        let wait = schedule::after_failure(&feed.retry, ruling.wait, failures, chance());
+        let torn = self.deaths > 1 && is_dead(trouble, first_page);
+        let wait = if torn { Wait::Hourly } else { ruling.wait };
+        let wait = schedule::after_failure(&feed.retry, wait, failures, chance());
         if failures.is_power_of_two() {
             tracing::warn!(feed = %feed.name, reason, failures, "a resync failed and goes on later");
         }
@@ -194,4 +206,8 @@ impl<'a> ResyncLoop<'a> {
         }
         Turn::Failed { trouble, reason, failures, wait }
     }
+}
+
+fn is_dead(trouble: Trouble, first_page: bool) -> bool {
+    matches!(trouble, Trouble::Status { code: 404 | 410, .. }) && !first_page
 }
