@@ -62,6 +62,35 @@ fn next_and_redirects_to_another_origin_are_refused_and_nothing_is_asked_there()
 }
 
 #[test]
+fn https_of_the_same_host_is_no_other_origin_and_broken_tls_needs_the_operator() {
+    // Given: publishers that send on to https at their own host, where nothing speaks TLS.
+    let port = Publisher::start(|_| Reply::status(500)).address().port();
+    let plain = Publisher::start(|_| Reply::status(500));
+    let own = format!("https://127.0.0.1:{}/feed", plain.address().port());
+    let other = format!("https://127.0.0.2:{port}/feed");
+    let upgraded = own.clone();
+    let publisher = Publisher::start(move |request| match request.path() {
+        "/redirect" => Reply::redirect(301, &upgraded),
+        "/next" => Reply::page(page(&[item("a", 1)], &upgraded)),
+        _ => Reply::redirect(301, &other),
+    });
+    let mirror = Mirror::new()
+        .http("per_host = 4")
+        .feed("redirect", &publisher.url("/redirect"))
+        .feed("next", &publisher.url("/next"))
+        .feed("other", &publisher.url("/other"))
+        .feed("direct", &own)
+        .start();
+
+    // Then: followed there, and what fails there is the TLS.
+    for name in ["redirect", "next", "direct"] {
+        mirror.until_health(name, "failed", "tls");
+    }
+    assert_eq!(mirror.row("next").cursor, own);
+    mirror.until_health("other", "failed", "foreign-redirect");
+}
+
+#[test]
 fn an_allowed_origin_is_followed_and_never_sees_a_credential() {
     // Given: a feed that goes on elsewhere, by `next` and by redirect, echoing the secret all the way.
     let elsewhere = Publisher::start(|request| match request.query().contains("from=2") {

@@ -22,6 +22,8 @@ fn a_page_that_cannot_be_read_is_refused_whole_and_the_cursor_stays() {
     let at = foreign.iter().position(|byte| *byte == b'@').unwrap();
     foreign[at] = 0xe9;
     let half_zipped = gzipped(&good);
+    // Without the last chunk, which says that all has come (RFC 9112 §7.1).
+    let chunked = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n";
     let faults: Vec<(&str, &str, &str, Reply)> = vec![
         ("words", "not-json", "No ride data found", Reply::page("No ride data found")),
         ("empty", "not-json", "", Reply::page("")),
@@ -34,6 +36,7 @@ fn a_page_that_cannot_be_read_is_refused_whole_and_the_cursor_stays() {
         ("latin-1", "wrong-encoding", r#"{\"items\":["#, Reply::page("").body(foreign)),
         ("utf-16", "wrong-encoding", "", Reply::page("").body(b"\xff\xfe{\0}\0".to_vec())),
         ("cut", "broken-response", "", Reply::page(good.clone()).cut_to(good.len() - 20)),
+        ("half-sent", "broken-response", "", Reply::raw(format!("{chunked}{:x}\r\n{good}\r\n", good.len()))),
         ("bad-zip", "bad-coding", "", Reply::page(good.clone()).header("Content-Encoding", "gzip")),
         ("half-zip", "bad-coding", "", Reply::page("").body(&half_zipped[..40]).header("Content-Encoding", "gzip")),
         ("coding", "bad-coding", "", Reply::page(good.clone()).header("Content-Encoding", "compress")),

@@ -268,3 +268,27 @@ fn a_dead_feed_delays_no_feed_of_another_host_and_its_own_only_by_its_share() {
     }
     assert_eq!((publisher.count("/dead"), mirror.row("dead").health), (1, "ok".to_owned()));
 }
+
+#[test]
+fn who_waits_for_a_place_says_for_which_and_who_holds_it() {
+    // Given: one place, and a feed that holds it for long.
+    let publisher = Publisher::start(|request| match request.path() {
+        "/holder" => Reply::silence(),
+        _ => Reply::page(page(&[], &request.target)),
+    });
+    let mut mirror = Mirror::new()
+        .http("per_host = 1")
+        .feed_with("holder", &publisher.url("/holder"), r#"http.read_timeout = "60s""#)
+        .start();
+    until("it holds", || publisher.count("/holder") == 1);
+
+    // When
+    mirror.set_feed("waiter", &publisher.url("/waiter"), "");
+    mirror.write_config();
+    mirror.signal(nix::sys::signal::Signal::SIGHUP);
+
+    // Then
+    let row = mirror.until_health("waiter", "ok", "waiting");
+    let host = publisher.address().to_string();
+    assert!(row.reason.contains(&host) && row.reason.contains("holder"), "{}", row.reason);
+}

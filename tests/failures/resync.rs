@@ -85,6 +85,55 @@ fn without_a_clean_end_nothing_is_swept() {
 }
 
 #[test]
+fn a_resync_without_a_clean_end_comes_again_only_when_it_is_due() {
+    // Given
+    let publisher = Publisher::start(|_| Reply::page(page_without_next(&[item("a", 1)])));
+    let mirror = Mirror::new().feed_with("none", &publisher.url("/none"), r#"resync.every = "1s""#).start();
+
+    // When
+    mirror.until("three of them", |mirror| mirror.events("none", "resync-unclean").len() >= 3);
+
+    // Then
+    let gaps = mirror.column(
+        "SELECT (julianday(at) - julianday(lag(at) OVER (ORDER BY at))) * 86400 FROM events WHERE what = 'resync-began'",
+    );
+    let gaps: Vec<f64> = gaps.iter().filter(|gap| !gap.is_empty()).map(|gap| gap.parse().unwrap()).collect();
+    assert!(gaps.len() >= 2 && gaps.iter().all(|gap| *gap > 0.99), "{gaps:?}");
+}
+
+#[test]
+fn resyncs_go_one_a_host_at_a_time() {
+    // Given
+    let shelf = Shelf::of(20, 2);
+    let serving = Arc::clone(&shelf);
+    let publisher = Publisher::start(move |request| serving.page(request).after(Duration::from_millis(5)));
+    let names = ["one", "two", "three"];
+    let mut mirror = Mirror::new().http("per_host = 8");
+    for name in names {
+        mirror = mirror.feed(name, &publisher.url(&format!("/{name}")));
+    }
+    let mirror = mirror.start();
+    names.iter().for_each(|name| drop(mirror.until_level(name)));
+    let before = publisher.requests().len();
+
+    // When
+    assert!(mirror.verb(&["resync", "one", "two", "three"]).status.success());
+    for name in names {
+        mirror.until("resynced", |mirror| !mirror.events(name, "resync-done").is_empty());
+    }
+
+    // Then: the pages before the end, which polling doesn't ask for, come feed by feed.
+    let mut order: Vec<String> = publisher.requests()[before..]
+        .iter()
+        .filter(|asked| !asked.query().contains("from=20&"))
+        .map(|asked| asked.path().to_owned())
+        .collect();
+    assert_eq!(order.len(), 30);
+    order.dedup();
+    assert_eq!(order.len(), 3, "{order:?}");
+}
+
+#[test]
 fn a_sweep_of_everything_or_of_too_much_is_held_until_it_is_accepted() {
     // Given: name, items, how many of them vanish, and whether that is too much (over a fifth and over 100, or all).
     let cases = [("all", 3, 3, true), ("third", 330, 110, true), ("many", 600, 110, false), ("small", 60, 59, false)];
@@ -213,6 +262,31 @@ fn a_feed_whose_url_moves_is_read_anew_and_trusted_while_its_old_rows_are_served
     assert_eq!(publisher.count("/old"), asked_old);
     new.put("after");
     mirror.until("polling goes on there", |mirror| mirror.live("moving") == new.live());
+}
+
+#[test]
+fn a_place_moved_to_that_is_torn_is_not_read_over_and_over_and_the_old_rows_stay() {
+    // Given
+    let shelf = Shelf::of(6, 2);
+    let serving = Arc::clone(&shelf);
+    let publisher = Publisher::start(move |request| match request.path() {
+        "/new" if request.query().contains("from=4&") => Reply::status(410),
+        _ => serving.page(request),
+    });
+    let mut mirror = Mirror::running("moving", &publisher.url("/old"));
+    mirror.until_level("moving");
+
+    // When
+    mirror.set_feed("moving", &publisher.url("/new"), "");
+    mirror.write_config();
+    mirror.signal(Signal::SIGHUP);
+
+    // Then: twice, then hourly.
+    mirror.until("a long wait", |mirror| mirror.row("moving").next_poll_in_s > 3_000.0);
+    let row = mirror.row("moving");
+    assert_eq!((row.health.as_str(), row.word()), ("retrying", "http-410"));
+    assert_eq!(publisher.requests_to("/new").iter().filter(|asked| asked.query().is_empty()).count(), 2);
+    assert_eq!(mirror.live("moving"), shelf.live());
 }
 
 #[test]

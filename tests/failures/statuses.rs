@@ -344,6 +344,45 @@ fn a_dead_cursor_of_a_living_feed_is_a_resync_that_sweeps_and_then_at_most_weekl
 }
 
 #[test]
+fn sync_reads_a_feed_with_a_dead_cursor_anew_at_once() {
+    // Given
+    let rebuilt = Rebuilt::start(404);
+    let mirror = Mirror::new().feed("rebuilt", &rebuilt.publisher.url("/feed"));
+    assert!(mirror.verb(&["sync"]).status.success());
+    rebuilt.shelf.forget("id-0");
+    rebuilt.rebuild();
+
+    // When
+    let output = mirror.verb(&["sync"]);
+
+    // Then
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(mirror.live("rebuilt"), rebuilt.shelf.live());
+}
+
+#[test]
+fn a_feed_with_a_dead_page_in_its_middle_is_not_read_over_and_over() {
+    // Given: a page that is never there; the one before it always sends to it.
+    let shelf = Shelf::of(12, 2);
+    let serving = Arc::clone(&shelf);
+    let publisher = Publisher::start(move |request| match request.query().contains("from=6&") {
+        true => Reply::status(404),
+        false => serving.page(request),
+    });
+
+    let mirror = Mirror::running("torn", &publisher.url("/feed"));
+
+    // Then: read anew, once more in case that its positions had changed meanwhile, and then no more within the week.
+    let row = mirror.until_health("torn", "stuck", "dead-cursor");
+    assert_eq!((row.items, row.mode.as_str()), (6, "refresh"));
+    let asked = |part: &str| publisher.requests().iter().filter(|asked| asked.query().contains(part)).count();
+    let dead = asked("from=6&");
+    until("the cursor is asked on", || asked("from=6&") > dead + 8);
+    assert_eq!(asked("from=2&"), 3);
+    assert_eq!(mirror.events("torn", "resync-failed").len(), 2);
+}
+
+#[test]
 fn a_feed_that_is_gone_keeps_its_rows_but_not_live_and_is_probed_hourly() {
     // Given
     let (shelf, broken) = (Shelf::of(3, 2), Arc::new(AtomicBool::new(false)));
@@ -377,6 +416,25 @@ fn a_feed_that_is_gone_keeps_its_rows_but_not_live_and_is_probed_hourly() {
 
     // Then
     assert_eq!(mirror.live("gone"), shelf.live());
+}
+
+#[test]
+fn a_gone_feed_is_purged_by_itself_where_that_is_configured() {
+    // Given
+    let (shelf, broken) = (Shelf::of(3, 2), Arc::new(AtomicBool::new(false)));
+    let publisher = Publisher::start(switched(&shelf, &broken, |_| Reply::status(410)));
+    let mirror = Mirror::new().feed_with("gone", &publisher.url("/feed"), r#"purge_gone_after = "1ms""#).start();
+    mirror.until_level("gone");
+    broken.store(true, Ordering::SeqCst);
+    mirror.until_health("gone", "gone", "http-410");
+
+    // When it is asked again, and still gone
+    assert!(mirror.verb(&["poll-now", "gone"]).status.success());
+
+    // Then: its followers are told to remove it too.
+    mirror.until_health("gone", "paused", "paused");
+    assert_eq!(mirror.number("SELECT count(*) FROM items"), 0);
+    assert_eq!(mirror.rows("SELECT feed, kind, id, state FROM changes"), [["gone", "", "", "purged"]]);
 }
 
 #[test]

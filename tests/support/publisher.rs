@@ -333,10 +333,16 @@ impl Reply {
 }
 
 /// The next request's head, still unread; nothing when the connection is over.
-fn peek_head(stream: &TcpStream) -> Option<String> {
+fn peek_head(mut stream: &TcpStream) -> Option<String> {
     let mut seen = vec![0; 64 << 10];
     loop {
         let length = stream.peek(&mut seen).ok().filter(|length| *length > 0)?;
+        if !seen[0].is_ascii_uppercase() {
+            // TLS, say: this port speaks HTTP only, as web servers say.
+            stream.read_exact(&mut seen[..length]).ok()?;
+            stream.write_all(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n").ok()?;
+            return None;
+        }
         let end = seen[..length].windows(4).position(|window| window == b"\r\n\r\n");
         match end {
             Some(end) => return Some(String::from_utf8_lossy(&seen[..end + 4]).into_owned()),
