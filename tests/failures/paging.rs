@@ -97,8 +97,8 @@ fn without_next_and_dialect_or_with_the_same_page_again_it_is_as_level_and_polle
 
     // Then
     for name in ["file", "deaf"] {
-        let row = mirror.until_level(name);
-        assert_eq!((row.items, row.word()), (2, "no-next"), "{name}");
+        let row = mirror.until_health(name, "ok", "no-next");
+        assert_eq!((row.items, row.mode.as_str()), (2, "poll"), "{name}");
         until("polled on", || publisher.count(&format!("/{name}")) >= 6);
         let asked = publisher.requests_to(&format!("/{name}"));
         let (first, last) = (&asked[2], asked.last().unwrap());
@@ -149,8 +149,8 @@ fn items_on_a_page_that_sends_to_itself_are_applied_and_it_is_as_level() {
     let mirror = Mirror::running("own", &publisher.url("/feed"));
 
     // Then
-    let row = mirror.until_level("own");
-    assert_eq!((mirror.live("own"), row.word()), (shelf.live(), "self-next"));
+    mirror.until_health("own", "ok", "self-next");
+    assert_eq!((mirror.live("own"), mirror.row("own").mode.as_str()), (shelf.live(), "poll"));
     assert!(mirror.finding("own", "self-next") >= 1);
     shelf.put("new");
     mirror.until("what is new on it comes", |mirror| mirror.live("own") == shelf.live());

@@ -309,6 +309,9 @@ fn a_resync_survives_a_kill_and_goes_on_from_its_own_cursor() {
         publisher.requests().iter().any(|asked| asked.query().contains("from=4&") && asked.count == 2)
     });
 
+    // What was asked for is written a moment later.
+    mirror.until("two pages are written", |mirror| mirror.column("SELECT cursor FROM resync")[0].contains("from=4&"));
+
     // When
     mirror.kill();
     hang.store(false, Ordering::SeqCst);
