@@ -2,6 +2,8 @@
 
 use std::io::Read;
 
+use tokio::sync::Semaphore;
+
 use super::budget::Reservation;
 use super::http::Failure;
 
@@ -49,18 +51,19 @@ impl Body {
         self.bytes.len() as u64
     }
 
-    /// Decompresses off the async threads, growing the share of the budget only where it has to.
+    /// Decompresses off the async threads, growing the share of the budget only where it has to. A permit of `at_once`
+    /// is held while it decompresses, and never while it waits for the budget: whoever holds that may need a permit.
     ///
     /// # Errors
     /// [`Failure::TooLarge`] beyond the page limit, [`Failure::Coding`] when the compressed bytes are damaged.
-    pub async fn open(mut self) -> Result<Opened, Failure> {
+    pub async fn open(mut self, at_once: &Semaphore) -> Result<Opened, Failure> {
         if self.coding == Coding::Identity {
             return Ok(Opened { bytes: self.bytes, reservation: self.reservation });
         }
         let room = self.expected.max(self.bytes.len() as u64 * 12).min(self.max);
         self.reservation.grow_to(self.bytes.len() as u64 + room).await;
         let (coding, expected) = (self.coding, self.expected);
-        let (compressed, first) = off_thread(move || {
+        let (compressed, first) = off_thread(at_once, move || {
             let first = inflate(&self.bytes, coding, room, expected);
             (self.bytes, first)
         })
@@ -68,7 +71,7 @@ impl Body {
         let bytes = match first {
             Err(Failure::TooLarge(_)) if room < self.max => {
                 self.reservation.grow_to(compressed.len() as u64 + self.max).await;
-                off_thread(move || inflate(&compressed, coding, self.max, expected)).await??
+                off_thread(at_once, move || inflate(&compressed, coding, self.max, expected)).await??
             }
             first => first?,
         };
@@ -76,7 +79,12 @@ impl Body {
     }
 }
 
-async fn off_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Failure> {
+async fn off_thread<T: Send + 'static>(
+    at_once: &Semaphore,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Failure> {
+    // The semaphore is never closed; without a permit the work would only go on unbounded.
+    let _permit = at_once.acquire().await.ok();
     tokio::task::spawn_blocking(work).await.map_err(|error| Failure::Coding(error.to_string()))
 }
 
@@ -118,7 +126,7 @@ mod tests {
 
     async fn open(bytes: Vec<u8>, coding: Coding, max: u64) -> Result<Vec<u8>, Failure> {
         let reservation = Budget::new(1 << 20).reserve(4096).await;
-        Body { bytes, coding, reservation, max, expected: 0 }.open().await.map(|opened| opened.bytes)
+        Body { bytes, coding, reservation, max, expected: 0 }.open(&Semaphore::new(1)).await.map(|opened| opened.bytes)
     }
 
     #[tokio::test]
@@ -138,5 +146,27 @@ mod tests {
         assert_eq!(open(bomb.clone(), Coding::Gzip, 8 << 20).await.unwrap().len(), 8 << 20);
         let torso = bomb[..bomb.len() / 2].to_vec();
         assert!(matches!(open(torso, Coding::Gzip, 16 << 20).await, Err(Failure::Coding(_))));
+    }
+
+    #[tokio::test]
+    async fn pages_that_wait_for_the_budget_keep_no_permit_from_the_one_that_holds_it() {
+        let (budget, at_once) = (Budget::new(64 << 10), Semaphore::new(1));
+        let body = |bytes: &[u8], reservation| Body {
+            bytes: gzip(bytes),
+            coding: Coding::Gzip,
+            reservation,
+            max: 8 << 20,
+            expected: 1 << 20,
+        };
+        let (text, mut first) = (vec![b' '; 1 << 20], budget.reserve(16 << 10).await);
+        // Given: one page is beyond the budget, and another waits to be.
+        first.grow_to(1 << 20).await;
+        let second = body(&text, budget.reserve(16 << 10).await);
+        let mut waiting = Box::pin(second.open(&at_once));
+        assert!(tokio::time::timeout(std::time::Duration::from_millis(20), &mut waiting).await.is_err());
+        // Then the first is opened all the same, and the second after it.
+        let opened = tokio::time::timeout(std::time::Duration::from_secs(5), body(&text, first).open(&at_once));
+        drop(opened.await.unwrap().unwrap());
+        assert_eq!(waiting.await.unwrap().bytes.len(), text.len());
     }
 }

@@ -13,11 +13,11 @@ use tokio::sync::watch;
 use super::writer::Queue;
 
 /// What the WAL file is cut back to once it has been written back.
-pub(super) const KEPT_WAL_BYTES: i64 = 128 << 20;
-/// Written back from this many WAL pages (16 KiB each) on: 64 MiB.
-const START_PAGES: i64 = 4 << 10;
-/// With a rest of at most this many pages large work is put off: 16 MiB.
-const REST_PAGES: i64 = 1 << 10;
+pub(super) const KEPT_WAL_BYTES: i64 = 512 << 20;
+/// Written back from this many WAL pages (16 KiB each) on: 32 MiB.
+const START_PAGES: i64 = 2 << 10;
+/// With a rest of at most this many pages large work is put off: 8 MiB.
+const REST_PAGES: i64 = 512;
 /// Passes beside the writer before large work is put off all the same.
 const PASSES: usize = 4;
 /// An idle WAL is written back after this long.

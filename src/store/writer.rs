@@ -392,7 +392,8 @@ impl Writer {
                 results.push(self.one(job, guarded)?);
                 at += 1;
             }
-            let waits = jobs.iter().any(|job| !job.weight.large);
+            // Small deliveries are waited for outside; notes and look-ups can wait for a group to fill.
+            let waits = jobs.iter().any(|job| !job.weight.large && job.weight.seqs > 0);
             let open = wanted < GROUP_ITEMS && started.elapsed() < GROUP_TIME;
             let next = self.queue.another(|weight| {
                 let kept_apart = waits && weight.large;

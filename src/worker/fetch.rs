@@ -79,9 +79,7 @@ pub(super) async fn download(
     };
     feed.host.succeeded();
     Counts::add(&feed.counts.bytes, body.wire_bytes());
-    // The semaphore is never closed; without a permit the work would only go on unbounded.
-    let _permit = feed.shared.decoders.acquire().await.ok();
-    let opened = body.open().await.map_err(|failure| explain(&failure))?;
+    let opened = body.open(&feed.shared.decoders).await.map_err(|failure| explain(&failure))?;
     feed.counts.expected.store(opened.bytes.len() as u64 * 5 / 4, Ordering::Relaxed);
     Ok(Downloaded::Page(opened, meta))
 }

@@ -1,5 +1,6 @@
 //! `check --online`: asks every feed's own URL once, politely, and says what came.
 
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use super::Probe;
@@ -38,7 +39,7 @@ async fn ask(settings: &FeedSettings, clients: &Clients, turns: &Turns, budget: 
     let _turn = turns.host(requests.home()).turn(&settings.name, Priority::Level).await;
     let answer = requests.get(&settings.url, None, 0, budget).await.map_err(|failure| failure.to_string())?;
     let Answer::Page(body, _) = answer else { return Ok("not modified".to_owned()) };
-    let opened = body.open().await.map_err(|failure| failure.to_string())?;
+    let opened = body.open(&Semaphore::new(1)).await.map_err(|failure| failure.to_string())?;
     let reading = worker::reading(settings.kind.as_deref(), settings.modified);
     let mut page = rpde::page(opened.bytes, &reading).map_err(|refused| requests.mask(&refused.to_string()))?;
     let published = page.next.as_deref().map(|next| requests.mask(next));
