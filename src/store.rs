@@ -290,8 +290,6 @@ fn migrate(connection: &mut Connection, path: &Path) -> Result<(), StoreError> {
         transaction.pragma_update(None, "user_version", done as i32 + 1).map_err(sql)?;
         transaction.commit().map_err(sql)?;
     }
-    let epoch = "INSERT OR IGNORE INTO mirror_state (one, epoch) VALUES (1, lower(hex(randomblob(8))))";
-    connection.execute(epoch, []).map_err(sql)?;
     Ok(())
 }
 

@@ -25,7 +25,7 @@ pub(super) fn poll(table: Table<'_>, base: &PollSettings) -> PollSettings {
     let max = table.set("max", &mut poll.max, duration);
     table.set("lookback", &mut poll.lookback, duration);
     if min && poll.min < POLITE {
-        let message = format!("{} is under 8s, what publishers expect at most", duration_text(poll.min));
+        let message = format!("{} is under 8s, the shortest wait that publishers are used to", duration_text(poll.min));
         table.warn("min", message);
     }
     if (min || max) && poll.min > poll.max {

@@ -386,7 +386,7 @@ fn unwise_settings_are_warned_of() {
     assert_eq!(
         place.local(&config.warnings),
         [
-            "feedmirror.toml: poll.min: 1s is under 8s, what publishers expect at most",
+            "feedmirror.toml: poll.min: 1s is under 8s, the shortest wait that publishers are used to",
             "feedmirror.toml: feeds.a.headers.K: secret file key can be read by everyone (mode 0644): chmod 0600 key",
             "feedmirror.toml: feeds.a.headers.X-Api-Key: looks like a secret in plain text: better \
              { file = \"…\" }, { env = \"…\" } or { credential = \"…\" }",

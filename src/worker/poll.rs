@@ -283,7 +283,7 @@ impl<'a> PollLoop<'a> {
         // A failure that persists is told at its start and rarely after.
         if failures.is_power_of_two() {
             let health = ruling.health.as_str();
-            tracing::warn!(feed = %feed.name, health, failures, wait_s = wait.as_secs_f32(), reason, "polling failed");
+            tracing::warn!(feed = %feed.name, health, failures, wait_s = wait.as_millis() as f64 / 1000.0, reason, "polling failed");
         }
         self.note(ruling.health, Some(reason.clone()), wait).await;
         self.purge_if_gone_long(&ruling).await;

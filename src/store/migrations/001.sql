@@ -12,6 +12,7 @@ CREATE TABLE mirror_state (
     ops_address      TEXT,
     webhooks_address TEXT
 );
+INSERT INTO mirror_state (one, epoch) VALUES (1, lower(hex(randomblob(8))));
 
 CREATE TABLE feed (
     id          INTEGER PRIMARY KEY AUTOINCREMENT, -- a number is never another feed's: a late delivery may still name it
