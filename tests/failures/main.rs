@@ -7,6 +7,7 @@
 mod support;
 
 mod history;
+mod lost;
 mod origins;
 mod pages;
 mod paging;
