@@ -230,7 +230,7 @@ impl<'a> PollLoop<'a> {
         }
         let since_read = stored.read_anew_at.map(|at| between(at, now()));
         let due = feed.resync_every.is_some_and(|every| since_read.is_some_and(|since| since >= every));
-        if due || stored.stale && may_resync(&stored) {
+        if due || stored.stale && may_resync(feed, &stored) {
             self.begin_resync(!due).await;
         }
     }
@@ -333,13 +333,13 @@ impl<'a> PollLoop<'a> {
         if stored.resync.is_some() {
             return format!("dead-cursor: the feed is being read anew ({reason})");
         }
-        if may_resync(stored) {
+        if may_resync(self.feed, stored) {
             self.begin_resync(true).await;
             return format!("dead-cursor: the cursor is gone, the feed is read anew ({reason})");
         }
         ruling.health = Health::Stuck;
         format!(
-            "dead-cursor: the cursor is gone, and the feed was read anew less than a week ago ({reason}); \
+            "dead-cursor: the cursor is gone, and the feed was read anew not long ago ({reason}); \
              if it is urgent: feedmirror resync, or seek"
         )
     }
@@ -405,9 +405,11 @@ impl<'a> PollLoop<'a> {
     }
 }
 
-/// Resyncs that nobody asked for go at most weekly. A stored time that lies in the future is no reason to wait for it.
-fn may_resync(stored: &StoredFeed) -> bool {
-    stored.resynced_at.is_none_or(|at| at > now() || between(at, now()) >= WEEK)
+/// Resyncs that nobody asked for go at most weekly, or as often as `resync.every` asks for. A stored time that lies in
+/// the future is no reason to wait for it.
+fn may_resync(feed: &Feed, stored: &StoredFeed) -> bool {
+    let least = feed.resync_every.map_or(WEEK, |every| every.min(WEEK));
+    stored.resynced_at.is_none_or(|at| at > now() || between(at, now()) >= least)
 }
 
 fn gone_for(stored: &StoredFeed) -> Duration {
