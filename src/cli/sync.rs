@@ -63,7 +63,12 @@ pub fn run(globals: &Globals, args: Args) -> anyhow::Result<Exit> {
         LogSettings { level: if progress::is_watched(globals) { "off" } else { "warn" }.into(), ..targets.log.clone() };
     super::log::start(globals, &quiet_log)?;
     let runtime = super::runtime()?;
-    let exit = runtime.block_on(bring(globals, targets, &args));
+    let exit = runtime.block_on(async {
+        tokio::select! {
+            exit = bring(globals, targets, &args) => exit,
+            () = signals(2) => Ok(Exit::Failed),
+        }
+    });
     runtime.shutdown_background();
     exit
 }
@@ -151,13 +156,20 @@ async fn one(run: Run, feed: Arc<Feed>, tries: u32, cancel: CancellationToken) -
     Row::new(&run, brought)
 }
 
-/// A second signal ends the process as signals do.
+/// The first signal ends the feeds' walks; a second one ends the process, whatever it waits for.
 async fn cancel_on_signals(cancel: CancellationToken) {
-    let (Ok(mut end), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
-        return;
-    };
-    tokio::select! { _ = end.recv() => {} _ = interrupt.recv() => {} }
+    signals(1).await;
     cancel.cancel();
+}
+
+/// Returns once so many signals have come that ask for the end; never where they can't be watched.
+async fn signals(count: usize) {
+    let (Ok(mut end), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+        return std::future::pending().await;
+    };
+    for _ in 0..count {
+        tokio::select! { _ = end.recv() => {} _ = interrupt.recv() => {} }
+    }
 }
 
 fn read_counts(targets: &Targets, rows: &mut [Row]) -> Result<(), StoreError> {

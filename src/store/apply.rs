@@ -1,6 +1,6 @@
 //! Newest wins: the only place that decides what is written.
 //!
-//! A delivery commits whole, its cursor with it, in one savepoint of the writer's transaction. What was read under an
+//! A delivery commits whole, its cursor with it, in one transaction of the writer, or not at all. What was read under an
 //! older generation, or from a cursor that is no longer the stored one, is not written at all.
 
 mod decide;

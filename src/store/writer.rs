@@ -1,4 +1,5 @@
-//! The one writer: takes work from the queue in groups, gives each piece a savepoint and the group a commit.
+//! The one writer: takes work from the queue in groups and gives each group a commit; where a piece fails, each a
+//! savepoint too.
 //!
 //! Small work goes first and closes a group of large work, so that a push delivery never waits for a refresh. A group
 //! that the surroundings refuse is done again, whole, until they don't; one piece that fails is undone alone.
