@@ -181,13 +181,14 @@ impl Store {
         let pinned = gate.pinned();
         let writer = Writer::new(connection, Arc::clone(&queue), Arc::clone(&gate), intake_sender, key_shift)
             .map_err(|error| explain(path, error))?;
+        let file = checkpoint::open(path).map_err(|error| unusable(error.to_string()))?;
         let checkpointed = Arc::clone(&queue);
         let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| {
             std::thread::Builder::new().name(name.into()).spawn(work).map_err(|error| unusable(error.to_string()))
         };
         let threads = vec![
             spawn("writer", Box::new(move || writer.run()))?,
-            spawn("checkpointer", Box::new(move || checkpoint::run(&checkpointer, &gate, &checkpointed)))?,
+            spawn("checkpointer", Box::new(move || checkpoint::run(&checkpointer, file, &gate, &checkpointed)))?,
         ];
         let store = Self { queue: Arc::clone(&queue), intake, pinned, path: path.into() };
         Ok((store, Closing { queue, threads, _lock: lock }))

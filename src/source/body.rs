@@ -1,4 +1,4 @@
-//! A response's body: read within limits, then decompressed within them too.
+//! A response's body: read within limits, then decompressed within them too, in steps that the budget allows.
 
 use std::io::Read;
 
@@ -16,6 +16,9 @@ pub(super) enum Coding {
     Zstd,
 }
 
+/// How much smaller compressed JSON is, mostly.
+const LIKELY_RATIO: u64 = 8;
+
 impl Coding {
     pub(super) fn from_header(value: Option<&str>) -> Result<Self, Failure> {
         match value.map(|value| value.trim().to_ascii_lowercase()).as_deref() {
@@ -26,6 +29,21 @@ impl Coding {
             Some(other) => Err(Failure::Coding(format!("content coding {other:?} was not asked for"))),
         }
     }
+
+    /// The room that a body of `length` bytes on the wire is likely to need, with what it is decompressed to.
+    pub(super) fn likely(self, length: u64, max: u64) -> u64 {
+        if self == Self::Identity { length } else { length + length.saturating_mul(LIKELY_RATIO).min(max) }
+    }
+
+    fn reader(self, bytes: Vec<u8>) -> std::io::Result<Box<dyn Read + Send>> {
+        let bytes = std::io::Cursor::new(bytes);
+        Ok(match self {
+            Self::Identity => Box::new(bytes),
+            Self::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(bytes)),
+            Self::Brotli => Box::new(brotli::Decompressor::new(bytes, 4096)),
+            Self::Zstd => Box::new(zstd::stream::read::Decoder::with_buffer(bytes)?),
+        })
+    }
 }
 
 /// A body as it came over the wire, with its share of the budget.
@@ -34,7 +52,6 @@ pub struct Body {
     pub(super) coding: Coding,
     pub(super) reservation: Reservation,
     pub(super) max: u64,
-    pub(super) expected: u64,
 }
 
 /// A decompressed body and its share of the budget, to be held as long as the bytes are.
@@ -56,27 +73,40 @@ impl Body {
     ///
     /// # Errors
     /// [`Failure::TooLarge`] beyond the page limit, [`Failure::Coding`] when the compressed bytes are damaged.
-    pub async fn open(mut self, at_once: &Semaphore) -> Result<Opened, Failure> {
-        if self.coding == Coding::Identity {
-            return Ok(Opened { bytes: self.bytes, reservation: self.reservation });
+    pub async fn open(self, at_once: &Semaphore) -> Result<Opened, Failure> {
+        let Self { bytes, coding, mut reservation, max } = self;
+        let compressed = bytes.len() as u64;
+        if coding == Coding::Identity {
+            reservation.shrink_to(compressed);
+            return Ok(Opened { bytes, reservation });
         }
-        let room = self.expected.max(self.bytes.len() as u64 * 12).min(self.max);
-        self.reservation.grow_to(self.bytes.len() as u64 + room).await;
-        let (coding, expected) = (self.coding, self.expected);
-        let (compressed, first) = off_thread(at_once, move || {
-            let first = inflate(&self.bytes, coding, room, expected);
-            (self.bytes, first)
-        })
-        .await?;
-        let bytes = match first {
-            Err(Failure::TooLarge(_)) if room < self.max => {
-                self.reservation.grow_to(compressed.len() as u64 + self.max).await;
-                off_thread(at_once, move || inflate(&compressed, coding, self.max, expected)).await??
+        reservation.grow_to(coding.likely(compressed, max)).await;
+        let mut room = reservation.bytes().saturating_sub(compressed).clamp(1, max);
+        let mut reader = coding.reader(bytes).map_err(|error| damaged(&error))?;
+        let mut opened = Vec::with_capacity(usize::try_from(room).unwrap_or(0));
+        loop {
+            (reader, opened) = off_thread(at_once, move || {
+                let more = room + 1 - opened.len() as u64;
+                reader.by_ref().take(more).read_to_end(&mut opened).map_err(|error| damaged(&error))?;
+                Ok((reader, opened))
+            })
+            .await??;
+            if opened.len() as u64 <= room {
+                break;
             }
-            first => first?,
-        };
-        Ok(Opened { bytes, reservation: self.reservation })
+            if room == max {
+                return Err(Failure::TooLarge(max));
+            }
+            room = room.saturating_mul(2).min(max);
+            reservation.grow_to(compressed + room).await;
+        }
+        reservation.shrink_to(opened.len() as u64);
+        Ok(Opened { bytes: opened, reservation })
     }
+}
+
+fn damaged(error: &std::io::Error) -> Failure {
+    Failure::Coding(format!("the compressed page is damaged: {error}"))
 }
 
 async fn off_thread<T: Send + 'static>(
@@ -86,28 +116,6 @@ async fn off_thread<T: Send + 'static>(
     // The semaphore is never closed; without a permit the work would only go on unbounded.
     let _permit = at_once.acquire().await.ok();
     tokio::task::spawn_blocking(work).await.map_err(|error| Failure::Coding(error.to_string()))
-}
-
-fn inflate(compressed: &[u8], coding: Coding, limit: u64, expected: u64) -> Result<Vec<u8>, Failure> {
-    let damaged = |error: std::io::Error| Failure::Coding(format!("the compressed page is damaged: {error}"));
-    let mut bytes = Vec::with_capacity(usize::try_from(expected.min(limit)).unwrap_or(0));
-    let read = match coding {
-        Coding::Identity => {
-            bytes.extend_from_slice(compressed);
-            Ok(0)
-        }
-        Coding::Gzip => flate2::bufread::MultiGzDecoder::new(compressed).take(limit + 1).read_to_end(&mut bytes),
-        Coding::Brotli => brotli::Decompressor::new(compressed, 4096).take(limit + 1).read_to_end(&mut bytes),
-        Coding::Zstd => {
-            let decoder = zstd::stream::read::Decoder::with_buffer(compressed).map_err(damaged)?;
-            decoder.take(limit + 1).read_to_end(&mut bytes)
-        }
-    };
-    read.map_err(damaged)?;
-    if bytes.len() as u64 > limit {
-        return Err(Failure::TooLarge(limit));
-    }
-    Ok(bytes)
 }
 
 #[cfg(test)]
@@ -126,7 +134,7 @@ mod tests {
 
     async fn open(bytes: Vec<u8>, coding: Coding, max: u64) -> Result<Vec<u8>, Failure> {
         let reservation = Budget::new(1 << 20).reserve(4096).await;
-        Body { bytes, coding, reservation, max, expected: 0 }.open(&Semaphore::new(1)).await.map(|opened| opened.bytes)
+        Body { bytes, coding, reservation, max }.open(&Semaphore::new(1)).await.map(|opened| opened.bytes)
     }
 
     #[tokio::test]
@@ -151,13 +159,8 @@ mod tests {
     #[tokio::test]
     async fn pages_that_wait_for_the_budget_keep_no_permit_from_the_one_that_holds_it() {
         let (budget, at_once) = (Budget::new(64 << 10), Semaphore::new(1));
-        let body = |bytes: &[u8], reservation| Body {
-            bytes: gzip(bytes),
-            coding: Coding::Gzip,
-            reservation,
-            max: 8 << 20,
-            expected: 1 << 20,
-        };
+        let body =
+            |bytes: &[u8], reservation| Body { bytes: gzip(bytes), coding: Coding::Gzip, reservation, max: 8 << 20 };
         let (text, mut first) = (vec![b' '; 1 << 20], budget.reserve(16 << 10).await);
         // Given: one page is beyond the budget, and another waits to be.
         first.grow_to(1 << 20).await;

@@ -1,7 +1,8 @@
 //! A global budget for bytes in flight: bodies being read, decoded or waiting for the writer.
 //!
-//! A page reserves what it is likely to need and grows in steps. Growing never deadlocks: when the budget is used up,
-//! one page at a time may exceed it, so that memory is bounded by the budget and one largest page.
+//! A page reserves what it is likely to need, compressed and decompressed, before it is asked for, and gives back what
+//! it turns out not to. Pages that grow beyond it never deadlock: when the budget is used up, one at a time may exceed
+//! it, so that memory is bounded by the budget and one largest page.
 
 use std::sync::Arc;
 
@@ -47,18 +48,43 @@ impl Budget {
 }
 
 impl Reservation {
+    /// The bytes it may hold without growing.
+    pub fn bytes(&self) -> u64 {
+        self.held
+    }
+
     /// Makes sure that the page may hold `bytes`, waiting where others must finish first.
     pub async fn grow_to(&mut self, bytes: u64) {
         if bytes <= self.held || self.beyond.is_some() {
             return;
         }
-        let more = u32::try_from((bytes - self.held).div_ceil(UNIT)).unwrap_or(u32::MAX);
-        match Arc::clone(&self.budget.free).try_acquire_many_owned(more) {
-            Ok(permit) => {
+        let more = (bytes - self.held).div_ceil(UNIT);
+        let beyond = Arc::clone(&self.budget.beyond).lock_owned();
+        // A wait for more than there is would keep what others give back.
+        if self.held / UNIT + more > self.budget.total {
+            self.beyond = Some(beyond.await);
+            return;
+        }
+        let units = u32::try_from(more).unwrap_or(u32::MAX);
+        tokio::select! {
+            biased;
+            Ok(permit) = Arc::clone(&self.budget.free).acquire_many_owned(units) => {
                 self.permit.merge(permit);
-                self.held += u64::from(more) * UNIT;
+                self.held += more * UNIT;
             }
-            Err(_) => self.beyond = Some(Arc::clone(&self.budget.beyond).lock_owned().await),
+            guard = beyond => self.beyond = Some(guard),
+        }
+    }
+
+    /// Gives back what is not needed to hold `bytes`.
+    pub fn shrink_to(&mut self, bytes: u64) {
+        if bytes > self.held {
+            return;
+        }
+        self.beyond = None;
+        let excess = usize::try_from(self.held / UNIT - bytes.div_ceil(UNIT)).unwrap_or(0);
+        if let Some(excess) = self.permit.split(excess) {
+            self.held -= excess.num_permits() as u64 * UNIT;
         }
     }
 }
@@ -81,5 +107,20 @@ mod tests {
         drop(first);
         assert!(tokio::time::timeout(std::time::Duration::from_secs(5), waiting).await.is_ok());
         drop(budget.reserve(1 << 30).await);
+    }
+
+    #[tokio::test]
+    async fn what_a_page_gives_back_lets_another_grow() {
+        let budget = Budget::new(64 << 10);
+        let (mut first, mut second) = (budget.reserve(48 << 10).await, budget.reserve(16 << 10).await);
+        let mut beyond = budget.reserve(0).await;
+        first.shrink_to(1);
+        assert_eq!(first.bytes(), 4 << 10);
+        // Even while a third is beyond the budget, which only one may be.
+        beyond.grow_to(1 << 20).await;
+        second.grow_to(32 << 10).await;
+        assert_eq!(second.bytes(), 32 << 10);
+        drop((first, second, beyond));
+        assert_eq!(budget.reserve(64 << 10).await.bytes(), 64 << 10);
     }
 }

@@ -11,7 +11,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use url::Url;
 
 use super::body::{Body, Coding};
-use super::budget::Budget;
+use super::budget::Reservation;
 use super::client::{Clients, chain};
 use super::headers::{Meta, meta, retry_after};
 use super::mask;
@@ -159,7 +159,6 @@ struct Secrets {
 
 const REDIRECTS: usize = 5;
 const ACCEPT: &str = "application/vnd.openactive.rpde+json, application/json;q=0.9, */*;q=0.1";
-const EXPECTED_BYTES: u64 = 256 << 10;
 
 impl Requests {
     /// Requests to the origin of `url`. Reads the secrets: blocking, small local files.
@@ -258,26 +257,26 @@ impl Requests {
         parse(&full)
     }
 
-    /// Asks for a page; `etag` makes it conditional, `expected` is its likely size in bytes once decompressed.
+    /// Asks for a page; `etag` makes it conditional, `reservation` is the room for what it is expected to be.
     ///
     /// # Errors
     /// Whatever kept a page from coming.
-    pub async fn get(&self, url: &str, etag: Option<&str>, expected: u64, budget: &Budget) -> Result<Answer, Failure> {
+    pub async fn get(&self, url: &str, etag: Option<&str>, reservation: Reservation) -> Result<Answer, Failure> {
         let deadline = Instant::now() + self.settings.page_timeout;
         let limit = self.settings.page_timeout;
-        let answer = timeout_at(deadline, self.follow(url, etag, expected.max(EXPECTED_BYTES), budget)).await;
+        let answer = timeout_at(deadline, self.follow(url, etag, reservation)).await;
         answer.unwrap_or_else(|_| {
             Err(Failure::Timeout(format!("the page took longer than {limit:?} (http.page_timeout)")))
         })
     }
 
-    async fn follow(&self, url: &str, etag: Option<&str>, expected: u64, budget: &Budget) -> Result<Answer, Failure> {
+    async fn follow(&self, url: &str, etag: Option<&str>, reservation: Reservation) -> Result<Answer, Failure> {
         self.permit(url)?;
         let mut target = self.address(url)?;
         for _ in 0..=REDIRECTS {
             let response = self.send(&target, etag).await?;
             match response.status().as_u16() {
-                200 => return self.read(response, expected, budget).await,
+                200 => return self.read(response, reservation).await,
                 304 => return Ok(Answer::NotModified(meta(response.headers()))),
                 301 | 302 | 303 | 307 | 308 => target = self.redirected(&target, response.headers())?,
                 code => return Err(self.status(code, response).await),
@@ -316,7 +315,7 @@ impl Requests {
         Ok(target)
     }
 
-    async fn read(&self, mut response: reqwest::Response, expected: u64, budget: &Budget) -> Result<Answer, Failure> {
+    async fn read(&self, mut response: reqwest::Response, mut reservation: Reservation) -> Result<Answer, Failure> {
         let max = self.settings.max_page_bytes;
         let coding = response.headers().get(header::CONTENT_ENCODING).and_then(|value| value.to_str().ok());
         let coding = Coding::from_header(coding)?;
@@ -325,7 +324,7 @@ impl Requests {
             return Err(Failure::TooLarge(max));
         }
         let meta = meta(response.headers());
-        let mut reservation = budget.reserve(length.max(expected).min(max)).await;
+        reservation.grow_to(coding.likely(length, max)).await;
         let mut bytes = Vec::with_capacity(usize::try_from(length).unwrap_or(0));
         while let Some(chunk) = self.chunk(&mut response).await? {
             let size = (bytes.len() + chunk.len()) as u64;
@@ -335,7 +334,7 @@ impl Requests {
             reservation.grow_to(size).await;
             bytes.extend_from_slice(&chunk);
         }
-        Ok(Answer::Page(Body { bytes, coding, reservation, max, expected }, meta))
+        Ok(Answer::Page(Body { bytes, coding, reservation, max }, meta))
     }
 
     async fn chunk(&self, response: &mut reqwest::Response) -> Result<Option<bytes::Bytes>, Failure> {

@@ -4,18 +4,20 @@
 //! older generation, or from a cursor that is no longer the stored one, is not written at all.
 
 mod decide;
+mod lookup;
 mod notice;
 mod row;
 
-use rusqlite::{CachedStatement, Connection, OptionalExtension, params};
+use rusqlite::{OptionalExtension, params};
 use tokio::sync::oneshot;
 
 use super::writer::{Bench, Weight};
 use super::{Millis, Store, StoreError, journal, positions};
 use crate::feed::{Generation, Item, Modified, Order, Page, Seq, State, Ties, Transport};
-use decide::{Decision, Rules, Stored, decide};
+use decide::{Decision, Rules};
+use lookup::{Met, Prepared, Wanted};
 use notice::{notice_class, notice_going_back};
-use row::{DELETED, NUMBER, stored_modified, swept};
+use row::{DELETED, NUMBER};
 pub(super) use row::{SqlModified, item_key, swept_flags};
 
 /// What one endpoint hands to the store at once.
@@ -196,22 +198,6 @@ fn apply(bench: &mut Bench<'_>, delivery: &Delivery) -> Result<Applied, StoreErr
     Ok(Applied { suspect, ..tally.applied })
 }
 
-/// What runs for each item is looked up once a delivery.
-struct Prepared<'a> {
-    find: CachedStatement<'a>,
-    insert: CachedStatement<'a>,
-}
-
-impl<'a> Prepared<'a> {
-    fn new(db: &'a Connection) -> rusqlite::Result<Self> {
-        Ok(Self {
-            find: db
-                .prepare_cached("SELECT seq, kind, id, modified, flags, data FROM item WHERE feed = ?1 AND key = ?2")?,
-            insert: db.prepare_cached("INSERT INTO item VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)")?,
-        })
-    }
-}
-
 fn open_feed(bench: &Bench<'_>, delivery: &Delivery) -> Result<Option<Feed>, StoreError> {
     let mut find = bench.db.prepare_cached(
         "SELECT f.differing, f.suspect IS NOT NULL, f.class, r.start_seq, r.trust
@@ -278,40 +264,20 @@ fn apply_item(
         polled: delivery.transport == Transport::Poll,
         resync: matches!(delivery.purpose, Purpose::Resync(_)),
     };
-    let trust = rules.resync && feed.resync.as_ref().is_some_and(|walk| walk.trust);
-    let mut rows = prepared.find.query(params![feed.id, key])?;
-    while let Some(row) = rows.next()? {
-        // Keys may collide: kind and id decide.
-        if row.get::<_, i64>(1)? != kind || row.get_ref(2)?.as_bytes().ok() != Some(item.id.as_bytes()) {
-            continue;
-        }
-        let (seq, flags): (Seq, i64) = (row.get(0)?, row.get(4)?);
-        let replaceable = trust && may_replace(bench, feed, seq)?;
-        let stored = Stored {
-            modified: stored_modified(row.get_ref(3)?, flags),
-            state: if flags & DELETED == 0 { State::Updated } else { State::Deleted },
-            swept: swept(flags),
-            data: row.get_ref(5)?.as_bytes_or_null().ok().flatten().unwrap_or_default(),
-            replaceable,
-        };
-        let decision = decide(&stored, item, data, rules);
-        let (was, before) = (stored.state, stored.modified);
-        drop(rows);
-        return match decision {
-            Decision::Write => {
-                bench.db.prepare_cached("DELETE FROM item WHERE seq = ?1")?.execute([seq])?;
-                insert(bench, prepared, delivery, feed.id, item, (key, kind))?;
-                tally.applied.changed += 1;
-                count_written(tally, item, Some(was));
-                Ok(())
-            }
-            decision => keep(bench, delivery, feed, item, seq, decision, &before, tally),
-        };
+    let wanted = Wanted { feed, kind, item, data, rules };
+    let Some(Met { seq, decision, was, before }) = prepared.find(bench, &wanted, key)? else {
+        insert(bench, prepared, delivery, feed.id, item, (key, kind))?;
+        tally.applied.new += 1;
+        count_written(tally, item, None);
+        return Ok(());
+    };
+    if decision != Decision::Write {
+        return keep(bench, delivery, feed, item, seq, decision, &before, tally);
     }
-    drop(rows);
+    bench.db.prepare_cached("DELETE FROM item WHERE seq = ?1")?.execute([seq])?;
     insert(bench, prepared, delivery, feed.id, item, (key, kind))?;
-    tally.applied.new += 1;
-    count_written(tally, item, None);
+    tally.applied.changed += 1;
+    count_written(tally, item, Some(was));
     Ok(())
 }
 
@@ -374,16 +340,6 @@ fn keep(
         bench.db.prepare_cached(sql)?.execute(params![feed.id, seq, walked])?;
     }
     Ok(())
-}
-
-fn may_replace(bench: &Bench<'_>, feed: &Feed, seq: Seq) -> Result<bool, StoreError> {
-    if feed.resync.as_ref().is_none_or(|walk| seq > walk.start_seq) {
-        return Ok(false);
-    }
-    Ok(!bench
-        .db
-        .prepare_cached("SELECT 1 FROM seen WHERE feed = ?1 AND seq = ?2 AND walked")?
-        .exists([feed.id, seq])?)
 }
 
 fn insert(

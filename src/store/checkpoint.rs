@@ -1,9 +1,11 @@
 //! Writes the WAL back beside the writer, on a connection of its own.
 //!
-//! The bulk is copied while the writer goes on, what is left while it takes small work alone; only the last few pages,
-//! without which SQLite can't start the WAL anew, are copied with the writer held at the gate. A reader that stays long
-//! keeps the WAL from being reset, never the writer from writing.
+//! The bulk is copied and synchronised while the writer goes on, what is left while it takes small work alone; only the
+//! last few pages, without which SQLite can't start the WAL anew, are copied with the writer held at the gate. A reader
+//! that stays long keeps the WAL from being reset, never the writer from writing.
 
+use std::fs::File;
+use std::path::Path;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -14,8 +16,8 @@ use super::writer::Queue;
 
 /// What the WAL file is cut back to once it has been written back.
 pub(super) const KEPT_WAL_BYTES: i64 = 512 << 20;
-/// Written back from this many WAL pages (16 KiB each) on: 32 MiB.
-const START_PAGES: i64 = 2 << 10;
+/// Written back from this many WAL pages (16 KiB each) on: 128 MiB.
+const START_PAGES: i64 = 8 << 10;
 /// With a rest of at most this many pages large work is put off: 8 MiB.
 const REST_PAGES: i64 = 512;
 /// Passes beside the writer before large work is put off all the same.
@@ -100,12 +102,24 @@ impl Gate {
     }
 }
 
+/// The database file, to synchronise it apart from SQLite, which does that only in the pass that copies the last page:
+/// the one that the writer waits for.
+///
+/// It is never closed. Closing any descriptor of a file drops all locks that the process holds on it (fcntl(2)), those of
+/// SQLite's own connections among them, and another process could then take the WAL away under them.
+///
+/// # Errors
+/// When it can't be opened.
+pub(super) fn open(path: &Path) -> std::io::Result<&'static File> {
+    Ok(Box::leak(Box::new(File::open(path)?)))
+}
+
 /// Until the writer ends.
-pub(super) fn run(db: &Connection, gate: &Gate, queue: &Queue) {
+pub(super) fn run(db: &Connection, file: &File, gate: &Gate, queue: &Queue) {
     let mut failing = false;
     let mut stuck_at = 0;
     while gate.wait(stuck_at).is_some() {
-        let written_back = write_back(db, gate, queue);
+        let written_back = write_back(db, file, gate, queue);
         queue.put_off_large(false);
         match written_back {
             Ok((log, copied)) => {
@@ -129,7 +143,7 @@ pub(super) fn run(db: &Connection, gate: &Gate, queue: &Queue) {
 }
 
 /// Pages in the WAL and pages written back, at the end.
-fn write_back(db: &Connection, gate: &Gate, queue: &Queue) -> rusqlite::Result<(i64, i64)> {
+fn write_back(db: &Connection, file: &File, gate: &Gate, queue: &Queue) -> rusqlite::Result<(i64, i64)> {
     let mut before = 0;
     for _ in 0..PASSES {
         let (log, copied) = pass(db)?;
@@ -140,14 +154,23 @@ fn write_back(db: &Connection, gate: &Gate, queue: &Queue) -> rusqlite::Result<(
         }
         before = copied;
     }
+    synchronise(file);
     queue.put_off_large(true);
     // The group that is open ends first: its pages are the most of what is left.
     drop(gate.enter());
     pass(db)?;
+    synchronise(file);
     let _held = gate.enter();
     let end = pass(db)?;
     gate.wal().pages = end.0 - end.1;
     Ok(end)
+}
+
+/// SQLite does it again, and judges by what it is told then.
+fn synchronise(file: &File) {
+    if let Err(error) = file.sync_data() {
+        tracing::warn!(%error, "the database file could not be synchronised ahead of the write-back's end");
+    }
 }
 
 fn pass(db: &Connection) -> rusqlite::Result<(i64, i64)> {

@@ -20,6 +20,11 @@ use crate::feed::Seq;
 /// cheaper, and memory and latency grow with them.
 const GROUP_ITEMS: usize = 10_000;
 const GROUP_TIME: Duration = Duration::from_millis(150);
+/// While small deliveries come, groups of large work close at this many items: how long a commit takes is what a small
+/// delivery waits.
+const BRISK_ITEMS: usize = 1_000;
+/// Small deliveries are said to come until none has for this long.
+const BRISK_FOR: Duration = Duration::from_secs(5);
 /// Change numbers are reserved in durable blocks of this size; a restart skips what is left of one.
 const BLOCK: Seq = 1 << 20;
 const BLOCKED_PAUSE: Duration = Duration::from_millis(500);
@@ -254,6 +259,7 @@ pub(super) struct Writer {
     kinds: HashMap<String, i64>,
     full_sync: bool,
     key_shift: u32,
+    small_came: Option<Instant>,
 }
 
 impl Writer {
@@ -283,6 +289,7 @@ impl Writer {
             kinds: HashMap::new(),
             full_sync: true,
             key_shift,
+            small_came: None,
         })
     }
 
@@ -395,7 +402,12 @@ impl Writer {
             }
             // Small deliveries are waited for outside; notes and look-ups can wait for a group to fill.
             let waits = jobs.iter().any(|job| !job.weight.large && job.weight.seqs > 0);
-            let open = wanted < GROUP_ITEMS && started.elapsed() < GROUP_TIME;
+            if waits {
+                self.small_came = Some(started);
+            }
+            let brisk = self.small_came.is_some_and(|came| came.elapsed() < BRISK_FOR);
+            let full = wanted >= if brisk { BRISK_ITEMS } else { GROUP_ITEMS };
+            let open = !full && started.elapsed() < GROUP_TIME;
             let next = self.queue.another(|weight| {
                 let kept_apart = waits && weight.large;
                 weight.durable == durable && wanted + weight.seqs <= room && (open || !weight.large) && !kept_apart

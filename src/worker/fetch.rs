@@ -20,6 +20,8 @@ use crate::source::turns::{Priority, Turn};
 
 /// A wait for a place at the host is told after this long.
 const TELL_WAITING: Duration = Duration::from_secs(5);
+/// A feed's first page is expected to be this large, and no page is expected to be smaller.
+const EXPECTED_BYTES: u64 = 256 << 10;
 
 /// What a publisher answered.
 pub(super) enum Downloaded {
@@ -64,11 +66,11 @@ pub(super) async fn download(
     pulse: Option<&Pulse>,
 ) -> Result<Downloaded, Failed> {
     let turn = turn(feed, priority, pulse).await;
+    let reservation = room(feed, pulse).await;
     if let Some(pulse) = pulse {
         pulse.within(feed.page_timeout);
     }
-    let expected = feed.counts.expected.load(Ordering::Relaxed);
-    let answer = feed.requests.get(asked, etag, expected, &feed.shared.budget).await;
+    let answer = feed.requests.get(asked, etag, reservation).await;
     drop(turn);
     let (body, meta) = match answer.map_err(|failure| explain(&failure))? {
         Answer::NotModified(meta) => {
@@ -93,6 +95,15 @@ pub(super) async fn decode(feed: &Feed, opened: Opened) -> Result<(Page, Reserva
         Ok(Err(refused)) => Err((Trouble::Page, feed.requests.mask(&refused.to_string()))),
         Err(panic) => Err((Trouble::Page, format!("decoder-panic: {panic}"))),
     }
+}
+
+/// The room for what the page is expected to be. While the writer is kept from writing, that takes as long as it does.
+pub(super) async fn room(feed: &Feed, pulse: Option<&Pulse>) -> Reservation {
+    if let Some(pulse) = pulse {
+        pulse.rest();
+    }
+    let expected = feed.counts.expected.load(Ordering::Relaxed).max(EXPECTED_BYTES);
+    feed.shared.budget.reserve(expected).await
 }
 
 async fn turn(feed: &Feed, priority: Priority, pulse: Option<&Pulse>) -> Turn {

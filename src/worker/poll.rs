@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::walk::{End, Kind, LOOK_BACK_PAGES, Validator, Walk, Walked, explain};
-use super::{Feed, chance};
+use super::{Feed, chance, fetch};
 use crate::feed::{Health, Mode};
 use crate::mode::{self, History, Probe, Ruling, Step, Trouble};
 use crate::schedule::{self, Pace, Polled, Wait};
@@ -315,8 +315,9 @@ impl<'a> PollLoop<'a> {
     async fn probe(&self) -> Probe {
         let feed = self.feed;
         let _turn = feed.host.turn(&feed.name, Priority::Refresh).await;
+        let room = fetch::room(feed, Some(&feed.pulses[0])).await;
         feed.pulses[0].within(feed.page_timeout);
-        match feed.requests.get(&feed.url, None, 0, &feed.shared.budget).await {
+        match feed.requests.get(&feed.url, None, room).await {
             Ok(Answer::Page(..) | Answer::NotModified(_)) => Probe::Answers,
             Err(Failure::Status { code: 404 | 410, .. }) => Probe::Gone,
             Err(failure) => {

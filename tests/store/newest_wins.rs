@@ -307,3 +307,25 @@ fn a_small_last_page_does_not_overtake_the_large_ones_before_it() {
     assert_eq!(verdicts, [Verdict::Taken; 3]);
     assert_eq!(mirror.cursor("acme"), c);
 }
+
+#[test]
+fn a_feed_read_again_in_its_stored_order_is_judged_item_by_item() {
+    let mirror = Mirror::with(&["acme", "other"]);
+    let ids: Vec<String> = (1..=60).map(|n| n.to_string()).collect();
+    // Two feeds' rows lie between each other, and some have moved to the end since.
+    for chunk in ids.chunks(20) {
+        let records: Vec<Record> = chunk.iter().map(|id| updated(id, 10, "{}")).collect();
+        mirror.push("acme", &records);
+        mirror.push("other", &records);
+    }
+    let moved: Vec<Record> = ids.iter().step_by(7).map(|id| updated(id, 20, r#"{"n":1}"#)).collect();
+    mirror.push("acme", &moved);
+
+    let again: Vec<Record> =
+        ids.iter().map(|id| if id == "30" { updated(id, 15, "{}") } else { updated(id, 10, "{}") }).collect();
+    let applied = mirror.push("acme", &again);
+
+    let older = moved.len() as u64;
+    assert_eq!(applied, Applied { older, changed: 1, same: 60 - older - 1, ..Applied::default() });
+    assert_eq!(mirror.push("other", &again).changed, 1);
+}

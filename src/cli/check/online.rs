@@ -14,6 +14,7 @@ use crate::supervisor::{Configured, FeedSettings, Fleet};
 use crate::worker;
 
 const BUDGET_BYTES: u64 = 32 << 20;
+const PAGE_BYTES: u64 = 1 << 20;
 
 /// One answer a feed, in the configuration's order.
 pub(super) async fn probe(fleet: &Fleet) -> Vec<Probe> {
@@ -37,7 +38,10 @@ async fn ask(settings: &FeedSettings, clients: &Clients, turns: &Turns, budget: 
     let requests = Requests::new(clients, &settings.url, &settings.http, &settings.headers, &settings.query)
         .map_err(|failure| failure.to_string())?;
     let _turn = turns.host(requests.home()).turn(&settings.name, Priority::Level).await;
-    let answer = requests.get(&settings.url, None, 0, budget).await.map_err(|failure| failure.to_string())?;
+    let answer = requests
+        .get(&settings.url, None, budget.reserve(PAGE_BYTES).await)
+        .await
+        .map_err(|failure| failure.to_string())?;
     let Answer::Page(body, _) = answer else { return Ok("not modified".to_owned()) };
     let opened = body.open(&Semaphore::new(1)).await.map_err(|failure| failure.to_string())?;
     let reading = worker::reading(settings.kind.as_deref(), settings.modified);
