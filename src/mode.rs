@@ -7,6 +7,27 @@ use std::time::Duration;
 use crate::feed::Health;
 use crate::schedule::Wait;
 
+/// `push`: when push is believed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PushSettings {
+    /// A stream that stays open this long is believed, though nothing came.
+    pub prove_after: Duration,
+    /// How often a feed that push keeps level is polled all the same.
+    pub audit: Duration,
+    /// How much later than a poll push may bring an item.
+    pub grace: Duration,
+}
+
+impl Default for PushSettings {
+    fn default() -> Self {
+        Self {
+            prove_after: Duration::from_secs(60),
+            audit: Duration::from_secs(15 * 60),
+            grace: Duration::from_secs(30),
+        }
+    }
+}
+
 /// A failure, as far as the rules tell failures apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Trouble {

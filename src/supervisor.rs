@@ -14,9 +14,13 @@ mod tests;
 use std::time::Duration;
 
 use crate::feed::{Dialect, FeedName, Order, Ties};
+use crate::mode::PushSettings;
 use crate::schedule::{PollSettings, RetrySettings};
+use crate::source::amqp::AmqpSettings;
 use crate::source::http::{HostSettings, HttpSettings};
 use crate::source::secret::Value;
+use crate::source::sse::SseSettings;
+use crate::source::webhook::WebhookSettings;
 
 /// `[resync]`.
 #[derive(Clone, Debug, PartialEq)]
@@ -66,6 +70,14 @@ pub struct FeedSettings {
     pub resync: ResyncSettings,
     /// Limits of its requests.
     pub http: HttpSettings,
+    /// When push is believed.
+    pub push: PushSettings,
+    /// Its stream of server-sent events.
+    pub sse: Option<SseSettings>,
+    /// Its webhook.
+    pub webhook: Option<WebhookSettings>,
+    /// Its queue.
+    pub amqp: Option<AmqpSettings>,
 }
 
 /// How long a publisher must remember what it deleted (RPDE 1.0).
@@ -90,6 +102,10 @@ impl FeedSettings {
             retry: RetrySettings::default(),
             resync: ResyncSettings::default(),
             http: HttpSettings::default(),
+            push: PushSettings::default(),
+            sse: None,
+            webhook: None,
+            amqp: None,
         }
     }
 }

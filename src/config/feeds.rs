@@ -12,6 +12,7 @@ use super::table::{Given, Report, Table, nearest};
 use super::units::{duration, duration_or_zero, or_off, text, word};
 use super::{FailedFeed, Problem};
 use crate::feed::{Dialect, FeedName, Order, Ties};
+use crate::mode::PushSettings;
 use crate::schedule::{PollSettings, RetrySettings};
 use crate::source::http::HttpSettings;
 use crate::source::secret::Value;
@@ -98,6 +99,10 @@ impl Base {
             retry: self.retry,
             resync: self.resync,
             http: self.http,
+            push: PushSettings::default(),
+            sse: None,
+            webhook: None,
+            amqp: None,
         }
     }
 }
