@@ -2,6 +2,8 @@
 //!
 //! Knows no clock; durations are passed in. Never reads message text.
 
+pub mod push;
+
 use std::time::Duration;
 
 use crate::feed::Health;

@@ -1,0 +1,241 @@
+#![allow(clippy::unwrap_used)]
+use proptest::prelude::*;
+
+use super::*;
+
+const GRACE: Duration = Duration::from_secs(30);
+const AUDIT: Duration = Duration::from_secs(900);
+
+fn s(seconds: u64) -> Moment {
+    Duration::from_secs(seconds)
+}
+
+fn settings() -> PushSettings {
+    PushSettings { prove_after: s(60), audit: AUDIT, grace: GRACE }
+}
+
+fn version(id: &str, modified: i64) -> Version {
+    Version { kind: "k".into(), id: id.into(), modified: Modified::Int(modified) }
+}
+
+fn brought(id: &str, modified: i64, written: bool) -> Brought {
+    Brought { version: version(id, modified), written }
+}
+
+fn polled(ledger: &mut Ledger, now: Moment, found: &[Version]) {
+    ledger.polled(now, Polled { began: now, found: found.to_vec() });
+}
+
+/// Up at 1 s, proven by an item, polled behind at 2 s.
+fn live(transport: Transport) -> Ledger {
+    let mut ledger = Ledger::new(settings(), Order::Standard, [(transport, Push::Unproven)]);
+    polled(&mut ledger, s(0), &[]);
+    ledger.up(transport, s(1));
+    polled(&mut ledger, s(2), &[]);
+    ledger.delivered(transport, s(3), &[brought("a", 1, true)]);
+    ledger
+}
+
+#[test]
+fn the_way_from_refresh_to_push_and_back() {
+    let mut ledger = Ledger::new(settings(), Order::Standard, [(Transport::Sse, Push::None)]);
+    assert_eq!((ledger.mode(), ledger.push()), (Mode::Refresh, Push::Unproven));
+    polled(&mut ledger, s(0), &[]);
+    assert_eq!(ledger.mode(), Mode::Poll);
+    ledger.up(Transport::Sse, s(1));
+    assert_eq!(ledger.mode(), Mode::Poll, "up, but nobody has proven anything");
+    let change = ledger.delivered(Transport::Sse, s(2), &[brought("a", 1, false)]).unwrap();
+    assert_eq!((change.push, change.why.as_str()), (Push::Proven, "proven: it delivered a"));
+    assert_eq!(ledger.mode(), Mode::Poll, "what happened before it was up has not been polled yet");
+    polled(&mut ledger, s(3), &[]);
+    assert_eq!(ledger.mode(), Mode::Sse);
+    ledger.down(Transport::Sse);
+    assert_eq!((ledger.mode(), ledger.push()), (Mode::Poll, Push::Proven));
+    ledger.up(Transport::Sse, s(10));
+    assert_eq!(ledger.mode(), Mode::Poll);
+    polled(&mut ledger, s(11), &[version("b", 5)]);
+    assert_eq!(ledger.mode(), Mode::Sse, "the poll after a connect counts no misses");
+    assert!(ledger.tick(s(100)).is_empty());
+}
+
+#[test]
+fn a_stream_that_stays_open_is_proven_and_a_webhook_is_not() {
+    for (transport, proven) in [(Transport::Sse, true), (Transport::Webhook, false), (Transport::Amqp, false)] {
+        let mut ledger = Ledger::new(settings(), Order::Standard, [(transport, Push::None)]);
+        polled(&mut ledger, s(0), &[]);
+        ledger.up(transport, s(1));
+        assert_eq!(ledger.next_tick(), proven.then_some(s(61)));
+        assert!(ledger.tick(s(60)).is_empty());
+        assert_eq!(!ledger.tick(s(61)).is_empty(), proven, "{transport}");
+    }
+}
+
+#[test]
+fn what_push_never_brings_is_missed_after_the_grace_and_demotes_it() {
+    let mut ledger = live(Transport::Webhook);
+    polled(&mut ledger, s(900), &[version("b", 5), version("c", 5)]);
+    assert_eq!(ledger.mode(), Mode::Webhook);
+    assert!(ledger.tick(s(930)).is_empty());
+    assert_eq!(ledger.next_tick(), Some(s(930) + Duration::from_millis(1)));
+    let changes = ledger.tick(s(931));
+    assert_eq!(changes.len(), 1);
+    assert_eq!(changes[0].push, Push::Demoted);
+    assert!(changes[0].why.starts_with("missed: a poll found 2 items"), "{}", changes[0].why);
+    assert_eq!((ledger.missed(Transport::Webhook), ledger.mode()), (2, Mode::Poll));
+    assert!(ledger.tick(s(932)).is_empty(), "counted once");
+    // What comes afterwards is late, and no proof.
+    assert_eq!(ledger.delivered(Transport::Webhook, s(940), &[brought("b", 5, false)]), None);
+    assert_eq!((ledger.late(Transport::Webhook), ledger.missed(Transport::Webhook)), (1, 2));
+}
+
+#[test]
+fn a_newer_version_within_the_grace_is_no_miss() {
+    let mut ledger = live(Transport::Amqp);
+    polled(&mut ledger, s(900), &[version("b", 5)]);
+    ledger.delivered(Transport::Amqp, s(920), &[brought("b", 6, true)]);
+    assert!(ledger.tick(s(2_000)).is_empty());
+    assert_eq!(ledger.missed(Transport::Amqp), 0);
+}
+
+#[test]
+fn an_older_version_is_not_what_was_missed() {
+    let mut ledger = live(Transport::Amqp);
+    polled(&mut ledger, s(900), &[version("b", 5)]);
+    ledger.delivered(Transport::Amqp, s(920), &[brought("b", 4, false)]);
+    assert_eq!(ledger.tick(s(931)).len(), 1);
+}
+
+#[test]
+fn what_push_brought_while_the_poll_was_answered_is_no_miss() {
+    let mut ledger = live(Transport::Sse);
+    ledger.delivered(Transport::Sse, s(900), &[brought("b", 5, false)]);
+    polled(&mut ledger, s(900), &[version("b", 5)]);
+    assert!(ledger.tick(s(2_000)).is_empty());
+}
+
+#[test]
+fn nobody_is_blamed_for_our_own_refusals_or_for_time_spent_down() {
+    let refused = |at: u64| {
+        let mut ledger = live(Transport::Webhook);
+        polled(&mut ledger, s(900), &[]);
+        ledger.refused(s(at));
+        polled(&mut ledger, s(1_800), &[version("b", 5)]);
+        ledger.tick(s(1_831)).len()
+    };
+    assert_eq!((refused(950), refused(899)), (0, 1));
+    let mut ledger = live(Transport::Webhook);
+    polled(&mut ledger, s(900), &[version("b", 5)]);
+    ledger.refused(s(910));
+    assert!(ledger.tick(s(931)).is_empty(), "it may have been among what we refused within the grace");
+    let mut ledger = live(Transport::Sse);
+    ledger.down(Transport::Sse);
+    ledger.up(Transport::Sse, s(10));
+    polled(&mut ledger, s(900), &[version("b", 5)]);
+    assert!(ledger.tick(s(931)).is_empty(), "it was not up since the last poll");
+}
+
+#[test]
+fn after_a_miss_only_something_new_or_in_time_proves_it_again() {
+    let demoted = || {
+        let mut ledger = live(Transport::Webhook);
+        polled(&mut ledger, s(900), &[version("b", 5)]);
+        ledger.tick(s(931));
+        assert_eq!(ledger.push(), Push::Demoted);
+        ledger
+    };
+    assert_eq!(demoted().delivered(Transport::Webhook, s(940), &[brought("x", 1, false)]), None);
+    let new = demoted().delivered(Transport::Webhook, s(940), &[brought("x", 9, true)]).unwrap();
+    assert_eq!(new.push, Push::Proven);
+    let mut ledger = demoted();
+    polled(&mut ledger, s(940), &[version("y", 9)]);
+    let raced = ledger.delivered(Transport::Webhook, s(960), &[brought("y", 9, false)]).unwrap();
+    assert_eq!(raced.push, Push::Proven);
+    let mut ledger = demoted();
+    polled(&mut ledger, s(940), &[version("y", 9)]);
+    ledger.tick(s(971));
+    assert_eq!(ledger.delivered(Transport::Webhook, s(972), &[brought("y", 9, false)]), None, "after the grace");
+}
+
+#[test]
+fn of_several_endpoints_one_that_works_is_enough() {
+    let known = [(Transport::Sse, Push::Proven), (Transport::Amqp, Push::Proven)];
+    let mut ledger = Ledger::new(settings(), Order::Standard, known);
+    ledger.up(Transport::Sse, s(0));
+    ledger.up(Transport::Amqp, s(0));
+    polled(&mut ledger, s(1), &[]);
+    assert_eq!(ledger.mode(), Mode::Sse);
+    ledger.down(Transport::Sse);
+    assert_eq!(ledger.mode(), Mode::Amqp);
+    ledger.reset();
+    assert_eq!((ledger.mode(), ledger.push()), (Mode::Refresh, Push::Unproven));
+}
+
+#[derive(Clone, Debug)]
+enum Happening {
+    Up,
+    Down,
+    Refused,
+    Brought(u8, u8, bool),
+    Polled(Vec<(u8, u8)>),
+    Wait(u16),
+}
+
+fn happenings() -> impl Strategy<Value = Vec<Happening>> {
+    let happening = prop_oneof![
+        Just(Happening::Up),
+        Just(Happening::Down),
+        Just(Happening::Refused),
+        (0..4u8, 0..9u8, any::<bool>()).prop_map(|(id, modified, new)| Happening::Brought(id, modified, new)),
+        prop::collection::vec((0..4u8, 0..9u8), 0..4).prop_map(Happening::Polled),
+        (1..2_000u16).prop_map(Happening::Wait),
+    ];
+    prop::collection::vec(happening, 0..60)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_feed_is_live_only_by_an_endpoint_that_is_up_and_proven_and_is_never_stuck_waiting(happenings in happenings()) {
+        let transport = Transport::Webhook;
+        let mut ledger = Ledger::new(settings(), Order::Standard, [(transport, Push::None)]);
+        let (mut now, mut up, mut level, mut polled_since_up, mut ever) = (s(0), false, false, false, false);
+        for happening in happenings {
+            match happening {
+                Happening::Up if !up => {
+                    (up, polled_since_up) = (true, false);
+                    ledger.up(transport, now);
+                }
+                Happening::Up => ledger.up(transport, now),
+                Happening::Down => {
+                    up = false;
+                    ledger.down(transport);
+                }
+                Happening::Refused => ledger.refused(now),
+                Happening::Brought(id, modified, written) => {
+                    ever = true;
+                    ledger.delivered(transport, now, &[brought(&id.to_string(), i64::from(modified), written)]);
+                }
+                Happening::Polled(found) => {
+                    let found: Vec<Version> =
+                        found.iter().map(|(id, modified)| version(&id.to_string(), i64::from(*modified))).collect();
+                    polled(&mut ledger, now, &found);
+                    (level, polled_since_up) = (true, up);
+                }
+                Happening::Wait(seconds) => now += s(u64::from(seconds)),
+            }
+            let missed = ledger.missed(transport);
+            ledger.tick(now);
+            if ledger.missed(transport) > missed {
+                prop_assert!(up, "only what is up misses anything");
+                prop_assert_eq!(ledger.push(), Push::Demoted);
+            }
+            if ledger.mode() == Mode::Webhook {
+                prop_assert!(up && level && ever && polled_since_up && ledger.push() == Push::Proven);
+            }
+            prop_assert_eq!(ledger.mode() == Mode::Refresh, !level);
+            // Whatever is left to decide lies ahead: a loop that sleeps until then neither spins nor misses it.
+            prop_assert!(ledger.next_tick().is_none_or(|at| at > now));
+        }
+    }
+}
