@@ -113,9 +113,9 @@ mod tests {
     async fn what_a_page_gives_back_lets_another_grow() {
         let budget = Budget::new(64 << 10);
         let (mut first, mut second) = (budget.reserve(48 << 10).await, budget.reserve(16 << 10).await);
-        let mut beyond = budget.reserve(0).await;
         first.shrink_to(1);
         assert_eq!(first.bytes(), 4 << 10);
+        let mut beyond = budget.reserve(0).await;
         // Even while a third is beyond the budget, which only one may be.
         beyond.grow_to(1 << 20).await;
         second.grow_to(32 << 10).await;
