@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use super::walk::{End, Kind, Walk};
+use super::walk::{End, Kind, Walk, Walked};
 use super::{Feed, chance};
 use crate::mode::{self, History, Step, Trouble};
 use crate::schedule::{self, Wait};
@@ -103,8 +103,15 @@ impl<'a> ResyncLoop<'a> {
             () = self.cancel.cancelled() => return Turn::Stopped,
             place = feed.host.resync_place() => place,
         };
-        let walk = Walk::new(feed, Kind::Resync, stored.generation, self.cancel, &feed.pulses[1]);
-        let walked = walk.run(resync.cursor.clone(), None).await;
+        let mut walked = self.follow(resync.cursor.clone(), stored).await;
+        if let (End::Level { .. }, Some(end)) = (&walked.end, self.doubtful_end().await) {
+            feed.pulses[1].within(feed.poll.min);
+            tokio::select! {
+                () = self.cancel.cancelled() => return Turn::Stopped,
+                () = tokio::time::sleep(feed.poll.min) => {}
+            }
+            walked = self.follow(end, stored).await;
+        }
         if walked.got_on() {
             self.failures = 0;
         }
@@ -127,6 +134,19 @@ impl<'a> ResyncLoop<'a> {
                 self.failed(Some(stored), trouble, reason, first_page).await
             }
         }
+    }
+
+    async fn follow(&self, from: String, stored: &StoredFeed) -> Walked {
+        let pulse = &self.feed.pulses[1];
+        Walk::new(self.feed, Kind::Resync, stored.generation, self.cancel, pulse).run(from, None).await
+    }
+
+    /// Where the walk ended, if polling has come to another place. A cache that serves an old last page again ends a
+    /// walk too early, and what is behind it would look gone: such an end has to be seen twice.
+    async fn doubtful_end(&self) -> Option<String> {
+        let stored = self.feed.shared.store.feed(&self.feed.name).await.ok()?;
+        let end = stored.resync?.cursor;
+        stored.cursor.filter(|cursor| *cursor != end).map(|_| end)
     }
 
     /// The resync's own cursor is dead: the publisher's positions may have changed meanwhile, so it begins again, once.

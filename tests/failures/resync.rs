@@ -85,6 +85,36 @@ fn without_a_clean_end_nothing_is_swept() {
 }
 
 #[test]
+fn an_old_last_page_from_a_cache_ends_no_resync() {
+    // Given: a feed that was level at its second page once, and has gone on to a third since.
+    let (grown, stale) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    let (growing, caching) = (Arc::clone(&grown), Arc::clone(&stale));
+    let publisher = Publisher::start(move |request| {
+        let items = |range: std::ops::Range<i64>| range.map(|n| item(&format!("i{n}"), n)).collect::<Vec<_>>();
+        match request.query() {
+            "" => Reply::page(page(&items(1..4), "/feed?p=1")),
+            "p=1" if growing.load(Ordering::SeqCst) && !caching.swap(false, Ordering::SeqCst) => {
+                Reply::page(page(&items(4..8), "/feed?p=2"))
+            }
+            _ => Reply::page(page(&[], &request.target)),
+        }
+    });
+    let mirror = Mirror::new().feed_with("cached", &publisher.url("/feed"), r#"resync.every = "1s""#).start();
+    mirror.until_level("cached");
+    grown.store(true, Ordering::SeqCst);
+    mirror.until("all of it", |mirror| mirror.row("cached").items == 7);
+
+    // When: the next resync is served the last page of before.
+    stale.store(true, Ordering::SeqCst);
+    mirror.until("the old page was served", |_| !stale.load(Ordering::SeqCst));
+    let done = mirror.events("cached", "resync-done").len();
+    mirror.until("a resync more", |mirror| mirror.events("cached", "resync-done").len() > done);
+
+    // Then
+    assert_eq!((mirror.row("cached").items, mirror.row("cached").tombstones), (7, 0));
+}
+
+#[test]
 fn a_resync_without_a_clean_end_comes_again_only_when_it_is_due() {
     // Given
     let publisher = Publisher::start(|_| Reply::page(page_without_next(&[item("a", 1)])));
