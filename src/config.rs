@@ -12,9 +12,11 @@ mod feeds;
 mod groups;
 mod layers;
 mod problem;
+mod push;
 mod secrets;
 mod table;
 mod units;
+mod urls;
 
 #[cfg(test)]
 mod tests;
@@ -31,6 +33,7 @@ pub use problem::{Errors, Origin, Problem, Scope};
 use crate::feed::FeedName;
 use crate::source::http::HostSettings;
 use crate::source::secret::SecretSource;
+use crate::source::webhook::WebhooksSettings;
 use crate::supervisor::FeedSettings;
 use layers::Layers;
 use table::{Report, Table};
@@ -47,6 +50,8 @@ pub struct Config {
     pub database: PathBuf,
     /// The ops listener.
     pub ops: OpsSettings,
+    /// The webhook listener.
+    pub webhooks: WebhooksSettings,
     /// What is logged and how.
     pub log: LogSettings,
     /// Budgets of hosts.
@@ -106,6 +111,13 @@ pub enum LogFormat {
     Text,
     /// One JSON object a line.
     Json,
+}
+
+impl Config {
+    /// Whether any feed that can run has a webhook.
+    pub fn takes_webhooks(&self) -> bool {
+        self.feeds.iter().flatten().any(|feed| feed.webhook.is_some())
+    }
 }
 
 impl LogFormat {
@@ -186,24 +198,26 @@ fn resolve(report: &Report<'_>) -> Config {
     // The files it names are read already.
     root.ask("include");
     let ops = groups::ops(root.table("ops"));
+    let webhooks = push::webhooks(root.table("webhooks"));
+    if ops.listen == webhooks.listen && ops.listen.port() != 0 {
+        root.table("webhooks").problem("listen", format!("is ops.listen too ({}): each needs its own", ops.listen));
+    }
     let log = groups::log(root.table("log"));
     let (http, each) = groups::global_http(root.table("http"));
     let hosts = groups::hosts(&root, each);
     let poll = groups::poll(root.table("poll"), &Default::default());
     let retry = groups::retry(root.table("retry"), &Default::default());
     let resync = groups::resync(root.table("resync"), &Default::default());
-    let global = feeds::Base::global(poll, retry, resync, http);
+    let push = push::push(root.table("push"), &Default::default());
+    let global = feeds::Base::global(poll, retry, resync, http, push);
     let providers = feeds::providers(&root, &global);
-    let feeds = feeds::feeds(report, &root, &global, &providers);
+    let feeds = feeds::feeds(report, &root, &global, &providers, &webhooks);
     if feeds.is_empty() {
         root.warn("feeds", "there are none: nothing will be mirrored".to_owned());
     }
-    for key in ["push", "webhooks"] {
-        root.refuse(key, feeds::NO_PUSH);
-    }
     root.finish();
     let files = report.layers.files.clone();
-    Config { files, database, ops, log, hosts, feeds, problems: Vec::new(), warnings: Vec::new() }
+    Config { files, database, ops, webhooks, log, hosts, feeds, problems: Vec::new(), warnings: Vec::new() }
 }
 
 /// Every key there is, dotted, with `*` where the operator chooses a name: what the documents must tell of.

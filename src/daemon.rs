@@ -1,4 +1,4 @@
-//! The daemon as a function: takes a bound listener and a token that ends it, and puts store, supervisor and server
+//! The daemon as a function: takes bound listeners and a token that ends it, and puts store, supervisor and server
 //! together. Knows no signals, no command line and no configuration files.
 
 use std::path::PathBuf;
@@ -14,6 +14,8 @@ use crate::feed::FeedName;
 use crate::output::metrics::FeedCounts;
 use crate::server;
 use crate::source::budget::Budget;
+use crate::source::webhook::tls::Tls;
+use crate::source::webhook::{self, Inbox, WebhooksSettings};
 use crate::store::{Closing, Intake, Store, StoreError, now};
 use crate::supervisor::Fleet;
 use crate::supervisor::control::{self, Control};
@@ -40,6 +42,18 @@ pub struct Setup {
     pub listener: TcpListener,
     /// Their token.
     pub token: SecretString,
+    /// The listener that publishers post to; none while no feed has a webhook.
+    pub webhooks: Option<Webhooks>,
+}
+
+/// Where publishers post.
+pub struct Webhooks {
+    /// Its listener.
+    pub listener: TcpListener,
+    /// What it takes.
+    pub settings: WebhooksSettings,
+    /// Its certificate; plain without one.
+    pub tls: Option<Tls>,
 }
 
 /// Opens the file and what all endpoints share. Blocking.
@@ -75,8 +89,11 @@ async fn serve(
 ) -> Result<(), StoreError> {
     let store = &shared.store;
     let address = setup.listener.local_addr().ok().map(|address| address.to_string());
-    store.started(now(), address.clone()).await?;
-    let mut supervisor = Supervisor::new(shared.clone());
+    let webhooks = setup.webhooks.as_ref().and_then(|webhooks| webhooks.listener.local_addr().ok());
+    let webhooks = webhooks.map(|address| address.to_string());
+    store.started(now(), address.clone(), webhooks.clone()).await?;
+    let inbox = Inbox::default();
+    let mut supervisor = Supervisor::new(shared.clone(), inbox.clone());
     supervisor.load(setup.fleet).await?;
     let roster = supervisor.roster();
     let (control, orders) = control::channel();
@@ -92,14 +109,25 @@ async fn serve(
     let ended = CancellationToken::new();
     let mut supervising = tokio::spawn(supervisor.run(orders, reloads, ended.clone()));
     let mut serving = tokio::spawn(server::serve(setup.listener, ops, ended.clone()));
+    let posting = setup.webhooks.map(|webhooks| {
+        let router = webhook::router(inbox, &webhooks.settings, shared.budget.clone());
+        server::serve_webhooks(webhooks.listener, webhooks.tls, router, ended.clone())
+    });
+    let mut taking = tokio::spawn(async move {
+        match posting {
+            Some(posting) => posting.await,
+            None => std::future::pending().await,
+        }
+    });
     let watching = tokio::spawn(watch(store.clone(), control, ready, ended.clone()));
-    tracing::info!(ops = address, database = %store.path().display(), "running");
+    tracing::info!(ops = address, webhooks, database = %store.path().display(), "running");
     notify(&[sd_notify::NotifyState::Ready, sd_notify::NotifyState::Status(MIRRORING)]);
     let result = tokio::select! {
         () = shutdown.cancelled() => Ok(()),
         broken = broken(store) => Err(broken),
         _ = &mut supervising => Err(StoreError::Refused("the supervisor fell over".into())),
         served = &mut serving => Err(StoreError::Refused(format!("the operators' listener ended: {served:?}"))),
+        served = &mut taking => Err(StoreError::Refused(format!("the webhook listener ended: {served:?}"))),
     };
     notify(&[sd_notify::NotifyState::Stopping, sd_notify::NotifyState::Status("stopping")]);
     if result.is_ok() {
@@ -108,7 +136,7 @@ async fn serve(
         tracing::info!(recorded = recorded.is_ok(), "stopping");
     }
     ended.cancel();
-    for task in [supervising.abort_handle(), serving.abort_handle(), watching.abort_handle()] {
+    for task in [supervising.abort_handle(), serving.abort_handle(), taking.abort_handle(), watching.abort_handle()] {
         let end = async {
             while !task.is_finished() {
                 tokio::time::sleep(Duration::from_millis(5)).await;

@@ -70,6 +70,13 @@ words! {
     }
 }
 
+impl Mode {
+    /// Whether push keeps the feed current.
+    pub fn is_push(self) -> bool {
+        matches!(self, Self::Sse | Self::Webhook | Self::Amqp)
+    }
+}
+
 words! {
     /// How an endpoint is doing; the feed's health is its poll endpoint's.
     Health {
@@ -194,6 +201,19 @@ pub struct Item {
     pub state: State,
     /// Where in the page's text the data stand; empty when deleted.
     pub data: Range<usize>,
+}
+
+/// An item that a delivery brought, once it is committed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Brought {
+    /// Its kind.
+    pub kind: Arc<str>,
+    /// Its id.
+    pub id: Box<str>,
+    /// Which version of it.
+    pub modified: Modified,
+    /// Whether the mirror did not have it yet.
+    pub written: bool,
 }
 
 /// A record that could not be understood, kept whole with the reason.

@@ -4,6 +4,9 @@
 //! reached from elsewhere; a web page of another site gets nothing. No client can hold the mirror up: reads are short
 //! transactions off the async threads, a stream reads its next page only once the last one was taken, and a peer that
 //! stalls is dropped. It decides and stores nothing: orders go to the supervisor, whose words are the answer.
+//!
+//! The listener that publishers post to is another one, since it faces the internet: what it serves is the webhooks'
+//! own router, over connections bounded in the same way.
 
 mod answer;
 mod connection;
@@ -24,6 +27,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::{from_fn_with_state, map_response};
 use axum::response::Response;
 use axum::routing::{get, post};
+use axum::serve::Listener;
 use secrecy::SecretString;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -31,10 +35,11 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use crate::output::metrics::FeedCounts;
+use crate::source::webhook::tls::Tls;
 use crate::store::read::{Reader, StoreError};
 use crate::supervisor::control::Control;
 use answer::Problem;
-use connection::Bounded;
+use connection::{Bounded, Encrypted};
 use gate::Gate;
 
 /// What the listener shows and whom it asks.
@@ -63,8 +68,32 @@ pub async fn serve(listener: TcpListener, ops: Ops, shutdown: CancellationToken)
     let loopback = listener.local_addr()?.ip().to_canonical().is_loopback();
     let gate = Gate { token: ops.token.clone(), loopback };
     let router = router(gate, Shared { ops: Arc::new(ops), shutdown: shutdown.clone() });
-    let serving =
-        axum::serve(Bounded::new(listener), router).with_graceful_shutdown(shutdown.clone().cancelled_owned());
+    serve_until(shutdown, Bounded::new(listener), router).await
+}
+
+/// Serves what publishers post to, over TLS where there is a certificate, until the shutdown; returns at most 2 s after
+/// it. What was posted before is answered, as far as that takes no longer.
+///
+/// # Errors
+/// When the listener fails.
+pub async fn serve_webhooks(
+    listener: TcpListener,
+    tls: Option<Tls>,
+    router: Router,
+    shutdown: CancellationToken,
+) -> io::Result<()> {
+    match tls {
+        Some(tls) => serve_until(shutdown, Encrypted::new(listener, tls), router).await,
+        None => serve_until(shutdown, Bounded::new(listener), router).await,
+    }
+}
+
+async fn serve_until<L>(shutdown: CancellationToken, listener: L, router: Router) -> io::Result<()>
+where
+    L: Listener,
+    L::Addr: std::fmt::Debug,
+{
+    let serving = axum::serve(listener, router).with_graceful_shutdown(shutdown.clone().cancelled_owned());
     let patience = async {
         shutdown.cancelled().await;
         sleep(GRACE).await;

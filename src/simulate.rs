@@ -1,13 +1,15 @@
 //! A publisher of RPDE feeds that stands alone: it behaves by the standard, or misbehaves on demand in every way that
 //! has been seen in the wild ([`FAULTS`]). Useful to whoever writes a consumer: it also tells what that should hold.
 //!
-//! It shares no code with the mirror, so that it can't share its mistakes. All it says follows from its seed, the
+//! Its feeds can be polled and streamed; they are pushed to a webhook or a queue where one is named. It shares no code with the mirror, so that it can't share its mistakes. All it says follows from its seed, the
 //! number of changes made and the requests asked; there is no clock in it but the rate of change. It keeps everything
 //! in memory, speaks plain HTTP, and makes no attempt to be safe on a network that isn't yours.
 
+mod amqp;
 mod bodies;
 mod dialect;
 mod dice;
+mod event;
 mod fault;
 mod feed;
 mod form;
@@ -16,8 +18,11 @@ mod misbehave;
 mod page;
 mod paging;
 mod publisher;
+mod push;
 mod records;
 mod serve;
+mod stream;
+mod webhook;
 mod wire;
 
 use std::collections::BTreeMap;
@@ -31,11 +36,16 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+pub use amqp::Amqp;
 pub use dialect::Dialect;
-pub use fault::{FAULTS, Fault, Misbehaviour};
+pub use fault::{Carrier, FAULTS, Fault, Misbehaviour};
+pub use push::Pushed;
+pub use webhook::Webhook;
 
 use line::Lines;
 use publisher::Publisher;
+use push::Pusher;
+use webhook::Hook;
 
 /// How many feeds, of what, and how badly they behave.
 #[derive(Clone, Debug)]
@@ -59,6 +69,16 @@ pub struct Settings {
     /// `Cache-Control: max-age` of a last page, in whole seconds, as CDNs set it (8 s is usual; a full page then gets an
     /// hour); none when not set.
     pub max_age: Option<Duration>,
+    /// Where the feeds are pushed to.
+    pub webhook: Option<Webhook>,
+    /// Where their changes are published.
+    pub amqp: Option<Amqp>,
+    /// Whether a stream's events carry an id, for `Last-Event-ID`; the draft has none.
+    pub sse_ids: bool,
+    /// The `retry` that a stream asks for.
+    pub sse_retry: Duration,
+    /// How long a stream is quiet before it sends a comment.
+    pub sse_idle: Duration,
     /// How long a silent or dripping connection is held before it is dropped.
     pub hold: Duration,
     /// The time between two bytes of a dripping answer.
@@ -79,6 +99,11 @@ impl Default for Settings {
             seed: 1,
             faults: Vec::new(),
             max_age: None,
+            webhook: None,
+            amqp: None,
+            sse_ids: false,
+            sse_retry: Duration::from_secs(1),
+            sse_idle: Duration::from_secs(5),
             hold: Duration::from_secs(30),
             drip: Duration::from_millis(100),
             large: 72 << 20,
@@ -112,23 +137,74 @@ fn as_json<S: serde::Serializer>(data: &Option<String>, serializer: S) -> Result
 pub struct Simulator {
     publisher: Arc<Publisher>,
     address: SocketAddr,
-    stop: CancellationToken,
+    cut: CancellationToken,
     tasks: JoinSet<()>,
 }
 
 impl Simulator {
-    /// Makes the feeds and serves them at `listener`, from within a Tokio runtime.
+    /// Makes the feeds, serves them at `listener` and pushes them, from within a Tokio runtime.
     ///
     /// # Errors
-    /// When the listener can't tell its address.
+    /// When the listener can't tell its address, and as [`push_to`](Self::push_to) and [`publish_to`](Self::publish_to).
     pub fn start(listener: TcpListener, settings: Settings) -> io::Result<Self> {
         let address = listener.local_addr()?;
+        let (webhook, amqp) = (settings.webhook.clone(), settings.amqp.clone());
         let publisher = Arc::new(Publisher::new(settings, address));
-        let stop = CancellationToken::new();
-        let mut tasks = JoinSet::new();
-        tasks.spawn(serve::serve(Lines { listener, stop: stop.clone() }, Arc::clone(&publisher)));
-        tasks.spawn(publisher::keep_changing(Arc::clone(&publisher), stop.clone()));
-        Ok(Self { publisher, address, stop, tasks })
+        let cut = CancellationToken::new();
+        let mut simulator =
+            Self { publisher: Arc::clone(&publisher), address, cut: cut.clone(), tasks: JoinSet::new() };
+        if let Some(webhook) = webhook {
+            simulator.push_to(&webhook)?;
+        }
+        if let Some(amqp) = amqp {
+            simulator.publish_to(&amqp)?;
+        }
+        simulator.tasks.spawn(serve::serve(Lines { listener, cut }, Arc::clone(&publisher)));
+        simulator.tasks.spawn(publisher::keep_changing(publisher));
+        Ok(simulator)
+    }
+
+    /// Pushes all feeds to a webhook from now on; what changed before is pushed too.
+    ///
+    /// # Errors
+    /// When the URL is none or several feeds share it, or the token can't be sent.
+    pub fn push_to(&mut self, webhook: &Webhook) -> io::Result<()> {
+        let names = self.apart("webhook url", &webhook.url)?;
+        names.iter().try_for_each(|name| self.push_feed_to(name, webhook))
+    }
+
+    /// Pushes one feed to a webhook from now on; what changed before is pushed too.
+    ///
+    /// # Errors
+    /// When the URL is none, or the token can't be sent.
+    pub fn push_feed_to(&mut self, feed: &str, webhook: &Webhook) -> io::Result<()> {
+        let hook = Hook::new(webhook::client()?, webhook, feed)?;
+        if let Some(pusher) = Pusher::new(&self.publisher, feed, "webhook", webhook.from_start) {
+            self.tasks.spawn(webhook::push(pusher, hook));
+        }
+        Ok(())
+    }
+
+    /// Publishes all feeds to queues from now on; what changed before is published too.
+    ///
+    /// # Errors
+    /// When several feeds share a queue. A broker that can't be reached is tried again and again.
+    pub fn publish_to(&mut self, amqp: &Amqp) -> io::Result<()> {
+        for name in self.apart("amqp queue", &amqp.queue)? {
+            if let Some(pusher) = Pusher::new(&self.publisher, &name, "amqp", amqp.from_start) {
+                self.tasks.spawn(amqp::publish(pusher, amqp.clone()));
+            }
+        }
+        Ok(())
+    }
+
+    /// The feeds' names, if the receiver can tell them apart.
+    fn apart(&self, what: &str, receiver: &str) -> io::Result<Vec<String>> {
+        let names = self.names();
+        if names.len() > 1 && !receiver.contains(webhook::FEED) {
+            return Err(webhook::invalid(format!("{what}: {} feeds need a {{feed}} in it", names.len())));
+        }
+        Ok(names)
     }
 
     /// Where it listens.
@@ -144,6 +220,18 @@ impl Simulator {
     /// The URL of a feed's first page.
     pub fn feed_url(&self, feed: &str) -> String {
         format!("http://{}/{feed}", self.address)
+    }
+
+    /// The URL of a feed's stream of events.
+    pub fn stream_url(&self, feed: &str) -> String {
+        format!("http://{}/{feed}/stream", self.address)
+    }
+
+    /// What the feed's webhook has taken, and its queue.
+    pub fn pushed(&self, feed: &str) -> (Pushed, Pushed) {
+        let ledger = self.publisher.pushed();
+        let of = |receiver: &str| ledger.get(receiver).and_then(|feeds| feeds.get(feed)).cloned().unwrap_or_default();
+        (of("webhook"), of("amqp"))
     }
 
     /// All that the feed says now, in its order; nothing for an unknown feed.
@@ -182,15 +270,16 @@ impl Simulator {
         self.publisher.fired()
     }
 
-    /// Ends every connection and waits until all is over.
+    /// Ends streams and answers in good order, then every connection, and waits until all is over.
     pub async fn stop(mut self) {
-        self.stop.cancel();
+        self.publisher.stop.cancel();
         while self.tasks.join_next().await.is_some() {}
     }
 }
 
 impl Drop for Simulator {
     fn drop(&mut self) {
-        self.stop.cancel();
+        self.publisher.stop.cancel();
+        self.cut.cancel();
     }
 }

@@ -1,6 +1,7 @@
 //! What a transport gives: bytes, where they were asked for, and how to acknowledge them. Never decodes, never stores.
 
 pub mod amqp;
+mod asked;
 pub mod body;
 pub mod budget;
 pub mod client;

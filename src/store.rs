@@ -8,6 +8,7 @@ pub mod apply;
 mod checkpoint;
 #[cfg(test)]
 mod collisions;
+pub mod endpoints;
 pub mod feeds;
 mod journal;
 mod positions;

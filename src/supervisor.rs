@@ -5,6 +5,7 @@
 //! Reads no page and decides nothing about items itself.
 
 pub mod control;
+pub mod endpoints;
 pub mod fleet;
 pub mod once;
 mod orders;
@@ -13,7 +14,7 @@ mod tests;
 
 use std::time::Duration;
 
-use crate::feed::{Dialect, FeedName, Order, Ties};
+use crate::feed::{Dialect, FeedName, Order, Ties, Transport};
 use crate::mode::PushSettings;
 use crate::schedule::{PollSettings, RetrySettings};
 use crate::source::amqp::AmqpSettings;
@@ -84,6 +85,16 @@ pub struct FeedSettings {
 pub const RETENTION: Duration = Duration::from_secs(7 * 86_400);
 
 impl FeedSettings {
+    /// The push endpoints it has.
+    pub fn push_transports(&self) -> Vec<Transport> {
+        let has = [
+            (Transport::Sse, self.sse.is_some()),
+            (Transport::Webhook, self.webhook.is_some()),
+            (Transport::Amqp, self.amqp.is_some()),
+        ];
+        has.into_iter().filter(|(_, has)| *has).map(|(transport, _)| transport).collect()
+    }
+
     /// A feed at `url` with the defaults of everything else.
     pub fn plain(name: FeedName, url: String) -> Self {
         Self {

@@ -3,17 +3,22 @@
 //! Guarantees: what a page says is handed to the store with the cursor it was asked with; a walk stops at the first
 //! page that could not be had, and says why; every wait also listens for cancellation.
 
+pub mod amqp;
 mod fetch;
 pub mod poll;
+pub mod push;
 pub mod resync;
+pub mod sse;
 pub mod walk;
+pub mod webhook;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, Semaphore};
 
+use self::push::Book;
 use crate::decode::rpde::{self, Reading};
 use crate::feed::{Dialect, FeedName, Generation, Order as ModifiedOrder, Page, Ties, Transport};
 use crate::schedule::{PollSettings, RetrySettings};
@@ -56,6 +61,8 @@ pub struct Feed {
     pub ties: Ties,
     /// How often it is asked.
     pub poll: PollSettings,
+    /// How often it is asked while push keeps it level.
+    pub audit: Duration,
     /// How its errors back off.
     pub retry: RetrySettings,
     /// How long its publisher remembers deletions.
@@ -74,9 +81,20 @@ pub struct Feed {
     pub poll_now: Notify,
     /// Wakes its resync loop.
     pub resync_now: Notify,
+    /// What is known of its push endpoints.
+    pub book: Book,
+    /// Makes its poll loop look back at once.
+    pub look_back: AtomicBool,
     /// When its loops must have shown a sign of life.
-    pub pulses: [Pulse; 2],
+    pub pulses: [Pulse; 6],
 }
+
+const POLL_PULSE: usize = 0;
+const RESYNC_PULSE: usize = 1;
+const STREAM_PULSE: usize = 2;
+const QUEUE_PULSE: usize = 3;
+const WEBHOOK_PULSE: usize = 4;
+const REGISTER_PULSE: usize = 5;
 
 /// How a feed's records are read: the kind of those that carry none, and the order of `modified`.
 pub fn reading(kind: Option<&str>, order: ModifiedOrder) -> Reading {
@@ -84,6 +102,12 @@ pub fn reading(kind: Option<&str>, order: ModifiedOrder) -> Reading {
 }
 
 impl Feed {
+    /// Makes the poll loop look back at once.
+    pub fn look_back_soon(&self) {
+        self.look_back.store(true, Ordering::Relaxed);
+        self.poll_now.notify_one();
+    }
+
     fn delivery(&self, generation: Generation, transport: Transport, page: Page, purpose: Purpose) -> Delivery {
         Delivery {
             feed: self.id,

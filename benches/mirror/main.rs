@@ -1,4 +1,4 @@
-//! What the mirror reaches: `cargo bench --bench mirror -- [refresh] [feeds] [idle] [latency] [--items N]`.
+//! What the mirror reaches: `cargo bench --bench mirror -- [refresh] [feeds] [idle] [latency] [push] [--items N]`.
 //!
 //! Each part prints its figures and what they have to reach; nothing is judged, since machines differ: ratios within
 //! one run are what counts. The mirror is the real binary; publisher and mirror share two cores.
@@ -8,6 +8,7 @@
 mod bare;
 mod latency;
 mod publisher;
+mod push;
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -25,7 +26,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let items = arguments.iter().position(|argument| argument == "--items");
     let items = items.and_then(|at| arguments.get(at + 1)).map_or(Ok(1_000_000), |items| items.parse())?;
     let wanted = |part: &str| {
-        let parts = ["refresh", "feeds", "idle", "latency"];
+        let parts = ["refresh", "feeds", "idle", "latency", "push"];
         arguments.iter().all(|argument| !parts.contains(&argument.as_str())) || arguments.iter().any(|a| a == part)
     };
     let folder = Folder::new()?;
@@ -40,6 +41,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     if wanted("latency") {
         latency::beside_a_refresh(&folder.0.join("latency.db"))?;
+    }
+    if wanted("push") {
+        push::measure(&folder.0)?;
     }
     Ok(())
 }

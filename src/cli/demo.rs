@@ -1,4 +1,6 @@
 //! `demo`: a simulated publisher, the daemon and its status page, in one process and with nothing to configure.
+//!
+//! Its first feed has a stream of events, its second a webhook; the others are polled alone.
 
 use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -12,13 +14,17 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Exit, Globals, Usage, log, width};
 use crate::config::LogSettings;
-use crate::daemon::{self, Setup};
+use crate::daemon::{self, Setup, Webhooks};
 use crate::feed::FeedName;
+use crate::mode::PushSettings;
 use crate::output::status::{self, Status};
 use crate::schedule::PollSettings;
 use crate::server;
-use crate::simulate::{Settings, Simulator};
+use crate::simulate::{Settings, Simulator, Webhook};
 use crate::source::http::HostSettings;
+use crate::source::secret::SecretSource;
+use crate::source::sse::SseSettings;
+use crate::source::webhook::{WebhookSettings, WebhooksSettings};
 use crate::store::read::{Reader, StoreError};
 use crate::supervisor::{Configured, FeedSettings, Fleet};
 
@@ -45,6 +51,9 @@ pub struct Args {
 /// A demonstration's feeds are asked more often than any publisher would like.
 const POLL: PollSettings =
     PollSettings { min: Duration::from_secs(1), max: Duration::from_secs(5), lookback: Duration::from_secs(60) };
+/// And what push brings is checked more often than need be, so that it is seen.
+const AUDIT: Duration = Duration::from_secs(30);
+const PROVE_AFTER: Duration = Duration::from_secs(5);
 const REDRAWN: Duration = Duration::from_secs(1);
 const TOLD_ANEW: Duration = Duration::from_secs(10);
 
@@ -76,14 +85,20 @@ fn database(args: &Args) -> anyhow::Result<PathBuf> {
 
 async fn demonstrate(args: &Args, database: PathBuf) -> anyhow::Result<Exit> {
     let settings = Settings { feeds: args.feeds, items: args.items, rate: args.rate, page: 100, ..Settings::default() };
-    let simulator = Simulator::start(TcpListener::bind("127.0.0.1:0").await?, settings)?;
+    let mut simulator = Simulator::start(TcpListener::bind("127.0.0.1:0").await?, settings)?;
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let page = format!("http://{}/", listener.local_addr()?);
     let token = server::token::token(None, &database)?;
-    let setup = Setup { database: database.clone(), fleet: fleet(&simulator), listener, token };
+    let cast = Cast::of(&simulator);
+    let webhooks = match &cast.posted {
+        Some(feed) => Some(webhook(&mut simulator, feed, &database).await?),
+        None => None,
+    };
+    let fleet = fleet(&simulator, &cast, &database);
+    let setup = Setup { database: database.clone(), fleet, listener, token, webhooks };
     let (shutdown, (_reloads, reloads)) = (CancellationToken::new(), mpsc::channel(1));
     let mut running = std::pin::pin!(daemon::run(setup, reloads, shutdown.clone()));
-    let mut showing = std::pin::pin!(show(&database, &page));
+    let mut showing = std::pin::pin!(show(&database, &page, &cast));
     let mut ending = std::pin::pin!(ending(args.seconds));
     loop {
         tokio::select! {
@@ -135,17 +150,75 @@ async fn ending(seconds: Option<u64>) {
     tokio::select! { _ = end.recv() => {} _ = interrupt.recv() => {} () = timer => {} }
 }
 
-fn fleet(simulator: &Simulator) -> Fleet {
+/// Which feeds are pushed, and how.
+struct Cast {
+    streamed: Option<String>,
+    posted: Option<String>,
+    others: usize,
+}
+
+impl Cast {
+    fn of(simulator: &Simulator) -> Self {
+        let mut names = simulator.names().into_iter();
+        let (streamed, posted) = (names.next(), names.next());
+        Self { streamed, posted, others: names.count() }
+    }
+
+    /// Who plays what, as sentences.
+    fn words(&self) -> String {
+        let mut words = "A simulated publisher changes its feeds, and the mirror keeps level with them.".to_owned();
+        if let Some(feed) = &self.streamed {
+            words += &format!("\n{feed} is kept live by its stream of server-sent events (mode sse)");
+        }
+        if let Some(feed) = &self.posted {
+            words += &format!(",\n{feed} by the pages that are posted to its webhook (mode webhook)");
+        }
+        if self.streamed.is_some() {
+            words += ";\na poll now and then proves that they bring everything.";
+        }
+        match self.others {
+            0 => {}
+            1 => words += " One more is polled.",
+            others => words += &format!(" The other {others} are polled."),
+        }
+        words
+    }
+}
+
+/// What the webhook's secret is made beside, as the admin token is beside the database: for its owner alone.
+fn beside(database: &Path) -> PathBuf {
+    let mut path = database.as_os_str().to_owned();
+    path.push(".webhook");
+    PathBuf::from(path)
+}
+
+/// A listener for one feed's pages, and the publisher that posts them there.
+async fn webhook(simulator: &mut Simulator, feed: &str, database: &Path) -> anyhow::Result<Webhooks> {
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let settings = WebhooksSettings { listen: listener.local_addr()?, ..WebhooksSettings::default() };
+    let secret = server::token::token(None, &beside(database))?;
+    let url = format!("http://{}{}/{feed}", settings.listen, settings.path);
+    simulator.push_feed_to(feed, &Webhook { token: Some(secret), ..Webhook::open(url) })?;
+    Ok(Webhooks { listener, settings, tls: None })
+}
+
+fn fleet(simulator: &Simulator, cast: &Cast, database: &Path) -> Fleet {
     let configured = |name: String| {
         let url = simulator.feed_url(&name);
-        let settings = FeedSettings { poll: POLL, ..FeedSettings::plain(FeedName::new(&name)?, url) };
-        Some(Configured::Ready(Box::new(settings)))
+        let plays = |part: &Option<String>| part.as_ref() == Some(&name);
+        let (from, after) = ("from".to_owned(), "after".to_owned());
+        let sse = plays(&cast.streamed).then(|| SseSettings { url: simulator.stream_url(&name), from, after });
+        let secrets = || vec![SecretSource::File(server::token::path(&beside(database)))];
+        let webhook = plays(&cast.posted).then(|| WebhookSettings { secrets: secrets(), defer: false, register: None });
+        let push = PushSettings { audit: AUDIT, prove_after: PROVE_AFTER, ..PushSettings::default() };
+        let plain = FeedSettings::plain(FeedName::new(&name)?, url);
+        Some(Configured::Ready(Box::new(FeedSettings { poll: POLL, push, sse, webhook, ..plain })))
     };
     Fleet { feeds: simulator.names().into_iter().filter_map(configured).collect(), hosts: HostSettings::default() }
 }
 
 /// Shows the feeds, again and again, until standard output is closed.
-async fn show(database: &Path, page: &str) -> anyhow::Result<()> {
+async fn show(database: &Path, page: &str, cast: &Cast) -> anyhow::Result<()> {
     let watched = io::stdout().is_terminal();
     let mut tick = tokio::time::interval(if watched { REDRAWN } else { TOLD_ANEW });
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -155,7 +228,7 @@ async fn show(database: &Path, page: &str) -> anyhow::Result<()> {
     }
     loop {
         tick.tick().await;
-        let text = tokio::task::block_in_place(|| picture(database, page, watched))?;
+        let text = tokio::task::block_in_place(|| picture(database, page, cast, watched))?;
         let written = io::stdout().write_all(&text).and_then(|()| io::stdout().flush());
         if written.is_err() {
             return Ok(());
@@ -163,7 +236,7 @@ async fn show(database: &Path, page: &str) -> anyhow::Result<()> {
     }
 }
 
-fn picture(database: &Path, page: &str, watched: bool) -> anyhow::Result<Vec<u8>> {
+fn picture(database: &Path, page: &str, cast: &Cast, watched: bool) -> anyhow::Result<Vec<u8>> {
     let mut text = Vec::new();
     if watched {
         text.extend_from_slice(super::TO_THE_TOP.as_bytes());
@@ -172,15 +245,18 @@ fn picture(database: &Path, page: &str, watched: bool) -> anyhow::Result<Vec<u8>
     if let Ok(status) = read(database) {
         table(&mut text, &status)?;
     }
-    let (db, us) = (database.display(), program());
+    let (db, us, words) = (database.display(), program(), cast.words());
     writeln!(
         text,
         "
-A simulated publisher changes its feeds; the mirror polls them. Interrupt to end. Meanwhile, in another terminal:
+{words}
+
+Interrupt to end. Meanwhile, in another terminal:
 
   page     {page}
   SQL      sqlite3 {db} \"SELECT feed, kind, id, data ->> '$.name' FROM live_items LIMIT 10\"
            sqlite3 {db} \"SELECT seq, feed, id, state FROM changes ORDER BY seq DESC LIMIT 10\"
+           sqlite3 {db} \"SELECT feed, transport, push, delivered, missed FROM endpoints\"
   changes  {us} changes --db {db} --follow
   a feed of your own   {us} sync https://…"
     )?;

@@ -11,8 +11,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Exit, Globals, log};
 use crate::config::{self, Config, Errors, Overrides};
-use crate::daemon::{self, Setup};
+use crate::daemon::{self, Setup, Webhooks};
 use crate::server;
+use crate::source::webhook::tls::Tls;
 use crate::supervisor::{Configured, Fleet};
 
 /// What `run` is told.
@@ -66,11 +67,13 @@ async fn under_signals(path: Option<&Path>, overrides: &Overrides, config: Confi
         fleet: fleet(&config),
         listener,
         token: server::token::token(config.ops.token.as_ref(), &config.database)?,
+        webhooks: webhooks(&config).await?,
     };
+    let tls = setup.webhooks.as_ref().and_then(|webhooks| webhooks.tls.clone());
     let shutdown = CancellationToken::new();
     let (sender, reloads) = mpsc::channel(1);
     let mut running = std::pin::pin!(daemon::run(setup, reloads, shutdown.clone()));
-    let mut reloading = std::pin::pin!(reload_on(hangup, path, overrides, config, sender));
+    let mut reloading = std::pin::pin!(reload_on(hangup, path, overrides, config, tls, sender));
     loop {
         tokio::select! {
             ended = &mut running => return ended.map(|()| Exit::Done).map_err(Into::into),
@@ -85,6 +88,19 @@ async fn under_signals(path: Option<&Path>, overrides: &Overrides, config: Confi
     }
 }
 
+/// The listener that publishers post to, if any feed has a webhook.
+async fn webhooks(config: &Config) -> anyhow::Result<Option<Webhooks>> {
+    if !config.takes_webhooks() {
+        return Ok(None);
+    }
+    let settings = config.webhooks.clone();
+    let listener = TcpListener::bind(settings.listen)
+        .await
+        .with_context(|| format!("webhooks.listen = {}: can't listen there", settings.listen))?;
+    let tls = settings.tls.clone().map(Tls::load).transpose().context("webhooks.tls_cert_file")?;
+    Ok(Some(Webhooks { listener, settings, tls }))
+}
+
 async fn next(end: &mut Signal, interrupt: &mut Signal) {
     tokio::select! { _ = end.recv() => {} _ = interrupt.recv() => {} }
 }
@@ -94,8 +110,10 @@ async fn reload_on(
     path: Option<&Path>,
     overrides: &Overrides,
     mut running: Config,
+    tls: Option<Tls>,
     reloads: mpsc::Sender<Fleet>,
 ) -> std::convert::Infallible {
+    let listening = running.takes_webhooks();
     loop {
         if hangup.recv().await.is_none() {
             std::future::pending::<()>().await;
@@ -106,7 +124,10 @@ async fn reload_on(
         match config::load(path, overrides) {
             Ok(config) => {
                 tell_problems(&config);
-                tell_unreloadable(&running, &config);
+                tell_unreloadable(&running, &config, listening);
+                if let Some(Err(error)) = tls.as_ref().map(Tls::reload) {
+                    tracing::error!(%error, "the webhooks' certificate can't be read again: the old one stays");
+                }
                 // The daemon is ending when it takes no more.
                 drop(reloads.send(fleet(&config)).await);
                 running.feeds = config.feeds;
@@ -133,11 +154,15 @@ fn tell_refused(errors: &Errors) {
     tracing::error!("the configuration can't be used: nothing is changed");
 }
 
-fn tell_unreloadable(before: &Config, after: &Config) {
+fn tell_unreloadable(before: &Config, after: &Config, listening: bool) {
+    if after.takes_webhooks() && !listening {
+        tracing::warn!("the first webhook of any feed takes a restart: nothing listens for publishers yet");
+    }
     let changed = [
         ("database", before.database != after.database),
         ("ops", before.ops != after.ops),
         ("log", before.log != after.log),
+        ("webhooks", before.webhooks != after.webhooks),
     ];
     for (key, _) in changed.iter().filter(|(_, changed)| *changed) {
         tracing::warn!(key, "has changed, which takes a restart: it stays as it was");

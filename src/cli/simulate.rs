@@ -7,27 +7,34 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::ValueEnum;
 use clap::builder::PossibleValue;
+use secrecy::SecretString;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{Exit, Globals};
-use crate::simulate::{Dialect, FAULTS, Fault, Settings, Simulator};
+use super::{Exit, Globals, Usage};
+use crate::simulate::{Amqp, Carrier, Dialect, FAULTS, Fault, Settings, Simulator, Webhook};
 
 /// What `simulate` is told.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "\
-Prints each feed as NAME, tab, URL once it listens, and serves until interrupted. Faults befall requests by chance, from \
-the seed alone; with a share of 1 they befall as many as they can. What the feeds say, for comparison:
+Prints each feed as NAME, tab, URL once it listens, and serves until interrupted. Beside that URL, URL/stream?from=\
+MODIFIED&after=ID streams what comes after that position as server-sent events, from the beginning if not said.
 
-  GET  /                  the feeds
+Faults befall requests by chance, from the seed alone; with a share of 1 they befall as many as they can. Those of \
+streams befall a stream's beginning or single events, those of pushing a page to the webhook or a batch of messages. \
+What the feeds say, for comparison:
+
+  GET  /                  the feeds, with the URLs of their streams
   GET  /_truth/FEED       all the feed says now, NDJSON in order
   GET  /_fired            how often each fault has happened
+  GET  /_pushed           what each webhook and queue has taken
   POST /_freeze, /_thaw   stop the rate of change, or let it go on
   POST /_calm             no more faults
   POST /_change/FEED?n=N  make changes now
   POST /_restore/FEED     go back to an older state, as from a backup
 
-Example: feedmirror simulate --feeds 5 --rate 2 --all-faults=0.02")]
+Example: feedmirror simulate --feeds 5 --rate 2 --all-faults=0.02
+         feedmirror simulate --webhook http://127.0.0.1:8471/webhooks/{feed} --webhook-token secret")]
 pub struct Args {
     /// Where to listen
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8480")]
@@ -56,15 +63,39 @@ pub struct Args {
     /// Go wrong in this way; always, or in this share of requests. May be given several times
     #[arg(long, value_name = "NAME[=SHARE]", value_parser = fault)]
     fault: Vec<(Fault, f64)>,
-    /// Go wrong in every way that heals, each in this share of requests; 0.01 if not said
+    /// Go wrong in every way that heals, each in this share of requests (or events, or pushes); 0.01 if not said
     #[arg(long, value_name = "SHARE", num_args = 0..=1, require_equals = true, default_missing_value = "0.01", value_parser = share)]
     all_faults: Option<f64>,
-    /// List the ways to go wrong, and exit
+    /// List the ways to go wrong with what they befall, and exit: `heals` and `stays` are those of polling
     #[arg(long)]
     list_faults: bool,
     /// Let last pages be cached for so many seconds; not at all by default
     #[arg(long, value_name = "SECONDS")]
     max_age: Option<u64>,
+    /// POST the feeds' changes to this webhook, page by page; {feed} in it stands for the feed's name
+    #[arg(long, value_name = "URL")]
+    webhook: Option<String>,
+    /// Send this as a bearer token with them
+    #[arg(long, value_name = "TOKEN", requires = "webhook")]
+    webhook_token: Option<SecretString>,
+    /// Sign them with this secret, in X-Hub-Signature-256
+    #[arg(long, value_name = "SECRET", requires = "webhook")]
+    webhook_hmac: Option<SecretString>,
+    /// Push what the feeds hold at the start, too
+    #[arg(long, requires = "webhook")]
+    webhook_from_start: bool,
+    /// Publish the feeds' changes at this AMQP broker, each as a message; needs --amqp-queue
+    #[arg(long, value_name = "URL", requires = "amqp_queue")]
+    amqp: Option<SecretString>,
+    /// The queue for them, made durable; {feed} in it stands for the feed's name
+    #[arg(long, value_name = "NAME", requires = "amqp")]
+    amqp_queue: Option<String>,
+    /// Publish what the feeds hold at the start, too
+    #[arg(long, requires = "amqp")]
+    amqp_from_start: bool,
+    /// Give the streams' events ids, for Last-Event-ID
+    #[arg(long)]
+    sse_ids: bool,
     /// Drop silent and dripping connections after so many seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     hold: u64,
@@ -107,7 +138,10 @@ async fn serve(args: Args) -> anyhow::Result<Exit> {
     // Caught from the first line on: who reads it may interrupt at once.
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     let listener = TcpListener::bind(listen).await.with_context(|| format!("cannot listen on {listen}"))?;
-    let simulator = Simulator::start(listener, args.settings())?;
+    let simulator = Simulator::start(listener, args.settings()).map_err(|error| match error.kind() {
+        io::ErrorKind::InvalidInput => Usage(error.to_string()).into(),
+        _ => anyhow::Error::from(error),
+    })?;
     print_feeds(&simulator, &mut io::stdout().lock())?;
     tokio::select! {
         _ = interrupt.recv() => {}
@@ -127,7 +161,12 @@ fn print_feeds(simulator: &Simulator, out: &mut impl Write) -> io::Result<()> {
 fn list_faults(out: &mut impl Write) -> io::Result<()> {
     let width = FAULTS.iter().map(|row| row.name.len()).max().unwrap_or(0);
     for row in FAULTS {
-        let heals = if row.heals { "heals " } else { "stays " };
+        let heals = match (row.on, row.heals) {
+            (Carrier::Poll, true) => "heals ",
+            (Carrier::Poll, false) => "stays ",
+            (Carrier::Stream, _) => "stream",
+            (Carrier::Push, _) => "pushed",
+        };
         writeln!(out, "{:width$}  {heals}  {}", row.name, row.does)?;
     }
     Ok(())
@@ -135,6 +174,14 @@ fn list_faults(out: &mut impl Write) -> io::Result<()> {
 
 impl Args {
     fn settings(self) -> Settings {
+        let webhook = self.webhook.map(|url| Webhook {
+            url,
+            token: self.webhook_token,
+            hmac: self.webhook_hmac,
+            from_start: self.webhook_from_start,
+        });
+        let queue = self.amqp.zip(self.amqp_queue);
+        let amqp = queue.map(|(url, queue)| Amqp { url, queue, from_start: self.amqp_from_start });
         Settings {
             feeds: self.feeds,
             items: self.items,
@@ -146,6 +193,9 @@ impl Args {
             faults: faults(self.fault, self.all_faults),
             max_age: self.max_age.map(Duration::from_secs),
             hold: Duration::from_secs(self.hold),
+            sse_ids: self.sse_ids,
+            webhook,
+            amqp,
             ..Settings::default()
         }
     }

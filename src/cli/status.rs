@@ -15,7 +15,7 @@ const REDRAWN: Duration = Duration::from_secs(2);
 /// What `status` is told.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct Args {
-    /// These feeds alone
+    /// These feeds alone, with each of their endpoints
     #[arg(value_name = "FEED")]
     feeds: Vec<String>,
     /// Show it again every 2 seconds, until interrupted

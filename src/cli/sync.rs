@@ -21,6 +21,7 @@ use crate::source::turns::Turns;
 use crate::store::read::Reader;
 use crate::store::{Intake, StoreError, now};
 use crate::supervisor::Configured;
+use crate::supervisor::endpoints::no_push;
 use crate::supervisor::fleet::{feed, registrations};
 use crate::supervisor::once::{Brought, bring_level};
 use crate::worker::{Counts, Feed, Shared};
@@ -106,7 +107,7 @@ async fn bring_all(
     cancel: &CancellationToken,
 ) -> anyhow::Result<Vec<Row>> {
     let store = &shared.store;
-    store.started(now(), None).await?;
+    store.started(now(), None, None).await?;
     let stored = store.register(now(), registrations(&targets.fleet), targets.all).await?;
     let (clients, turns) = (Clients::default(), Turns::new(targets.fleet.hosts.clone()));
     let mut progress = Progress::start(globals, &targets.database);
@@ -124,7 +125,7 @@ async fn bring_all(
                 continue;
             }
         };
-        match feed(shared, &clients, &turns, settings, stored.id, Arc::clone(&run.counts)) {
+        match feed(shared, &clients, &turns, settings, stored.id, Arc::clone(&run.counts), no_push(settings, stored)) {
             Ok(feed) => {
                 progress.add(&run);
                 let cancel = cancel.clone();

@@ -7,23 +7,19 @@ use url::Url;
 
 use super::groups;
 use super::problem::Scope;
+use super::push::{self, Drafts, Endpoints, warn_about_stream};
 use super::secrets::{any_secret, headers, query};
 use super::table::{Given, Report, Table, nearest};
 use super::units::{duration, duration_or_zero, or_off, text, word};
+use super::urls::{http_url, is_loopback};
 use super::{FailedFeed, Problem};
 use crate::feed::{Dialect, FeedName, Order, Ties};
 use crate::mode::PushSettings;
 use crate::schedule::{PollSettings, RetrySettings};
 use crate::source::http::HttpSettings;
 use crate::source::secret::Value;
+use crate::source::webhook::WebhooksSettings;
 use crate::supervisor::{FeedSettings, RETENTION, ResyncSettings};
-
-/// Settings of push, which this version reads nowhere. They are refused rather than passed over: whoever writes them
-/// believes that the publisher's pushes arrive, and finds out from the first `check` instead of from stale data.
-const PUSH_KEYS: &[&str] = &["sse", "webhook", "amqp", "push"];
-
-/// What such a setting gets.
-pub(super) const NO_PUSH: &str = "push transports are not available in this version: feeds are polled";
 
 /// What a provider's feeds have in common, or all feeds.
 #[derive(Clone)]
@@ -40,11 +36,19 @@ pub(super) struct Base {
     retry: RetrySettings,
     resync: ResyncSettings,
     http: HttpSettings,
+    push: PushSettings,
+    drafts: Drafts,
 }
 
 impl Base {
     /// The base of all, from the global tables.
-    pub(super) fn global(poll: PollSettings, retry: RetrySettings, resync: ResyncSettings, http: HttpSettings) -> Self {
+    pub(super) fn global(
+        poll: PollSettings,
+        retry: RetrySettings,
+        resync: ResyncSettings,
+        http: HttpSettings,
+        push: PushSettings,
+    ) -> Self {
         Self {
             kind: None,
             dialect: None,
@@ -58,6 +62,8 @@ impl Base {
             retry,
             resync,
             http,
+            push,
+            drafts: Drafts::default(),
         }
     }
 
@@ -76,13 +82,16 @@ impl Base {
         base.retry = groups::retry(table.table("retry"), &self.retry);
         base.resync = groups::resync(table.table("resync"), &self.resync);
         base.http = groups::http(table.table("http"), &self.http);
-        for key in PUSH_KEYS {
-            table.refuse(key, NO_PUSH);
-        }
+        base.push = push::push(table.table("push"), &self.push);
         base
     }
 
-    fn feed(self, name: FeedName, provider: Option<String>, url: String) -> FeedSettings {
+    /// Whether a secret is sent with its requests.
+    fn has_secret(&self) -> bool {
+        any_secret(&self.headers) || any_secret(&self.query)
+    }
+
+    fn feed(self, name: FeedName, provider: Option<String>, url: String, endpoints: Endpoints) -> FeedSettings {
         FeedSettings {
             name,
             provider,
@@ -99,10 +108,10 @@ impl Base {
             retry: self.retry,
             resync: self.resync,
             http: self.http,
-            push: PushSettings::default(),
-            sse: None,
-            webhook: None,
-            amqp: None,
+            push: self.push,
+            sse: endpoints.sse,
+            webhook: endpoints.webhook,
+            amqp: endpoints.amqp,
         }
     }
 }
@@ -128,7 +137,8 @@ pub(super) fn providers(root: &Table<'_>, global: &Base) -> BTreeMap<String, Bas
             table.problem_here(NAMES.to_owned());
         }
         table.refuse("url", "belongs to a feed, [feeds.NAME]");
-        let base = global.with(&table);
+        let mut base = global.with(&table);
+        base.drafts = global.drafts.of_provider(&table);
         table.finish();
         providers.insert(name, base);
     }
@@ -143,6 +153,7 @@ pub(super) fn feeds(
     root: &Table<'_>,
     global: &Base,
     providers: &BTreeMap<String, Base>,
+    webhooks: &WebhooksSettings,
 ) -> Vec<Result<FeedSettings, FailedFeed>> {
     let mut feeds = Vec::new();
     let mut urls = BTreeMap::new();
@@ -150,9 +161,11 @@ pub(super) fn feeds(
         let provider = provider(&table, providers);
         let base = provider.as_deref().and_then(|name| providers.get(name)).unwrap_or(global);
         let base = base.with(&table);
+        let endpoints = base.drafts.clone().of_feed(&table, &name, webhooks);
         let url = url(&table);
         if let Some(url) = &url {
             warn_about(&table, &base, url);
+            endpoints.sse.iter().for_each(|stream| warn_about_stream(&table, stream, base.has_secret()));
             if let Some(other) = urls.insert(url.to_string(), name.clone()) {
                 table.warn("url", format!("is the URL of {other:?} too: its publisher is asked twice"));
             }
@@ -167,7 +180,7 @@ pub(super) fn feeds(
         table.finish();
         let errors = mistakes(report, &name, provider.as_deref());
         feeds.push(match as_written {
-            Some(url) if errors.is_empty() => Ok(base.feed(feed_name, provider, url)),
+            Some(url) if errors.is_empty() => Ok(base.feed(feed_name, provider, url, endpoints)),
             _ => Err(FailedFeed { name: feed_name, errors }),
         });
     }
@@ -202,47 +215,11 @@ fn url(table: &Table<'_>) -> Option<Url> {
         table.problem("url", "is missing: the URL of the feed's first page".to_owned());
         return None;
     }
-    table.get_unshown("url", |given| {
-        let right = "must be an absolute http or https URL, as \"https://example.org/feed\"";
-        let text = given.text().ok_or(right)?;
-        let url = Url::parse(text).map_err(|error| format!("{right} ({error}){}", shown(text)))?;
-        if !url.username().is_empty() || url.password().is_some() {
-            return Err("must hold no credentials (not shown here): put them in headers, as \
-                        headers = { Authorization = { file = \"…\" } }"
-                .to_owned());
-        }
-        if !matches!(url.scheme(), "http" | "https") || !url.has_host() {
-            return Err(format!("{right}{}", shown(text)));
-        }
-        // It is never sent, so no `next` could equal the URL asked for: the feed would have no end.
-        if url.fragment().is_some() {
-            return Err("must hold no fragment: leave out what follows #".to_owned());
-        }
-        Ok(url)
-    })
-}
-
-/// A wrong URL for a message, as far as no secret can stand in it: none before an `@`, none in a query.
-fn shown(text: &str) -> String {
-    let place = text.split(['?', '#']).next().unwrap_or_default();
-    if text.contains('@') || place.chars().count() > 100 {
-        return " (what was given is not shown: it may hold a secret)".to_owned();
-    }
-    format!(", not {place:?}")
+    table.get_unshown("url", http_url)
 }
 
 fn warn_about(table: &Table<'_>, base: &Base, url: &Url) {
-    let secret = any_secret(&base.headers) || any_secret(&base.query);
-    if url.scheme() == "http" && secret && !is_loopback(url) {
+    if url.scheme() == "http" && base.has_secret() && !is_loopback(url) {
         table.warn("url", "is plain http, and secrets are sent with it: anyone on the way can read them".to_owned());
-    }
-}
-
-fn is_loopback(url: &Url) -> bool {
-    match url.host() {
-        Some(url::Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
-        Some(url::Host::Ipv4(address)) => address.is_loopback(),
-        Some(url::Host::Ipv6(address)) => address.is_loopback(),
-        None => false,
     }
 }

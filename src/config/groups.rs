@@ -98,12 +98,17 @@ fn user_agent(given: &Given<'_>) -> Result<String, String> {
     Ok(agent)
 }
 
-fn certificates(given: &Given<'_>) -> Result<PathBuf, String> {
+/// The path of a PEM file with a certificate in it.
+pub(super) fn certificates(given: &Given<'_>) -> Result<PathBuf, String> {
+    pem(given, "-----BEGIN CERTIFICATE-----", "certificate")
+}
+
+/// The path of a PEM file that holds `mark`, which begins or ends `what`.
+pub(super) fn pem(given: &Given<'_>, mark: &str, what: &str) -> Result<PathBuf, String> {
     let path = given.path().ok_or("must be the path of a PEM file")?;
     let read = std::fs::read(&path).map_err(|error| format!("{} cannot be read: {error}", path.display()))?;
-    let mark = b"-----BEGIN CERTIFICATE-----";
-    if !read.windows(mark.len()).any(|window| window == mark) {
-        return Err(format!("{} holds no PEM certificate", path.display()));
+    if !read.windows(mark.len()).any(|window| window == mark.as_bytes()) {
+        return Err(format!("{} holds no PEM {what}", path.display()));
     }
     Ok(path)
 }
@@ -190,7 +195,8 @@ pub(super) fn ops(table: Table<'_>) -> OpsSettings {
     ops
 }
 
-fn listen(given: &Given<'_>) -> Result<SocketAddr, String> {
+/// Address and port.
+pub(super) fn listen(given: &Given<'_>) -> Result<SocketAddr, String> {
     let address = given.text().and_then(|text| text.parse().ok());
     address.ok_or_else(|| "must be an address and a port, as \"127.0.0.1:8470\" or \"[::1]:8470\"".to_owned())
 }

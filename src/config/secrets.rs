@@ -43,6 +43,43 @@ pub(super) fn secret(table: &Table<'_>, key: &str) -> Option<SecretSource> {
     }
 }
 
+/// Secrets of which any will do, each a reference: one or a list, at `key` or, as paths, at `key_file`.
+pub(super) fn secrets(table: &Table<'_>, key: &str) -> Option<Vec<SecretSource>> {
+    let short = format!("{key}_file");
+    let (long, files) = (table.given(key), table.given(&short));
+    let is_list = |given: &Option<Given<'_>>| given.as_ref().is_some_and(Given::is_list);
+    if !is_list(&long) && !is_list(&files) {
+        return secret(table, key).map(|source| vec![source]);
+    }
+    table.ask(key);
+    table.accept(&short);
+    let rank = |given: &Option<Given<'_>>| given.as_ref().map(|given| given.origin().map_or(0, super::Origin::rank));
+    if long.is_some() && rank(&long) == rank(&files) {
+        table.problem(key, "is given in more than one way: keep one".to_owned());
+        return None;
+    }
+    let sources = if rank(&long) > rank(&files) {
+        table.elements(key).iter().map(|element| element.as_ref().and_then(one_reference)).collect::<Option<Vec<_>>>()
+    } else {
+        files.and_then(|files| files.paths()).map(|paths| paths.into_iter().map(SecretSource::File).collect())
+    };
+    match sources.filter(|sources| !sources.is_empty()) {
+        Some(sources) => sources.into_iter().map(|source| read(table, key, &source).map(|()| source)).collect(),
+        None => {
+            let message = format!("must be {REFERENCE}, or a list of these (what was given is not shown)");
+            table.problem(key, message);
+            None
+        }
+    }
+}
+
+fn one_reference(element: &Table<'_>) -> Option<SecretSource> {
+    match references(element).ok()?.pop()?.value {
+        Value::Secret(source) if element.keys().count() == 1 => Some(source),
+        _ => None,
+    }
+}
+
 /// The table of headers at `key`, over the provider's.
 pub(super) fn headers(table: &Table<'_>, key: &str, base: &[(String, Value)]) -> Vec<(String, Value)> {
     let mut headers = base.to_vec();
@@ -150,9 +187,14 @@ fn plain_or_references(table: &Table<'_>, key: &str, given: &Given<'_>) -> Resul
     if dict.is_empty() {
         return Err(wrong());
     }
-    let inner = table.table_of_name(key);
+    references(&table.table_of_name(key))
+}
+
+/// Each reference in a table that is nothing else.
+fn references(inner: &Table<'_>) -> Result<Vec<Candidate>, String> {
+    let wrong = || format!("must be text or {REFERENCE} (what was given is not shown: it may be secret)");
     let mut candidates = Vec::new();
-    for word in dict.keys() {
+    for word in inner.keys() {
         let source = match (word.as_str(), inner.given(word)) {
             (_, None) => None,
             ("file", Some(given)) => given.path().map(SecretSource::File).map(|s| (given, s)),

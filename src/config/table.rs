@@ -91,6 +91,13 @@ impl<'a> Table<'a> {
         self.below(name, "*", self.raw(name), self.scope.clone())
     }
 
+    /// The elements of the list at `key`, as far as they are tables.
+    pub(super) fn elements(&self, key: &str) -> Vec<Option<Self>> {
+        let list = self.raw(key).and_then(Raw::as_array).unwrap_or_default();
+        let table = |raw: &'a Raw| raw.as_dict().map(|_| self.below(key, "*", Some(raw), self.scope.clone()));
+        list.iter().map(table).collect()
+    }
+
     /// The tables in the table at `key`, by name, each with the scope of its own mistakes.
     pub(super) fn entries(&self, key: &str, scope: impl Fn(&str) -> Scope) -> Vec<(String, Self)> {
         let parent = self.table(key);
@@ -232,13 +239,27 @@ impl<'a> Given<'a> {
         self.raw.as_array()?.iter().map(Raw::as_str).collect()
     }
 
+    pub(super) fn is_list(&self) -> bool {
+        self.raw.as_array().is_some()
+    }
+
     pub(super) fn dict(&self) -> Option<&'a Dict> {
         self.raw.as_dict()
     }
 
     /// The value as a path; a relative one is relative to the file it stands in, or to the working directory.
     pub(super) fn path(&self) -> Option<PathBuf> {
-        let path = self.text().filter(|text| !text.is_empty()).map(Path::new)?;
+        self.text().and_then(|text| self.resolved(text))
+    }
+
+    /// A list of such paths, or one.
+    pub(super) fn paths(&self) -> Option<Vec<PathBuf>> {
+        let texts = self.list().or_else(|| self.text().map(|text| vec![text]))?;
+        texts.into_iter().map(|text| self.resolved(text)).collect()
+    }
+
+    fn resolved(&self, text: &str) -> Option<PathBuf> {
+        let path = Some(text).filter(|text| !text.is_empty()).map(Path::new)?;
         Some(match &self.origin {
             Some(Origin::File(file)) => file.parent().unwrap_or(Path::new("")).join(path),
             _ => path.to_owned(),

@@ -1,6 +1,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod example;
+mod push;
 
 use std::path::Path;
 use std::time::Duration;
@@ -78,6 +79,9 @@ fn feed(config: &Config, name: &str) -> FeedSettings {
     feeds.find(|feed| feed.name.as_str() == name).cloned().expect("feed is sound")
 }
 
+const CERTIFICATE: &str = include_str!("../../tests/certificate/localhost.pem");
+const KEY: &str = include_str!("../../tests/certificate/localhost.key");
+
 const FEED: &str = "[feeds.a]\nurl = \"https://a.example/\"\n";
 
 #[test]
@@ -100,7 +104,7 @@ fn each_global_mistake_is_named_with_what_would_be_right() {
         ("database = 5", "database = 5: must be the path of a file"),
         (
             "zzz = 1",
-            "zzz: unknown key; known here: database, include, ops, log, http, hosts, poll, retry, resync, providers, feeds",
+            "zzz: unknown key; known here: database, include, ops, webhooks, log, http, hosts, poll, retry, resync, push, providers, feeds",
         ),
         ("poll = 5", "poll: must be a table, [poll], not a number"),
         ("[poll]\nmin = 8", "poll.min = 8: needs a unit: ms, s, m, h, d or w, as in \"8s\""),
@@ -133,8 +137,6 @@ fn each_global_mistake_is_named_with_what_would_be_right() {
             "[log]\nlevel = \"loud\"",
             "log.level = \"loud\": must be \"error\", \"warn\", \"info\", \"debug\" or \"trace\", or a filter as \"warn,feedmirror=debug\"",
         ),
-        ("[push]\ngrace = \"1s\"", "push: push transports are not available in this version: feeds are polled"),
-        ("[webhooks]", "webhooks: push transports are not available in this version: feeds are polled"),
         (
             "[hosts.example.org]\nper_host = 1",
             "hosts.example: must hold values only; a host is written in quotes: [hosts.\"example.org\"]",
@@ -180,10 +182,6 @@ fn each_mistake_of_a_feed_fails_that_feed_alone() {
                 .to_owned(),
         ),
         ("@provider = \"acme\"", "feeds.b.provider = \"acme\": there is no [providers.acme]".to_owned()),
-        (
-            "@sse.url = \"https://b.example/\"",
-            "feeds.b.sse: push transports are not available in this version: feeds are polled".to_owned(),
-        ),
         (
             "@headers = { K = { file = \"no\" } }",
             "feeds.b.headers.K: cannot read secret file no: No such file or directory (os error 2)".to_owned(),
@@ -453,6 +451,12 @@ const SECRET_PLACES: &[&str] = &[
     "[feeds.a]\nquery = { k = { file = { x = \"@\" } } }",
     "[feeds.a]\nquery = { k = true, l = [\"@\"] }",
     "[feeds.a]\nwebhook = { secret = \"@\" }",
+    "[feeds.a]\nwebhook = { secret = [\"@\"] }",
+    "[feeds.a]\nwebhook = { secret = [{ env = \"@ \" }, { value = \"@\" }] }",
+    "[feeds.a]\nwebhook = { secret_file = [5, \"@\"] }",
+    "[feeds.a]\nwebhook = { register = { body = 5, url = \"https://me:@@p.example/\" } }",
+    "[feeds.a]\nsse.url = \"https://me:@@a.example/\"",
+    "[webhooks]\npublic_url = \"https://me:@@a.example/\"",
     "[feeds.a]\namqp = { url = \"amqp://me:@@q.example\" }",
     "[feeds.a]\napikey = \"@\"",
     "[providers.p]\nheader = { K = \"@\" }",

@@ -40,6 +40,45 @@ pub fn page(bytes: Vec<u8>, reading: &Reading) -> Result<Page, Refused> {
     Ok(page)
 }
 
+/// Reads records that came one by one, as a stream's or a queue's do. One that is no JSON, or no text, is quarantined as
+/// any other that can't be understood. In which order they come is nobody's promise.
+pub fn records<'a>(records: impl IntoIterator<Item = &'a [u8]>, reading: &Reading) -> Page {
+    let mut page = Page::default();
+    let mut places = Vec::new();
+    for record in records {
+        match std::str::from_utf8(record) {
+            Ok(text) => {
+                let start = page.text.len();
+                page.text.push_str(text.trim_start_matches('\u{feff}'));
+                places.push(start..page.text.len());
+            }
+            Err(error) => page.unreadable.push(Unreadable {
+                reason: "wrong-encoding",
+                detail: format!("the record is not UTF-8 at byte {}", error.valid_up_to()),
+                raw: String::from_utf8_lossy(record).into_owned(),
+                id: None,
+            }),
+        }
+    }
+    let text = std::mem::take(&mut page.text);
+    let mut kinds = Kinds::default();
+    for place in places {
+        let raw = &text[place];
+        let understood = match serde_json::from_str::<RawRecord<'_>>(raw) {
+            Ok(record) => understand(record, &text, reading, &mut kinds, &mut page),
+            Err(error) => Err(Fault { reason: "not-json", detail: error.to_string(), id: None }),
+        };
+        match understood {
+            Ok(item) => page.items.push(item),
+            Err(Fault { reason, detail, id }) => {
+                page.unreadable.push(Unreadable { reason, detail, raw: raw.to_owned(), id });
+            }
+        }
+    }
+    page.text = text;
+    page
+}
+
 fn utf8(bytes: Vec<u8>) -> Result<String, Refused> {
     String::from_utf8(bytes).map_err(|error| {
         let at = error.utf8_error().valid_up_to();

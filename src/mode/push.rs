@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::PushSettings;
-use crate::feed::{Mode, Modified, Order, Push, Transport};
+use crate::feed::{Brought, Mode, Modified, Order, Push, Transport};
 
 /// A moment: the time since some fixed one.
 pub type Moment = Duration;
@@ -18,26 +18,6 @@ pub type Moment = Duration;
 const REMEMBERED: usize = 4_096;
 /// What a missed item is remembered for, to tell that it came late.
 const LATE: Duration = Duration::from_secs(600);
-
-/// A version of an item.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Version {
-    /// Its kind.
-    pub kind: Arc<str>,
-    /// Its id.
-    pub id: Box<str>,
-    /// Which version.
-    pub modified: Modified,
-}
-
-/// What an endpoint handed over, once it is committed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Brought {
-    /// The item and its version.
-    pub version: Version,
-    /// Whether the mirror did not have it yet.
-    pub written: bool,
-}
 
 /// What changed with an endpoint's standing, in words for the operator.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,6 +28,8 @@ pub struct Change {
     pub push: Push,
     /// Why, beginning with a fixed word.
     pub why: String,
+    /// What it missed.
+    pub missed: u64,
 }
 
 /// A poll of a feed that came to its end.
@@ -56,7 +38,7 @@ pub struct Polled {
     /// When it began.
     pub began: Moment,
     /// What it found that the mirror did not have.
-    pub found: Vec<Version>,
+    pub found: Vec<Brought>,
 }
 
 /// All push endpoints of a feed.
@@ -122,10 +104,10 @@ impl Account {
 
     fn stand(&mut self, push: Push, why: String) -> Option<Change> {
         self.push = push;
-        Some(Change { transport: self.transport, push, why })
+        Some(Change { transport: self.transport, push, why, missed: 0 })
     }
 
-    fn remember(&mut self, version: &Version) {
+    fn remember(&mut self, version: &Brought) {
         let key = (Arc::clone(&version.kind), version.id.clone());
         if self.recent.insert(key.clone(), version.modified.clone()).is_none() {
             self.recent_order.push_back(key);
@@ -237,7 +219,7 @@ impl Ledger {
         let account = self.account_mut(transport)?;
         account.delivered += brought.len() as u64;
         let mut proof = None;
-        for Brought { version, written } in brought {
+        for version in brought {
             account.remember(version);
             let key = (Arc::clone(&version.kind), version.id.clone());
             let met = account.found.get(&key).filter(|found| version.modified.compare(&found.modified, order).is_ge());
@@ -246,13 +228,13 @@ impl Ledger {
             if met.is_some() {
                 account.found.remove(&key);
             }
-            if proof.is_none() && (*written || in_time) {
+            if proof.is_none() && (version.written || in_time) {
                 proof = Some(version.id.clone());
             }
         }
         match (account.push, proof) {
             (Push::Unproven, proof) if !brought.is_empty() => {
-                let id = proof.unwrap_or_else(|| brought[0].version.id.clone());
+                let id = proof.unwrap_or_else(|| brought[0].id.clone());
                 account.stand(Push::Proven, format!("proven: it delivered {id}"))
             }
             (Push::Demoted, Some(id)) => {
@@ -306,7 +288,8 @@ impl Ledger {
                     "missed: a poll found {} that it did not bring within {grace:?} ({first})",
                     if missed.len() == 1 { "an item".to_owned() } else { format!("{} items", missed.len()) },
                 );
-                changes.extend(account.stand(Push::Demoted, why));
+                let change = account.stand(Push::Demoted, why);
+                changes.extend(change.map(|change| Change { missed: missed.len() as u64, ..change }));
             }
             let open = account.up.is_some_and(|up| now.saturating_sub(up) >= prove_after);
             if open && account.transport == Transport::Sse && account.push == Push::Unproven {

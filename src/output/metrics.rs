@@ -253,7 +253,7 @@ mod tests {
             webhooks_address: None,
         };
         let quarantine = vec![QuarantineCount { feed: "acme".into(), rows: 4, bytes: 1, dropped: 0 }];
-        let status = Status { mirror, feeds: vec![feed, begun], resyncs: Vec::new() };
+        let status = Status { mirror, feeds: vec![feed, begun], resyncs: Vec::new(), closer: Vec::new() };
         Stored { status, quarantine, database_bytes: Some(10), wal_bytes: None }
     }
 

@@ -1,7 +1,10 @@
 //! How each feed is doing: a table for people, and the rows themselves for programs.
 //!
 //! What needs attention comes first. Lag is now minus `level_at`: a feed where nothing happens is not behind. Times are
-//! shown as spans from the `now` that is passed in.
+//! shown as spans from the `now` that is passed in. Of feeds asked for by name it also says which endpoints they have,
+//! how each is doing, and why the mode is what it is.
+
+mod endpoints;
 
 use std::io::{self, Write};
 
@@ -10,8 +13,8 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::words::{counted, number, plain, seconds_since, span, tail};
-use crate::feed::Health;
-use crate::store::read::{FeedRow, MirrorRow, Reader, ResyncRow, StoreError};
+use crate::feed::{Health, Push};
+use crate::store::read::{EndpointRow, EventRow, FeedRow, MirrorRow, Reader, ResyncRow, StoreError};
 
 /// How wide a table is where no terminal says.
 pub const WIDTH: u16 = 120;
@@ -26,6 +29,27 @@ pub struct Status {
     /// The resyncs under way.
     #[serde(skip)]
     pub resyncs: Vec<ResyncRow>,
+    /// More about the feeds that were asked for by name.
+    #[serde(skip)]
+    pub closer: Vec<Closer>,
+}
+
+/// One feed, looked at more closely.
+#[derive(Clone, Debug)]
+pub struct Closer {
+    /// Its name.
+    pub feed: String,
+    /// Its endpoints, by transport.
+    pub endpoints: Vec<EndpointRow>,
+    /// What last changed its mode, if that is still remembered.
+    pub turned: Option<EventRow>,
+}
+
+impl Closer {
+    fn read(reader: &Reader, feed: &str) -> Result<Self, StoreError> {
+        let turned = reader.events(Some(feed), usize::MAX)?.into_iter().rev().find(|event| event.what == "mode");
+        Ok(Self { feed: feed.to_owned(), endpoints: reader.endpoints(Some(feed))?, turned })
+    }
 }
 
 impl Status {
@@ -34,7 +58,10 @@ impl Status {
     /// # Errors
     /// For a feed that is not in the mirror; when the file can't be read.
     pub fn read(reader: &Reader, names: &[String]) -> Result<Self, StoreError> {
-        Ok(Self { mirror: reader.mirror()?, feeds: reader.feeds(names)?, resyncs: reader.resyncs()? })
+        let (mirror, feeds, resyncs) = (reader.mirror()?, reader.feeds(names)?, reader.resyncs()?);
+        let closer = feeds.iter().filter(|feed| names.contains(&feed.name));
+        let closer = closer.map(|feed| Closer::read(reader, &feed.name)).collect::<Result<_, _>>()?;
+        Ok(Self { mirror, feeds, resyncs, closer })
     }
 
     /// Feeds in the order of the table: those that need attention first, then by name.
@@ -76,7 +103,7 @@ impl Status {
     }
 }
 
-/// Writes the table, the reasons beneath it, and the summary.
+/// Writes the table, the reasons beneath it, what is known of the endpoints of feeds asked for by name, and the summary.
 ///
 /// # Errors
 /// When `out` can't be written.
@@ -97,28 +124,45 @@ pub fn table(out: &mut impl Write, status: &Status, now: Timestamp, width: u16) 
     if reasons {
         writeln!(out)?;
     }
+    for closer in &status.closer {
+        endpoints::tell(out, closer, now)?;
+    }
     writeln!(out, "{}", status.summary())?;
     let mirror = &status.mirror;
     writeln!(out, "mirror {} at seq {}", mirror.epoch, number(mirror.seq))
 }
 
+/// Columns in front of the cursor; `push` is there only where a feed has some.
+const COLUMNS: [&str; 8] = ["feed", "mode", "push", "health", "items", "tombstones", "lag", "next poll"];
+const PUSH: usize = 2;
+const NUMBERS: [&str; 4] = ["items", "tombstones", "lag", "next poll"];
+
 fn rows(feeds: &[&FeedRow], now: Timestamp, width: u16) -> Table {
+    let pushed = feeds.iter().any(|feed| feed.push != Push::None.as_str());
+    let shown = |at: &usize| pushed || *at != PUSH;
+    let heads: Vec<&str> = (0..COLUMNS.len()).filter(shown).map(|at| COLUMNS[at]).collect();
     let mut table = bare(width);
-    table.set_header(["feed", "mode", "health", "items", "tombstones", "lag", "next poll", "cursor"]);
-    let rows: Vec<[String; 7]> = feeds.iter().map(|feed| cells(feed, now)).collect();
+    table.set_header(heads.iter().copied().chain(["cursor"]));
+    let rows: Vec<Vec<String>> = feeds
+        .iter()
+        .map(|feed| {
+            cells(feed, now).into_iter().enumerate().filter(|(at, _)| shown(at)).map(|(_, cell)| cell).collect()
+        })
+        .collect();
     // What the other columns leave, a space between them: a cursor is cut, never wrapped.
-    let others: usize =
-        (0..7).map(|at| rows.iter().map(|row| row[at].chars().count()).max().unwrap_or(0).max(10)).sum();
-    let room = usize::from(width).saturating_sub(others + 8 * 2).max(12);
+    let widest = |at: usize| rows.iter().map(|row| row[at].chars().count()).max().unwrap_or(0).max(heads[at].len());
+    let others: usize = (0..heads.len()).map(|at| widest(at).max(10)).sum();
+    let room = usize::from(width).saturating_sub(others + COLUMNS.len() * 2).max(12);
     for (feed, row) in feeds.iter().zip(rows) {
         let mut cells: Vec<Cell> = row.into_iter().map(Cell::new).collect();
-        if let (Some(cell), Some(colour)) = (cells.get_mut(2), colour(&feed.health)) {
+        let health = heads.iter().position(|head| *head == "health").and_then(|at| cells.get_mut(at));
+        if let (Some(cell), Some(colour)) = (health, colour(&feed.health)) {
             *cell = Cell::new(&feed.health).fg(colour);
         }
         cells.push(Cell::new(feed.cursor.as_deref().map_or_else(String::new, |cursor| tail(place(cursor), room))));
         table.add_row(cells);
     }
-    for at in 3..=6 {
+    for (at, _) in heads.iter().enumerate().filter(|(_, head)| NUMBERS.contains(head)) {
         if let Some(column) = table.column_mut(at) {
             column.set_cell_alignment(CellAlignment::Right);
         }
@@ -126,7 +170,7 @@ fn rows(feeds: &[&FeedRow], now: Timestamp, width: u16) -> Table {
     table
 }
 
-fn cells(feed: &FeedRow, now: Timestamp) -> [String; 7] {
+fn cells(feed: &FeedRow, now: Timestamp) -> [String; 8] {
     let lag = seconds_since(feed.level_at.as_deref(), now).map_or_else(|| "not yet".to_owned(), span);
     let next = match seconds_since(next_poll_at(feed), now) {
         None => "–".to_owned(),
@@ -134,8 +178,9 @@ fn cells(feed: &FeedRow, now: Timestamp) -> [String; 7] {
         Some(late) if late >= 0 => "now".to_owned(),
         Some(ahead) => format!("in {}", span(-ahead)),
     };
+    let push = if feed.push == Push::None.as_str() { "–".to_owned() } else { feed.push.clone() };
     let (items, tombstones) = (number(feed.items), number(feed.tombstones));
-    [feed.name.clone(), feed.mode.clone(), feed.health.clone(), items, tombstones, lag, next]
+    [feed.name.clone(), feed.mode.clone(), push, feed.health.clone(), items, tombstones, lag, next]
 }
 
 /// When a feed is asked next; never while it is paused or removed, whatever was planned before.
@@ -211,7 +256,7 @@ mod tests {
             ops_address: None,
             webhooks_address: None,
         };
-        Status { mirror, feeds, resyncs: Vec::new() }
+        Status { mirror, feeds, resyncs: Vec::new(), closer: Vec::new() }
     }
 
     fn shown(status: &Status) -> String {
@@ -267,6 +312,22 @@ mod tests {
         let text = shown(&status);
         let said = "a: ok: resync: reading the feed anew, trusting the source, since 2026-01-01T01:00:00.000Z\n";
         assert!(text.contains(said), "{text}");
+    }
+
+    #[test]
+    fn push_is_a_column_where_a_feed_has_some() {
+        let polled = shown(&status(vec![feed("a", "ok", None)]));
+        assert!(!polled.contains("push"), "{polled}");
+        let pushed = FeedRow { mode: "sse".into(), push: "proven".into(), ..feed("b", "ok", None) };
+        let text = shown(&status(vec![feed("a", "ok", None), pushed]));
+        let words = |name: &str| -> Vec<String> {
+            let row = text.lines().find(|line| line.trim_start().starts_with(name)).unwrap();
+            row.split_whitespace().take(4).map(str::to_owned).collect()
+        };
+        assert_eq!(words("feed"), ["feed", "mode", "push", "health"], "{text}");
+        assert_eq!(words("b "), ["b", "sse", "proven", "ok"], "{text}");
+        assert_eq!(words("a "), ["a", "poll", "–", "ok"], "{text}");
+        assert!(text.lines().all(|line| line.chars().count() <= usize::from(WIDTH)), "{text}");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The listener's connections: how many there may be, and how long each may keep us waiting.
+//! The listeners' connections: how many there may be, and how long each may keep us waiting.
 //!
 //! Guarantees: a bounded number at once; a request's head arrives within [`HEAD`] of its first byte; a peer that takes
 //! nothing for [`STALLED`] while it is being answered, or is silent for [`IDLE`] between requests, is dropped. How long
@@ -15,7 +15,12 @@ use axum::serve::Listener;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::{Instant, Sleep, sleep};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, Sleep, sleep, timeout};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+
+use crate::source::webhook::tls::Tls;
 
 const MOST: usize = 256;
 const HEAD: Duration = Duration::from_secs(10);
@@ -32,21 +37,68 @@ impl Bounded {
     pub(super) fn new(listener: TcpListener) -> Self {
         Self { listener, places: Arc::new(Semaphore::new(MOST)) }
     }
+
+    /// A connection as it comes, with its place: without one it waits in the system's queue.
+    async fn next(&mut self) -> (TcpStream, SocketAddr, Option<OwnedSemaphorePermit>) {
+        // The semaphore is never closed.
+        let place = Arc::clone(&self.places).acquire_owned().await.ok();
+        let (stream, peer) = Listener::accept(&mut self.listener).await;
+        (stream, peer, place)
+    }
 }
 
 impl Listener for Bounded {
-    type Io = Connection;
+    type Io = Connection<TcpStream>;
     type Addr = SocketAddr;
 
-    async fn accept(&mut self) -> (Connection, SocketAddr) {
-        // The semaphore is never closed; without a place the connection waits in the system's queue.
-        let place = Arc::clone(&self.places).acquire_owned().await.ok();
-        let (stream, peer) = Listener::accept(&mut self.listener).await;
+    async fn accept(&mut self) -> (Self::Io, SocketAddr) {
+        let (stream, peer, place) = self.next().await;
         (Connection::new(stream, place), peer)
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
         self.listener.local_addr()
+    }
+}
+
+/// As [`Bounded`], over TLS. Handshakes run beside each other, each within [`HEAD`]: one that drags keeps nobody else.
+pub(super) struct Encrypted {
+    bounded: Bounded,
+    tls: Tls,
+    handshakes: JoinSet<Option<(Connection<TlsStream<TcpStream>>, SocketAddr)>>,
+}
+
+impl Encrypted {
+    pub(super) fn new(listener: TcpListener, tls: Tls) -> Self {
+        Self { bounded: Bounded::new(listener), tls, handshakes: JoinSet::new() }
+    }
+}
+
+impl Listener for Encrypted {
+    type Io = Connection<TlsStream<TcpStream>>;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (Self::Io, SocketAddr) {
+        loop {
+            tokio::select! {
+                Some(ended) = self.handshakes.join_next() => {
+                    if let Ok(Some(ready)) = ended {
+                        return ready;
+                    }
+                }
+                (stream, peer, place) = self.bounded.next() => {
+                    let acceptor = TlsAcceptor::from(self.tls.current());
+                    self.handshakes.spawn(async move {
+                        let stream = timeout(HEAD, acceptor.accept(stream)).await.ok()?.ok()?;
+                        Some((Connection::new(stream, place), peer))
+                    });
+                }
+            }
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.bounded.local_addr()
     }
 }
 
@@ -62,8 +114,8 @@ enum Phase {
 }
 
 /// One connection.
-pub(super) struct Connection {
-    stream: TcpStream,
+pub(super) struct Connection<S> {
+    stream: S,
     phase: Phase,
     read_by: Pin<Box<Sleep>>,
     /// Set while a write waits for the peer.
@@ -73,8 +125,8 @@ pub(super) struct Connection {
 
 const BLANK_LINE: &[u8] = b"\r\n\r\n";
 
-impl Connection {
-    fn new(stream: TcpStream, place: Option<OwnedSemaphorePermit>) -> Self {
+impl<S> Connection<S> {
+    fn new(stream: S, place: Option<OwnedSemaphorePermit>) -> Self {
         let read_by = Box::pin(sleep(HEAD));
         Self { stream, phase: Phase::Idle, read_by, write_by: None, _place: place }
     }
@@ -121,7 +173,7 @@ impl Connection {
     }
 }
 
-impl AsyncRead for Connection {
+impl<S: AsyncRead + Unpin> AsyncRead for Connection<S> {
     fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let before = into.filled().len();
@@ -137,7 +189,7 @@ impl AsyncRead for Connection {
     }
 }
 
-impl AsyncWrite for Connection {
+impl<S: AsyncWrite + Unpin> AsyncWrite for Connection<S> {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let poll = Pin::new(&mut this.stream).poll_write(context, bytes);
@@ -177,13 +229,12 @@ impl AsyncWrite for Connection {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    use tokio::time::timeout;
 
     use super::*;
 
     const DEADLINE: Duration = Duration::from_secs(20);
 
-    async fn pair() -> (Connection, TcpStream) {
+    async fn pair() -> (Connection<TcpStream>, TcpStream) {
         let mut listener = Bounded::new(TcpListener::bind("127.0.0.1:0").await.unwrap());
         let peer = TcpStream::connect(Listener::local_addr(&listener).unwrap()).await.unwrap();
         (listener.accept().await.0, peer)

@@ -13,10 +13,10 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
-/// Accepts connections until `stop`, which ends them all.
+/// Accepts connections; `cut` ends them all, whatever they are at.
 pub(super) struct Lines {
     pub(super) listener: TcpListener,
-    pub(super) stop: CancellationToken,
+    pub(super) cut: CancellationToken,
 }
 
 /// The handle by which a request's connection can be cut.
@@ -34,8 +34,8 @@ pub(super) struct Line {
 }
 
 impl Cut {
-    fn new(stop: &CancellationToken) -> Self {
-        Self { now: stop.child_token(), reset: Arc::default() }
+    fn new(all: &CancellationToken) -> Self {
+        Self { now: all.child_token(), reset: Arc::default() }
     }
 
     /// Drops the connection with a reset (RFC 9293 §3.5.2), whatever was still to be sent.
@@ -57,7 +57,7 @@ impl Listener for Lines {
                 Ok((stream, _)) => {
                     // Only slower where it fails.
                     let _ = stream.set_nodelay(true);
-                    let cut = Cut::new(&self.stop);
+                    let cut = Cut::new(&self.cut);
                     let waiting = Box::pin(cut.now.clone().cancelled_owned());
                     return (Line { stream, cut: cut.clone(), waiting }, cut);
                 }
@@ -67,7 +67,7 @@ impl Listener for Lines {
     }
 
     fn local_addr(&self) -> io::Result<Cut> {
-        Ok(Cut::new(&self.stop))
+        Ok(Cut::new(&self.cut))
     }
 }
 

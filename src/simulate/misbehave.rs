@@ -60,17 +60,18 @@ struct Cached {
     changes: u64,
 }
 
-const MOST_IN_A_ROW: u32 = 2;
+/// How often chance may befall a feed in a row.
+pub(super) const MOST_IN_A_ROW: u32 = 2;
 const MANY: u32 = 12;
 
 /// Answers a request; `faults` are those that may happen, each with its share.
 pub(super) fn answer(served: &mut Served, request: &mut Request, faults: &[(Fault, f64)]) -> Answer {
-    let Served { feed, mood } = served;
+    let Served { feed, mood, .. } = served;
     mood.arrive(feed, &request.asked);
     if let Some(answer) = mood.standing(feed, request) {
         return answer;
     }
-    for fault in mood.candidates(faults) {
+    for fault in befalling(&mut mood.dice, faults, mood.in_a_row < MOST_IN_A_ROW) {
         if let Some(answer) = mood.misbehave(fault, feed, request) {
             mood.in_a_row += 1;
             return answer;
@@ -83,6 +84,20 @@ pub(super) fn answer(served: &mut Served, request: &mut Request, faults: &[(Faul
         mood.cache = Some(Cached { place, text: answer.text.clone(), changes: feed.changes() });
     }
     answer
+}
+
+/// The faults that befall a request, in the order to try them: the rarest first. Those by chance need a `chance`.
+pub(super) fn befalling(dice: &mut Dice, faults: &[(Fault, f64)], chance: bool) -> Vec<Fault> {
+    let mut hit: Vec<(Fault, f64, u64)> = Vec::new();
+    for (fault, share) in faults {
+        // Always rolled, so that what one request got doesn't change what the next one gets.
+        let (hits, order) = (dice.hits(*share), dice.below(u64::MAX));
+        if hits && (*share >= 1.0 || chance) {
+            hit.push((*fault, *share, order));
+        }
+    }
+    hit.sort_by(|one, other| one.1.total_cmp(&other.1).then(one.2.cmp(&other.2)));
+    hit.into_iter().map(|(fault, ..)| fault).collect()
 }
 
 fn honest(feed: &Feed, request: &Request) -> Answer {
@@ -171,20 +186,6 @@ impl Mood {
         let detour = request.asked.detour.filter(|detour| detour.left > 0)?;
         let onward = Detour { left: detour.left - 1, ..detour };
         Some(self.on_a_detour(feed, request, onward, Fault::ManyEmptyPages))
-    }
-
-    /// The faults that befall this request, in the order to try them: the rarest first.
-    fn candidates(&mut self, faults: &[(Fault, f64)]) -> Vec<Fault> {
-        let mut hit: Vec<(Fault, f64, u64)> = Vec::new();
-        for (fault, share) in faults {
-            // Always rolled, so that what one request got doesn't change what the next one gets.
-            let (hits, order) = (self.dice.hits(*share), self.dice.below(u64::MAX));
-            if hits && (*share >= 1.0 || self.in_a_row < MOST_IN_A_ROW) {
-                hit.push((*fault, *share, order));
-            }
-        }
-        hit.sort_by(|one, other| one.1.total_cmp(&other.1).then(one.2.cmp(&other.2)));
-        hit.into_iter().map(|(fault, ..)| fault).collect()
     }
 
     /// Lets the fault happen, where it can.

@@ -39,6 +39,11 @@ impl Page {
         Self { items, next: Some(next), license: feed.dialect != Dialect::Draft }
     }
 
+    /// The body that a webhook gets: without `next` (0.2.1 §3b).
+    pub(super) fn pushed(items: &[Item]) -> String {
+        format!(r#"{{"items":[{}]}}"#, items.iter().map(Item::text).collect::<Vec<_>>().join(","))
+    }
+
     /// The body.
     pub(super) fn text(&self) -> String {
         let items: Vec<String> = self.items.iter().map(Item::text).collect();
@@ -55,9 +60,10 @@ impl Page {
 }
 
 impl Item {
-    fn text(&self) -> String {
+    /// The item as JSON.
+    pub(super) fn text(&self) -> String {
         match self {
-            Self::Record(fields) => fields.text(),
+            Self::Record(fields) => fields.text(""),
             Self::Raw(text) => text.clone(),
         }
     }
@@ -80,7 +86,8 @@ impl Fields {
         }
     }
 
-    fn text(&self) -> String {
+    /// The record as JSON; `between` its members stands, beside the comma, what JSON allows there.
+    pub(super) fn text(&self, between: &str) -> String {
         let members = [
             ("state", &self.state),
             ("kind", &self.kind),
@@ -91,9 +98,10 @@ impl Fields {
         let mut out = String::with_capacity(160 + self.data.as_ref().map_or(0, String::len));
         for (name, value) in members {
             let Some(value) = value else { continue };
-            out.push(if out.is_empty() { '{' } else { ',' });
-            out.push_str(&format!(r#""{name}":"#));
-            out.push_str(value);
+            out.push_str(if out.is_empty() { "{" } else { "," });
+            for part in [if out.len() > 1 { between } else { "" }, "\"", name, "\":", value] {
+                out.push_str(part);
+            }
         }
         out.push_str(if out.is_empty() { "{}" } else { "}" });
         out

@@ -61,7 +61,7 @@ pub(super) fn spoil(fault: Fault, page: &mut Page, feed: &Feed, records: &[Recor
 }
 
 /// A record that can't be understood, of an item that stands on the page as well.
-fn broken(fault: Fault, fields: Fields, data: String) -> Item {
+pub(super) fn broken(fault: Fault, fields: Fields, data: String) -> Item {
     let whole = Fields { data: Some(data), ..fields };
     Item::Record(match fault {
         Fault::NoId => Fields { id: None, ..whole },
@@ -79,13 +79,19 @@ fn broken(fault: Fault, fields: Fields, data: String) -> Item {
 
 /// Lists an older version of one of the items too, before all others or after them.
 fn duplicate(page: &mut Page, feed: &Feed, records: &[Record], dice: &mut Dice) -> Option<()> {
+    let older = older(records, dice)?;
+    let at = if dice.hits(0.5) { 0 } else { page.items.len() };
+    page.items.insert(at, Item::Record(Fields::new(feed, &older)));
+    Some(())
+}
+
+/// The version before that of one of the records; `None` where none has an older one.
+pub(super) fn older(records: &[Record], dice: &mut Dice) -> Option<Record> {
     let changed: Vec<&Record> = records.iter().filter(|record| record.version > 0).collect();
     let newest = *changed.get(index(dice, changed.len()))?;
     let mut older = Record { deleted: false, version: newest.version - 1, ..newest.clone() };
     older.at.modified -= 1;
-    let at = if dice.hits(0.5) { 0 } else { page.items.len() };
-    page.items.insert(at, Item::Record(Fields::new(feed, &older)));
-    Some(())
+    Some(older)
 }
 
 fn respell(page: &mut Page, spell: impl Fn(&str) -> String) {
@@ -100,6 +106,7 @@ fn edit(page: &mut Page, at: usize, how: impl FnOnce(&mut Fields)) {
     }
 }
 
-fn index(dice: &mut Dice, length: usize) -> usize {
+/// Any place in a list of this length.
+pub(super) fn index(dice: &mut Dice, length: usize) -> usize {
     usize::try_from(dice.below(length as u64)).unwrap_or_default()
 }

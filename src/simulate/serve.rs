@@ -4,14 +4,18 @@
 //! |---|---|
 //! | `GET /` | the feeds, as JSON |
 //! | `GET /{feed}` | a page |
+//! | `GET /{feed}/stream?from=&after=` | what comes after that position, as server-sent events |
 //! | `GET /_truth/{feed}` | all the feed says now, as NDJSON in order |
 //! | `GET /_fired` | how often each fault has happened, as JSON |
+//! | `GET /_pushed` | what each webhook and queue has taken, as JSON |
 //! | `POST /_freeze`, `POST /_thaw` | stops the rate of change, or lets it go on |
 //! | `POST /_calm` | ends all faults |
 //! | `POST /_change/{feed}?n=` | makes changes now, one if not said |
 //! | `POST /_restore/{feed}` | restores the feed to an older state |
 
+use std::future::IntoFuture;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Json;
 use axum::Router;
@@ -23,22 +27,28 @@ use axum::routing::{get, post};
 use serde::{Deserialize, Serialize};
 
 use super::dialect::Asked;
-use super::fault::Fault;
+use super::fault::{Carrier, Fault};
 use super::line::{Cut, Lines};
 use super::misbehave::{self, Request};
 use super::publisher::Publisher;
+use super::stream;
 use super::wire::{self, Ready};
 
 type Shared = State<Arc<Publisher>>;
 
-/// Serves until the lines are stopped.
+/// What is under way when all is stopped may end in good order for so long.
+const GRACE: Duration = Duration::from_millis(500);
+
+/// Serves until stopped.
 pub(super) async fn serve(lines: Lines, publisher: Arc<Publisher>) {
-    let stop = lines.stop.clone();
+    let (stop, cut) = (publisher.stop.clone(), lines.cut.clone());
     let routes = Router::new()
         .route("/", get(index))
         .route("/{feed}", get(page))
+        .route("/{feed}/stream", get(stream))
         .route("/_truth/{feed}", get(truth))
         .route("/_fired", get(fired))
+        .route("/_pushed", get(async |State(publisher): Shared| Json(publisher.pushed())))
         .route("/_freeze", post(async |State(publisher): Shared| publisher.freeze(true)))
         .route("/_thaw", post(async |State(publisher): Shared| publisher.freeze(false)))
         .route("/_calm", post(async |State(publisher): Shared| publisher.set_faults(Vec::new())))
@@ -46,14 +56,20 @@ pub(super) async fn serve(lines: Lines, publisher: Arc<Publisher>) {
         .route("/_restore/{feed}", post(restore))
         .with_state(publisher);
     let service = routes.into_make_service_with_connect_info::<Cut>();
-    // It ends by the signal alone.
-    let _ = axum::serve(lines, service).with_graceful_shutdown(stop.cancelled_owned()).await;
+    let serving = axum::serve(lines, service).with_graceful_shutdown(stop.clone().cancelled_owned()).into_future();
+    let cutting = async {
+        stop.cancelled().await;
+        tokio::time::sleep(GRACE).await;
+        cut.cancel();
+    };
+    tokio::select! { _ = serving => {} () = cutting => {} }
 }
 
 #[derive(Serialize)]
 struct Listed {
     name: String,
     url: String,
+    stream: String,
     dialect: &'static str,
 }
 
@@ -61,7 +77,12 @@ async fn index(State(publisher): Shared, headers: HeaderMap) -> Json<Vec<Listed>
     let base = base(&headers, &publisher);
     let listed = publisher.names().filter_map(|name| {
         let dialect = publisher.feed(name)?.lock().feed.dialect.as_str();
-        Some(Listed { name: name.to_owned(), url: format!("{base}/{name}"), dialect })
+        Some(Listed {
+            name: name.to_owned(),
+            url: format!("{base}/{name}"),
+            stream: format!("{base}/{name}/stream"),
+            dialect,
+        })
     });
     Json(listed.collect())
 }
@@ -127,8 +148,14 @@ async fn page(
     }
 }
 
+async fn stream(State(publisher): Shared, Path(name): Path<String>, uri: Uri, headers: HeaderMap) -> Response<Body> {
+    let place = uri.path_and_query().map_or(uri.path(), |place| place.as_str());
+    let last = text(&headers, HeaderName::from_static("last-event-id"));
+    stream::answer(publisher, &name, place, last).unwrap_or_else(|| unknown(&name))
+}
+
 fn write(publisher: &Publisher, name: &str, mut request: Request, known: Option<&str>) -> Option<Ready> {
-    let faults = publisher.faults();
+    let faults = publisher.faults(Carrier::Poll);
     let answer = misbehave::answer(&mut publisher.feed(name)?.lock(), &mut request, &faults);
     Some(wire::ready(answer, &request, known, &publisher.settings))
 }

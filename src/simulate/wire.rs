@@ -99,7 +99,8 @@ fn spoilt(fault: Option<Fault>, text: String) -> (&'static str, Vec<u8>) {
     }
 }
 
-const CHALLENGE: &str = "<!DOCTYPE html>\n<html><head><title>Just a moment...</title></head>\
+/// What a web application firewall says in place of an answer.
+pub(super) const CHALLENGE: &str = "<!DOCTYPE html>\n<html><head><title>Just a moment...</title></head>\
     <body><p>Checking your browser before accessing this site.</p></body></html>\n";
 
 /// Faults that are told by the bytes on the wire, which compression would hide.

@@ -10,6 +10,7 @@ use secrecy::{ExposeSecret, SecretString};
 use tokio::time::{Instant, timeout, timeout_at};
 use url::Url;
 
+use super::asked::{Asked, EVENT_STREAM, Streaming};
 use super::body::{Body, Coding};
 use super::budget::Reservation;
 use super::client::{Clients, chain};
@@ -105,8 +106,8 @@ pub enum Failure {
     /// The publisher's certificate or TLS was refused.
     #[error("tls: {0}")]
     Tls(String),
-    /// Larger than `max_page_bytes` once decompressed.
-    #[error("too-large: the page exceeds max_page_bytes ({0} bytes)")]
+    /// Larger than `max_page_bytes` once decompressed, or an event larger than the limit for one.
+    #[error("too-large: more than the {0} bytes that are taken (http.max_page_bytes, and 16 MiB for an event)")]
     TooLarge(u64),
     /// A content coding that can't be read.
     #[error("bad-coding: {0}")]
@@ -151,14 +152,13 @@ pub struct Requests {
 }
 
 #[derive(Default)]
-struct Secrets {
+pub(super) struct Secrets {
     headers: HeaderMap,
     /// Parameter, value as sent, and whether it must not be shown.
     query: Vec<(String, SecretString, bool)>,
 }
 
 const REDIRECTS: usize = 5;
-const ACCEPT: &str = "application/vnd.openactive.rpde+json, application/json;q=0.9, */*;q=0.1";
 
 impl Requests {
     /// Requests to the origin of `url`. Reads the secrets: blocking, small local files.
@@ -209,11 +209,7 @@ impl Requests {
     /// `text` with every secret query value, however it is percent-encoded, replaced by its parameter's name in braces:
     /// what may be stored and shown.
     pub fn mask(&self, text: &str) -> String {
-        let mut masked = text.to_owned();
-        for (name, value, _) in self.secrets().query.iter().filter(|(_, _, hidden)| *hidden) {
-            masked = mask::without(&masked, value.expose_secret(), &format!("{{{name}}}"));
-        }
-        masked
+        self.secrets().mask(text)
     }
 
     /// Whether `url` may be asked for at all: the feed's own origin, its https, or one that is allowed.
@@ -271,36 +267,80 @@ impl Requests {
     }
 
     async fn follow(&self, url: &str, etag: Option<&str>, reservation: Reservation) -> Result<Answer, Failure> {
+        let response = self.reach(url, Asked::Page { etag }).await?;
+        match response.status().as_u16() {
+            200 => self.read(response, reservation).await,
+            304 => Ok(Answer::NotModified(meta(response.headers()))),
+            code => Err(self.status(code, response).await),
+        }
+    }
+
+    /// Opens an event stream (WHATWG HTML §9.2.3). `http.read_timeout` is for its head; what follows may be silent.
+    ///
+    /// # Errors
+    /// Whatever kept it from opening; [`Failure::Broken`] for what is no event stream.
+    pub async fn stream(&self, url: &str, last_event_id: Option<&str>) -> Result<Streaming, Failure> {
+        let response = self.reach(url, Asked::Stream { last_event_id }).await?;
+        let code = response.status().as_u16();
+        if code != 200 {
+            return Err(self.status(code, response).await);
+        }
+        let text = |name: HeaderName| response.headers().get(name).and_then(|value| value.to_str().ok());
+        let media = text(header::CONTENT_TYPE).unwrap_or("none").split(';').next().unwrap_or_default().trim();
+        if !media.eq_ignore_ascii_case(EVENT_STREAM) {
+            return Err(Failure::Broken(format!("no event stream: its content type is {media:?}")));
+        }
+        if Coding::from_header(text(header::CONTENT_ENCODING))? != Coding::Identity {
+            return Err(Failure::Coding("the stream is compressed, which was not asked for".into()));
+        }
+        Ok(Streaming::new(response, self.secrets(), self.settings.max_page_bytes))
+    }
+
+    /// Sends `body` to the home URL with this method; a 2xx is all that is wanted. No redirect is followed: what they
+    /// make of a body is the server's guess.
+    ///
+    /// # Errors
+    /// Any other answer, or whatever kept one from coming.
+    pub async fn submit(&self, method: &str, body: String) -> Result<(), Failure> {
+        let method = reqwest::Method::from_bytes(method.as_bytes())
+            .map_err(|_| Failure::Settings(format!("{method:?} is no HTTP method")))?;
+        let target = self.address(self.home.as_str())?;
+        let request = self.client.request(method, target).header(header::USER_AGENT, &self.settings.user_agent);
+        let request = request.headers(self.secrets().headers.clone()).body(body);
+        let silence = self.settings.read_timeout;
+        let response = match timeout(silence, request.send()).await {
+            Ok(sent) => sent.map_err(|error| self.secrets().explain(&error))?,
+            Err(_) => return Err(Failure::Timeout(format!("no answer for {silence:?} (http.read_timeout)"))),
+        };
+        match response.status() {
+            status if status.is_success() => Ok(()),
+            status => Err(self.status(status.as_u16(), response).await),
+        }
+    }
+
+    /// The answer to a request, redirects followed.
+    async fn reach(&self, url: &str, asked: Asked<'_>) -> Result<reqwest::Response, Failure> {
         self.permit(url)?;
         let mut target = self.address(url)?;
         for _ in 0..=REDIRECTS {
-            let response = self.send(&target, etag).await?;
+            let response = self.send(&target, asked).await?;
             match response.status().as_u16() {
-                200 => return self.read(response, reservation).await,
-                304 => return Ok(Answer::NotModified(meta(response.headers()))),
                 301 | 302 | 303 | 307 | 308 => target = self.redirected(&target, response.headers())?,
-                code => return Err(self.status(code, response).await),
+                _ => return Ok(response),
             }
         }
         Err(Failure::Redirect(format!("more than {REDIRECTS} redirects")))
     }
 
-    async fn send(&self, target: &Url, etag: Option<&str>) -> Result<reqwest::Response, Failure> {
-        let mut request = self
-            .client
-            .get(target.clone())
-            .header(header::USER_AGENT, &self.settings.user_agent)
-            .header(header::ACCEPT, ACCEPT)
-            .header(header::ACCEPT_ENCODING, "gzip, br, zstd");
+    async fn send(&self, target: &Url, asked: Asked<'_>) -> Result<reqwest::Response, Failure> {
+        let mut request = self.client.get(target.clone()).header(header::USER_AGENT, &self.settings.user_agent);
+        request = asked.headers(request);
         if self.is_home(target) {
             request = request.headers(self.secrets().headers.clone());
         }
-        if let Some(etag) = etag {
-            request = request.header(header::IF_NONE_MATCH, etag);
-        }
         let silence = self.settings.read_timeout;
         match timeout(silence, request.send()).await {
-            Ok(sent) => sent.map_err(|error| self.explain(&error)),
+            Ok(sent) => sent.map_err(|error| self.secrets().explain(&error)),
             Err(_) => Err(Failure::Timeout(format!("no answer for {silence:?} (http.read_timeout)"))),
         }
     }
@@ -340,7 +380,7 @@ impl Requests {
     async fn chunk(&self, response: &mut reqwest::Response) -> Result<Option<bytes::Bytes>, Failure> {
         let silence = self.settings.read_timeout;
         match timeout(silence, response.chunk()).await {
-            Ok(chunk) => chunk.map_err(|error| self.explain(&error)),
+            Ok(chunk) => chunk.map_err(|error| self.secrets().explain(&error)),
             Err(_) => Err(Failure::Timeout(format!("no bytes for {silence:?} (http.read_timeout)"))),
         }
     }
@@ -351,31 +391,6 @@ impl Requests {
         let first = self.chunk(&mut response).await.ok().flatten().unwrap_or_default();
         let beginning = String::from_utf8_lossy(&first[..first.len().min(80)]).trim().to_owned();
         Failure::Status { code, retry_after, beginning: self.mask(&beginning) }
-    }
-
-    /// Sorts what the client says; its own words may hold the URL with secrets, so only the causes are passed on.
-    fn explain(&self, error: &reqwest::Error) -> Failure {
-        let words = self.mask(&chain(error));
-        let mut cause = error.source();
-        while let Some(inner) = cause {
-            if inner.is::<rustls::Error>() {
-                return Failure::Tls(words);
-            }
-            let io = inner.downcast_ref::<std::io::Error>();
-            if io.is_some_and(|io| io.kind() == std::io::ErrorKind::ConnectionRefused) {
-                return Failure::ConnectionRefused(words);
-            }
-            // Asked for its source, an I/O error passes over the error that it wraps.
-            let wrapped = io.and_then(std::io::Error::get_ref);
-            cause = wrapped.map(|wrapped| wrapped as &(dyn std::error::Error + 'static)).or_else(|| inner.source());
-        }
-        if error.is_timeout() {
-            Failure::Timeout(words)
-        } else if error.is_connect() {
-            Failure::Connect(words)
-        } else {
-            Failure::Broken(words)
-        }
     }
 }
 
@@ -403,6 +418,39 @@ impl Secrets {
         };
         self.headers == other.headers && values(self) == values(other)
     }
+
+    fn mask(&self, text: &str) -> String {
+        let mut masked = text.to_owned();
+        for (name, value, _) in self.query.iter().filter(|(_, _, hidden)| *hidden) {
+            masked = mask::without(&masked, value.expose_secret(), &format!("{{{name}}}"));
+        }
+        masked
+    }
+
+    /// Sorts what the client says; its own words may hold the URL with secrets, so only the causes are passed on.
+    pub(super) fn explain(&self, error: &reqwest::Error) -> Failure {
+        let words = self.mask(&chain(error));
+        let mut cause = error.source();
+        while let Some(inner) = cause {
+            if inner.is::<rustls::Error>() {
+                return Failure::Tls(words);
+            }
+            let io = inner.downcast_ref::<std::io::Error>();
+            if io.is_some_and(|io| io.kind() == std::io::ErrorKind::ConnectionRefused) {
+                return Failure::ConnectionRefused(words);
+            }
+            // Asked for its source, an I/O error passes over the error that it wraps.
+            let wrapped = io.and_then(std::io::Error::get_ref);
+            cause = wrapped.map(|wrapped| wrapped as &(dyn std::error::Error + 'static)).or_else(|| inner.source());
+        }
+        if error.is_timeout() {
+            Failure::Timeout(words)
+        } else if error.is_connect() {
+            Failure::Connect(words)
+        } else {
+            Failure::Broken(words)
+        }
+    }
 }
 
 fn resolve(value: &Value) -> Result<(SecretString, bool), Failure> {
@@ -416,7 +464,7 @@ fn resolve(value: &Value) -> Result<(SecretString, bool), Failure> {
 }
 
 /// Percent-encodes a query name or value.
-fn escape(text: &str) -> String {
+pub(super) fn escape(text: &str) -> String {
     url::form_urlencoded::byte_serialize(text.as_bytes()).collect::<String>().replace('+', "%20")
 }
 

@@ -1,4 +1,16 @@
 //! A stream of server-sent events (WHATWG HTML §9.2): one connection, event by event. Never decodes what they say.
+//!
+//! A stream ends for good with its first failure or its end: when to connect again, and from where, is for others to
+//! say. What is no event (comments, unknown fields, other junk) is passed over. Memory is bounded by one event and what
+//! the connection delivers at once; nothing is read ahead of the reader.
+
+mod parse;
+
+use std::time::Duration;
+
+use super::asked::Streaming;
+use super::http::{Failure, Requests, escape};
+use parse::Parser;
 
 /// `sse` of a feed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -9,4 +21,123 @@ pub struct SseSettings {
     pub from: String,
     /// The query parameter for the last item's id.
     pub after: String,
+}
+
+/// The largest event taken, bytes, unless `http.max_page_bytes` is smaller.
+pub const MAX_EVENT_BYTES: u64 = 16 << 20;
+
+/// An event.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// Its type, `message` when it has none.
+    pub name: String,
+    /// Its data, lines joined by line feeds; what is not UTF-8 is replaced by U+FFFD.
+    pub data: String,
+    /// The last event id: this event's, or else the newest before it on this stream; empty when the publisher took it
+    /// back.
+    pub id: Option<String>,
+    /// How long to wait before connecting again, where this event says so.
+    pub retry: Option<Duration>,
+}
+
+/// One connection.
+pub struct Stream {
+    connection: Option<Streaming>,
+    parser: Parser,
+}
+
+impl Stream {
+    /// Connects. `requests` are those of the stream's own URL, since its origin is home to the feed's secrets;
+    /// `last_event_id` is what the last event committed had.
+    ///
+    /// # Errors
+    /// Whatever kept a stream from being there; a status other than 200, 204 among them (the publisher wants nobody to
+    /// connect again), is [`Failure::Status`].
+    pub async fn open(requests: &Requests, url: &str, last_event_id: Option<&str>) -> Result<Self, Failure> {
+        let connection = requests.stream(url, last_event_id).await?;
+        let max = MAX_EVENT_BYTES.min(connection.max_page_bytes());
+        Ok(Self { connection: Some(connection), parser: Parser::new(max) })
+    }
+
+    /// The next event; `None` at the stream's end, and after a failure. Nothing is lost when a call is dropped before
+    /// it is ready.
+    ///
+    /// # Errors
+    /// [`Failure::Broken`] and the like when the connection breaks, [`Failure::TooLarge`] for an event beyond the limit.
+    pub async fn next(&mut self) -> Result<Option<Event>, Failure> {
+        let next = self.read().await;
+        if !matches!(next, Ok(Some(_))) {
+            self.connection = None;
+        }
+        next
+    }
+
+    async fn read(&mut self) -> Result<Option<Event>, Failure> {
+        let Some(connection) = &mut self.connection else { return Ok(None) };
+        loop {
+            if let Some(event) = self.parser.next()? {
+                return Ok(Some(event));
+            }
+            match connection.chunk().await? {
+                Some(chunk) => self.parser.take(chunk),
+                None => return Ok(None),
+            }
+        }
+    }
+
+    /// How long the publisher last asked to wait before connecting again, with an event or without one.
+    pub fn retry(&self) -> Option<Duration> {
+        self.parser.retry()
+    }
+}
+
+/// Where to connect to go on behind `position`, an item's `modified` and id: the configured URL with the two parameters,
+/// in place of those it has. Without a position it is the configured URL.
+pub fn connect_url(settings: &SseSettings, position: Option<(&str, &str)>) -> String {
+    let Some((modified, id)) = position else { return settings.url.clone() };
+    let url = settings.url.split('#').next().unwrap_or_default();
+    let (place, query) = url.split_once('?').unwrap_or((url, ""));
+    let kept = query.split('&').filter(|pair| !pair.is_empty() && !names(pair, &[&settings.from, &settings.after]));
+    let mut pairs: Vec<String> = kept.map(str::to_owned).collect();
+    pairs.push(format!("{}={}", escape(&settings.from), escape(modified)));
+    pairs.push(format!("{}={}", escape(&settings.after), escape(id)));
+    format!("{place}?{}", pairs.join("&"))
+}
+
+/// Whether a query's pair is one of these parameters, however its name is percent-encoded.
+fn names(pair: &str, parameters: &[&str]) -> bool {
+    let name = url::form_urlencoded::parse(pair.as_bytes()).next().map(|(name, _)| name.into_owned());
+    name.is_some_and(|name| parameters.contains(&name.as_str()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(url: &str) -> SseSettings {
+        SseSettings { url: url.into(), from: "from".into(), after: "after".into() }
+    }
+
+    #[test]
+    fn a_position_is_put_into_the_url_percent_encoded() {
+        let url = connect_url(&settings("https://p.example/stream"), Some(("2026-01-01T00:00:00+01:00", "{a b&é/1}")));
+        assert_eq!(
+            url,
+            "https://p.example/stream?from=2026-01-01T00%3A00%3A00%2B01%3A00&after=%7Ba%20b%26%C3%A9%2F1%7D"
+        );
+    }
+
+    #[test]
+    fn a_position_replaces_the_one_configured_and_nothing_else() {
+        let configured = "https://p.example/stream?kind=a%2Fb&from=1&%61fter=x&fromage=brie&&flag#top";
+        let url = connect_url(&settings(configured), Some(("2", "y")));
+        assert_eq!(url, "https://p.example/stream?kind=a%2Fb&fromage=brie&flag&from=2&after=y");
+        assert_eq!(connect_url(&settings(configured), None), configured);
+    }
+
+    #[test]
+    fn parameters_have_the_names_that_are_configured() {
+        let named = SseSettings { from: "afterTimestamp".into(), after: "afterId".into(), ..settings("http://h/?s=1") };
+        assert_eq!(connect_url(&named, Some(("7", ""))), "http://h/?s=1&afterTimestamp=7&afterId=");
+    }
 }

@@ -1,9 +1,138 @@
 //! What publishers POST to us: a router over an inbox, which authenticates and hands bodies on. Never decodes them.
+//!
+//! Guarantees: nothing is handed on that one of the feed's secrets did not vouch for; a 2xx is given only once the
+//! feed's loop says that the body is committed; what waits is bounded, in bodies and in bytes, and whoever comes beyond
+//! that is told when to come again.
 
+mod credentials;
+pub mod poison;
+mod reading;
+mod router;
+pub mod tls;
+
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Duration;
 
+use secrecy::SecretString;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::budget::Reservation;
 use super::secret::{SecretSource, Value};
+use poison::Poison;
+use router::Told;
+pub use router::router;
+
+/// Bodies that wait for a feed's loop: the capacity its channel should have.
+pub const WAITING: usize = 8;
+
+/// The feeds that publishers may post to. Clones are the same inbox.
+#[derive(Clone, Default)]
+pub struct Inbox(Arc<Shared>);
+
+#[derive(Default)]
+struct Shared {
+    doors: RwLock<HashMap<String, Arc<Entry>>>,
+    strangers: Mutex<Told>,
+}
+
+/// A feed's side of the inbox.
+#[derive(Clone)]
+pub struct Door {
+    /// Any of them will do.
+    pub secrets: Vec<SecretString>,
+    /// Whether bodies are taken just now.
+    pub state: watch::Receiver<DoorState>,
+    /// To the feed's loop, with room for [`WAITING`].
+    pub sender: mpsc::Sender<Posted>,
+    /// Counts bodies that were turned away because of ourselves: nobody is blamed for what was in them.
+    pub turned_away: Arc<AtomicU64>,
+}
+
+/// Whether a feed takes bodies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DoorState {
+    /// It does.
+    Open,
+    /// Later: 503.
+    Defer {
+        /// When to come again.
+        retry_after: Duration,
+        /// Why, for the publisher.
+        why: &'static str,
+    },
+    /// Not until the operator says so (paused, purged): 409, with the reason.
+    Refused(&'static str),
+}
+
+/// A body on its way to the feed's loop, authenticated and decompressed.
+pub struct Posted {
+    /// The body; when it is the fifth time and it is too large, its beginning alone (at most 1 KiB).
+    pub bytes: Vec<u8>,
+    /// XXH3 of the body as it came; of one that is too large, of its beginning and its declared length.
+    pub hash: u64,
+    /// It was refused four times within an hour: to be quarantined if it still can't be read, then taken, and the feed
+    /// walked again from a while ago.
+    pub fifth: bool,
+    /// Of `fifth`: what is wrong with it that the loop can't see, such as its size.
+    pub fault: Option<String>,
+    /// Its share of the memory budget, to be kept for as long as the bytes are.
+    pub held: Reservation,
+    /// The publisher waits for it. It may be gone: what it posted is applied all the same.
+    pub answer: oneshot::Sender<Answer>,
+}
+
+/// What a feed's loop says to a body.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// Committed and synced: 204.
+    Taken,
+    /// It can't be read, for this reason: 400.
+    Refused(String),
+    /// Not now: 503, and when to come again.
+    Busy(Duration),
+    /// Not any more, such as after a purge: 409.
+    Gone,
+}
+
+/// A door, and what is remembered of it when another takes its place.
+struct Entry {
+    door: Door,
+    memory: Arc<Mutex<Memory>>,
+}
+
+#[derive(Default)]
+struct Memory {
+    poison: Poison,
+    told: HashMap<u16, Told>,
+}
+
+impl Inbox {
+    /// Lets publishers post to `feed`, in place of a door it had.
+    pub fn register(&self, feed: &str, door: Door) {
+        let mut doors = self.0.doors.write().unwrap_or_else(PoisonError::into_inner);
+        let memory = doors.get(feed).map(|entry| Arc::clone(&entry.memory)).unwrap_or_default();
+        doors.insert(feed.to_owned(), Arc::new(Entry { door, memory }));
+    }
+
+    /// From now on nobody knows of `feed`: 404.
+    pub fn remove(&self, feed: &str) {
+        self.0.doors.write().unwrap_or_else(PoisonError::into_inner).remove(feed);
+    }
+
+    fn entry(&self, feed: &str) -> Option<Arc<Entry>> {
+        self.0.doors.read().unwrap_or_else(PoisonError::into_inner).get(feed).cloned()
+    }
+}
+
+impl Entry {
+    fn memory(&self) -> MutexGuard<'_, Memory> {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 /// `webhook` of a feed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,7 +157,9 @@ pub struct RegisterSettings {
     /// Its body, in which `{callback}` stands for our URL.
     pub body: String,
     /// How often it is repeated; only at start unless set.
-    pub renew: Option<std::time::Duration>,
+    pub renew: Option<Duration>,
+    /// Our URL, as the publisher sees it.
+    pub callback: String,
 }
 
 /// `[webhooks]`: the listener that faces publishers.
@@ -36,7 +167,7 @@ pub struct RegisterSettings {
 pub struct WebhooksSettings {
     /// Where it listens.
     pub listen: SocketAddr,
-    /// The path in front of the feeds' names.
+    /// The path in front of the feeds' names: empty, or with a slash before it and none behind.
     pub path: String,
     /// Its address as publishers see it, without the path; needed to register.
     pub public_url: Option<String>,
@@ -64,5 +195,12 @@ impl Default for WebhooksSettings {
             max_body_bytes: 32 << 20,
             tls: None,
         }
+    }
+}
+
+impl WebhooksSettings {
+    /// Where publishers post the feed's pages, if they know our address.
+    pub fn callback(&self, feed: &str) -> Option<String> {
+        self.public_url.as_ref().map(|url| format!("{url}{}/{feed}", self.path))
     }
 }

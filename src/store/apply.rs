@@ -3,17 +3,21 @@
 //! A delivery commits whole, its cursor with it, in one transaction of the writer, or not at all. What was read under an
 //! older generation, or from a cursor that is no longer the stored one, is not written at all.
 
+mod cursor;
 mod decide;
 mod lookup;
 mod notice;
 mod row;
 
+use std::sync::Arc;
+
 use rusqlite::{OptionalExtension, params};
 use tokio::sync::oneshot;
 
 use super::writer::{Bench, Weight};
-use super::{Millis, Store, StoreError, journal, positions};
-use crate::feed::{Generation, Item, Modified, Order, Page, Seq, State, Ties, Transport};
+use super::{Millis, Store, StoreError, journal};
+use crate::feed::{Brought, Generation, Item, Modified, Order, Page, Seq, State, Ties, Transport};
+use cursor::{cursor_stands, move_cursor};
 use decide::{Decision, Rules};
 use lookup::{Met, Prepared, Wanted};
 use notice::{notice_class, notice_going_back};
@@ -62,6 +66,8 @@ pub enum Purpose {
     Poll(Step),
     /// A page of a resync, which has a cursor of its own.
     Resync(Step),
+    /// What a push endpoint brought: its own position moves, and no other.
+    Push(Position),
     /// A page read again, or a record taken out of quarantine: no cursor moves.
     Again,
 }
@@ -77,6 +83,18 @@ pub struct Step {
     pub level: bool,
     /// Whether `cursor` is the publisher's own word, and the end, if it was seen, the standard's sign.
     pub clean: bool,
+}
+
+/// Where a push endpoint stands after a delivery, beside the delivery's last item.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Position {
+    /// Where a stream would be taken up again.
+    pub cursor: Option<String>,
+    /// The last event's own id.
+    pub event_id: Option<String>,
+    /// Where the batch before it left the cursor: this one counts only if it is still there, so that no batch that
+    /// failed is passed over.
+    pub after: Option<String>,
 }
 
 /// Whether a delivery was taken.
@@ -112,7 +130,14 @@ pub struct Applied {
     pub quarantined: u64,
     /// Why the feed became suspect with this delivery.
     pub suspect: Option<String>,
+    /// What a push endpoint brought, or what a poll found that push should bring too; some of it where that is much.
+    pub brought: Vec<Brought>,
 }
+
+/// So many items of a delivery are named.
+const NAMED: usize = 1_000;
+/// So many items of several deliveries are named.
+const NAMED_IN_ALL: usize = 4_000;
 
 impl Applied {
     /// Items written.
@@ -135,6 +160,9 @@ impl Applied {
         self.tied += other.tied;
         self.quarantined += other.quarantined;
         self.suspect = other.suspect.or(self.suspect.take());
+        if self.brought.len() < NAMED_IN_ALL {
+            self.brought.extend(other.brought);
+        }
     }
 }
 
@@ -142,8 +170,10 @@ impl Store {
     /// Queues a delivery; the answer comes once it is committed.
     pub fn apply(&self, delivery: Delivery) -> oneshot::Receiver<Result<Applied, StoreError>> {
         let resync = matches!(delivery.purpose, Purpose::Resync(_));
-        let large = resync || delivery.follows || delivery.page.items.len() > SMALL_ITEMS;
-        let durable = delivery.transport != Transport::Poll;
+        let pushed = matches!(delivery.purpose, Purpose::Push(_));
+        let large = resync || delivery.follows || !pushed && delivery.page.items.len() > SMALL_ITEMS;
+        // What can be read again, from the cursor that commits with it, need not be on the disk at once.
+        let durable = matches!(delivery.transport, Transport::Webhook | Transport::Amqp);
         let weight = Weight { large, durable, seqs: delivery.page.items.len() };
         self.queue(weight, move |bench| apply(bench, &delivery))
     }
@@ -158,6 +188,8 @@ struct Feed {
     differing: i64,
     suspect: bool,
     class: i64,
+    /// Whether it is level and has push endpoints, whose trust depends on what polls find.
+    watched: bool,
     resync: Option<Walk>,
 }
 
@@ -176,7 +208,9 @@ fn apply(bench: &mut Bench<'_>, delivery: &Delivery) -> Result<Applied, StoreErr
     let mut tally = Tally::default();
     let mut prepared = Prepared::new(bench.db)?;
     for item in &delivery.page.items {
+        let before = tally.applied.written();
         apply_item(bench, &mut prepared, delivery, &feed, item, &mut tally)?;
+        name(delivery, &feed, item, tally.applied.written() > before, &mut tally.applied);
     }
     for record in &delivery.page.unreadable {
         journal::quarantine(bench, feed.id, delivery.transport, delivery.at, record)?;
@@ -198,9 +232,22 @@ fn apply(bench: &mut Bench<'_>, delivery: &Delivery) -> Result<Applied, StoreErr
     Ok(Applied { suspect, ..tally.applied })
 }
 
+fn name(delivery: &Delivery, feed: &Feed, item: &Item, written: bool, applied: &mut Applied) {
+    let wanted = match delivery.purpose {
+        Purpose::Push(_) => true,
+        Purpose::Poll(_) => feed.watched && written,
+        Purpose::Resync(_) | Purpose::Again => false,
+    };
+    if wanted && applied.brought.len() < NAMED {
+        let (kind, id, modified) = (Arc::clone(&item.kind), item.id.clone(), item.modified.clone());
+        applied.brought.push(Brought { kind, id, modified, written });
+    }
+}
+
 fn open_feed(bench: &Bench<'_>, delivery: &Delivery) -> Result<Option<Feed>, StoreError> {
     let mut find = bench.db.prepare_cached(
-        "SELECT f.differing, f.suspect IS NOT NULL, f.class, r.start_seq, r.trust
+        "SELECT f.differing, f.suspect IS NOT NULL, f.class, r.start_seq, r.trust,
+                f.push <> 'none' AND f.mode <> 'refresh'
          FROM feed f LEFT JOIN resync r ON r.feed = f.id WHERE f.id = ?1 AND f.generation = ?2 AND f.purged = 0",
     )?;
     let feed = find.query_row(params![delivery.feed, delivery.generation], |row| {
@@ -211,20 +258,11 @@ fn open_feed(bench: &Bench<'_>, delivery: &Delivery) -> Result<Option<Feed>, Sto
             differing: row.get(0)?,
             suspect: row.get(1)?,
             class: row.get(2)?,
+            watched: row.get(5)?,
             resync: start_seq.map(|start_seq| Walk { start_seq, trust: trust.unwrap_or(0) != 0 }),
         })
     });
     Ok(feed.optional()?)
-}
-
-fn cursor_stands(bench: &Bench<'_>, delivery: &Delivery) -> Result<bool, StoreError> {
-    let (sql, step) = match &delivery.purpose {
-        Purpose::Poll(step) => ("SELECT cursor FROM endpoint WHERE feed = ?1 AND transport = 0", step),
-        Purpose::Resync(step) => ("SELECT cursor FROM resync WHERE feed = ?1 AND stage = 'walk'", step),
-        Purpose::Again => return Ok(true),
-    };
-    let stored = bench.db.prepare_cached(sql)?.query_row([delivery.feed], |row| row.get::<_, Option<String>>(0));
-    Ok(stored.optional()?.flatten().as_deref() == Some(step.asked.as_str()))
 }
 
 #[derive(Default)]
@@ -399,49 +437,5 @@ fn write_feed(
         delivery.page.license,
         suspect
     ])?;
-    Ok(())
-}
-
-/// The last updated item of a page: while it is live, there is something to find from where the page was asked for.
-fn witness(delivery: &Delivery) -> Option<&Item> {
-    delivery.page.items.iter().rev().find(|item| item.state == State::Updated)
-}
-
-fn move_cursor(bench: &Bench<'_>, delivery: &Delivery, feed: &Feed) -> Result<(), StoreError> {
-    match &delivery.purpose {
-        Purpose::Poll(step) => {
-            let last = delivery.page.items.last();
-            bench
-                .db
-                .prepare_cached(
-                    "UPDATE endpoint SET cursor = ?2, updated_at = ?3,
-                         modified = coalesce(?4, modified), id = coalesce(?5, id)
-                     WHERE feed = ?1 AND transport = 0",
-                )?
-                .execute(params![
-                    feed.id,
-                    step.cursor,
-                    delivery.at,
-                    last.map(|item| SqlModified(&item.modified)),
-                    last.map(|item| &*item.id)
-                ])?;
-            if let Some(item) = witness(delivery) {
-                positions::record(bench, feed.id, delivery.at, &step.asked, item)?;
-            }
-        }
-        Purpose::Resync(step) => {
-            bench
-                .db
-                .prepare_cached("UPDATE resync SET cursor = ?2, clean = min(clean, ?3) WHERE feed = ?1")?
-                .execute(params![feed.id, step.cursor, step.clean])?;
-            if let Some(item) = witness(delivery) {
-                bench
-                    .db
-                    .prepare_cached("UPDATE resync SET asked = ?2, kind = ?3, id = ?4 WHERE feed = ?1")?
-                    .execute(params![feed.id, step.asked, &*item.kind, &*item.id])?;
-            }
-        }
-        Purpose::Again => {}
-    }
     Ok(())
 }

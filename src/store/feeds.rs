@@ -79,12 +79,16 @@ impl Store {
     ///
     /// # Errors
     /// When the statement fails or the writer has stopped.
-    pub async fn started(&self, at: Millis, ops_address: Option<String>) -> Result<(), StoreError> {
+    pub async fn started(
+        &self,
+        at: Millis,
+        ops_address: Option<String>,
+        webhooks_address: Option<String>,
+    ) -> Result<(), StoreError> {
         self.submit(Weight::default(), move |bench| {
             let version = env!("CARGO_PKG_VERSION");
-            let sql =
-                "UPDATE mirror_state SET version = ?1, started_at = ?2, ops_address = ?3, webhooks_address = NULL";
-            bench.db.execute(sql, params![version, at, ops_address])?;
+            let sql = "UPDATE mirror_state SET version = ?1, started_at = ?2, ops_address = ?3, webhooks_address = ?4";
+            bench.db.execute(sql, params![version, at, ops_address, webhooks_address])?;
             Ok(journal::event(bench, None, at, "started", &format!("feedmirror {version}"))?)
         })
         .await

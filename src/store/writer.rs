@@ -91,7 +91,12 @@ struct Waiting {
     large: VecDeque<Job>,
     large_put_off: bool,
     closed: bool,
+    /// Groups in a row that began with small work while large work waited.
+    small_first: u32,
 }
+
+/// After so many groups of small work it is large work's turn: a publisher that never stops pushing harms nobody.
+const SMALL_FIRST: u32 = 8;
 
 impl Queue {
     fn lock(&self) -> MutexGuard<'_, Waiting> {
@@ -130,12 +135,15 @@ impl Queue {
     fn first(&self) -> Option<Job> {
         let mut waiting = self.lock();
         loop {
-            if let Some(job) = waiting.small.pop_front() {
+            let large_waits = !waiting.large_put_off && !waiting.large.is_empty();
+            if (waiting.small_first < SMALL_FIRST || !large_waits)
+                && let Some(job) = waiting.small.pop_front()
+            {
+                waiting.small_first = if large_waits { waiting.small_first + 1 } else { 0 };
                 return Some(job);
             }
-            if !waiting.large_put_off
-                && let Some(job) = waiting.large.pop_front()
-            {
+            if large_waits && let Some(job) = waiting.large.pop_front() {
+                waiting.small_first = 0;
                 return Some(job);
             }
             if waiting.closed && waiting.large.is_empty() {

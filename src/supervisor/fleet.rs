@@ -11,14 +11,17 @@ use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use super::control::Request;
+use super::endpoints::{self, Endpoints};
 use super::{Configured, FeedSettings, Fleet};
-use crate::feed::{FeedName, Health};
+use crate::feed::{FeedName, Health, Mode};
 use crate::source::client::Clients;
 use crate::source::http::{Failure, Requests};
 use crate::source::turns::Turns;
+use crate::source::webhook::{Door, DoorState, Inbox};
 use crate::store::feeds::{Note, Registration, StoredFeed};
 use crate::store::{StoreError, now};
 use crate::worker::poll::PollLoop;
+use crate::worker::push::Book;
 use crate::worker::resync::ResyncLoop;
 use crate::worker::{Counts, Feed, Shared};
 
@@ -28,6 +31,9 @@ const CHECKUP: Duration = Duration::from_secs(10);
 const LONGEST_RESTART: Duration = Duration::from_secs(300);
 /// A feed that ran this long before it panicked is started again as if for the first time.
 const SOUND_RUN: Duration = Duration::from_secs(600);
+
+pub(super) const PAUSED: &str = "the feed is paused";
+pub(super) const PURGED: &str = "the feed is purged";
 
 /// The feeds' counts, for metrics.
 #[derive(Clone, Default)]
@@ -73,6 +79,8 @@ impl Roster {
 /// Starts, watches and stops every feed's loops.
 pub struct Supervisor {
     pub(super) shared: Shared,
+    /// Where publishers post.
+    inbox: Inbox,
     clients: Clients,
     turns: Turns,
     fleet: Fleet,
@@ -93,6 +101,7 @@ pub(super) struct Member {
 /// A feed's loops.
 pub(super) struct Running {
     pub(super) feed: Arc<Feed>,
+    door: Option<Door>,
     cancel: CancellationToken,
     task: Id,
     abort: AbortHandle,
@@ -100,10 +109,11 @@ pub(super) struct Running {
 }
 
 impl Supervisor {
-    /// With nothing to do yet.
-    pub fn new(shared: Shared) -> Self {
+    /// With nothing to do yet; its feeds take what is posted to `inbox`.
+    pub fn new(shared: Shared, inbox: Inbox) -> Self {
         Self {
             shared,
+            inbox,
             clients: Clients::default(),
             turns: Turns::new(Default::default()),
             fleet: Fleet::default(),
@@ -178,6 +188,7 @@ impl Supervisor {
         for name in leaving {
             self.stop(&name).await;
             self.members.remove(&name);
+            self.inbox.remove(name.as_str());
         }
         if !same_hosts {
             self.turns = Turns::new(fleet.hosts.clone());
@@ -197,9 +208,19 @@ impl Supervisor {
 
     fn read_secrets(&self, name: &FeedName) {
         let Some(running) = self.members.get(name).and_then(|member| member.running.as_ref()) else { return };
+        self.read_door_secrets(name, running);
         match running.feed.requests.read_secrets() {
             Ok(true) => running.feed.poll_now.notify_one(),
             Ok(false) => {}
+            Err(failure) => tracing::warn!(feed = %name, %failure, "secrets can't be read again: the old ones stay"),
+        }
+    }
+
+    fn read_door_secrets(&self, name: &FeedName, running: &Running) {
+        let Some(Configured::Ready(settings)) = self.members.get(name).map(|member| &member.configured) else { return };
+        let (Some(webhook), Some(door)) = (&settings.webhook, &running.door) else { return };
+        match endpoints::secrets(webhook) {
+            Ok(secrets) => self.inbox.register(name.as_str(), Door { secrets, ..door.clone() }),
             Err(failure) => tracing::warn!(feed = %name, %failure, "secrets can't be read again: the old ones stay"),
         }
     }
@@ -215,12 +236,25 @@ impl Supervisor {
     pub(super) async fn start(&mut self, name: &FeedName, stored: &StoredFeed, delay: Duration) {
         let Some(member) = self.members.get_mut(name) else { return };
         let Configured::Ready(settings) = &member.configured else { return };
-        if stored.paused || member.running.is_some() {
+        let transports = settings.push_transports();
+        let endpoints = match self.shared.store.set_push_endpoints(stored.id, now(), transports).await {
+            Ok(endpoints) => endpoints,
+            Err(error) => return tell(name, Err(error)),
+        };
+        if stored.paused {
+            return self.shut(name, if stored.purged { PURGED } else { PAUSED });
+        }
+        if member.running.is_some() {
             return;
         }
         let counts = Arc::clone(&member.counts);
-        let feed = match feed(&self.shared, &self.clients, &self.turns, settings, stored.id, counts) {
-            Ok(feed) => Arc::new(feed),
+        let book = endpoints::book(settings, stored, &endpoints);
+        let made = Endpoints::new(&self.clients, settings, stored, &book).and_then(|(endpoints, door)| {
+            let feed = feed(&self.shared, &self.clients, &self.turns, settings, stored.id, counts, book)?;
+            Ok((Arc::new(feed), endpoints, door))
+        });
+        let (feed, endpoints, door) = match made {
+            Ok(made) => made,
             Err(failure) => {
                 tracing::error!(feed = %name, %failure, "the feed can't run");
                 let reason = Some(failure.to_string());
@@ -230,10 +264,26 @@ impl Supervisor {
             }
         };
         let cancel = CancellationToken::new();
-        let work = work(Arc::clone(&feed), cancel.clone(), stored.clone(), delay);
+        if let Some(door) = &door {
+            self.inbox.register(name.as_str(), door.clone());
+        }
+        let work = work(Arc::clone(&feed), endpoints, cancel.clone(), stored.clone(), delay);
         let abort = self.tasks.spawn(work);
         self.names.insert(abort.id(), name.clone());
-        member.running = Some(Running { feed, cancel, task: abort.id(), abort, since: Instant::now() });
+        member.running = Some(Running { feed, door, cancel, task: abort.id(), abort, since: Instant::now() });
+    }
+
+    /// Turns away what is posted to a feed, and says why.
+    pub(super) fn shut(&self, name: &FeedName, why: &'static str) {
+        let Some(Configured::Ready(settings)) = self.members.get(name).map(|member| &member.configured) else { return };
+        let Some(webhook) = &settings.webhook else { return };
+        match endpoints::closed_door(webhook, DoorState::Refused(why)) {
+            Ok(door) => self.inbox.register(name.as_str(), door),
+            Err(failure) => {
+                tracing::warn!(feed = %name, %failure, "its webhook knows no secret any more, and answers 404");
+                self.inbox.remove(name.as_str());
+            }
+        }
     }
 
     /// Ends a feed's loops; what they have handed to the store is committed.
@@ -303,14 +353,22 @@ fn words(panic: &(dyn Any + Send)) -> &str {
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("without a word")
 }
 
-async fn work(feed: Arc<Feed>, cancel: CancellationToken, stored: StoredFeed, delay: Duration) {
+async fn work(feed: Arc<Feed>, endpoints: Endpoints, cancel: CancellationToken, stored: StoredFeed, delay: Duration) {
     tokio::select! {
         () = cancel.cancelled() => return,
         () = tokio::time::sleep(delay) => {}
     }
     #[cfg(test)]
     assert!(feed.name.as_str() != "panics", "as the test wants it");
-    tokio::join!(PollLoop::new(&feed, &cancel).run(&stored), ResyncLoop::new(&feed, &cancel).run());
+    if stored.mode.is_push() {
+        let why = "restarted: push has to be reached again";
+        tell(&feed.name, feed.shared.store.set_mode(feed.id, now(), Mode::Poll, why).await);
+    }
+    tokio::join!(
+        PollLoop::new(&feed, &cancel).run(&stored),
+        ResyncLoop::new(&feed, &cancel).run(),
+        endpoints.run(&feed, &stored, &cancel)
+    );
 }
 
 /// How the store knows the configured feeds.
@@ -343,6 +401,7 @@ pub fn feed(
     settings: &FeedSettings,
     id: i64,
     counts: Arc<Counts>,
+    book: Book,
 ) -> Result<Feed, Failure> {
     let requests = Requests::new(clients, &settings.url, &settings.http, &settings.headers, &settings.query)?;
     let host = turns.host(requests.home());
@@ -363,9 +422,12 @@ pub fn feed(
         max_sweep: settings.resync.max_sweep,
         purge_gone_after: settings.purge_gone_after,
         page_timeout: settings.http.page_timeout,
+        audit: settings.push.audit,
         counts,
         poll_now: Notify::new(),
         resync_now: Notify::new(),
+        book,
+        look_back: Default::default(),
         pulses: Default::default(),
     })
 }

@@ -2,7 +2,7 @@
 
 use super::Configured;
 use super::control::{ControlError, Order, QuarantineOrder};
-use super::fleet::{Running, Supervisor};
+use super::fleet::{PAUSED, PURGED, Running, Supervisor};
 use crate::feed::{FeedName, Health};
 use crate::store::feeds::StoredFeed;
 use crate::store::resync::Trust;
@@ -39,6 +39,7 @@ impl Supervisor {
 
     async fn pause(&mut self, name: &FeedName) -> Result<String, ControlError> {
         self.shared.store.pause(name, now(), true).await.map_err(refused)?;
+        self.shut(name, PAUSED);
         self.stop(name).await;
         // A turn that ended just now may have noted another health.
         self.shared.store.pause(name, now(), true).await.map_err(refused)?;
@@ -96,6 +97,7 @@ impl Supervisor {
     }
 
     async fn purge(&mut self, name: &FeedName) -> Result<String, ControlError> {
+        self.shut(name, PURGED);
         self.stop(name).await;
         self.shared.store.purge(name, now()).await.map_err(refused)?;
         Ok(match self.members.contains_key(name) {

@@ -53,13 +53,13 @@ async fn a_feed_that_panics_is_started_again_and_the_others_never_notice() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("mirror.db");
     let (store, closing) = Store::open(&path).unwrap();
-    store.started(now(), None).await.unwrap();
+    store.started(now(), None, None).await.unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let base = format!("http://{}", listener.local_addr().unwrap());
     let asked = Arc::new(Semaphore::new(0));
     let serving = tokio::spawn(publisher(listener, Arc::clone(&asked)));
     let shared = Shared { store, budget: Budget::new(1 << 20), decoders: Arc::new(Semaphore::new(1)) };
-    let mut supervisor = Supervisor::new(shared);
+    let mut supervisor = Supervisor::new(shared, Default::default());
     let feeds = vec![quick("panics", format!("{base}/panics")), quick("sound", format!("{base}/sound"))];
 
     // When

@@ -3,14 +3,16 @@
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::walk::{End, Kind, LOOK_BACK_PAGES, Validator, Walk, Walked, explain};
-use super::{Feed, chance, fetch};
+use super::{Feed, POLL_PULSE, chance, fetch};
 use crate::feed::{Health, Mode};
+use crate::mode::push::Moment;
 use crate::mode::{self, History, Probe, Ruling, Step, Trouble};
 use crate::schedule::{self, Pace, Polled, Wait};
 use crate::source::http::{Answer, Failure};
@@ -40,6 +42,8 @@ pub struct PollLoop<'a> {
     look_back_failures: u32,
     validator: Option<Validator>,
     level: Option<LevelMark>,
+    /// When the walk under way began.
+    began: Moment,
 }
 
 /// How one turn of the loop ended.
@@ -83,6 +87,7 @@ impl<'a> PollLoop<'a> {
             look_back_failures: 0,
             validator: None,
             level: None,
+            began: Moment::ZERO,
         }
     }
 
@@ -97,6 +102,9 @@ impl<'a> PollLoop<'a> {
         loop {
             if self.rest(due).await.is_break() {
                 return;
+            }
+            if self.feed.look_back.swap(false, Ordering::Relaxed) {
+                self.look_back_at = Instant::now();
             }
             if self.level.is_some() && Instant::now() >= self.look_back_at && Instant::now() < due {
                 self.look_back().await;
@@ -126,7 +134,7 @@ impl<'a> PollLoop<'a> {
 
     async fn rest(&self, due: Instant) -> ControlFlow<()> {
         let wake = if self.level.is_some() { due.min(self.look_back_at) } else { due };
-        self.feed.pulses[0].within(wake.saturating_duration_since(Instant::now()));
+        self.feed.pulses[POLL_PULSE].within(wake.saturating_duration_since(Instant::now()));
         tokio::select! {
             () = self.cancel.cancelled() => return ControlFlow::Break(()),
             () = tokio::time::sleep_until(wake) => {}
@@ -149,13 +157,14 @@ impl<'a> PollLoop<'a> {
         }
         let Some(cursor) = stored.cursor.clone() else { return Turn::NoCursor };
         let level = stored.mode != Mode::Refresh;
-        let walk = Walk::new(feed, Kind::Poll { level }, stored.generation, self.cancel, &feed.pulses[0]);
+        self.began = feed.book.moment();
+        let walk = Walk::new(feed, Kind::Poll { level }, stored.generation, self.cancel, &feed.pulses[POLL_PULSE]);
         let walked = walk.run(cursor, self.validator.as_ref()).await;
         if walked.pages > 0 && !matches!(walked.end, End::Overtaken | End::Stopped) {
             self.answered(&stored, &walked).await;
         }
         match walked.end.clone() {
-            End::Level { reason, fresh_for } => self.levelled(&stored, walked, reason, fresh_for).await,
+            End::Level { reason, fresh_for } => self.levelled(walked, reason, fresh_for).await,
             End::Overtaken | End::Limit => Turn::Again,
             End::Stopped => Turn::Stopped,
             End::Failed { trouble, reason, asked } => self.failed(Some(&stored), trouble, reason, &asked).await,
@@ -194,26 +203,21 @@ impl<'a> PollLoop<'a> {
         stored.polled_at.map_or(Duration::ZERO, |at| between(at, today))
     }
 
-    async fn levelled(
-        &mut self,
-        stored: &StoredFeed,
-        walked: Walked,
-        reason: Option<&'static str>,
-        fresh_for: Option<Duration>,
-    ) -> Turn {
+    async fn levelled(&mut self, walked: Walked, reason: Option<&'static str>, fresh_for: Option<Duration>) -> Turn {
         let feed = self.feed;
         self.validator = walked.validator;
         if self.level.is_none() {
             self.level = Some(feed.host.mark_level());
         }
         let changed = walked.applied.written() > 0;
-        let wait =
-            self.pace.wait(&feed.poll, Polled { changed, elapsed: self.last_poll.elapsed(), fresh_for }, chance());
+        let mode = feed.polled_level(self.began, walked.applied.brought, "the end of the feed was seen").await;
+        let wait = if mode.is_push() {
+            feed.audit.mul_f64(0.95 + 0.1 * chance())
+        } else {
+            let polled = Polled { changed, elapsed: self.last_poll.elapsed(), fresh_for };
+            self.pace.wait(&feed.poll, polled, chance())
+        };
         self.last_poll = Instant::now();
-        if stored.mode == Mode::Refresh {
-            let noted = feed.shared.store.set_mode(feed.id, now(), Mode::Poll, "the end of the feed was seen").await;
-            self.logged("the mode could not be noted", noted);
-        }
         let reason =
             reason.map(|word| format!("{word}: taken as level, though the end is not shown as the standard says"));
         self.note(Health::Ok, reason, wait).await;
@@ -315,8 +319,8 @@ impl<'a> PollLoop<'a> {
     async fn probe(&self) -> Probe {
         let feed = self.feed;
         let _turn = feed.host.turn(&feed.name, Priority::Refresh).await;
-        let room = fetch::room(feed, Some(&feed.pulses[0])).await;
-        feed.pulses[0].within(feed.page_timeout);
+        let room = fetch::room(feed, Some(&feed.pulses[POLL_PULSE])).await;
+        feed.pulses[POLL_PULSE].within(feed.page_timeout);
         match feed.requests.get(&feed.url, None, room).await {
             Ok(Answer::Page(..) | Answer::NotModified(_)) => Probe::Answers,
             Err(Failure::Status { code: 404 | 410, .. }) => Probe::Gone,
@@ -367,7 +371,7 @@ impl<'a> PollLoop<'a> {
         // Of a young feed no position is old enough: it is looked at as far back as a look-back reaches. What was
         // committed late while it was read the first time would be found by none of the later ones.
         let Ok(Some(position)) = store.position(feed.id, before, LOOK_BACK_PAGES).await else { return };
-        let walk = Walk::new(feed, Kind::LookBack, stored.generation, self.cancel, &feed.pulses[0]);
+        let walk = Walk::new(feed, Kind::LookBack, stored.generation, self.cancel, &feed.pulses[POLL_PULSE]);
         let walked = walk.run(position.clone(), None).await;
         let written = walked.applied.written();
         if written > 0 {

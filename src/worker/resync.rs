@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use super::walk::{End, Kind, Walk, Walked};
-use super::{Feed, chance};
+use super::{Feed, RESYNC_PULSE, chance};
 use crate::mode::{self, History, Step, Trouble};
 use crate::schedule::{self, Wait};
 use crate::store::feeds::{Note, StoredFeed};
@@ -60,8 +60,8 @@ impl<'a> ResyncLoop<'a> {
                 Turn::Stopped => return,
             };
             match wait {
-                Some(wait) => self.feed.pulses[1].within(wait),
-                None => self.feed.pulses[1].rest(),
+                Some(wait) => self.feed.pulses[RESYNC_PULSE].within(wait),
+                None => self.feed.pulses[RESYNC_PULSE].rest(),
             }
             let timer = async {
                 match wait {
@@ -88,7 +88,7 @@ impl<'a> ResyncLoop<'a> {
         match resync.stage {
             Stage::Held => Turn::Idle,
             Stage::Sweep => {
-                feed.pulses[1].rest();
+                feed.pulses[RESYNC_PULSE].rest();
                 let swept = feed.shared.store.sweep(feed.id, resync.walk, now()).await;
                 self.ended(swept).await
             }
@@ -98,14 +98,14 @@ impl<'a> ResyncLoop<'a> {
 
     async fn walk(&mut self, resync: &Resync, stored: &StoredFeed) -> Turn {
         let feed = self.feed;
-        feed.pulses[1].rest();
+        feed.pulses[RESYNC_PULSE].rest();
         let _place = tokio::select! {
             () = self.cancel.cancelled() => return Turn::Stopped,
             place = feed.host.resync_place() => place,
         };
         let mut walked = self.follow(resync.cursor.clone(), stored).await;
         if let (End::Level { .. }, Some(end)) = (&walked.end, self.doubtful_end().await) {
-            feed.pulses[1].within(feed.poll.min);
+            feed.pulses[RESYNC_PULSE].within(feed.poll.min);
             tokio::select! {
                 () = self.cancel.cancelled() => return Turn::Stopped,
                 () = tokio::time::sleep(feed.poll.min) => {}
@@ -118,7 +118,7 @@ impl<'a> ResyncLoop<'a> {
         match walked.end {
             End::Level { .. } => {
                 self.deaths = 0;
-                feed.pulses[1].rest();
+                feed.pulses[RESYNC_PULSE].rest();
                 let ended = feed.shared.store.end_resync(feed.id, resync.walk, now(), feed.max_sweep).await;
                 self.ended(ended).await
             }
@@ -137,7 +137,7 @@ impl<'a> ResyncLoop<'a> {
     }
 
     async fn follow(&self, from: String, stored: &StoredFeed) -> Walked {
-        let pulse = &self.feed.pulses[1];
+        let pulse = &self.feed.pulses[RESYNC_PULSE];
         Walk::new(self.feed, Kind::Resync, stored.generation, self.cancel, pulse).run(from, None).await
     }
 

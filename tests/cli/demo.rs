@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::os::unix::fs::PermissionsExt;
 
 use nix::sys::signal::Signal;
 
@@ -43,6 +44,30 @@ fn its_feeds_get_level_its_page_answers_and_its_file_stays() {
     let closing = ran.out.rsplit("2 feeds: 2 ok; ").next().unwrap();
     assert!(closing.contains("live items") && !closing.starts_with('0'), "{}", ran.out);
     assert_eq!(desk.run(&["status", "--db", "demo.db"]).code, Some(0));
+}
+
+#[test]
+fn one_feed_is_kept_live_by_a_stream_and_one_by_a_webhook() {
+    let desk = Desk::new();
+    let running = desk.start(&[&SMALL[..], &["5"]].concat());
+    let modes = || desk.sql("demo.db", "SELECT mode || ' ' || push FROM feeds ORDER BY mode");
+    until("push keeps both feeds", || modes() == ["sse proven", "webhook proven"]);
+    let brought =
+        || desk.sql("demo.db", "SELECT transport FROM endpoints WHERE delivered > 0 AND missed = 0 ORDER BY 1");
+    until("both have brought items", || brought() == ["sse", "webhook"]);
+    let of = |mode: &str| desk.sql("demo.db", &format!("SELECT name FROM feeds WHERE mode = '{mode}'")).remove(0);
+    let said = [format!("{} is kept live by its stream", of("sse")), format!("{} by the pages", of("webhook"))];
+    until("it says so", || said.iter().all(|words| running.out().contains(words)));
+    // the webhook's secret is nobody else's to read, and is shown nowhere
+    let mode = std::fs::metadata(desk.path("demo.db.webhook.token")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600, "{mode:o}");
+    let secret = std::fs::read_to_string(desk.path("demo.db.webhook.token")).unwrap();
+
+    running.signal(Signal::SIGINT);
+    let ran = running.ended();
+
+    assert_eq!((ran.code, ran.err.as_str()), (Some(0), ""), "{ran:?}");
+    assert!(secret.len() >= 32 && !ran.out.contains(&secret), "{}", ran.out);
 }
 
 #[test]

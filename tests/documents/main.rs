@@ -8,6 +8,7 @@ mod support;
 
 mod architecture;
 mod commands;
+mod configuration;
 mod document;
 mod links;
 mod source;

@@ -146,6 +146,11 @@ pub(crate) const HOMES: &[Home] = &[
         because: "SQL that is written in one place is migrated in one place",
     },
     Home {
+        dependency: "lapin",
+        only_in: &["source", "simulate"],
+        because: "a broker is a transport like any other: no loop knows one library's words",
+    },
+    Home {
         dependency: "anyhow",
         only_in: &["cli", "main"],
         because: "each stage has its own error enum, which policy can match",

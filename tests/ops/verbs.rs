@@ -10,7 +10,7 @@ use crate::bench::{Bench, File, command, run, shown};
 #[tokio::test(flavor = "multi_thread")]
 async fn a_verb_reaches_the_daemon_that_holds_the_file() {
     let bench = Bench::with(&["acme", "b"]).await;
-    bench.file.store().started(now(), Some(bench.address.to_string())).await.unwrap();
+    bench.file.store().started(now(), Some(bench.address.to_string()), None).await.unwrap();
     let seek = "https://acme.example/rpde?afterId=%7B1%7D";
     let told = |order: Order| Asked::Feed("acme".into(), order);
     for (arguments, asked) in [
@@ -73,7 +73,7 @@ async fn a_refusal_is_told_and_keeps_no_other_feed_from_its_order() {
         _ => Ok("done".into()),
     };
     let bench = Bench::listening("127.0.0.1:0", &["acme"], answer).await;
-    bench.file.store().started(now(), Some(bench.address.to_string())).await.unwrap();
+    bench.file.store().started(now(), Some(bench.address.to_string()), None).await.unwrap();
     let (exit, out, error) = run(&bench.file.path(), &["pause", "nope", "acme"]).await;
     assert_eq!((exit, out.as_str()), (1, "done\n"));
     assert!(error.contains("there is no feed nope"), "{error}");
@@ -87,7 +87,7 @@ async fn a_holder_that_does_not_answer_is_named() {
     assert!(error.contains("without an ops listener"), "{error}");
 
     let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
-    bench.store().started(now(), Some(closed.clone())).await.unwrap();
+    bench.store().started(now(), Some(closed.clone()), None).await.unwrap();
     feedmirror::server::token::token(None, &bench.path()).unwrap();
     let (exit, _, error) = run(&bench.path(), &["pause", "acme"]).await;
     assert_eq!(exit, 1);

@@ -1,6 +1,7 @@
 //! Status and the journals: rows under the SQL names, tables for people.
 
-use feedmirror::feed::{Finding, Health};
+use feedmirror::feed::{Finding, Health, Mode, Push, Transport};
+use feedmirror::store::endpoints::Standing;
 use feedmirror::store::feeds::Note;
 use feedmirror::store::read::Reader;
 
@@ -138,6 +139,45 @@ fn status_of_one_feed_shows_that_one() {
     let mirror = busy_mirror();
     let text = mirror.says(&["status", "acme-sessions"]);
     assert!(text.contains("acme-sessions") && !text.contains("trouble"), "{text}");
+}
+
+#[test]
+fn status_of_a_pushed_feed_says_how_its_endpoints_are_and_why_its_mode_is_what_it_is() {
+    // given a feed that its stream kept level until the stream was lost, and its webhook is doing so now
+    let mirror = busy_mirror();
+    let id = mirror.runtime.block_on(mirror.store().feed(&mirror.name("acme-sessions"))).unwrap().id;
+    let standing = |why: &str| Standing { push: Push::Proven, of_feed: Push::Proven, why: why.into(), missed: 2 };
+    mirror.runtime.block_on(async {
+        let store = mirror.store();
+        store.set_push_endpoints(id, AT, vec![Transport::Sse, Transport::Webhook]).await.unwrap();
+        store.set_standing(id, AT, Transport::Webhook, standing("proven: it delivered a")).await.unwrap();
+        store.set_mode(id, AT, Mode::Sse, "push delivers").await.unwrap();
+        let lost = Some("push-lost: sse: stream-ended: the publisher closed the stream".to_owned());
+        store.note_endpoint(id, AT, Transport::Sse, Health::Retrying, lost).await.unwrap();
+        store.set_mode(id, AT, Mode::Webhook, "push-lost: sse: stream-ended").await.unwrap();
+    });
+
+    let all = mirror.says(&["status"]);
+    let one = mirror.says(&["status", "acme-sessions"]);
+
+    // then all feeds show mode and push, and the one says more, the last change of its mode alone
+    let row = |text: &str| -> Vec<String> {
+        let row = text.lines().find(|line| line.trim_start().starts_with("acme-sessions ")).unwrap();
+        row.split_whitespace().take(4).map(str::to_owned).collect()
+    };
+    assert_eq!(row(&all), ["acme-sessions", "webhook", "proven", "ok"], "{all}");
+    assert!(!all.contains("its mode changed"), "{all}");
+    let said = |what: &str| assert!(one.contains(what), "no {what} in\n{one}");
+    said(" ago: sse → webhook: push-lost: sse: stream-ended\n");
+    assert_eq!(one.matches("its mode changed").count(), 1, "{one}");
+    said("acme-sessions: poll: ok; last page ");
+    said("acme-sessions: sse: retrying for ");
+    said(": push-lost: sse: stream-ended: the publisher closed the stream; unproven: polled until it has delivered;");
+    said("acme-sessions: webhook: ok; proven ");
+    said("; 0 items brought, 2 missed\n");
+    // and to programs it says what it said before
+    let json: serde_json::Value = serde_json::from_str(&mirror.says(&["status", "acme-sessions", "--json"])).unwrap();
+    assert_eq!(json.as_object().unwrap().keys().collect::<Vec<_>>(), ["feeds", "mirror"]);
 }
 
 #[test]

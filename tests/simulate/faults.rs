@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::io::Read as _;
 use std::time::Duration;
 
-use feedmirror::simulate::{Dialect, FAULTS, Fault, Settings, Simulator};
+use feedmirror::simulate::{Carrier, Dialect, FAULTS, Fault, Misbehaviour, Settings, Simulator};
 use serde_json::Value;
 
 use crate::reader::{Read, Reply, get, get_with, record, resolve, walk};
@@ -72,7 +72,7 @@ fn next(page: &Value) -> &str {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_fault_happens_as_named_is_counted_and_is_over_when_calm() {
-    for row in FAULTS {
+    for row in FAULTS.iter().filter(|row| row.on == Carrier::Poll) {
         let scene = Scene::new(row.name, Dialect::Timestamp).await;
         look(&scene, row.name).await;
         // Counted, and nothing else was.
@@ -337,7 +337,8 @@ async fn a_patient_reader_ends_with_the_truth_whatever_heals_has_befallen_it() {
     for dialect in Dialect::ALL {
         // given a feed that changes while everything that heals goes wrong by chance
         let takes_long = ["silence", "drip", "slow"];
-        let faults = FAULTS.iter().filter(|row| row.heals && !takes_long.contains(&row.name));
+        let polled = |row: &&Misbehaviour| row.on == Carrier::Poll && row.heals;
+        let faults = FAULTS.iter().filter(polled).filter(|row| !takes_long.contains(&row.name));
         let faults = faults.map(|row| (row.fault, 0.01)).collect();
         let simulator = start(Settings { items: 200, ..settings(*dialect) }).await;
         simulator.set_faults(faults);

@@ -5,7 +5,9 @@
 
 mod faults;
 mod process;
+mod pushes;
 mod reader;
+mod streams;
 
 use std::collections::BTreeMap;
 use std::io::Read;

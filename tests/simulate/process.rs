@@ -2,11 +2,13 @@
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
 
 use feedmirror::simulate::FAULTS;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
+use tokio::io::AsyncBufReadExt;
 
 use crate::reader::{ask, get};
 
@@ -104,12 +106,32 @@ fn a_wrong_command_line_says_what_would_be_right() {
         (["--fault", "reset=2"], "from 0 to 1"),
         (["--dialect", "0.3"], "0.2.1"),
         (["--page", "0"], "at least 1"),
+        (["--webhook", "http://127.0.0.1:1/hook"], "3 feeds need a {feed} in it"),
+        (["--webhook", "{feed}"], "webhook url: "),
+        (["--webhook-token", "a-token"], "--webhook"),
+        (["--amqp", "amqp://127.0.0.1:1"], "--amqp-queue"),
     ] {
-        let refused = output(&arguments);
+        let refused = output(&[&["--listen", "127.0.0.1:0"], &arguments[..]].concat());
         assert_eq!(refused.status.code(), Some(2), "{arguments:?}");
         let words = String::from_utf8(refused.stderr).unwrap();
         assert!(words.contains(hint), "{words}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_webhook_named_on_the_command_line_gets_the_feed_s_first_page() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/hook/{{feed}}", listener.local_addr().unwrap());
+    let arguments = ["--feeds", "1", "--webhook", &url, "--webhook-token", "a-token", "--webhook-from-start"];
+    let _publisher = running(&arguments, 1);
+    let (stream, _) = tokio::time::timeout(Duration::from_secs(20), listener.accept()).await.unwrap().unwrap();
+    let mut lines = tokio::io::BufReader::new(stream).lines();
+    let mut head = Vec::new();
+    while let Some(line) = lines.next_line().await.unwrap().filter(|line| !line.is_empty()) {
+        head.push(line.to_lowercase());
+    }
+    assert_eq!(head[0], "post /hook/sessions-1 http/1.1");
+    assert!(head.contains(&"authorization: bearer a-token".to_owned()), "{head:?}");
 }
 
 #[test]

@@ -29,7 +29,7 @@ fn make() -> Mirror {
     let store = mirror.store();
     let acme = Registration { provider: Some("ACME".into()), ..registration("acme") };
     mirror.wait(store.register(AT, vec![acme, registration("purged")], true)).unwrap();
-    mirror.wait(store.started(AT, Some("127.0.0.1:8470".into()))).unwrap();
+    mirror.wait(store.started(AT, Some("127.0.0.1:8470".into()), None)).unwrap();
 
     mirror.push("gone", &[updated("1", 1, "{}")]);
     mirror.push("purged", &[updated("1", 1, "{}")]);

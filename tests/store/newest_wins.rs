@@ -2,7 +2,7 @@
 
 use feedmirror::feed::{Modified, Ties, Transport};
 use feedmirror::store::StoreError;
-use feedmirror::store::apply::{Applied, Purpose, Verdict};
+use feedmirror::store::apply::{Applied, Position, Purpose, Verdict};
 use feedmirror::store::resync::{Ended, Trust};
 use rusqlite::types::Value;
 
@@ -184,6 +184,25 @@ fn push_never_moves_the_poll_cursor() {
     mirror.look_back("acme", &[updated("2", 10, "{}")]);
 
     assert_eq!(mirror.cursor("acme"), before);
+}
+
+#[test]
+fn a_batch_of_a_stream_counts_only_behind_the_one_before_it() {
+    let mirror = Mirror::with(&["acme"]);
+    let store = mirror.store();
+    let feed = mirror.wait(store.feed(&name("acme"))).unwrap();
+    mirror.wait(store.set_push_endpoints(feed.id, AT, vec![Transport::Sse])).unwrap();
+    let batch = |id: &str, after: Option<&str>| {
+        let position = Position { cursor: Some(format!("at-{id}")), after: after.map(str::to_owned), event_id: None };
+        mirror.apply(mirror.delivery("acme", Transport::Sse, Purpose::Push(position), &[updated(id, 10, "{}")])).verdict
+    };
+
+    assert_eq!(batch("1", None), Verdict::Taken);
+    // Given: the batch that would have left it at 2 failed.
+    assert_eq!(batch("3", Some("at-2")), Verdict::CursorMoved);
+    assert_eq!(batch("2", Some("at-1")), Verdict::Taken);
+    assert_eq!(batch("3", Some("at-2")), Verdict::Taken);
+    assert_eq!(mirror.value::<i64>("SELECT delivered FROM endpoints WHERE transport = 'sse'"), 3);
 }
 
 #[test]

@@ -46,6 +46,11 @@ impl Shelf {
 
     pub(crate) fn delete(&self, id: &str) {
         let modified = self.newest() + 1;
+        self.delete_at(id, modified);
+    }
+
+    /// Deletes a record wherever `modified` puts its tombstone.
+    pub(crate) fn delete_at(&self, id: &str, modified: i64) {
         self.records.lock().unwrap().insert(id.to_owned(), (modified, false));
     }
 

@@ -25,6 +25,10 @@ fn the_example_is_sound_as_it_stands_and_in_full() {
         ("acme.key", "secret"),
         ("ops.token", "secret"),
         ("ca.pem", "-----BEGIN CERTIFICATE-----\n"),
+        ("cert.pem", CERTIFICATE),
+        ("key.pem", KEY),
+        ("webhook.key", "secret"),
+        ("broker.url", "amqps://user:password@broker.example/vhost"),
     ]);
     let config = place.load().unwrap();
     let unreadable: Vec<_> = config.problems.iter().map(|problem| problem.key.as_str()).collect();
@@ -65,15 +69,24 @@ fn the_example_s_defaults_are_the_defaults() {
     let full = example_in_full();
     // Of the feed, its URL alone: so what the global tables say shows.
     let global = full.split("[hosts.").next().unwrap();
-    let place = Place::new(&[("feedmirror.toml", &format!("{global}\n{FEED}")), ("ops.token", "s"), ("ca.pem", pem)]);
+    let place = Place::new(&[
+        ("feedmirror.toml", &format!("{global}\n{FEED}")),
+        ("ops.token", "s"),
+        ("ca.pem", pem),
+        ("cert.pem", CERTIFICATE),
+        ("key.pem", KEY),
+    ]);
     let config = place.load().unwrap();
     let plain = load(FEED).1.unwrap();
     let (told, default) = (feed(&config, "a"), feed(&plain, "a"));
     assert_eq!((told.poll, told.retry, told.resync), (default.poll, default.retry, default.resync));
+    assert_eq!(told.push, default.push);
     let without_examples = HttpSettings { proxy: None, ca_file: None, allow_hosts: Vec::new(), ..told.http };
     assert_eq!(without_examples, default.http);
     assert_eq!(config.hosts, plain.hosts);
     assert_eq!(config.log, plain.log);
     assert_eq!(config.ops.listen, plain.ops.listen);
+    let without_examples = WebhooksSettings { public_url: None, tls: None, ..config.webhooks };
+    assert_eq!(without_examples, plain.webhooks);
     assert_eq!(config.database, place.0.path().join("mirror.db"));
 }

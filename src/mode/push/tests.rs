@@ -14,15 +14,15 @@ fn settings() -> PushSettings {
     PushSettings { prove_after: s(60), audit: AUDIT, grace: GRACE }
 }
 
-fn version(id: &str, modified: i64) -> Version {
-    Version { kind: "k".into(), id: id.into(), modified: Modified::Int(modified) }
+fn version(id: &str, modified: i64) -> Brought {
+    brought(id, modified, true)
 }
 
 fn brought(id: &str, modified: i64, written: bool) -> Brought {
-    Brought { version: version(id, modified), written }
+    Brought { kind: "k".into(), id: id.into(), modified: Modified::Int(modified), written }
 }
 
-fn polled(ledger: &mut Ledger, now: Moment, found: &[Version]) {
+fn polled(ledger: &mut Ledger, now: Moment, found: &[Brought]) {
     ledger.polled(now, Polled { began: now, found: found.to_vec() });
 }
 
@@ -217,7 +217,7 @@ proptest! {
                     ledger.delivered(transport, now, &[brought(&id.to_string(), i64::from(modified), written)]);
                 }
                 Happening::Polled(found) => {
-                    let found: Vec<Version> =
+                    let found: Vec<Brought> =
                         found.iter().map(|(id, modified)| version(&id.to_string(), i64::from(*modified))).collect();
                     polled(&mut ledger, now, &found);
                     (level, polled_since_up) = (true, up);

@@ -49,7 +49,8 @@ CREATE TABLE endpoint (
     feed       INTEGER NOT NULL REFERENCES feed (id),
     transport  INTEGER NOT NULL,
     cursor     TEXT,
-    modified,                                    -- of the last item taken from here
+    event_id   TEXT,                             -- of the last event of a stream that names its events
+    modified,                                    -- of the last item that came from here
     id         TEXT,
     updated_at INTEGER,
     health     TEXT    NOT NULL DEFAULT 'ok',

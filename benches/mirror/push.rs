@@ -1,0 +1,309 @@
+//! Push into the mirror: how long an item takes from its publisher to the file, and how many arrive.
+//!
+//! The publisher is a thread of this process; the mirror is the real binary; whether an item has arrived is seen in the
+//! SQLite file. AMQP needs a broker at `FEED_BENCH_AMQP` (a URL); without one its lines say so.
+
+use std::collections::HashMap;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::Child;
+use std::sync::mpsc;
+use std::time::{Duration, Instant, SystemTime};
+
+use rusqlite::{Connection, OpenFlags};
+
+use crate::publisher::item;
+
+type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
+
+const SECRET: &str = "bench-secret";
+/// Changes a second, and for how long, where latency is measured.
+const RATE: u32 = 200;
+const WATCHED: Duration = Duration::from_secs(15);
+const PAGE: usize = 500;
+
+#[derive(Clone, Copy, PartialEq)]
+enum Way {
+    Sse,
+    Webhook,
+    Amqp,
+}
+
+impl Way {
+    const ALL: [(Self, &'static str, usize, u32); 3] = [
+        (Self::Sse, "sse", 300_000, 50_000),
+        (Self::Webhook, "webhook", 100_000, 20_000),
+        (Self::Amqp, "amqp", 300_000, 50_000),
+    ];
+}
+
+/// Prints a line for each transport.
+pub(crate) fn measure(folder: &Path) -> Outcome<()> {
+    println!("push: {RATE} changes a second, and as many as will go");
+    for (way, name, items, wanted) in Way::ALL {
+        if way == Way::Amqp && std::env::var_os("FEED_BENCH_AMQP").is_none() {
+            println!("  amqp            not measured: FEED_BENCH_AMQP names no broker");
+            continue;
+        }
+        let steady = Bench::start(folder, way, "steady")?.steady()?;
+        let (p50, p99) = (at(&steady, 0.5), at(&steady, 0.99));
+        println!(
+            "  {name:<15} p50 {p50:.1} ms, p99 {p99:.1} ms, at most {:.1} ms   (p99 within 50 ms)",
+            at(&steady, 1.0)
+        );
+        let (seconds, peak) = Bench::start(folder, way, "flood")?.flood(items)?;
+        let rate = items as f64 / seconds;
+        println!("  {name:<15} {rate:9.0} items/s, {peak:.0} MiB   (at least {wanted}, 128 MiB)");
+    }
+    Ok(())
+}
+
+fn at(waits: &[Duration], share: f64) -> f64 {
+    waits[((waits.len() - 1) as f64 * share) as usize].as_secs_f64() * 1_000.0
+}
+
+/// A mirror of one feed, and the side that pushes to it.
+struct Bench {
+    child: Child,
+    database: PathBuf,
+    push: Pusher,
+}
+
+enum Pusher {
+    Stream(TcpStream),
+    Posts { address: String, feed: String },
+    Queue { runtime: tokio::runtime::Runtime, channel: lapin::Channel, queue: String },
+}
+
+impl Bench {
+    fn start(folder: &Path, way: Way, name: &str) -> Outcome<Self> {
+        let listener = TcpListener::bind("127.0.0.1:0")?;
+        let origin = format!("http://{}", listener.local_addr()?);
+        let (streams, opened) = mpsc::channel();
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let streams = streams.clone();
+                std::thread::spawn(move || drop(serve(stream, &streams)));
+            }
+        });
+        let (database, secret) = (folder.join(format!("{name}.db")), folder.join("secret"));
+        let _ = std::fs::remove_file(&database);
+        std::fs::write(&secret, SECRET)?;
+        let queue = format!("bench-{name}-{}", std::process::id());
+        let endpoint = match way {
+            Way::Sse => format!("sse.url = \"{origin}/stream\"\n"),
+            Way::Webhook => format!("webhook = {{ secret_file = \"{}\" }}\n", secret.display()),
+            Way::Amqp => {
+                format!(
+                    "amqp = {{ url = {{ env = \"FEED_BENCH_AMQP\" }}, queue = \"{queue}\", declare = \"durable\" }}\n"
+                )
+            }
+        };
+        let config = folder.join(format!("{name}.toml"));
+        std::fs::write(
+            &config,
+            format!(
+                "database = \"{}\"\n[ops]\nlisten = \"127.0.0.1:0\"\n[webhooks]\nlisten = \"127.0.0.1:0\"\n\
+                 [feeds.bench]\nurl = \"{origin}/feed\"\n{endpoint}",
+                database.display()
+            ),
+        )?;
+        let child = super::binary(&["--config", super::path(&config), "-q", "run"]).spawn()?;
+        let file = wait_for(|| Connection::open_with_flags(&database, OpenFlags::SQLITE_OPEN_READ_ONLY).ok())?;
+        wait_for(|| file.query_row("SELECT level_at FROM feeds WHERE level_at IS NOT NULL", [], |_| Ok(())).ok())?;
+        let push = match way {
+            Way::Sse => Pusher::Stream(opened.recv_timeout(Duration::from_secs(20))?),
+            Way::Webhook => {
+                let address: String = file.query_row("SELECT webhooks_address FROM mirror", [], |row| row.get(0))?;
+                Pusher::Posts { address, feed: "bench".into() }
+            }
+            Way::Amqp => queue_at(&queue)?,
+        };
+        Ok(Self { child, database, push })
+    }
+
+    /// One item at a time, `RATE` a second; how long each took to be seen in the file, sorted.
+    fn steady(mut self) -> Outcome<Vec<Duration>> {
+        let file = Connection::open_with_flags(&self.database, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+        let (told, sent) = mpsc::channel::<(u64, Instant)>();
+        let count = u64::from(RATE) * WATCHED.as_secs();
+        let watching = std::thread::spawn(move || watch(&file, &sent, count));
+        let began = Instant::now();
+        for n in 0..count {
+            let due = began + Duration::from_secs(1) / RATE * u32::try_from(n)?;
+            std::thread::sleep(due.saturating_duration_since(Instant::now()));
+            told.send((n, Instant::now()))?;
+            self.push.send(&[record(n)])?;
+        }
+        let mut waits = watching.join().map_err(|_| "the watcher fell over")??;
+        waits.sort_unstable();
+        Ok(waits)
+    }
+
+    /// `items` as fast as they go; seconds until the last is in the file, and the mirror's peak in MiB.
+    fn flood(mut self, items: usize) -> Outcome<(f64, f64)> {
+        let file = Connection::open_with_flags(&self.database, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+        let pages: Vec<Vec<String>> =
+            (0..items as u64).step_by(PAGE).map(|start| (start..start + PAGE as u64).map(record).collect()).collect();
+        let began = Instant::now();
+        for page in pages {
+            self.push.send(&page)?;
+        }
+        let all = i64::try_from(items)?;
+        wait_for(|| {
+            let count: i64 = file.query_row("SELECT items + tombstones FROM feeds", [], |row| row.get(0)).ok()?;
+            (count >= all).then_some(())
+        })?;
+        Ok((began.elapsed().as_secs_f64(), super::peak(&self.child) as f64 / 1024.0))
+    }
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Pusher {
+    fn send(&mut self, records: &[String]) -> Outcome<()> {
+        match self {
+            Self::Stream(stream) => {
+                let mut events = String::with_capacity(records.len() * 2_000);
+                for record in records {
+                    events.push_str("event: itemupdate\ndata: ");
+                    events.push_str(record);
+                    events.push_str("\n\n");
+                }
+                Ok(stream.write_all(events.as_bytes())?)
+            }
+            Self::Posts { address, feed } => post(address, feed, records),
+            Self::Queue { runtime, channel, queue } => runtime.block_on(async {
+                for record in records {
+                    let options = lapin::options::BasicPublishOptions::default();
+                    let properties = lapin::BasicProperties::default();
+                    channel
+                        .basic_publish("".into(), queue.as_str().into(), options, record.as_bytes(), properties)
+                        .await?;
+                }
+                Ok(())
+            }),
+        }
+    }
+}
+
+fn queue_at(queue: &str) -> Outcome<Pusher> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    let url = std::env::var("FEED_BENCH_AMQP")?;
+    let channel = runtime.block_on(async {
+        let connection = lapin::Connection::connect(&url, lapin::ConnectionProperties::default()).await?;
+        connection.create_channel().await
+    })?;
+    Ok(Pusher::Queue { runtime, channel, queue: queue.to_owned() })
+}
+
+thread_local! {
+    static POSTING: std::cell::RefCell<Option<TcpStream>> = const { std::cell::RefCell::new(None) };
+}
+
+/// One connection is kept; a page is posted once the one before was answered.
+fn post(address: &str, feed: &str, records: &[String]) -> Outcome<()> {
+    POSTING.with_borrow_mut(|kept| {
+        let stream = match kept {
+            Some(stream) if stream.peer_addr().is_ok_and(|peer| peer.to_string() == address) => stream,
+            _ => {
+                let stream = TcpStream::connect(address)?;
+                stream.set_nodelay(true)?;
+                kept.insert(stream)
+            }
+        };
+        let body = format!("{{\"items\":[{}]}}", records.join(","));
+        let head = format!(
+            "POST /webhooks/{feed} HTTP/1.1\r\nHost: {address}\r\nAuthorization: Bearer {SECRET}\r\n\
+             Content-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+            body.len()
+        );
+        stream.write_all(&[head.as_bytes(), body.as_bytes()].concat())?;
+        let mut answer = [0; 512];
+        let read = stream.read(&mut answer)?;
+        let answer = String::from_utf8_lossy(&answer[..read]).into_owned();
+        if answer.starts_with("HTTP/1.1 204") { Ok(()) } else { Err(answer.into()) }
+    })
+}
+
+fn record(n: u64) -> String {
+    let made = item(n);
+    let data = made.data.unwrap_or_else(|| "{}".to_owned());
+    let now = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().as_micros();
+    format!(r#"{{"state":"updated","kind":"k","id":"{n}","modified":{now},"data":{data}}}"#)
+}
+
+/// The poll endpoint, always at its end, and the stream, which is handed over.
+fn serve(stream: TcpStream, streams: &mpsc::Sender<TcpStream>) -> std::io::Result<()> {
+    let mut reader = BufReader::new(stream.try_clone()?);
+    let mut writer = stream;
+    writer.set_nodelay(true)?;
+    loop {
+        let mut request = String::new();
+        if reader.read_line(&mut request)? == 0 {
+            return Ok(());
+        }
+        let (mut header, mut host) = (String::new(), String::new());
+        while reader.read_line(&mut header)? > 2 {
+            if let Some(value) = header.to_ascii_lowercase().strip_prefix("host: ") {
+                host = value.trim().to_owned();
+            }
+            header.clear();
+        }
+        let target = request.split(' ').nth(1).unwrap_or("/");
+        if target.starts_with("/stream") {
+            writer.write_all(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n")?;
+            let _ = streams.send(writer);
+            return Ok(());
+        }
+        let body = format!(r#"{{"items":[],"next":"http://{host}{target}","license":"https://example.org/l"}}"#);
+        write!(
+            writer,
+            "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        )?;
+    }
+}
+
+/// Looks into the file every millisecond for what is new in it.
+fn watch(file: &Connection, sent: &mpsc::Receiver<(u64, Instant)>, count: u64) -> Result<Vec<Duration>, String> {
+    let mut new = file.prepare("SELECT seq, id FROM changes WHERE seq > ?1 ORDER BY seq").map_err(|e| e.to_string())?;
+    let (mut last, mut waits, mut when) = (0_i64, Vec::new(), HashMap::new());
+    let deadline = Instant::now() + WATCHED + Duration::from_secs(30);
+    while (waits.len() as u64) < count {
+        let rows: Vec<(i64, String)> = new
+            .query_map([last], |row| Ok((row.get(0)?, row.get(1)?)))
+            .and_then(Iterator::collect)
+            .map_err(|error| error.to_string())?;
+        let seen = Instant::now();
+        when.extend(sent.try_iter().map(|(n, at)| (n.to_string(), at)));
+        for (seq, id) in rows {
+            last = seq;
+            if let Some(at) = when.remove(&id) {
+                waits.push(seen.saturating_duration_since(at));
+            }
+        }
+        if seen > deadline {
+            return Err(format!("{} of {count} items arrived", waits.len()));
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Ok(waits)
+}
+
+fn wait_for<T>(mut found: impl FnMut() -> Option<T>) -> Outcome<T> {
+    let deadline = Instant::now() + Duration::from_secs(120);
+    while Instant::now() < deadline {
+        if let Some(found) = found() {
+            return Ok(found);
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    Err("it did not come to pass within two minutes".into())
+}

@@ -1,0 +1,115 @@
+//! One feed's endpoints in words: why its mode is what it is, and how each endpoint is doing and how far it is believed.
+
+use std::io::{self, Write};
+
+use jiff::Timestamp;
+
+use super::super::words::{counted, number, plain, seconds_since, span};
+use super::Closer;
+use crate::feed::{Push, Transport};
+use crate::store::read::EndpointRow;
+
+/// Writes a line of the mode, a line an endpoint, and an empty one.
+///
+/// # Errors
+/// When `out` can't be written.
+pub(super) fn tell(out: &mut impl Write, closer: &Closer, now: Timestamp) -> io::Result<()> {
+    let feed = &closer.feed;
+    if let Some(turned) = &closer.turned {
+        let ago = seconds_since(Some(&turned.at), now).map(|ago| format!(" {} ago", span(ago))).unwrap_or_default();
+        writeln!(out, "{feed}: its mode changed{ago}: {}", plain(turned.detail.as_deref().unwrap_or_default()))?;
+    }
+    for endpoint in &closer.endpoints {
+        writeln!(out, "{feed}: {}", line(endpoint, now))?;
+    }
+    writeln!(out)
+}
+
+/// `sse: retrying for 3 s: push-lost: …; proven 2 h ago; 12 items brought, the last one 5 s ago, 1 missed`.
+fn line(endpoint: &EndpointRow, now: Timestamp) -> String {
+    let since = seconds_since(endpoint.since.as_deref(), now).filter(|_| endpoint.health != "ok");
+    let since = since.map(|seconds| format!(" for {}", span(seconds))).unwrap_or_default();
+    let why = endpoint.reason.as_deref().map(|reason| format!(": {}", plain(reason))).unwrap_or_default();
+    let mut parts = vec![format!("{}: {}{since}{why}", endpoint.transport, endpoint.health)];
+    let last = seconds_since(endpoint.updated_at.as_deref(), now).map(|ago| format!("{} ago", span(ago)));
+    if endpoint.transport == Transport::Poll.as_str() {
+        parts.extend(last.map(|ago| format!("last page {ago}")));
+        return parts.join("; ");
+    }
+    parts.push(belief(endpoint, now));
+    let brought = counted(endpoint.delivered, "item");
+    let last = last.map(|ago| format!(", the last {ago}")).unwrap_or_default();
+    parts.push(format!("{brought} brought{last}, {} missed", number(endpoint.missed)));
+    parts.join("; ")
+}
+
+/// How far it is believed, in words.
+fn belief(endpoint: &EndpointRow, now: Timestamp) -> String {
+    let proven = seconds_since(endpoint.proven_at.as_deref(), now).map(|ago| format!(" {} ago", span(ago)));
+    match Push::from_word(&endpoint.push) {
+        Some(Push::Proven) => format!("proven{}", proven.unwrap_or_default()),
+        Some(Push::Demoted) => "demoted, since it missed items: polled until it delivers in time again".to_owned(),
+        Some(Push::Unproven) => "unproven: polled until it has delivered".to_owned(),
+        Some(Push::None) | None => endpoint.push.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::store::read::EventRow;
+
+    fn endpoint(transport: &str, push: &str) -> EndpointRow {
+        EndpointRow {
+            feed: "a".into(),
+            transport: transport.into(),
+            cursor: None,
+            modified: None,
+            id: None,
+            updated_at: Some("2026-01-01T02:00:00.000Z".into()),
+            health: "ok".into(),
+            reason: None,
+            since: Some("2026-01-01T01:00:00.000Z".into()),
+            push: push.into(),
+            delivered: 1_234,
+            missed: 1,
+            proven_at: Some("2026-01-01T01:30:00.000Z".into()),
+        }
+    }
+
+    fn told(turned: Option<EventRow>, endpoints: Vec<EndpointRow>) -> String {
+        let mut out = Vec::new();
+        let closer = Closer { feed: "a".into(), endpoints, turned };
+        tell(&mut out, &closer, "2026-01-01T02:00:05Z".parse().unwrap()).unwrap();
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn an_endpoint_says_how_it_is_and_how_far_it_is_believed() {
+        let lost = EndpointRow {
+            health: "retrying".into(),
+            reason: Some("push-lost: sse: stream-ended: \u{1b}[2J".into()),
+            ..endpoint("sse", "proven")
+        };
+        assert_eq!(
+            told(None, vec![endpoint("poll", "none"), lost, endpoint("webhook", "demoted")]),
+            "a: poll: ok; last page 5 s ago\n\
+             a: sse: retrying for 60 min: push-lost: sse: stream-ended: \u{fffd}[2J; proven 30 min ago; 1,234 items brought, \
+             the last 5 s ago, 1 missed\n\
+             a: webhook: ok; demoted, since it missed items: polled until it delivers in time again; 1,234 items brought, \
+             the last 5 s ago, 1 missed\n\n"
+        );
+    }
+
+    #[test]
+    fn the_mode_says_why_it_is_what_it_is() {
+        let turned = EventRow {
+            at: "2026-01-01T01:58:05.000Z".into(),
+            feed: Some("a".into()),
+            what: "mode".into(),
+            detail: Some("poll → sse: push delivers".into()),
+        };
+        assert_eq!(told(Some(turned), Vec::new()), "a: its mode changed 2 min ago: poll → sse: push delivers\n\n");
+    }
+}

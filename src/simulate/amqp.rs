@@ -1,0 +1,150 @@
+//! Each change as one message in a queue of an AMQP 0-9-1 broker (0.2.1 §3d), confirmed by it in batches. A batch that
+//! was not confirmed whole is published again whole: a queue may hold an item twice, as in the wild.
+//!
+//! Each feed has a connection of its own, so that none waits for another. Plain TCP alone.
+
+use std::time::Duration;
+
+use lapin::options::{BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions};
+use lapin::types::FieldTable;
+use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
+use secrecy::{ExposeSecret, SecretString};
+
+use super::page::Item;
+use super::push::{Backoff, Parcel, Pusher};
+
+/// Where a feed's changes are published.
+#[derive(Clone, Debug)]
+pub struct Amqp {
+    /// `amqp://user:password@host/vhost`.
+    pub url: SecretString,
+    /// The queue, declared as durable; `{feed}` stands for the feed's name.
+    pub queue: String,
+    /// Whether the first population is published too.
+    pub from_start: bool,
+}
+
+/// For a connection to be closed in good order.
+const GRACE: Duration = Duration::from_millis(300);
+const PERSISTENT: u8 = 2;
+
+/// Publishes until all is to end, over one connection after another.
+pub(super) async fn publish(mut pusher: Pusher, amqp: Amqp) {
+    let mut backoff = Backoff::new();
+    loop {
+        let lost = {
+            let ending = pusher.ending(GRACE);
+            tokio::select! {
+                () = ending => return,
+                lost = session(&mut pusher, &amqp, &mut backoff) => lost,
+            }
+        };
+        let Err(lost) = lost else { return };
+        pusher.failed(&lost.to_string());
+        if !pusher.wait(backoff.next(None)).await {
+            return;
+        }
+    }
+}
+
+/// Why a connection is given up.
+#[derive(Debug, thiserror::Error)]
+enum Lost {
+    #[error(transparent)]
+    Broker(#[from] lapin::Error),
+    #[error("the broker refused a message")]
+    Refused,
+}
+
+async fn session(pusher: &mut Pusher, amqp: &Amqp, backoff: &mut Backoff) -> Result<(), Lost> {
+    let named = ConnectionProperties::default().with_connection_name("feedmirror simulate".into());
+    let connection = Connection::connect(amqp.url.expose_secret(), named).await?;
+    let channel = connection.create_channel().await?;
+    let queue = amqp.queue.replace(super::webhook::FEED, &pusher.feed);
+    channel.queue_declare(queue.as_str().into(), QueueDeclareOptions::durable(), FieldTable::default()).await?;
+    channel.confirm_select(ConfirmSelectOptions::default()).await?;
+    while let Some(parcel) = pusher.next().await {
+        send(&channel, &queue, &messages(&parcel)).await?;
+        *backoff = Backoff::new();
+        pusher.seen(&parcel);
+        pusher.taken(&parcel);
+    }
+    Ok(connection.close(200, "bye".into()).await?)
+}
+
+async fn send(channel: &Channel, queue: &str, messages: &[String]) -> Result<(), Lost> {
+    let mut confirmations = Vec::with_capacity(messages.len());
+    for message in messages {
+        let options = BasicPublishOptions::default();
+        let sent = channel.basic_publish("".into(), queue.into(), options, message.as_bytes(), properties());
+        confirmations.push(sent.await?);
+    }
+    for confirmation in confirmations {
+        if !confirmation.await?.is_ack() {
+            return Err(Lost::Refused);
+        }
+    }
+    Ok(())
+}
+
+fn properties() -> BasicProperties {
+    BasicProperties::default().with_content_type("application/json".into()).with_delivery_mode(PERSISTENT)
+}
+
+/// The bodies to publish, in order.
+fn messages(parcel: &Parcel) -> Vec<String> {
+    let items: Vec<String> = parcel.items.iter().map(Item::text).collect();
+    let again = if parcel.twice { items.clone() } else { Vec::new() };
+    parcel.before.map(str::to_owned).into_iter().chain(items).chain(again).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::sync::Arc;
+
+    use super::super::fault::Fault;
+    use super::super::publisher::Publisher;
+    use super::super::{Settings, Truth};
+    use super::*;
+
+    /// What a queue would hold of a feed's first ten items, and those.
+    async fn published(fault: Option<&str>) -> (Vec<String>, Vec<Truth>) {
+        let faults = fault.map(|name| (Fault::named(name).unwrap(), 1.0)).into_iter().collect();
+        let settings = Settings { feeds: 1, items: 10, faults, ..Settings::default() };
+        let publisher = Arc::new(Publisher::new(settings, "127.0.0.1:1".parse().unwrap()));
+        let name = publisher.names().next().unwrap().to_owned();
+        let mut pusher = Pusher::new(&publisher, &name, "amqp", true).unwrap();
+        let parcel = pusher.next().await.unwrap();
+        let truth = publisher.feed(&name).unwrap().lock().feed.truth();
+        (messages(&parcel), truth)
+    }
+
+    #[tokio::test]
+    async fn each_item_is_one_persistent_message_in_json_in_the_feed_s_order() {
+        let (messages, truth) = published(None).await;
+        assert_eq!(messages.len(), truth.len());
+        for (message, truth) in messages.iter().zip(&truth) {
+            let item: serde_json::Value = serde_json::from_str(message).unwrap();
+            assert_eq!((&item["id"], &item["kind"]), (&truth.id.as_str().into(), &truth.kind.as_str().into()));
+            assert_eq!((&item["modified"], &item["state"]), (&truth.modified.clone().into(), &truth.state.into()));
+            assert_eq!(item.get("data").is_some(), truth.data.is_some());
+        }
+        assert_eq!(properties().content_type().as_ref().unwrap().as_str(), "application/json");
+        assert_eq!(properties().delivery_mode(), &Some(2));
+    }
+
+    #[tokio::test]
+    async fn what_goes_wrong_shows_in_the_messages() {
+        let (right, _) = published(None).await;
+        let (skipped, _) = published(Some("push-skip")).await;
+        assert!(skipped.len() == 9 && skipped.iter().all(|message| right.contains(message)));
+        let (repeated, _) = published(Some("push-repeat")).await;
+        assert_eq!(repeated, [right.clone(), right.clone()].concat());
+        for odd in ["push-junk", "push-stale"] {
+            let (messages, _) = published(Some(odd)).await;
+            let known = messages.iter().filter(|message| right.contains(message)).count();
+            assert_eq!((messages.len(), known), (11, 10), "{odd}");
+        }
+    }
+}

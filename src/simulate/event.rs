@@ -1,0 +1,147 @@
+//! An item as a server-sent event: as anyone would write it, and as the format allows it to be written all the same
+//! (WHATWG HTML §9.2.6); and events that are no items. Nothing here loses an item.
+
+use super::fault::Fault;
+use super::feed::{Feed, Position, Record};
+use super::page::Fields;
+use super::records;
+
+/// What begins a stream that a careless editor has touched; the format has it ignored.
+pub(super) const BOM: &str = "\u{feff}";
+
+/// Writes the item; `id` gives the event an id, to go on from by `Last-Event-ID`.
+pub(super) fn write(out: &mut Vec<u8>, feed: &Feed, record: &Record, id: bool) {
+    spell(out, &Fields::new(feed, record).text(""), id.then_some(&record.at));
+}
+
+fn spell(out: &mut Vec<u8>, json: &str, id: Option<&Position>) {
+    out.extend_from_slice(b"event: itemupdate\n");
+    if let Some(at) = id {
+        out.extend_from_slice(format!("id: {}\n", last_event_id(at)).as_bytes());
+    }
+    for line in json.split('\n') {
+        out.extend_from_slice(b"data: ");
+        out.extend_from_slice(line.as_bytes());
+        out.push(b'\n');
+    }
+    out.push(b'\n');
+}
+
+/// A position as an event's id.
+fn last_event_id(at: &Position) -> String {
+    format!("{},{}", at.modified, at.id)
+}
+
+/// The position that an event's id stands for.
+pub(super) fn position(id: &str) -> Option<Position> {
+    let (modified, id) = id.split_once(',')?;
+    Some(Position { modified: modified.parse().ok()?, id: super::form::Id::read(id) })
+}
+
+/// Something odd beside an item, or an item oddly written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Junk {
+    NotJson,
+    BrokenRecord,
+    OtherEvents,
+    Comments,
+    CarriageReturns,
+    CarriageReturnsAlone,
+    ManyLines,
+    NoBlanks,
+    SplitSign,
+}
+
+/// All sorts, in the order in which they take turns.
+pub(super) const JUNK: [Junk; 9] = [
+    Junk::NotJson,
+    Junk::SplitSign,
+    Junk::ManyLines,
+    Junk::OtherEvents,
+    Junk::CarriageReturns,
+    Junk::Comments,
+    Junk::BrokenRecord,
+    Junk::CarriageReturnsAlone,
+    Junk::NoBlanks,
+];
+
+impl Junk {
+    /// The item with this about it, in parts that are to be sent one after the other.
+    pub(super) fn write(self, feed: &Feed, record: &Record, id: bool) -> Vec<Vec<u8>> {
+        let mut plain = Vec::new();
+        write(&mut plain, feed, record, id);
+        let text = String::from_utf8_lossy(&plain);
+        let before = |odd: &str| vec![[odd.as_bytes(), &plain].concat()];
+        match self {
+            Self::NotJson => before("event: itemupdate\ndata: No ride data found\n\n"),
+            Self::BrokenRecord => {
+                let fields = Fields::new(feed, record);
+                let broken = records::broken(Fault::NoId, fields, feed.data(record.number, record.version));
+                before(&format!("event: itemupdate\ndata: {}\n\n", broken.text()))
+            }
+            Self::OtherEvents => before("event: heartbeat\ndata: {\"time\":1}\n\ndata: {}\n\nevent: itemupdate\n\n"),
+            Self::Comments => before(":\n\n: still here\n:event: itemupdate\n\n"),
+            Self::CarriageReturns => vec![text.replace('\n', "\r\n").into_bytes()],
+            Self::CarriageReturnsAlone => vec![text.replace('\n', "\r").into_bytes()],
+            Self::ManyLines => {
+                let mut lines = Vec::new();
+                spell(&mut lines, &Fields::new(feed, record).text("\n"), id.then_some(&record.at));
+                vec![lines]
+            }
+            Self::NoBlanks => {
+                let odd = "retry: soon\nnonsense\ncolour: blue\n";
+                vec![format!("{odd}{}", text.replace("event: ", "event:").replace("\ndata: ", "\ndata:")).into_bytes()]
+            }
+            Self::SplitSign => split(plain),
+        }
+    }
+}
+
+/// In two, in the middle of a sign of several bytes.
+fn split(plain: Vec<u8>) -> Vec<Vec<u8>> {
+    let (comment, at) = match plain.iter().position(|byte| !byte.is_ascii()) {
+        Some(at) => ("", at),
+        None => (": ½\n", 2),
+    };
+    let mut first = [comment.as_bytes(), &plain].concat();
+    let second = first.split_off(at + 1);
+    vec![first, second]
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::super::Settings;
+    use super::super::feed::Start;
+    use super::*;
+
+    fn first(deleted: bool) -> (Feed, Record) {
+        let feed = Feed::new(0, &Settings::default());
+        let records = feed.records(&Start::Beginning, 100);
+        let record = records.into_iter().find(|record| record.deleted == deleted).unwrap();
+        (feed, record)
+    }
+
+    #[test]
+    fn an_item_is_one_event_and_its_id_a_position() {
+        let (feed, record) = first(true);
+        let mut out = Vec::new();
+        write(&mut out, &feed, &record, true);
+        let (modified, id) = (record.at.modified, &record.at.id);
+        let json = format!(r#"{{"state":"deleted","kind":"{}","id":"{id}","modified":{modified}}}"#, record.kind);
+        let expected = format!("event: itemupdate\nid: {modified},{id}\ndata: {json}\n\n");
+        assert_eq!(String::from_utf8(out).unwrap(), expected);
+        assert_eq!(position(&format!("{modified},{id}")), Some(record.at));
+        assert_eq!(position("7"), None);
+    }
+
+    #[test]
+    fn a_split_falls_within_a_sign() {
+        for deleted in [true, false] {
+            let (feed, record) = first(deleted);
+            let parts = Junk::SplitSign.write(&feed, &record, false);
+            assert!(parts.len() == 2 && parts.iter().all(|part| std::str::from_utf8(part).is_err()));
+            assert!(std::str::from_utf8(&parts.concat()).is_ok());
+        }
+    }
+}

@@ -1,0 +1,63 @@
+//! Opens the connection over a socket that we can cut: the AMQP library serves each connection on a thread of its own,
+//! which otherwise would wait for good for a broker that takes connections and never answers.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use lapin::tcp::{AsyncTcpStream, OwnedTLSConfig};
+use lapin::uri::AMQPUri;
+use lapin::{Connection, ConnectionProperties};
+
+use super::{PATIENCE, Shutdown, encrypted, timeout};
+
+/// A handle on the connection's socket; the connection is cut when it is dropped.
+#[derive(Default)]
+pub(super) struct Socket(Arc<Mutex<Hold>>);
+
+#[derive(Default)]
+struct Hold {
+    socket: Option<std::net::TcpStream>,
+    cut: bool,
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        let mut hold = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        hold.cut = true;
+        if let Some(socket) = hold.socket.take() {
+            // It may be closed already.
+            let _ = socket.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+/// Connects and logs in, once.
+pub(super) async fn connect(
+    uri: AMQPUri,
+    tls: OwnedTLSConfig,
+    properties: ConnectionProperties,
+    socket: &Socket,
+) -> lapin::Result<Connection> {
+    let hold = Arc::clone(&socket.0);
+    let runtime = lapin::runtime::default_runtime()?;
+    let addresses: Vec<_> = tokio::net::lookup_host((uri.authority.host.as_str(), uri.authority.port)).await?.collect();
+    let reactor = runtime.clone();
+    let dial = async move |uri: AMQPUri, _| {
+        let stream = timeout(PATIENCE, AsyncTcpStream::connect(&reactor, addresses.clone())).await;
+        let stream = stream.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?;
+        if let AsyncTcpStream::Plain(plain) = &stream {
+            let copy = std::net::TcpStream::from(plain.get_ref().as_fd().try_clone_to_owned()?);
+            let mut hold = hold.lock().unwrap_or_else(PoisonError::into_inner);
+            if hold.cut {
+                return Err(io::Error::from(io::ErrorKind::ConnectionAborted).into());
+            }
+            hold.socket = Some(copy);
+        }
+        if !encrypted(&uri) {
+            return Ok(stream);
+        }
+        Ok(stream.into_tls(&uri.authority.host, tls.as_ref()).await?)
+    };
+    Connection::connector(uri, runtime, dial, properties).await
+}

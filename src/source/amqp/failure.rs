@@ -1,0 +1,118 @@
+//! Why there is no message, sorted by who can help.
+
+use std::io::ErrorKind;
+
+use crate::source::{http::escape, mask};
+
+/// Why a queue could not be consumed, or is not any more. Each begins with a fixed word.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Failure {
+    /// The broker refuses our user, password or certificate, or what they may do.
+    #[error("access-refused: {0}")]
+    Refused(String),
+    /// The queue is not there, is another's alone, or was declared in another way.
+    #[error("queue: {0}")]
+    Queue(String),
+    /// TLS: the broker's certificate, or the broker refuses ours.
+    #[error("tls: {0}")]
+    Tls(String),
+    /// A secret, a certificate file or the URL can't be used.
+    #[error("settings: {0}")]
+    Settings(String),
+    /// Nothing listens there.
+    #[error("refused-connection: {0}")]
+    ConnectionRefused(String),
+    /// No connection: DNS, routing.
+    #[error("connect: {0}")]
+    Connect(String),
+    /// The broker did not answer in time.
+    #[error("timeout: {0}")]
+    Timeout(String),
+    /// The connection broke, or the broker closed it.
+    #[error("broken-connection: {0}")]
+    Broken(String),
+}
+
+impl Failure {
+    /// Whether somebody has to do something about it; it is worth another try now and then all the same.
+    pub fn needs_operator(&self) -> bool {
+        match self {
+            Self::Refused(_) | Self::Queue(_) | Self::Tls(_) | Self::Settings(_) => true,
+            Self::ConnectionRefused(_) | Self::Connect(_) | Self::Timeout(_) | Self::Broken(_) => false,
+        }
+    }
+}
+
+/// Tells of failures without ever showing the password.
+pub(super) struct Words {
+    password: secrecy::SecretString,
+    anonymous: bool,
+}
+
+impl Words {
+    /// `anonymous` says that the connection is encrypted and we show no certificate.
+    pub(super) fn new(password: &str, anonymous: bool) -> Self {
+        Self { password: escape(password).into(), anonymous }
+    }
+
+    fn of(&self, error: &dyn std::error::Error) -> String {
+        mask::without(&error.to_string(), secrecy::ExposeSecret::expose_secret(&self.password), "{password}")
+    }
+
+    /// What went wrong before there was a connection.
+    pub(super) fn connecting(&self, error: &lapin::Error) -> Failure {
+        match self.explain(error) {
+            // TLS 1.3 refuses a client when that has finished already: often a reset is all that comes (RFC 8446 §4.4.2.4).
+            Failure::Broken(words) if error.is_io_error() && self.anonymous => {
+                Failure::Connect(format!("{words}; the broker may want a certificate of ours (amqp.identity)"))
+            }
+            Failure::Broken(words) if error.is_io_error() => Failure::Connect(words),
+            other => other,
+        }
+    }
+
+    /// What ended a consumer that worked. A broker closes the channel with the same codes over an acknowledgement that
+    /// came too late (RabbitMQ's `consumer_timeout`): if there is something for the operator, the next opening says so.
+    pub(super) fn consuming(&self, error: &lapin::Error) -> Failure {
+        match self.explain(error) {
+            Failure::Refused(words) | Failure::Queue(words) => Failure::Broken(words),
+            other => other,
+        }
+    }
+
+    /// What went wrong.
+    pub(super) fn explain(&self, error: &lapin::Error) -> Failure {
+        match error.kind() {
+            lapin::ErrorKind::IOError(error) => self.of_io(error),
+            lapin::ErrorKind::ProtocolError(error) => self.of_protocol(error),
+            lapin::ErrorKind::AuthProviderError(_) => Failure::Refused(self.of(error)),
+            _ => Failure::Broken(self.of(error)),
+        }
+    }
+
+    fn of_io(&self, error: &std::io::Error) -> Failure {
+        let words = self.of(error);
+        match error.kind() {
+            ErrorKind::ConnectionRefused => Failure::ConnectionRefused(words),
+            ErrorKind::TimedOut => Failure::Timeout(words),
+            // Certificates and keys that can't be parsed are invalid data too.
+            ErrorKind::InvalidData if error.get_ref().is_some_and(|inner| !inner.is::<rustls::Error>()) => {
+                Failure::Settings(words)
+            }
+            _ if error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>()) => Failure::Tls(words),
+            _ => Failure::Broken(words),
+        }
+    }
+
+    /// AMQP 0-9-1 §1.2, reply codes.
+    fn of_protocol(&self, error: &lapin::protocol::AMQPError) -> Failure {
+        let words = self.of(error);
+        match error.get_id() {
+            // Access refused; not allowed, which is how a broker answers to an unknown virtual host.
+            403 | 530 => Failure::Refused(words),
+            // Not found, locked by another, declared in another way.
+            404..=406 => Failure::Queue(words),
+            _ => Failure::Broken(words),
+        }
+    }
+}

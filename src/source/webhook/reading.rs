@@ -1,0 +1,165 @@
+//! A request's body, read within limits of size, time and memory.
+//!
+//! Memory is taken in steps, as bytes come: who declares much and sends little holds little.
+
+use std::future::Future;
+use std::time::Duration;
+
+use axum::body::{Body, BodyDataStream, HttpBody};
+use futures_util::StreamExt;
+use tokio::time::{Instant, timeout, timeout_at};
+
+use super::credentials::Signed;
+use crate::source::budget::{Budget, Reservation};
+
+/// The longest silence.
+const SILENCE: Duration = Duration::from_secs(30);
+/// For a whole body.
+const WHOLE: Duration = Duration::from_secs(300);
+/// For room in the budget.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// What is kept of a body that is too large, bytes.
+pub(super) const BEGINNING: usize = 1 << 10;
+/// How many times the largest body is read past, for its signature or its sender's sake.
+const PASSED_OVER: u64 = 8;
+const STEP: u64 = 64 << 10;
+
+/// A body as it came.
+pub(super) struct Whole {
+    pub(super) bytes: Vec<u8>,
+    pub(super) held: Reservation,
+    pub(super) signed: Option<Signed>,
+}
+
+/// A body larger than any may be.
+pub(super) struct TooLarge {
+    /// Its first KiB at most.
+    pub(super) beginning: Vec<u8>,
+    /// As declared.
+    pub(super) length: Option<u64>,
+    pub(super) held: Reservation,
+    /// Made of the whole body; none where there was none, or where the body was too large even for that.
+    pub(super) signed: Option<Signed>,
+    rest: BodyDataStream,
+}
+
+/// Why there is no body.
+pub(super) enum Unread {
+    TooLarge(Box<TooLarge>),
+    /// Silent for too long, or too slow.
+    Stalled,
+    /// Cut short.
+    Broken,
+    /// There is no room for it.
+    Busy,
+}
+
+/// Reads a body of at most `max` bytes; with a signature to be made, one that is larger is read to its end all the same.
+pub(super) async fn read(body: Body, max: u64, budget: &Budget, signed: Option<Signed>) -> Result<Whole, Unread> {
+    read_within(SILENCE, body, max, budget, signed).await
+}
+
+async fn read_within(
+    silence: Duration,
+    body: Body,
+    max: u64,
+    budget: &Budget,
+    mut signed: Option<Signed>,
+) -> Result<Whole, Unread> {
+    let length = body.size_hint().exact();
+    let mut held = soon(budget.reserve(STEP)).await?;
+    let mut large = length.is_some_and(|length| length > max);
+    let (mut stream, mut bytes, mut count) = (body.into_data_stream(), Vec::new(), 0);
+    let end = Instant::now() + WHOLE;
+    while let Some(chunk) = next(&mut stream, silence, end).await? {
+        signed.iter_mut().for_each(|signed| signed.update(&chunk));
+        count += chunk.len() as u64;
+        large |= count > max;
+        if large {
+            bytes.extend_from_slice(&chunk);
+            bytes.truncate(BEGINNING);
+            bytes.shrink_to_fit();
+            held.shrink_to(BEGINNING as u64);
+            let pointless = count > max.saturating_mul(PASSED_OVER);
+            if pointless {
+                signed = None;
+            }
+            if pointless || (signed.is_none() && bytes.len() == BEGINNING) {
+                break;
+            }
+            continue;
+        }
+        if count > held.bytes() {
+            soon(held.grow_to(count.saturating_mul(2).min(max))).await?;
+        }
+        bytes.extend_from_slice(&chunk);
+    }
+    if large {
+        return Err(Unread::TooLarge(Box::new(TooLarge { beginning: bytes, length, held, signed, rest: stream })));
+    }
+    Ok(Whole { bytes, held, signed })
+}
+
+/// What is granted within the time that anyone waits for memory.
+pub(super) async fn soon<T>(room: impl Future<Output = T>) -> Result<T, Unread> {
+    timeout(PATIENCE, room).await.map_err(|_| Unread::Busy)
+}
+
+async fn next(stream: &mut BodyDataStream, silence: Duration, end: Instant) -> Result<Option<bytes::Bytes>, Unread> {
+    match timeout_at(end.min(Instant::now() + silence), stream.next()).await {
+        Err(_) => Err(Unread::Stalled),
+        Ok(None) => Ok(None),
+        Ok(Some(Ok(bytes))) => Ok(Some(bytes)),
+        Ok(Some(Err(_))) => Err(Unread::Broken),
+    }
+}
+
+impl TooLarge {
+    /// Reads the rest and lets it go: a sender that is cut off while it still sends may never see the answer.
+    pub(super) async fn pass_over(&mut self, max: u64) {
+        let (mut left, end) = (max.saturating_mul(PASSED_OVER), Instant::now() + WHOLE);
+        while let Ok(Some(chunk)) = next(&mut self.rest, SILENCE, end).await {
+            left = left.saturating_sub(chunk.len() as u64);
+            if left == 0 {
+                return;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use futures_util::stream;
+
+    use super::*;
+
+    fn body(chunks: &[&'static [u8]]) -> Body {
+        let chunks: Vec<_> =
+            chunks.iter().map(|chunk| Ok::<_, std::io::Error>(bytes::Bytes::from_static(chunk))).collect();
+        Body::from_stream(stream::iter(chunks).chain(stream::pending()))
+    }
+
+    #[tokio::test]
+    async fn silence_ends_a_body_and_gives_its_memory_back() {
+        let budget = Budget::new(1 << 20);
+        let read = read_within(Duration::from_millis(1), body(&[b"{"]), 100, &budget, None);
+        assert!(matches!(timeout(SILENCE, read).await.unwrap(), Err(Unread::Stalled)));
+        assert_eq!(timeout(PATIENCE, budget.reserve(1 << 20)).await.unwrap().bytes(), 1 << 20);
+    }
+
+    #[tokio::test]
+    async fn of_a_body_that_is_too_large_the_beginning_alone_is_kept() {
+        let budget = Budget::new(1 << 20);
+        static CHUNK: [u8; 5000] = [b'x'; 5000];
+        // The stream never ends: what is too large must not be awaited.
+        let read = read_within(SILENCE, body(&[&CHUNK, &CHUNK]), 7000, &budget, None);
+        match timeout(SILENCE, read).await.unwrap() {
+            Err(Unread::TooLarge(large)) => {
+                assert_eq!((large.beginning.len(), large.length), (BEGINNING, None));
+                assert_eq!(large.held.bytes(), 4 << 10);
+            }
+            _ => panic!("it was read"),
+        }
+    }
+}

@@ -1,0 +1,320 @@
+//! `POST {path}/{feed}`: who posts, whether the feed takes anything, the body, the loop's answer; each of them may end it.
+//!
+//! A 2xx means committed. Every other answer leaves the page with the publisher, which sends it again. Nothing of a
+//! request is logged but the feed's name, and only of feeds there are.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::extract::{Path, Request, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::post;
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::{Semaphore, oneshot};
+use tokio::time::timeout;
+use xxhash_rust::xxh3::{Xxh3, xxh3_64};
+
+use super::credentials::{Shown, Signed, shown};
+use super::reading::{BEGINNING, TooLarge, Unread, Whole, read, soon};
+use super::{Answer, DoorState, Entry, Inbox, Posted, WebhooksSettings};
+use crate::source::body::{self, Coding};
+use crate::source::budget::{Budget, Reservation};
+use crate::source::http::Failure;
+
+/// What bodies may hold together whose signature is not compared yet: apart from the mirror's own budget, since anybody
+/// can send them.
+const UNVERIFIED: u64 = 8 << 20;
+/// How long the feed's loop may take.
+const ANSWERED: Duration = Duration::from_secs(60);
+/// For a decompressed body to find room.
+const OPENED: Duration = Duration::from_secs(30);
+/// When to come again, where nothing says when.
+const AGAIN: Duration = Duration::from_secs(5);
+/// Refusals of one sort are logged so often at most.
+const QUIET: Duration = Duration::from_secs(60);
+
+/// What serves the feeds of `inbox`; bodies take their memory from `budget`.
+pub fn router(inbox: Inbox, settings: &WebhooksSettings, budget: Budget) -> Router {
+    let desk = Desk {
+        inbox,
+        budget,
+        unverified: Budget::new(UNVERIFIED),
+        opening: Semaphore::new(1),
+        max: settings.max_body_bytes,
+    };
+    Router::new()
+        .route(&format!("{}/{{feed}}", settings.path), post(receive))
+        .fallback(async || Refusal::new(StatusCode::NOT_FOUND, "there is nothing here"))
+        .with_state(Arc::new(desk))
+}
+
+/// What all requests share.
+struct Desk {
+    inbox: Inbox,
+    budget: Budget,
+    unverified: Budget,
+    /// Decompressing keeps a core busy: one at a time leaves some to the feeds.
+    opening: Semaphore,
+    max: u64,
+}
+
+async fn receive(State(desk): State<Arc<Desk>>, Path(feed): Path<String>, request: Request) -> Response {
+    let Some(entry) = desk.inbox.entry(&feed) else {
+        let told = desk.inbox.0.strangers.lock().unwrap_or_else(PoisonError::into_inner).is_due(Instant::now());
+        if let Some(untold) = told {
+            tracing::warn!(untold, "a post to a feed that there is not, or that has no webhook, got 404");
+        }
+        return Refusal::new(StatusCode::NOT_FOUND, "there is nothing here").into_response();
+    };
+    match desk.take(&entry, request).await {
+        Ok(()) => StatusCode::NO_CONTENT.into_response(),
+        Err(refusal) => {
+            if matches!(refusal.status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::CONFLICT) {
+                entry.door.turned_away.fetch_add(1, Ordering::Relaxed);
+            }
+            refusal.tell(&feed, &entry);
+            refusal.into_response()
+        }
+    }
+}
+
+impl Desk {
+    async fn take(&self, entry: &Entry, request: Request) -> Result<(), Refusal> {
+        let (head, body) = request.into_parts();
+        let (signed, budget) = match shown(&head.headers, &head.uri, &entry.door.secrets) {
+            Shown::Nothing => return Err(Refusal::stranger()),
+            Shown::Signature(signed) => (Some(signed), &self.unverified),
+            Shown::Secret => {
+                admitted(entry)?;
+                (None, &self.budget)
+            }
+        };
+        let (coding, known) = (coding(&head.headers)?, signed.is_none());
+        match read(body, self.max, budget, signed).await {
+            Ok(whole) => self.take_whole(entry, whole, coding).await,
+            Err(Unread::TooLarge(large)) => self.take_too_large(entry, *large, known).await,
+            Err(Unread::Stalled) => Err(Refusal::new(StatusCode::REQUEST_TIMEOUT, "the body did not come in time")),
+            Err(Unread::Broken) => Err(Refusal::new(StatusCode::BAD_REQUEST, "the body was cut short")),
+            Err(Unread::Busy) => Err(Refusal::no_room()),
+        }
+    }
+
+    async fn take_whole(&self, entry: &Entry, whole: Whole, coding: Coding) -> Result<(), Refusal> {
+        let Whole { bytes, mut held, signed } = whole;
+        if let Some(signed) = signed {
+            verified(entry, signed)?;
+            held = self.room(bytes.len() as u64).await?;
+        }
+        held.shrink_to(bytes.len() as u64);
+        let hash = xxh3_64(&bytes);
+        let fifth = entry.memory().poison.is_fifth(hash, Instant::now());
+        if coding == Coding::Identity {
+            return hand_on(entry, Parcel { bytes, hash, fifth, fault: None, held }).await;
+        }
+        let raw = if fifth { bytes.clone() } else { Vec::new() };
+        let packed = body::Body { bytes, coding, reservation: held, max: self.max };
+        let refusal = match timeout(OPENED, packed.open(&self.opening)).await {
+            Err(_) => return Err(Refusal::no_room()),
+            Ok(Ok(opened)) => {
+                let (bytes, held) = (opened.bytes, opened.reservation);
+                return hand_on(entry, Parcel { bytes, hash, fifth, fault: None, held }).await;
+            }
+            Ok(Err(Failure::TooLarge(_))) => self.too_large(),
+            Ok(Err(failure)) => Refusal::new(StatusCode::BAD_REQUEST, failure.to_string()),
+        };
+        if !fifth {
+            return Err(refusal.counted(entry, hash));
+        }
+        let kept = if refusal.status == StatusCode::PAYLOAD_TOO_LARGE { raw.len().min(BEGINNING) } else { raw.len() };
+        let (bytes, held) = (raw.get(..kept).unwrap_or_default().to_vec(), self.room(kept as u64).await?);
+        hand_on(entry, Parcel { bytes, hash, fifth, fault: Some(refusal.words), held }).await
+    }
+
+    /// `known` says that its sender has shown the secret already.
+    async fn take_too_large(&self, entry: &Entry, mut large: TooLarge, known: bool) -> Result<(), Refusal> {
+        let refusal = self.too_large();
+        match large.signed.take() {
+            Some(signed) => verified(entry, signed)?,
+            // Too large even to be signed for: whose it is stays unknown, and so it can't count.
+            None if !known => return Err(refusal),
+            None => {}
+        }
+        let hash = identity(&large.beginning, large.length);
+        if !entry.memory().poison.is_fifth(hash, Instant::now()) {
+            return Err(refusal.counted(entry, hash));
+        }
+        large.pass_over(self.max).await;
+        let (bytes, held) = (large.beginning, large.held);
+        hand_on(entry, Parcel { bytes, hash, fifth: true, fault: Some(refusal.words), held }).await
+    }
+
+    /// Room in the mirror's own budget, for what is known to be a publisher's.
+    async fn room(&self, bytes: u64) -> Result<Reservation, Refusal> {
+        let room = async {
+            let mut held = self.budget.reserve(bytes).await;
+            held.grow_to(bytes).await;
+            held
+        };
+        soon(room).await.map_err(|_| Refusal::no_room())
+    }
+
+    fn too_large(&self) -> Refusal {
+        Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, format!("more than {} bytes are not taken", self.max))
+    }
+}
+
+fn verified(entry: &Entry, signed: Signed) -> Result<(), Refusal> {
+    if !signed.vouches() {
+        return Err(Refusal::stranger());
+    }
+    admitted(entry)
+}
+
+/// Only those who have shown a secret are told.
+fn admitted(entry: &Entry) -> Result<(), Refusal> {
+    match *entry.door.state.borrow() {
+        DoorState::Open => Ok(()),
+        DoorState::Defer { retry_after, why } => Err(Refusal::busy(retry_after, why)),
+        DoorState::Refused(why) => Err(Refusal::new(StatusCode::CONFLICT, why)),
+    }
+}
+
+fn coding(headers: &HeaderMap) -> Result<Coding, Refusal> {
+    let mut all = headers.get_all(header::CONTENT_ENCODING).iter();
+    let (first, more) = (all.next(), all.next());
+    let known = first.map_or(Some(""), |value| value.to_str().ok());
+    let coding = known.filter(|_| more.is_none()).and_then(|value| Coding::from_header(Some(value)).ok());
+    coding
+        .ok_or_else(|| Refusal::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "the body may come as it is, gzip, br or zstd"))
+}
+
+/// What a body that is too large is known by: it is never read whole.
+fn identity(beginning: &[u8], length: Option<u64>) -> u64 {
+    let mut hash = Xxh3::new();
+    hash.update(beginning);
+    hash.update(&length.unwrap_or(u64::MAX).to_le_bytes());
+    hash.digest()
+}
+
+/// What the loop gets, without the way to answer.
+struct Parcel {
+    bytes: Vec<u8>,
+    hash: u64,
+    fifth: bool,
+    fault: Option<String>,
+    held: Reservation,
+}
+
+/// Queues the body and waits for the loop's word. It is applied even if nobody waits any more.
+async fn hand_on(entry: &Entry, parcel: Parcel) -> Result<(), Refusal> {
+    let Parcel { bytes, hash, fifth, fault, held } = parcel;
+    let (answer, answered) = oneshot::channel();
+    match entry.door.sender.try_send(Posted { bytes, hash, fifth, fault, held, answer }) {
+        Ok(()) => {}
+        Err(TrySendError::Full(_)) => return Err(Refusal::busy(AGAIN, "earlier pages still wait")),
+        Err(TrySendError::Closed(_)) => return Err(Refusal::busy(AGAIN, "the feed is being started")),
+    }
+    match timeout(ANSWERED, answered).await {
+        Ok(Ok(Answer::Taken)) => {
+            entry.memory().poison.taken(hash);
+            Ok(())
+        }
+        Ok(Ok(Answer::Refused(why))) => Err(Refusal::new(StatusCode::BAD_REQUEST, why).counted(entry, hash)),
+        Ok(Ok(Answer::Busy(again))) => Err(Refusal::busy(again, "not now")),
+        Ok(Ok(Answer::Gone)) => Err(Refusal::new(StatusCode::CONFLICT, "the feed takes nothing any more")),
+        Ok(Err(_)) => Err(Refusal::busy(AGAIN, "the feed is being started")),
+        Err(_) => Err(Refusal::busy(AGAIN, "it takes longer than expected")),
+    }
+}
+
+/// Any answer but a 2xx.
+struct Refusal {
+    status: StatusCode,
+    words: String,
+    retry_after: Option<Duration>,
+}
+
+impl Refusal {
+    fn new(status: StatusCode, words: impl Into<String>) -> Self {
+        Self { status, words: words.into(), retry_after: None }
+    }
+
+    fn stranger() -> Self {
+        Self::new(StatusCode::UNAUTHORIZED, "the feed's secret is needed")
+    }
+
+    fn busy(retry_after: Duration, why: &str) -> Self {
+        Self { retry_after: Some(retry_after), ..Self::new(StatusCode::SERVICE_UNAVAILABLE, why) }
+    }
+
+    fn no_room() -> Self {
+        Self::busy(AGAIN, "there is no memory left for it")
+    }
+
+    /// Counts against the body, which is what this is about.
+    fn counted(self, entry: &Entry, hash: u64) -> Self {
+        entry.memory().poison.refused(hash, Instant::now());
+        self
+    }
+
+    fn tell(&self, feed: &str, entry: &Entry) {
+        let told = entry.memory().told.entry(self.status.as_u16()).or_default().is_due(Instant::now());
+        if let Some(untold) = told {
+            let (status, why) = (self.status.as_u16(), self.words.as_str());
+            tracing::warn!(feed, status, why, untold, "a post to the webhook was refused");
+        }
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let mut response = (self.status, format!("{}\n", self.words)).into_response();
+        let headers = response.headers_mut();
+        if let Some(wait) = self.retry_after {
+            // Whole seconds, and never none: that would be asked at once, again and again.
+            let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+            headers.insert(header::RETRY_AFTER, seconds.max(1).into());
+        }
+        if self.status == StatusCode::UNAUTHORIZED {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        if self.status == StatusCode::UNSUPPORTED_MEDIA_TYPE {
+            headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("gzip, br, zstd"));
+        }
+        response
+    }
+}
+
+/// Lets one line of a sort through in a while.
+#[derive(Default)]
+pub(super) struct Told {
+    last: Option<Instant>,
+    untold: u64,
+}
+
+impl Told {
+    /// Whether to tell now, and how often it was not told since the last time.
+    fn is_due(&mut self, now: Instant) -> Option<u64> {
+        if self.last.is_some_and(|last| now.saturating_duration_since(last) < QUIET) {
+            self.untold += 1;
+            return None;
+        }
+        self.last = Some(now);
+        Some(std::mem::take(&mut self.untold))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refusals_are_told_once_in_a_while_and_counted_between() {
+        let (mut told, start) = (Told::default(), Instant::now());
+        let is_due = [0, 1, 59, 60, 61].map(|second| told.is_due(start + Duration::from_secs(second)));
+        assert_eq!(is_due, [Some(0), None, None, Some(2), None]);
+    }
+}

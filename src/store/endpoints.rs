@@ -1,0 +1,184 @@
+//! Push endpoints as the store knows them: which a feed has, where each stands, how it is doing and how far it is believed.
+
+use rusqlite::types::ValueRef;
+use rusqlite::{OptionalExtension, Row, params};
+
+use super::writer::{Bench, Weight};
+use super::{Millis, Store, StoreError, journal};
+use crate::feed::{Health, Push, Transport};
+
+/// An endpoint as stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredEndpoint {
+    /// How it delivers.
+    pub transport: Transport,
+    /// How far it is believed; `None` of a poll endpoint.
+    pub push: Push,
+    /// The last item that came from it, taken or not.
+    pub last: Option<LastItem>,
+    /// The last event's own id.
+    pub event_id: Option<String>,
+    /// When its last delivery was committed.
+    pub updated_at: Option<Millis>,
+}
+
+/// Where an endpoint stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LastItem {
+    /// The item's `modified` as published.
+    pub modified: String,
+    /// Its id.
+    pub id: String,
+}
+
+/// What changes of an endpoint's standing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// How far it is believed now.
+    pub push: Push,
+    /// How far the feed's push is believed: as far as its best endpoint.
+    pub of_feed: Push,
+    /// Why.
+    pub why: String,
+    /// What it missed since the last such note.
+    pub missed: u64,
+}
+
+impl Store {
+    /// Makes the file know that a feed has exactly these push endpoints, and gives all its endpoints as they stand.
+    ///
+    /// # Errors
+    /// When a statement fails or the writer has stopped.
+    pub async fn set_push_endpoints(
+        &self,
+        feed: i64,
+        at: Millis,
+        transports: Vec<Transport>,
+    ) -> Result<Vec<StoredEndpoint>, StoreError> {
+        self.submit(Weight::default(), move |bench| {
+            for transport in Transport::ALL.iter().copied().filter(|transport| *transport != Transport::Poll) {
+                let sql = if transports.contains(&transport) {
+                    "INSERT INTO endpoint (feed, transport, push, since) VALUES (?1, ?2, 'unproven', ?3)
+                     ON CONFLICT DO UPDATE SET push = iif(push = 'none', 'unproven', push)"
+                } else {
+                    "DELETE FROM endpoint WHERE feed = ?1 AND transport = ?2 AND ?3 IS NOT NULL"
+                };
+                bench.db.prepare_cached(sql)?.execute(params![feed, transport.code(), at])?;
+            }
+            let endpoints = read(bench, feed)?;
+            let push = best(&endpoints);
+            bench.db.execute("UPDATE feed SET push = ?2 WHERE id = ?1", params![feed, push.as_str()])?;
+            Ok(endpoints)
+        })
+        .await
+    }
+
+    /// A feed's endpoints as they stand.
+    ///
+    /// # Errors
+    /// When a statement fails or the writer has stopped.
+    pub async fn endpoints(&self, feed: i64) -> Result<Vec<StoredEndpoint>, StoreError> {
+        self.submit(Weight::default(), move |bench| Ok(read(bench, feed)?)).await
+    }
+
+    /// Notes how a push endpoint is doing; a change of its health is an event.
+    ///
+    /// # Errors
+    /// When a statement fails or the writer has stopped.
+    pub async fn note_endpoint(
+        &self,
+        feed: i64,
+        at: Millis,
+        transport: Transport,
+        health: Health,
+        reason: Option<String>,
+    ) -> Result<(), StoreError> {
+        self.submit(Weight::default(), move |bench| {
+            let known: Option<(String, Option<String>)> = bench
+                .db
+                .prepare_cached("SELECT health, reason FROM endpoint WHERE feed = ?1 AND transport = ?2")?
+                .query_row(params![feed, transport.code()], |row| Ok((row.get(0)?, row.get(1)?)))
+                .optional()?;
+            let Some((before, was)) = known else { return Ok(()) };
+            if before == health.as_str() && was == reason {
+                return Ok(());
+            }
+            let changed = before != health.as_str();
+            bench
+                .db
+                .prepare_cached(
+                    "UPDATE endpoint SET health = ?3, reason = ?4, since = iif(?5, ?6, since)
+                     WHERE feed = ?1 AND transport = ?2",
+                )?
+                .execute(params![feed, transport.code(), health.as_str(), reason, changed, at])?;
+            if changed {
+                let why = reason.as_deref().map(|reason| format!(": {reason}")).unwrap_or_default();
+                journal::event(bench, Some(feed), at, "health", &format!("{transport}: {before} → {health}{why}"))?;
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// Notes how far a push endpoint is believed from now on.
+    ///
+    /// # Errors
+    /// When a statement fails or the writer has stopped.
+    pub async fn set_standing(
+        &self,
+        feed: i64,
+        at: Millis,
+        transport: Transport,
+        standing: Standing,
+    ) -> Result<(), StoreError> {
+        self.submit(Weight::default(), move |bench| {
+            let missed = i64::try_from(standing.missed).unwrap_or(i64::MAX);
+            let proven = standing.push == Push::Proven;
+            bench
+                .db
+                .prepare_cached(
+                    "UPDATE endpoint SET push = ?3, missed = missed + ?4, proven_at = iif(?5, ?6, proven_at)
+                     WHERE feed = ?1 AND transport = ?2",
+                )?
+                .execute(params![feed, transport.code(), standing.push.as_str(), missed, proven, at])?;
+            bench
+                .db
+                .prepare_cached("UPDATE feed SET push = ?2 WHERE id = ?1")?
+                .execute(params![feed, standing.of_feed.as_str()])?;
+            let detail = format!("{transport}: {}", standing.why);
+            Ok(journal::event(bench, Some(feed), at, "push", &detail)?)
+        })
+        .await
+    }
+}
+
+fn best(endpoints: &[StoredEndpoint]) -> Push {
+    let has = |push: &Push| endpoints.iter().any(|endpoint| endpoint.push == *push);
+    [Push::Proven, Push::Unproven, Push::Demoted].into_iter().find(has).unwrap_or(Push::None)
+}
+
+fn read(bench: &Bench<'_>, feed: i64) -> rusqlite::Result<Vec<StoredEndpoint>> {
+    let mut select = bench.db.prepare_cached(
+        "SELECT transport, push, modified, id, event_id, updated_at FROM endpoint WHERE feed = ?1 ORDER BY transport",
+    )?;
+    let rows = select.query_map([feed], |row| {
+        Ok(StoredEndpoint {
+            transport: Transport::from_code(row.get(0)?).unwrap_or(Transport::Poll),
+            push: Push::from_word(row.get_ref(1)?.as_str()?).unwrap_or(Push::None),
+            last: last_item(row)?,
+            event_id: row.get(4)?,
+            updated_at: row.get(5)?,
+        })
+    })?;
+    rows.collect()
+}
+
+fn last_item(row: &Row<'_>) -> rusqlite::Result<Option<LastItem>> {
+    let modified = match row.get_ref(2)? {
+        ValueRef::Integer(n) => n.to_string(),
+        ValueRef::Text(text) => String::from_utf8_lossy(text).into_owned(),
+        _ => return Ok(None),
+    };
+    let id: Option<String> = row.get(3)?;
+    Ok(id.map(|id| LastItem { modified, id }))
+}

@@ -1,0 +1,135 @@
+//! A feed's push endpoints, made ready from its settings: their loops run beside the poll loop.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::OptionFuture;
+use secrecy::SecretString;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::FeedSettings;
+use crate::feed::{Mode, Push, Transport};
+use crate::mode::push::Ledger;
+use crate::source::amqp::AmqpSettings;
+use crate::source::client::Clients;
+use crate::source::http::{Failure, Requests};
+use crate::source::secret::SecretSource;
+use crate::source::webhook::{Door, DoorState, Posted, WAITING, WebhookSettings};
+use crate::store::endpoints::StoredEndpoint;
+use crate::store::feeds::StoredFeed;
+use crate::worker::Feed;
+use crate::worker::amqp::AmqpLoop;
+use crate::worker::push::Book;
+use crate::worker::sse::{SseEndpoint, SseLoop};
+use crate::worker::webhook::{Registration, WebhookLoop};
+
+/// What a feed's push loops run with.
+pub(super) struct Endpoints {
+    sse: Option<SseEndpoint>,
+    amqp: Option<AmqpSettings>,
+    webhook: Option<Posts>,
+}
+
+/// What comes through a feed's door, and the sign on it.
+struct Posts {
+    inbox: mpsc::Receiver<Posted>,
+    sign: watch::Sender<DoorState>,
+    registration: Option<Registration>,
+}
+
+/// Until it is level, a feed that defers asks its publisher to come again after this.
+const DEFERRED: Duration = Duration::from_secs(30);
+
+impl Endpoints {
+    /// With the door that the feed's publisher posts to, if it has one. Reads secrets: blocking, small local files.
+    pub(super) fn new(
+        clients: &Clients,
+        settings: &FeedSettings,
+        stored: &StoredFeed,
+        book: &Book,
+    ) -> Result<(Self, Option<Door>), Failure> {
+        let sse = match &settings.sse {
+            Some(sse) => {
+                let (headers, query) = (&settings.headers, &settings.query);
+                let requests = Requests::new(clients, &sse.url, &settings.http, headers, query)?;
+                Some(SseEndpoint { settings: sse.clone(), requests })
+            }
+            None => None,
+        };
+        let Some(webhook) = &settings.webhook else {
+            return Ok((Self { sse, amqp: settings.amqp.clone(), webhook: None }, None));
+        };
+        let defers = webhook.defer && stored.mode == Mode::Refresh;
+        let deferring = DoorState::Defer { retry_after: DEFERRED, why: "the feed is being read first" };
+        let (sign, state) = watch::channel(if defers { deferring } else { DoorState::Open });
+        let (sender, inbox) = mpsc::channel(WAITING);
+        let registration = match &webhook.register {
+            Some(register) => {
+                let requests = Requests::new(clients, &register.url, &settings.http, &register.headers, &[])?;
+                Some(Registration { settings: register.clone(), requests })
+            }
+            None => None,
+        };
+        let door = Door { secrets: secrets(webhook)?, state, sender, turned_away: Arc::clone(&book.turned_away) };
+        Ok((Self { sse, amqp: settings.amqp.clone(), webhook: Some(Posts { inbox, sign, registration }) }, Some(door)))
+    }
+
+    /// Until cancelled.
+    pub(super) async fn run(self, feed: &Arc<Feed>, stored: &StoredFeed, cancel: &CancellationToken) {
+        let Self { sse, amqp, webhook } = self;
+        if sse.is_none() && amqp.is_none() && webhook.is_none() {
+            return;
+        }
+        let sse = sse.as_ref().map(|endpoint| SseLoop::new(feed, endpoint, cancel).run());
+        let amqp = amqp.as_ref().map(|settings| AmqpLoop::new(feed, settings, cancel).run());
+        let webhook = webhook.map(|Posts { inbox, sign, registration }| async move {
+            let open = async {
+                if feed.wait_until_level(cancel).await {
+                    sign.send_replace(DoorState::Open);
+                }
+                cancel.cancelled().await;
+            };
+            let registration = registration.as_ref().map(|registration| registration.keep(feed, cancel));
+            let posts = WebhookLoop::new(feed, stored.generation, inbox, cancel).run();
+            tokio::join!(posts, open, OptionFuture::from(registration));
+        });
+        tokio::join!(
+            feed.keep_book(cancel),
+            OptionFuture::from(sse),
+            OptionFuture::from(amqp),
+            OptionFuture::from(webhook)
+        );
+    }
+}
+
+/// The secrets that a feed's publisher may show.
+///
+/// # Errors
+/// When one can't be read.
+pub(super) fn secrets(webhook: &WebhookSettings) -> Result<Vec<SecretString>, Failure> {
+    let read = |source: &SecretSource| source.read().map_err(|error| Failure::Settings(error.to_string()));
+    webhook.secrets.iter().map(read).collect()
+}
+
+/// A door that nobody gets through, with the reason on it.
+pub(super) fn closed_door(webhook: &WebhookSettings, state: DoorState) -> Result<Door, Failure> {
+    let (_, state) = watch::channel(state);
+    let (sender, _) = mpsc::channel(1);
+    Ok(Door { secrets: secrets(webhook)?, state, sender, turned_away: Arc::default() })
+}
+
+/// The book of a feed that is only polled.
+pub fn no_push(settings: &FeedSettings, stored: &StoredFeed) -> Book {
+    Book::new(Ledger::new(settings.push.clone(), settings.modified, []), stored.mode)
+}
+
+/// What was known of a feed's push before, as a book to go on with. Whatever kept it level has to be reached again.
+pub(super) fn book(settings: &FeedSettings, stored: &StoredFeed, endpoints: &[StoredEndpoint]) -> Book {
+    let known = settings.push_transports().into_iter().map(|transport: Transport| {
+        let known = endpoints.iter().find(|endpoint| endpoint.transport == transport);
+        (transport, known.map_or(Push::Unproven, |known| known.push))
+    });
+    let mode = if stored.mode.is_push() { Mode::Poll } else { stored.mode };
+    Book::new(Ledger::new(settings.push.clone(), settings.modified, known), mode)
+}

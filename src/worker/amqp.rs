@@ -1,0 +1,239 @@
+//! A queue's loop: consumes, commits what comes in batches, and acknowledges a batch once it is on the disk.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::FutureExt;
+use tokio_util::sync::CancellationToken;
+
+use super::push::{BATCH_BYTES, BATCH_ITEMS, BATCH_TIME, BATCHES, Pending};
+use super::{Feed, QUEUE_PULSE, chance};
+use crate::decode::rpde;
+use crate::feed::{Generation, Health, Transport};
+use crate::schedule::{self, Wait};
+use crate::source::amqp::{AmqpSettings, Consumer, Failure, Message};
+use crate::store::StoreError;
+use crate::store::apply::{Applied, Position};
+
+/// A connection that lasted this long was a good one: the next wait is short.
+const LASTED: Duration = Duration::from_secs(30);
+/// A generation that changed under the consumer is read again after this.
+const BEGUN_ANEW: Duration = Duration::from_millis(100);
+
+/// One feed's queue.
+pub struct AmqpLoop<'a> {
+    feed: &'a Arc<Feed>,
+    settings: &'a AmqpSettings,
+    cancel: &'a CancellationToken,
+    failures: u32,
+}
+
+/// Why a connection ended.
+enum End {
+    /// Cancelled, or the store has stopped.
+    Stopped,
+    /// The feed has begun anew meanwhile: what was not acknowledged comes again.
+    OldGeneration,
+    /// An error, in words; `operator`: nothing that waiting heals.
+    Failed { operator: bool, reason: String },
+}
+
+impl From<Failure> for End {
+    fn from(failure: Failure) -> Self {
+        Self::Failed { operator: failure.needs_operator(), reason: failure.to_string() }
+    }
+}
+
+impl From<StoreError> for End {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Closed => Self::Stopped,
+            error => Self::Failed { operator: false, reason: format!("store: {error}") },
+        }
+    }
+}
+
+/// What the store says of a batch, unless it has stopped.
+type Answer = Result<Result<Applied, StoreError>, tokio::sync::oneshot::error::RecvError>;
+
+/// A connection under way.
+struct Connection<'a> {
+    feed: &'a Feed,
+    generation: Generation,
+    consumer: Consumer,
+    pending: std::collections::VecDeque<(u64, Pending)>,
+    brought: u64,
+}
+
+impl<'a> AmqpLoop<'a> {
+    /// A loop for `feed`'s queue, to be cancelled by `cancel`.
+    pub fn new(feed: &'a Arc<Feed>, settings: &'a AmqpSettings, cancel: &'a CancellationToken) -> Self {
+        Self { feed, settings, cancel, failures: 0 }
+    }
+
+    /// Until cancelled.
+    pub async fn run(mut self) {
+        if !self.feed.wait_until_level(self.cancel).await {
+            return;
+        }
+        loop {
+            let began = Instant::now();
+            let (brought, end) = self.connect().await;
+            let wait = match end {
+                End::Stopped => return,
+                End::OldGeneration => BEGUN_ANEW,
+                End::Failed { operator, reason } => self.failed(operator, reason, brought, began.elapsed()).await,
+            };
+            self.feed.pulses[QUEUE_PULSE].within(wait);
+            tokio::select! {
+                () = self.cancel.cancelled() => return,
+                () = tokio::time::sleep(wait) => {}
+            }
+        }
+    }
+
+    /// One connection, and how many records it brought.
+    async fn connect(&mut self) -> (u64, End) {
+        let mut connection = match self.open().await {
+            Ok(connection) => connection,
+            Err(end) => return (0, end),
+        };
+        self.feed.push_up(Transport::Amqp, None).await;
+        self.feed.pulses[QUEUE_PULSE].rest();
+        let mut end = tokio::select! {
+            () = self.cancel.cancelled() => End::Stopped,
+            end = connection.read() => end,
+        };
+        // What is committed is acknowledged, so that it need not come again.
+        while !connection.pending.is_empty() {
+            if let Err(earlier) = connection.oldest().await {
+                end = if matches!(end, End::Stopped) { end } else { earlier };
+                break;
+            }
+        }
+        let brought = connection.brought;
+        connection.consumer.close().await;
+        (brought, end)
+    }
+
+    async fn open(&self) -> Result<Connection<'a>, End> {
+        let feed: &'a Arc<Feed> = self.feed;
+        feed.pulses[QUEUE_PULSE].within(feed.page_timeout);
+        let stored = feed.shared.store.feed(&feed.name).await?;
+        let url = match self.settings.url.read() {
+            Ok(url) => url,
+            Err(error) => return Err(End::Failed { operator: true, reason: format!("settings: {error}") }),
+        };
+        let tag = format!("feedmirror-{}", feed.name);
+        let consumer = tokio::select! {
+            () = self.cancel.cancelled() => return Err(End::Stopped),
+            consumer = Consumer::open(self.settings, &url, &tag) => consumer?,
+        };
+        Ok(Connection { feed, generation: stored.generation, consumer, pending: Default::default(), brought: 0 })
+    }
+
+    async fn failed(&mut self, operator: bool, reason: String, brought: u64, lasted: Duration) -> Duration {
+        self.failures = if brought > 0 || lasted >= LASTED { 1 } else { self.failures.saturating_add(1) };
+        let (health, wait) = if operator { (Health::Failed, Wait::Hourly) } else { (Health::Retrying, Wait::Backoff) };
+        let wait = schedule::after_failure(&self.feed.retry, wait, self.failures, chance());
+        if self.failures.is_power_of_two() {
+            tracing::info!(feed = %self.feed.name, failures = self.failures, reason, "the queue is lost");
+        }
+        self.feed.push_down(Transport::Amqp, health, reason).await;
+        wait
+    }
+}
+
+impl Connection<'_> {
+    /// Until the broker ends it or something fails.
+    async fn read(&mut self) -> End {
+        loop {
+            let first = match self.either().await {
+                Ok(Some(message)) => message,
+                Ok(None) => continue,
+                Err(end) => return end,
+            };
+            let (mut tag, mut bytes) = (first.tag, first.bytes.len());
+            let mut batch = vec![first.bytes];
+            let mut ended = None;
+            let until = tokio::time::Instant::now() + BATCH_TIME;
+            while batch.len() < BATCH_ITEMS && bytes < BATCH_BYTES {
+                let came = if self.pending.is_empty() {
+                    self.consumer.next().now_or_never()
+                } else {
+                    tokio::time::timeout_at(until, self.consumer.next()).await.ok()
+                };
+                match came.map(message) {
+                    None => break,
+                    Some(Ok(message)) => {
+                        tag = message.tag;
+                        bytes += message.bytes.len();
+                        batch.push(message.bytes);
+                    }
+                    Some(Err(end)) => {
+                        ended = Some(end);
+                        break;
+                    }
+                }
+            }
+            let page = rpde::records(batch.iter().map(Vec::as_slice), &self.feed.reading);
+            let pending = self.feed.push(self.generation, Transport::Amqp, page, Position::default());
+            self.pending.push_back((tag, pending));
+            if let Some(end) = ended {
+                return end;
+            }
+        }
+    }
+
+    /// The next message, or `None` once the oldest batch is committed and acknowledged.
+    async fn either(&mut self) -> Result<Option<Message>, End> {
+        if self.pending.len() >= BATCHES {
+            return self.oldest().await.map(|()| None);
+        }
+        let Some((tag, pending)) = self.pending.front_mut() else {
+            return message(self.consumer.next().await).map(Some);
+        };
+        let tag = *tag;
+        tokio::select! {
+            answer = pending => {
+                self.pending.pop_front();
+                self.settle(tag, answer).await.map(|()| None)
+            }
+            came = self.consumer.next() => message(came).map(Some),
+        }
+    }
+
+    async fn oldest(&mut self) -> Result<(), End> {
+        let Some((tag, pending)) = self.pending.front_mut() else { return Ok(()) };
+        let tag = *tag;
+        let answer = pending.await;
+        self.pending.pop_front();
+        self.settle(tag, answer).await
+    }
+
+    /// Committed and on the disk: only now is the batch acknowledged. An acknowledgement covers whatever came before it:
+    /// behind a batch that was not written none may be acknowledged, written or not, and all of it comes again.
+    async fn settle(&mut self, tag: u64, answer: Answer) -> Result<(), End> {
+        let taken = self.taken(answer).await;
+        if taken.is_err() {
+            self.pending.clear();
+        }
+        taken?;
+        Ok(self.consumer.ack_up_to(tag).await?)
+    }
+
+    async fn taken(&mut self, answer: Answer) -> Result<(), End> {
+        let applied = answer.map_err(|_| End::Stopped)??;
+        self.brought += applied.records();
+        let written = self.feed.committed(Transport::Amqp, applied).await;
+        if written { Ok(()) } else { Err(End::OldGeneration) }
+    }
+}
+
+fn message(came: Result<Option<Message>, Failure>) -> Result<Message, End> {
+    match came {
+        Ok(Some(message)) => Ok(message),
+        Ok(None) => Err(End::Failed { operator: false, reason: "queue-ended: the broker ended it".to_owned() }),
+        Err(failure) => Err(failure.into()),
+    }
+}

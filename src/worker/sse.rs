@@ -1,0 +1,333 @@
+//! A stream's loop: connects from where the mirror stands, commits what comes in small batches, and connects again.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::FutureExt;
+use tokio_util::sync::CancellationToken;
+
+use super::push::{BATCH_BYTES, BATCH_ITEMS, BATCH_TIME, BATCHES, Pending};
+use super::walk::explain;
+use super::{Feed, STREAM_PULSE, chance};
+use crate::decode::rpde;
+use crate::feed::{Finding, Generation, Page, Transport};
+use crate::mode::{self, History, Trouble};
+use crate::schedule::{self, Wait};
+use crate::source::http::{Failure, Requests};
+use crate::source::sse::{Event, SseSettings, Stream, connect_url};
+use crate::store::StoreError;
+use crate::store::apply::{Applied, Position};
+use crate::store::endpoints::StoredEndpoint;
+
+/// The event that carries an item (RPDE 0.2.1 draft, 2c).
+const ITEM_EVENT: &str = "itemupdate";
+/// A connection that lasted this long was a good one: the next wait is short.
+const LASTED: Duration = Duration::from_secs(30);
+/// A generation that changed under the stream is read again after this.
+const BEGUN_ANEW: Duration = Duration::from_millis(100);
+
+/// Where a feed's stream is.
+pub struct SseEndpoint {
+    /// As configured.
+    pub settings: SseSettings,
+    /// Its requests: the operator names its origin, so it gets the feed's secrets.
+    pub requests: Requests,
+}
+
+/// One feed's stream.
+pub struct SseLoop<'a> {
+    feed: &'a Arc<Feed>,
+    endpoint: &'a SseEndpoint,
+    cancel: &'a CancellationToken,
+    history: History,
+}
+
+/// Why a connection ended.
+enum End {
+    /// Cancelled, or the store has stopped.
+    Stopped,
+    /// The feed has begun anew meanwhile.
+    OldGeneration,
+    /// An error, or the stream's own end.
+    Failed(Trouble, String),
+}
+
+impl From<Failure> for End {
+    fn from(failure: Failure) -> Self {
+        let (trouble, reason) = explain(&failure);
+        Self::Failed(trouble, reason)
+    }
+}
+
+impl From<StoreError> for End {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Closed => Self::Stopped,
+            error => Self::Failed(Trouble::Page, format!("store: {error}")),
+        }
+    }
+}
+
+/// A connection under way.
+struct Connection<'a> {
+    feed: &'a Feed,
+    settings: &'a SseSettings,
+    generation: Generation,
+    stream: Stream,
+    pending: VecDeque<Pending>,
+    brought: u64,
+    /// Where the last batch handed over leaves the cursor.
+    left_at: Option<String>,
+}
+
+/// Events that are decoded together.
+#[derive(Default)]
+struct Batch {
+    records: Vec<String>,
+    bytes: usize,
+    event_id: Option<String>,
+    other_events: Vec<String>,
+}
+
+impl Batch {
+    fn add(&mut self, event: Event) {
+        if event.id.is_some() {
+            self.event_id = event.id;
+        }
+        if event.name != ITEM_EVENT {
+            self.other_events.push(event.name.chars().take(40).collect());
+            // A publisher that forgets to name its events still sends items.
+            if event.name != "message" {
+                return;
+            }
+        }
+        self.bytes += event.data.len();
+        self.records.push(event.data);
+    }
+
+    fn is_full(&self) -> bool {
+        self.records.len() >= BATCH_ITEMS || self.bytes >= BATCH_BYTES
+    }
+}
+
+impl<'a> SseLoop<'a> {
+    /// A loop for `feed`'s stream, to be cancelled by `cancel`.
+    pub fn new(feed: &'a Arc<Feed>, endpoint: &'a SseEndpoint, cancel: &'a CancellationToken) -> Self {
+        let history = History { first_page: true, ..History::default() };
+        Self { feed, endpoint, cancel, history }
+    }
+
+    /// Until cancelled.
+    pub async fn run(mut self) {
+        if !self.feed.wait_until_level(self.cancel).await {
+            return;
+        }
+        loop {
+            let began = Instant::now();
+            let mut retry = None;
+            let (brought, end) = self.connect(&mut retry).await;
+            let wait = match end {
+                End::Stopped => return,
+                End::OldGeneration => BEGUN_ANEW,
+                End::Failed(trouble, reason) => self.failed(trouble, reason, brought, began.elapsed(), retry).await,
+            };
+            self.feed.pulses[STREAM_PULSE].within(wait);
+            tokio::select! {
+                () = self.cancel.cancelled() => return,
+                () = tokio::time::sleep(wait) => {}
+            }
+        }
+    }
+
+    /// One connection, and how many items it brought.
+    async fn connect(&mut self, retry: &mut Option<Duration>) -> (u64, End) {
+        let mut connection = match self.open().await {
+            Ok(connection) => connection,
+            Err(end) => return (0, end),
+        };
+        self.history.answered = true;
+        self.feed.push_up(Transport::Sse, None).await;
+        self.feed.pulses[STREAM_PULSE].rest();
+        let end = tokio::select! {
+            () = self.cancel.cancelled() => End::Stopped,
+            () = self.feed.book.found_wanting.notified() =>
+                End::Failed(Trouble::Network, "missed: the stream left items out, and is opened anew".to_owned()),
+            end = connection.read() => end,
+        };
+        *retry = connection.stream.retry();
+        let mut brought = connection.brought;
+        // What was handed over is committed whatever ended the connection; only then is its place known.
+        while let Some(pending) = connection.pending.pop_front() {
+            match connection.settle(pending.await).await {
+                Ok(()) => brought = connection.brought,
+                Err(end) => return (brought, end),
+            }
+        }
+        (brought, end)
+    }
+
+    async fn open(&self) -> Result<Connection<'a>, End> {
+        let (feed, endpoint): (&'a Arc<Feed>, &'a SseEndpoint) = (self.feed, self.endpoint);
+        feed.pulses[STREAM_PULSE].within(feed.page_timeout);
+        let stored = feed.shared.store.feed(&feed.name).await?;
+        let endpoints = feed.shared.store.endpoints(feed.id).await?;
+        let (url, event_id) = place(&endpoint.settings, &endpoints);
+        let opening = Stream::open(&endpoint.requests, &url, event_id.as_deref());
+        let stream = tokio::select! {
+            () = self.cancel.cancelled() => return Err(End::Stopped),
+            stream = opening => stream?,
+        };
+        Ok(Connection {
+            feed,
+            settings: &endpoint.settings,
+            generation: stored.generation,
+            stream,
+            pending: VecDeque::new(),
+            brought: 0,
+            left_at: None,
+        })
+    }
+
+    async fn failed(
+        &mut self,
+        trouble: Trouble,
+        reason: String,
+        brought: u64,
+        lasted: Duration,
+        retry: Option<Duration>,
+    ) -> Duration {
+        let good = brought > 0 || lasted >= LASTED;
+        self.history.failures = if good { 1 } else { self.history.failures.saturating_add(1) };
+        self.history.unavailable = if trouble.is_unavailable() { self.history.unavailable + 1 } else { 0 };
+        if matches!(trouble, Trouble::Status { code: 401 | 403, .. })
+            && let Err(failure) = self.endpoint.requests.read_secrets()
+        {
+            tracing::warn!(feed = %self.feed.name, %failure, "secrets can't be read again: the old ones stay");
+        }
+        let ruling = mode::judge(trouble, &self.history);
+        let told = retry.filter(|_| ruling.wait == Wait::Backoff).map_or(ruling.wait, Wait::Told);
+        let wait = schedule::after_failure(&self.feed.retry, told, self.history.failures, chance());
+        if self.history.failures.is_power_of_two() {
+            tracing::info!(feed = %self.feed.name, failures = self.history.failures, reason, "the stream has ended");
+        }
+        self.feed.push_down(Transport::Sse, ruling.health, reason).await;
+        wait
+    }
+}
+
+/// Where to take the stream up: after its own last event, or after the poll side's last item where that was committed
+/// later.
+fn place(settings: &SseSettings, endpoints: &[StoredEndpoint]) -> (String, Option<String>) {
+    let find = |transport| endpoints.iter().find(|endpoint: &&StoredEndpoint| endpoint.transport == transport);
+    let (own, poll) = (find(Transport::Sse), find(Transport::Poll));
+    let own_at = own.filter(|own| own.last.is_some()).and_then(|own| own.updated_at);
+    let polled = poll.filter(|poll| poll.last.is_some() && poll.updated_at > own_at);
+    let from = polled.or(own).and_then(|endpoint| endpoint.last.as_ref());
+    let event_id = own.filter(|_| polled.is_none()).and_then(|own| own.event_id.clone());
+    (connect_url(settings, from.map(|last| (last.modified.as_str(), last.id.as_str()))), event_id)
+}
+
+impl Connection<'_> {
+    /// Until the stream ends or fails.
+    async fn read(&mut self) -> End {
+        loop {
+            let event = if self.pending.len() < BATCHES {
+                match self.either().await {
+                    Ok(Some(event)) => event,
+                    Ok(None) => continue,
+                    Err(end) => return end,
+                }
+            } else {
+                if let Err(end) = self.oldest().await {
+                    return end;
+                }
+                continue;
+            };
+            let mut batch = Batch::default();
+            batch.add(event);
+            let ended = self.fill(&mut batch).await;
+            self.hand_over(batch);
+            if let Some(end) = ended {
+                return end;
+            }
+        }
+    }
+
+    /// The next event, or `None` once the oldest batch is committed.
+    async fn either(&mut self) -> Result<Option<Event>, End> {
+        let Some(pending) = self.pending.front_mut() else {
+            return event(self.stream.next().await).map(Some);
+        };
+        tokio::select! {
+            answer = pending => {
+                self.pending.pop_front();
+                self.settle(answer).await?;
+                Ok(None)
+            }
+            came = self.stream.next() => event(came).map(Some),
+        }
+    }
+
+    async fn oldest(&mut self) -> Result<(), End> {
+        match self.pending.front_mut() {
+            Some(pending) => {
+                let answer = pending.await;
+                self.pending.pop_front();
+                self.settle(answer).await
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Adds what is there already, and what comes while an earlier batch is being committed.
+    async fn fill(&mut self, batch: &mut Batch) -> Option<End> {
+        let until = tokio::time::Instant::now() + BATCH_TIME;
+        while !batch.is_full() {
+            let came = if self.pending.is_empty() {
+                self.stream.next().now_or_never()?
+            } else {
+                tokio::time::timeout_at(until, self.stream.next()).await.ok()?
+            };
+            match event(came) {
+                Ok(event) => batch.add(event),
+                Err(end) => return Some(end),
+            }
+        }
+        None
+    }
+
+    fn hand_over(&mut self, batch: Batch) {
+        let mut page = rpde::records(batch.records.iter().map(String::as_bytes), &self.feed.reading);
+        if let Some(first) = batch.other_events.first() {
+            let detail = format!("an event named {first:?}, where items are named {ITEM_EVENT:?}");
+            page.findings.push(Finding { rule: "sse-event", detail, count: batch.other_events.len() as u64 });
+        }
+        let cursor = self.cursor(&page);
+        let position = Position { cursor: cursor.clone(), event_id: batch.event_id, after: self.left_at.clone() };
+        self.left_at = cursor.or(self.left_at.take());
+        self.pending.push_back(self.feed.push(self.generation, Transport::Sse, page, position));
+    }
+
+    fn cursor(&self, page: &Page) -> Option<String> {
+        let last = page.items.last()?;
+        Some(connect_url(self.settings, Some((&last.modified.to_string(), &last.id))))
+    }
+
+    async fn settle(
+        &mut self,
+        answer: Result<Result<Applied, StoreError>, tokio::sync::oneshot::error::RecvError>,
+    ) -> Result<(), End> {
+        let applied = answer.map_err(|_| End::Stopped)??;
+        self.brought += applied.records();
+        if self.feed.committed(Transport::Sse, applied).await { Ok(()) } else { Err(End::OldGeneration) }
+    }
+}
+
+fn event(came: Result<Option<Event>, Failure>) -> Result<Event, End> {
+    match came {
+        Ok(Some(event)) => Ok(event),
+        Ok(None) => Err(End::Failed(Trouble::Network, "stream-ended: the publisher closed the stream".to_owned())),
+        Err(failure) => Err(failure.into()),
+    }
+}

@@ -1,0 +1,240 @@
+//! One suite over every transport: the same history of changes, delivered in its order or not, once or often, ends in
+//! the same mirror (DESIGN §2, rule 1).
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use crate::post::{self, SECRET};
+use crate::stream::{Stream, event};
+use crate::support::{Mirror, Publisher, Reply, Request, page};
+use crate::{endpoint, mirror};
+
+/// How a delivery gets to the mirror. Another transport means another name here, and another test below.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Way {
+    Poll,
+    Sse,
+    Webhook,
+}
+
+impl Way {
+    const ALL: [Self; 3] = [Self::Poll, Self::Sse, Self::Webhook];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Poll => "poll",
+            Self::Sse => "sse",
+            Self::Webhook => "webhook",
+        }
+    }
+}
+
+/// One version of a record; `data` follows from the rest.
+#[derive(Clone, Debug, PartialEq)]
+struct Version {
+    kind: &'static str,
+    id: String,
+    modified: i64,
+    live: bool,
+}
+
+impl Version {
+    fn data(&self) -> String {
+        format!(r#"{{"is":"{}/{}@{}"}}"#, self.kind, self.id, self.modified)
+    }
+
+    fn json(&self) -> String {
+        let Self { kind, id, modified, live } = self;
+        let rest = if *live { format!(r#""updated","data":{}"#, self.data()) } else { r#""deleted""#.to_owned() };
+        format!(r#"{{"kind":"{kind}","id":"{id}","modified":{modified},"state":{rest}}}"#)
+    }
+}
+
+/// Numbers that look random and are the same each time (a linear congruential generator).
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, bound: usize) -> usize {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        usize::try_from(self.0 >> 33).unwrap() % bound
+    }
+}
+
+/// 300 versions of 20 records: changes, deletions, revivals, and a deletion that shares its `modified` with an update.
+fn history() -> Vec<Version> {
+    let mut dice = Dice(7);
+    let mut versions = Vec::new();
+    for modified in 1..=300 {
+        let (kind, id) = (["session", "slot"][dice.below(2)], format!("r{}", dice.below(10)));
+        let version = Version { kind, id, modified, live: dice.below(4) > 0 };
+        if version.live && modified % 9 == 0 {
+            versions.push(Version { live: false, ..version.clone() });
+        }
+        versions.push(version);
+    }
+    versions
+}
+
+/// The history as careless publishers tell it: out of order, repeated, and old versions again at the end.
+fn told(history: &[Version]) -> Vec<Version> {
+    let mut dice = Dice(11);
+    let mut told = history.to_vec();
+    for at in 0..told.len() {
+        let with = (at + dice.below(25)).min(told.len() - 1);
+        told.swap(at, with);
+    }
+    for at in (0..told.len()).step_by(5).rev() {
+        told.insert((at + dice.below(10)).min(told.len()), told[at].clone());
+    }
+    let stale = (0..40).map(|_| history[dice.below(history.len())].clone());
+    told.extend(stale);
+    told
+}
+
+/// (kind, id) → (modified, state, data).
+type Contents = BTreeMap<(String, String), (String, String, String)>;
+
+/// What RPDE says is left of a history: of each record the newest; a deletion stands over an update of the same time.
+fn left(history: &[Version]) -> Contents {
+    let mut left = BTreeMap::<(&str, &str), &Version>::new();
+    for version in history {
+        let key = (version.kind, version.id.as_str());
+        let newer = |known: &&Version| (version.modified, !version.live) > (known.modified, !known.live);
+        if left.get(&key).is_none_or(newer) {
+            left.insert(key, version);
+        }
+    }
+    let owned = left.into_iter().map(|((kind, id), version)| {
+        let (state, data) = if version.live { ("updated", version.data()) } else { ("deleted", String::new()) };
+        ((kind.to_owned(), id.to_owned()), (version.modified.to_string(), state.to_owned(), data))
+    });
+    owned.collect()
+}
+
+fn contents(mirror: &Mirror) -> Contents {
+    let rows = mirror.rows("SELECT kind, id, modified, state, data FROM items WHERE feed = 'f' AND kind <> 'mark'");
+    let entry = |row: Vec<String>| {
+        let [kind, id, modified, state, data] = row.try_into().unwrap();
+        ((kind, id), (modified, state, data))
+    };
+    rows.into_iter().map(entry).collect()
+}
+
+/// A publisher of pages as they were written, a mirror, and the ways between them.
+struct Bench {
+    pages: Arc<Mutex<Vec<String>>>,
+    /// Every event so far: whoever connects is told all of them again.
+    events: Arc<Mutex<String>>,
+    _publisher: Publisher,
+    stream: Stream,
+    mirror: Mirror,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let pages = Arc::new(Mutex::new(vec![
+            r#"{"kind":"mark","id":"begin","modified":1,"state":"updated","data":{}}"#.to_owned(),
+        ]));
+        let serving = Arc::clone(&pages);
+        let publisher = Publisher::start(move |request| serve(request, &serving.lock().unwrap()));
+        let events = Arc::new(Mutex::new(String::new()));
+        let repeating = Arc::clone(&events);
+        let stream = Stream::greeting(move |_| repeating.lock().unwrap().clone());
+        let keys = format!("sse.url = {:?}\nwebhook = {{ secret_file = \"secret\" }}", stream.url());
+        let mirror = mirror(&publisher.url("/feed"), &keys);
+        mirror.write("secret", SECRET);
+        let mirror = mirror.start();
+        mirror.until("the stream up, by its proof", |mirror| endpoint(mirror, "sse", "push") == "proven");
+        Self { pages, events, _publisher: publisher, stream, mirror }
+    }
+
+    /// Delivers items, together where the way knows pages.
+    fn deliver(&self, way: Way, items: &[String]) {
+        match way {
+            Way::Poll => self.pages.lock().unwrap().push(items.join(",")),
+            Way::Sse => {
+                // A stream that brings only its share is found wanting and opened anew: none of it may be lost by that.
+                self.events.lock().unwrap().extend(items.iter().map(|item| event(item)));
+                items.iter().for_each(|item| self.stream.item(item));
+            }
+            Way::Webhook => assert_eq!(post::page(&self.mirror, items).status, 204),
+        }
+    }
+
+    /// Whatever was delivered this way before is taken in once its mark is there: each way keeps its order.
+    fn settle(&self, way: Way) {
+        let mark = format!("end-{}", way.name());
+        self.deliver(way, &[format!(r#"{{"kind":"mark","id":"{mark}","modified":1,"state":"updated","data":{{}}}}"#)]);
+        crate::until_has(&self.mirror, &mark);
+    }
+}
+
+/// Page after page; behind the last one there is nothing yet.
+fn serve(request: &Request, pages: &[String]) -> Reply {
+    let at: usize = request.query().strip_prefix("page=").map_or(0, |at| at.parse().unwrap());
+    let items = pages.get(at).cloned();
+    let next = if items.is_some() { format!("/feed?page={}", at + 1) } else { request.target.clone() };
+    Reply::page(page(&items.into_iter().collect::<Vec<_>>(), &next))
+}
+
+/// Tells the history, each part by the ways that `ways` says, and compares what the mirror holds with what is left.
+fn the_history_ends_in_the_same_mirror(told: &[Version], ways: impl Fn(usize) -> Vec<Way>) {
+    // Given
+    let bench = Bench::new();
+
+    // When
+    let mut used = Vec::new();
+    for (n, part) in told.chunks(7).enumerate() {
+        let items: Vec<String> = part.iter().map(Version::json).collect();
+        for way in ways(n) {
+            bench.deliver(way, &items);
+            used.push(way);
+        }
+    }
+    let used: Vec<Way> = Way::ALL.into_iter().filter(|way| used.contains(way)).collect();
+    used.iter().for_each(|way| bench.settle(*way));
+
+    // Then
+    assert_eq!(contents(&bench.mirror), left(&history()));
+    let live = left(&history()).values().filter(|(_, state, _)| state == "updated").count();
+    let marks = 1 + used.len();
+    assert_eq!(bench.mirror.row("f").items, i64::try_from(live + marks).unwrap());
+    for way in used {
+        let delivered = endpoint(&bench.mirror, way.name(), "delivered");
+        assert!(way == Way::Poll || delivered.parse::<i64>().unwrap() > 0, "{way:?} brought nothing");
+    }
+}
+
+fn by(way: Way) {
+    the_history_ends_in_the_same_mirror(&history(), |_| vec![way]);
+    the_history_ends_in_the_same_mirror(&told(&history()), |_| vec![way]);
+}
+
+#[test]
+fn polled_a_history_ends_in_its_newest_versions() {
+    by(Way::Poll);
+}
+
+#[test]
+fn streamed_a_history_ends_in_its_newest_versions() {
+    by(Way::Sse);
+}
+
+#[test]
+fn posted_a_history_ends_in_its_newest_versions() {
+    by(Way::Webhook);
+}
+
+#[test]
+fn each_part_another_way_a_history_ends_in_its_newest_versions() {
+    the_history_ends_in_the_same_mirror(&told(&history()), |n| vec![Way::ALL[n % 3]]);
+}
+
+#[test]
+fn everything_every_way_a_history_ends_in_its_newest_versions() {
+    the_history_ends_in_the_same_mirror(&told(&history()), |n| {
+        let mut ways = Way::ALL.to_vec();
+        ways.rotate_left(n % 3);
+        ways
+    });
+}

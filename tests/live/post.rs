@@ -1,0 +1,66 @@
+//! The publisher's end of a webhook: posts bodies, and says what they were answered.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::Duration;
+
+use crate::support::Mirror;
+
+/// What a mirror's file of secrets holds where a test doesn't care.
+pub(crate) const SECRET: &str = "open-sesame";
+
+/// An answer.
+#[derive(Clone, Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    head: String,
+}
+
+impl Answer {
+    /// Seconds of `Retry-After`.
+    pub(crate) fn retry_after(&self) -> Option<u64> {
+        let mut headers = self.head.lines().filter_map(|line| line.split_once(": "));
+        headers.find(|(name, _)| name.eq_ignore_ascii_case("retry-after"))?.1.parse().ok()
+    }
+}
+
+/// Where the running mirror takes posts.
+pub(crate) fn address(mirror: &Mirror) -> String {
+    mirror.until("an address for webhooks", |mirror| {
+        mirror.column("SELECT webhooks_address FROM mirror").iter().any(|address| !address.is_empty())
+    });
+    mirror.column("SELECT webhooks_address FROM mirror").remove(0)
+}
+
+/// Posts a page to feed `f` with the usual secret.
+pub(crate) fn page(mirror: &Mirror, items: &[String]) -> Answer {
+    body(mirror, "f", SECRET, &crate::support::page_without_next(items))
+}
+
+/// Posts a body to a feed with a secret.
+pub(crate) fn body(mirror: &Mirror, feed: &str, secret: &str, body: &str) -> Answer {
+    to(&address(mirror), feed, secret, body).unwrap()
+}
+
+/// Posts a body to the mirror that listens there; nothing when it goes away before it has answered.
+pub(crate) fn to(address: &str, feed: &str, secret: &str, body: &str) -> Option<Answer> {
+    let mut connection = TcpStream::connect(address).ok()?;
+    connection.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    let head = format!(
+        "POST /webhooks/{feed} HTTP/1.1\r\nHost: {address}\r\nAuthorization: Bearer {secret}\r\n\
+         Content-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
+        body.len()
+    );
+    connection.write_all(head.as_bytes()).ok()?;
+    // A body that is too large may be answered, and cut off, before it was sent whole.
+    let _ = connection.write_all(body.as_bytes());
+    let mut answer = Vec::new();
+    while !answer.windows(4).any(|window| window == b"\r\n\r\n") {
+        let mut byte = [0];
+        connection.read_exact(&mut byte).ok()?;
+        answer.push(byte[0]);
+    }
+    let head = String::from_utf8(answer).unwrap();
+    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+    Some(Answer { status, head })
+}

@@ -1,0 +1,144 @@
+//! The publisher's end of a stream (WHATWG HTML §9.2): says what a test wants it to, to whoever is connected.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+/// What an event stream begins with.
+const OPEN: &str = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-store\r\n\r\n";
+
+/// A running stream; ends when dropped.
+pub(crate) struct Stream {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+}
+
+type Greeting = Box<dyn Fn(&str) -> String + Send + Sync>;
+
+struct Shared {
+    /// What a connection is told first, by the target it asks for.
+    greeting: Greeting,
+    desk: Mutex<Desk>,
+}
+
+#[derive(Default)]
+struct Desk {
+    listening: Vec<TcpStream>,
+    heads: Vec<String>,
+    /// The whole answer to whoever connects, in place of a stream.
+    refusal: Option<String>,
+    over: bool,
+}
+
+impl Stream {
+    /// On a port of its own; whoever connects hears of nothing but what is sent from then on.
+    pub(crate) fn start() -> Self {
+        Self::greeting(|_| String::new())
+    }
+
+    /// Whoever connects is told first what `greeting` says to the target it asks for.
+    pub(crate) fn greeting(greeting: impl Fn(&str) -> String + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let shared = Arc::new(Shared { greeting: Box::new(greeting), desk: Mutex::default() });
+        let accepting = Arc::clone(&shared);
+        std::thread::spawn(move || {
+            for connection in listener.incoming() {
+                if accepting.desk.lock().unwrap().over {
+                    return;
+                }
+                accepting.admit(connection.unwrap());
+            }
+        });
+        Self { address, shared }
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("http://{}/stream", self.address)
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.address.port()
+    }
+
+    /// Sends these bytes to whoever is connected.
+    pub(crate) fn send(&self, text: &str) {
+        let mut desk = self.shared.desk.lock().unwrap();
+        desk.listening.retain_mut(|connection| connection.write_all(text.as_bytes()).is_ok());
+    }
+
+    /// Sends an item.
+    pub(crate) fn item(&self, item: &str) {
+        self.send(&event(item));
+    }
+
+    /// Closes every connection; new ones are taken.
+    pub(crate) fn cut(&self) {
+        for connection in self.shared.desk.lock().unwrap().listening.drain(..) {
+            let _ = connection.shutdown(Shutdown::Both);
+        }
+    }
+
+    /// Closes every connection, and answers new ones with this status line, headers and body.
+    pub(crate) fn refuse(&self, status: &str, headers: &str, body: &str) {
+        let head = format!("HTTP/1.1 {status}\r\n{headers}Content-Length: {}\r\nConnection: close\r\n\r\n", body.len());
+        self.shared.desk.lock().unwrap().refusal = Some(head + body);
+        self.cut();
+    }
+
+    /// Takes new connections again.
+    pub(crate) fn welcome(&self) {
+        self.shared.desk.lock().unwrap().refusal = None;
+    }
+
+    /// The heads of all requests so far, refused ones too.
+    pub(crate) fn heads(&self) -> Vec<String> {
+        self.shared.desk.lock().unwrap().heads.clone()
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.shared.desk.lock().unwrap().over = true;
+        self.cut();
+        // Wakes the accepting thread, which then sees that it is over.
+        drop(TcpStream::connect(self.address));
+    }
+}
+
+impl Shared {
+    fn admit(&self, mut connection: TcpStream) {
+        connection.set_nodelay(true).unwrap();
+        connection.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        connection.set_write_timeout(Some(Duration::from_secs(5))).unwrap();
+        let Some(head) = head(&mut connection) else { return };
+        let target = head.split(' ').nth(1).unwrap_or_default().to_owned();
+        let mut desk = self.desk.lock().unwrap();
+        desk.heads.push(head);
+        if let Some(refusal) = &desk.refusal {
+            let _ = connection.write_all(refusal.as_bytes());
+            return;
+        }
+        // Nothing can be sent between the greeting and what follows: the desk is locked.
+        let opening = OPEN.to_owned() + &(self.greeting)(&target);
+        if connection.write_all(opening.as_bytes()).is_ok() {
+            desk.listening.push(connection);
+        }
+    }
+}
+
+fn head(connection: &mut TcpStream) -> Option<String> {
+    let mut bytes = Vec::new();
+    while !bytes.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        connection.read_exact(&mut byte).ok()?;
+        bytes.push(byte[0]);
+    }
+    String::from_utf8(bytes).ok()
+}
+
+/// An item as an event (RPDE 0.2.1 draft, 2c).
+pub(crate) fn event(item: &str) -> String {
+    format!("event: itemupdate\ndata: {item}\n\n")
+}

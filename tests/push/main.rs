@@ -1,0 +1,13 @@
+//! Push endpoints over real sockets: event streams of a server that does exactly what a test says, and queues of a real
+//! RabbitMQ.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod amqp;
+mod live;
+mod rabbit;
+mod sse;
+mod streamer;

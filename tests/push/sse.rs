@@ -1,0 +1,174 @@
+use std::time::Duration;
+
+use feedmirror::source::client::Clients;
+use feedmirror::source::http::{Failure, HttpSettings, Requests};
+use feedmirror::source::secret::Value;
+use feedmirror::source::sse::{Event, MAX_EVENT_BYTES, Stream};
+use tokio::time::timeout;
+
+use crate::streamer::Streamer;
+use crate::support::DEADLINE;
+
+const HEAD: &str = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\n";
+const OPEN: &str = "HTTP/1.1 200 OK\r\nContent-Type: Text/Event-Stream\r\nTransfer-Encoding: chunked\r\n\r\n";
+
+fn requests(url: &str, settings: &HttpSettings) -> Requests {
+    let headers = [("X-Api-Key".to_owned(), Value::Plain("key".into()))];
+    Requests::new(&Clients::default(), url, settings, &headers, &[]).unwrap()
+}
+
+async fn open(url: &str, settings: &HttpSettings) -> Result<Stream, Failure> {
+    timeout(DEADLINE, Stream::open(&requests(url, settings), url, None)).await.unwrap()
+}
+
+async fn next(stream: &mut Stream) -> Result<Option<Event>, Failure> {
+    timeout(DEADLINE, stream.next()).await.unwrap()
+}
+
+/// What comes of a body, up to the end or a failure.
+async fn read(body: impl AsRef<[u8]>) -> (Vec<Event>, Option<Failure>) {
+    let answer = [HEAD.as_bytes(), b"Connection: close\r\n\r\n", body.as_ref()].concat();
+    let (url, answered) = Streamer::start().answering(answer);
+    let mut stream = open(&url, &HttpSettings::default()).await.unwrap();
+    drop(answered.recv().unwrap());
+    let mut events = Vec::new();
+    loop {
+        match next(&mut stream).await {
+            Ok(Some(event)) => events.push(event),
+            Ok(None) => return (events, None),
+            Err(failure) => return (events, Some(failure)),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_request_says_where_it_goes_on_and_carries_the_feeds_secrets() {
+    let streamer = Streamer::start();
+    let url = streamer.url("/stream?from=1&after=%7Bx%7D");
+    let requests = requests(&streamer.url("/stream"), &HttpSettings::default());
+    let opening = tokio::spawn(async move { Stream::open(&requests, &url, Some("id-7")).await.map(drop) });
+    let mut connection = tokio::task::spawn_blocking(move || streamer.next()).await.unwrap();
+    connection.send(OPEN);
+    opening.await.unwrap().unwrap();
+    assert!(connection.head.starts_with("GET /stream?from=1&after=%7Bx%7D HTTP/1.1\r\n"), "{}", connection.head);
+    assert_eq!(connection.header("Accept"), Some("text/event-stream"));
+    assert_eq!(connection.header("Last-Event-ID"), Some("id-7"));
+    assert_eq!(connection.header("X-Api-Key"), Some("key"));
+}
+
+#[tokio::test]
+async fn events_come_as_they_are_sent_however_the_wire_cuts_them() {
+    let streamer = Streamer::start();
+    let (url, answered) = streamer.answering(OPEN);
+    let mut stream = open(&url, &HttpSettings::default()).await.unwrap();
+    let mut connection = answered.recv().unwrap();
+    let event = "\u{feff}event: itemupdate\r\nid: 1\r\ndata: {\"é\":\r\ndata: 1}\r\n\r\n";
+    for byte in event.as_bytes() {
+        connection.send_chunk(&[*byte]);
+    }
+    let first = next(&mut stream).await.unwrap().unwrap();
+    let expected = Event { name: "itemupdate".into(), data: "{\"é\":\n1}".into(), id: Some("1".into()), retry: None };
+    assert_eq!(first, expected);
+    connection.send_chunk(b": ping\n\nretry: 1500\n\nnonsense: 1\n\n\xff\n\ndata: \xff\n\n");
+    assert_eq!(next(&mut stream).await.unwrap().unwrap().data, "\u{fffd}");
+    assert_eq!(stream.retry(), Some(Duration::from_millis(1500)));
+    connection.send("0\r\n\r\n");
+    assert_eq!(next(&mut stream).await.unwrap(), None);
+    assert_eq!(next(&mut stream).await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn an_event_without_its_blank_line_is_none() {
+    let (events, failure) = read("data: 1\n\ndata: 2\n").await;
+    assert_eq!(events.iter().map(|event| event.data.as_str()).collect::<Vec<_>>(), ["1"]);
+    assert!(failure.is_none());
+}
+
+#[tokio::test]
+async fn a_stream_may_be_silent_for_as_long_as_it_likes_and_a_dropped_wait_loses_nothing() {
+    let settings = HttpSettings { read_timeout: Duration::from_millis(50), ..HttpSettings::default() };
+    let (url, answered) = Streamer::start().answering(OPEN);
+    let mut stream = open(&url, &settings).await.unwrap();
+    let mut connection = answered.recv().unwrap();
+    connection.send_chunk(b"data: a");
+    for _ in 0..4 {
+        assert!(timeout(settings.read_timeout, stream.next()).await.is_err());
+    }
+    connection.send_chunk(b"b\n\n");
+    assert_eq!(next(&mut stream).await.unwrap().unwrap().data, "ab");
+}
+
+#[tokio::test]
+async fn a_head_that_does_not_come_is_a_timeout() {
+    let settings = HttpSettings { read_timeout: Duration::from_millis(50), ..HttpSettings::default() };
+    let (url, _answered) = Streamer::start().answering("");
+    assert!(matches!(open(&url, &settings).await, Err(Failure::Timeout(_))));
+}
+
+#[tokio::test]
+async fn a_connection_that_breaks_ends_the_stream_with_one_failure() {
+    let (url, answered) = Streamer::start().answering(OPEN);
+    let mut stream = open(&url, &HttpSettings::default()).await.unwrap();
+    let mut connection = answered.recv().unwrap();
+    connection.send_chunk(b"data: 1\n\n");
+    connection.send("ffff\r\ndata: 2\n\n");
+    assert_eq!(next(&mut stream).await.unwrap().unwrap().data, "1");
+    assert_eq!(next(&mut stream).await.unwrap().unwrap().data, "2");
+    drop(connection);
+    assert!(matches!(next(&mut stream).await, Err(Failure::Broken(_))));
+    assert_eq!(next(&mut stream).await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn an_event_without_end_is_refused_at_the_limit_and_the_connection_dropped() {
+    for limit in [64 << 10, 1 << 40] {
+        let settings = HttpSettings { max_page_bytes: limit, ..HttpSettings::default() };
+        let expected = limit.min(MAX_EVENT_BYTES);
+        let (url, answered) = Streamer::start().answering([HEAD, "\r\n"].concat());
+        let mut stream = open(&url, &settings).await.unwrap();
+        let mut connection = answered.recv().unwrap();
+        let sent = tokio::task::spawn_blocking(move || {
+            let line = ["data: ", &"x".repeat(8 << 10), "\n"].concat();
+            let mut sent = 0_u64;
+            while connection.send(&line) {
+                sent += line.len() as u64;
+            }
+            sent
+        });
+        assert!(matches!(next(&mut stream).await, Err(Failure::TooLarge(limit)) if limit == expected));
+        assert_eq!(next(&mut stream).await.unwrap(), None);
+        // Beyond what was taken there is only what sockets hold.
+        let sent = timeout(DEADLINE, sent).await.unwrap().unwrap();
+        assert!(sent >= expected && sent < expected + (16 << 20), "{sent}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_no_event_stream_is_refused() {
+    let rows = [
+        ("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}", "no event stream"),
+        ("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", "no event stream"),
+        ("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Encoding: gzip\r\n\r\n", "bad-coding"),
+        ("HTTP/1.1 204 No Content\r\n\r\n", "http-204"),
+        (
+            "HTTP/1.1 401 Unauthorized\r\nContent-Length: 4\r\n\r\nwho?",
+            "http-401: the publisher answered 401: \"who?\"",
+        ),
+        ("HTTP/1.1 302 Found\r\nLocation: http://elsewhere.example/\r\n\r\n", "foreign-redirect"),
+        ("SSH-2.0-nothing\r\n\r\n", "broken-response"),
+    ];
+    for (answer, expected) in rows {
+        let (url, _answered) = Streamer::start().answering(answer);
+        let failure = open(&url, &HttpSettings::default()).await.map(drop).unwrap_err().to_string();
+        assert!(failure.contains(expected), "{answer:?}: {failure}");
+    }
+}
+
+#[tokio::test]
+async fn a_stream_that_is_busy_says_when_to_come_again() {
+    let answer = "HTTP/1.1 503 Busy\r\nRetry-After: 7\r\nContent-Length: 0\r\n\r\n";
+    let (url, _answered) = Streamer::start().answering(answer);
+    let failure = open(&url, &HttpSettings::default()).await.map(drop).unwrap_err();
+    let wait = Some(Duration::from_secs(7));
+    assert!(matches!(failure, Failure::Status { code: 503, retry_after, .. } if retry_after == wait));
+}
