@@ -16,6 +16,8 @@ use crate::source::budget::{Budget, Reservation};
 const SILENCE: Duration = Duration::from_secs(30);
 /// For a whole body.
 const WHOLE: Duration = Duration::from_secs(300);
+/// For a body that nobody will read.
+const MOMENT: Duration = Duration::from_secs(5);
 /// For room in the budget.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// What is kept of a body that is too large, bytes.
@@ -117,12 +119,21 @@ async fn next(stream: &mut BodyDataStream, silence: Duration, end: Instant) -> R
 impl TooLarge {
     /// Reads the rest and lets it go: a sender that is cut off while it still sends may never see the answer.
     pub(super) async fn pass_over(&mut self, max: u64) {
-        let (mut left, end) = (max.saturating_mul(PASSED_OVER), Instant::now() + WHOLE);
-        while let Ok(Some(chunk)) = next(&mut self.rest, SILENCE, end).await {
-            left = left.saturating_sub(chunk.len() as u64);
-            if left == 0 {
-                return;
-            }
+        pass_over(&mut self.rest, max.saturating_mul(PASSED_OVER), WHOLE).await;
+    }
+}
+
+/// Lets a body go that is refused unread, up to `max` bytes of it and for a moment: so that its sender sees the answer.
+pub(super) async fn let_go(body: Body, max: u64) {
+    pass_over(&mut body.into_data_stream(), max, MOMENT).await;
+}
+
+async fn pass_over(rest: &mut BodyDataStream, mut left: u64, time: Duration) {
+    let end = Instant::now() + time;
+    while let Ok(Some(chunk)) = next(rest, SILENCE, end).await {
+        left = left.saturating_sub(chunk.len() as u64);
+        if left == 0 {
+            return;
         }
     }
 }

@@ -18,7 +18,7 @@ use tokio::time::timeout;
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 use super::credentials::{Shown, Signed, shown};
-use super::reading::{BEGINNING, TooLarge, Unread, Whole, read, soon};
+use super::reading::{BEGINNING, TooLarge, Unread, Whole, let_go, read, soon};
 use super::{Answer, DoorState, Entry, Inbox, Posted, WebhooksSettings};
 use crate::source::body::{self, Coding};
 use crate::source::budget::{Budget, Reservation};
@@ -67,6 +67,7 @@ async fn receive(State(desk): State<Arc<Desk>>, Path(feed): Path<String>, reques
         if let Some(untold) = told {
             tracing::warn!(untold, "a post to a feed that there is not, or that has no webhook, got 404");
         }
+        let_go(request.into_body(), desk.max).await;
         return Refusal::new(StatusCode::NOT_FOUND, "there is nothing here").into_response();
     };
     match desk.take(&entry, request).await {
@@ -84,15 +85,20 @@ async fn receive(State(desk): State<Arc<Desk>>, Path(feed): Path<String>, reques
 impl Desk {
     async fn take(&self, entry: &Entry, request: Request) -> Result<(), Refusal> {
         let (head, body) = request.into_parts();
-        let (signed, budget) = match shown(&head.headers, &head.uri, &entry.door.secrets) {
-            Shown::Nothing => return Err(Refusal::stranger()),
-            Shown::Signature(signed) => (Some(signed), &self.unverified),
-            Shown::Secret => {
-                admitted(entry)?;
-                (None, &self.budget)
+        let looked_at = match shown(&head.headers, &head.uri, &entry.door.secrets) {
+            Shown::Nothing => Err(Refusal::stranger()),
+            Shown::Signature(signed) => Ok((Some(signed), &self.unverified)),
+            Shown::Secret => admitted(entry).map(|()| (None, &self.budget)),
+        };
+        let looked_at = looked_at.and_then(|(signed, budget)| Ok((signed, budget, coding(&head.headers)?)));
+        let (signed, budget, coding) = match looked_at {
+            Ok(looked_at) => looked_at,
+            Err(refusal) => {
+                let_go(body, self.max).await;
+                return Err(refusal);
             }
         };
-        let (coding, known) = (coding(&head.headers)?, signed.is_none());
+        let known = signed.is_none();
         match read(body, self.max, budget, signed).await {
             Ok(whole) => self.take_whole(entry, whole, coding).await,
             Err(Unread::TooLarge(large)) => self.take_too_large(entry, *large, known).await,
