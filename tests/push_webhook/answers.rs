@@ -1,0 +1,212 @@
+//! What each request gets, and when.
+
+use std::io::Write;
+use std::time::Duration;
+
+use feedmirror::source::webhook::{Answer, DoorState};
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use crate::bench::{BUDGET, Bench, DEADLINE, MAX, NEW, OLD, bearer, post, reply};
+
+const PAGE: &[u8] = br#"{"items":[]}"#;
+
+/// GitHub's published example: the secret [`NEW`], this body, this signature.
+const SIGNED: &[u8] = b"Hello, World!";
+const SIGNATURE: &str =
+    "X-Hub-Signature-256: sha256=757107ea0eb2509fc211221cce984b8a37570b6d7586c22c46f4379c8b043e17\r\n";
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
+}
+
+/// Waits for a condition under a deadline.
+async fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let waited = async {
+        while !condition() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(DEADLINE, waited).await.unwrap_or_else(|_| panic!("never seen: {what}"));
+}
+
+#[tokio::test]
+async fn who_shows_no_secret_gets_401_and_nothing_is_handed_on() {
+    let bench = Bench::start().await;
+    let wrong_signature = SIGNATURE.replace("757107", "757108");
+    let unprefixed = SIGNATURE.replace("sha256=", "");
+    for headers in ["", &bearer("wrong"), &bearer(""), "Authorization: Basic x\r\n", &wrong_signature, &unprefixed] {
+        let reply = bench.post(headers, SIGNED).await;
+        assert_eq!((reply.status, reply.header("WWW-Authenticate")), (401, Some("Bearer")), "{headers}");
+    }
+    assert_eq!(bench.ask(&post("/in/a?token=wrong", "", PAGE)).await.status, 401);
+    assert_eq!(bench.waiting(), 0);
+}
+
+#[tokio::test]
+async fn any_of_the_secrets_will_do_and_the_body_arrives_as_it_was_sent() {
+    let mut bench = Bench::start().await;
+    for secret in [NEW, OLD] {
+        let (seen, reply) = bench.answered(&bearer(secret), PAGE, Answer::Taken).await;
+        assert_eq!((seen.bytes.as_slice(), seen.fifth, seen.fault, reply.status), (PAGE, false, None, 204));
+    }
+    let (seen, signed) = bench.answered(SIGNATURE, SIGNED, Answer::Taken).await;
+    assert_eq!((seen.bytes.as_slice(), signed.status), (SIGNED, 204));
+    let both = format!("{}{SIGNATURE}", bearer("wrong"));
+    assert_eq!(bench.answered(&both, SIGNED, Answer::Taken).await.1.status, 204);
+    let chunked = format!(
+        "POST /in/a?token=the%2Dold-one HTTP/1.1\r\nHost: m\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n\
+         6\r\n{{\"item\r\n6\r\ns\":[]}}\r\n0\r\n\r\n"
+    );
+    let mut stream = TcpStream::connect(bench.address).await.unwrap();
+    stream.write_all(chunked.as_bytes()).await.unwrap();
+    let posted = timeout(DEADLINE, bench.posted.recv()).await.unwrap().unwrap();
+    assert_eq!(posted.bytes, PAGE);
+    posted.answer.send(Answer::Taken).unwrap();
+    assert_eq!(reply(&mut stream).await.status, 204);
+}
+
+#[tokio::test]
+async fn compressed_bodies_are_opened_within_the_limit() {
+    let mut bench = Bench::start().await;
+    let headers = format!("{}Content-Encoding: gzip\r\n", bearer(NEW));
+    let text = vec![b' '; MAX];
+    let (seen, reply) = bench.answered(&headers, &gzip(&text), Answer::Taken).await;
+    assert_eq!((seen.bytes == text, reply.status), (true, 204));
+
+    assert_eq!(bench.post(&headers, &gzip(&vec![b' '; MAX + 1])).await.status, 413);
+    assert_eq!(bench.post(&headers, &gzip(PAGE)[..12]).await.status, 400);
+    let reply = bench.post(&headers.replace("gzip", "compress"), PAGE).await;
+    assert_eq!((reply.status, reply.header("Accept-Encoding")), (415, Some("gzip, br, zstd")));
+    assert_eq!(bench.waiting(), 0);
+}
+
+#[tokio::test]
+async fn unknown_feeds_get_404_and_other_methods_405() {
+    let bench = Bench::start().await;
+    for path in ["/in/b", "/in", "/", "/in/a/", "/a"] {
+        assert_eq!(bench.ask(&post(path, &bearer(NEW), PAGE)).await.status, 404, "{path}");
+    }
+    for method in ["GET", "PUT", "DELETE"] {
+        let reply =
+            bench.ask(format!("{method} /in/a HTTP/1.1\r\nHost: m\r\nConnection: close\r\n\r\n").as_bytes()).await;
+        assert_eq!((reply.status, reply.header("Allow")), (405, Some("POST")), "{method}");
+    }
+    bench.inbox.remove("a");
+    assert_eq!(bench.post(&bearer(NEW), PAGE).await.status, 404);
+}
+
+#[tokio::test]
+async fn a_2xx_comes_only_once_the_loop_has_answered() {
+    let mut bench = Bench::start().await;
+    let mut stream = TcpStream::connect(bench.address).await.unwrap();
+    stream.write_all(&post("/in/a", &bearer(NEW), PAGE)).await.unwrap();
+    let posted = timeout(DEADLINE, bench.posted.recv()).await.unwrap().unwrap();
+    // Given: the loop has it and says nothing. Then there is no byte of an answer.
+    let mut byte = [0];
+    assert!(timeout(Duration::from_millis(200), stream.read(&mut byte)).await.is_err());
+    posted.answer.send(Answer::Taken).unwrap();
+    assert_eq!(reply(&mut stream).await.status, 204);
+}
+
+#[tokio::test]
+async fn each_word_of_the_loop_has_its_answer() {
+    let mut bench = Bench::start().await;
+    let table = [
+        (Answer::Taken, 204, None, ""),
+        (Answer::Refused("not-json: expected value".into()), 400, None, "not-json: expected value\n"),
+        (Answer::Busy(Duration::from_millis(1500)), 503, Some("2"), "not now\n"),
+        (Answer::Busy(Duration::ZERO), 503, Some("1"), "not now\n"),
+        (Answer::Gone, 409, None, "the feed takes nothing any more\n"),
+    ];
+    for (answer, status, again, words) in table {
+        let (_, reply) = bench.answered(&bearer(NEW), PAGE, answer).await;
+        assert_eq!((reply.status, reply.header("Retry-After"), reply.body.as_str()), (status, again, words));
+    }
+    // A loop that falls over answers nothing.
+    let mut stream = TcpStream::connect(bench.address).await.unwrap();
+    stream.write_all(&post("/in/a", &bearer(NEW), PAGE)).await.unwrap();
+    drop(timeout(DEADLINE, bench.posted.recv()).await.unwrap().unwrap());
+    assert_eq!(reply(&mut stream).await.status, 503);
+}
+
+#[tokio::test]
+async fn a_feed_that_defers_or_refuses_says_so_to_its_publisher_alone() {
+    let bench = Bench::start().await;
+    bench.state.send_replace(DoorState::Defer { retry_after: Duration::from_secs(90), why: "not level yet" });
+    for (headers, body) in [(bearer(NEW), PAGE), (SIGNATURE.to_owned(), SIGNED)] {
+        let reply = bench.post(&headers, body).await;
+        assert_eq!(
+            (reply.status, reply.header("Retry-After"), reply.body.as_str()),
+            (503, Some("90"), "not level yet\n")
+        );
+    }
+    bench.state.send_replace(DoorState::Refused("purged"));
+    for (headers, body) in [(bearer(NEW), PAGE), (SIGNATURE.to_owned(), SIGNED)] {
+        assert_eq!(bench.post(&headers, body).await.status, 409);
+    }
+    assert_eq!(bench.post("", PAGE).await.status, 401);
+    assert_eq!(bench.post(SIGNATURE, PAGE).await.status, 401);
+    assert_eq!(bench.waiting(), 0);
+}
+
+#[tokio::test]
+async fn a_full_queue_is_busy_and_keeps_what_it_holds() {
+    let mut bench = Bench::with_room(1, None).await;
+    let mut first = TcpStream::connect(bench.address).await.unwrap();
+    first.write_all(&post("/in/a", &bearer(NEW), PAGE)).await.unwrap();
+    until("the first waits", || bench.waiting() == 1).await;
+
+    let reply_to_second = bench.post(&bearer(NEW), b"second").await;
+    assert_eq!((reply_to_second.status, reply_to_second.header("Retry-After")), (503, Some("5")));
+
+    let posted = bench.posted.recv().await.unwrap();
+    assert_eq!(posted.bytes, PAGE);
+    posted.answer.send(Answer::Taken).unwrap();
+    assert_eq!(reply(&mut first).await.status, 204);
+}
+
+#[tokio::test]
+async fn what_is_queued_is_applied_though_its_publisher_has_gone() {
+    let mut bench = Bench::start().await;
+    let mut stream = TcpStream::connect(bench.address).await.unwrap();
+    stream.write_all(&post("/in/a", &bearer(NEW), PAGE)).await.unwrap();
+    until("it waits", || bench.waiting() == 1).await;
+    drop(stream);
+    let posted = timeout(DEADLINE, bench.posted.recv()).await.unwrap().unwrap();
+    assert_eq!(posted.bytes, PAGE);
+    until("nobody waits for the answer", || posted.answer.is_closed()).await;
+}
+
+#[tokio::test]
+async fn without_memory_publishers_wait_and_strangers_take_none() {
+    let bench = Bench::start().await;
+    let all = bench.budget.reserve(BUDGET).await;
+    let reply = bench.post(&bearer(NEW), PAGE).await;
+    assert_eq!((reply.status, reply.header("Retry-After")), (503, Some("5")));
+    assert_eq!(bench.post(SIGNATURE, SIGNED).await.status, 503);
+    assert_eq!(bench.post(SIGNATURE, PAGE).await.status, 401, "judged without the mirror's memory");
+    drop(all);
+    // What was refused has given everything back.
+    assert_eq!(timeout(DEADLINE, bench.budget.reserve(BUDGET)).await.unwrap().bytes(), BUDGET);
+}
+
+#[tokio::test]
+async fn a_body_that_is_too_large_is_refused_before_it_is_sent() {
+    let bench = Bench::start().await;
+    let head = format!(
+        "POST /in/a HTTP/1.1\r\nHost: m\r\nContent-Length: 1000000000\r\n{}\r\n{}",
+        bearer(NEW),
+        "x".repeat(1024)
+    );
+    assert_eq!(bench.ask(head.as_bytes()).await.status, 413);
+    let chunk = format!("{MAX:x}\r\n{}\r\n1\r\nx\r\n", "x".repeat(MAX));
+    let head = format!("POST /in/a HTTP/1.1\r\nHost: m\r\nTransfer-Encoding: chunked\r\n{}\r\n{chunk}", bearer(NEW));
+    assert_eq!(bench.ask(head.as_bytes()).await.status, 413);
+    assert_eq!(bench.waiting(), 0);
+}

@@ -1,0 +1,95 @@
+//! The listener: over TLS, at its end, and as part of the daemon.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use feedmirror::source::webhook::tls::Tls;
+use feedmirror::source::webhook::{Answer, TlsFiles};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use tokio::io::AsyncWriteExt;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+
+use crate::bench::{Bench, DEADLINE, NEW, ask, bearer, post, reply};
+use crate::support::{Mirror, holds_within};
+
+fn files() -> TlsFiles {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/certificate");
+    TlsFiles { certificate: folder.join("localhost.pem"), key: folder.join("localhost.key") }
+}
+
+fn connector() -> TlsConnector {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(files().certificate).unwrap()).unwrap();
+    let builder = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()));
+    let config = builder.with_safe_default_protocol_versions().unwrap().with_root_certificates(roots);
+    TlsConnector::from(Arc::new(config.with_no_client_auth()))
+}
+
+#[tokio::test]
+async fn over_tls_a_page_is_taken_though_another_handshake_drags() {
+    let mut bench = Bench::with_room(8, Some(Tls::load(files()).unwrap())).await;
+    let dragging = TcpStream::connect(bench.address).await.unwrap();
+    let stream = TcpStream::connect(bench.address).await.unwrap();
+    let connecting = connector().connect(ServerName::try_from("localhost").unwrap(), stream);
+    let mut stream = timeout(DEADLINE, connecting).await.unwrap().unwrap();
+    let request = post("/in/a", &bearer(NEW), b"page");
+    let (reply, ()) = tokio::join!(ask(&mut stream, &request), async {
+        let posted = timeout(DEADLINE, bench.posted.recv()).await.unwrap().unwrap();
+        assert_eq!(posted.bytes, b"page");
+        posted.answer.send(Answer::Taken).unwrap();
+    });
+    assert_eq!(reply.status, 204);
+    drop(dragging);
+}
+
+#[tokio::test]
+async fn what_was_posted_before_the_end_is_answered() {
+    let mut bench = Bench::start().await;
+    let mut stream = TcpStream::connect(bench.address).await.unwrap();
+    stream.write_all(&post("/in/a", &bearer(NEW), b"page")).await.unwrap();
+    let posted = timeout(DEADLINE, bench.posted.recv()).await.unwrap().unwrap();
+    bench.shutdown.cancel();
+    posted.answer.send(Answer::Taken).unwrap();
+    assert_eq!(reply(&mut stream).await.status, 204);
+    timeout(DEADLINE, bench.serving).await.unwrap().unwrap().unwrap();
+    assert!(TcpStream::connect(bench.address).await.is_err());
+}
+
+/// The address that the log tells.
+fn address(mirror: &Mirror) -> Option<String> {
+    let log = mirror.log();
+    Some(log.split_once(" webhooks=")?.1.split_whitespace().next()?.to_owned())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_daemon_listens_for_publishers_only_if_a_feed_has_a_webhook() {
+    let polled = Mirror::running("a", "http://127.0.0.1:9/");
+    assert_eq!(address(&polled), None, "{}", polled.log());
+
+    let mirror = Mirror::new().feed_with("a", "http://127.0.0.1:9/", "webhook.secret_file = \"key\"");
+    mirror.write("key", NEW);
+    let mut mirror = mirror.tables("[webhooks]\nlisten = \"127.0.0.1:0\"\npath = \"/in\"\n").start();
+    assert!(holds_within(DEADLINE, || address(&mirror).is_some()), "{}", mirror.log());
+    let mut stream = TcpStream::connect(address(&mirror).unwrap()).await.unwrap();
+    let reply = ask(&mut stream, b"GET /in/a HTTP/1.1\r\nHost: m\r\nConnection: close\r\n\r\n").await;
+    assert_eq!(reply.status, 405);
+    assert!(!mirror.log().contains(NEW));
+    assert!(mirror.stop().success(), "{}", mirror.log());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_place_that_is_taken_ends_the_start() {
+    let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let listen = taken.local_addr().unwrap();
+    let mirror = Mirror::new().feed_with("a", "http://127.0.0.1:9/", "webhook.secret_file = \"key\"");
+    let mut mirror = mirror.tables(&format!("[webhooks]\nlisten = \"{listen}\"\n"));
+    mirror.write("key", NEW);
+    mirror.write_config();
+    mirror.spawn();
+    assert_eq!(mirror.ended().code(), Some(1));
+    assert!(mirror.log().contains(&format!("webhooks.listen = {listen}: can't listen there")), "{}", mirror.log());
+}

@@ -1,0 +1,71 @@
+//! A body that is refused again and again is let through the fifth time, so that its publisher's queue goes on.
+
+use std::time::Duration;
+
+use feedmirror::source::webhook::Answer;
+use hmac::{Hmac, KeyInit, Mac};
+use sha2::Sha256;
+
+use crate::bench::{Bench, MAX, NEW, OLD, bearer};
+
+const TORN: &[u8] = br#"{"items":["#;
+
+fn refused() -> Answer {
+    Answer::Refused("not-json: end of text".to_owned())
+}
+
+#[tokio::test]
+async fn the_fifth_time_the_loop_is_told_to_take_it() {
+    let mut bench = Bench::start().await;
+    for time in 1..=4 {
+        let (seen, reply) = bench.answered(&bearer(NEW), TORN, refused()).await;
+        assert_eq!((seen.fifth, reply.status), (false, 400), "time {time}");
+    }
+    // Another body is judged by itself, and the secret that it came with doesn't matter.
+    assert!(!bench.answered(&bearer(NEW), b"[]", refused()).await.0.fifth);
+    let (seen, reply) = bench.answered(&bearer(OLD), TORN, Answer::Taken).await;
+    assert_eq!((seen.bytes.as_slice(), seen.fifth, seen.fault, reply.status), (TORN, true, None, 204));
+    // Taken, it begins anew.
+    assert!(!bench.answered(&bearer(NEW), TORN, refused()).await.0.fifth);
+}
+
+#[tokio::test]
+async fn being_busy_does_not_count() {
+    let mut bench = Bench::start().await;
+    for _ in 0..5 {
+        let (seen, reply) = bench.answered(&bearer(NEW), TORN, Answer::Busy(Duration::from_secs(1))).await;
+        assert_eq!((seen.fifth, reply.status), (false, 503));
+        assert!(!bench.answered(&bearer(NEW), TORN, Answer::Gone).await.0.fifth);
+        assert_eq!(bench.post(&bearer("wrong"), TORN).await.status, 401);
+    }
+    assert!(!bench.answered(&bearer(NEW), TORN, Answer::Taken).await.0.fifth);
+}
+
+#[tokio::test]
+async fn of_one_that_is_too_large_the_loop_gets_the_beginning() {
+    let mut bench = Bench::start().await;
+    let large = vec![b'x'; MAX + 1];
+    let mut mac = Hmac::<Sha256>::new_from_slice(OLD.as_bytes()).unwrap();
+    mac.update(&large);
+    let hex: String = mac.finalize().into_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+    let signature = format!("X-Hub-Signature-256: sha256={hex}\r\n");
+    for headers in [bearer(NEW), signature.clone(), bearer(OLD), signature.clone()] {
+        assert_eq!(bench.post(&headers, &large).await.status, 413);
+        assert_eq!(bench.post(&signature.replace("sha256=", "sha256=00"), &large).await.status, 401);
+    }
+    let (seen, reply) = bench.answered(&signature, &large, Answer::Taken).await;
+    assert_eq!((seen.bytes.as_slice(), seen.fifth, reply.status), (&large[..1024], true, 204));
+    assert_eq!(seen.fault.as_deref(), Some("more than 65536 bytes are not taken"));
+}
+
+#[tokio::test]
+async fn one_that_can_t_be_decompressed_arrives_as_it_was_sent() {
+    let mut bench = Bench::start().await;
+    let headers = format!("{}Content-Encoding: gzip\r\n", bearer(NEW));
+    for _ in 0..4 {
+        assert_eq!(bench.post(&headers, TORN).await.status, 400);
+    }
+    let (seen, reply) = bench.answered(&headers, TORN, Answer::Taken).await;
+    assert_eq!((seen.bytes.as_slice(), seen.fifth, reply.status), (TORN, true, 204));
+    assert!(seen.fault.is_some_and(|fault| fault.contains("damaged")));
+}
