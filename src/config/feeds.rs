@@ -156,12 +156,17 @@ pub(super) fn feeds(
     webhooks: &WebhooksSettings,
 ) -> Vec<Result<FeedSettings, FailedFeed>> {
     let mut feeds = Vec::new();
-    let mut urls = BTreeMap::new();
+    let (mut urls, mut queues) = (BTreeMap::new(), BTreeMap::new());
     for (name, table) in root.entries("feeds", |name| Scope::Feed(name.to_owned())) {
         let provider = provider(&table, providers);
         let base = provider.as_deref().and_then(|name| providers.get(name)).unwrap_or(global);
         let base = base.with(&table);
         let endpoints = base.drafts.clone().of_feed(&table, &name, webhooks);
+        if let Some(amqp) = &endpoints.amqp
+            && let Some(other) = queues.insert((amqp.url.to_string(), amqp.queue.clone()), name.clone())
+        {
+            table.warn("amqp", format!("takes from the queue of {other:?} too: each gets a part of its messages"));
+        }
         let url = url(&table);
         if let Some(url) = &url {
             warn_about(&table, &base, url);

@@ -124,6 +124,7 @@ pub(super) struct Connection<S> {
 }
 
 const BLANK_LINE: &[u8] = b"\r\n\r\n";
+const INTERIM: &[u8] = b"HTTP/1.1 100 ";
 
 impl<S> Connection<S> {
     fn new(stream: S, place: Option<OwnedSemaphorePermit>) -> Self {
@@ -154,8 +155,9 @@ impl<S> Connection<S> {
         self.phase = Phase::Head(seen);
     }
 
-    fn has_written(&mut self, result: &io::Result<usize>) {
-        if matches!(result, Ok(1..)) {
+    /// An interim answer, which asks for the body, leaves the request as it is.
+    fn has_written(&mut self, bytes: &[u8], result: &io::Result<usize>) {
+        if matches!(result, Ok(1..)) && !bytes.starts_with(INTERIM) {
             self.phase = Phase::Idle;
             self.read_by.as_mut().reset(Instant::now() + IDLE);
         }
@@ -194,7 +196,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Connection<S> {
         let this = self.get_mut();
         let poll = Pin::new(&mut this.stream).poll_write(context, bytes);
         let result = ready!(this.bounded(context, poll));
-        this.has_written(&result);
+        this.has_written(bytes, &result);
         Poll::Ready(result)
     }
 
@@ -206,7 +208,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Connection<S> {
         let this = self.get_mut();
         let poll = Pin::new(&mut this.stream).poll_write_vectored(context, bytes);
         let result = ready!(this.bounded(context, poll));
-        this.has_written(&result);
+        let first = bytes.iter().find(|slice| !slice.is_empty());
+        this.has_written(first.map_or(&[], |slice| slice), &result);
         Poll::Ready(result)
     }
 
@@ -267,6 +270,21 @@ mod tests {
         connection.read_by.as_mut().reset(Instant::now());
         drop(peer);
         assert_eq!(timeout(DEADLINE, connection.read(&mut into)).await.unwrap().unwrap(), 0, "the end, no time-out");
+    }
+
+    #[tokio::test]
+    async fn a_body_that_was_asked_for_is_no_head() {
+        let (mut connection, mut peer) = pair().await;
+        let mut into = [0; 128];
+        peer.write_all(b"POST / HTTP/1.1\r\nHost: m\r\nExpect: 100-continue\r\n\r\n").await.unwrap();
+        assert!(timeout(DEADLINE, connection.read(&mut into)).await.unwrap().unwrap() > 0);
+        connection.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await.unwrap();
+        assert!(matches!(connection.phase, Phase::Answering));
+        peer.write_all(b"body").await.unwrap();
+        assert_eq!(timeout(DEADLINE, connection.read(&mut into)).await.unwrap().unwrap(), 4);
+        assert!(matches!(connection.phase, Phase::Answering));
+        connection.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").await.unwrap();
+        assert!(matches!(connection.phase, Phase::Idle));
     }
 
     #[tokio::test]

@@ -59,12 +59,13 @@ async fn any_of_the_secrets_will_do_and_the_body_arrives_as_it_was_sent() {
     assert_eq!((seen.bytes.as_slice(), signed.status), (SIGNED, 204));
     let both = format!("{}{SIGNATURE}", bearer("wrong"));
     assert_eq!(bench.answered(&both, SIGNED, Answer::Taken).await.1.status, 204);
-    let chunked = format!(
-        "POST /in/a?token=the%2Dold-one HTTP/1.1\r\nHost: m\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n\
-         6\r\n{{\"item\r\n6\r\ns\":[]}}\r\n0\r\n\r\n"
-    );
+    let largest = vec![b'x'; MAX];
+    let (seen, reply_to_it) = bench.answered(&bearer(NEW), &largest, Answer::Taken).await;
+    assert_eq!((seen.bytes == largest, reply_to_it.status), (true, 204));
+    let chunked = b"POST /in/a?token=the%2Dold-one HTTP/1.1\r\nHost: m\r\nConnection: close\r\n\
+        Transfer-Encoding: chunked\r\n\r\n6\r\n{\"item\r\n6\r\ns\":[]}\r\n0\r\n\r\n";
     let mut stream = TcpStream::connect(bench.address).await.unwrap();
-    stream.write_all(chunked.as_bytes()).await.unwrap();
+    stream.write_all(chunked).await.unwrap();
     let posted = timeout(DEADLINE, bench.posted.recv()).await.unwrap().unwrap();
     assert_eq!(posted.bytes, PAGE);
     posted.answer.send(Answer::Taken).unwrap();

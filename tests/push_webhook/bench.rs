@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 /// How long a condition may take on a busy machine.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
 /// The largest body the bench takes.
-pub(crate) const MAX: usize = 64 << 10;
+pub(crate) const MAX: usize = 256 << 10;
 /// What all bodies may hold.
 pub(crate) const BUDGET: u64 = 1 << 20;
 /// The secret of GitHub's published example of a signature.

@@ -55,7 +55,7 @@ async fn of_one_that_is_too_large_the_loop_gets_the_beginning() {
     }
     let (seen, reply) = bench.answered(&signature, &large, Answer::Taken).await;
     assert_eq!((seen.bytes.as_slice(), seen.fifth, reply.status), (&large[..1024], true, 204));
-    assert_eq!(seen.fault.as_deref(), Some("more than 65536 bytes are not taken"));
+    assert_eq!(seen.fault.as_deref(), Some("more than 262144 bytes are not taken"));
 }
 
 #[tokio::test]

@@ -227,3 +227,12 @@ fn plain_http_from_elsewhere_is_warned_of() {
     assert_eq!(config.warnings.len(), 1);
     assert!(config.warnings[0].message.starts_with("takes plain http from other machines"), "{:?}", config.warnings);
 }
+
+#[test]
+fn two_feeds_at_one_queue_are_warned_of() {
+    let amqp = "amqp = { url_file = \"broker\", queue = \"q\" }\n";
+    let place = place(&format!("{FEED}{amqp}[feeds.b]\nurl = \"https://b.example/\"\n{amqp}"));
+    let config = place.load().unwrap();
+    let expected = "feedmirror.toml: feeds.b.amqp: takes from the queue of \"a\" too: each gets a part of its messages";
+    assert_eq!(place.local(&config.warnings), [expected]);
+}
