@@ -103,6 +103,25 @@ async fn unknown_feeds_get_404_and_other_methods_405() {
 }
 
 #[tokio::test]
+async fn what_is_refused_unread_is_read_to_its_end_so_that_its_sender_sees_the_answer() {
+    let bench = Bench::start().await;
+    bench.state.send_replace(DoorState::Refused("the feed is purged"));
+    let body = vec![b' '; MAX / 2];
+    for (path, headers, status) in
+        [("/in/b", bearer(NEW), 404), ("/in/a", bearer("no"), 401), ("/in/a", bearer(NEW), 409)]
+    {
+        let mut stream = TcpStream::connect(bench.address).await.unwrap();
+        let request = post(path, &headers, &body);
+        let (first, rest) = request.split_at(request.len() / 2);
+        stream.write_all(first).await.unwrap();
+        let mut byte = [0];
+        assert!(timeout(Duration::from_millis(200), stream.read(&mut byte)).await.is_err(), "{status}");
+        stream.write_all(rest).await.unwrap();
+        assert_eq!(reply(&mut stream).await.status, status);
+    }
+}
+
+#[tokio::test]
 async fn a_2xx_comes_only_once_the_loop_has_answered() {
     let mut bench = Bench::start().await;
     let mut stream = TcpStream::connect(bench.address).await.unwrap();

@@ -62,7 +62,7 @@ async fn what_was_posted_before_the_end_is_answered() {
 /// The address that the log tells.
 fn address(mirror: &Mirror) -> Option<String> {
     let log = mirror.log();
-    Some(log.split_once(" webhooks=")?.1.split_whitespace().next()?.to_owned())
+    Some(log.split_once(" webhooks=")?.1.split_whitespace().next()?.trim_matches('"').to_owned())
 }
 
 #[tokio::test(flavor = "multi_thread")]
