@@ -18,8 +18,8 @@ pub struct StoredEndpoint {
     pub last: Option<LastItem>,
     /// The last event's own id.
     pub event_id: Option<String>,
-    /// When its last delivery was committed.
-    pub updated_at: Option<Millis>,
+    /// When that item was committed.
+    pub item_at: Option<Millis>,
 }
 
 /// Where an endpoint stands.
@@ -159,7 +159,7 @@ fn best(endpoints: &[StoredEndpoint]) -> Push {
 
 fn read(bench: &Bench<'_>, feed: i64) -> rusqlite::Result<Vec<StoredEndpoint>> {
     let mut select = bench.db.prepare_cached(
-        "SELECT transport, push, modified, id, event_id, updated_at FROM endpoint WHERE feed = ?1 ORDER BY transport",
+        "SELECT transport, push, modified, id, event_id, item_at FROM endpoint WHERE feed = ?1 ORDER BY transport",
     )?;
     let rows = select.query_map([feed], |row| {
         Ok(StoredEndpoint {
@@ -167,7 +167,7 @@ fn read(bench: &Bench<'_>, feed: i64) -> rusqlite::Result<Vec<StoredEndpoint>> {
             push: Push::from_word(row.get_ref(1)?.as_str()?).unwrap_or(Push::None),
             last: last_item(row)?,
             event_id: row.get(4)?,
-            updated_at: row.get(5)?,
+            item_at: row.get(5)?,
         })
     })?;
     rows.collect()

@@ -445,7 +445,7 @@ fn purge(bench: &mut Bench<'_>, name: &str, at: Millis) -> Result<(), StoreError
         [feed],
     )?;
     bench.db.execute(
-        "UPDATE endpoint SET cursor = NULL, modified = NULL, id = NULL, updated_at = NULL, push = 'none', delivered = 0,
+        "UPDATE endpoint SET cursor = NULL, modified = NULL, id = NULL, item_at = NULL, event_id = NULL, updated_at = NULL, push = 'none', delivered = 0,
              missed = 0, proven_at = NULL WHERE feed = ?1",
         [feed],
     )?;

@@ -221,8 +221,8 @@ impl<'a> SseLoop<'a> {
 fn place(settings: &SseSettings, endpoints: &[StoredEndpoint]) -> (String, Option<String>) {
     let find = |transport| endpoints.iter().find(|endpoint: &&StoredEndpoint| endpoint.transport == transport);
     let (own, poll) = (find(Transport::Sse), find(Transport::Poll));
-    let own_at = own.filter(|own| own.last.is_some()).and_then(|own| own.updated_at);
-    let polled = poll.filter(|poll| poll.last.is_some() && poll.updated_at > own_at);
+    let own_at = own.filter(|own| own.last.is_some()).and_then(|own| own.item_at);
+    let polled = poll.filter(|poll| poll.last.is_some() && poll.item_at > own_at);
     let from = polled.or(own).and_then(|endpoint| endpoint.last.as_ref());
     let event_id = own.filter(|_| polled.is_none()).and_then(|own| own.event_id.clone());
     (connect_url(settings, from.map(|last| (last.modified.as_str(), last.id.as_str()))), event_id)

@@ -2,11 +2,10 @@
 //! (DESIGN §3 "push is a hint until proven", §8).
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::post::{self, SECRET};
 use crate::stream::{Stream, event};
-use crate::support::{Mirror, Publisher, Reply, Shelf, item, until};
+use crate::support::{Mirror, Publisher, Shelf, item, until};
 use crate::{PUSH, endpoint, mirror, until_has, until_mode};
 
 /// A publisher of a shelf and of a stream, and a mirror of both.
@@ -14,7 +13,6 @@ struct Bench {
     shelf: Arc<Shelf>,
     publisher: Publisher,
     /// While set, polls fail: what a test sees is the stream's doing.
-    dumb: Arc<AtomicBool>,
     stream: Stream,
     mirror: Mirror,
 }
@@ -29,16 +27,10 @@ impl Bench {
 
     fn unproven() -> Self {
         let (shelf, stream) = (Shelf::of(5, 2), Stream::start());
-        let dumb = Arc::new(AtomicBool::new(false));
-        let (serving, silenced) = (Arc::clone(&shelf), Arc::clone(&dumb));
-        let publisher =
-            Publisher::start(
-                move |request| {
-                    if silenced.load(Ordering::SeqCst) { Reply::status(500) } else { serving.page(request) }
-                },
-            );
+        let serving = Arc::clone(&shelf);
+        let publisher = Publisher::start(move |request| serving.page(request));
         let mirror = mirror(&publisher.url("/feed"), &format!("sse.url = {:?}", stream.url())).start();
-        Self { shelf, publisher, dumb, stream, mirror }
+        Self { shelf, publisher, stream, mirror }
     }
 
     /// A change that is polled and streamed, as it should be.
@@ -240,7 +232,6 @@ fn junk_events_are_quarantined_and_the_rest_is_taken() {
 fn a_restart_takes_the_stream_up_behind_its_last_event() {
     // Given
     let mut bench = Bench::new();
-    bench.dumb.store(true, Ordering::SeqCst);
     bench.stream.item(&item("id with space&more", 77));
     until_has(&bench.mirror, "id with space&more");
 
@@ -258,7 +249,6 @@ fn a_restart_takes_the_stream_up_behind_its_last_event() {
         "{query}"
     );
     assert!(!head.to_ascii_lowercase().contains("last-event-id"), "none was sent: {head}");
-    bench.dumb.store(false, Ordering::SeqCst);
     until_mode(&bench.mirror, "sse");
     let events = bench.mode_events();
     assert!(events.contains("sse → poll: restarted"), "{events}");
@@ -268,7 +258,6 @@ fn a_restart_takes_the_stream_up_behind_its_last_event() {
 fn a_stream_that_names_its_events_is_taken_up_by_name_and_at_its_own_pace() {
     // Given
     let bench = Bench::new();
-    bench.dumb.store(true, Ordering::SeqCst);
     bench.stream.send(&format!("retry: 150\nid: place-7\n{}", event(&item("named", 77))));
     until_has(&bench.mirror, "named");
 

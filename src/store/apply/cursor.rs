@@ -35,7 +35,8 @@ pub(super) fn move_cursor(bench: &Bench<'_>, delivery: &Delivery, feed: &Feed) -
                 .db
                 .prepare_cached(
                     "UPDATE endpoint SET cursor = ?2, updated_at = ?3,
-                         modified = coalesce(?4, modified), id = coalesce(?5, id)
+                         modified = coalesce(?4, modified), id = coalesce(?5, id),
+                         item_at = iif(?5 IS NULL, item_at, ?3)
                      WHERE feed = ?1 AND transport = 0",
                 )?
                 .execute(params![
@@ -74,6 +75,7 @@ fn move_position(bench: &Bench<'_>, delivery: &Delivery, feed: &Feed, position: 
         .prepare_cached(
             "UPDATE endpoint SET cursor = coalesce(?3, cursor), event_id = coalesce(?4, event_id),
                  updated_at = ?5, modified = coalesce(?6, modified), id = coalesce(?7, id),
+                 item_at = iif(?7 IS NULL, item_at, ?5),
                  delivered = delivered + ?8
              WHERE feed = ?1 AND transport = ?2",
         )?

@@ -52,6 +52,7 @@ CREATE TABLE endpoint (
     event_id   TEXT,                             -- of the last event of a stream that names its events
     modified,                                    -- of the last item that came from here
     id         TEXT,
+    item_at    INTEGER,                          -- when that item was committed
     updated_at INTEGER,
     health     TEXT    NOT NULL DEFAULT 'ok',
     reason     TEXT,
