@@ -1,6 +1,8 @@
 //! What is posted: a 2xx means committed, everything else leaves the page with the publisher (DESIGN §4, §8).
 
 use std::fmt::Write as _;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,7 +10,7 @@ use nix::sys::signal::Signal;
 
 use crate::post::{self, SECRET};
 use crate::support::{Mirror, Publisher, Reply, Request, Shelf, item, page_without_next, until};
-use crate::{endpoint, mirror, until_has, until_mode};
+use crate::{PUSH, endpoint, mirror, until_has, until_mode};
 
 const KEYS: &str = r#"webhook = { secret_file = "secret" }"#;
 
@@ -286,4 +288,60 @@ fn posts_of_many_publishers_at_once_are_all_answered() {
     let mut lost = String::new();
     taken.iter().filter(|id| !held.contains(id)).for_each(|id| write!(lost, "{id} ").unwrap());
     assert_eq!((taken.len(), lost.as_str()), (160, ""));
+}
+
+/// Answers each request with the next status, the last for good, and gives what was asked: the head, then the body.
+fn registrar(statuses: &'static [u16]) -> (String, std::sync::mpsc::Receiver<(String, String)>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/subscriptions", listener.local_addr().unwrap());
+    let (asked, answers) =
+        (std::sync::mpsc::sync_channel(16), statuses.iter().chain(std::iter::repeat(statuses.last().unwrap())));
+    std::thread::spawn(move || {
+        for (stream, status) in listener.incoming().zip(answers) {
+            let mut reader = BufReader::new(stream.unwrap());
+            let mut head = String::new();
+            while !head.ends_with("\r\n\r\n") {
+                reader.read_line(&mut head).unwrap();
+            }
+            let length = head.to_ascii_lowercase().split_once("content-length: ").unwrap().1.to_owned();
+            let mut body = vec![0; length.lines().next().unwrap().trim().parse().unwrap()];
+            reader.read_exact(&mut body).unwrap();
+            let answer = format!("HTTP/1.1 {status} x\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+            reader.get_mut().write_all(answer.as_bytes()).unwrap();
+            if asked.0.send((head, String::from_utf8(body).unwrap())).is_err() {
+                return;
+            }
+        }
+    });
+    (url, asked.1)
+}
+
+#[test]
+fn the_publisher_is_told_where_to_post_until_it_takes_it_and_again_when_due() {
+    // Given
+    let shelf = Shelf::of(3, 2);
+    let publisher = shelf_publisher(&shelf);
+    let (url, asked) = registrar(&[500, 201]);
+    let register = format!(
+        "webhook.secret_file = \"secret\"\nwebhook.register = {{ url = {url:?}, method = \"PUT\", body = '{{\"to\":\"{{callback}}\"}}', \
+         renew = \"1s\", headers = {{ X-Key = {{ file = \"secret\" }} }} }}\nretry = {{ min = \"50ms\", max = \"1s\" }}"
+    );
+    let mirror = Mirror::new().feed_with("f", &publisher.url("/feed"), &register);
+    let mirror = mirror.tables(&format!("{PUSH}public_url = \"https://mirror.example\"\n"));
+    mirror.write("secret", SECRET);
+
+    // When
+    let mirror = mirror.start();
+
+    // Then: a 500 is not the end of it, nor is a 201
+    for _ in 0..3 {
+        let (head, body) = asked.recv_timeout(Duration::from_secs(30)).unwrap();
+        assert!(head.starts_with("PUT /subscriptions HTTP/1.1\r\n"), "{head}");
+        assert!(head.contains(&format!("x-key: {SECRET}\r\n")), "{head}");
+        assert_eq!(body, r#"{"to":"https://mirror.example/webhooks/f"}"#);
+    }
+    mirror.until("the webhook well again", |mirror| endpoint(mirror, "webhook", "health") == "ok");
+    let events = mirror.events("f", "health").join("\n");
+    assert!(events.contains("webhook: ok → retrying: registration: http-500"), "{events}");
+    assert!(!mirror.log().contains(SECRET));
 }
