@@ -137,9 +137,9 @@ async fn an_event_without_end_is_refused_at_the_limit_and_the_connection_dropped
         });
         assert!(matches!(next(&mut stream).await, Err(Failure::TooLarge(limit)) if limit == expected));
         assert_eq!(next(&mut stream).await.unwrap(), None);
-        // Beyond what was taken there is only what sockets hold.
+        // Beyond what was taken there is only what sockets and buffers hold, which on a busy machine grow to tens of MiB.
         let sent = timeout(DEADLINE, sent).await.unwrap().unwrap();
-        assert!(sent >= expected && sent < expected + (16 << 20), "{sent}");
+        assert!(sent >= expected && sent < expected + (64 << 20), "{sent}");
     }
 }
 
