@@ -62,7 +62,6 @@ struct Account {
     up: Option<Moment>,
     /// Whether a poll has come to the end since it is up: what happened before is here too.
     caught_up: bool,
-    delivered: u64,
     missed: u64,
     late: u64,
     found: HashMap<Key, Found>,
@@ -89,7 +88,6 @@ impl Account {
             push,
             up: None,
             caught_up: false,
-            delivered: 0,
             missed: 0,
             late: 0,
             found: HashMap::new(),
@@ -154,11 +152,6 @@ impl Ledger {
         [Push::Proven, Push::Unproven, Push::Demoted].into_iter().find(|push| has(*push)).unwrap_or(Push::None)
     }
 
-    /// How far an endpoint is believed.
-    pub fn push_of(&self, transport: Transport) -> Push {
-        self.account(transport).map_or(Push::None, |account| account.push)
-    }
-
     /// What an endpoint has missed since the start.
     pub fn missed(&self, transport: Transport) -> u64 {
         self.account(transport).map_or(0, |account| account.missed)
@@ -175,17 +168,6 @@ impl Ledger {
 
     fn account_mut(&mut self, transport: Transport) -> Option<&mut Account> {
         self.accounts.iter_mut().find(|account| account.transport == transport)
-    }
-
-    /// The feed begins anew: what was believed has to be proven again.
-    pub fn reset(&mut self) {
-        self.level = false;
-        self.polled = None;
-        for account in &mut self.accounts {
-            let up = account.up;
-            *account = Account::new(account.transport, Push::Unproven);
-            account.up = up;
-        }
     }
 
     /// An endpoint is connected, or listens.
@@ -217,7 +199,6 @@ impl Ledger {
     pub fn delivered(&mut self, transport: Transport, now: Moment, brought: &[Brought]) -> Option<Change> {
         let (order, grace) = (self.order, self.settings.grace);
         let account = self.account_mut(transport)?;
-        account.delivered += brought.len() as u64;
         let mut proof = None;
         for version in brought {
             account.remember(version);
