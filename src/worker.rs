@@ -3,6 +3,7 @@
 //! Guarantees: what a page says is handed to the store with the cursor it was asked with; a walk stops at the first
 //! page that could not be had, and says why; every wait also listens for cancellation.
 
+mod ahead;
 pub mod amqp;
 mod fetch;
 pub mod poll;

@@ -1,7 +1,9 @@
 //! Push into the mirror: how long an item takes from its publisher to the file, and how many arrive.
 //!
 //! The publisher is a thread of this process; the mirror is the real binary; whether an item has arrived is seen in the
-//! SQLite file. AMQP needs a broker at `FEED_BENCH_AMQP` (a URL); without one its lines say so.
+//! SQLite file. AMQP needs a broker at `FEED_BENCH_AMQP` (a URL); without one its lines say so. Its flood is a queue
+//! filled before, since publishing would take the broker's time from delivering, and a bare consumer that only
+//! acknowledges empties the same queue first: that is what the broker gives on this machine.
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -11,6 +13,7 @@ use std::process::Child;
 use std::sync::mpsc;
 use std::time::{Duration, Instant, SystemTime};
 
+use futures_util::StreamExt;
 use rusqlite::{Connection, OpenFlags};
 
 use crate::publisher::item;
@@ -22,6 +25,7 @@ const SECRET: &str = "bench-secret";
 const RATE: u32 = 200;
 const WATCHED: Duration = Duration::from_secs(15);
 const PAGE: usize = 500;
+const PREFETCH: u16 = 500;
 
 #[derive(Clone, Copy, PartialEq)]
 enum Way {
@@ -52,8 +56,10 @@ pub(crate) fn measure(folder: &Path) -> Outcome<()> {
             "  {name:<15} p50 {p50:.1} ms, p99 {p99:.1} ms, at most {:.1} ms   (p99 within 50 ms)",
             at(&steady, 1.0)
         );
-        let (seconds, peak) = Bench::start(folder, way, "flood")?.flood(items)?;
-        let rate = items as f64 / seconds;
+        let (rate, peak) = match way {
+            Way::Amqp => drain(folder, items)?,
+            Way::Sse | Way::Webhook => Bench::start(folder, way, "flood")?.flood(items)?,
+        };
         println!("  {name:<15} {rate:9.0} items/s, {peak:.0} MiB   (at least {wanted}, 128 MiB)");
     }
     Ok(())
@@ -78,6 +84,10 @@ enum Pusher {
 
 impl Bench {
     fn start(folder: &Path, way: Way, name: &str) -> Outcome<Self> {
+        Self::start_with(folder, way, name, &format!("bench-{name}-{}", std::process::id()))
+    }
+
+    fn start_with(folder: &Path, way: Way, name: &str, queue: &str) -> Outcome<Self> {
         let listener = TcpListener::bind("127.0.0.1:0")?;
         let origin = format!("http://{}", listener.local_addr()?);
         let (streams, opened) = mpsc::channel();
@@ -90,13 +100,12 @@ impl Bench {
         let (database, secret) = (folder.join(format!("{name}.db")), folder.join("secret"));
         let _ = std::fs::remove_file(&database);
         std::fs::write(&secret, SECRET)?;
-        let queue = format!("bench-{name}-{}", std::process::id());
         let endpoint = match way {
             Way::Sse => format!("sse.url = \"{origin}/stream\"\n"),
             Way::Webhook => format!("webhook = {{ secret_file = \"{}\" }}\n", secret.display()),
             Way::Amqp => {
                 format!(
-                    "amqp = {{ url = {{ env = \"FEED_BENCH_AMQP\" }}, queue = \"{queue}\", declare = \"durable\" }}\n"
+                    "amqp = {{ url = {{ env = \"FEED_BENCH_AMQP\" }}, queue = \"{queue}\", declare = \"durable\", prefetch = {PREFETCH} }}\n"
                 )
             }
         };
@@ -118,7 +127,7 @@ impl Bench {
                 let address: String = file.query_row("SELECT webhooks_address FROM mirror", [], |row| row.get(0))?;
                 Pusher::Posts { address, feed: "bench".into() }
             }
-            Way::Amqp => queue_at(&queue)?,
+            Way::Amqp => queue_at(queue)?,
         };
         Ok(Self { child, database, push })
     }
@@ -141,22 +150,73 @@ impl Bench {
         Ok(waits)
     }
 
-    /// `items` as fast as they go; seconds until the last is in the file, and the mirror's peak in MiB.
+    /// `items` as fast as they go, until the last is in the file: items a second, and the mirror's peak in MiB.
     fn flood(mut self, items: usize) -> Outcome<(f64, f64)> {
-        let file = Connection::open_with_flags(&self.database, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
-        let pages: Vec<Vec<String>> =
-            (0..items as u64).step_by(PAGE).map(|start| (start..start + PAGE as u64).map(record).collect()).collect();
+        let pages: Vec<Vec<String>> = pages(items).collect();
         let began = Instant::now();
         for page in pages {
             self.push.send(&page)?;
         }
+        self.holds(items)?;
+        Ok((items as f64 / began.elapsed().as_secs_f64(), super::peak(&self.child) as f64 / 1024.0))
+    }
+
+    /// Waits until the file holds so many items.
+    fn holds(&self, items: usize) -> Outcome<()> {
+        let file = Connection::open_with_flags(&self.database, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
         let all = i64::try_from(items)?;
         wait_for(|| {
             let count: i64 = file.query_row("SELECT items + tombstones FROM feeds", [], |row| row.get(0)).ok()?;
             (count >= all).then_some(())
-        })?;
-        Ok((began.elapsed().as_secs_f64(), super::peak(&self.child) as f64 / 1024.0))
+        })
     }
+}
+
+fn pages(items: usize) -> impl Iterator<Item = Vec<String>> {
+    (0..items as u64).step_by(PAGE).map(|start| (start..start + PAGE as u64).map(record).collect())
+}
+
+/// Empties a queue of `items`, first with a bare consumer, then into the mirror: its items a second and peak in MiB.
+fn drain(folder: &Path, items: usize) -> Outcome<(f64, f64)> {
+    let queue = format!("bench-drain-{}", std::process::id());
+    let mut pusher = queue_at(&queue)?;
+    for page in pages(items) {
+        pusher.send(&page)?;
+    }
+    let bare = bare_consumer(&queue, items)?;
+    println!("  bare consumer   {bare:9.0} items/s");
+    for page in pages(items) {
+        pusher.send(&page)?;
+    }
+    let bench = Bench::start_with(folder, Way::Amqp, "drain", &queue)?;
+    bench.holds(1)?;
+    let began = Instant::now();
+    bench.holds(items)?;
+    Ok((items as f64 / began.elapsed().as_secs_f64(), super::peak(&bench.child) as f64 / 1024.0))
+}
+
+/// Takes everything and acknowledges it in batches, with the prefetch of the mirror; items a second.
+fn bare_consumer(queue: &str, items: usize) -> Outcome<f64> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    let url = std::env::var("FEED_BENCH_AMQP")?;
+    runtime.block_on(async {
+        let connection = lapin::Connection::connect(&url, lapin::ConnectionProperties::default()).await?;
+        let channel = connection.create_channel().await?;
+        channel.basic_qos(PREFETCH, Default::default()).await?;
+        let mut consumer =
+            channel.basic_consume(queue.into(), "bare".into(), Default::default(), Default::default()).await?;
+        let began = Instant::now();
+        for n in 1..=items {
+            let message = consumer.next().await.ok_or("the queue ended")??;
+            if n % (usize::from(PREFETCH) / 4) == 0 || n == items {
+                let multiple = lapin::options::BasicAckOptions { multiple: true };
+                channel.basic_ack(message.delivery_tag, multiple).await?;
+            }
+        }
+        let rate = items as f64 / began.elapsed().as_secs_f64();
+        connection.close(200, "OK".into()).await?;
+        Ok(rate)
+    })
 }
 
 impl Drop for Bench {

@@ -83,15 +83,16 @@ impl Body {
         reservation.grow_to(coding.likely(compressed, max)).await;
         let mut room = reservation.bytes().saturating_sub(compressed).clamp(1, max);
         let mut reader = coding.reader(bytes).map_err(|error| damaged(&error))?;
-        let mut opened = Vec::with_capacity(usize::try_from(room).unwrap_or(0));
+        // What is small is not given a buffer of the size that is reserved: it would cost the clearing of it.
+        let mut opened = reservation.buffer(length(room.min(compressed.saturating_mul(LIKELY_RATIO))) + 1);
+        let mut filled = 0;
         loop {
-            (reader, opened) = off_thread(at_once, move || {
-                let more = room + 1 - opened.len() as u64;
-                reader.by_ref().take(more).read_to_end(&mut opened).map_err(|error| damaged(&error))?;
-                Ok((reader, opened))
+            (reader, opened, filled) = off_thread(at_once, move || {
+                let filled = fill(&mut reader, &mut opened, filled, length(room) + 1);
+                Ok((reader, opened, filled.map_err(|error| damaged(&error))?))
             })
             .await??;
-            if opened.len() as u64 <= room {
+            if filled as u64 <= room {
                 break;
             }
             if room == max {
@@ -100,9 +101,31 @@ impl Body {
             room = room.saturating_mul(2).min(max);
             reservation.grow_to(compressed + room).await;
         }
-        reservation.shrink_to(opened.len() as u64);
+        opened.truncate(filled);
+        reservation.shrink_to(filled as u64);
         Ok(Opened { bytes: opened, reservation })
     }
+}
+
+fn length(bytes: u64) -> usize {
+    usize::try_from(bytes).unwrap_or(usize::MAX - 1)
+}
+
+/// Reads on, `filled` bytes being there, until the body ends or there are `most`; how many there are then. What the
+/// buffer held before is never cleared first, as reading to the end of a vector does.
+fn fill(reader: &mut impl Read, buffer: &mut Vec<u8>, mut filled: usize, most: usize) -> std::io::Result<usize> {
+    while filled < most {
+        if filled == buffer.len() {
+            buffer.resize(most.min(2 * filled), 0);
+        }
+        match reader.read(&mut buffer[filled..]) {
+            Ok(0) => break,
+            Ok(more) => filled += more,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(filled)
 }
 
 fn damaged(error: &std::io::Error) -> Failure {

@@ -2,13 +2,18 @@
 //!
 //! A page reserves what it is likely to need, compressed and decompressed, before it is asked for, and gives back what
 //! it turns out not to. Pages that grow beyond it never deadlock: when the budget is used up, one at a time may exceed
-//! it, so that memory is bounded by the budget and one largest page.
+//! it, so that memory is bounded by the budget and one largest page. A few buffers that pages no longer need are kept
+//! for the next ones: memory fresh from the kernel is dear, since it comes page by page and zeroed.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex as Lock, PoisonError};
 
 use tokio::sync::{Mutex, OwnedMutexGuard, OwnedSemaphorePermit, Semaphore};
 
 const UNIT: u64 = 4 << 10;
+/// Buffers kept for the next pages, how large they may be, and the steps their sizes come in, so that they fit again.
+const SPARE: usize = 4;
+const SPARE_BYTES: usize = 4 << 20;
+const SPARE_STEP: usize = 256 << 10;
 
 /// The bytes that all pages together may hold.
 #[derive(Clone)]
@@ -16,6 +21,7 @@ pub struct Budget {
     free: Arc<Semaphore>,
     beyond: Arc<Mutex<()>>,
     total: u64,
+    spare: Arc<Lock<Vec<Vec<u8>>>>,
 }
 
 /// A page's share, given back when dropped.
@@ -31,7 +37,7 @@ impl Budget {
     pub fn new(bytes: u64) -> Self {
         let total = bytes / UNIT;
         let free = Arc::new(Semaphore::new(usize::try_from(total).unwrap_or(Semaphore::MAX_PERMITS)));
-        Self { free, beyond: Arc::default(), total }
+        Self { free, beyond: Arc::default(), total, spare: Arc::default() }
     }
 
     /// Waits for room for `bytes`; never for more than the whole budget.
@@ -51,6 +57,32 @@ impl Reservation {
     /// The bytes it may hold without growing.
     pub fn bytes(&self) -> u64 {
         self.held
+    }
+
+    /// A buffer of so many bytes for the page, whatever they are: one kept from another page, or a new one.
+    pub(super) fn buffer(&self, bytes: usize) -> Vec<u8> {
+        if bytes < SPARE_STEP / 2 {
+            return vec![0; bytes];
+        }
+        let mut spare = self.budget.spare.lock().unwrap_or_else(PoisonError::into_inner);
+        let fitting = spare.iter().position(|buffer| (bytes..=2 * bytes).contains(&buffer.capacity()));
+        let kept = fitting.map(|place| spare.swap_remove(place));
+        drop(spare);
+        let mut buffer = kept.unwrap_or_else(|| vec![0; bytes.next_multiple_of(SPARE_STEP)]);
+        buffer.resize(bytes, 0);
+        buffer
+    }
+
+    /// Ends the share; the page's buffer may serve another.
+    pub fn recycle(self, buffer: Vec<u8>) {
+        if !(SPARE_STEP..=SPARE_BYTES).contains(&buffer.capacity()) {
+            return;
+        }
+        let mut spare = self.budget.spare.lock().unwrap_or_else(PoisonError::into_inner);
+        if spare.len() >= SPARE {
+            spare.remove(0);
+        }
+        spare.push(buffer);
     }
 
     /// Makes sure that the page may hold `bytes`, waiting where others must finish first.
@@ -107,6 +139,19 @@ mod tests {
         drop(first);
         assert!(tokio::time::timeout(std::time::Duration::from_secs(5), waiting).await.is_ok());
         drop(budget.reserve(1 << 30).await);
+    }
+
+    #[tokio::test]
+    async fn a_large_buffer_serves_the_next_page_of_its_size_and_no_smaller_one() {
+        let budget = Budget::new(64 << 10);
+        let first = budget.reserve(1).await.buffer(300 << 10);
+        let place = first.as_ptr();
+        budget.reserve(1).await.recycle(first);
+        let reservation = budget.reserve(1).await;
+        assert_ne!(reservation.buffer(1 << 10).as_ptr(), place);
+        assert_ne!(reservation.buffer(200 << 10).as_ptr(), place);
+        let next = reservation.buffer(400 << 10);
+        assert_eq!((next.as_ptr(), next.len()), (place, 400 << 10));
     }
 
     #[tokio::test]

@@ -1,11 +1,7 @@
-//! Getting a page: a place at the host, the download, decompressing, decoding. What comes next may begin before what
-//! came is decoded.
+//! Getting a page: a place at the host, the download, decompressing, decoding.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
-
-use tokio_util::task::AbortOnDropHandle;
 
 use super::walk::explain;
 use super::{Counts, Feed, Pulse};
@@ -19,7 +15,7 @@ use crate::source::http::Answer;
 use crate::source::turns::{Priority, Turn};
 
 /// A wait for a place at the host is told after this long.
-const TELL_WAITING: Duration = Duration::from_secs(5);
+pub(super) const TELL_WAITING: Duration = Duration::from_secs(5);
 /// A feed's first page is expected to be this large, and no page is expected to be smaller.
 const EXPECTED_BYTES: u64 = 256 << 10;
 
@@ -29,33 +25,7 @@ pub(super) enum Downloaded {
     NotModified(Meta),
 }
 
-type Failed = (Trouble, String);
-
-/// The next page of a walk, under way; given up when dropped.
-pub(super) struct Ahead {
-    pub(super) url: String,
-    task: AbortOnDropHandle<Result<Downloaded, Failed>>,
-}
-
-impl Ahead {
-    pub(super) fn begin(feed: &Arc<Feed>, url: String) -> Self {
-        let (feed, asked) = (Arc::clone(feed), url.clone());
-        let task = tokio::spawn(async move { download(&feed, &asked, None, Priority::Refresh, None).await });
-        Self { url, task: AbortOnDropHandle::new(task) }
-    }
-
-    /// Its page, once it is there. The wait for a place at the host is bounded by nothing but the others' turns.
-    pub(super) async fn wait(mut self, pulse: &Pulse) -> Result<Downloaded, Failed> {
-        loop {
-            pulse.within(TELL_WAITING);
-            match tokio::time::timeout(TELL_WAITING, &mut self.task).await {
-                Ok(Ok(downloaded)) => return downloaded,
-                Ok(Err(panic)) => return Err((Trouble::Page, format!("decoder-panic: {panic}"))),
-                Err(_) => {}
-            }
-        }
-    }
-}
+pub(super) type Failed = (Trouble, String);
 
 /// Asks for a page and decompresses it; `etag` makes it conditional.
 pub(super) async fn download(

@@ -1,15 +1,14 @@
 //! Following `next` from a position to the end, page by page: the next page is fetched while this one is written.
 
-use std::collections::hash_map::RandomState;
-use std::collections::{HashSet, VecDeque};
-use std::hash::BuildHasher;
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
-use super::fetch::{self, Ahead, Downloaded};
+use super::ahead::{Ahead, Met};
+use super::fetch::{self, Downloaded};
 use super::{Counts, Feed, Pulse};
 use crate::decode::next;
 use crate::feed::{Finding, Generation, Next, Page, Transport};
@@ -19,7 +18,7 @@ use crate::source::headers::Meta;
 use crate::source::http::Failure;
 use crate::source::turns::Priority;
 use crate::store::StoreError;
-use crate::store::apply::{Applied, Held, Purpose, Step, Verdict};
+use crate::store::apply::{Applied, Held, Hold, Purpose, Step, Verdict};
 
 /// Pages handed to the store and not yet committed.
 const WINDOW: usize = 12;
@@ -27,10 +26,6 @@ const WINDOW: usize = 12;
 pub(super) const LOOK_BACK_PAGES: u32 = 20;
 /// Empty pages in a row that are followed at once; beyond, one each `poll.min`.
 const EMPTY_PAGES: u32 = 10;
-/// A page of fewer bytes is not read ahead of.
-const WORTH_IT: usize = 64 << 10;
-/// Positions remembered to notice a walk that comes round again.
-const REMEMBERED: usize = 2_000_000;
 
 /// Which cursor a walk moves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,8 +111,7 @@ pub struct Walk<'a> {
     cancel: &'a CancellationToken,
     pulse: &'a Pulse,
     pending: VecDeque<Pending>,
-    met: HashSet<u64>,
-    hasher: RandomState,
+    met: Arc<Met>,
     empty: u32,
     walked: Walked,
 }
@@ -130,7 +124,7 @@ struct Fetched {
 }
 
 enum Got {
-    Fetched(Fetched),
+    Fetched(Box<Fetched>),
     NotModified(Meta),
 }
 
@@ -151,18 +145,7 @@ impl<'a> Walk<'a> {
             date: None,
             validator: None,
         };
-        Self {
-            feed,
-            kind,
-            generation,
-            cancel,
-            pulse,
-            pending: VecDeque::new(),
-            met: HashSet::new(),
-            hasher: RandomState::new(),
-            empty: 0,
-            walked,
-        }
+        Self { feed, kind, generation, cancel, pulse, pending: VecDeque::new(), met: Arc::default(), empty: 0, walked }
     }
 
     /// Walks from `start` to an end, and waits until all of it is committed.
@@ -191,7 +174,7 @@ impl<'a> Walk<'a> {
                 got = self.fetch(&asked, validator, &mut ahead) => got,
             };
             let step = match got {
-                Ok(Got::Fetched(fetched)) => self.hand_over(asked, fetched),
+                Ok(Got::Fetched(fetched)) => self.hand_over(asked, *fetched),
                 Ok(Got::NotModified(meta)) => return self.not_modified(asked, validator, &meta),
                 Err((trouble, reason)) => return End::Failed { trouble, reason, asked },
             };
@@ -224,11 +207,15 @@ impl<'a> Walk<'a> {
         validator: Option<&Validator>,
         ahead: &mut Option<Ahead>,
     ) -> Result<Got, (Trouble, String)> {
-        let begun = ahead.take().filter(|ahead| ahead.url == asked);
         self.pulse.within(self.feed.page_timeout);
+        let begun = match ahead {
+            Some(begun) => begun.page(asked, self.pulse).await,
+            None => None,
+        };
         let downloaded = match begun {
-            Some(ahead) => ahead.wait(self.pulse).await,
+            Some(downloaded) => downloaded,
             None => {
+                *ahead = None;
                 let looks_at_the_end = matches!(self.kind, Kind::Poll { level: true }) && self.walked.pages == 0;
                 let priority = if looks_at_the_end { Priority::Level } else { Priority::Refresh };
                 let etag = validator.map(|validator| validator.etag.as_str());
@@ -238,22 +225,13 @@ impl<'a> Walk<'a> {
         match downloaded? {
             Downloaded::NotModified(meta) => Ok(Got::NotModified(meta)),
             Downloaded::Page(opened, meta) => {
-                *ahead = self.onward(asked, &opened.bytes).map(|url| Ahead::begin(self.feed, url));
+                if ahead.is_none() && self.kind != Kind::LookBack {
+                    *ahead = Ahead::begin(self.feed, &self.met, asked, &opened.bytes);
+                }
                 let (page, reservation) = fetch::decode(self.feed, opened).await?;
-                Ok(Got::Fetched(Fetched { page, reservation, meta }))
+                Ok(Got::Fetched(Box::new(Fetched { page, reservation, meta })))
             }
         }
-    }
-
-    /// Where the walk most likely goes from here. Only large pages are worth it, and a small one may be the end.
-    fn onward(&self, asked: &str, bytes: &[u8]) -> Option<String> {
-        if self.kind == Kind::LookBack || bytes.len() < WORTH_IT {
-            return None;
-        }
-        let published = next::glimpse(bytes)?;
-        let url = next::resolve(asked, &self.feed.requests.mask(&published));
-        let leads_on = url != asked && !self.met.contains(&self.hasher.hash_one(&url));
-        (leads_on && self.feed.requests.permit(&url).is_ok()).then_some(url)
     }
 
     /// Hands a page to the store; where to go on, or why the walk ends.
@@ -267,10 +245,7 @@ impl<'a> Walk<'a> {
         if self.empty == EMPTY_PAGES {
             page.find("empty-pages", || format!("{EMPTY_PAGES} empty pages in a row, up to {asked}"));
         }
-        if self.met.len() >= REMEMBERED {
-            self.met.clear();
-        }
-        self.met.insert(self.hasher.hash_one(&asked));
+        self.met.insert(&asked);
         let published = page.next.as_deref().map(|next| self.feed.requests.mask(next));
         let next = next::place(&asked, &mut page, published.as_deref(), self.feed.dialect);
         let (step, onward) = self.judge(asked, next, &mut page, &meta);
@@ -292,7 +267,7 @@ impl<'a> Walk<'a> {
             Next::AsLevel(reason) => {
                 (stay(true, false), Err(End::Level { reason: Some(reason), fresh_for: meta.fresh_for }))
             }
-            Next::Follow { url, .. } if self.met.contains(&self.hasher.hash_one(&url)) => {
+            Next::Follow { url, .. } if self.met.contains(&url) => {
                 page.find("loop", || format!("{asked} sends back to {url}"));
                 let reason = format!("loop: `next` leads back to a page of this walk, {url}");
                 (stay(false, false), Err(failed((Trouble::Loop, reason))))
@@ -372,6 +347,12 @@ impl<'a> Walk<'a> {
         Counts::add(&counts.quarantined, applied.quarantined);
         self.walked.applied.add(applied);
         Ok(())
+    }
+}
+
+impl Hold for Reservation {
+    fn release(self: Box<Self>, text: String) {
+        self.recycle(text.into_bytes());
     }
 }
 
