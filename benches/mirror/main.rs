@@ -120,7 +120,7 @@ fn feeds(folder: &Path, items: usize) -> Result<(), Box<dyn std::error::Error>> 
     Ok(())
 }
 
-/// 1,000 level feeds where nothing happens, polled as rarely as they are after a while.
+/// 1,000 level feeds where nothing happens, polled as rarely as they are after a while. They were loaded by a run before.
 fn idle(folder: &Path) -> Result<(), Box<dyn std::error::Error>> {
     const SETTLE: Duration = Duration::from_secs(20);
     const WATCHED: Duration = Duration::from_secs(60);
@@ -128,6 +128,8 @@ fn idle(folder: &Path) -> Result<(), Box<dyn std::error::Error>> {
     let publisher = Publisher::start(1_000, 100)?;
     let config = folder.join("idle.toml");
     write_config(&config, &publisher, 1_000, "idle.db", "[poll]\nmin = \"9m\"\n[ops]\nlisten = \"127.0.0.1:0\"\n")?;
+    let loaded = Run::of(&["--config", path(&config), "sync", "--json"])?;
+    println!("  their load                {}", loaded.figures());
     let mut child = binary(&["--config", path(&config), "-q", "run"]).spawn()?;
     std::thread::sleep(SETTLE);
     let before = cpu(&child)?;

@@ -25,7 +25,8 @@ const SECRET: &str = "bench-secret";
 const RATE: u32 = 200;
 const WATCHED: Duration = Duration::from_secs(15);
 const PAGE: usize = 500;
-const PREFETCH: u16 = 500;
+/// More than the default: what the broker sends ahead bounds how much one commit can take.
+const PREFETCH: u16 = 2_000;
 
 #[derive(Clone, Copy, PartialEq)]
 enum Way {

@@ -25,7 +25,9 @@ pub struct Args {
 pub struct Probe {
     /// The feed's name.
     pub feed: String,
-    /// The URL asked, as configured.
+    /// The endpoint's key in the configuration: `url`, `sse.url`, `amqp.queue`.
+    pub key: &'static str,
+    /// The URL or queue asked, as configured.
     pub url: String,
     /// What came, or why nothing usable did.
     pub answer: Result<String, String>,
@@ -109,7 +111,7 @@ fn print_lines(out: &mut impl Write, problems: &[Problem], warnings: &[Problem],
     for warning in warnings {
         writeln!(out, "warning: {warning}")?;
     }
-    for Probe { feed, url, answer } in probes {
+    for Probe { feed, url, answer, .. } in probes {
         match answer {
             Ok(answer) => writeln!(out, "ok: {feed}: {url}: {answer}")?,
             Err(reason) => writeln!(out, "failed: {feed}: {url}: {reason}")?,
@@ -150,7 +152,7 @@ fn probed(probe: &Probe) -> Row<'_> {
         Ok(answer) => ("ok", answer),
         Err(reason) => ("failed", reason),
     };
-    Row { level, scope: "feed", name: Some(&probe.feed), file: None, key: "url", value: Some(&probe.url), message }
+    Row { level, scope: "feed", name: Some(&probe.feed), file: None, key: probe.key, value: Some(&probe.url), message }
 }
 
 fn print_summary(
@@ -234,7 +236,7 @@ mod tests {
     #[test]
     fn an_endpoint_that_does_not_answer_fails_the_check() {
         let url = "https://a.example/".to_owned();
-        let probe = Probe { feed: "a".to_owned(), url, answer: Err("timeout: no answer".to_owned()) };
+        let probe = Probe { feed: "a".to_owned(), key: "url", url, answer: Err("timeout: no answer".to_owned()) };
         let (verdict, out) = check(GOOD, &Args { online: true, json: false }, &[probe]);
         assert_eq!(verdict, Verdict::Unreachable);
         assert!(out.starts_with("failed: a: https://a.example/: timeout: no answer\n"), "{out}");

@@ -28,8 +28,17 @@ pub struct Change {
     pub push: Push,
     /// Why, beginning with a fixed word.
     pub why: String,
-    /// What it missed.
+}
+
+/// What an endpoint has missed, and what of it came late, since it was last told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tally {
+    /// The endpoint.
+    pub transport: Transport,
+    /// Items that it should have brought and did not within the grace.
     pub missed: u64,
+    /// Items that it brought after that.
+    pub late: u64,
 }
 
 /// A poll of a feed that came to its end.
@@ -62,6 +71,7 @@ struct Account {
     up: Option<Moment>,
     /// Whether a poll has come to the end since it is up: what happened before is here too.
     caught_up: bool,
+    /// Both not told yet.
     missed: u64,
     late: u64,
     found: HashMap<Key, Found>,
@@ -102,7 +112,7 @@ impl Account {
 
     fn stand(&mut self, push: Push, why: String) -> Option<Change> {
         self.push = push;
-        Some(Change { transport: self.transport, push, why, missed: 0 })
+        Some(Change { transport: self.transport, push, why })
     }
 
     fn remember(&mut self, version: &Brought) {
@@ -152,18 +162,14 @@ impl Ledger {
         [Push::Proven, Push::Unproven, Push::Demoted].into_iter().find(|push| has(*push)).unwrap_or(Push::None)
     }
 
-    /// What an endpoint has missed since the start.
-    pub fn missed(&self, transport: Transport) -> u64 {
-        self.account(transport).map_or(0, |account| account.missed)
-    }
-
-    /// What it missed and brought afterwards.
-    pub fn late(&self, transport: Transport) -> u64 {
-        self.account(transport).map_or(0, |account| account.late)
-    }
-
-    fn account(&self, transport: Transport) -> Option<&Account> {
-        self.accounts.iter().find(|account| account.transport == transport)
+    /// What was missed or came late since this was last asked.
+    pub fn tally(&mut self) -> Vec<Tally> {
+        let told = self.accounts.iter_mut().map(|account| Tally {
+            transport: account.transport,
+            missed: std::mem::take(&mut account.missed),
+            late: std::mem::take(&mut account.late),
+        });
+        told.filter(|tally| tally.missed + tally.late > 0).collect()
     }
 
     fn account_mut(&mut self, transport: Transport) -> Option<&mut Account> {
@@ -185,7 +191,8 @@ impl Ledger {
         if let Some(account) = self.account_mut(transport) {
             account.up = None;
             account.caught_up = false;
-            account.found.retain(|_, found| !found.owed);
+            // What it missed before is remembered: it may still bring it.
+            account.found.retain(|_, found| !found.owed || found.missed);
         }
     }
 
@@ -269,8 +276,7 @@ impl Ledger {
                     "missed: a poll found {} that it did not bring within {grace:?} ({first})",
                     if missed.len() == 1 { "an item".to_owned() } else { format!("{} items", missed.len()) },
                 );
-                let change = account.stand(Push::Demoted, why);
-                changes.extend(change.map(|change| Change { missed: missed.len() as u64, ..change }));
+                changes.extend(account.stand(Push::Demoted, why));
             }
             let open = account.up.is_some_and(|up| now.saturating_sub(up) >= prove_after);
             if open && account.transport == Transport::Sse && account.push == Push::Unproven {

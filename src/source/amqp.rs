@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions, QueueDeclareOptions};
+use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions, QueueDeclareOptions};
 use lapin::tcp::{OwnedIdentity, OwnedTLSConfig};
 use lapin::types::FieldTable;
 use lapin::uri::{AMQPScheme, AMQPUri};
@@ -64,8 +64,6 @@ pub struct Message {
     pub bytes: Vec<u8>,
     /// Its number on this connection, from 1, to acknowledge it by.
     pub tag: u64,
-    /// It has been delivered before, to us or to another consumer.
-    pub redelivered: bool,
 }
 
 impl Consumer {
@@ -75,13 +73,7 @@ impl Consumer {
     /// # Errors
     /// Whatever kept it from consuming.
     pub async fn open(settings: &AmqpSettings, url: &SecretString, tag: &str) -> Result<Self, Failure> {
-        let uri = uri(url)?;
-        let words = Words::new(&uri.authority.userinfo.password, encrypted(&uri) && settings.identity.is_none());
-        let tls = tls(settings)?;
-        let properties = ConnectionProperties::default().with_connection_name(tag.into());
-        let socket = Socket::default();
-        let connection = patient("connection", connect(uri, tls, properties, &socket)).await?;
-        let connection = connection.map_err(|error| words.connecting(&error))?;
+        let (connection, words, socket) = log_in(settings, url, tag).await?;
         let (channel, consumer) =
             patient("consumer", consume(&connection, settings, tag)).await?.map_err(|error| words.explain(&error))?;
         Ok(Self { consumer: Some(consumer), channel, connection, words, _socket: socket })
@@ -96,8 +88,7 @@ impl Consumer {
         let Some(consumer) = &mut self.consumer else { return Ok(None) };
         let next = match consumer.next().await {
             Some(Ok(delivery)) => {
-                let (tag, redelivered) = (delivery.delivery_tag, delivery.redelivered);
-                return Ok(Some(Message { bytes: delivery.data, tag, redelivered }));
+                return Ok(Some(Message { bytes: delivery.data, tag: delivery.delivery_tag }));
             }
             Some(Err(error)) => Err(self.words.consuming(&error)),
             None => Ok(None),
@@ -115,20 +106,49 @@ impl Consumer {
         acknowledged.map_err(|error| self.words.consuming(&error))
     }
 
-    /// Gives every message up to the one with this tag that is not acknowledged back to the queue.
-    ///
-    /// # Errors
-    /// When the connection is gone, by which the messages are given back too.
-    pub async fn refuse_up_to(&self, tag: u64) -> Result<(), Failure> {
-        let refused = self.channel.basic_nack(tag, BasicNackOptions { multiple: true, requeue: true }).await;
-        refused.map_err(|error| self.words.consuming(&error))
-    }
-
     /// Says good-bye; acknowledgements sent before arrive first. What is not acknowledged goes back to the queue.
     pub async fn close(self) {
         // The connection is cut behind it, whatever the broker answers.
         let _ = timeout(PARTING, self.connection.close(200, "OK".into())).await;
     }
+}
+
+/// Looks whether the queue is there, and takes nothing: how many messages wait in it, `None` where it is still to be
+/// declared. Reads the certificate files: blocking, small local files.
+///
+/// # Errors
+/// Whatever would keep [`Consumer::open`] from consuming.
+pub async fn look(settings: &AmqpSettings, url: &SecretString) -> Result<Option<u32>, Failure> {
+    let (connection, words, _socket) = log_in(settings, url, "feedmirror-check").await?;
+    let found = patient("queue", async {
+        let channel = connection.create_channel().await?;
+        let passive = QueueDeclareOptions { passive: true, durable: true, ..Default::default() };
+        let queue = channel.queue_declare(settings.queue.as_str().into(), passive, FieldTable::default()).await?;
+        Ok(queue.message_count())
+    });
+    let found: Result<u32, lapin::Error> = found.await?;
+    // It was only looked at.
+    let _ = timeout(PARTING, connection.close(200, "OK".into())).await;
+    match found.map_err(|error| words.explain(&error)) {
+        Ok(messages) => Ok(Some(messages)),
+        Err(Failure::Queue(_)) if settings.declare => Ok(None),
+        Err(failure) => Err(failure),
+    }
+}
+
+async fn log_in(
+    settings: &AmqpSettings,
+    url: &SecretString,
+    name: &str,
+) -> Result<(Connection, Words, Socket), Failure> {
+    let uri = uri(url)?;
+    let words = Words::new(&uri.authority.userinfo.password, encrypted(&uri) && settings.identity.is_none());
+    let tls = tls(settings)?;
+    let properties = ConnectionProperties::default().with_connection_name(name.into());
+    let socket = Socket::default();
+    let connection = patient("connection", connect(uri, tls, properties, &socket)).await?;
+    let connection = connection.map_err(|error| words.connecting(&error))?;
+    Ok((connection, words, socket))
 }
 
 async fn patient<T>(what: &str, work: impl Future<Output = T>) -> Result<T, Failure> {

@@ -40,8 +40,6 @@ pub struct Standing {
     pub of_feed: Push,
     /// Why.
     pub why: String,
-    /// What it missed since the last such note.
-    pub missed: u64,
 }
 
 impl Store {
@@ -132,21 +130,43 @@ impl Store {
         standing: Standing,
     ) -> Result<(), StoreError> {
         self.submit(Weight::default(), move |bench| {
-            let missed = i64::try_from(standing.missed).unwrap_or(i64::MAX);
             let proven = standing.push == Push::Proven;
             bench
                 .db
                 .prepare_cached(
-                    "UPDATE endpoint SET push = ?3, missed = missed + ?4, proven_at = iif(?5, ?6, proven_at)
-                     WHERE feed = ?1 AND transport = ?2",
+                    "UPDATE endpoint SET push = ?3, proven_at = iif(?4, ?5, proven_at) WHERE feed = ?1 AND transport = ?2",
                 )?
-                .execute(params![feed, transport.code(), standing.push.as_str(), missed, proven, at])?;
+                .execute(params![feed, transport.code(), standing.push.as_str(), proven, at])?;
             bench
                 .db
                 .prepare_cached("UPDATE feed SET push = ?2 WHERE id = ?1")?
                 .execute(params![feed, standing.of_feed.as_str()])?;
             let detail = format!("{transport}: {}", standing.why);
             Ok(journal::event(bench, Some(feed), at, "push", &detail)?)
+        })
+        .await
+    }
+
+    /// Counts what a push endpoint has missed, and what of it came late after all.
+    ///
+    /// # Errors
+    /// When a statement fails or the writer has stopped.
+    pub async fn count_missed(
+        &self,
+        feed: i64,
+        transport: Transport,
+        missed: u64,
+        late: u64,
+    ) -> Result<(), StoreError> {
+        let [missed, late] = [missed, late].map(|count| i64::try_from(count).unwrap_or(i64::MAX));
+        self.submit(Weight::default(), move |bench| {
+            bench
+                .db
+                .prepare_cached(
+                    "UPDATE endpoint SET missed = missed + ?3, late = late + ?4 WHERE feed = ?1 AND transport = ?2",
+                )?
+                .execute(params![feed, transport.code(), missed, late])?;
+            Ok(())
         })
         .await
     }

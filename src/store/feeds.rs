@@ -446,7 +446,7 @@ fn purge(bench: &mut Bench<'_>, name: &str, at: Millis) -> Result<(), StoreError
     )?;
     bench.db.execute(
         "UPDATE endpoint SET cursor = NULL, modified = NULL, id = NULL, item_at = NULL, event_id = NULL, updated_at = NULL, push = 'none', delivered = 0,
-             missed = 0, proven_at = NULL WHERE feed = ?1",
+             missed = 0, late = 0, proven_at = NULL WHERE feed = ?1",
         [feed],
     )?;
     journal::event(bench, Some(feed), at, "purged", "all rows removed; resume reads the feed anew")?;

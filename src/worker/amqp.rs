@@ -61,6 +61,9 @@ struct Connection<'a> {
     feed: &'a Feed,
     generation: Generation,
     consumer: Consumer,
+    /// Messages that close a batch: the broker sends no more than the prefetch before some are acknowledged, so a batch
+    /// takes half of that, and the next one comes while it is committed.
+    batch_items: usize,
     pending: std::collections::VecDeque<(u64, Pending)>,
     brought: u64,
 }
@@ -129,7 +132,9 @@ impl<'a> AmqpLoop<'a> {
             () = self.cancel.cancelled() => return Err(End::Stopped),
             consumer = Consumer::open(self.settings, &url, &tag) => consumer?,
         };
-        Ok(Connection { feed, generation: stored.generation, consumer, pending: Default::default(), brought: 0 })
+        let batch_items = usize::from(self.settings.prefetch / 2).clamp(1, BATCH_ITEMS);
+        let (generation, pending) = (stored.generation, std::collections::VecDeque::new());
+        Ok(Connection { feed, generation, consumer, batch_items, pending, brought: 0 })
     }
 
     async fn failed(&mut self, operator: bool, reason: String, brought: u64, lasted: Duration) -> Duration {
@@ -157,11 +162,10 @@ impl Connection<'_> {
             let mut batch = vec![first.bytes];
             let mut ended = None;
             let until = tokio::time::Instant::now() + BATCH_TIME;
-            while batch.len() < BATCH_ITEMS && bytes < BATCH_BYTES {
-                let came = if self.pending.is_empty() {
-                    self.consumer.next().now_or_never()
-                } else {
-                    tokio::time::timeout_at(until, self.consumer.next()).await.ok()
+            while batch.len() < self.batch_items && bytes < BATCH_BYTES {
+                let came = match self.consumer.next().now_or_never() {
+                    None if !self.pending.is_empty() => tokio::time::timeout_at(until, self.consumer.next()).await.ok(),
+                    came => came,
                 };
                 match came.map(message) {
                     None => break,
@@ -177,7 +181,7 @@ impl Connection<'_> {
                 }
             }
             let page = rpde::records(batch.iter().map(Vec::as_slice), &self.feed.reading);
-            let pending = self.feed.push(self.generation, Transport::Amqp, page, Position::default());
+            let pending = self.feed.push_batch(self.generation, Transport::Amqp, page, Position::default()).await;
             self.pending.push_back((tag, pending));
             if let Some(end) = ended {
                 return end;

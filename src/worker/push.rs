@@ -11,9 +11,9 @@ use tokio::sync::{Notify, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{Counts, Feed};
-use crate::feed::{Brought, Generation, Health, Mode, Page, Transport};
-use crate::mode::push::{Change, Ledger, Moment, Polled};
-use crate::store::apply::{Applied, Position, Purpose, Verdict};
+use crate::feed::{Brought, Generation, Health, Mode, Page, Push, Transport};
+use crate::mode::push::{Change, Ledger, Moment, Polled, Tally};
+use crate::store::apply::{Applied, Held, Position, Purpose, Verdict};
 use crate::store::endpoints::Standing;
 use crate::store::{Intake, StoreError, now};
 
@@ -21,6 +21,9 @@ use crate::store::{Intake, StoreError, now};
 pub(super) const BATCH_ITEMS: usize = 500;
 /// Bytes of them at most, but for one item.
 pub(super) const BATCH_BYTES: usize = 4 << 20;
+/// A batch of so many bytes counts towards the budget of bytes in flight, and waits for its place in it; a smaller one
+/// never waits.
+const COUNTED_BYTES: usize = 64 << 10;
 /// While a batch is being committed, the next one is filled for this long.
 pub(super) const BATCH_TIME: Duration = Duration::from_millis(10);
 /// Batches handed to the store and not yet committed.
@@ -92,7 +95,23 @@ impl Feed {
         }
     }
 
-    /// Hands what a push endpoint brought to the store.
+    /// Hands a batch that a stream or queue brought to the store, once there is room for it.
+    pub(super) async fn push_batch(
+        &self,
+        generation: Generation,
+        transport: Transport,
+        page: Page,
+        position: Position,
+    ) -> Pending {
+        let bytes = page.text.len();
+        let mut delivery = self.delivery(generation, transport, page, Purpose::Push(position));
+        if bytes >= COUNTED_BYTES {
+            delivery.held = Held(Some(Box::new(self.shared.budget.reserve(bytes as u64).await)));
+        }
+        self.shared.store.apply(delivery)
+    }
+
+    /// Hands what was posted to the store; its room is held by whoever took the post in.
     pub(super) fn push(&self, generation: Generation, transport: Transport, page: Page, position: Position) -> Pending {
         self.shared.store.apply(self.delivery(generation, transport, page, Purpose::Push(position)))
     }
@@ -160,6 +179,8 @@ impl Feed {
             for change in changes {
                 self.settle(Some(change), "push is proven").await;
             }
+            // What was missed by one that is demoted already changes no standing.
+            self.settle(None, "push is proven").await;
             let next = self.book.ledger().next_tick();
             let wait = next.map_or(Duration::MAX, |at| at.saturating_sub(self.book.moment()));
             tokio::select! {
@@ -175,16 +196,19 @@ impl Feed {
     /// polled at once.
     async fn settle(&self, change: Option<Change>, why: &str) {
         let mut told = self.book.told.lock().await;
-        let (mode, of_feed) = {
-            let ledger = self.book.ledger();
-            (ledger.mode(), ledger.push())
+        let (mode, of_feed, tallies) = {
+            let mut ledger = self.book.ledger();
+            (ledger.mode(), ledger.push(), ledger.tally())
         };
-        let wanting = |change: &Change| change.missed > 0 && change.transport == Transport::Sse;
+        for Tally { transport, missed, late } in tallies {
+            self.told(self.shared.store.count_missed(self.id, transport, missed, late).await);
+        }
+        let wanting = |change: &Change| change.push == Push::Demoted && change.transport == Transport::Sse;
         let stream_demoted = change.as_ref().is_some_and(wanting);
         let why = change.as_ref().map_or(why, |change| change.why.as_str()).to_owned();
-        if let Some(Change { transport, push, why, missed }) = change {
+        if let Some(Change { transport, push, why }) = change {
             tracing::info!(feed = %self.name, %transport, %push, why, "push");
-            let standing = Standing { push, of_feed, why, missed };
+            let standing = Standing { push, of_feed, why };
             self.told(self.shared.store.set_standing(self.id, now(), transport, standing).await);
         }
         if stream_demoted {

@@ -247,7 +247,7 @@ impl Connection<'_> {
             let mut batch = Batch::default();
             batch.add(event);
             let ended = self.fill(&mut batch).await;
-            self.hand_over(batch);
+            self.hand_over(batch).await;
             if let Some(end) = ended {
                 return end;
             }
@@ -297,7 +297,7 @@ impl Connection<'_> {
         None
     }
 
-    fn hand_over(&mut self, batch: Batch) {
+    async fn hand_over(&mut self, batch: Batch) {
         let mut page = rpde::records(batch.records.iter().map(String::as_bytes), &self.feed.reading);
         if let Some(first) = batch.other_events.first() {
             let detail = format!("an event named {first:?}, where items are named {ITEM_EVENT:?}");
@@ -306,7 +306,7 @@ impl Connection<'_> {
         let cursor = self.cursor(&page);
         let position = Position { cursor: cursor.clone(), event_id: batch.event_id, after: self.left_at.clone() };
         self.left_at = cursor.or(self.left_at.take());
-        self.pending.push_back(self.feed.push(self.generation, Transport::Sse, page, position));
+        self.pending.push_back(self.feed.push_batch(self.generation, Transport::Sse, page, position).await);
     }
 
     fn cursor(&self, page: &Page) -> Option<String> {

@@ -47,3 +47,28 @@ fn online_every_feed_is_asked_and_one_that_does_not_answer_fails_the_check() {
         rows.iter().map(|row| (row["name"].as_str().unwrap(), row["level"].as_str().unwrap())).collect();
     assert_eq!(levels, [("facilities", "ok"), ("nobody", "failed"), ("sessions", "ok")]);
 }
+
+#[test]
+fn online_a_stream_is_opened_and_a_broker_asked_for_its_queue() {
+    let (desk, publisher) = (Desk::new(), Simulated::of(1));
+    let broker = nobody().replacen("http://", "amqp://guest:hunter2@", 1);
+    desk.write("broker", broker.trim_end_matches("/feed"));
+    let stream = format!("sse.url = \"{}/stream\"\n", publisher.url(0));
+    desk.write("feedmirror.toml", &(feed("sessions", publisher.url(0)) + &stream));
+    let well = desk.run(&["check", "--online"]);
+    assert_eq!(well.code, Some(0), "{well:?}");
+    assert!(well.out.contains(&format!("ok: sessions: {}/stream: a stream of events\n", publisher.url(0))), "{well:?}");
+
+    let page = format!("sse.url = \"{}\"\n", publisher.url(0));
+    let queue = "amqp = { url_file = \"broker\", queue = \"things\" }\n";
+    desk.write("feedmirror.toml", &(feed("sessions", publisher.url(0)) + &page + queue));
+    let ill = desk.run(&["check", "--online", "--json"]);
+    assert_eq!(ill.code, Some(1), "{ill:?}");
+    let rows = ill.rows();
+    let probes = rows.iter().filter(|row| row["level"] != "warning");
+    let said: Vec<_> = probes.map(|row| (row["key"].as_str().unwrap(), row["level"].as_str().unwrap())).collect();
+    assert_eq!(said, [("url", "ok"), ("sse.url", "failed"), ("amqp.queue", "failed")], "{rows:?}");
+    let last = rows.last().unwrap()["message"].as_str().unwrap();
+    assert!(last.starts_with("refused-connection: "), "{rows:?}");
+    assert!(!ill.out.contains("hunter2"), "{}", ill.out);
+}

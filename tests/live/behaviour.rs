@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
+use crate::broker::Broker;
 use crate::post::{self, SECRET};
 use crate::stream::{Stream, event};
 use crate::support::{Mirror, Publisher, Reply, Request, page};
@@ -15,16 +16,20 @@ enum Way {
     Poll,
     Sse,
     Webhook,
+    Amqp,
 }
 
 impl Way {
-    const ALL: [Self; 3] = [Self::Poll, Self::Sse, Self::Webhook];
+    const ALL: [Self; 4] = [Self::Poll, Self::Sse, Self::Webhook, Self::Amqp];
+    /// A broker takes ten seconds to start: whatever needs one is a single test.
+    const WITHOUT_A_BROKER: [Self; 3] = [Self::Poll, Self::Sse, Self::Webhook];
 
     fn name(self) -> &'static str {
         match self {
             Self::Poll => "poll",
             Self::Sse => "sse",
             Self::Webhook => "webhook",
+            Self::Amqp => "amqp",
         }
     }
 }
@@ -121,7 +126,9 @@ fn contents(mirror: &Mirror) -> Contents {
 }
 
 /// A publisher of pages as they were written, a mirror, and the ways between them.
-struct Bench {
+struct Bench<'a> {
+    /// And a queue of it.
+    broker: Option<(&'a Broker, String)>,
     pages: Arc<Mutex<Vec<String>>>,
     /// Every event so far: whoever connects is told all of them again.
     events: Arc<Mutex<String>>,
@@ -130,8 +137,8 @@ struct Bench {
     mirror: Mirror,
 }
 
-impl Bench {
-    fn new() -> Self {
+impl<'a> Bench<'a> {
+    fn new(broker: Option<(&'a Broker, String)>) -> Self {
         let pages = Arc::new(Mutex::new(vec![
             r#"{"kind":"mark","id":"begin","modified":1,"state":"updated","data":{}}"#.to_owned(),
         ]));
@@ -140,12 +147,19 @@ impl Bench {
         let events = Arc::new(Mutex::new(String::new()));
         let repeating = Arc::clone(&events);
         let stream = Stream::greeting(move |_| repeating.lock().unwrap().clone());
-        let keys = format!("sse.url = {:?}\nwebhook = {{ secret_file = \"secret\" }}", stream.url());
+        let mut keys = format!("sse.url = {:?}\nwebhook = {{ secret_file = \"secret\" }}", stream.url());
+        if let Some((_, queue)) = &broker {
+            keys.push_str(&format!("\namqp = {{ url_file = \"broker\", queue = {queue:?} }}"));
+        }
         let mirror = mirror(&publisher.url("/feed"), &keys);
         mirror.write("secret", SECRET);
+        if let Some((broker, queue)) = &broker {
+            mirror.write("broker", &broker.url());
+            broker.declare(queue);
+        }
         let mirror = mirror.start();
         mirror.until("the stream up, by its proof", |mirror| endpoint(mirror, "sse", "push") == "proven");
-        Self { pages, events, _publisher: publisher, stream, mirror }
+        Self { broker, pages, events, _publisher: publisher, stream, mirror }
     }
 
     /// Delivers items, together where the way knows pages.
@@ -158,6 +172,10 @@ impl Bench {
                 items.iter().for_each(|item| self.stream.item(item));
             }
             Way::Webhook => assert_eq!(post::page(&self.mirror, items).status, 204),
+            Way::Amqp => {
+                let (broker, queue) = self.broker.as_ref().unwrap();
+                items.iter().for_each(|item| broker.publish(queue, item));
+            }
         }
     }
 
@@ -179,8 +197,12 @@ fn serve(request: &Request, pages: &[String]) -> Reply {
 
 /// Tells the history, each part by the ways that `ways` says, and compares what the mirror holds with what is left.
 fn the_history_ends_in_the_same_mirror(told: &[Version], ways: impl Fn(usize) -> Vec<Way>) {
+    ends_in_the_same_mirror(None, told, ways);
+}
+
+fn ends_in_the_same_mirror(broker: Option<(&Broker, String)>, told: &[Version], ways: impl Fn(usize) -> Vec<Way>) {
     // Given
-    let bench = Bench::new();
+    let bench = Bench::new(broker);
 
     // When
     let mut used = Vec::new();
@@ -227,14 +249,30 @@ fn posted_a_history_ends_in_its_newest_versions() {
 
 #[test]
 fn each_part_another_way_a_history_ends_in_its_newest_versions() {
-    the_history_ends_in_the_same_mirror(&told(&history()), |n| vec![Way::ALL[n % 3]]);
+    the_history_ends_in_the_same_mirror(&told(&history()), |n| vec![Way::WITHOUT_A_BROKER[n % 3]]);
 }
 
 #[test]
 fn everything_every_way_a_history_ends_in_its_newest_versions() {
     the_history_ends_in_the_same_mirror(&told(&history()), |n| {
-        let mut ways = Way::ALL.to_vec();
+        let mut ways = Way::WITHOUT_A_BROKER.to_vec();
         ways.rotate_left(n % 3);
+        ways
+    });
+}
+
+#[test]
+fn queued_alone_or_among_the_others_a_history_ends_in_its_newest_versions() {
+    let broker = Broker::start();
+    let ends = |queue: &str, told: &[Version], ways: &dyn Fn(usize) -> Vec<Way>| {
+        ends_in_the_same_mirror(Some((&broker, queue.to_owned())), told, ways);
+    };
+    ends("in-order", &history(), &|_| vec![Way::Amqp]);
+    ends("as-told", &told(&history()), &|_| vec![Way::Amqp]);
+    ends("each-part-another-way", &told(&history()), &|n| vec![Way::ALL[n % 4]]);
+    ends("everything-every-way", &told(&history()), &|n| {
+        let mut ways = Way::ALL.to_vec();
+        ways.rotate_left(n % 4);
         ways
     });
 }

@@ -12,7 +12,6 @@ use crate::{PUSH, endpoint, mirror, until_has, until_mode};
 struct Bench {
     shelf: Arc<Shelf>,
     publisher: Publisher,
-    /// While set, polls fail: what a test sees is the stream's doing.
     stream: Stream,
     mirror: Mirror,
 }

@@ -6,6 +6,8 @@
 mod support;
 
 mod behaviour;
+mod beside;
+mod broker;
 mod fallback;
 mod kill;
 mod post;

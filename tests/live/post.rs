@@ -44,10 +44,15 @@ pub(crate) fn body(mirror: &Mirror, feed: &str, secret: &str, body: &str) -> Ans
 
 /// Posts a body to the mirror that listens there; nothing when it goes away before it has answered.
 pub(crate) fn to(address: &str, feed: &str, secret: &str, body: &str) -> Option<Answer> {
+    with(address, feed, &format!("Authorization: Bearer {secret}"), body)
+}
+
+/// Posts a body with this header as its credentials.
+pub(crate) fn with(address: &str, feed: &str, credentials: &str, body: &str) -> Option<Answer> {
     let mut connection = TcpStream::connect(address).ok()?;
     connection.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
     let head = format!(
-        "POST /webhooks/{feed} HTTP/1.1\r\nHost: {address}\r\nAuthorization: Bearer {secret}\r\n\
+        "POST /webhooks/{feed} HTTP/1.1\r\nHost: {address}\r\n{credentials}\r\n\
          Content-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
         body.len()
     );

@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use feedmirror::source::amqp::{AmqpSettings, Consumer, Failure, Message};
+use feedmirror::source::amqp::{AmqpSettings, Consumer, Failure, Message, look};
 use feedmirror::source::secret::SecretSource;
 use feedmirror::source::webhook::TlsFiles;
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions, QueueDeleteOptions};
@@ -9,8 +9,8 @@ use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
 use secrecy::SecretString;
 use tokio::time::timeout;
 
-use crate::rabbit::Rabbit;
 use crate::support::DEADLINE;
+use crate::support::rabbit::Rabbit;
 
 fn settings(queue: &str) -> AmqpSettings {
     AmqpSettings {
@@ -31,10 +31,10 @@ async fn next(consumer: &mut Consumer) -> Result<Option<Message>, Failure> {
     timeout(DEADLINE, consumer.next()).await.expect("no message within the deadline")
 }
 
-/// The next message's number, its tag, and whether it came before.
-async fn number(consumer: &mut Consumer) -> (u32, u64, bool) {
+/// The next message's number, and its tag.
+async fn number(consumer: &mut Consumer) -> (u32, u64) {
     let message = next(consumer).await.unwrap().unwrap();
-    (String::from_utf8(message.bytes).unwrap().parse().unwrap(), message.tag, message.redelivered)
+    (String::from_utf8(message.bytes).unwrap().parse().unwrap(), message.tag)
 }
 
 async fn refused(settings: &AmqpSettings, url: &str) -> Failure {
@@ -78,7 +78,6 @@ async fn a_real_brokers_messages_are_each_acknowledged_or_delivered_again() {
     what_is_acknowledged_in_batches_never_comes_again(&rabbit).await;
     what_is_not_acknowledged_comes_again(&rabbit).await;
     a_broker_sends_no_more_than_prefetch_ahead(&rabbit).await;
-    what_is_refused_comes_again(&rabbit).await;
     a_queue_must_be_there_unless_it_is_to_be_declared(&rabbit).await;
     a_deleted_queue_is_the_end(&rabbit).await;
     a_channel_closed_over_an_acknowledgement_needs_no_operator(&rabbit).await;
@@ -93,8 +92,8 @@ async fn what_is_acknowledged_in_batches_never_comes_again(rabbit: &Rabbit) {
     publisher.publish(0..250).await;
     let mut consumer = open(&settings("batches"), &rabbit.url("guest", "guest")).await.unwrap();
     for expected in 0..250 {
-        let (number, tag, redelivered) = number(&mut consumer).await;
-        assert_eq!((number, redelivered), (expected, false));
+        let (number, tag) = number(&mut consumer).await;
+        assert_eq!(number, expected);
         if tag % 50 == 0 {
             consumer.ack_up_to(tag).await.unwrap();
         }
@@ -118,8 +117,8 @@ async fn what_is_not_acknowledged_comes_again(rabbit: &Rabbit) {
     for _ in 0..2 {
         let mut consumer = open(&settings("dropped"), &rabbit.url("guest", "guest")).await.unwrap();
         for expected in 4..10 {
-            let (number, tag, redelivered) = number(&mut consumer).await;
-            assert_eq!((number, tag, redelivered), (expected, u64::from(expected) - 3, true));
+            let (number, tag) = number(&mut consumer).await;
+            assert_eq!((number, tag), (expected, u64::from(expected) - 3));
         }
         drop(consumer);
     }
@@ -131,25 +130,10 @@ async fn a_broker_sends_no_more_than_prefetch_ahead(rabbit: &Rabbit) {
     let two = AmqpSettings { prefetch: 2, ..settings("ahead") };
     let mut consumer = open(&two, &rabbit.url("guest", "guest")).await.unwrap();
     number(&mut consumer).await;
-    let (_, second, _) = number(&mut consumer).await;
+    let (_, second) = number(&mut consumer).await;
     assert!(timeout(Duration::from_millis(200), consumer.next()).await.is_err());
     consumer.ack_up_to(second).await.unwrap();
     assert_eq!(number(&mut consumer).await.0, 2);
-}
-
-async fn what_is_refused_comes_again(rabbit: &Rabbit) {
-    let publisher = Publisher::to(rabbit, "refused").await;
-    publisher.publish(0..3).await;
-    let mut consumer = open(&settings("refused"), &rabbit.url("guest", "guest")).await.unwrap();
-    let tags = [number(&mut consumer).await.1, number(&mut consumer).await.1, number(&mut consumer).await.1];
-    consumer.ack_up_to(tags[0]).await.unwrap();
-    consumer.refuse_up_to(tags[2]).await.unwrap();
-    let mut again = [number(&mut consumer).await, number(&mut consumer).await];
-    again.sort_unstable();
-    assert_eq!(
-        again.iter().map(|(number, _, redelivered)| (*number, *redelivered)).collect::<Vec<_>>(),
-        [(1, true), (2, true)]
-    );
 }
 
 async fn a_queue_must_be_there_unless_it_is_to_be_declared(rabbit: &Rabbit) {
@@ -158,7 +142,13 @@ async fn a_queue_must_be_there_unless_it_is_to_be_declared(rabbit: &Rabbit) {
     assert!(matches!(failure, Failure::Queue(_)) && failure.needs_operator(), "{failure}");
     assert!(failure.to_string().contains("nowhere"), "{failure}");
     let declaring = AmqpSettings { declare: true, ..settings("nowhere") };
+    assert_eq!(look(&declaring, &SecretString::from(url.clone())).await.unwrap(), None);
     open(&declaring, &url).await.unwrap().close().await;
+    Publisher::to(rabbit, "nowhere").await.publish(0..2).await;
+    for _ in 0..2 {
+        let looked = look(&settings("nowhere"), &SecretString::from(url.clone())).await.unwrap();
+        assert_eq!(looked, Some(2), "looking takes nothing");
+    }
     assert!(open(&settings("nowhere"), &url).await.is_ok());
     let queues = rabbit.ctl(&["-q", "list_queues", "name", "durable"]);
     assert!(queues.lines().any(|line| line.split_whitespace().eq(["nowhere", "true"])), "{queues}");
@@ -178,7 +168,7 @@ async fn a_channel_closed_over_an_acknowledgement_needs_no_operator(rabbit: &Rab
     let publisher = Publisher::to(rabbit, "closed").await;
     publisher.publish(0..2).await;
     let mut consumer = open(&settings("closed"), &rabbit.url("guest", "guest")).await.unwrap();
-    let (_, first, _) = number(&mut consumer).await;
+    let (_, first) = number(&mut consumer).await;
     number(&mut consumer).await;
     consumer.ack_up_to(first + 7).await.unwrap();
     let failure = next(&mut consumer).await.unwrap_err();

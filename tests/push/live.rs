@@ -12,7 +12,7 @@ use rand::rngs::StdRng;
 use rand::seq::{IndexedRandom, SliceRandom};
 use tokio::runtime::Runtime;
 
-use crate::rabbit::Rabbit;
+use crate::support::rabbit::Rabbit;
 use crate::support::{DEADLINE, Mirror, Publisher, Shelf, deleted, item, until};
 
 const PASSWORD: &str = "hunter2";

@@ -8,6 +8,5 @@ mod support;
 
 mod amqp;
 mod live;
-mod rabbit;
 mod sse;
 mod streamer;

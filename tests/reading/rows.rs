@@ -146,11 +146,13 @@ fn status_of_a_pushed_feed_says_how_its_endpoints_are_and_why_its_mode_is_what_i
     // given a feed that its stream kept level until the stream was lost, and its webhook is doing so now
     let mirror = busy_mirror();
     let id = mirror.runtime.block_on(mirror.store().feed(&mirror.name("acme-sessions"))).unwrap().id;
-    let standing = |why: &str| Standing { push: Push::Proven, of_feed: Push::Proven, why: why.into(), missed: 2 };
+    let standing = |why: &str| Standing { push: Push::Proven, of_feed: Push::Proven, why: why.into() };
     mirror.runtime.block_on(async {
         let store = mirror.store();
         store.set_push_endpoints(id, AT, vec![Transport::Sse, Transport::Webhook]).await.unwrap();
         store.set_standing(id, AT, Transport::Webhook, standing("proven: it delivered a")).await.unwrap();
+        store.count_missed(id, Transport::Webhook, 2, 0).await.unwrap();
+        store.count_missed(id, Transport::Webhook, 0, 1).await.unwrap();
         store.set_mode(id, AT, Mode::Sse, "push delivers").await.unwrap();
         let lost = Some("push-lost: sse: stream-ended: the publisher closed the stream".to_owned());
         store.note_endpoint(id, AT, Transport::Sse, Health::Retrying, lost).await.unwrap();
@@ -174,7 +176,7 @@ fn status_of_a_pushed_feed_says_how_its_endpoints_are_and_why_its_mode_is_what_i
     said("acme-sessions: sse: retrying for ");
     said(": push-lost: sse: stream-ended: the publisher closed the stream; unproven: polled until it has delivered;");
     said("acme-sessions: webhook: ok; proven ");
-    said("; 0 items brought, 2 missed\n");
+    said("; 0 items brought, 2 missed (1 of them came late)\n");
     // and to programs it says what it said before
     let json: serde_json::Value = serde_json::from_str(&mirror.says(&["status", "acme-sessions", "--json"])).unwrap();
     assert_eq!(json.as_object().unwrap().keys().collect::<Vec<_>>(), ["feeds", "mirror"]);

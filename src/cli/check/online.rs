@@ -1,4 +1,5 @@
-//! `check --online`: asks every feed's own URL once, politely, and says what came.
+//! `check --online`: asks every endpoint once, politely, and says what came. A stream is opened and left, a queue looked
+//! at and nothing taken from it. A webhook is an endpoint of ours: its publisher can't be asked for anything.
 
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -6,9 +7,11 @@ use tokio::task::JoinSet;
 use super::Probe;
 use crate::decode::{next, rpde};
 use crate::feed::{Next, Page};
+use crate::source::amqp::{self, AmqpSettings};
 use crate::source::budget::Budget;
 use crate::source::client::Clients;
-use crate::source::http::{Answer, Requests};
+use crate::source::http::{Answer, Failure, Requests};
+use crate::source::sse::Stream;
 use crate::source::turns::{Priority, Turns};
 use crate::supervisor::{Configured, FeedSettings, Fleet};
 use crate::worker;
@@ -16,22 +19,47 @@ use crate::worker;
 const BUDGET_BYTES: u64 = 32 << 20;
 const PAGE_BYTES: u64 = 1 << 20;
 
-/// One answer a feed, in the configuration's order.
+/// One answer an endpoint, in the configuration's order.
 pub(super) async fn probe(fleet: &Fleet) -> Vec<Probe> {
     let (clients, turns, budget) = (Clients::default(), Turns::new(fleet.hosts.clone()), Budget::new(BUDGET_BYTES));
     let mut tasks = JoinSet::new();
     for (at, configured) in fleet.feeds.iter().enumerate() {
         let Configured::Ready(settings) = configured else { continue };
         let (settings, clients, turns, budget) = (settings.clone(), clients.clone(), turns.clone(), budget.clone());
-        tasks.spawn(async move {
-            let answer = ask(&settings, &clients, &turns, &budget).await;
-            (at, Probe { feed: settings.name.to_string(), url: settings.url.clone(), answer })
-        });
+        tasks.spawn(async move { (at, endpoints(&settings, &clients, &turns, &budget).await) });
     }
     // A probe that panicked would be a mistake of ours: it is left out here and shows as missing.
-    let mut probes: Vec<(usize, Probe)> = tasks.join_all().await;
+    let mut probes: Vec<(usize, Vec<Probe>)> = tasks.join_all().await;
     probes.sort_by_key(|(at, _)| *at);
-    probes.into_iter().map(|(_, probe)| probe).collect()
+    probes.into_iter().flat_map(|(_, probes)| probes).collect()
+}
+
+async fn endpoints(settings: &FeedSettings, clients: &Clients, turns: &Turns, budget: &Budget) -> Vec<Probe> {
+    let probe = |key, url: &str, answer| Probe { feed: settings.name.to_string(), key, url: url.to_owned(), answer };
+    let mut probes = vec![probe("url", &settings.url, ask(settings, clients, turns, budget).await)];
+    if let Some(sse) = &settings.sse {
+        probes.push(probe("sse.url", &sse.url, open(settings, &sse.url, clients, turns).await));
+    }
+    if let Some(amqp) = &settings.amqp {
+        probes.push(probe("amqp.queue", &amqp.queue, look(amqp).await));
+    }
+    probes
+}
+
+async fn open(settings: &FeedSettings, url: &str, clients: &Clients, turns: &Turns) -> Result<String, String> {
+    let failed = |failure: Failure| failure.to_string();
+    let requests = Requests::new(clients, url, &settings.http, &settings.headers, &settings.query).map_err(failed)?;
+    let _turn = turns.host(requests.home()).turn(&settings.name, Priority::Level).await;
+    Stream::open(&requests, url, None).await.map(|_| "a stream of events".to_owned()).map_err(failed)
+}
+
+async fn look(settings: &AmqpSettings) -> Result<String, String> {
+    let url = settings.url.read().map_err(|error| format!("settings: {error}"))?;
+    match amqp::look(settings, &url).await.map_err(|failure| failure.to_string())? {
+        Some(1) => Ok("1 message waits".to_owned()),
+        Some(messages) => Ok(format!("{messages} messages wait")),
+        None => Ok("not there yet; it is declared when the feed runs".to_owned()),
+    }
 }
 
 async fn ask(settings: &FeedSettings, clients: &Clients, turns: &Turns, budget: &Budget) -> Result<String, String> {

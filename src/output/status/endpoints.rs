@@ -39,7 +39,9 @@ fn line(endpoint: &EndpointRow, now: Timestamp) -> String {
     parts.push(belief(endpoint, now));
     let brought = counted(endpoint.delivered, "item");
     let last = last.map(|ago| format!(", the last {ago}")).unwrap_or_default();
-    parts.push(format!("{brought} brought{last}, {} missed", number(endpoint.missed)));
+    let late =
+        if endpoint.late > 0 { format!(" ({} of them came late)", number(endpoint.late)) } else { String::new() };
+    parts.push(format!("{brought} brought{last}, {} missed{late}", number(endpoint.missed)));
     parts.join("; ")
 }
 
@@ -75,6 +77,7 @@ mod tests {
             delivered: 1_234,
             missed: 1,
             proven_at: Some("2026-01-01T01:30:00.000Z".into()),
+            late: 0,
         }
     }
 
@@ -92,13 +95,14 @@ mod tests {
             reason: Some("push-lost: sse: stream-ended: \u{1b}[2J".into()),
             ..endpoint("sse", "proven")
         };
+        let demoted = EndpointRow { missed: 3, late: 2, ..endpoint("webhook", "demoted") };
         assert_eq!(
-            told(None, vec![endpoint("poll", "none"), lost, endpoint("webhook", "demoted")]),
+            told(None, vec![endpoint("poll", "none"), lost, demoted]),
             "a: poll: ok; last page 5 s ago\n\
              a: sse: retrying for 60 min: push-lost: sse: stream-ended: \u{fffd}[2J; proven 30 min ago; 1,234 items brought, \
              the last 5 s ago, 1 missed\n\
              a: webhook: ok; demoted, since it missed items: polled until it delivers in time again; 1,234 items brought, \
-             the last 5 s ago, 1 missed\n\n"
+             the last 5 s ago, 3 missed (2 of them came late)\n\n"
         );
     }
 

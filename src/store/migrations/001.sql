@@ -60,6 +60,7 @@ CREATE TABLE endpoint (
     push       TEXT    NOT NULL DEFAULT 'none',
     delivered  INTEGER NOT NULL DEFAULT 0,
     missed     INTEGER NOT NULL DEFAULT 0,
+    late       INTEGER NOT NULL DEFAULT 0,       -- of the missed ones, those that came after all
     proven_at  INTEGER,
     PRIMARY KEY (feed, transport)
 ) WITHOUT ROWID;
@@ -201,7 +202,7 @@ SELECT f.name AS feed,
        e.health AS health, e.reason AS reason,
        strftime('%Y-%m-%dT%H:%M:%fZ', e.since / 1000.0, 'unixepoch') AS since,
        e.push AS push, e.delivered AS delivered, e.missed AS missed,
-       strftime('%Y-%m-%dT%H:%M:%fZ', e.proven_at / 1000.0, 'unixepoch') AS proven_at
+       strftime('%Y-%m-%dT%H:%M:%fZ', e.proven_at / 1000.0, 'unixepoch') AS proven_at, e.late AS late
 FROM endpoint e JOIN feed f ON f.id = e.feed;
 
 CREATE VIEW items AS

@@ -138,6 +138,8 @@ columns! {
         missed: i64,
         /// When it was proven last.
         proven_at: Option<String>,
+        /// Of the missed ones, those that it brought later.
+        late: i64,
     }
 
     /// A row of `items`.

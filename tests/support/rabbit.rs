@@ -12,7 +12,7 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::{Gid, Pid, Uid, User, chown};
 
-use crate::support::holds_within;
+use super::holds_within;
 
 /// Debian's scripts; the ones in /usr/sbin insist on root.
 const SCRIPTS: &str = "/usr/lib/rabbitmq/bin";

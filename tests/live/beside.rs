@@ -1,0 +1,139 @@
+//! What is configured or ordered beside push: the names a stream's position goes by, signed posts, polls and resyncs
+//! that are asked for.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use hmac::{Hmac, KeyInit, Mac};
+use sha2::Sha256;
+
+use crate::post::{self, SECRET};
+use crate::stream::Stream;
+use crate::support::{Mirror, Publisher, Reply, Shelf, item, page_without_next, until};
+use crate::{endpoint, mirror, until_has, until_mode};
+
+fn shelf_publisher(shelf: &Arc<Shelf>) -> Publisher {
+    let serving = Arc::clone(shelf);
+    Publisher::start(move |request| serving.page(request))
+}
+
+#[test]
+fn a_stream_is_taken_up_by_the_names_its_publisher_gives_to_a_position() {
+    // Given
+    let (shelf, stream) = (Shelf::of(3, 2), Stream::start());
+    let publisher = shelf_publisher(&shelf);
+    let keys = format!(
+        "sse.url = \"{}?kind=a\"\nsse.params = {{ from = \"afterTimestamp\", after = \"afterId\" }}",
+        stream.url()
+    );
+    let mirror = mirror(&publisher.url("/feed"), &keys).start();
+    until_mode(&mirror, "sse");
+    stream.item(&item("a b", 77));
+    until_has(&mirror, "a b");
+
+    // When
+    stream.cut();
+
+    // Then
+    until("a second connection", || stream.heads().len() > 1);
+    let head = stream.heads().pop().unwrap();
+    assert!(head.starts_with("GET /stream?kind=a&afterTimestamp=77&afterId=a%20b "), "{head}");
+}
+
+#[test]
+fn a_signed_post_is_taken_and_one_signed_otherwise_is_not() {
+    // Given
+    let shelf = Shelf::of(3, 2);
+    let publisher = shelf_publisher(&shelf);
+    let mirror = mirror(&publisher.url("/feed"), "webhook = { secret_file = \"secret\" }");
+    mirror.write("secret", SECRET);
+    let mirror = mirror.start();
+    mirror.until_level("f");
+    let body = page_without_next(&[item("signed", 900)]);
+    // RFC 2104 with SHA-256 over the body as sent; WebSub §8 "authenticated content distribution".
+    let signature = |key: &str| {
+        let mut mac = Hmac::<Sha256>::new_from_slice(key.as_bytes()).unwrap();
+        mac.update(body.as_bytes());
+        let hex: String = mac.finalize().into_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+        format!("X-Hub-Signature-256: sha256={hex}")
+    };
+
+    // When
+    let forged = post::with(&post::address(&mirror), "f", &signature("guessed"), &body).unwrap();
+    let signed = post::with(&post::address(&mirror), "f", &signature(SECRET), &body).unwrap();
+
+    // Then
+    assert_eq!((forged.status, signed.status), (401, 204));
+    assert_eq!(mirror.column("SELECT transport FROM items WHERE id = 'signed'"), ["webhook"]);
+}
+
+/// A feed of a shelf that its stream keeps level, with audits an hour apart.
+fn streamed(publisher: &Publisher, stream: &Stream) -> Mirror {
+    let keys = format!("sse.url = {:?}\npush.audit = \"1h\"", stream.url());
+    let mirror = mirror(&publisher.url("/feed"), &keys).start();
+    until_mode(&mirror, "sse");
+    mirror
+}
+
+#[test]
+fn a_poll_that_is_asked_for_finds_what_push_left_out() {
+    // Given: two polls behind it, so that a whole span of time is known
+    let (shelf, stream) = (Shelf::of(3, 2), Stream::start());
+    let publisher = shelf_publisher(&shelf);
+    let mirror = streamed(&publisher, &stream);
+    let poll_now = || assert!(mirror.verb(&["poll-now", "f"]).status.success());
+    let polls = publisher.count("/feed");
+    poll_now();
+    until("a poll", || publisher.count("/feed") > polls);
+    mirror.until("taken in", |mirror| mirror.row("f").next_poll_in_s > 60.0);
+
+    // When
+    shelf.put("left-out");
+    poll_now();
+
+    // Then
+    until_has(&mirror, "left-out");
+    mirror.until("the stream demoted", |mirror| endpoint(mirror, "sse", "push") == "demoted");
+    until_mode(&mirror, "poll");
+    assert_eq!(endpoint(&mirror, "sse", "missed"), "1");
+
+    // When: it comes after all, over the stream that was opened anew
+    until("a second connection", || stream.heads().len() > 1);
+    stream.item(&item("left-out", shelf.newest()));
+
+    // Then
+    mirror.until("told late", |mirror| endpoint(mirror, "sse", "late") == "1");
+    assert_eq!(endpoint(&mirror, "sse", "push"), "demoted", "what is late is no proof");
+}
+
+#[test]
+fn a_resync_beside_a_stream_sweeps_nothing_that_the_stream_brought() {
+    // Given: a resync that hangs at its second page
+    let (shelf, stream) = (Shelf::of(6, 2), Stream::start());
+    let (serving, hang) = (Arc::clone(&shelf), Arc::new(AtomicBool::new(false)));
+    let hanging = Arc::clone(&hang);
+    let publisher = Publisher::start(move |request| {
+        let held = request.query().contains("from=2&") && hanging.load(Ordering::SeqCst);
+        if held { Reply::silence() } else { serving.page(request) }
+    });
+    let mirror = streamed(&publisher, &stream);
+    hang.store(true, Ordering::SeqCst);
+    shelf.forget("id-5");
+    assert!(mirror.verb(&["resync", "f"]).status.success());
+    until("it hangs", || {
+        publisher.requests().iter().any(|asked| asked.query().contains("from=2&") && asked.count == 2)
+    });
+
+    // When
+    stream.item(&item("streamed", 5_000));
+    until_has(&mirror, "streamed");
+    assert_eq!(mirror.row("f").mode, "sse", "a resync changes no mode");
+    hang.store(false, Ordering::SeqCst);
+    assert!(mirror.verb(&["resync", "f"]).status.success());
+
+    // Then
+    mirror.until("resynced", |mirror| !mirror.events("f", "resync-done").is_empty());
+    let ids = mirror.ids("f");
+    assert!(ids.contains(&"streamed".to_owned()) && !ids.contains(&"id-5".to_owned()), "{ids:?}");
+    assert_eq!(mirror.row("f").mode, "sse");
+}
