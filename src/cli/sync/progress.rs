@@ -10,9 +10,10 @@ use std::time::{Duration, Instant};
 use indicatif::{HumanBytes, HumanCount, MultiProgress, ProgressBar, ProgressStyle};
 use tokio::time::Interval;
 
-use super::Run;
 use super::summary::Row;
+use super::{Expected, Run};
 use crate::cli::Globals;
+use crate::output::estimate;
 use crate::worker::Counts;
 
 /// Feeds that have a line of their own at once; the others are in the total.
@@ -30,7 +31,7 @@ pub(super) struct Progress {
     shown: Shown,
     tick: Interval,
     began: Instant,
-    running: BTreeMap<String, Arc<Counts>>,
+    running: BTreeMap<String, (Arc<Counts>, Option<Expected>)>,
     feeds: usize,
     level: usize,
     failed: usize,
@@ -103,7 +104,7 @@ impl Progress {
 
     pub(super) fn add(&mut self, run: &Run) {
         self.feeds += 1;
-        self.running.insert(run.name.clone(), Arc::clone(&run.counts));
+        self.running.insert(run.name.clone(), (Arc::clone(&run.counts), run.expected));
     }
 
     pub(super) fn ended(&mut self, row: &Row) {
@@ -111,7 +112,7 @@ impl Progress {
             None => self.level += 1,
             Some(_) => self.failed += 1,
         }
-        if let Some(counts) = self.running.remove(&row.feed) {
+        if let Some((counts, _)) = self.running.remove(&row.feed) {
             self.done = self.done.plus(Sum::of(&counts));
         }
         let words = match &row.trouble {
@@ -132,7 +133,7 @@ impl Progress {
     /// Draws, in its rhythm.
     pub(super) async fn tick(&mut self) {
         self.tick.tick().await;
-        let sum = self.running.values().fold(self.done, |sum, counts| sum.plus(Sum::of(counts)));
+        let sum = self.running.values().fold(self.done, |sum, (counts, _)| sum.plus(Sum::of(counts)));
         let failed = if self.failed == 0 { String::new() } else { format!(", {} given up", self.failed) };
         let words =
             format!("{} of {} feeds level{failed}; {}", self.level, self.feeds, sum.words(self.began.elapsed()));
@@ -141,14 +142,14 @@ impl Progress {
             Shown::Lines => say(&words),
             Shown::Bars { multi, total, bars } => {
                 total.set_message(words);
-                for (name, counts) in &self.running {
+                for (name, (counts, expected)) in &self.running {
                     if !bars.contains_key(name) && bars.len() < LINES {
                         let bar = multi.add(line());
                         bar.set_prefix(name.clone());
                         bars.insert(name.clone(), bar);
                     }
                     if let Some(bar) = bars.get(name) {
-                        bar.set_message(Sum::of(counts).words(self.began.elapsed()));
+                        bar.set_message(one(Sum::of(counts), *expected, self.began.elapsed()));
                     }
                 }
             }
@@ -161,6 +162,18 @@ impl Progress {
             total.finish_and_clear();
             // What can't be cleared stays on the screen, no more.
             let _ = multi.clear();
+        }
+    }
+}
+
+/// A feed's line: how far its first load is, where that can be told, and what came so far.
+fn one(sum: Sum, expected: Option<Expected>, time: Duration) -> String {
+    let words = sum.words(time);
+    match expected {
+        None => words,
+        Some(Expected { before, total }) => {
+            let far = estimate::words(before + sum.records, sum.records, total, time.as_secs_f64());
+            format!("{far}; {words}")
         }
     }
 }
