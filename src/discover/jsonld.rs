@@ -30,16 +30,26 @@ pub(super) fn parse(text: &str) -> Result<Value, String> {
     })
 }
 
-/// A block of a page: what surrounds its outermost brackets is a comment or a CDATA mark, and one escaped as if it were
-/// HTML text is unescaped.
+/// What templates put around a block, for browsers that are long gone.
+const WRAPPERS: [&str; 8] = ["<![CDATA[", "]]>", "<!--", "-->", "//", "/*", "*/", ";"];
+
+/// A block of a page, without the comments and CDATA marks around it; one escaped as if it were HTML text is unescaped.
 pub(super) fn parse_block(text: &str) -> Result<Value, String> {
-    let from = text.find(['{', '[', '&']).unwrap_or(0);
-    let to = text.rfind(['}', ']']).map_or(text.len(), |end| end + 1);
-    let inner = text.get(from..to).unwrap_or(text).trim();
+    let inner = unwrapped(text);
     if inner.is_empty() {
         return Err("it is empty".to_owned());
     }
     parse(inner).or_else(|problem| parse(&without_references(inner)).map_err(|_| problem))
+}
+
+fn unwrapped(text: &str) -> &str {
+    let mut inner = text.trim();
+    while let Some(less) =
+        WRAPPERS.iter().find_map(|wrapper| inner.strip_prefix(wrapper).or_else(|| inner.strip_suffix(wrapper)))
+    {
+        inner = less.trim();
+    }
+    inner
 }
 
 /// A link of a page at `at`: absolute, http or https, without a fragment.

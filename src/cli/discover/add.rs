@@ -87,15 +87,18 @@ fn one(configured: &Configured, folder: &Path, named: &Named, from: &Url, prune:
     })
 }
 
-/// Beside its place first, then there; a new one never in place of one that appeared meanwhile.
+/// Beside its place first, then there; a new one not in place of one that appeared meanwhile.
 fn write(path: &Path, text: &str, new: bool) -> io::Result<()> {
     let part = part(path);
     let written = File::create(&part).and_then(|mut file| {
         file.write_all(text.as_bytes())?;
         file.sync_all()?;
-        if new { fs::hard_link(&part, path) } else { fs::rename(&part, path) }
+        if new && path.try_exists()? {
+            return Err(io::Error::new(io::ErrorKind::AlreadyExists, "somebody else has just made it"));
+        }
+        fs::rename(&part, path)
     });
-    if new || written.is_err() {
+    if written.is_err() {
         // What failed is told; that the remains can't be removed either would say no more.
         let _ = fs::remove_file(&part);
     }

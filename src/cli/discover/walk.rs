@@ -256,11 +256,40 @@ async fn permitted(pages: &Arc<Pages>, datasets: &mut [Dataset], voice: &mut Voi
     }
 }
 
-/// A feed's host and port.
+/// A feed's scheme, host and port.
 fn place(url: &str) -> Option<Url> {
     let mut url = Url::parse(url).ok()?;
     url.set_path("");
     url.set_query(None);
     url.set_fragment(None);
     Some(url)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[tokio::test]
+    async fn feeds_that_lead_where_no_connection_may_go_are_left_out_and_told() {
+        let feed = |url: &str| Download { name: "a".into(), kind: None, url: url.into(), total_items: None };
+        let inner =
+            ["http://127.0.0.1:8080/a", "http://127.0.0.1:8080/b", "http://localhost/", "https://[fd00::1]/feed"];
+        let urls = ["http://1.1.1.1/feed"].into_iter().chain(inner);
+        let dataset = Dataset {
+            url: "https://acme.example/".into(),
+            page: String::new(),
+            name: None,
+            publisher: None,
+            license: None,
+            feeds: urls.map(feed).collect(),
+        };
+        for (guard, left, problems) in [(Guard::public(), 1, 3), (Guard::open(), 5, 0)] {
+            let pages = Arc::new(Pages::new(HttpSettings::default(), guard).unwrap());
+            let (mut datasets, mut voice) = ([dataset.clone()], Voice { quiet: true, problems: 0 });
+            permitted(&pages, &mut datasets, &mut voice).await;
+            assert_eq!((datasets[0].feeds.len(), voice.problems), (left, problems));
+            assert_eq!(datasets[0].feeds[0].url, "http://1.1.1.1/feed");
+        }
+    }
 }
