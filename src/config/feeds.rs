@@ -75,7 +75,9 @@ impl Base {
         let told = &mut base.attribution;
         table.set("publisher", &mut told.publisher, |given| text(given).map(Some));
         table.set("license", &mut told.license, |given| text(given).map(Some));
-        table.set("dataset_url", &mut told.dataset_url, |given| as_written(given).map(Some));
+        if let Some(url) = table.get_unshown("dataset_url", as_written) {
+            told.dataset_url = Some(url);
+        }
         table.set("kind", &mut base.kind, |given| text(given).map(Some));
         table.set("dialect", &mut base.dialect, |given| dialect(given).map(Some));
         table.set("modified", &mut base.modified, word(order, "\"standard\" or \"bytes\""));

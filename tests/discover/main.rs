@@ -7,6 +7,7 @@
 mod desk;
 mod files;
 mod guard;
+mod recorded;
 #[path = "../support/mod.rs"]
 mod support;
 mod walk;
