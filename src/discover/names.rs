@@ -3,7 +3,7 @@
 //! What is configured keeps its name for good, though its publisher or identifier be renamed: a feed's name is what its
 //! rows stand under. Names are made of a-z, 0-9 and `-`, as `FeedName` takes them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use url::Url;
 
@@ -62,23 +62,25 @@ pub struct Named {
 /// dataset's own file has already is left out, and said so in `problems`.
 pub fn assign(mut datasets: Vec<Dataset>, known: &Known, problems: &mut Vec<String>) -> Vec<Named> {
     datasets.sort_by(|a, b| a.url.cmp(&b.url));
-    let mut taken = known.clone();
-    let mut owners: BTreeMap<String, String> = BTreeMap::new();
+    let mut taken = Taken {
+        providers: known.providers.clone(),
+        names: known.feeds.iter().map(|feed| feed.name.clone()).collect(),
+        at: known.feeds.iter().map(|feed| (feed.url.as_str(), feed)).collect(),
+        known,
+    };
+    let mut owners: HashMap<String, String> = HashMap::new();
     let mut named = Vec::new();
     for mut dataset in datasets {
         let own = known.sites.get(&dataset.url).map(|site| site.provider.clone());
-        let elsewhere = |url: &str| {
-            let configured = known.feeds.iter().find(|feed| feed.url == url);
-            configured.filter(|feed| own.is_none() || feed.provider != own).map(|feed| feed.name.as_str())
-        };
-        dataset.feeds.retain(|feed| match (elsewhere(&feed.url), owners.get(&feed.url)) {
+        let elsewhere = |url: &str| taken.at.get(url).is_some_and(|feed| own.is_none() || feed.provider != own);
+        dataset.feeds.retain(|feed| match owners.get(&feed.url) {
             // Configured by hand, or found twice: the one that has it keeps it.
-            (Some(_), _) => false,
-            (None, Some(owner)) => {
+            _ if elsewhere(&feed.url) => false,
+            Some(owner) => {
                 problems.push(format!("{}: {} is a feed of {owner} too, and taken once", dataset.url, feed.url));
                 false
             }
-            (None, None) => true,
+            None => true,
         });
         if dataset.feeds.is_empty() && own.is_none() {
             continue;
@@ -86,17 +88,40 @@ pub fn assign(mut datasets: Vec<Dataset>, known: &Known, problems: &mut Vec<Stri
         owners.extend(dataset.feeds.iter().map(|feed| (feed.url.clone(), dataset.url.clone())));
         let provider = own.unwrap_or_else(|| provider(&dataset, &taken.providers));
         taken.providers.insert(provider.clone());
-        let names = feeds(&dataset, &provider, &taken);
-        let added = names.iter().zip(&dataset.feeds).map(|(name, feed)| KnownFeed {
-            name: name.clone(),
-            provider: Some(provider.clone()),
-            url: feed.url.clone(),
-            dataset_url: Some(dataset.url.clone()),
-        });
-        taken.feeds.extend(added.collect::<Vec<_>>());
+        let names = taken.feeds(&dataset, &provider);
         named.push(Named { provider, dataset, names });
     }
     named
+}
+
+/// Every name that is given, and what is configured where.
+struct Taken<'a> {
+    providers: BTreeSet<String>,
+    names: HashSet<String>,
+    at: HashMap<&'a str, &'a KnownFeed>,
+    known: &'a Known,
+}
+
+impl Taken<'_> {
+    /// What is configured at a URL keeps its name; what has moved keeps the name that it would be given.
+    fn feeds(&mut self, dataset: &Dataset, provider: &str) -> Vec<String> {
+        let urls: HashSet<&str> = dataset.feeds.iter().map(|feed| feed.url.as_str()).collect();
+        let own = self.known.feeds.iter().filter(|feed| feed.provider.as_deref() == Some(provider));
+        // Names of the dataset's own file whose feed isn't where it was.
+        let mut left: HashSet<&str> =
+            own.filter(|feed| !urls.contains(feed.url.as_str())).map(|feed| feed.name.as_str()).collect();
+        let mut names = Vec::with_capacity(dataset.feeds.len());
+        for feed in &dataset.feeds {
+            let known = self.at.get(feed.url.as_str()).map(|known| known.name.clone());
+            let name = known.unwrap_or_else(|| {
+                let mut free = |name: &String| left.remove(name.as_str()) || !self.names.contains(name);
+                candidates(provider, feed).find(|name| free(name)).unwrap_or_default()
+            });
+            self.names.insert(name.clone());
+            names.push(name);
+        }
+        names
+    }
 }
 
 /// Of the publisher, else of the host; with the host, then the path, then a hash, where that is another's already.
@@ -118,30 +143,6 @@ fn host(url: &Url) -> String {
     let host = url.host_str().unwrap_or_default();
     let port = url.port().map(|port| format!("-{port}")).unwrap_or_default();
     format!("{}{port}", host.strip_prefix("www.").unwrap_or(host))
-}
-
-/// What is configured at a URL keeps its name; what has moved keeps the name that it would be given.
-fn feeds(dataset: &Dataset, provider: &str, taken: &Known) -> Vec<String> {
-    let own = |feed: &&KnownFeed| feed.provider.as_deref() == Some(provider);
-    let at = |url: &str| taken.feeds.iter().filter(own).find(|feed| feed.url == url);
-    let stays = |name: &str| taken.feeds.iter().any(|feed| feed.name == name && !left(feed, provider, dataset));
-    let mut names: Vec<String> = Vec::new();
-    for feed in &dataset.feeds {
-        let name = match at(&feed.url) {
-            Some(known) => known.name.clone(),
-            None => {
-                let free = |name: &String| !names.contains(name) && !stays(name);
-                candidates(provider, feed).find(free).unwrap_or_default()
-            }
-        };
-        names.push(name);
-    }
-    names
-}
-
-/// Whether the dataset's own file has a feed at a URL where it isn't any more.
-fn left(feed: &KnownFeed, provider: &str, dataset: &Dataset) -> bool {
-    feed.provider.as_deref() == Some(provider) && dataset.feeds.iter().all(|found| found.url != feed.url)
 }
 
 fn candidates(provider: &str, feed: &Download) -> impl Iterator<Item = String> {

@@ -103,6 +103,28 @@ fn bad_pages_are_told_and_the_rest_is_found() {
 }
 
 #[test]
+fn nobody_speaks_for_another_s_site() {
+    // given a page that says it describes a dataset whose own site is there too
+    let (web, other) = (Web::new(), Web::new());
+    let (acme, imitation) = (web.url("/acme"), other.url("/imitation"));
+    other.json(
+        "/imitation",
+        &format!(
+            r#"{{"@type":"Dataset","url":"{acme}","publisher":"Imitation","distribution":[
+            {{"contentUrl":"https://imitation.example/feed","encodingFormat":"rpde"}}]}}"#
+        ),
+    );
+    web.site("/acme", "Acme", &feeds(&["Slot"]));
+    for order in [[&acme, &imitation], [&imitation, &acme]] {
+        web.json("/catalogue", &serde_json::json!({"@type": "DataCatalog", "dataset": order}).to_string());
+        let ran = Desk::new().run(&["discover", &web.url("/catalogue"), "--allow-private", "--json"]);
+        let rows = ran.rows();
+        assert_eq!((rows.len(), &rows[0]["feed"], &rows[0]["publisher"]), (1, &"acme-slot".into(), &"Acme".into()));
+        assert!(ran.err.contains(&format!("{imitation}: 1 feed of {acme} left out")), "{}", ran.err);
+    }
+}
+
+#[test]
 fn a_walk_is_no_longer_than_its_limit() {
     let web = Web::new();
     let sites: Vec<String> = (0..20).map(|n| format!("/site-{n}")).collect();
@@ -115,6 +137,18 @@ fn a_walk_is_no_longer_than_its_limit() {
     assert_eq!((ran.code, ran.rows().len(), web.publisher.requests().len()), (Some(0), 5, 6), "{ran:?}");
     assert!(ran.err.contains("the limit of pages is reached (--limit): 15 pages left unread"), "{}", ran.err);
     assert_eq!(web.publisher.most_at_once(), 1, "one request at a time to a host");
+}
+
+#[test]
+fn a_walk_takes_no_longer_than_its_time_and_keeps_what_it_found() {
+    let (web, other) = (Web::new(), Web::new());
+    other.reply("/silent", Reply::silence());
+    let silent = other.url("/silent");
+    web.json("/catalogue", &format!(r#"{{"@type":"DataCatalog","dataset":["{silent}","{{here}}/acme"]}}"#));
+    web.site("/acme", "Acme", &feeds(&["Slot"]));
+    let ran = Desk::new().run(&["discover", &web.url("/catalogue"), "--allow-private", "--timeout", "2", "--json"]);
+    assert_eq!((ran.code, ran.rows().len()), (Some(0), 1), "{ran:?}");
+    assert!(ran.err.contains("the time is up (--timeout): 1 page left unread"), "{}", ran.err);
 }
 
 #[test]

@@ -178,7 +178,8 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// Two pages that describe one dataset describe one.
+    /// Two pages that describe one dataset describe one; but where the dataset's own site is one of them, it alone is
+    /// believed: anybody can put another's URL on a page.
     fn keep(&mut self, dataset: Dataset) {
         if self.feeds + dataset.feeds.len() > MOST_FEEDS {
             self.voice.problem(&format!("{}: more than {MOST_FEEDS} feeds: its feeds are left out", dataset.url));
@@ -188,8 +189,17 @@ impl Walk<'_> {
         self.feeds += dataset.feeds.len();
         match self.by_url.entry(dataset.url.clone()) {
             Entry::Occupied(known) => {
-                if let Some(known) = self.found.datasets.get_mut(*known.get()) {
-                    known.join(dataset);
+                let Some(known) = self.found.datasets.get_mut(*known.get()) else { return };
+                let other = match (is_at_home(known), is_at_home(&dataset)) {
+                    (true, false) => dataset,
+                    (false, true) => std::mem::replace(known, dataset),
+                    _ => return known.join(dataset),
+                };
+                let lacks = |feed: &&Download| known.feeds.iter().all(|told| told.url != feed.url);
+                let lacking = other.feeds.iter().filter(lacks).count();
+                if lacking > 0 {
+                    let problem = format!("{} of {} left out: not listed there", counted(lacking, "feed"), known.url);
+                    self.voice.problem(&format!("{}: {problem}", other.page));
                 }
             }
             Entry::Vacant(new) => {
@@ -205,6 +215,12 @@ impl Walk<'_> {
         self.waiting.clear();
         self.found.whole = false;
     }
+}
+
+/// Whether a dataset was found on its own site.
+fn is_at_home(dataset: &Dataset) -> bool {
+    let origin = |url: &str| Url::parse(url).ok().map(|url| url.origin());
+    origin(&dataset.page) == origin(&dataset.url)
 }
 
 /// A page's listing; a page that only sends its reader on is followed.

@@ -36,6 +36,8 @@ pub(super) struct Progress {
     level: usize,
     failed: usize,
     done: Sum,
+    /// What all feeds come to; nothing once one of them doesn't say.
+    expected: Option<Expected>,
 }
 
 enum Shown {
@@ -99,11 +101,13 @@ impl Progress {
             level: 0,
             failed: 0,
             done: Sum::default(),
+            expected: Some(Expected { before: 0, total: 0 }),
         }
     }
 
     pub(super) fn add(&mut self, run: &Run) {
         self.feeds += 1;
+        self.expected = self.expected.zip(run.expected).map(|(all, one)| all.plus(one));
         self.running.insert(run.name.clone(), (Arc::clone(&run.counts), run.expected));
     }
 
@@ -135,8 +139,8 @@ impl Progress {
         self.tick.tick().await;
         let sum = self.running.values().fold(self.done, |sum, (counts, _)| sum.plus(Sum::of(counts)));
         let failed = if self.failed == 0 { String::new() } else { format!(", {} given up", self.failed) };
-        let words =
-            format!("{} of {} feeds level{failed}; {}", self.level, self.feeds, sum.words(self.began.elapsed()));
+        let words = one(sum, self.expected, self.began.elapsed());
+        let words = format!("{} of {} feeds level{failed}; {words}", self.level, self.feeds);
         match &mut self.shown {
             Shown::Nothing => {}
             Shown::Lines => say(&words),
@@ -166,7 +170,13 @@ impl Progress {
     }
 }
 
-/// A feed's line: how far its first load is, where that can be told, and what came so far.
+impl Expected {
+    fn plus(self, other: Self) -> Self {
+        Self { before: self.before + other.before, total: self.total + other.total }
+    }
+}
+
+/// A feed's words, or those of all: how far its first load is, where that can be told, and what came so far.
 fn one(sum: Sum, expected: Option<Expected>, time: Duration) -> String {
     let words = sum.words(time);
     match expected {
@@ -190,4 +200,18 @@ fn line() -> ProgressBar {
 /// Nobody is left to tell when standard error is closed.
 fn say(words: &str) {
     let _ = writeln!(std::io::stderr(), "{words}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_first_load_says_how_far_it_is_where_its_size_is_known() {
+        // 100 records in 10 s on top of 500 items, of about 1,000
+        let sum = Sum { records: 100, pages: 2, bytes: 4096 };
+        let known = one(sum, Some(Expected { before: 500, total: 1000 }), Duration::from_secs(10));
+        assert_eq!(known, "about 60 %, some 40 s to go; 100 records, 2 pages, 4.00 KiB, 10/s");
+        assert_eq!(one(sum, None, Duration::from_secs(10)), "100 records, 2 pages, 4.00 KiB, 10/s");
+    }
 }
