@@ -3,7 +3,10 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 
+use nix::sys::signal::Signal;
+
 use crate::desk::{Desk, Ran, Simulated};
+use crate::support::until;
 use crate::web::Web;
 
 /// A folder with a configuration that includes `feeds.d`, and a catalogue of one site.
@@ -80,6 +83,31 @@ fn what_is_added_is_checked_synced_and_exported_with_whom_to_name() {
     }
     let map: serde_json::Value = serde_json::from_str(&place.desk.run(&["export", "--format", "geojson"]).out).unwrap();
     assert_eq!(map["features"][0]["properties"]["publisher"], "Acme Leisure");
+}
+
+#[test]
+fn a_running_daemon_takes_over_what_was_added_when_it_is_told_to_reload() {
+    // given a daemon without any feed
+    let publisher = Simulated::of(1);
+    let place = Place::new(&[("ScheduledSession", publisher.url(0))]);
+    let settings = "include = [\"feeds.d/*.toml\"]\nops.listen = \"127.0.0.1:0\"\n";
+    place.desk.write("feedmirror.toml", settings);
+    let daemon = place.desk.start(&["run"]);
+    until("it runs", || daemon.err().contains(" running "));
+
+    // when feeds are added and it is told
+    place.discover(&["--add"]);
+    daemon.signal(Signal::SIGHUP);
+
+    // then it reads them, and takes over whatever is said of them later
+    let publishers = |sql: &str| place.desk.sql("mirror.db", &format!("SELECT publisher FROM feeds {sql}"));
+    until("the feed is level", || publishers("WHERE level_at IS NOT NULL") == ["Acme Leisure"]);
+    place.web.site("/acme", "Acme Group", &vec![("ScheduledSession", publisher.url(0).to_owned())]);
+    place.discover(&["--add"]);
+    daemon.signal(Signal::SIGHUP);
+    until("the publisher is renamed", || publishers("") == ["Acme Group"]);
+    daemon.signal(Signal::SIGTERM);
+    assert_eq!(daemon.ended().code, Some(0));
 }
 
 #[test]
