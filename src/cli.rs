@@ -6,6 +6,7 @@ pub mod changes;
 pub mod check;
 pub mod control;
 pub mod demo;
+pub mod discover;
 pub mod events;
 pub mod export;
 pub mod findings;
@@ -137,6 +138,8 @@ enum Verb {
     Findings(findings::Args),
     /// What happened: mode and health changes, resyncs, restarts
     Events(events::Args),
+    /// Find feeds from a dataset site or a catalogue, as configuration
+    Discover(discover::Args),
     /// A publisher to test against, with every misbehaviour on demand
     Simulate(simulate::Args),
     /// See it at work: a simulated publisher, mirrored before your eyes
@@ -189,6 +192,7 @@ fn act(cli: Cli) -> anyhow::Result<Exit> {
         Verb::Quarantine(args) => quarantine::run(globals, args),
         Verb::Findings(args) => findings::run(globals, args),
         Verb::Events(args) => events::run(globals, args),
+        Verb::Discover(args) => discover::run(globals, args),
         Verb::Simulate(args) => simulate::run(globals, args),
         Verb::Demo(args) => demo::run(globals, args),
         Verb::Completions(args) => shell::completions(args),

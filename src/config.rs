@@ -46,6 +46,10 @@ pub const PLACES: [&str; 2] = ["feedmirror.toml", "/etc/feedmirror/config.toml"]
 pub struct Config {
     /// Each file read, the main one first.
     pub files: Vec<PathBuf>,
+    /// The patterns of further files, in full.
+    pub include: Vec<PathBuf>,
+    /// The names of all providers.
+    pub providers: Vec<String>,
     /// The SQLite file.
     pub database: PathBuf,
     /// The ops listener.
@@ -195,8 +199,10 @@ fn resolve(report: &Report<'_>) -> Config {
     let root = Table::root(report);
     let mut database = PathBuf::from("mirror.db");
     root.set("database", &mut database, |given| given.path().ok_or_else(|| "must be the path of a file".to_owned()));
-    // The files it names are read already.
-    root.ask("include");
+    // The files it names are read already. Wherever it stands, it is relative to the main file.
+    let include = root.ask("include").and_then(|given| given.list()).unwrap_or_default();
+    let base = report.layers.files.first().and_then(|main| main.parent()).unwrap_or(Path::new(""));
+    let include = include.into_iter().map(|pattern| base.join(pattern)).collect();
     let ops = groups::ops(root.table("ops"));
     let webhooks = push::webhooks(root.table("webhooks"));
     if ops.listen == webhooks.listen && ops.listen.port() != 0 {
@@ -217,7 +223,20 @@ fn resolve(report: &Report<'_>) -> Config {
     }
     root.finish();
     let files = report.layers.files.clone();
-    Config { files, database, ops, webhooks, log, hosts, feeds, problems: Vec::new(), warnings: Vec::new() }
+    let providers = providers.into_keys().collect();
+    Config {
+        files,
+        include,
+        providers,
+        database,
+        ops,
+        webhooks,
+        log,
+        hosts,
+        feeds,
+        problems: Vec::new(),
+        warnings: Vec::new(),
+    }
 }
 
 /// Every key there is, dotted, with `*` where the operator chooses a name: what the documents must tell of.

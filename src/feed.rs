@@ -188,6 +188,19 @@ pub type Generation = i64;
 /// The mirror's own change number, over all feeds.
 pub type Seq = i64;
 
+/// Who publishes a feed and on what terms, as its dataset site says it or the operator.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Attribution {
+    /// Who publishes it.
+    pub publisher: Option<String>,
+    /// Under which licence, where its pages name none; mostly a URL.
+    pub license: Option<String>,
+    /// The dataset site that it belongs to.
+    pub dataset_url: Option<String>,
+    /// About how many items it has.
+    pub total_items: Option<u64>,
+}
+
 /// One record of a page; its data are a range of the page's text.
 #[derive(Clone, Debug)]
 pub struct Item {

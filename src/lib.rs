@@ -3,7 +3,7 @@
 //! The modules stand in the order of the data's journey: [`source`] brings bytes, [`decode`] makes items of them,
 //! [`store`] decides and writes, [`schedule`] and [`mode`] say what comes next, [`worker`] joins them for one endpoint,
 //! [`supervisor`] for all. [`output`], [`server`] and [`cli`] show what is stored; [`daemon`] puts it all together.
-//! [`simulate`] is a publisher that stands alone.
+//! [`simulate`] is a publisher that stands alone, [`discover`] finds feeds in what publishers say of themselves.
 
 pub mod feed;
 pub mod source;
@@ -18,4 +18,5 @@ pub mod server;
 pub mod daemon;
 pub mod config;
 pub mod simulate;
+pub mod discover;
 pub mod cli;

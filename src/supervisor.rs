@@ -14,7 +14,7 @@ mod tests;
 
 use std::time::Duration;
 
-use crate::feed::{Dialect, FeedName, Order, Ties, Transport};
+use crate::feed::{Attribution, Dialect, FeedName, Order, Ties, Transport};
 use crate::mode::PushSettings;
 use crate::schedule::{PollSettings, RetrySettings};
 use crate::source::amqp::AmqpSettings;
@@ -47,6 +47,8 @@ pub struct FeedSettings {
     pub provider: Option<String>,
     /// The poll endpoint's URL, as written.
     pub url: String,
+    /// Who publishes it, and on what terms.
+    pub attribution: Attribution,
     /// The kind of items that carry none.
     pub kind: Option<String>,
     /// How to make a `next` where the publisher sends none.
@@ -101,6 +103,7 @@ impl FeedSettings {
             name,
             provider: None,
             url,
+            attribution: Attribution::default(),
             kind: None,
             dialect: None,
             modified: Order::default(),
@@ -136,6 +139,17 @@ pub enum Configured {
 }
 
 impl Configured {
+    /// Whether it does the same as another: who publishes a feed changes nothing about how it is read.
+    pub fn works_as(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Ready(one), Self::Ready(other)) => {
+                let other = FeedSettings { attribution: one.attribution.clone(), ..FeedSettings::clone(other) };
+                **one == other
+            }
+            _ => self == other,
+        }
+    }
+
     /// The feed's name.
     pub fn name(&self) -> &FeedName {
         match self {

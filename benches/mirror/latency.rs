@@ -42,6 +42,7 @@ async fn measure(store: &Store) -> Result<Vec<Duration>, Box<dyn std::error::Err
         name: FeedName::new(name).expect("a plain name"),
         provider: None,
         url: format!("http://{name}.example/"),
+        attribution: Default::default(),
         broken: None,
     });
     let stored = store.register(now(), feeds.to_vec(), true).await?;

@@ -4,8 +4,9 @@ mod progress;
 mod summary;
 mod targets;
 
+use std::collections::BTreeMap;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -16,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Exit, Globals};
 use crate::config::{LogSettings, Overrides};
 use crate::daemon;
+use crate::feed::Mode;
 use crate::source::client::Clients;
 use crate::source::turns::Turns;
 use crate::store::read::Reader;
@@ -49,8 +51,18 @@ pub struct Args {
 /// One feed on its way.
 struct Run {
     name: String,
+    expected: Option<Expected>,
     counts: Arc<Counts>,
     began: Instant,
+}
+
+/// What a first load comes to, as its dataset site says.
+#[derive(Clone, Copy)]
+struct Expected {
+    /// Items that are there already.
+    before: u64,
+    /// About as many in the end.
+    total: u64,
 }
 
 /// Brings the feeds level.
@@ -110,6 +122,7 @@ async fn bring_all(
     store.started(now(), None, None).await?;
     let stored = store.register(now(), registrations(&targets.fleet), targets.all).await?;
     let (clients, turns) = (Clients::default(), Turns::new(targets.fleet.hosts.clone()));
+    let expected = expected(&targets.database)?;
     let mut progress = Progress::start(globals, &targets.database);
     let mut tasks: JoinSet<Row> = JoinSet::new();
     let mut rows = Vec::new();
@@ -117,7 +130,9 @@ async fn bring_all(
         if !targets.chosen(configured.name()) {
             continue;
         }
-        let run = Run { name: configured.name().to_string(), counts: Arc::default(), began: Instant::now() };
+        let name = configured.name().to_string();
+        let expected = expected.get(&name).copied();
+        let run = Run { name, expected, counts: Arc::default(), began: Instant::now() };
         let settings = match configured {
             Configured::Ready(settings) => settings,
             Configured::Broken { reason, .. } => {
@@ -150,6 +165,16 @@ async fn bring_all(
     progress.finish();
     rows.sort_by(|a, b| a.feed.cmp(&b.feed));
     Ok(rows)
+}
+
+fn expected(database: &Path) -> Result<BTreeMap<String, Expected>, StoreError> {
+    let feeds = Reader::open(database)?.feeds(&[])?;
+    let loading = feeds.into_iter().filter(|feed| feed.mode == Mode::Refresh.as_str());
+    let expected = loading.filter_map(|feed| {
+        let (before, total) = (u64::try_from(feed.items).ok()?, u64::try_from(feed.total_items?).ok()?);
+        Some((feed.name, Expected { before, total }))
+    });
+    Ok(expected.collect())
 }
 
 async fn one(run: Run, feed: Arc<Feed>, tries: u32, cancel: CancellationToken) -> Row {

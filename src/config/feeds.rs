@@ -10,10 +10,10 @@ use super::problem::Scope;
 use super::push::{self, Drafts, Endpoints, warn_about_stream};
 use super::secrets::{any_secret, headers, query};
 use super::table::{Given, Report, Table, nearest};
-use super::units::{duration, duration_or_zero, or_off, text, word};
-use super::urls::{http_url, is_loopback};
+use super::units::{count, duration, duration_or_zero, or_off, text, word};
+use super::urls::{as_written, http_url, is_loopback};
 use super::{FailedFeed, Problem};
-use crate::feed::{Dialect, FeedName, Order, Ties};
+use crate::feed::{Attribution, Dialect, FeedName, Order, Ties};
 use crate::mode::PushSettings;
 use crate::schedule::{PollSettings, RetrySettings};
 use crate::source::http::HttpSettings;
@@ -24,6 +24,7 @@ use crate::supervisor::{FeedSettings, RETENTION, ResyncSettings};
 /// What a provider's feeds have in common, or all feeds.
 #[derive(Clone)]
 pub(super) struct Base {
+    attribution: Attribution,
     kind: Option<String>,
     dialect: Option<Dialect>,
     modified: Order,
@@ -50,6 +51,7 @@ impl Base {
         push: PushSettings,
     ) -> Self {
         Self {
+            attribution: Attribution::default(),
             kind: None,
             dialect: None,
             modified: Order::Standard,
@@ -70,6 +72,12 @@ impl Base {
     /// What `table`, a provider's or a feed's, changes.
     fn with(&self, table: &Table<'_>) -> Self {
         let mut base = self.clone();
+        let told = &mut base.attribution;
+        table.set("publisher", &mut told.publisher, |given| text(given).map(Some));
+        table.set("license", &mut told.license, |given| text(given).map(Some));
+        if let Some(url) = table.get_unshown("dataset_url", as_written) {
+            told.dataset_url = Some(url);
+        }
         table.set("kind", &mut base.kind, |given| text(given).map(Some));
         table.set("dialect", &mut base.dialect, |given| dialect(given).map(Some));
         table.set("modified", &mut base.modified, word(order, "\"standard\" or \"bytes\""));
@@ -96,6 +104,7 @@ impl Base {
             name,
             provider,
             url,
+            attribution: self.attribution,
             kind: self.kind,
             dialect: self.dialect,
             modified: self.modified,
@@ -137,6 +146,7 @@ pub(super) fn providers(root: &Table<'_>, global: &Base) -> BTreeMap<String, Bas
             table.problem_here(NAMES.to_owned());
         }
         table.refuse("url", "belongs to a feed, [feeds.NAME]");
+        table.refuse("total_items", "belongs to a feed, [feeds.NAME]");
         let mut base = global.with(&table);
         base.drafts = global.drafts.of_provider(&table);
         table.finish();
@@ -160,7 +170,8 @@ pub(super) fn feeds(
     for (name, table) in root.entries("feeds", |name| Scope::Feed(name.to_owned())) {
         let provider = provider(&table, providers);
         let base = provider.as_deref().and_then(|name| providers.get(name)).unwrap_or(global);
-        let base = base.with(&table);
+        let mut base = base.with(&table);
+        table.set("total_items", &mut base.attribution.total_items, |given| count(given).map(|n| Some(n as u64)));
         let endpoints = base.drafts.clone().of_feed(&table, &name, webhooks);
         if let Some(amqp) = &endpoints.amqp
             && let Some(other) = queues.insert((amqp.url.to_string(), amqp.queue.clone()), name.clone())

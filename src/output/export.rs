@@ -1,14 +1,16 @@
 //! Items as a file: four formats, streamed in the order of their seq, of one moment of the mirror.
 //!
 //! Memory stays constant however many items there are: one at a time is held. In NDJSON, JSON and GeoJSON `data` is the
-//! publisher's JSON, in CSV its text. No place is looked up or made up: an item without a usable one has none.
+//! publisher's JSON, in CSV its text. Each item carries its feed's publisher, licence and dataset site, so that whoever
+//! passes it on can name them. No place is looked up or made up: an item without a usable one has none.
 
 mod place;
 
+use std::collections::HashMap;
 use std::io::{self, Write};
 
 use super::{OutputError, data_field, field};
-use crate::store::read::{Filter, ItemRow, MirrorRow, Reader, Seq};
+use crate::store::read::{FeedRow, Filter, ItemRow, MirrorRow, Reader, Seq};
 
 /// How items are written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -46,7 +48,25 @@ pub struct Summary {
     pub mirror: MirrorRow,
 }
 
-const CSV_HEADER: &[u8] = b"feed,kind,id,modified,state,data,seq,changed_at\r\n";
+const CSV_HEADER: &[u8] = b"feed,kind,id,modified,state,data,seq,changed_at,publisher,license,dataset_url\r\n";
+
+/// Whom to name for an item: of its feed.
+#[derive(Clone, Copy, Default)]
+struct Source<'a> {
+    publisher: Option<&'a str>,
+    license: Option<&'a str>,
+    dataset_url: Option<&'a str>,
+}
+
+impl<'a> Source<'a> {
+    fn of(feed: &'a FeedRow) -> Self {
+        Self {
+            publisher: feed.publisher.as_deref(),
+            license: feed.license.as_deref(),
+            dataset_url: feed.dataset_url.as_deref(),
+        }
+    }
+}
 
 /// Writes every item asked for.
 ///
@@ -54,11 +74,13 @@ const CSV_HEADER: &[u8] = b"feed,kind,id,modified,state,data,seq,changed_at\r\n"
 /// For a feed that is not in the mirror; when the file can't be read or `out` not be written.
 pub fn export(reader: &Reader, request: &Request, out: &mut impl Write) -> Result<Summary, OutputError> {
     let format = request.format;
+    let feeds = reader.feeds(&[])?;
+    let sources: HashMap<&str, Source<'_>> = feeds.iter().map(|feed| (feed.name.as_str(), Source::of(feed))).collect();
     let mut items = 0;
     // Begun with the first item, so that a request that is refused leaves no output.
     let mirror = reader.snapshot(request.since, &request.filter, request.deleted, |row| {
         begin_or_separate(out, format, items == 0)?;
-        item(out, format, &row)?;
+        item(out, format, &row, sources.get(row.feed.as_str()).copied().unwrap_or_default())?;
         items += 1;
         Ok::<(), OutputError>(())
     })?;
@@ -85,12 +107,12 @@ fn begin_or_separate(out: &mut impl Write, format: Format, first: bool) -> io::R
     })
 }
 
-fn item(out: &mut impl Write, format: Format, row: &ItemRow) -> io::Result<()> {
+fn item(out: &mut impl Write, format: Format, row: &ItemRow, source: Source<'_>) -> io::Result<()> {
     match format {
-        Format::Ndjson => object(out, row).and_then(|()| out.write_all(b"\n")),
-        Format::Json => out.write_all(b"\n").and_then(|()| object(out, row)),
-        Format::Csv => csv(out, row),
-        Format::Geojson => out.write_all(b"\n").and_then(|()| feature(out, row)),
+        Format::Ndjson => attributed(out, row, source).and_then(|()| out.write_all(b"\n")),
+        Format::Json => out.write_all(b"\n").and_then(|()| attributed(out, row, source)),
+        Format::Csv => csv(out, row, source),
+        Format::Geojson => out.write_all(b"\n").and_then(|()| feature(out, row, source)),
     }
 }
 
@@ -99,12 +121,28 @@ fn item(out: &mut impl Write, format: Format, row: &ItemRow) -> io::Result<()> {
 /// # Errors
 /// When `out` can't be written.
 pub fn object(out: &mut impl Write, row: &ItemRow) -> io::Result<()> {
+    fields(out, row)?;
+    out.write_all(b"}")
+}
+
+fn attributed(out: &mut impl Write, row: &ItemRow, source: Source<'_>) -> io::Result<()> {
+    fields(out, row)?;
+    sources(out, source)?;
+    out.write_all(b"}")
+}
+
+fn fields(out: &mut impl Write, row: &ItemRow) -> io::Result<()> {
     out.write_all(b"{")?;
     columns(out, row)?;
     data_field(out, row.data.as_deref())?;
     field(out, false, "seq", &row.seq)?;
-    field(out, false, "changed_at", &row.changed_at)?;
-    out.write_all(b"}")
+    field(out, false, "changed_at", &row.changed_at)
+}
+
+fn sources(out: &mut impl Write, source: Source<'_>) -> io::Result<()> {
+    field(out, false, "publisher", &source.publisher)?;
+    field(out, false, "license", &source.license)?;
+    field(out, false, "dataset_url", &source.dataset_url)
 }
 
 fn columns(out: &mut impl Write, row: &ItemRow) -> io::Result<()> {
@@ -115,7 +153,7 @@ fn columns(out: &mut impl Write, row: &ItemRow) -> io::Result<()> {
     field(out, false, "state", &row.state)
 }
 
-fn feature(out: &mut impl Write, row: &ItemRow) -> io::Result<()> {
+fn feature(out: &mut impl Write, row: &ItemRow, source: Source<'_>) -> io::Result<()> {
     let tree = row.data.as_deref().and_then(|data| serde_json::from_str::<serde_json::Value>(data).ok());
     out.write_all(b"{\"type\":\"Feature\",\"geometry\":")?;
     match tree.as_ref().and_then(place::of) {
@@ -131,14 +169,16 @@ fn feature(out: &mut impl Write, row: &ItemRow) -> io::Result<()> {
         field(out, false, "name", &name)?;
     }
     data_field(out, row.data.as_deref())?;
+    sources(out, source)?;
     out.write_all(b"}}")
 }
 
-fn csv(out: &mut impl Write, row: &ItemRow) -> io::Result<()> {
+fn csv(out: &mut impl Write, row: &ItemRow, source: Source<'_>) -> io::Result<()> {
     let (modified, seq) = (row.modified.to_string(), row.seq.to_string());
     let data = row.data.as_deref().unwrap_or_default();
     let cells: [&str; 8] = [&row.feed, &row.kind, &row.id, &modified, &row.state, data, &seq, &row.changed_at];
-    for (at, text) in cells.into_iter().enumerate() {
+    let source = [source.publisher, source.license, source.dataset_url].map(Option::unwrap_or_default);
+    for (at, text) in cells.into_iter().chain(source).enumerate() {
         if at > 0 {
             out.write_all(b",")?;
         }
@@ -185,7 +225,8 @@ mod tests {
 
     fn written(format: Format, row: &ItemRow) -> String {
         let mut out = Vec::new();
-        item(&mut out, format, row).unwrap();
+        let source = Source { publisher: Some("Acme, Ltd"), license: Some("https://l.example/"), dataset_url: None };
+        item(&mut out, format, row, source).unwrap();
         String::from_utf8(out).unwrap()
     }
 
@@ -194,7 +235,8 @@ mod tests {
         assert_eq!(
             written(Format::Ndjson, &row(Some("{\"n\": 1.50}"))),
             "{\"feed\":\"acme\",\"kind\":\"Session\",\"id\":\"a\\\"1\",\"modified\":7,\"state\":\"updated\",\
-             \"data\":{\"n\": 1.50},\"seq\":3,\"changed_at\":\"2026-01-02T03:04:05.678Z\"}\n"
+             \"data\":{\"n\": 1.50},\"seq\":3,\"changed_at\":\"2026-01-02T03:04:05.678Z\",\"publisher\":\"Acme, Ltd\",\
+             \"license\":\"https://l.example/\",\"dataset_url\":null}\n"
         );
     }
 
@@ -202,11 +244,11 @@ mod tests {
     fn csv_quotes_what_rfc_4180_says() {
         assert_eq!(
             written(Format::Csv, &row(Some("{\"n\":1,\n\"m\":2}"))),
-            "acme,Session,\"a\"\"1\",7,updated,\"{\"\"n\"\":1,\n\"\"m\"\":2}\",3,2026-01-02T03:04:05.678Z\r\n"
+            "acme,Session,\"a\"\"1\",7,updated,\"{\"\"n\"\":1,\n\"\"m\"\":2}\",3,2026-01-02T03:04:05.678Z,\"Acme, Ltd\",https://l.example/,\r\n"
         );
         assert_eq!(
             written(Format::Csv, &row(None)),
-            "acme,Session,\"a\"\"1\",7,deleted,,3,2026-01-02T03:04:05.678Z\r\n"
+            "acme,Session,\"a\"\"1\",7,deleted,,3,2026-01-02T03:04:05.678Z,\"Acme, Ltd\",https://l.example/,\r\n"
         );
     }
 
@@ -224,5 +266,6 @@ mod tests {
         let feature: serde_json::Value = serde_json::from_str(&written(Format::Geojson, &row(None))).unwrap();
         assert!(feature.get("geometry").unwrap().is_null());
         assert_eq!(feature["properties"]["state"], "deleted");
+        assert_eq!(feature["properties"]["publisher"], "Acme, Ltd");
     }
 }

@@ -242,6 +242,9 @@ mod tests {
             failures: 2,
             push: "none".into(),
             license: None,
+            publisher: None,
+            dataset_url: None,
+            total_items: None,
         };
         let begun = FeedRow { name: "begun".into(), mode: "refresh".into(), level_at: None, ..feed.clone() };
         let mirror = MirrorRow {
@@ -253,7 +256,8 @@ mod tests {
             webhooks_address: None,
         };
         let quarantine = vec![QuarantineCount { feed: "acme".into(), rows: 4, bytes: 1, dropped: 0 }];
-        let status = Status { mirror, feeds: vec![feed, begun], resyncs: Vec::new(), closer: Vec::new() };
+        let status =
+            Status { mirror, feeds: vec![feed, begun], loads: Vec::new(), resyncs: Vec::new(), closer: Vec::new() };
         Stored { status, quarantine, database_bytes: Some(10), wal_bytes: None }
     }
 

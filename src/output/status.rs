@@ -12,9 +12,10 @@ use comfy_table::{Cell, CellAlignment, Color, ColumnConstraint, ContentArrangeme
 use jiff::Timestamp;
 use serde::Serialize;
 
+use super::estimate;
 use super::words::{counted, number, plain, seconds_since, span, tail};
 use crate::feed::{Health, Push};
-use crate::store::read::{EndpointRow, EventRow, FeedRow, MirrorRow, Reader, ResyncRow, StoreError};
+use crate::store::read::{EndpointRow, EventRow, FeedRow, LoadRow, MirrorRow, Reader, ResyncRow, StoreError};
 
 /// How wide a table is where no terminal says.
 pub const WIDTH: u16 = 120;
@@ -26,6 +27,9 @@ pub struct Status {
     pub mirror: MirrorRow,
     /// By name.
     pub feeds: Vec<FeedRow>,
+    /// The first loads under way whose end can be estimated.
+    #[serde(skip)]
+    pub loads: Vec<LoadRow>,
     /// The resyncs under way.
     #[serde(skip)]
     pub resyncs: Vec<ResyncRow>,
@@ -61,7 +65,7 @@ impl Status {
         let (mirror, feeds, resyncs) = (reader.mirror()?, reader.feeds(names)?, reader.resyncs()?);
         let closer = feeds.iter().filter(|feed| names.contains(&feed.name));
         let closer = closer.map(|feed| Closer::read(reader, &feed.name)).collect::<Result<_, _>>()?;
-        Ok(Self { mirror, feeds, resyncs, closer })
+        Ok(Self { mirror, feeds, loads: reader.loads()?, resyncs, closer })
     }
 
     /// Feeds in the order of the table: those that need attention first, then by name.
@@ -92,6 +96,16 @@ impl Status {
         }
     }
 
+    /// How far a feed's first load is, where its dataset site says about how many items there are.
+    pub fn progress(&self, feed: &FeedRow, now: Timestamp) -> Option<String> {
+        let load = self.loads.iter().find(|load| load.feed == feed.name)?;
+        let seconds = seconds_since(Some(&load.began_at), now)?;
+        let (items, total) = (u64::try_from(feed.items).ok()?, u64::try_from(feed.total_items?).ok()?);
+        #[allow(clippy::cast_precision_loss, reason = "an estimate")]
+        let words = estimate::words(items, items, total, seconds as f64);
+        Some(format!("first load: {words}"))
+    }
+
     /// `3 feeds: 2 ok, 1 retrying; 1,234 live items`.
     pub fn summary(&self) -> String {
         let count = |health: &Health| self.feeds.iter().filter(|feed| feed.health == health.as_str()).count();
@@ -114,7 +128,11 @@ pub fn table(out: &mut impl Write, status: &Status, now: Timestamp, width: u16) 
     }
     let mut reasons = false;
     for feed in &feeds {
-        let Some(reason) = status.reason(feed) else { continue };
+        let said: Vec<String> = status.progress(feed, now).into_iter().chain(status.reason(feed)).collect();
+        if said.is_empty() {
+            continue;
+        }
+        let reason = said.join("; ");
         let since = seconds_since(feed.since.as_deref(), now).filter(|_| feed.health != "ok");
         let since = since.map(|seconds| format!(" for {}", span(seconds))).unwrap_or_default();
         let failures = if feed.failures > 1 { format!(", {} in a row", number(feed.failures)) } else { String::new() };
@@ -244,6 +262,9 @@ mod tests {
             failures: 0,
             push: "none".into(),
             license: None,
+            publisher: None,
+            dataset_url: None,
+            total_items: None,
         }
     }
 
@@ -256,7 +277,7 @@ mod tests {
             ops_address: None,
             webhooks_address: None,
         };
-        Status { mirror, feeds, resyncs: Vec::new(), closer: Vec::new() }
+        Status { mirror, feeds, loads: Vec::new(), resyncs: Vec::new(), closer: Vec::new() }
     }
 
     fn shown(status: &Status) -> String {
@@ -312,6 +333,16 @@ mod tests {
         let text = shown(&status);
         let said = "a: ok: resync: reading the feed anew, trusting the source, since 2026-01-01T01:00:00.000Z\n";
         assert!(text.contains(said), "{text}");
+    }
+
+    #[test]
+    fn a_first_load_says_how_far_it_is_and_when_it_may_be_done() {
+        // 400 of 1,000 items in the two hours since it began
+        let loading = FeedRow { mode: "refresh".into(), items: 400, total_items: Some(1000), ..feed("a", "ok", None) };
+        let mut status = status(vec![loading]);
+        status.loads.push(LoadRow { feed: "a".into(), began_at: "2026-01-01T00:00:11.500Z".into() });
+        let text = shown(&status);
+        assert!(text.contains("\na: ok: first load: about 40 %, some 2 h to go\n"), "{text}");
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use super::guard::Guard;
 use super::http::{Failure, HttpSettings};
 
 /// Clients are made here alone, one for each set of connection settings, and share their connections.
@@ -32,6 +33,12 @@ impl Clients {
 /// [`Failure::Settings`].
 pub fn plain_client(timeout: Duration) -> Result<reqwest::Client, Failure> {
     made(builder().no_proxy().timeout(timeout))
+}
+
+/// A client for pages of anybody's, which connects only where `guard` lets it.
+pub(super) fn guarded_client(settings: &HttpSettings, guard: &Guard) -> Result<reqwest::Client, Failure> {
+    let client = builder().connect_timeout(settings.connect_timeout).pool_max_idle_per_host(1);
+    made(if guard.is_open() { client } else { client.no_proxy().dns_resolver(Arc::new(guard.clone())) })
 }
 
 #[expect(clippy::disallowed_methods, reason = "the one place where clients are made")]

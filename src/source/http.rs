@@ -118,6 +118,9 @@ pub enum Failure {
     /// A redirect to another origin.
     #[error("foreign-redirect: the publisher redirects to another origin, {0}; allow it with http.allow_hosts")]
     ForeignRedirect(String),
+    /// An address that is none of the internet's, where only public ones may be connected to.
+    #[error("private-address: {0}; allow it with --allow-private")]
+    PrivateAddress(String),
     /// Redirects without end, or to nowhere.
     #[error("redirect: {0}")]
     Redirect(String),

@@ -28,7 +28,8 @@ impl Crowded {
         let (store, closing) = Store::open_with(&directory.path().join("mirror.db"), SIGN_ONLY).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let url = "https://acme.example/".to_owned();
-        let feed = Registration { name: Self::name(), provider: None, url, broken: None };
+        let feed =
+            Registration { name: Self::name(), provider: None, url, attribution: Default::default(), broken: None };
         runtime.block_on(store.register(1, vec![feed], true)).unwrap();
         Self { store, _closing: closing, runtime, directory }
     }

@@ -5,7 +5,7 @@ use rusqlite::{OptionalExtension, params};
 use super::resync::{self, Resync, Trust};
 use super::writer::{Bench, Weight};
 use super::{Millis, Store, StoreError, journal};
-use crate::feed::{FeedName, Generation, Health, Mode};
+use crate::feed::{Attribution, FeedName, Generation, Health, Mode};
 
 /// A feed as configured.
 #[derive(Clone, Debug)]
@@ -16,6 +16,8 @@ pub struct Registration {
     pub provider: Option<String>,
     /// The poll endpoint's URL.
     pub url: String,
+    /// Who publishes it, and on what terms.
+    pub attribution: Attribution,
     /// Why it can't run, when its own settings are wrong.
     pub broken: Option<String>,
 }
@@ -221,7 +223,8 @@ impl Store {
             if !paused && feed.purged {
                 let anew = "UPDATE endpoint SET cursor = (SELECT url FROM feed WHERE id = ?1) WHERE feed = ?1 AND transport = 0";
                 bench.db.execute(anew, [feed.id])?;
-                bench.db.execute("UPDATE feed SET purged = 0, mode = 'refresh' WHERE id = ?1", [feed.id])?;
+                let refresh = "UPDATE feed SET purged = 0, mode = 'refresh', began_at = ?2 WHERE id = ?1";
+                bench.db.execute(refresh, params![feed.id, at])?;
             }
             let health = if paused { Health::Paused } else { Health::Ok };
             set_health(bench, feed.id, at, health, paused.then_some("paused: by the operator"))?;
@@ -267,8 +270,8 @@ fn register(bench: &mut Bench<'_>, at: Millis, feed: &Registration) -> Result<()
         .optional()?;
     let id = match known {
         None => {
-            let sql = "INSERT INTO feed (name, provider, url) VALUES (?1, ?2, ?3)";
-            bench.db.execute(sql, params![name, feed.provider, feed.url])?;
+            let sql = "INSERT INTO feed (name, provider, url, began_at) VALUES (?1, ?2, ?3, ?4)";
+            bench.db.execute(sql, params![name, feed.provider, feed.url, at])?;
             let id = bench.db.last_insert_rowid();
             let sql = "INSERT INTO endpoint (feed, transport, cursor, since) VALUES (?1, 0, ?2, ?3)";
             bench.db.execute(sql, params![id, feed.url, at])?;
@@ -286,12 +289,22 @@ fn register(bench: &mut Bench<'_>, at: Millis, feed: &Registration) -> Result<()
             id
         }
     };
+    if feed.broken.is_none() {
+        attribute(bench, id, &feed.attribution)?;
+    }
     let stored = read(bench, name)?;
     if stored.paused {
         set_health(bench, id, at, Health::Paused, Some("paused: by the operator"))?;
     } else if let Some(reason) = &feed.broken {
         set_health(bench, id, at, Health::Failed, Some(reason))?;
     }
+    Ok(())
+}
+
+fn attribute(bench: &Bench<'_>, id: i64, told: &Attribution) -> Result<(), StoreError> {
+    let sql = "UPDATE feed SET publisher = ?2, told_license = ?3, dataset_url = ?4, total_items = ?5 WHERE id = ?1";
+    let total = told.total_items.map(|total| i64::try_from(total).unwrap_or(i64::MAX));
+    bench.db.prepare_cached(sql)?.execute(params![id, told.publisher, told.license, told.dataset_url, total])?;
     Ok(())
 }
 

@@ -18,7 +18,7 @@ pub use crate::feed::Seq;
 pub use log::{Filter, Page};
 use rows::Columns;
 pub use rows::{
-    ChangeRow, EndpointRow, EventRow, FeedRow, FindingRow, ItemRow, MirrorRow, QuarantineCount, QuarantineRow,
+    ChangeRow, EndpointRow, EventRow, FeedRow, FindingRow, ItemRow, LoadRow, MirrorRow, QuarantineCount, QuarantineRow,
     RefusalRow, ResyncRow, Stored,
 };
 
@@ -156,6 +156,16 @@ impl Reader {
     /// As [`Reader::feeds`].
     pub fn refusals(&self, feed: Option<&str>, limit: usize) -> Result<Vec<RefusalRow>, StoreError> {
         self.newest(rows::REFUSALS, feed, limit)
+    }
+
+    /// The first loads under way of feeds that say about how many items they have, by feed.
+    ///
+    /// # Errors
+    /// When the file can't be read.
+    pub fn loads(&self) -> Result<Vec<LoadRow>, StoreError> {
+        let source = "(SELECT name AS feed, strftime('%Y-%m-%dT%H:%M:%fZ', began_at / 1000.0, 'unixepoch') AS began_at
+                       FROM feed WHERE mode = 'refresh' AND total_items IS NOT NULL AND began_at IS NOT NULL)";
+        self.rows(source, "ORDER BY feed", ())
     }
 
     /// The resyncs under way, by feed.

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::control::Request;
 use super::endpoints::{self, Endpoints};
 use super::{Configured, FeedSettings, Fleet};
-use crate::feed::{FeedName, Health, Mode};
+use crate::feed::{Attribution, FeedName, Health, Mode};
 use crate::source::client::Clients;
 use crate::source::http::{Failure, Requests};
 use crate::source::turns::Turns;
@@ -179,7 +179,8 @@ impl Supervisor {
         let mut kept = BTreeSet::new();
         for configured in &fleet.feeds {
             let name = configured.name();
-            let same = same_hosts && self.members.get(name).is_some_and(|member| member.configured == *configured);
+            let same =
+                same_hosts && self.members.get(name).is_some_and(|member| member.configured.works_as(configured));
             if same {
                 kept.insert(name.clone());
             }
@@ -378,12 +379,14 @@ pub fn registrations(fleet: &Fleet) -> Vec<Registration> {
             name: settings.name.clone(),
             provider: settings.provider.clone(),
             url: settings.url.clone(),
+            attribution: settings.attribution.clone(),
             broken: None,
         },
         Configured::Broken { name, reason } => Registration {
             name: name.clone(),
             provider: None,
             url: String::new(),
+            attribution: Attribution::default(),
             broken: Some(format!("settings: {reason}")),
         },
     };

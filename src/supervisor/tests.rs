@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::fleet::Supervisor;
 use super::{Configured, FeedSettings, Fleet, control};
-use crate::feed::{FeedName, Health};
+use crate::feed::{Attribution, FeedName, Health};
 use crate::source::budget::Budget;
 use crate::store::read::Reader;
 use crate::store::{Store, now};
@@ -97,4 +97,15 @@ async fn a_feed_that_panics_is_started_again_and_the_others_never_notice() {
     running.await.unwrap();
     serving.abort();
     tokio::task::spawn_blocking(move || closing.finish()).await.unwrap();
+}
+
+#[test]
+fn who_publishes_a_feed_changes_nothing_about_how_it_works() {
+    let plain = FeedSettings::plain(FeedName::new("acme").unwrap(), "https://acme.example/".into());
+    let attribution = Attribution { publisher: Some("Acme".into()), total_items: Some(12), ..Attribution::default() };
+    let ready = |settings: FeedSettings| Configured::Ready(Box::new(settings));
+    let told = ready(FeedSettings { attribution: attribution.clone(), ..plain.clone() });
+    assert!(ready(plain.clone()).works_as(&told));
+    let moved = ready(FeedSettings { attribution, url: "https://acme.example/b".into(), ..plain });
+    assert!(!told.works_as(&moved));
 }

@@ -366,6 +366,7 @@ pub(super) fn explain(failure: &Failure) -> (Trouble, String) {
         Failure::Tls(_)
         | Failure::ForeignNext(_)
         | Failure::ForeignRedirect(_)
+        | Failure::PrivateAddress(_)
         | Failure::Redirect(_)
         | Failure::Url(_)
         | Failure::Settings(_) => Trouble::Operator,

@@ -118,6 +118,12 @@ pub(crate) const RULES: &[Rule] = &[
         because: "a publisher that shared code with the mirror would share its mistakes",
     },
     Rule {
+        module: "discover",
+        may_use: &["feed"],
+        never: &["async", "await", "tokio", "reqwest", "std::fs", "std::net", "Instant::now", "SystemTime::now"],
+        because: "pages to configuration is a pure function: strangers' pages are tried on it without a socket or a file",
+    },
+    Rule {
         module: "cli",
         may_use: &["*"],
         never: &[],

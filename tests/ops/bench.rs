@@ -45,6 +45,7 @@ impl File {
             name: name(feed),
             provider: None,
             url: format!("https://{feed}.example/\"><img src=x onerror=alert(1)>"),
+            attribution: Default::default(),
             broken: None,
         };
         file.store().register(now(), feeds.iter().map(registration).collect(), true).await.unwrap();

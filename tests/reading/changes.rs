@@ -123,6 +123,7 @@ fn a_feed_that_was_purged_for_good_can_still_be_asked_for() {
         name: mirror.name("other"),
         provider: None,
         url: "https://acme.example/other".into(),
+        attribution: Default::default(),
         broken: None,
     };
     mirror.runtime.block_on(mirror.store().register(AT, vec![kept], true)).unwrap();

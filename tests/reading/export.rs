@@ -31,7 +31,12 @@ fn data_come_out_byte_for_byte() {
     let line = text.lines().next().unwrap();
     let (beginning, rest) = (r#"{"feed":"acme","kind":"Session","id":"a","modified":1,"state":"updated","data":"#, ODD);
     assert!(line.starts_with(&format!("{beginning}{rest},\"seq\":")), "{line}");
-    assert!(line.ends_with(",\"changed_at\":\"2026-01-02T03:04:05.678Z\"}"), "{line}");
+    assert!(
+        line.ends_with(
+            ",\"changed_at\":\"2026-01-02T03:04:05.678Z\",\"publisher\":null,\"license\":null,\"dataset_url\":null}"
+        ),
+        "{line}"
+    );
 }
 
 #[test]
@@ -88,8 +93,8 @@ fn the_other_formats_hold_the_same_items() {
     let csv = mirror.says(&["export", "--format", "csv", "--feed", "acme", "--kind", "Slot"]);
     let seq = &lines[1]["seq"];
     let expected = format!(
-        "feed,kind,id,modified,state,data,seq,changed_at\r\n\
-         acme,Slot,c,3,updated,\"{{\"\"n\"\": 3}}\",{seq},2026-01-02T03:04:05.678Z\r\n"
+        "feed,kind,id,modified,state,data,seq,changed_at,publisher,license,dataset_url\r\n\
+         acme,Slot,c,3,updated,\"{{\"\"n\"\": 3}}\",{seq},2026-01-02T03:04:05.678Z,,,\r\n"
     );
     assert_eq!(csv, expected);
     let map: serde_json::Value = serde_json::from_str(&mirror.says(&["export", "--format", "geojson"])).unwrap();
@@ -106,7 +111,8 @@ fn nothing_is_valid_in_every_format() {
     let mirror = Mirror::new();
     assert_eq!(mirror.says(&["export"]), "");
     assert_eq!(mirror.says(&["export", "--format", "json"]), "[]\n");
-    assert_eq!(mirror.says(&["export", "--format", "csv"]), "feed,kind,id,modified,state,data,seq,changed_at\r\n");
+    let header = "feed,kind,id,modified,state,data,seq,changed_at,publisher,license,dataset_url\r\n";
+    assert_eq!(mirror.says(&["export", "--format", "csv"]), header);
     let map: serde_json::Value = serde_json::from_str(&mirror.says(&["export", "--format", "geojson"])).unwrap();
     assert_eq!(map["features"], serde_json::json!([]));
 }

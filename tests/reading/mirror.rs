@@ -40,7 +40,8 @@ impl Mirror {
 
     pub(crate) fn feed(&self, name: &str) -> StoredFeed {
         let url = format!("https://acme.example/{name}");
-        let feed = Registration { name: self.name(name), provider: None, url, broken: None };
+        let feed =
+            Registration { name: self.name(name), provider: None, url, attribution: Default::default(), broken: None };
         self.runtime.block_on(self.store().register(AT, vec![feed], false)).unwrap().remove(0)
     }
 

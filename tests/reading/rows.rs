@@ -1,8 +1,8 @@
 //! Status and the journals: rows under the SQL names, tables for people.
 
-use feedmirror::feed::{Finding, Health, Mode, Push, Transport};
+use feedmirror::feed::{Attribution, Finding, Health, Mode, Push, Transport};
 use feedmirror::store::endpoints::Standing;
-use feedmirror::store::feeds::Note;
+use feedmirror::store::feeds::{Note, Registration};
 use feedmirror::store::read::Reader;
 
 use crate::mirror::{AT, Mirror, deleted, failed, json_lines, updated};
@@ -232,4 +232,20 @@ fn the_last_events_come_in_the_order_they_happened() {
         let rows = json_lines(&mirror.says(arguments));
         assert_eq!(rows.iter().map(|row| row["detail"].as_str().unwrap()).collect::<Vec<_>>(), ["3", "4"]);
     }
+}
+
+#[test]
+fn status_says_how_far_a_first_load_is_where_its_size_is_known() {
+    let mirror = Mirror::new();
+    let url = "https://acme.example/acme".to_owned();
+    let attribution = Attribution { total_items: Some(4), ..Attribution::default() };
+    let feed = Registration { name: mirror.name("acme"), provider: None, url, attribution, broken: None };
+    mirror.runtime.block_on(mirror.store().register(AT, vec![feed], false)).unwrap();
+    mirror.feed("unknown");
+    mirror.polled("acme", &[updated("1", 1, "{}")]);
+
+    let text = mirror.says(&["status"]);
+
+    assert!(text.contains("\nacme: ok: first load: about 25 %, some "), "{text}");
+    assert!(!text.contains("unknown: ok"), "{text}");
 }

@@ -1,8 +1,9 @@
 //! Feeds that come, go, are purged and come back (DESIGN §3, "Configuration changes" and "Purge").
 
-use feedmirror::feed::{Health, Transport};
+use feedmirror::feed::{Attribution, Health, Transport};
 use feedmirror::store::StoreError;
 use feedmirror::store::apply::{Applied, Purpose, Verdict};
+use feedmirror::store::feeds::Registration;
 use rusqlite::types::Value;
 
 use crate::mirror::{AT, Mirror, deleted, name, registration, start_url, unreadable, updated};
@@ -128,4 +129,34 @@ fn a_feed_whose_settings_are_wrong_is_failed_with_the_reason_and_keeps_its_rows(
     let feed = mirror.feed("acme");
     assert_eq!((feed.health, feed.reason), (Health::Failed, broken));
     assert_eq!(mirror.item("1"), "10 updated {}");
+}
+
+#[test]
+fn who_publishes_a_feed_is_kept_and_a_page_s_licence_comes_before_the_configured_one() {
+    // given a feed whose publisher, licence and dataset site are configured
+    let mirror = Mirror::with(&["acme"]);
+    let told = |publisher: &str| Attribution {
+        publisher: Some(publisher.into()),
+        license: Some("configured".into()),
+        dataset_url: Some("https://acme.example/".into()),
+        total_items: Some(12),
+    };
+    let register = |registration| mirror.wait(mirror.store().register(AT, vec![registration], true)).unwrap();
+    let shown = || mirror.rows("SELECT publisher, license, dataset_url, total_items FROM feeds").remove(0);
+    register(Registration { attribution: told("Acme"), ..registration("acme") });
+    let expected =
+        |publisher, license| [text(publisher), text(license), text("https://acme.example/"), Value::Integer(12)];
+    assert_eq!(shown(), expected("Acme", "configured"));
+
+    // when a page names a licence, the publisher another name, and then the feed's settings are wrong
+    let mut delivery = mirror.delivery("acme", Transport::Webhook, Purpose::Again, &[]);
+    delivery.page.license = Some("published".into());
+    mirror.apply(delivery);
+    register(Registration { attribution: told("Acme Group"), ..registration("acme") });
+    register(Registration { broken: Some("settings: wrong".into()), ..registration("acme") });
+
+    // then the page's stands, with what was configured last
+    assert_eq!(shown(), expected("Acme Group", "published"));
+    register(registration("acme"));
+    assert_eq!(shown(), [Value::Null, text("published"), Value::Null, Value::Null]);
 }

@@ -77,7 +77,13 @@ pub(crate) fn name(name: &str) -> FeedName {
 
 /// A feed as configured, its URL on a host of its own.
 pub(crate) fn registration(feed: &str) -> Registration {
-    Registration { name: name(feed), provider: None, url: start_url(feed), broken: None }
+    Registration {
+        name: name(feed),
+        provider: None,
+        url: start_url(feed),
+        attribution: Default::default(),
+        broken: None,
+    }
 }
 
 /// Where the feed begins.

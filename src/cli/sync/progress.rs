@@ -10,9 +10,10 @@ use std::time::{Duration, Instant};
 use indicatif::{HumanBytes, HumanCount, MultiProgress, ProgressBar, ProgressStyle};
 use tokio::time::Interval;
 
-use super::Run;
 use super::summary::Row;
+use super::{Expected, Run};
 use crate::cli::Globals;
+use crate::output::estimate;
 use crate::worker::Counts;
 
 /// Feeds that have a line of their own at once; the others are in the total.
@@ -30,11 +31,13 @@ pub(super) struct Progress {
     shown: Shown,
     tick: Interval,
     began: Instant,
-    running: BTreeMap<String, Arc<Counts>>,
+    running: BTreeMap<String, (Arc<Counts>, Option<Expected>)>,
     feeds: usize,
     level: usize,
     failed: usize,
     done: Sum,
+    /// What all feeds come to; nothing once one of them doesn't say.
+    expected: Option<Expected>,
 }
 
 enum Shown {
@@ -98,12 +101,14 @@ impl Progress {
             level: 0,
             failed: 0,
             done: Sum::default(),
+            expected: Some(Expected { before: 0, total: 0 }),
         }
     }
 
     pub(super) fn add(&mut self, run: &Run) {
         self.feeds += 1;
-        self.running.insert(run.name.clone(), Arc::clone(&run.counts));
+        self.expected = self.expected.zip(run.expected).map(|(all, one)| all.plus(one));
+        self.running.insert(run.name.clone(), (Arc::clone(&run.counts), run.expected));
     }
 
     pub(super) fn ended(&mut self, row: &Row) {
@@ -111,7 +116,7 @@ impl Progress {
             None => self.level += 1,
             Some(_) => self.failed += 1,
         }
-        if let Some(counts) = self.running.remove(&row.feed) {
+        if let Some((counts, _)) = self.running.remove(&row.feed) {
             self.done = self.done.plus(Sum::of(&counts));
         }
         let words = match &row.trouble {
@@ -132,23 +137,23 @@ impl Progress {
     /// Draws, in its rhythm.
     pub(super) async fn tick(&mut self) {
         self.tick.tick().await;
-        let sum = self.running.values().fold(self.done, |sum, counts| sum.plus(Sum::of(counts)));
+        let sum = self.running.values().fold(self.done, |sum, (counts, _)| sum.plus(Sum::of(counts)));
         let failed = if self.failed == 0 { String::new() } else { format!(", {} given up", self.failed) };
-        let words =
-            format!("{} of {} feeds level{failed}; {}", self.level, self.feeds, sum.words(self.began.elapsed()));
+        let words = one(sum, self.expected, self.began.elapsed());
+        let words = format!("{} of {} feeds level{failed}; {words}", self.level, self.feeds);
         match &mut self.shown {
             Shown::Nothing => {}
             Shown::Lines => say(&words),
             Shown::Bars { multi, total, bars } => {
                 total.set_message(words);
-                for (name, counts) in &self.running {
+                for (name, (counts, expected)) in &self.running {
                     if !bars.contains_key(name) && bars.len() < LINES {
                         let bar = multi.add(line());
                         bar.set_prefix(name.clone());
                         bars.insert(name.clone(), bar);
                     }
                     if let Some(bar) = bars.get(name) {
-                        bar.set_message(Sum::of(counts).words(self.began.elapsed()));
+                        bar.set_message(one(Sum::of(counts), *expected, self.began.elapsed()));
                     }
                 }
             }
@@ -165,6 +170,24 @@ impl Progress {
     }
 }
 
+impl Expected {
+    fn plus(self, other: Self) -> Self {
+        Self { before: self.before + other.before, total: self.total + other.total }
+    }
+}
+
+/// A feed's words, or those of all: how far its first load is, where that can be told, and what came so far.
+fn one(sum: Sum, expected: Option<Expected>, time: Duration) -> String {
+    let words = sum.words(time);
+    match expected {
+        None => words,
+        Some(Expected { before, total }) => {
+            let far = estimate::words(before + sum.records, sum.records, total, time.as_secs_f64());
+            format!("{far}; {words}")
+        }
+    }
+}
+
 fn line() -> ProgressBar {
     let bar = ProgressBar::new_spinner();
     if let Ok(style) = ProgressStyle::with_template("{spinner} {prefix}  {wide_msg}") {
@@ -177,4 +200,18 @@ fn line() -> ProgressBar {
 /// Nobody is left to tell when standard error is closed.
 fn say(words: &str) {
     let _ = writeln!(std::io::stderr(), "{words}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_first_load_says_how_far_it_is_where_its_size_is_known() {
+        // 100 records in 10 s on top of 500 items, of about 1,000
+        let sum = Sum { records: 100, pages: 2, bytes: 4096 };
+        let known = one(sum, Some(Expected { before: 500, total: 1000 }), Duration::from_secs(10));
+        assert_eq!(known, "about 60 %, some 40 s to go; 100 records, 2 pages, 4.00 KiB, 10/s");
+        assert_eq!(one(sum, None, Duration::from_secs(10)), "100 records, 2 pages, 4.00 KiB, 10/s");
+    }
 }

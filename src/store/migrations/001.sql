@@ -31,7 +31,12 @@ CREATE TABLE feed (
     changed_at  INTEGER,
     next_poll_at INTEGER,
     failures    INTEGER NOT NULL DEFAULT 0,
-    license     TEXT,
+    license     TEXT,                            -- of the last page that named one
+    told_license TEXT,                           -- as configured, for feeds whose pages name none
+    publisher   TEXT,
+    dataset_url TEXT,
+    total_items INTEGER,                         -- as configured: about so many
+    began_at    INTEGER,                         -- when its first load began
     push        TEXT    NOT NULL DEFAULT 'none',
     suspect     TEXT,                            -- the reason, while what the publisher says contradicts the mirror
     differing   INTEGER NOT NULL DEFAULT 0,      -- the last 20 differing polled items, a bit each: 1 was refused as older
@@ -191,7 +196,8 @@ SELECT f.name AS name, f.provider AS provider, f.url AS url, f.mode AS mode,
        strftime('%Y-%m-%dT%H:%M:%fZ', f.polled_at / 1000.0, 'unixepoch') AS polled_at,
        strftime('%Y-%m-%dT%H:%M:%fZ', f.changed_at / 1000.0, 'unixepoch') AS changed_at,
        strftime('%Y-%m-%dT%H:%M:%fZ', f.next_poll_at / 1000.0, 'unixepoch') AS next_poll_at,
-       f.failures AS failures, f.push AS push, f.license AS license
+       f.failures AS failures, f.push AS push, coalesce(f.license, f.told_license) AS license,
+       f.publisher AS publisher, f.dataset_url AS dataset_url, f.total_items AS total_items
 FROM feed f LEFT JOIN endpoint p ON p.feed = f.id AND p.transport = 0;
 
 CREATE VIEW endpoints AS

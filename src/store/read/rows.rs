@@ -106,8 +106,14 @@ columns! {
         failures: i64,
         /// How far push is believed.
         push: String,
-        /// The licence of the last page that named one.
+        /// The licence of the last page that named one, else the configured one.
         license: Option<String>,
+        /// Who publishes it.
+        publisher: Option<String>,
+        /// The dataset site that it belongs to.
+        dataset_url: Option<String>,
+        /// About how many items it has, as its dataset site said.
+        total_items: Option<i64>,
     }
 
     /// A row of `endpoints`.
@@ -262,6 +268,14 @@ columns! {
         modified: Option<Stored>,
         /// Why it was refused.
         reason: String,
+    }
+
+    /// A first load under way.
+    LoadRow {
+        /// The feed's name.
+        feed: String,
+        /// When it began.
+        began_at: String,
     }
 
     /// A resync under way.

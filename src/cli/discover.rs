@@ -1,0 +1,202 @@
+//! `discover`: from a collection, a catalogue or a dataset site to feeds as configuration.
+//!
+//! One bad page never ends the walk: it is told, and the rest is read. Nothing is written unless asked for, and then
+//! only files of its own.
+
+mod add;
+mod configured;
+mod walk;
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::bail;
+use serde::Serialize;
+use url::Url;
+
+use super::{Exit, Globals, Usage, lines};
+use crate::discover::changes::{Change, Walked, What, between};
+use crate::discover::file::tables;
+use crate::discover::names::{Known, Named, assign};
+use crate::source::guard::Guard;
+use configured::Configured;
+use walk::{Found, Limits, walk};
+
+/// What `discover` is told.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Args {
+    /// A collection, a catalogue or a dataset site
+    #[arg(value_name = "URL")]
+    url: String,
+    /// Write a file for each dataset to DIR, by default where the configuration includes files from
+    #[arg(long, value_name = "DIR", num_args = 0..=1)]
+    add: Option<Option<PathBuf>>,
+    /// Take feeds that their site doesn't list any more out of those files
+    #[arg(long, requires = "add", conflicts_with = "diff")]
+    prune: bool,
+    /// Show what appeared, vanished and moved against the configuration (and DIR), and write nothing
+    #[arg(long)]
+    diff: bool,
+    /// Print rows as JSON
+    #[arg(long)]
+    json: bool,
+    /// Connect to private and local addresses too, and by the environment's proxy
+    #[arg(long)]
+    allow_private: bool,
+    /// Read at most so many pages, catalogues included
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    limit: u32,
+    /// Stop reading after so many seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 1800, value_parser = clap::value_parser!(u64).range(1..))]
+    timeout: u64,
+}
+
+/// One feed found, as `--json` prints it.
+#[derive(Serialize)]
+struct Row<'a> {
+    feed: &'a str,
+    provider: &'a str,
+    url: &'a str,
+    kind: Option<&'a str>,
+    total_items: Option<u64>,
+    publisher: Option<&'a str>,
+    license: Option<&'a str>,
+    dataset: Option<&'a str>,
+    dataset_url: &'a str,
+}
+
+/// Walks, and prints, compares or writes what was found.
+///
+/// # Errors
+/// When the URL itself can't be read, nothing was found, or the configuration or a file can't be used.
+pub fn run(globals: &Globals, args: Args) -> anyhow::Result<Exit> {
+    let from = start(&args.url)?;
+    // Looked at before anything is asked for: a wrong place should not cost a walk.
+    let configured = match (args.diff, &args.add) {
+        (false, None) => None,
+        (diff, add) => Some(Configured::load(globals, add.as_ref().and_then(Option::as_deref), diff)?),
+    };
+    let guard = if args.allow_private { Guard::open() } else { Guard::public() };
+    let limits = Limits { pages: args.limit as usize, time: Duration::from_secs(args.timeout) };
+    let mut voice = Voice { quiet: globals.quiet, problems: 0 };
+    let found = super::runtime()?.block_on(walk(&from, guard, limits, &mut voice))?;
+    let known = configured.as_ref().map(|configured| configured.known.clone()).unwrap_or_default();
+    let mut problems = Vec::new();
+    let named = assign(found.datasets.clone(), &known, &mut problems);
+    problems.iter().for_each(|problem| voice.problem(problem));
+    voice.summary(&found);
+    if found.datasets.iter().all(|dataset| dataset.feeds.is_empty()) && !args.diff {
+        bail!("{from}: no feeds were found");
+    }
+    match configured {
+        None => show(&mut io::stdout().lock(), &named, args.json)?,
+        Some(configured) if args.diff => {
+            let changes = changes(&from, &found, &named, &configured.known);
+            show_changes(&mut io::stdout().lock(), &changes, args.json)?;
+        }
+        Some(configured) => {
+            let changes = changes(&from, &found, &named, &configured.known);
+            add::run(globals, &configured, &named, &changes, &from, args.prune, args.json)?;
+        }
+    }
+    Ok(Exit::Done)
+}
+
+fn start(text: &str) -> Result<Url, Usage> {
+    let url = Url::parse(text).map_err(|error| Usage(format!("{text} is not a URL: {error}")))?;
+    if !matches!(url.scheme(), "http" | "https") || !url.has_host() {
+        return Err(Usage(format!("{text} is neither http nor https")));
+    }
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err(Usage("the URL must hold no credentials".to_owned()));
+    }
+    Ok(url)
+}
+
+fn changes(from: &Url, found: &Found, named: &[Named], known: &Known) -> Vec<Change> {
+    let walked = Walked { from: from.as_str(), found: &found.datasets, unread: &found.unread, whole: found.whole };
+    between(walked, named, known)
+}
+
+fn show(out: &mut impl Write, named: &[Named], json: bool) -> io::Result<()> {
+    if json {
+        let rows =
+            named.iter().flat_map(|named| named.names.iter().zip(&named.dataset.feeds).map(move |pair| (named, pair)));
+        let rows = rows.map(|(named, (name, feed))| Row {
+            feed: name,
+            provider: &named.provider,
+            url: &feed.url,
+            kind: feed.kind.as_deref(),
+            total_items: feed.total_items,
+            publisher: named.dataset.publisher.as_deref(),
+            license: named.dataset.license.as_deref(),
+            dataset: named.dataset.name.as_deref(),
+            dataset_url: &named.dataset.url,
+        });
+        return lines(out, &rows.collect::<Vec<_>>());
+    }
+    for (at, named) in named.iter().enumerate() {
+        write!(out, "{}{}", if at > 0 { "\n" } else { "" }, tables(named, &[]))?;
+    }
+    out.flush()
+}
+
+fn show_changes(out: &mut impl Write, changes: &[Change], json: bool) -> io::Result<()> {
+    if json {
+        return lines(out, changes);
+    }
+    for change in changes {
+        writeln!(out, "{}", in_words(change))?;
+    }
+    out.flush()
+}
+
+fn in_words(change: &Change) -> String {
+    let Change { change: what, name, url, before, .. } = change;
+    match what {
+        What::Appeared => format!("appeared: {name}: {url}"),
+        What::Vanished => format!("vanished: {name}: {url}"),
+        What::Moved => format!("moved: {name}: {} → {url}", before.as_deref().unwrap_or_default()),
+        What::SiteVanished => format!("site vanished: {name}: {url}"),
+    }
+}
+
+/// What is told on standard error while the walk goes on.
+struct Voice {
+    quiet: bool,
+    problems: usize,
+}
+
+impl Voice {
+    fn progress(&self, words: &str) {
+        if !self.quiet {
+            tell(words);
+        }
+    }
+
+    fn problem(&mut self, words: &str) {
+        self.problems += 1;
+        tell(&format!("problem: {words}"));
+    }
+
+    fn summary(&self, found: &Found) {
+        let feeds: usize = found.datasets.iter().map(|dataset| dataset.feeds.len()).sum();
+        let counts = [
+            counted(found.pages, "page"),
+            counted(found.datasets.len(), "dataset"),
+            counted(feeds, "feed"),
+            counted(self.problems, "problem"),
+        ];
+        self.progress(&counts.join(", "));
+    }
+}
+
+fn counted(count: usize, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
+}
+
+/// Nobody is left to tell when standard error is closed.
+fn tell(words: &str) {
+    let _ = writeln!(io::stderr(), "feedmirror: {words}");
+}

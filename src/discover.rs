@@ -1,0 +1,98 @@
+//! From a page that somebody published to the feeds it tells of, and from those to configuration.
+//!
+//! Pure: bytes and a URL come in, datasets, names and text go out. Nothing is fetched, looked up or written here, and no
+//! page can do more than be reported: whatever it holds, reading it ends with what could be understood and with a
+//! problem in words for the rest. Knows schema.org's words as OpenActive uses them (Dataset API Discovery 1.0,
+//! "dataset sites" and "data catalogs"), not JSON-LD as a whole: no context is fetched, no graph is expanded.
+
+pub mod changes;
+pub mod file;
+mod html;
+mod jsonld;
+pub mod names;
+mod text;
+
+use url::Url;
+
+/// What a page tells of.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Listing {
+    /// Datasets described on the page itself.
+    pub datasets: Vec<Dataset>,
+    /// URLs of further catalogues.
+    pub catalogues: Vec<Url>,
+    /// URLs of dataset sites.
+    pub sites: Vec<Url>,
+    /// Where a page that holds nothing else sends its reader (`<meta http-equiv=refresh>`).
+    pub elsewhere: Option<Url>,
+    /// What could not be understood, in words.
+    pub problems: Vec<String>,
+}
+
+/// One publisher's dataset: what its feeds have in common.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Dataset {
+    /// Its site; the page it was found on where it names none.
+    pub url: String,
+    /// The page that it was found on.
+    pub page: String,
+    /// Its title.
+    pub name: Option<String>,
+    /// Who publishes it.
+    pub publisher: Option<String>,
+    /// Under which licence, mostly a URL.
+    pub license: Option<String>,
+    /// Its RPDE feeds, in the order of the page, each URL once.
+    pub feeds: Vec<Download>,
+}
+
+/// One RPDE feed of a dataset.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Download {
+    /// What tells it from the others: its identifier, name, type, or the end of its URL.
+    pub name: String,
+    /// The last part of its `additionalType`: `SessionSeries`.
+    pub kind: Option<String>,
+    /// The first page, absolute, http or https, as written where that is possible.
+    pub url: String,
+    /// About how many items it has.
+    pub total_items: Option<u64>,
+}
+
+/// Reads a page that was found at `at`: JSON-LD, or HTML with JSON-LD in it, in UTF-8 or what is commonly sent instead.
+pub fn read(bytes: &[u8], at: &Url) -> Listing {
+    let text = text::decode(bytes);
+    let text = text.trim_start();
+    if text.starts_with(['{', '[']) {
+        return match jsonld::parse(text) {
+            Ok(tree) => jsonld::listing(&[tree], at, false),
+            Err(problem) => {
+                Listing { problems: vec![format!("the page is not JSON: {problem}")], ..Listing::default() }
+            }
+        };
+    }
+    let page = html::read(text);
+    let (mut trees, mut problems) = (Vec::new(), Vec::new());
+    for block in &page.blocks {
+        match jsonld::parse_block(block) {
+            Ok(tree) => trees.push(tree),
+            Err(problem) => problems.push(format!("a JSON-LD block of the page is not JSON: {problem}")),
+        }
+    }
+    let mut listing = jsonld::listing(&trees, at, true);
+    listing.problems.splice(0..0, problems);
+    if listing.is_empty() {
+        listing.elsewhere = page.refresh.and_then(|target| jsonld::link(&target, at).ok());
+    }
+    listing
+}
+
+impl Listing {
+    /// Whether the page tells of nothing.
+    pub fn is_empty(&self) -> bool {
+        self.datasets.is_empty() && self.catalogues.is_empty() && self.sites.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,356 @@
+//! JSON-LD as publishers write it → datasets, catalogues, sites.
+//!
+//! `@id` or `id`, `@type` or `type`, one object where a list is due, a URL where an object is due, prefixes before
+//! schema.org's names, references into a `@graph`: all of it is read. What is left out is said in words.
+
+use std::collections::{BTreeSet, HashMap};
+
+use serde_json::{Map, Value};
+use url::Url;
+
+use super::text::{clean, without_references};
+use super::{Dataset, Download, Listing};
+
+type Node = Map<String, Value>;
+
+/// Before the names of schema.org's properties, where a page spells them out.
+const PREFIXES: [&str; 4] = ["", "schema:", "https://schema.org/", "http://schema.org/"];
+/// Where a page puts what it is about.
+const INWARDS: [&str; 4] = ["@graph", "mainEntity", "mainEntityOfPage", "about"];
+/// More entries of one list, and more datasets of one page, are not read: no publisher has a tenth of them.
+const MOST: usize = 5_000;
+/// Deeper, no page is read: serde_json itself refuses 128.
+const DEEPEST: usize = 32;
+
+/// A document. Line breaks within texts, which JSON forbids and templates make, are read as spaces.
+pub(super) fn parse(text: &str) -> Result<Value, String> {
+    serde_json::from_str(text).or_else(|error| {
+        let spaced: String = text.chars().map(|sign| if sign.is_control() { ' ' } else { sign }).collect();
+        serde_json::from_str(&spaced).map_err(|_| error.to_string())
+    })
+}
+
+/// What templates put around a block, for browsers that are long gone.
+const WRAPPERS: [&str; 8] = ["<![CDATA[", "]]>", "<!--", "-->", "//", "/*", "*/", ";"];
+
+/// A block of a page, without the comments and CDATA marks around it; one escaped as if it were HTML text is unescaped.
+pub(super) fn parse_block(text: &str) -> Result<Value, String> {
+    let inner = unwrapped(text);
+    if inner.is_empty() {
+        return Err("it is empty".to_owned());
+    }
+    parse(inner).or_else(|problem| parse(&without_references(inner)).map_err(|_| problem))
+}
+
+fn unwrapped(text: &str) -> &str {
+    let mut inner = text.trim();
+    while let Some(less) =
+        WRAPPERS.iter().find_map(|wrapper| inner.strip_prefix(wrapper).or_else(|| inner.strip_suffix(wrapper)))
+    {
+        inner = less.trim();
+    }
+    inner
+}
+
+/// A link of a page at `at`: absolute, http or https, without a fragment.
+pub(super) fn link(text: &str, at: &Url) -> Result<Url, String> {
+    let shown = || clean(text).unwrap_or_default();
+    let mut url = at.join(text.trim()).map_err(|error| format!("{:?} is no URL: {error}", shown()))?;
+    if !matches!(url.scheme(), "http" | "https") || !url.has_host() {
+        return Err(format!("{:?} is neither http nor https", shown()));
+    }
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err("a URL with credentials in it (not shown)".to_owned());
+    }
+    url.set_fragment(None);
+    Ok(url)
+}
+
+/// What the trees of a page at `at` tell of; `escaped` when its texts may hold HTML's character references.
+pub(super) fn listing(trees: &[Value], at: &Url, escaped: bool) -> Listing {
+    let mut nodes = HashMap::new();
+    trees.iter().for_each(|tree| index(tree, &mut nodes, 0));
+    let mut reading = Reading { at, escaped, nodes, found: Listing::default(), seen: BTreeSet::new() };
+    trees.iter().for_each(|tree| reading.visit(tree, 0));
+    reading.found
+}
+
+/// Nodes that say something of themselves, by id.
+fn index<'a>(value: &'a Value, nodes: &mut HashMap<&'a str, &'a Node>, depth: usize) {
+    if depth > DEEPEST {
+        return;
+    }
+    match value {
+        Value::Array(list) => list.iter().for_each(|value| index(value, nodes, depth + 1)),
+        Value::Object(node) => {
+            if let Some(id) = id(node)
+                && node.len() > 1
+            {
+                nodes.entry(id).or_insert(node);
+            }
+            node.values().for_each(|value| index(value, nodes, depth + 1));
+        }
+        _ => {}
+    }
+}
+
+fn id(node: &Node) -> Option<&str> {
+    node.get("@id").or_else(|| node.get("id")).and_then(Value::as_str)
+}
+
+fn property<'a>(node: &'a Node, name: &str) -> Option<&'a Value> {
+    node.get(name).or_else(|| PREFIXES.iter().find_map(|prefix| node.get(&format!("{prefix}{name}"))))
+}
+
+/// A value as a list, as JSON-LD means it.
+fn each(value: &Value) -> &[Value] {
+    match value {
+        Value::Null => &[],
+        Value::Array(list) => list,
+        one => std::slice::from_ref(one),
+    }
+}
+
+fn entries<'a>(node: &'a Node, name: &str) -> &'a [Value] {
+    property(node, name).map_or(&[], each)
+}
+
+/// `https://schema.org/Dataset`, `schema:Dataset` and `Dataset` are one.
+fn local(name: &str) -> &str {
+    name.rsplit(['/', '#', ':']).next().unwrap_or(name)
+}
+
+fn is_a(node: &Node, wanted: &str) -> bool {
+    let types = node.get("@type").or_else(|| node.get("type"));
+    types.map_or(&[][..], each).iter().filter_map(Value::as_str).any(|name| local(name) == wanted)
+}
+
+fn is_dataset(node: &Node) -> bool {
+    is_a(node, "Dataset") || property(node, "distribution").is_some() && !is_a(node, "DataCatalog")
+}
+
+fn is_catalogue(node: &Node) -> bool {
+    let lists = property(node, "dataset").is_some() || property(node, "hasPart").is_some();
+    is_a(node, "DataCatalog") || lists && !is_dataset(node)
+}
+
+struct Reading<'a> {
+    at: &'a Url,
+    escaped: bool,
+    nodes: HashMap<&'a str, &'a Node>,
+    found: Listing,
+    /// Nodes read already, by address: a graph may name one from many places.
+    seen: BTreeSet<usize>,
+}
+
+impl<'a> Reading<'a> {
+    fn visit(&mut self, value: &'a Value, depth: usize) {
+        match value {
+            Value::Array(list) if depth <= DEEPEST => list.iter().for_each(|value| self.visit(value, depth + 1)),
+            Value::Object(node) if depth <= DEEPEST => {
+                let node = self.whole(node);
+                if !self.seen.insert(std::ptr::from_ref(node).addr()) {
+                    return;
+                }
+                if is_dataset(node) {
+                    self.dataset(node);
+                } else if is_catalogue(node) {
+                    self.catalogue(node, depth);
+                }
+                for inner in INWARDS.iter().filter_map(|name| node.get(*name)) {
+                    self.visit(inner, depth + 1);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// The node that a bare reference stands for.
+    fn whole(&self, node: &'a Node) -> &'a Node {
+        let named = id(node).filter(|_| node.len() == 1).and_then(|id| self.nodes.get(id));
+        named.copied().unwrap_or(node)
+    }
+
+    fn catalogue(&mut self, node: &'a Node, depth: usize) {
+        for list in ["dataset", "hasPart"] {
+            for entry in self.most(list, entries(node, list)) {
+                self.entry(list, entry, depth);
+            }
+        }
+    }
+
+    fn most(&mut self, list: &str, entries: &'a [Value]) -> &'a [Value] {
+        if entries.len() > MOST {
+            self.found.problems.push(format!("of `{list}` only the first {MOST} of {} are read", entries.len()));
+        }
+        &entries[..entries.len().min(MOST)]
+    }
+
+    /// An entry of a catalogue: the thing itself, or where it is.
+    fn entry(&mut self, list: &str, entry: &'a Value, depth: usize) {
+        let mut is_site = list == "dataset";
+        let target = match entry {
+            Value::Object(node) => {
+                let node = self.whole(node);
+                if property(node, "distribution").is_some() || property(node, "dataset").is_some() {
+                    return self.visit(entry, depth + 1);
+                }
+                is_site = is_dataset(node) || is_site && !is_a(node, "DataCatalog");
+                self.one(property(node, "url")).or_else(|| id(node).map(str::to_owned))
+            }
+            other => self.one(Some(other)).filter(|_| other.is_string()),
+        };
+        let link = match target {
+            Some(target) => link(&target, self.at),
+            None => Err(format!("it is {}, neither a URL nor something with one", sort(entry))),
+        };
+        match link {
+            Ok(url) if self.found.sites.len() + self.found.catalogues.len() < 2 * MOST => {
+                let urls = if is_site { &mut self.found.sites } else { &mut self.found.catalogues };
+                if !urls.contains(&url) {
+                    urls.push(url);
+                }
+            }
+            Ok(_) => {}
+            Err(problem) => self.found.problems.push(format!("an entry of `{list}` was left out: {problem}")),
+        }
+    }
+
+    fn dataset(&mut self, node: &'a Node) {
+        let url = self.one(property(node, "url")).or_else(|| id(node).map(str::to_owned));
+        let url = url.and_then(|url| link(&url, self.at).ok()).unwrap_or_else(|| self.at.clone());
+        let publisher = ["publisher", "creator", "provider"].iter().find_map(|name| self.party(property(node, name)?));
+        let mut dataset = Dataset {
+            url: url.into(),
+            page: self.at.to_string(),
+            name: self.shown(property(node, "name")),
+            publisher,
+            license: self.license(property(node, "license")),
+            feeds: Vec::new(),
+        };
+        for entry in self.most("distribution", entries(node, "distribution")) {
+            match self.download(entry) {
+                Ok(feed) if dataset.feeds.iter().any(|known| known.url == feed.url) => {}
+                Ok(feed) => dataset.feeds.push(feed),
+                Err(problem) => self.found.problems.push(format!("a download was left out: {problem}")),
+            }
+        }
+        let room = self.found.datasets.len() < MOST;
+        match self.found.datasets.iter_mut().find(|known| known.url == dataset.url) {
+            Some(known) => known.join(dataset),
+            None if room => self.found.datasets.push(dataset),
+            None => {}
+        }
+    }
+
+    fn download(&self, entry: &'a Value) -> Result<Download, String> {
+        let Value::Object(node) = entry else { return Err(format!("it is {}, no object", sort(entry))) };
+        let node = self.whole(node);
+        let kind = self.shown(property(node, "additionalType")).map(|kind| local(&kind).to_owned());
+        let url = self.one(property(node, "contentUrl")).ok_or("it has no contentUrl")?;
+        let target = link(&url, self.at)?;
+        if !self.is_rpde(node) {
+            return Err(format!("{target} is no RPDE feed, by its encodingFormat"));
+        }
+        // A feed's URL is asked for as its publisher wrote it, where that can be.
+        let url = if Url::parse(&url).is_ok_and(|written| written == target) { url } else { target.to_string() };
+        let named = ["identifier", "name"].iter().find_map(|name| self.shown(property(node, name)));
+        let named = named.filter(|name| !name.contains("://") && name.chars().any(char::is_alphabetic));
+        let place = || target.path_segments()?.rfind(|part| !part.is_empty()).map(str::to_owned);
+        let name = named.or_else(|| kind.clone()).or_else(place).unwrap_or_else(|| "feed".to_owned());
+        Ok(Download { name, kind, url, total_items: property(node, "totalItems").and_then(count) })
+    }
+
+    /// By its format; a download of one of OpenActive's own types without any is taken for one.
+    fn is_rpde(&self, node: &'a Node) -> bool {
+        let formats = ["encodingFormat", "fileFormat"].iter().flat_map(|name| entries(node, name));
+        let formats: Vec<String> = formats.filter_map(|format| self.one(Some(format))).collect();
+        if formats.is_empty() {
+            let kind = self.one(property(node, "additionalType")).unwrap_or_default();
+            return kind.contains("openactive.io/");
+        }
+        formats.iter().any(|format| format.to_ascii_lowercase().contains("rpde"))
+    }
+
+    /// A person's or an organisation's name, given as text or as an object.
+    fn party(&self, value: &'a Value) -> Option<String> {
+        each(value).iter().find_map(|value| match value {
+            Value::Object(node) => {
+                let node = self.whole(node);
+                self.shown(property(node, "name")).or_else(|| self.shown(property(node, "legalName")))
+            }
+            other => self.shown(Some(other)),
+        })
+    }
+
+    fn license(&self, value: Option<&'a Value>) -> Option<String> {
+        each(value?).iter().find_map(|value| match value {
+            Value::Object(node) => {
+                let node = self.whole(node);
+                let named = self.shown(property(node, "url")).or_else(|| id(node).and_then(clean));
+                named.or_else(|| self.shown(property(node, "name")))
+            }
+            other => self.shown(Some(other)),
+        })
+    }
+
+    /// The first text of a value.
+    fn one(&self, value: Option<&'a Value>) -> Option<String> {
+        let text = each(value?).iter().find_map(|value| match value {
+            Value::String(text) => Some(text.clone()),
+            Value::Number(number) => Some(number.to_string()),
+            Value::Object(node) => {
+                let inner = node.get("@value").or_else(|| property(node, "url")).or_else(|| node.get("@id"))?;
+                inner.as_str().map(str::to_owned)
+            }
+            _ => None,
+        })?;
+        let text = if self.escaped { without_references(&text).into_owned() } else { text };
+        Some(text.trim().to_owned()).filter(|text| !text.is_empty())
+    }
+
+    fn shown(&self, value: Option<&'a Value>) -> Option<String> {
+        self.one(value).and_then(|text| clean(&text))
+    }
+}
+
+impl Dataset {
+    /// Takes over what another description of the same dataset has besides.
+    pub(crate) fn join(&mut self, other: Self) {
+        self.name = self.name.take().or(other.name);
+        self.publisher = self.publisher.take().or(other.publisher);
+        self.license = self.license.take().or(other.license);
+        for feed in other.feeds {
+            if self.feeds.iter().all(|known| known.url != feed.url) {
+                self.feeds.push(feed);
+            }
+        }
+    }
+}
+
+fn count(value: &Value) -> Option<u64> {
+    let number = match value {
+        Value::Number(number) => number.as_u64().or_else(|| whole(number.as_f64()?)),
+        Value::String(text) => text.trim().replace(',', "").parse().ok(),
+        Value::Array(list) => count(list.first()?),
+        _ => None,
+    };
+    // As large as SQLite's integers, and no feed has none for long.
+    number.filter(|number| (1..=i64::MAX as u64).contains(number))
+}
+
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked to be within 2^53")]
+fn whole(number: f64) -> Option<u64> {
+    (0.0..9e15).contains(&number).then_some(number as u64)
+}
+
+fn sort(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "true or false",
+        Value::Number(_) => "a number",
+        Value::String(_) => "an empty text",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    }
+}

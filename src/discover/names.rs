@@ -1,0 +1,271 @@
+//! Names for providers and feeds: the same datasets get the same names, whatever else is found with them.
+//!
+//! What is configured keeps its name for good, though its publisher or identifier be renamed: a feed's name is what its
+//! rows stand under. Names are made of a-z, 0-9 and `-`, as `FeedName` takes them.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+
+use url::Url;
+
+use super::{Dataset, Download};
+
+/// A longer name helps nobody.
+const LONGEST: usize = 60;
+
+/// What is configured already.
+#[derive(Clone, Debug, Default)]
+pub struct Known {
+    /// Each provider's name, and every other name that is not to be given to one.
+    pub providers: BTreeSet<String>,
+    /// Each feed.
+    pub feeds: Vec<KnownFeed>,
+    /// What stands for each dataset, by its URL, in a file that discovery wrote.
+    pub sites: BTreeMap<String, KnownSite>,
+}
+
+/// A dataset in a file that discovery wrote.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KnownSite {
+    /// The provider's name.
+    pub provider: String,
+    /// The page that it was found on.
+    pub page: String,
+    /// Where the walk that found it began.
+    pub from: String,
+}
+
+/// A configured feed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KnownFeed {
+    /// Its name.
+    pub name: String,
+    /// Its provider.
+    pub provider: Option<String>,
+    /// The first page's URL; empty when it is wrong.
+    pub url: String,
+    /// The dataset that it is of.
+    pub dataset_url: Option<String>,
+}
+
+/// A dataset with the names of its provider and feeds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Named {
+    /// The provider's name.
+    pub provider: String,
+    /// What was found.
+    pub dataset: Dataset,
+    /// The name of each of the dataset's feeds.
+    pub names: Vec<String>,
+}
+
+/// Names for these datasets, in the order of their URLs; a feed that another dataset or the configuration outside of the
+/// dataset's own file has already is left out, and said so in `problems`.
+pub fn assign(mut datasets: Vec<Dataset>, known: &Known, problems: &mut Vec<String>) -> Vec<Named> {
+    datasets.sort_by(|a, b| a.url.cmp(&b.url));
+    let mut taken = Taken {
+        providers: known.providers.clone(),
+        names: known.feeds.iter().map(|feed| feed.name.clone()).collect(),
+        at: known.feeds.iter().map(|feed| (feed.url.as_str(), feed)).collect(),
+        known,
+    };
+    let mut owners: HashMap<String, String> = HashMap::new();
+    let mut named = Vec::new();
+    for mut dataset in datasets {
+        let own = known.sites.get(&dataset.url).map(|site| site.provider.clone());
+        let elsewhere = |url: &str| taken.at.get(url).is_some_and(|feed| own.is_none() || feed.provider != own);
+        dataset.feeds.retain(|feed| match owners.get(&feed.url) {
+            // Configured by hand, or found twice: the one that has it keeps it.
+            _ if elsewhere(&feed.url) => false,
+            Some(owner) => {
+                problems.push(format!("{}: {} is a feed of {owner} too, and taken once", dataset.url, feed.url));
+                false
+            }
+            None => true,
+        });
+        if dataset.feeds.is_empty() && own.is_none() {
+            continue;
+        }
+        owners.extend(dataset.feeds.iter().map(|feed| (feed.url.clone(), dataset.url.clone())));
+        let provider = own.unwrap_or_else(|| provider(&dataset, &taken.providers));
+        taken.providers.insert(provider.clone());
+        let names = taken.feeds(&dataset, &provider);
+        named.push(Named { provider, dataset, names });
+    }
+    named
+}
+
+/// Every name that is given, and what is configured where.
+struct Taken<'a> {
+    providers: BTreeSet<String>,
+    names: HashSet<String>,
+    at: HashMap<&'a str, &'a KnownFeed>,
+    known: &'a Known,
+}
+
+impl Taken<'_> {
+    /// What is configured at a URL keeps its name; what has moved keeps the name that it would be given.
+    fn feeds(&mut self, dataset: &Dataset, provider: &str) -> Vec<String> {
+        let urls: HashSet<&str> = dataset.feeds.iter().map(|feed| feed.url.as_str()).collect();
+        let own = self.known.feeds.iter().filter(|feed| feed.provider.as_deref() == Some(provider));
+        // Names of the dataset's own file whose feed isn't where it was.
+        let mut left: HashSet<&str> =
+            own.filter(|feed| !urls.contains(feed.url.as_str())).map(|feed| feed.name.as_str()).collect();
+        let mut names = Vec::with_capacity(dataset.feeds.len());
+        for feed in &dataset.feeds {
+            let known = self.at.get(feed.url.as_str()).map(|known| known.name.clone());
+            let name = known.unwrap_or_else(|| {
+                let mut free = |name: &String| left.remove(name.as_str()) || !self.names.contains(name);
+                candidates(provider, feed).find(|name| free(name)).unwrap_or_default()
+            });
+            self.names.insert(name.clone());
+            names.push(name);
+        }
+        names
+    }
+}
+
+/// Of the publisher, else of the host; with the host, then the path, then a hash, where that is another's already.
+fn provider(dataset: &Dataset, taken: &BTreeSet<String>) -> String {
+    let url = Url::parse(&dataset.url).ok();
+    let host = url.as_ref().map(|url| kebab(&host(url))).unwrap_or_default();
+    let path = url.as_ref().map(|url| kebab(url.path())).unwrap_or_default();
+    let publisher = dataset.publisher.as_deref().map(kebab).unwrap_or_default();
+    let first = if publisher.is_empty() { host.clone() } else { publisher };
+    let hash = format!("{:08x}", xxhash_rust::xxh3::xxh3_64(dataset.url.as_bytes()) >> 32);
+    let longer = [joined(&[&first, &host]), joined(&[&first, &host, &path]), joined(&[&first, &hash])];
+    let candidates = [first].into_iter().chain(longer);
+    let free = candidates.into_iter().find(|name| !name.is_empty() && !taken.contains(name));
+    // A hash of the URL that is taken too would be another of the same URL.
+    free.unwrap_or_else(|| joined(&["dataset", &hash]))
+}
+
+fn host(url: &Url) -> String {
+    let host = url.host_str().unwrap_or_default();
+    let port = url.port().map(|port| format!("-{port}")).unwrap_or_default();
+    format!("{}{port}", host.strip_prefix("www.").unwrap_or(host))
+}
+
+fn candidates(provider: &str, feed: &Download) -> impl Iterator<Item = String> {
+    let base = joined(&[provider, &kebab(&apart(&feed.name))]);
+    let kind = feed.kind.as_deref().map(|kind| joined(&[&base, &kebab(&apart(kind))]));
+    let numbered = base.clone();
+    [base].into_iter().chain(kind).chain((2..).map(move |n| format!("{numbered}-{n}")))
+}
+
+/// `ScheduledSession` → `Scheduled Session`.
+fn apart(name: &str) -> String {
+    let mut text = String::with_capacity(name.len() + 4);
+    let mut before = ' ';
+    for sign in name.chars() {
+        if sign.is_ascii_uppercase() && before.is_ascii_lowercase() {
+            text.push(' ');
+        }
+        text.push(sign);
+        before = sign;
+    }
+    text
+}
+
+/// a-z, 0-9 and single dashes between them; empty when there is nothing to make it of.
+fn kebab(text: &str) -> String {
+    let words = text.split(|sign: char| !sign.is_ascii_alphanumeric() && sign != '\'' && sign != '’');
+    let words = words.map(|word| word.replace(['\'', '’'], "").to_ascii_lowercase());
+    shortened(words.filter(|word| !word.is_empty()).collect::<Vec<_>>().join("-"))
+}
+
+fn joined(parts: &[&str]) -> String {
+    parts.iter().filter(|part| !part.is_empty()).copied().collect::<Vec<_>>().join("-")
+}
+
+fn shortened(mut name: String) -> String {
+    name.truncate(LONGEST);
+    name.trim_end_matches('-').to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn download(name: &str, url: &str) -> Download {
+        Download { name: name.to_owned(), kind: None, url: url.to_owned(), total_items: None }
+    }
+
+    fn dataset(url: &str, publisher: Option<&str>, feeds: &[(&str, &str)]) -> Dataset {
+        let feeds = feeds.iter().map(|(name, url)| download(name, url)).collect();
+        let publisher = publisher.map(str::to_owned);
+        Dataset { url: url.to_owned(), page: url.to_owned(), name: None, publisher, license: None, feeds }
+    }
+
+    fn names(datasets: Vec<Dataset>, known: &Known) -> Vec<String> {
+        assign(datasets, known, &mut Vec::new()).into_iter().flat_map(|named| named.names).collect()
+    }
+
+    #[test]
+    fn names_are_made_of_publisher_and_feed() {
+        for (publisher, url, name, made) in [
+            (Some("1Life"), "https://a.example/", "SessionSeries", "1life-session-series"),
+            (Some("BwD Leisure"), "https://a.example/", "Slot for FacilityUse", "bwd-leisure-slot-for-facility-use"),
+            (Some("Let's Ride"), "https://a.example/", "rides", "lets-ride-rides"),
+            (None, "https://www.a.example/open/", "openactive.php", "a-example-openactive-php"),
+            (None, "http://127.0.0.1:8080/", "Event", "127-0-0-1-8080-event"),
+            (Some("日本"), "https://b.example/", "日本", "b-example"),
+        ] {
+            let made_here = names(vec![dataset(url, publisher, &[(name, "https://f.example/")])], &Known::default());
+            assert_eq!(made_here, [made]);
+            assert!(crate::feed::FeedName::new(made).is_some(), "{made}");
+        }
+    }
+
+    #[test]
+    fn two_datasets_of_one_publisher_and_two_feeds_of_one_name_are_told_apart_in_any_order() {
+        let one = dataset(
+            "https://a.example/one",
+            Some("Acme"),
+            &[("Slot", "https://f.example/1"), ("slot", "https://f.example/2")],
+        );
+        let two = dataset("https://b.example/two", Some("Acme"), &[("Slot", "https://f.example/3")]);
+        let expected = ["acme-slot", "acme-slot-2", "acme-b-example-slot"];
+        assert_eq!(names(vec![one.clone(), two.clone()], &Known::default()), expected);
+        assert_eq!(names(vec![two, one], &Known::default()), expected);
+    }
+
+    #[test]
+    fn a_url_that_two_datasets_have_is_taken_once_and_told() {
+        let feeds = [("Slot", "https://f.example/1")];
+        let twice = ["https://a.example/", "https://b.example/"].map(|url| dataset(url, Some("Acme"), &feeds));
+        let mut problems = Vec::new();
+        let named = assign(twice.into(), &Known::default(), &mut problems);
+        assert_eq!(named.len(), 1);
+        assert_eq!(
+            problems,
+            ["https://b.example/: https://f.example/1 is a feed of https://a.example/ too, and taken once"]
+        );
+    }
+
+    #[test]
+    fn what_is_configured_keeps_its_name_when_publisher_identifier_or_url_change() {
+        let feed = |name: &str, url: &str| KnownFeed {
+            name: name.into(),
+            provider: Some("old".into()),
+            url: url.into(),
+            dataset_url: None,
+        };
+        let site = KnownSite { provider: "old".into(), ..KnownSite::default() };
+        let known = Known {
+            providers: ["old".to_owned()].into(),
+            feeds: vec![feed("old-slot", "https://f.example/1"), feed("old-event", "https://f.example/2")],
+            sites: [("https://a.example/".to_owned(), site)].into(),
+        };
+        let found = [("Places", "https://f.example/1"), ("Event", "https://f.example/moved")];
+        assert_eq!(names(vec![dataset("https://a.example/", Some("New"), &found)], &known), ["old-slot", "old-event"]);
+    }
+
+    #[test]
+    fn a_feed_that_was_configured_by_hand_is_not_configured_again() {
+        let url = "https://f.example/1".to_owned();
+        let hand = KnownFeed { name: "mine".into(), provider: None, url, dataset_url: None };
+        let known = Known { feeds: vec![hand], ..Known::default() };
+        let found = [("Slot", "https://f.example/1"), ("Event", "https://f.example/2")];
+        assert_eq!(names(vec![dataset("https://a.example/", Some("Acme"), &found)], &known), ["acme-event"]);
+    }
+}

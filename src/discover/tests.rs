@@ -1,0 +1,184 @@
+#![allow(clippy::unwrap_used)]
+//! What is read out of every form that was ever met, and of some that were not. Recorded pages: tests/discover.
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn at(url: &str) -> Url {
+    Url::parse(url).unwrap()
+}
+
+fn json(text: &str) -> Listing {
+    read(text.as_bytes(), &at("https://acme.example/open/"))
+}
+
+fn urls(urls: &[Url]) -> Vec<&str> {
+    urls.iter().map(Url::as_str).collect()
+}
+
+#[test]
+fn the_many_spellings_of_one_dataset_are_read_alike() {
+    let format = "application/vnd.openactive.rpde+json; version=1";
+    let plain = json(&format!(
+        r#"{{"@type":"Dataset","@id":"https://acme.example/open/","name":"Acme","publisher":{{"name":"Acme Ltd"}},
+            "license":"https://l.example/","distribution":[{{"@type":"DataDownload","name":"Event",
+            "contentUrl":"https://acme.example/events","encodingFormat":"{format}","totalItems":12}}]}}"#
+    ));
+    assert_eq!(plain.datasets[0].feeds[0].total_items, Some(12));
+    assert_eq!(plain.problems, [""; 0]);
+    let spellings = [
+        // ids and types without @, single objects for lists, numbers as text, a relative URL
+        format!(
+            r#"{{"type":["Thing","Dataset"],"id":"https://acme.example/open/","name":["Acme"],"publisher":["Acme Ltd"],
+            "license":{{"id":"https://l.example/"}},"distribution":{{"name":{{"@value":"Event"}},
+            "contentUrl":"/events","encodingFormat":["text/plain","{format}"],"totalItems":"12"}}}}"#
+        ),
+        // a graph with references, prefixed
+        format!(
+            r##"{{"@graph":[{{"@type":"WebPage"}},{{"@type":"schema:Dataset","schema:url":{{"@id":"https://acme.example/open/"}},
+            "schema:name":"Acme","schema:publisher":{{"@id":"#org"}},"schema:license":{{"@id":"https://l.example/"}},
+            "schema:distribution":[{{"@id":"#d"}}]}},{{"@id":"#org","schema:legalName":"Acme Ltd"}},{{"@id":"#d",
+            "http://schema.org/name":"Event","schema:contentUrl":"https://acme.example/events",
+            "schema:encodingFormat":"{format}","schema:totalItems":12.0}}]}}"##
+        ),
+        // in a page, behind another block, one that is broken and one escaped
+        format!(
+            r#"<script type="application/ld+json">{{"@type":"Organization"}}</script>
+            <script type="application/ld+json">{{oops</script>
+            <script type="application/ld+json">//<![CDATA[
+            [{{"@type":"https://schema.org/Dataset","url":"https://acme.example/open/#top","name":"Ac
+me","publisher":{{"name":"Acme Ltd"}},"license":"https://l.example/","distribution":[{{"name":"Event",
+            "contentUrl":"https://acme.example/events","encodingFormat":"{format}","totalItems":12}}]}}] //]]></script>"#
+        )
+        .replace("Ac\nme", "Acme"),
+    ];
+    for spelling in spellings {
+        assert_eq!(json(&spelling).datasets, plain.datasets, "{spelling}");
+    }
+}
+
+#[test]
+fn escaped_blocks_and_urls_of_pages_are_unescaped() {
+    let listing = json(
+        r#"<script type="application/ld+json">{&quot;@type&quot;:&quot;Dataset&quot;,&quot;publisher&quot;:&quot;A &amp;amp; B&quot;,
+        &quot;distribution&quot;:{&quot;contentUrl&quot;:&quot;/f?a=1&amp;b=2&quot;,&quot;encodingFormat&quot;:&quot;RPDE&quot;}}</script>"#,
+    );
+    assert_eq!(listing.datasets[0].publisher.as_deref(), Some("A & B"));
+    assert_eq!(listing.datasets[0].feeds[0].url, "https://acme.example/f?a=1&b=2");
+    // a document that is no page is taken at its word
+    let listing = json(r#"{"@type":"Dataset","publisher":"A &amp; B"}"#);
+    assert_eq!(listing.datasets[0].publisher.as_deref(), Some("A &amp; B"));
+}
+
+#[test]
+fn what_is_missing_or_wrong_is_left_out_and_told() {
+    let listing = json(
+        r#"{"@type":"Dataset","publisher":{"url":"https://x.example/"},"distribution":[42,
+        {"contentUrl":"https://acme.example/a.csv","encodingFormat":"text/csv"},
+        {"contentUrl":"ftp://acme.example/a","encodingFormat":"application/vnd.openactive.rpde+json"},
+        {"encodingFormat":"application/vnd.openactive.rpde+json"},
+        {"contentUrl":"https://user:hunter2@acme.example/a","encodingFormat":"application/vnd.openactive.rpde+json"},
+        {"contentUrl":"https://acme.example/a","additionalType":"https://openactive.io/Slot"},
+        {"contentUrl":"https://acme.example/a","encodingFormat":"APPLICATION/vnd.OpenActive.RPDE+json"}]}"#,
+    );
+    let dataset = &listing.datasets[0];
+    assert_eq!((dataset.publisher.as_deref(), dataset.url.as_str()), (None, "https://acme.example/open/"));
+    assert_eq!(dataset.feeds.len(), 1);
+    assert_eq!((dataset.feeds[0].name.as_str(), dataset.feeds[0].kind.as_deref()), ("Slot", Some("Slot")));
+    assert_eq!(listing.problems.len(), 5, "{:?}", listing.problems);
+    assert!(!listing.problems.concat().contains("hunter2"));
+}
+
+#[test]
+fn entries_of_catalogues_that_are_no_strings_are_read_or_told() {
+    let listing = json(
+        r#"{"@type":"DataCatalog","dataset":["https://a.example/","https://a.example/#x",null,7,"",
+        {"@type":"Dataset","url":"https://b.example/"},{"@id":"https://c.example/"},
+        {"@type":"Dataset","url":"https://d.example/","distribution":{"contentUrl":"/d","encodingFormat":"rpde"}}],
+        "hasPart":[{"@type":"DataCatalog","@id":"https://e.example/"},{"@type":"Dataset","@id":"https://f.example/"},
+        {"dataset":"https://g.example/"},"mailto:a@b.example"]}"#,
+    );
+    let sites =
+        ["https://a.example/", "https://b.example/", "https://c.example/", "https://f.example/", "https://g.example/"];
+    assert_eq!(urls(&listing.sites), sites);
+    assert_eq!(urls(&listing.catalogues), ["https://e.example/"]);
+    assert_eq!(listing.datasets[0].url, "https://d.example/");
+    assert_eq!(listing.problems.len(), 4, "{:?}", listing.problems);
+}
+
+#[test]
+fn a_site_without_json_ld_tells_of_nothing() {
+    for page in ["", "<html><body>Hello</body></html>", "{", "[]", "\u{feff}{}", "null"] {
+        let listing = json(page);
+        assert!(listing.is_empty() && listing.elsewhere.is_none(), "{page}: {listing:?}");
+    }
+}
+
+#[test]
+fn a_dataset_does_not_draw_in_the_catalogue_that_lists_it() {
+    let listing = json(
+        r#"{"@type":"Dataset","includedInDataCatalog":{"@type":"DataCatalog","dataset":["https://other.example/"]}}"#,
+    );
+    assert_eq!(urls(&listing.sites), [""; 0]);
+}
+
+/// JSON made of the words that are looked for, in all the wrong places.
+fn junk() -> impl Strategy<Value = serde_json::Value> {
+    let word = prop::sample::select(vec![
+        "@graph",
+        "@id",
+        "@type",
+        "Dataset",
+        "DataCatalog",
+        "dataset",
+        "hasPart",
+        "distribution",
+        "contentUrl",
+        "url",
+        "encodingFormat",
+        "rpde",
+        "/x",
+        "https://a.example/",
+        "totalItems",
+        "#d",
+        "name",
+        "publisher",
+    ]);
+    let leaf = prop_oneof![
+        Just(serde_json::Value::Null),
+        any::<i64>().prop_map(Into::into),
+        any::<String>().prop_map(Into::into),
+        word.clone().prop_map(Into::into),
+    ];
+    leaf.prop_recursive(6, 60, 6, move |inner| {
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..6).prop_map(Into::into),
+            prop::collection::vec((word.clone(), inner), 0..6).prop_map(|pairs| {
+                serde_json::Value::Object(pairs.into_iter().map(|(key, value)| (key.to_owned(), value)).collect())
+            }),
+        ]
+    })
+}
+
+proptest! {
+    #[test]
+    fn whatever_a_page_holds_what_comes_of_it_can_be_configured(tree in junk(), wrapped: bool) {
+        let text = tree.to_string();
+        let text = if wrapped { format!("<script type=application/ld+json>{text}</script>") } else { text };
+        let listing = json(&text);
+        let named = names::assign(listing.datasets, &names::Known::default(), &mut Vec::new());
+        for named in named {
+            let tables: toml::Table = toml::from_str(&file::tables(&named, &[])).unwrap();
+            prop_assert_eq!(tables["feeds"].as_table().unwrap().len(), named.dataset.feeds.len());
+            for name in named.names.iter().chain([&named.provider]) {
+                prop_assert!(crate::feed::FeedName::new(name).is_some(), "{}", name);
+            }
+        }
+    }
+
+    #[test]
+    fn no_bytes_are_too_odd(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        read(&bytes, &at("https://acme.example/"));
+    }
+}

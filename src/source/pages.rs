@@ -1,0 +1,175 @@
+//! Pages of anybody's: what discovery reads, from wherever it is sent, within limits.
+//!
+//! Guarantees: no connection goes where the [`Guard`] says none may, redirects included; one request at a time to a host
+//! and a few in all; no page is held that is larger than `http.max_page_bytes`, compressed or not, and none is waited for
+//! longer than `http.page_timeout`. Nothing secret is sent. What a page says is not read here.
+
+use std::collections::HashMap;
+use std::error::Error as _;
+use std::sync::{Arc, Mutex as Lock, PoisonError};
+
+use reqwest::header;
+use tokio::sync::{Mutex, Semaphore};
+use tokio::time::timeout;
+use url::Url;
+
+use super::body::{Body, Coding};
+use super::budget::Budget;
+use super::client::guarded_client;
+use super::guard::{Guard, PrivateAddress, told};
+use super::http::{Failure, HttpSettings, Secrets};
+
+const ACCEPT: &str = "application/ld+json, text/html;q=0.9, application/json;q=0.8, */*;q=0.1";
+/// Requests at once, over all hosts.
+const AT_ONCE: usize = 4;
+const REDIRECTS: usize = 5;
+/// Of all pages together, while they are read.
+const HELD_BYTES: u64 = 32 << 20;
+
+/// Fetches pages.
+pub struct Pages {
+    client: reqwest::Client,
+    settings: HttpSettings,
+    guard: Guard,
+    hosts: Lock<HashMap<String, Arc<Mutex<()>>>>,
+    places: Semaphore,
+    budget: Budget,
+}
+
+/// A page as it came.
+pub struct Fetched {
+    /// Where it was in the end.
+    pub url: Url,
+    /// Decompressed.
+    pub bytes: Vec<u8>,
+}
+
+enum Hop {
+    Page(Vec<u8>),
+    Redirect(Url),
+}
+
+impl Pages {
+    /// With these limits; a proxy is used only by a guard that lets everything through, since it is the proxy that
+    /// then connects.
+    ///
+    /// # Errors
+    /// [`Failure::Settings`].
+    pub fn new(settings: HttpSettings, guard: Guard) -> Result<Self, Failure> {
+        Ok(Self {
+            client: guarded_client(&settings, &guard)?,
+            settings,
+            guard,
+            hosts: Lock::default(),
+            places: Semaphore::new(AT_ONCE),
+            budget: Budget::new(HELD_BYTES),
+        })
+    }
+
+    /// Where connections may go.
+    pub fn guard(&self) -> &Guard {
+        &self.guard
+    }
+
+    /// The page at `url`, redirects followed to any host but never from https to http.
+    ///
+    /// # Errors
+    /// Whatever kept it from coming.
+    pub async fn get(&self, url: &Url) -> Result<Fetched, Failure> {
+        let mut target = url.clone();
+        for _ in 0..=REDIRECTS {
+            match self.hop(&target).await? {
+                Hop::Page(bytes) => return Ok(Fetched { url: target, bytes }),
+                Hop::Redirect(next) => target = next,
+            }
+        }
+        Err(Failure::Redirect(format!("more than {REDIRECTS} redirects")))
+    }
+
+    async fn hop(&self, target: &Url) -> Result<Hop, Failure> {
+        self.guard.permit_address(target).map_err(told)?;
+        // The host's turn first: a slow host keeps no place from the others.
+        let host = self.host(target);
+        let _turn = host.lock().await;
+        // The semaphore is never closed; without a permit there would only be no limit.
+        let _place = self.places.acquire().await.ok();
+        let limit = self.settings.page_timeout;
+        let hop = timeout(limit, self.ask(target)).await;
+        hop.unwrap_or_else(|_| Err(Failure::Timeout(format!("the page took longer than {limit:?}"))))
+    }
+
+    fn host(&self, target: &Url) -> Arc<Mutex<()>> {
+        let mut hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(hosts.entry(target.origin().ascii_serialization()).or_default())
+    }
+
+    async fn ask(&self, target: &Url) -> Result<Hop, Failure> {
+        let request = self
+            .client
+            .get(target.clone())
+            .header(header::USER_AGENT, &self.settings.user_agent)
+            .header(header::ACCEPT, ACCEPT)
+            .header(header::ACCEPT_ENCODING, "gzip, br, zstd");
+        let silence = self.settings.read_timeout;
+        let response = match timeout(silence, request.send()).await {
+            Ok(sent) => sent.map_err(|error| explained(&error))?,
+            Err(_) => return Err(Failure::Timeout(format!("no answer for {silence:?}"))),
+        };
+        match response.status().as_u16() {
+            200 => self.read(response).await.map(Hop::Page),
+            301 | 302 | 303 | 307 | 308 => redirected(target, response.headers()).map(Hop::Redirect),
+            code => Err(Failure::Status { code, retry_after: None, beginning: String::new() }),
+        }
+    }
+
+    async fn read(&self, mut response: reqwest::Response) -> Result<Vec<u8>, Failure> {
+        let max = self.settings.max_page_bytes;
+        let coding = response.headers().get(header::CONTENT_ENCODING).and_then(|value| value.to_str().ok());
+        let coding = Coding::from_header(coding)?;
+        let mut reservation = self.budget.reserve(64 << 10).await;
+        let mut bytes = Vec::new();
+        while let Some(chunk) = self.chunk(&mut response).await? {
+            let size = (bytes.len() + chunk.len()) as u64;
+            if size > max {
+                return Err(Failure::TooLarge(max));
+            }
+            reservation.grow_to(size).await;
+            bytes.extend_from_slice(&chunk);
+        }
+        // As many are decompressed at once as are fetched: each holds its place meanwhile.
+        let opened = Body { bytes, coding, reservation, max }.open(&Semaphore::new(1)).await?;
+        Ok(opened.bytes)
+    }
+
+    async fn chunk(&self, response: &mut reqwest::Response) -> Result<Option<bytes::Bytes>, Failure> {
+        let silence = self.settings.read_timeout;
+        match timeout(silence, response.chunk()).await {
+            Ok(chunk) => chunk.map_err(|error| explained(&error)),
+            Err(_) => Err(Failure::Timeout(format!("no bytes for {silence:?}"))),
+        }
+    }
+}
+
+fn redirected(from: &Url, headers: &header::HeaderMap) -> Result<Url, Failure> {
+    let location = headers.get(header::LOCATION).and_then(|value| value.to_str().ok());
+    let location = location.ok_or_else(|| Failure::Redirect("a redirect without a readable Location".into()))?;
+    let target = from.join(location).map_err(|error| Failure::Redirect(format!("to no URL: {error}")))?;
+    let plain = || target.origin().ascii_serialization();
+    match (from.scheme(), target.scheme()) {
+        ("https", "http") => Err(Failure::Redirect(format!("from https to http, at {}", plain()))),
+        (_, "http" | "https") => Ok(target),
+        _ => Err(Failure::Redirect(format!("to {}, neither http nor https", target.scheme()))),
+    }
+}
+
+/// A refusal of the guard's comes back as the cause of a failed connection.
+fn explained(error: &reqwest::Error) -> Failure {
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        if let Some(refused) = inner.downcast_ref::<PrivateAddress>() {
+            return told(refused.clone());
+        }
+        cause = inner.source();
+    }
+    Secrets::default().explain(error)
+}
