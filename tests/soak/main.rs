@@ -15,6 +15,8 @@ use rusqlite::{Connection, OpenFlags};
 use serde_json::value::RawValue;
 
 const FEEDS: usize = 8;
+/// What the publisher shows when it posts.
+const SECRET: &str = "soak-secret";
 /// After the last fault everything must be right within this time: a look-back and a resync included.
 const SETTLES: Duration = Duration::from_secs(120);
 
@@ -22,8 +24,9 @@ const SETTLES: Duration = Duration::from_secs(120);
 fn the_mirror_equals_the_publisher_whatever_happens_between() {
     let seconds = std::env::var("SOAK_SECONDS").map_or(120, |text| text.parse().expect("seconds"));
     let folder = tempfile::tempdir().unwrap();
-    let publisher = Publisher::start(FEEDS);
-    let mirror = Mirror::new(folder.path(), &publisher);
+    let webhooks = free_address();
+    let publisher = Publisher::start(FEEDS, &format!("http://{webhooks}/webhooks"), SECRET);
+    let mirror = Mirror::new(folder.path(), &publisher, &webhooks);
 
     let kills = run_and_kill(&mirror, Duration::from_secs(seconds));
 
@@ -39,6 +42,13 @@ fn the_mirror_equals_the_publisher_whatever_happens_between() {
     every_fault_fired(&publisher, seconds);
     the_file_is_sound(&mirror);
     assert!(kills >= seconds / 20, "only {kills} kills");
+    push_delivered(&mirror);
+}
+
+/// An address that was free a moment ago: the daemon takes it again and again.
+fn free_address() -> String {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().to_string()
 }
 
 /// Kills the daemon after 2 to 9 seconds each, and starts it again.
@@ -122,13 +132,21 @@ fn every_fault_fired(publisher: &Publisher, seconds: u64) {
     let fired = publisher.fired();
     let listed = Command::new(env!("CARGO_BIN_EXE_feedmirror")).args(["simulate", "--list-faults"]).output().unwrap();
     let listed = String::from_utf8(listed.stdout).unwrap();
-    let healing = listed.lines().filter(|line| line.split_whitespace().nth(1) == Some("heals"));
+    let kinds = ["heals", "stream", "pushed"].map(Some);
+    let healing = listed.lines().filter(|line| kinds.contains(&line.split_whitespace().nth(1)));
     let silent: Vec<&str> = healing
         .filter_map(|line| line.split_whitespace().next())
         .filter(|name| fired.get(*name).is_none_or(|count| *count == 0))
         .collect();
     assert!(silent.is_empty(), "planned, and never seen in {seconds} s: {silent:?}");
     println!("faults fired: {fired:?}");
+}
+
+/// What was equal in the end came by push too, and not by polls alone.
+fn push_delivered(mirror: &Mirror) {
+    let idle =
+        mirror.rows("SELECT feed || ' ' || transport FROM endpoints WHERE transport <> 'poll' AND delivered = 0");
+    assert_eq!(idle, Vec::<String>::new(), "endpoints that brought nothing");
 }
 
 fn the_file_is_sound(mirror: &Mirror) {
@@ -169,17 +187,28 @@ impl Drop for Daemon {
 }
 
 impl Mirror {
-    fn new(folder: &Path, publisher: &Publisher) -> Self {
+    /// Some feeds have no push, some a stream, some take posts, some both.
+    fn new(folder: &Path, publisher: &Publisher, webhooks: &str) -> Self {
         let mut text = "database = \"soak.db\"\n\
              [ops]\nlisten = \"127.0.0.1:0\"\n\
              [poll]\nmin = \"100ms\"\nmax = \"1s\"\nlookback = \"20s\"\n\
              [resync]\nevery = \"40s\"\n\
              [retry]\nmin = \"50ms\"\nmax = \"500ms\"\n\
-             [http]\nper_host = 8\nread_timeout = \"1s\"\npage_timeout = \"3s\"\nmax_page_bytes = \"8MiB\"\n"
+             [http]\nper_host = 8\nread_timeout = \"1s\"\npage_timeout = \"3s\"\nmax_page_bytes = \"8MiB\"\n\
+             [push]\nprove_after = \"1s\"\naudit = \"2s\"\ngrace = \"500ms\"\n"
             .to_owned();
-        for feed in publisher.names() {
-            text.push_str(&format!("[feeds.{feed}]\nurl = \"{}\"\n", publisher.url(feed)));
+        text.push_str(&format!("[webhooks]\nlisten = \"{webhooks}\"\n"));
+        for (n, feed) in publisher.names().iter().enumerate() {
+            let url = publisher.url(feed);
+            text.push_str(&format!("[feeds.{feed}]\nurl = \"{url}\"\n"));
+            if n % 4 == 1 || n % 4 == 3 {
+                text.push_str(&format!("sse.url = \"{url}/stream\"\n"));
+            }
+            if n % 4 >= 2 {
+                text.push_str("webhook = { secret_file = \"secret\" }\n");
+            }
         }
+        std::fs::write(folder.join("secret"), SECRET).unwrap();
         let config = folder.join("soak.toml");
         std::fs::write(&config, text).unwrap();
         Self { config, database: folder.join("soak.db"), log: folder.join("soak.log") }

@@ -24,10 +24,12 @@ pub(crate) struct Publisher {
 }
 
 impl Publisher {
-    pub(crate) fn start(feeds: usize) -> Self {
+    /// Posts each feed's changes to `webhooks`/FEED with `token`, beside streaming them.
+    pub(crate) fn start(feeds: usize, webhooks: &str, token: &str) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_feedmirror"))
             .args(["simulate", "--listen", "127.0.0.1:0", "--items", "600", "--page", "40", "--rate", "2"])
             .args(["--all-faults=0.02", "--hold", "4", "--seed", "7", "--feeds", &feeds.to_string()])
+            .args(["--webhook", &format!("{webhooks}/{{feed}}"), "--webhook-token", token])
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();

@@ -110,9 +110,29 @@ impl Words {
         match error.get_id() {
             // Access refused; not allowed, which is how a broker answers to an unknown virtual host.
             403 | 530 => Failure::Refused(words),
+            // RabbitMQ says so of a durable queue while the node that holds it is away: that heals by itself.
+            404 if words.contains("is down or inaccessible") => Failure::Broken(words),
             // Not found, locked by another, declared in another way.
             404..=406 => Failure::Queue(words),
             _ => Failure::Broken(words),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_queue_whose_node_is_away_heals_and_a_missing_one_is_the_operators() {
+        let explained = |text: &str| {
+            let error = lapin::protocol::AMQPError::from_id(404, text.into()).unwrap();
+            Words::new("hunter2", false).explain(&lapin::ErrorKind::ProtocolError(error).into())
+        };
+        // The broker's words, RabbitMQ 3.x and 4.x.
+        let away = "NOT_FOUND - home node 'rabbit@b' of durable queue 'q' in vhost '/' is down or inaccessible";
+        assert!(!explained(away).needs_operator());
+        assert!(explained("NOT_FOUND - no queue 'q' in vhost '/'").needs_operator());
     }
 }
