@@ -5,7 +5,11 @@
 
 mod bench;
 mod doors;
+mod journals;
+mod openapi;
 mod orders;
+mod schema;
 mod shown;
+mod stalled;
 mod streams;
 mod verbs;
