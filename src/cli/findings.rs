@@ -6,7 +6,6 @@ use super::place::Place;
 use super::{Exit, Globals, lines, width};
 use crate::output::journal;
 use crate::output::report::{self, Scope};
-use crate::store::read::{FindingRow, Reader, StoreError};
 
 /// What `findings` is told.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -37,18 +36,9 @@ pub fn run(globals: &Globals, args: Args) -> anyhow::Result<Exit> {
     match (args.report, args.json) {
         (true, true) => lines(&mut out, &report::read(&reader, &scope)?)?,
         (true, false) => report::text(&mut out, &report::read(&reader, &scope)?)?,
-        (false, true) => lines(&mut out, &rows(&reader, &scope)?)?,
-        (false, false) => journal::findings(&mut out, &rows(&reader, &scope)?, width())?,
+        (false, true) => lines(&mut out, &report::rows(&reader, &scope)?)?,
+        (false, false) => journal::findings(&mut out, &report::rows(&reader, &scope)?, width())?,
     }
     out.flush()?;
     Ok(Exit::Done)
-}
-
-fn rows(reader: &Reader, scope: &Scope) -> Result<Vec<FindingRow>, StoreError> {
-    let mut rows = reader.findings(scope.feed.as_deref())?;
-    if scope.provider.is_some() {
-        let feeds = report::feeds(reader, scope)?;
-        rows.retain(|row| feeds.iter().any(|feed| feed.name == row.feed));
-    }
-    Ok(rows)
 }

@@ -13,7 +13,7 @@ use url::Url;
 
 use super::standard::{self, Departure, REASONS, RULES};
 use super::words::{counted, head, number, plain};
-use crate::store::read::{FeedRow, Reader, StoreError};
+use crate::store::read::{FeedRow, FindingRow, Reader, StoreError};
 
 /// Characters of a sample.
 const SAMPLE: usize = 300;
@@ -135,16 +135,30 @@ pub fn read(reader: &Reader, scope: &Scope) -> Result<Vec<Publisher>, StoreError
     }
     let mut publishers: Vec<Publisher> = publishers.into_values().collect();
     for publisher in &mut publishers {
+        // `failure` stands before `warning` in the alphabet, too.
         publisher.findings.sort_by(|a, b| (a.severity, -a.count, &a.rule).cmp(&(b.severity, -b.count, &b.rule)));
     }
     Ok(publishers)
+}
+
+/// The findings alone, as rows, by feed and rule.
+///
+/// # Errors
+/// As [`read`].
+pub fn rows(reader: &Reader, scope: &Scope) -> Result<Vec<FindingRow>, StoreError> {
+    let mut rows = reader.findings(scope.feed.as_deref())?;
+    if scope.provider.is_some() {
+        let feeds = feeds(reader, scope)?;
+        rows.retain(|row| feeds.iter().any(|feed| feed.name == row.feed));
+    }
+    Ok(rows)
 }
 
 /// The feeds in scope, by name.
 ///
 /// # Errors
 /// As [`read`].
-pub fn feeds(reader: &Reader, scope: &Scope) -> Result<Vec<FeedRow>, StoreError> {
+fn feeds(reader: &Reader, scope: &Scope) -> Result<Vec<FeedRow>, StoreError> {
     let named: Vec<String> = scope.feed.iter().cloned().collect();
     let mut feeds = reader.feeds(&named)?;
     if let Some(provider) = &scope.provider {
@@ -157,7 +171,7 @@ pub fn feeds(reader: &Reader, scope: &Scope) -> Result<Vec<FeedRow>, StoreError>
 }
 
 /// The provider that a feed was configured under, or the host that serves it.
-pub fn publisher(feed: &FeedRow) -> String {
+fn publisher(feed: &FeedRow) -> String {
     if let Some(provider) = &feed.provider {
         return provider.clone();
     }

@@ -33,20 +33,13 @@ pub(super) async fn refusals(State(shared): State<Shared>, RawQuery(query): RawQ
 
 /// `GET /api/findings`: ways in which publishers depart from the standard, by feed and rule.
 pub(super) async fn findings(State(shared): State<Shared>, RawQuery(query): RawQuery) -> Result<Response, Problem> {
-    let mut query = Query::parse(query.as_deref());
-    let feed = query.text("feed")?;
-    query.finish()?;
-    shared.rows(move |reader| reader.findings(feed.as_deref())).await
+    let scope = scope(query.as_deref())?;
+    shared.rows(move |reader| report::rows(reader, &scope)).await
 }
 
 /// `GET /api/report`: as `feedmirror findings --report --json`, in one document.
 pub(super) async fn report(State(shared): State<Shared>, RawQuery(query): RawQuery) -> Result<Response, Problem> {
-    let mut query = Query::parse(query.as_deref());
-    let scope = Scope { feed: query.text("feed")?, provider: query.text("provider")? };
-    query.finish()?;
-    if scope.feed.is_some() && scope.provider.is_some() {
-        return Err(Problem::bad("feed and provider exclude each other"));
-    }
+    let scope = scope(query.as_deref())?;
     let publishers = shared.read(move |reader| report::read(&reader, &scope)).await?;
     Ok(json(&json!({ "publishers": publishers })))
 }
@@ -81,6 +74,17 @@ pub(super) async fn item(
 /// `GET /api/openapi.json`: what this listener answers, as OpenAPI 3.1.
 pub(super) async fn openapi() -> Response {
     typed("application/json", include_str!("openapi.json"))
+}
+
+/// Whose departures are asked for.
+fn scope(query: Option<&str>) -> Result<Scope, Problem> {
+    let mut query = Query::parse(query);
+    let scope = Scope { feed: query.text("feed")?, provider: query.text("provider")? };
+    query.finish()?;
+    match scope {
+        Scope { feed: Some(_), provider: Some(_) } => Err(Problem::bad("feed and provider exclude each other")),
+        scope => Ok(scope),
+    }
 }
 
 /// What a journal is asked: whose rows, and how many of the newest.

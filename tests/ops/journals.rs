@@ -166,7 +166,12 @@ async fn the_report_stands_by_publisher() {
     assert_eq!(publishers[1]["findings"], json!([]));
     let one = bench.got("/api/report?provider=acme.example").await.1;
     assert_eq!(one, bench.got("/api/report?feed=acme").await.1);
-    assert_eq!(bench.got("/api/report?provider=acme.example&feed=acme").await.0, 400);
+    for route in ["/api/report", "/api/findings"] {
+        assert_eq!(bench.got(&format!("{route}?provider=acme.example&feed=acme")).await.0, 400);
+        assert_eq!(bench.got(&format!("{route}?provider=nope")).await.0, 404);
+    }
+    assert_eq!(each(&bench.got("/api/findings?provider=acme.example").await.1, "rule"), ["bom"]);
+    assert_eq!(bench.got("/api/findings?provider=other.example").await, (200, String::new()));
 }
 
 #[tokio::test]

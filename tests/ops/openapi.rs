@@ -186,7 +186,13 @@ async fn the_check_can_fail() {
 }
 
 /// Whether an answer is one that the operation names.
-fn checked(document: &Value, operation: &Value, status: u16, media_type: &str, text: &str) -> Result<(), String> {
+pub(crate) fn checked(
+    document: &Value,
+    operation: &Value,
+    status: u16,
+    media_type: &str,
+    text: &str,
+) -> Result<(), String> {
     let mut response = &operation["responses"][status.to_string()];
     if let Some(reference) = response["$ref"].as_str() {
         response = document.pointer(reference.trim_start_matches('#')).unwrap();

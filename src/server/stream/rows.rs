@@ -7,8 +7,8 @@ use crate::output::changes::{Position, Selection, change, mark, read};
 use crate::output::{OutputError, export, line};
 use crate::store::read::{Filter, ItemRow, QuarantineFilter, Reader};
 
-/// Rows of one page, at most.
-const PAGE_ROWS: usize = 1_000;
+/// Rows of one page, at most: each client holds one, and there may be many who are slow.
+const PAGE_ROWS: usize = 250;
 /// How soon a followed log shows a change.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// How often a client that follows is told where it is, changes or not.

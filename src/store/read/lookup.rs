@@ -42,3 +42,25 @@ fn with_id_sql(wanted: &str) -> String {
          WHERE i.id = ?2 AND {wanted} ORDER BY i.seq"
     )
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::store::Store;
+
+    #[test]
+    fn an_item_is_found_by_its_key() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("mirror.db");
+        let (store, closing) = Store::open(&path).unwrap();
+        drop(store);
+        closing.finish();
+        let reader = Reader::open(&path).unwrap();
+        let sql = format!("EXPLAIN QUERY PLAN {}", with_id_sql("(i.feed IN (1,2) AND i.kind IN (3))"));
+        let mut select = reader.db.prepare(&sql).unwrap();
+        let steps = select.query_map(("[]", ""), |row| row.get::<_, String>(3)).unwrap();
+        let plan = steps.collect::<rusqlite::Result<Vec<_>>>().unwrap().join("\n");
+        assert!(plan.contains("SEARCH i USING INDEX item_key (feed=? AND key=?)"), "{plan}");
+    }
+}
