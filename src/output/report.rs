@@ -1,7 +1,7 @@
 //! What departs from the standard, put together by publisher: to be sent to them.
 //!
 //! A publisher is the provider that feeds were configured under, or else the host of their URL. Findings and what is in
-//! quarantine stand side by side, the worst first, each with where the standard says otherwise, what to do, a sample, and
+//! quarantine stand side by side, what loses records first, each with where the standard says otherwise, what to do, a sample, and
 //! the feeds it was seen in. Nothing is judged anew: counts and times are those of the file. Feeds are read one after the
 //! other, so that no transaction is long.
 
@@ -34,7 +34,7 @@ pub struct Publisher {
     pub publisher: String,
     /// Its feeds, departing or not.
     pub feeds: Vec<Source>,
-    /// What departs, the worst first, then the most frequent.
+    /// What departs: failures before warnings, what loses records before what doesn't, then the most frequent.
     pub findings: Vec<Entry>,
 }
 
@@ -136,9 +136,14 @@ pub fn read(reader: &Reader, scope: &Scope) -> Result<Vec<Publisher>, StoreError
     let mut publishers: Vec<Publisher> = publishers.into_values().collect();
     for publisher in &mut publishers {
         // `failure` stands before `warning` in the alphabet, too.
-        publisher.findings.sort_by(|a, b| (a.severity, -a.count, &a.rule).cmp(&(b.severity, -b.count, &b.rule)));
+        publisher.findings.sort_by(|a, b| order(a).cmp(&order(b)));
     }
     Ok(publishers)
+}
+
+/// What loses records stands before what doesn't, then the more frequent.
+fn order(entry: &Entry) -> (&str, bool, std::cmp::Reverse<i64>, &str) {
+    (entry.severity, !entry.quarantined, std::cmp::Reverse(entry.count), &entry.rule)
 }
 
 /// The findings alone, as rows, by feed and rule.
@@ -249,7 +254,7 @@ fn letter(out: &mut impl Write, publisher: &Publisher) -> io::Result<()> {
         counted(points, "point"),
         publisher.publisher
     )?;
-    writeln!(out)?;
+    writeln!(out, "as a consumer saw them; times are UTC, and samples the latest\n")?;
     for source in &publisher.feeds {
         writeln!(out, "  {}: {}", source.feed, plain(&source.url))?;
     }
@@ -266,7 +271,7 @@ fn point(out: &mut impl Write, at: usize, entry: &Entry) -> io::Result<()> {
     writeln!(out, "   Standard:   {}", entry.section)?;
     writeln!(out, "               {}", entry.section_url)?;
     if !entry.validator_rules.is_empty() {
-        writeln!(out, "   Validator:  {}", entry.validator_rules.join(", "))?;
+        writeln!(out, "   Validator:  {} (openactive/rpde-validator)", entry.validator_rules.join(", "))?;
     }
     writeln!(out, "   What to do: {}", entry.remedy)?;
     for seen in &entry.seen {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use feedmirror::source::client::plain_client;
 use serde_json::{Value, json};
 
-use crate::bench::{DEADLINE, lines, told};
+use crate::bench::{DEADLINE, File, lines, told};
 use crate::openapi::checked;
 use crate::support::{Mirror, Publisher, Reply, deleted, item, page};
 
@@ -174,4 +174,37 @@ async fn a_head_of_a_followed_log_ends_and_a_stop_ends_those_who_follow() {
     assert!(asked.mirror.stop().success());
     let end = async { while following.chunk().await.is_ok_and(|chunk| chunk.is_some()) {} };
     tokio::time::timeout(DEADLINE, end).await.expect("the stream ends with the daemon");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn however_much_is_asked_for_memory_stays_constant() {
+    // Given: a daemon over 120 MB of a feed that it no longer has
+    const ITEMS: usize = 2_000;
+    let mut file = File::with(&["old"]).await;
+    let data = format!("\"{}\"", "x".repeat(60 << 10));
+    let ids: Vec<String> = (0..ITEMS).map(|id| format!("{id}")).collect();
+    let records: Vec<_> = ids.iter().map(|id| (id.as_str(), 1, Some(data.as_str()))).collect();
+    for some in records.chunks(200) {
+        file.write("old", some).await;
+    }
+    file.close();
+    let publisher = publisher();
+    let mirror = Mirror::new().feed("acme", &publisher.url("/feed"));
+    std::fs::copy(file.path(), mirror.path("mirror.db")).unwrap();
+    let mirror = mirror.start();
+    mirror.until_level("acme");
+    let url = format!("http://{}/api/changes?data=true", mirror.column("SELECT ops_address FROM mirror")[0]);
+    let before = mirror.most_memory();
+
+    // When: it is all asked for, and taken
+    let mut response = plain_client(DEADLINE).unwrap().get(url).send().await.unwrap();
+    let mut bytes = 0;
+    while let Some(chunk) = response.chunk().await.unwrap() {
+        bytes += chunk.len();
+    }
+
+    // Then: no more than a few pages of 4 MiB were ever held
+    assert!(bytes > ITEMS * (60 << 10), "{bytes}");
+    let grown = mirror.most_memory() - before;
+    assert!(grown < 32 << 20, "{grown} bytes more");
 }

@@ -47,7 +47,7 @@ fn finds(mirror: &Mirror, feed: &str, at: i64, rule: &'static str, count: u64) {
 }
 
 #[test]
-fn a_publisher_s_departures_stand_together_the_worst_first() {
+fn a_publisher_s_departures_stand_together_what_loses_records_first() {
     let publishers = json_lines(&mirror().says(&["findings", "--report", "--json"]));
 
     let names: Vec<&Value> = publishers.iter().map(|publisher| &publisher["publisher"]).collect();
@@ -60,21 +60,21 @@ fn a_publisher_s_departures_stand_together_the_worst_first() {
     assert_eq!(
         told,
         [
-            (&json!("bom"), &failure, &json!(7)),
             (&json!("no-id"), &failure, &json!(3)),
+            (&json!("bom"), &failure, &json!(7)),
             (&json!("empty-pages"), &warning, &json!(90)),
         ]
     );
     // since when and until when, over both feeds
-    assert_eq!(findings[0]["first_at"], "2026-01-01T03:04:05.678Z");
-    assert_eq!(findings[0]["last_at"], "2026-01-03T03:04:05.678Z");
-    let seen: Vec<&Value> = findings[0]["seen"].as_array().unwrap().iter().map(|seen| &seen["count"]).collect();
+    assert_eq!(findings[1]["first_at"], "2026-01-01T03:04:05.678Z");
+    assert_eq!(findings[1]["last_at"], "2026-01-03T03:04:05.678Z");
+    let seen: Vec<&Value> = findings[1]["seen"].as_array().unwrap().iter().map(|seen| &seen["count"]).collect();
     assert_eq!(seen, [2, 5]);
     // quarantine: the newest record, and what the ecosystem's validator calls it
-    assert_eq!((&findings[1]["quarantined"], &findings[0]["quarantined"]), (&json!(true), &json!(false)));
-    assert!(findings[1]["seen"][0]["sample"].as_str().unwrap().contains("{\"n\":2}"), "{findings:?}");
-    assert_eq!(findings[1]["validator_rules"], json!(["RequiredItemPropertiesRule"]));
-    assert!(findings[1]["section_url"].as_str().unwrap().ends_with("/realtime-paged-data-exchange/#-item-"));
+    assert_eq!((&findings[0]["quarantined"], &findings[1]["quarantined"]), (&json!(true), &json!(false)));
+    assert!(findings[0]["seen"][0]["sample"].as_str().unwrap().contains("{\"n\":2}"), "{findings:?}");
+    assert_eq!(findings[0]["validator_rules"], json!(["RequiredItemPropertiesRule"]));
+    assert!(findings[0]["section_url"].as_str().unwrap().ends_with("/realtime-paged-data-exchange/#-item-"));
     assert_eq!(publishers[2]["findings"], json!([]));
 }
 
@@ -85,12 +85,12 @@ fn the_text_can_be_pasted_into_a_letter() {
     for line in [
         "Realtime Paged Data Exchange (RPDE): 3 points about the feeds of acme",
         "  acme-sessions: https://two.example/sessions",
-        "1. pages begin with a byte order mark (bom, failure)",
+        "2. pages begin with a byte order mark (bom, failure)",
         "   Standard:   RFC 8259, section 8.1, \"Character Encoding\"",
         "   Seen in acme-sessions: 5 times, first 2026-01-01T03:04:05.678Z, last 2026-01-03T03:04:05.678Z",
         "     what acme-sessions did",
-        "2. items have no `id` (no-id, failure; these records could not be taken)",
-        "   Validator:  RequiredItemPropertiesRule",
+        "1. items have no `id` (no-id, failure; these records could not be taken)",
+        "   Validator:  RequiredItemPropertiesRule (openactive/rpde-validator)",
         "     sample: {\"state\":\"updated\",\"kind\":\"Session\",\"modified\":2,\"data\":{\"n\":2}}",
     ] {
         assert!(text.lines().any(|found| found == line), "no {line} in\n{text}");
