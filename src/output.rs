@@ -10,6 +10,8 @@ pub mod export;
 pub mod journal;
 pub mod metrics;
 pub mod page;
+pub mod report;
+pub mod standard;
 pub mod status;
 mod words;
 

@@ -11,6 +11,7 @@
 mod answer;
 mod connection;
 mod gate;
+mod journals;
 mod options;
 mod orders;
 mod show;
@@ -113,7 +114,15 @@ fn router(gate: Gate, shared: Shared) -> Router {
         .route("/api/feeds", get(show::feeds))
         .route("/api/feeds/{name}", get(show::feed))
         .route("/api/items", get(stream::items))
+        .route("/api/items/{feed}/{kind}/{id}", get(journals::item))
         .route("/api/changes", get(stream::changes))
+        .route("/api/events", get(journals::events))
+        .route("/api/refusals", get(journals::refusals))
+        .route("/api/findings", get(journals::findings))
+        .route("/api/report", get(journals::report))
+        .route("/api/quarantine", get(stream::quarantine))
+        .route("/api/quarantine/{id}", get(journals::quarantined))
+        .route("/api/openapi.json", get(journals::openapi))
         .route("/api/feeds/{name}/{verb}", post(orders::feed))
         .route("/api/quarantine/{id}/{verb}", post(orders::quarantine))
         .fallback(async || Problem::missing("there is nothing here"))

@@ -1,34 +1,43 @@
-//! `findings`: ways in which publishers depart from the standard.
+//! `findings`: ways in which publishers depart from the standard, as a list or as something to send to them.
 
 use std::io::{self, BufWriter, Write};
 
 use super::place::Place;
 use super::{Exit, Globals, lines, width};
 use crate::output::journal;
+use crate::output::report::{self, Scope};
 
 /// What `findings` is told.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct Args {
     /// This feed alone
     feed: Option<String>,
-    /// Print rows as JSON, one a line
+    /// Feeds of this provider alone, or of this host where feeds have no provider
+    #[arg(long, value_name = "PROVIDER", conflicts_with = "feed")]
+    provider: Option<String>,
+    /// What to send to each publisher: the rule, where the standard has it, what to do, samples; quarantine too
+    #[arg(long)]
+    report: bool,
+    /// Print rows as JSON, one a line; of a report, a publisher a line
     #[arg(long)]
     json: bool,
     #[command(flatten)]
     place: Place,
 }
 
-/// Prints them, by feed and rule.
+/// Prints them, by feed and rule, or by publisher.
 ///
 /// # Errors
-/// When the file can't be read, has no such feed, or standard output can't be written.
+/// When the file can't be read, has no such feed or provider, or standard output can't be written.
 pub fn run(globals: &Globals, args: Args) -> anyhow::Result<Exit> {
-    let rows = args.place.open(globals)?.findings(args.feed.as_deref())?;
+    let reader = args.place.open(globals)?;
+    let scope = Scope { feed: args.feed, provider: args.provider };
     let mut out = BufWriter::new(io::stdout().lock());
-    if args.json {
-        lines(&mut out, &rows)?;
-    } else {
-        journal::findings(&mut out, &rows, width())?;
+    match (args.report, args.json) {
+        (true, true) => lines(&mut out, &report::read(&reader, &scope)?)?,
+        (true, false) => report::text(&mut out, &report::read(&reader, &scope)?)?,
+        (false, true) => lines(&mut out, &report::rows(&reader, &scope)?)?,
+        (false, false) => journal::findings(&mut out, &report::rows(&reader, &scope)?, width())?,
     }
     out.flush()?;
     Ok(Exit::Done)

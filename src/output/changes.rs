@@ -35,6 +35,22 @@ impl FromStr for Position {
     }
 }
 
+impl Position {
+    /// Whether a mirror of this identity, which is at `seq`, ever gave it.
+    ///
+    /// # Errors
+    /// [`OutputError::ReadAgain`] where it didn't: what followed it there is not what follows here.
+    pub fn check(&self, epoch: &str, seq: Seq) -> Result<(), OutputError> {
+        if self.epoch.as_ref().is_some_and(|asked| asked != epoch) {
+            return Err(OutputError::ReadAgain(format!("position {self} is of another mirror than this, {epoch}")));
+        }
+        if self.seq > seq {
+            return Err(OutputError::ReadAgain(format!("position {self} lies ahead of the mirror, which is at {seq}")));
+        }
+        Ok(())
+    }
+}
+
 impl std::fmt::Display for Position {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match &self.epoch {
@@ -94,13 +110,7 @@ pub fn read(
     limit: usize,
 ) -> Result<Page<(ChangeRow, Option<String>)>, OutputError> {
     let page = reader.changes(after.seq, limit, &selection.filter, selection.data)?;
-    let (epoch, seq) = (&page.epoch, page.mirror_seq);
-    if after.epoch.as_ref().is_some_and(|asked| asked != epoch) {
-        return Err(OutputError::ReadAgain(format!("position {after} is of another mirror than this, {epoch}")));
-    }
-    if after.seq > seq {
-        return Err(OutputError::ReadAgain(format!("position {after} lies ahead of the mirror, which is at {seq}")));
-    }
+    after.check(&page.epoch, page.mirror_seq)?;
     Ok(page)
 }
 

@@ -1,4 +1,5 @@
-//! What a request is answered with: words in JSON, `{"done": …}` or `{"error": …}`.
+//! What a request is answered with: words in JSON, `{"done": …}`, or a problem (RFC 9457) whose words stand in `error`
+//! too.
 
 use axum::body::Body;
 use axum::http::{HeaderValue, StatusCode, header};
@@ -8,6 +9,9 @@ use serde_json::json;
 use crate::output::OutputError;
 use crate::store::read::StoreError;
 use crate::supervisor::control::ControlError;
+
+/// The media type of a problem (RFC 9457 §6.1).
+const PROBLEM: &str = "application/problem+json";
 
 /// Why a request gets nothing.
 #[derive(Debug)]
@@ -80,7 +84,10 @@ impl From<OutputError> for Problem {
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let mut response = json(&json!({ "error": self.words }));
+        let title = self.status.canonical_reason().unwrap_or_default();
+        let (status, words) = (self.status.as_u16(), &self.words);
+        let problem = json!({ "title": title, "status": status, "detail": words, "error": words });
+        let mut response = typed(PROBLEM, format!("{problem}\n"));
         *response.status_mut() = self.status;
         if self.status == StatusCode::UNAUTHORIZED {
             let scheme = HeaderValue::from_static("Bearer realm=\"feedmirror\"");

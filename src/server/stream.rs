@@ -1,4 +1,4 @@
-//! The routes that answer with as many rows as there are: items, and the change log, once or followed.
+//! The routes that answer with as many rows as there are: items, quarantined records, and the change log, once or followed.
 //!
 //! Guarantees: a page is read in one short transaction, and the next one only once the client has taken it, so that a
 //! stalled client holds no transaction; a position of another mirror, or ahead of this one, is 410 and never an empty
@@ -19,21 +19,36 @@ use tokio_util::sync::CancellationToken;
 use super::answer::{Problem, typed};
 use super::options::Query;
 use super::{Shared, blocking};
+use crate::feed::State as ItemState;
 use crate::output::changes::{Position, Selection};
-use crate::store::read::Filter;
-use rows::{Changes, Form, Items, Rows};
+use crate::store::read::{Filter, QuarantineFilter};
+use rows::{Changes, Form, Items, Quarantine, Rows};
 
-const NDJSON: &str = "application/x-ndjson";
+/// The media type of lines of JSON.
+pub(super) const NDJSON: &str = "application/x-ndjson";
 const EVENTS: &str = "text/event-stream";
 
 /// `GET /api/items`: live items, as `feedmirror export` writes them.
 pub(super) async fn items(State(shared): State<Shared>, RawQuery(query): RawQuery) -> Result<Response, Problem> {
     let mut query = Query::parse(query.as_deref());
     let filter = filter(&mut query);
-    let after = query.number("since")?.unwrap_or(0);
-    let (deleted, left) = (query.flag("deleted")?, query.number("limit")?.unwrap_or(usize::MAX));
+    let after = position("since", query.text("since")?.as_deref().unwrap_or("0"))?;
+    let (id, deleted, state) = (query.text("id")?, query.flag("deleted")?, state(&mut query)?);
+    let left = limit(&mut query)?;
     query.finish()?;
-    let (first, rest) = shared.read(move |reader| Items { reader, filter, after, deleted, left }.page()).await?;
+    let items = move |reader| Items { reader, filter, id, after, deleted, state, left }.page();
+    let (first, rest) = shared.read(items).await?;
+    Ok(typed(NDJSON, pages(first, rest, shared.shutdown)))
+}
+
+/// `GET /api/quarantine`: records that could not be understood, the oldest first.
+pub(super) async fn quarantine(State(shared): State<Shared>, RawQuery(query): RawQuery) -> Result<Response, Problem> {
+    let mut query = Query::parse(query.as_deref());
+    let filter = QuarantineFilter { feed: query.text("feed")?, reason: query.text("reason")? };
+    let (after, left) = (query.number("after")?.unwrap_or(0), limit(&mut query)?);
+    query.finish()?;
+    let records = move |reader| Quarantine { reader, filter, after, left }.page();
+    let (first, rest) = shared.read(records).await?;
     Ok(typed(NDJSON, pages(first, rest, shared.shutdown)))
 }
 
@@ -47,15 +62,34 @@ pub(super) async fn changes(
     let mut query = Query::parse(query.as_deref());
     let after = since(&mut query, &headers, form)?;
     let selection = Selection { filter: filter(&mut query), data: query.flag("data")? };
-    let left = query.number("limit")?.unwrap_or(usize::MAX);
+    let (wanted, left) = (state(&mut query)?, limit(&mut query)?);
     query.finish()?;
-    let log = move |reader| Changes { reader, after, selection, left, form, state: Default::default() }.page();
+    let log = move |reader| Changes { reader, after, selection, wanted, left, form, state: Default::default() }.page();
     let (first, rest) = shared.read(log).await?;
     Ok(typed(media_type, pages(first, rest, shared.shutdown)))
 }
 
 fn filter(query: &mut Query) -> Filter {
     Filter { feeds: query.texts("feed"), kinds: query.texts("kind") }
+}
+
+/// Rows at most; a request for none would get an answer that says nothing, not even how far it reaches.
+fn limit(query: &mut Query) -> Result<usize, Problem> {
+    match query.number("limit")? {
+        Some(0) => Err(Problem::bad("limit must be at least 1")),
+        limit => Ok(limit.unwrap_or(usize::MAX)),
+    }
+}
+
+/// The one state of items that is asked for.
+fn state(query: &mut Query) -> Result<Option<ItemState>, Problem> {
+    let Some(word) = query.text("state")? else { return Ok(None) };
+    let state = ItemState::from_word(&word);
+    state.map(Some).ok_or_else(|| Problem::bad(format!("state must be updated or deleted, not {word:?}")))
+}
+
+fn position(what: &str, text: &str) -> Result<Position, Problem> {
+    text.parse().map_err(|error: String| Problem::bad(format!("{what}: {error}")))
 }
 
 fn reads_events(headers: &HeaderMap) -> bool {
@@ -72,7 +106,7 @@ fn since(query: &mut Query, headers: &HeaderMap, form: Form) -> Result<Position,
         Some(id) => ("Last-Event-ID", id.to_str().unwrap_or_default()),
         None => ("since", asked.as_deref().unwrap_or("0")),
     };
-    text.parse().map_err(|error: String| Problem::bad(format!("{what}: {error}")))
+    position(what, text)
 }
 
 /// The first page, and each further one once it is asked for.

@@ -4,7 +4,9 @@
 //! file's group who may not write. Every read is one short transaction, so that no reader holds the WAL back; only
 //! [`Reader::snapshot`] reads for as long as there are rows. Nothing is shortened or put into words here.
 
+mod journals;
 mod log;
+mod lookup;
 mod rows;
 
 use std::path::{Path, PathBuf};
@@ -15,11 +17,12 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension, Params};
 pub use super::StoreError;
 use super::{APPLICATION_ID, SCHEMA_VERSION, explain};
 pub use crate::feed::Seq;
+pub use journals::QuarantineFilter;
 pub use log::{Filter, Page};
 use rows::Columns;
 pub use rows::{
-    ChangeRow, EndpointRow, EventRow, FeedRow, FindingRow, ItemRow, LoadRow, MirrorRow, QuarantineCount, QuarantineRow,
-    RefusalRow, ResyncRow, Stored,
+    ChangeRow, EndpointRow, EventRow, FeedRow, FindingRow, ItemRow, LoadRow, MirrorRow, QuarantineCount,
+    QuarantineReason, QuarantineRow, RefusalRow, ResyncRow, Stored,
 };
 
 /// A mirror's file, open for reading. It can be sent to another thread, and used by one at a time.

@@ -13,4 +13,5 @@ mod document;
 mod links;
 mod source;
 mod sql;
+mod standard;
 mod words;

@@ -6,7 +6,9 @@ use std::process::{Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use feedmirror::feed::{FeedName, Health, Item, Modified, Order as Ordering, Page, State, Ties, Transport};
+use feedmirror::feed::{
+    FeedName, Finding, Health, Item, Modified, Order as Ordering, Page, State, Ties, Transport, Unreadable,
+};
 use feedmirror::output::metrics::FeedCounts;
 use feedmirror::server::{self, Ops, token};
 use feedmirror::source::client::plain_client;
@@ -89,6 +91,10 @@ impl File {
                 data: from..page.text.len(),
             });
         }
+        self.hand_over(feed, page, purpose).await;
+    }
+
+    async fn hand_over(&self, feed: &str, page: Page, purpose: Purpose) {
         let stored = self.feed(feed).await;
         let delivery = Delivery {
             feed: stored.id,
@@ -114,6 +120,23 @@ impl File {
         let stored = self.feed(feed).await;
         let ended = self.store().end_resync(stored.id, stored.resync.unwrap().walk, now(), 0.2).await.unwrap();
         assert!(matches!(ended, Ended::Held(..)), "{ended:?}");
+    }
+
+    /// Puts records, each with its reason, into quarantine.
+    pub(crate) async fn quarantine(&self, feed: &str, records: &[(&'static str, &str)]) {
+        let unreadable = |(reason, raw): &(&'static str, &str)| Unreadable {
+            reason,
+            detail: format!("{reason} it is"),
+            raw: (*raw).to_owned(),
+            id: None,
+        };
+        let page = Page { unreadable: records.iter().map(unreadable).collect(), ..Page::default() };
+        self.hand_over(feed, page, Purpose::Again).await;
+    }
+
+    pub(crate) async fn finds(&self, feed: &str, rule: &'static str, detail: &str) {
+        let finding = Finding { rule, detail: detail.into(), count: 1 };
+        self.store().finding(self.feed(feed).await.id, now(), finding).await.unwrap();
     }
 
     pub(crate) async fn ails(&self, feed: &str, reason: &str) {
@@ -199,7 +222,7 @@ impl Bench {
         }
     }
 
-    fn url(&self, path: &str) -> String {
+    pub(crate) fn url(&self, path: &str) -> String {
         format!("http://127.0.0.1:{}{path}", self.address.port())
     }
 

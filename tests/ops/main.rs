@@ -3,9 +3,17 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+#[path = "../support/mod.rs"]
+mod support;
+
 mod bench;
 mod doors;
+mod journals;
+mod openapi;
 mod orders;
+mod running;
+mod schema;
 mod shown;
+mod stalled;
 mod streams;
 mod verbs;

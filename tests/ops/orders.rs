@@ -74,8 +74,10 @@ async fn the_supervisor_s_refusal_is_the_answer() {
         _ => Err(ControlError::Stopping),
     };
     let bench = Bench::listening("127.0.0.1:0", &["acme"], answer).await;
-    let pause = |feed: &str| format!("/api/feeds/{feed}/pause");
-    assert_eq!(bench.ordered(&pause("acme"), "").await, (409, "{\"error\":\"acme is \\\"busy\\\"\"}\n".into()));
-    assert_eq!(bench.ordered(&pause("nope"), "").await, (404, "{\"error\":\"there is no feed nope\"}\n".into()));
+    for (feed, status, words) in [("acme", 409, "acme is \"busy\""), ("nope", 404, "there is no feed nope")] {
+        let (got, text) = bench.ordered(&format!("/api/feeds/{feed}/pause"), "").await;
+        let answer: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!((got, &answer["error"]), (status, &words.into()), "{text}");
+    }
     assert_eq!(bench.ordered("/api/quarantine/1/drop", "").await.0, 503);
 }

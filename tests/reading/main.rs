@@ -5,4 +5,5 @@ mod changes;
 mod export;
 mod mirror;
 mod opening;
+mod report;
 mod rows;

@@ -29,6 +29,8 @@ impl Publisher {
         let mut child = Command::new(env!("CARGO_BIN_EXE_feedmirror"))
             .args(["simulate", "--listen", "127.0.0.1:0", "--items", "600", "--page", "40", "--rate", "2"])
             .args(["--all-faults=0.02", "--hold", "4", "--seed", "7", "--feeds", &feeds.to_string()])
+            // A stream's beginning is rare: it fails more often.
+            .args(["--fault", "sse-wrong-type=0.15", "--fault", "sse-unavailable=0.15"])
             .args(["--webhook", &format!("{webhooks}/{{feed}}"), "--webhook-token", token])
             .stdout(Stdio::piped())
             .spawn()

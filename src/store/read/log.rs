@@ -13,7 +13,7 @@ use super::{Reader, Seq, StoreError, mirror};
 /// Rows looked at for one page.
 const SCANNED: i64 = 10_000;
 /// A page is full with so many bytes of text.
-const PAGE_BYTES: usize = 4 << 20;
+pub(super) const PAGE_BYTES: usize = 4 << 20;
 /// The index by feed is used for an export of feeds that hold less than one row in so many.
 const SMALL_SHARE: i64 = 4;
 
@@ -151,7 +151,7 @@ impl Reader {
     }
 
     /// What such items satisfy, as SQL, and the numbers of the feeds they are of.
-    fn wanted_items(&self, filter: &Filter, deleted: bool) -> Result<(String, String), StoreError> {
+    pub(super) fn wanted_items(&self, filter: &Filter, deleted: bool) -> Result<(String, String), StoreError> {
         for name in &filter.feeds {
             self.known_feed(name)?;
         }
@@ -272,7 +272,7 @@ fn snapshot_sql_by_feed(feeds: &str, wanted: &str) -> String {
 }
 
 /// The columns of `items`, in their order.
-fn item_columns(data: &str) -> String {
+pub(super) fn item_columns(data: &str) -> String {
     format!(
         "f.name, k.name, i.id, i.modified, CASE i.flags & 1 WHEN 0 THEN 'updated' ELSE 'deleted' END, {data}, i.seq,
          strftime('%Y-%m-%dT%H:%M:%fZ', i.changed_at / 1000.0, 'unixepoch'),
@@ -293,7 +293,7 @@ fn condition(feeds: Option<&str>, kinds: Option<&str>, deleted: bool) -> String 
     if all.is_empty() { "1".to_owned() } else { format!("({})", all.join(" AND ")) }
 }
 
-fn json(names: &[String]) -> String {
+pub(super) fn json(names: &[String]) -> String {
     serde_json::Value::from(names).to_string()
 }
 

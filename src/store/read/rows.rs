@@ -224,6 +224,28 @@ columns! {
         dropped: i64,
     }
 
+    /// What a feed has in quarantine for one reason.
+    QuarantineReason {
+        /// The feed's name.
+        feed: String,
+        /// A fixed kebab-case word.
+        reason: String,
+        /// Records kept.
+        records: i64,
+        /// How often they came, all together.
+        count: i64,
+        /// When the first of them came first.
+        first_at: String,
+        /// When one of them came last.
+        last_at: String,
+        /// What exactly was wrong with the newest.
+        detail: Option<String>,
+        /// The newest, as published.
+        sample: String,
+        /// Whether the sample is the record's beginning alone.
+        cut: bool,
+    }
+
     /// A row of `findings`.
     FindingRow {
         /// The feed's name.

@@ -1,0 +1,328 @@
+//! What each finding and each reason for quarantine means to a publisher: where the standard says so, and what to do.
+//!
+//! Guarantees: every word that the code counts stands here once (a test holds it), and a section is named only where its
+//! text was read. What the ecosystem's validator (`openactive/rpde-validator`) calls the same thing is named by its rule;
+//! where it has none, nothing is made up.
+
+/// A way to depart from the standard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Departure {
+    /// The fixed kebab-case word.
+    pub word: &'static str,
+    /// What is wrong, in a line.
+    pub title: &'static str,
+    /// How bad it is.
+    pub severity: Severity,
+    /// Where the standard says otherwise.
+    pub section: Section,
+    /// What the publisher can do.
+    pub remedy: &'static str,
+    /// What the validator calls it.
+    pub validator: &'static [&'static str],
+}
+
+/// How bad a departure is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Severity {
+    /// The standard says MUST; consumers lose data or stop.
+    Failure,
+    /// Consumers cope with it, at a cost.
+    Warning,
+}
+
+impl Severity {
+    /// The fixed spelling.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Failure => "failure",
+            Self::Warning => "warning",
+        }
+    }
+}
+
+/// A section of a document.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Section {
+    /// The document and the section's heading.
+    pub title: &'static str,
+    /// Where to read it.
+    pub url: &'static str,
+}
+
+macro_rules! rpde {
+    ($name:ident, $heading:literal, $anchor:literal) => {
+        const $name: Section = Section {
+            title: concat!("RPDE 1.0, \"", $heading, "\""),
+            url: concat!("https://www.w3.org/2017/08/realtime-paged-data-exchange/#", $anchor),
+        };
+    };
+}
+
+rpde!(CORE, "Core concept", "core-concept");
+rpde!(GRAMMAR, "Response grammar", "response-grammar");
+rpde!(RESPONSE, "<response>", "-response-");
+rpde!(ITEM, "<item>", "-item-");
+rpde!(DELETED, "Deleted items", "deleted-items");
+rpde!(CONTENT_TYPE, "Content type", "content-type");
+rpde!(FILTERING, "In-stream filtering", "in-stream-filtering");
+rpde!(ORDER, "Strict chronological ordering of items", "strict-chronological-ordering-of-items");
+
+const JSON_ENCODING: Section = Section {
+    title: "RFC 8259, section 8.1, \"Character Encoding\"",
+    url: "https://www.rfc-editor.org/rfc/rfc8259#section-8.1",
+};
+const JSON_GRAMMAR: Section =
+    Section { title: "RFC 8259, section 2, \"JSON Grammar\"", url: "https://www.rfc-editor.org/rfc/rfc8259#section-2" };
+const DRAFT: &str = "https://openactive.io/realtime-paged-data-exchange/0.2.1/";
+const WEBHOOKS: Section = Section { title: "RPDE 0.2.1 (draft), section 3b, \"Webhooks\"", url: DRAFT };
+const EVENTS: Section = Section { title: "RPDE 0.2.1 (draft), section 3c, \"Server-Sent Events\"", url: DRAFT };
+
+const REQUIRED: &[&str] = &["RequiredItemPropertiesRule"];
+const VALUES: &[&str] = &["RequiredPropertyValuesRule"];
+const INCREASE: &[&str] = &["AfterTimestampRule", "AfterChangeNumberRule"];
+
+/// What findings name.
+pub const RULES: &[Departure] = &[
+    Departure {
+        word: "at-id",
+        title: "items carry `@id` in place of `id`",
+        severity: Severity::Failure,
+        section: GRAMMAR,
+        remedy: "name the property `id`: JSON-LD belongs inside `data` alone",
+        validator: REQUIRED,
+    },
+    Departure {
+        word: "bom",
+        title: "pages begin with a byte order mark",
+        severity: Severity::Failure,
+        section: JSON_ENCODING,
+        remedy: "write the pages as UTF-8 without a byte order mark",
+        validator: &[],
+    },
+    Departure {
+        word: "content-type",
+        title: "pages are not sent as application/json",
+        severity: Severity::Failure,
+        section: CONTENT_TYPE,
+        remedy: "send `Content-Type: application/json`",
+        validator: &["HttpContentTypeRule"],
+    },
+    Departure {
+        word: "deleted-with-data",
+        title: "deleted items carry `data`",
+        severity: Severity::Failure,
+        section: DELETED,
+        remedy: "leave `data` out of items whose state is `deleted`",
+        validator: REQUIRED,
+    },
+    Departure {
+        word: "duplicate",
+        title: "an item stands on a page more than once",
+        severity: Severity::Failure,
+        section: CORE,
+        remedy: "list each item once, at its latest position: check the query for a join that doubles rows, and caches for stale pages",
+        validator: &["DuplicateItemsRule"],
+    },
+    Departure {
+        word: "empty-pages",
+        title: "many empty pages stand in a row before the end",
+        severity: Severity::Warning,
+        section: FILTERING,
+        remedy: "filter in the query, so that a page is filled before it is sent: every consumer pays for each empty one",
+        validator: &[],
+    },
+    Departure {
+        word: "loop",
+        title: "`next` leads back to a page that was read before",
+        severity: Severity::Failure,
+        section: RESPONSE,
+        remedy: "make `next` from the last item of the page, and order items by `modified`, then `id`: no consumer gets to the end as it is",
+        validator: INCREASE,
+    },
+    Departure {
+        word: "modified-class",
+        title: "`modified` changes its form between items",
+        severity: Severity::Failure,
+        section: ITEM,
+        remedy: "write `modified` in one form throughout, as an integer where possible, so that any two values compare",
+        validator: &[],
+    },
+    Departure {
+        word: "no-kind",
+        title: "items have no `kind`",
+        severity: Severity::Failure,
+        section: ITEM,
+        remedy: "give every item its `kind`",
+        validator: REQUIRED,
+    },
+    Departure {
+        word: "no-next",
+        title: "pages have no `next`",
+        severity: Severity::Failure,
+        section: RESPONSE,
+        remedy: "give every page `next`, the last one its own URL: without it consumers can't tell the end, nor what is gone",
+        validator: &["RequiredPropertiesRule"],
+    },
+    Departure {
+        word: "out-of-order",
+        title: "items are not in the order of `modified`, then `id`",
+        severity: Severity::Failure,
+        section: ORDER,
+        remedy: "order the query by `modified`, then `id`, both ascending: consumers that page by them miss items",
+        validator: &[],
+    },
+    Departure {
+        word: "quarantine-full",
+        title: "more records than can be kept aside could not be understood",
+        severity: Severity::Warning,
+        section: ITEM,
+        remedy: "put right what the other points of this list say about single records; further ones were dropped",
+        validator: &[],
+    },
+    Departure {
+        word: "self-next",
+        title: "a page with items has its own URL as `next`",
+        severity: Severity::Failure,
+        section: RESPONSE,
+        remedy: "make `next` from the last item of the page; a page's own URL belongs on an empty page alone",
+        validator: &["NextPageNotCurrentPageRule"],
+    },
+    Departure {
+        word: "sse-event",
+        title: "a stream has events that are not named `itemupdate`",
+        severity: Severity::Warning,
+        section: EVENTS,
+        remedy: "send items as events named `itemupdate`, and keep a connection alive by comments",
+        validator: &[],
+    },
+];
+
+/// Why records are in quarantine.
+pub const REASONS: &[Departure] = &[
+    Departure {
+        word: "bad-id",
+        title: "`id` is neither text nor a number",
+        severity: Severity::Failure,
+        section: ITEM,
+        remedy: "write `id` as text or as an integer",
+        validator: VALUES,
+    },
+    Departure {
+        word: "bad-modified",
+        title: "`modified` is neither a number nor text",
+        severity: Severity::Failure,
+        section: ITEM,
+        remedy: "write `modified` as an integer, or as text that compares with itself",
+        validator: &[],
+    },
+    Departure {
+        word: "no-data",
+        title: "updated items have no `data`",
+        severity: Severity::Failure,
+        section: ITEM,
+        remedy: "give every updated item its `data`, or mark it `deleted`",
+        validator: REQUIRED,
+    },
+    Departure {
+        word: "no-id",
+        title: "items have no `id`",
+        severity: Severity::Failure,
+        section: ITEM,
+        remedy: "give every item its `id`, the same one for as long as it exists",
+        validator: REQUIRED,
+    },
+    Departure {
+        word: "no-kind",
+        title: "items have no `kind`",
+        severity: Severity::Failure,
+        section: ITEM,
+        remedy: "give every item its `kind`",
+        validator: REQUIRED,
+    },
+    Departure {
+        word: "no-modified",
+        title: "items have no `modified`",
+        severity: Severity::Failure,
+        section: ITEM,
+        remedy: "give every item its `modified`: without it nobody can tell which version is newer",
+        validator: REQUIRED,
+    },
+    Departure {
+        word: "not-an-object",
+        title: "entries of `items` are not objects",
+        severity: Severity::Failure,
+        section: ITEM,
+        remedy: "list items alone in `items`",
+        validator: VALUES,
+    },
+    Departure {
+        word: "not-json",
+        title: "what is pushed is not JSON",
+        severity: Severity::Failure,
+        section: JSON_GRAMMAR,
+        remedy: "write events and messages with a JSON library: names in quotes, nothing cut off",
+        validator: &[],
+    },
+    Departure {
+        word: "refused-body",
+        title: "a post to the webhook could not be read, however often it was sent",
+        severity: Severity::Failure,
+        section: WEBHOOKS,
+        remedy: "post pages, `{\"items\": […]}`, within the size agreed on",
+        validator: &[],
+    },
+    Departure {
+        word: "unknown-state",
+        title: "`state` is neither `updated` nor `deleted`",
+        severity: Severity::Failure,
+        section: ITEM,
+        remedy: "write `updated` or `deleted`",
+        validator: VALUES,
+    },
+    Departure {
+        word: "wrong-encoding",
+        title: "what is pushed is not UTF-8",
+        severity: Severity::Failure,
+        section: JSON_ENCODING,
+        remedy: "write events and messages as UTF-8",
+        validator: &[],
+    },
+];
+
+/// What this version doesn't know, as in a file that a newer one wrote.
+pub(super) const UNKNOWN: Departure = Departure {
+    word: "",
+    title: "a departure that this version has no words for",
+    severity: Severity::Warning,
+    section: Section { title: "RPDE 1.0", url: "https://www.w3.org/2017/08/realtime-paged-data-exchange/" },
+    remedy: "see the sample",
+    validator: &[],
+};
+
+/// The entry of this word.
+pub(super) fn of(table: &[Departure], word: &str) -> Departure {
+    table.iter().copied().find(|departure| departure.word == word).unwrap_or(UNKNOWN)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_word_stands_once_and_says_something() {
+        for table in [RULES, REASONS] {
+            for (at, departure) in table.iter().enumerate() {
+                assert!(table[..at].iter().all(|before| before.word < departure.word), "{}", departure.word);
+                assert!(departure.section.url.starts_with("https://"), "{}", departure.word);
+                for text in [departure.title, departure.remedy, departure.section.title] {
+                    assert!(text.len() > 8 && !text.ends_with('.'), "{}: {text}", departure.word);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_word_of_a_newer_version_is_no_failure() {
+        assert_eq!(of(RULES, "from-the-future").severity, Severity::Warning);
+    }
+}

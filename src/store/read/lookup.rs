@@ -1,0 +1,66 @@
+//! Items by their id, found through the index: nothing is walked through.
+
+use super::log::{Filter, item_columns, json};
+use super::rows::{Columns, ItemRow};
+use super::{Reader, StoreError};
+use crate::store::KEY_SHIFT;
+use crate::store::apply::item_key;
+
+impl Reader {
+    /// The items with this id: one of each feed and kind asked for that has it, in the order of their seq. Live ones (of
+    /// feeds neither gone nor removed), and tombstones when asked for.
+    ///
+    /// # Errors
+    /// [`StoreError::Refused`] for a feed that is not in the mirror; when the file can't be read.
+    pub fn items_with_id(&self, id: &str, filter: &Filter, deleted: bool) -> Result<Vec<ItemRow>, StoreError> {
+        let moment = self.db.unchecked_transaction()?;
+        let wanted = self.wanted_items(filter, deleted)?.0;
+        let keys = self.keys(id, &filter.kinds)?;
+        let mut select = moment.prepare_cached(&with_id_sql(&wanted))?;
+        let rows = select.query_map((keys, id), ItemRow::read)?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+
+    /// What the index knows such items by, for each kind that they may be of.
+    fn keys(&self, id: &str, kinds: &[String]) -> Result<String, StoreError> {
+        let mut select = self
+            .db
+            .prepare_cached("SELECT name FROM kind WHERE ?1 = '[]' OR name IN (SELECT value FROM json_each(?1))")?;
+        let keys = select.query_map([json(kinds)], |row| Ok(item_key(&row.get::<_, String>(0)?, id, KEY_SHIFT)))?;
+        Ok(serde_json::Value::from(keys.collect::<rusqlite::Result<Vec<i64>>>()?).to_string())
+    }
+}
+
+/// Keys collide, so the id decides.
+fn with_id_sql(wanted: &str) -> String {
+    let columns = item_columns("i.data");
+    format!(
+        "SELECT {columns}
+         FROM json_each(?1) key CROSS JOIN feed f
+         CROSS JOIN item i INDEXED BY item_key ON i.feed = f.id AND i.key = key.value
+         CROSS JOIN kind k ON k.id = i.kind
+         WHERE i.id = ?2 AND {wanted} ORDER BY i.seq"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::store::Store;
+
+    #[test]
+    fn an_item_is_found_by_its_key() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("mirror.db");
+        let (store, closing) = Store::open(&path).unwrap();
+        drop(store);
+        closing.finish();
+        let reader = Reader::open(&path).unwrap();
+        let sql = format!("EXPLAIN QUERY PLAN {}", with_id_sql("(i.feed IN (1,2) AND i.kind IN (3))"));
+        let mut select = reader.db.prepare(&sql).unwrap();
+        let steps = select.query_map(("[]", ""), |row| row.get::<_, String>(3)).unwrap();
+        let plan = steps.collect::<rusqlite::Result<Vec<_>>>().unwrap().join("\n");
+        assert!(plan.contains("SEARCH i USING INDEX item_key (feed=? AND key=?)"), "{plan}");
+    }
+}

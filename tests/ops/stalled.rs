@@ -1,0 +1,73 @@
+//! A client that asks for everything and then reads nothing, for as long as it takes: it is dropped, and meanwhile the
+//! WAL is written back as if it weren't there (DESIGN §7).
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use rusqlite::Connection;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::{interval, timeout};
+
+use crate::bench::{Bench, DEADLINE};
+
+/// Whether our end of the connection is still open, as the system has it.
+fn is_served(server: SocketAddr, client: SocketAddr) -> bool {
+    const ESTABLISHED: &str = "01";
+    let port = |address: &str| address.rsplit(':').next().and_then(|port| u16::from_str_radix(port, 16).ok());
+    let table = std::fs::read_to_string("/proc/self/net/tcp").unwrap();
+    table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>()).any(|words| {
+        words.get(1..4).is_some_and(|words| {
+            port(words[0]) == Some(server.port()) && port(words[1]) == Some(client.port()) && words[2] == ESTABLISHED
+        })
+    })
+}
+
+/// Copies the whole WAL and starts it anew, as no reader that holds a transaction would let happen.
+async fn restart_wal(bench: &Bench) -> i64 {
+    let path = bench.file.path();
+    let restarted = tokio::task::spawn_blocking(move || {
+        let connection = Connection::open(path).unwrap();
+        connection.busy_timeout(DEADLINE / 2).unwrap();
+        connection.query_row("PRAGMA wal_checkpoint(RESTART)", [], |row| row.get::<_, i64>(0)).unwrap()
+    });
+    restarted.await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_reads_nothing_is_dropped_while_writes_and_checkpoints_go_on() {
+    // Given: more than a socket's buffers take, and a client that takes none of it
+    const ITEMS: usize = 3_000;
+    let bench = Bench::with(&["acme"]).await;
+    let data = format!("\"{}\"", "x".repeat(16 << 10));
+    let ids: Vec<String> = (0..ITEMS).map(|id| format!("{id}")).collect();
+    let records: Vec<_> = ids.iter().map(|id| (id.as_str(), 1, Some(data.as_str()))).collect();
+    bench.file.write("acme", &records).await;
+    let mut client = TcpStream::connect(bench.address).await.unwrap();
+    client.write_all(b"GET /api/items HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").await.unwrap();
+    let mut text = vec![0; 1024];
+    client.read_exact(&mut text).await.unwrap();
+    let address = client.local_addr().unwrap();
+    assert!(is_served(bench.address, address));
+
+    // When: it goes on reading nothing, while items change
+    let mut tick = interval(Duration::from_millis(250));
+    let mut modified = 1;
+    let dropped = async {
+        while is_served(bench.address, address) {
+            tick.tick().await;
+            modified += 1;
+            bench.file.write("acme", &[("0", modified, Some("{}"))]).await;
+            assert_eq!(restart_wal(&bench).await, 0, "1 means that a reader was in the way");
+        }
+    };
+    timeout(2 * DEADLINE, dropped).await.expect("the client is dropped");
+
+    // Then: writes went on all the while, and what it gets is no whole answer
+    assert!(modified > 20, "{modified}");
+    assert_eq!(bench.file.value::<i64>("SELECT modified FROM items WHERE id = '0'"), modified);
+    let ended = timeout(DEADLINE, client.read_to_end(&mut text)).await.expect("the connection is closed");
+    let whole = ended.is_ok() && text.ends_with(b"0\r\n\r\n");
+    assert!(!whole, "{} bytes came", text.len());
+    assert_eq!(bench.got("/healthz").await.0, 200);
+}
