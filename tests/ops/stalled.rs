@@ -10,6 +10,7 @@ use tokio::net::TcpStream;
 use tokio::time::{interval, timeout};
 
 use crate::bench::{Bench, DEADLINE};
+use crate::support::holds_within;
 
 /// Whether our end of the connection is still open, as the system has it.
 fn is_served(server: SocketAddr, client: SocketAddr) -> bool {
@@ -23,13 +24,17 @@ fn is_served(server: SocketAddr, client: SocketAddr) -> bool {
     })
 }
 
-/// Copies the whole WAL and starts it anew, as no reader that holds a transaction would let happen.
-async fn restart_wal(bench: &Bench) -> i64 {
+/// Copies the whole WAL and starts it anew, as no reader that holds a transaction would let happen. While the mirror
+/// itself is at it, SQLite says "busy" at once, without waiting: so it is tried again, for far shorter than the client
+/// is waited for.
+async fn restart_wal(bench: &Bench) -> bool {
     let path = bench.file.path();
     let restarted = tokio::task::spawn_blocking(move || {
         let connection = Connection::open(path).unwrap();
-        connection.busy_timeout(DEADLINE / 2).unwrap();
-        connection.query_row("PRAGMA wal_checkpoint(RESTART)", [], |row| row.get::<_, i64>(0)).unwrap()
+        connection.busy_timeout(Duration::from_secs(5)).unwrap();
+        let restart =
+            || connection.query_row("PRAGMA wal_checkpoint(RESTART)", [], |row| row.get::<_, i64>(0)).unwrap();
+        holds_within(Duration::from_secs(5), || restart() == 0)
     });
     restarted.await.unwrap()
 }
@@ -58,7 +63,7 @@ async fn a_client_that_reads_nothing_is_dropped_while_writes_and_checkpoints_go_
             tick.tick().await;
             modified += 1;
             bench.file.write("acme", &[("0", modified, Some("{}"))]).await;
-            assert_eq!(restart_wal(&bench).await, 0, "1 means that a reader was in the way");
+            assert!(restart_wal(&bench).await, "a reader is in the way");
         }
     };
     timeout(2 * DEADLINE, dropped).await.expect("the client is dropped");
