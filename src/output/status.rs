@@ -121,6 +121,12 @@ pub fn table(out: &mut impl Write, status: &Status, now: Timestamp, width: u16) 
         writeln!(out, "{}: {}{since}{failures}: {}", feed.name, feed.health, plain(&reason))?;
         reasons = true;
     }
+    for feed in &feeds {
+        let Some(ahead) = seconds_since(feed.acked_until.as_deref(), now).map(|since| span(-since)) else { continue };
+        let note = feed.ack_note.as_deref().map(|note| format!(": {}", plain(note))).unwrap_or_default();
+        writeln!(out, "{}: alerts silenced for {ahead} more{note}", feed.name)?;
+        reasons = true;
+    }
     if reasons {
         writeln!(out)?;
     }
@@ -244,6 +250,8 @@ mod tests {
             failures: 0,
             push: "none".into(),
             license: None,
+            acked_until: None,
+            ack_note: None,
         }
     }
 
@@ -312,6 +320,14 @@ mod tests {
         let text = shown(&status);
         let said = "a: ok: resync: reading the feed anew, trusting the source, since 2026-01-01T01:00:00.000Z\n";
         assert!(text.contains(said), "{text}");
+    }
+
+    #[test]
+    fn an_acked_feed_says_for_how_long_and_why() {
+        let acked_until = Some("2026-01-02T02:00:03.000Z".into());
+        let acked = FeedRow { acked_until, ack_note: Some("they know\u{1b}[2J".into()), ..feed("a", "ok", None) };
+        let text = shown(&status(vec![acked]));
+        assert!(text.contains("\na: alerts silenced for 24 h more: they know\u{fffd}[2J\n\n"), "{text}");
     }
 
     #[test]

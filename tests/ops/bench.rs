@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use feedmirror::feed::{FeedName, Health, Item, Modified, Order as Ordering, Page, State, Ties, Transport};
-use feedmirror::output::metrics::FeedCounts;
+use feedmirror::output::metrics::{FeedCounts, Own};
 use feedmirror::server::{self, Ops, token};
 use feedmirror::source::client::plain_client;
 use feedmirror::store::apply::{Delivery, Held, Purpose, Step};
@@ -184,6 +184,7 @@ impl Bench {
             token: token.clone(),
             ready: readiness,
             live: Arc::new(move || vec![counts.clone()]),
+            own: Arc::new(Own::default),
         };
         let shutdown = CancellationToken::new();
         Self {

@@ -32,6 +32,8 @@ CREATE TABLE feed (
     next_poll_at INTEGER,
     failures    INTEGER NOT NULL DEFAULT 0,
     license     TEXT,
+    acked_until INTEGER,                         -- its alerts are silenced until then
+    ack_note    TEXT,
     push        TEXT    NOT NULL DEFAULT 'none',
     suspect     TEXT,                            -- the reason, while what the publisher says contradicts the mirror
     differing   INTEGER NOT NULL DEFAULT 0,      -- the last 20 differing polled items, a bit each: 1 was refused as older
@@ -190,7 +192,11 @@ SELECT f.name AS name, f.provider AS provider, f.url AS url, f.mode AS mode,
        strftime('%Y-%m-%dT%H:%M:%fZ', f.polled_at / 1000.0, 'unixepoch') AS polled_at,
        strftime('%Y-%m-%dT%H:%M:%fZ', f.changed_at / 1000.0, 'unixepoch') AS changed_at,
        strftime('%Y-%m-%dT%H:%M:%fZ', f.next_poll_at / 1000.0, 'unixepoch') AS next_poll_at,
-       f.failures AS failures, f.push AS push, f.license AS license
+       f.failures AS failures, f.push AS push, f.license AS license,
+       -- An ack ends by itself: what is over is not shown.
+       CASE WHEN f.acked_until > strftime('%s', 'now') * 1000
+            THEN strftime('%Y-%m-%dT%H:%M:%fZ', f.acked_until / 1000.0, 'unixepoch') END AS acked_until,
+       CASE WHEN f.acked_until > strftime('%s', 'now') * 1000 THEN f.ack_note END AS ack_note
 FROM feed f LEFT JOIN endpoint p ON p.feed = f.id AND p.transport = 0;
 
 CREATE VIEW endpoints AS

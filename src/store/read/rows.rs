@@ -108,6 +108,10 @@ columns! {
         push: String,
         /// The licence of the last page that named one.
         license: Option<String>,
+        /// Until when its alerts are silenced; none once that is over.
+        acked_until: Option<String>,
+        /// What was said of it.
+        ack_note: Option<String>,
     }
 
     /// A row of `endpoints`.
