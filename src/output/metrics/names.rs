@@ -61,12 +61,12 @@ metrics! {
     MODE: Gauge "feedmirror_feed_mode" ["feed", "mode"] "What keeps it current: 1 for that";
     HEALTH: Gauge "feedmirror_feed_health" ["feed", "health"] "Its health: 1 for the one it has";
     ACKED: Gauge "feedmirror_feed_acked" ["feed"] "Whether its alerts are silenced";
-    ITEMS: Gauge "feedmirror_feed_items" ["feed"] "Live items";
+    ITEMS: Gauge "feedmirror_feed_items" ["feed"] "Live items that it has";
     TOMBSTONES: Gauge "feedmirror_feed_tombstones" ["feed"] "Deleted items that are remembered";
     LEVEL: Gauge "feedmirror_feed_level" ["feed"] "Whether its end has been seen since it was begun";
     LAG: Gauge "feedmirror_feed_lag_seconds" ["feed"] "Time since its end was last seen";
     STALENESS: Gauge "feedmirror_feed_staleness_seconds" ["feed"] "Time since a page of it was last read";
-    FAILURES: Gauge "feedmirror_feed_failures" ["feed"] "Errors in a row";
+    FAILURES: Gauge "feedmirror_feed_failures" ["feed"] "Errors that it had in a row";
     RESYNC: Gauge "feedmirror_feed_resync" ["feed", "stage"] "A resync under way: 1 for its stage, walk, held or sweep";
     QUARANTINE: Gauge "feedmirror_feed_quarantine_rows" ["feed"] "Records in quarantine";
     DROPPED: Counter "feedmirror_feed_quarantine_dropped_total" ["feed"] "Records dropped because quarantine was full";
