@@ -3,8 +3,12 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+#[path = "../support/mod.rs"]
+mod support;
+
 mod bench;
 mod doors;
+mod live;
 mod orders;
 mod shown;
 mod streams;
