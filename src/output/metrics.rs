@@ -8,6 +8,7 @@
 mod names;
 mod sheet;
 
+use std::collections::HashSet;
 use std::fmt;
 use std::path::Path;
 
@@ -126,8 +127,8 @@ impl Stored {
         self.status.feeds.iter().filter(|feed| feed.health != Health::Removed.as_str())
     }
 
-    fn has(&self, name: &str) -> bool {
-        self.feeds().any(|feed| feed.name == name)
+    fn names(&self) -> HashSet<&str> {
+        self.feeds().map(|feed| feed.name.as_str()).collect()
     }
 }
 
@@ -220,21 +221,22 @@ fn feeds(sheet: &mut Sheet<'_>, stored: &Stored, now: Timestamp) -> fmt::Result 
 
 /// Resyncs, quarantine and findings.
 fn kept(sheet: &mut Sheet<'_>, stored: &Stored) -> fmt::Result {
-    let resyncs = stored.status.resyncs.iter().filter(|resync| stored.has(&resync.feed));
+    let names = stored.names();
+    let resyncs = stored.status.resyncs.iter().filter(|resync| names.contains(resync.feed.as_str()));
     sheet.write(&names::RESYNC, resyncs.map(|resync| ([resync.feed.as_str(), &resync.stage], Value::Whole(1))))?;
     let quarantined = |feed: &FeedRow| Value::Whole(stored.quarantined(&feed.name));
     sheet.write(&names::QUARANTINE, stored.feeds().map(|feed| ([feed.name.as_str()], quarantined(feed))))?;
     let dropped = |feed: &FeedRow| Value::count(stored.kept(&feed.name).map_or(0, |count| count.dropped));
     sheet.write(&names::DROPPED, stored.feeds().map(|feed| ([feed.name.as_str()], dropped(feed))))?;
-    let findings = stored.findings.iter().filter(|finding| stored.has(&finding.feed));
+    let findings = stored.findings.iter().filter(|finding| names.contains(finding.feed.as_str()));
     let series = findings.map(|finding| ([finding.feed.as_str(), &finding.rule], Value::count(finding.count)));
     sheet.write(&names::FINDINGS, series)
 }
 
 fn endpoints(sheet: &mut Sheet<'_>, stored: &Stored) -> fmt::Result {
-    let polled = Transport::Poll.as_str();
-    let pushed: Vec<&EndpointRow> =
-        stored.endpoints.iter().filter(|row| row.transport != polled && stored.has(&row.feed)).collect();
+    let names = stored.names();
+    let pushes = |row: &&EndpointRow| row.transport != Transport::Poll.as_str() && names.contains(row.feed.as_str());
+    let pushed: Vec<&EndpointRow> = stored.endpoints.iter().filter(pushes).collect();
     let mut series = |metric: &Metric, value: &dyn Fn(&EndpointRow) -> Value| {
         sheet.write(metric, pushed.iter().map(|row| ([row.feed.as_str(), &row.transport], value(row))))
     };
@@ -252,15 +254,18 @@ fn counts(sheet: &mut Sheet<'_>, counts: &[FeedCounts], stored: Option<&Stored>)
         feed.polls.iter().map(|(got, count)| ([feed.feed.as_str(), got.as_str()], Value::Count(*count)))
     });
     sheet.write(&names::POLLS, polls)?;
+    let configured: HashSet<(&str, &str)> = stored
+        .map_or(&[][..], |stored| &stored.endpoints)
+        .iter()
+        .map(|row| (row.feed.as_str(), row.transport.as_str()))
+        .collect();
     let has = |feed: &FeedCounts, transport: Transport| {
-        let stored = stored.map_or(&[][..], |stored| &stored.endpoints);
-        let configured = |row: &EndpointRow| row.feed == feed.feed && row.transport == transport.as_str();
         transport == Transport::Poll
-            || stored.iter().any(configured)
+            || configured.contains(&(feed.feed.as_str(), transport.as_str()))
             || feed.outcomes.iter().any(|(by, _, count)| *by == transport && *count > 0)
     };
     let records = counts.iter().flat_map(|feed| {
-        let counted = feed.outcomes.iter().filter(move |(transport, ..)| has(feed, *transport));
+        let counted = feed.outcomes.iter().filter(|(transport, ..)| has(feed, *transport));
         counted.map(|(transport, outcome, count)| {
             ([feed.feed.as_str(), transport.as_str(), outcome.as_str()], Value::Count(*count))
         })

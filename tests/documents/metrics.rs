@@ -89,8 +89,8 @@ fn named(expression: &str) -> Named {
             let (inside, after) = follows[1..].split_once(')').unwrap_or_else(|| panic!("no end: {expression}"));
             named.grouped.extend(inside.split(',').map(|label| label.trim().to_owned()));
             rest = after;
-        } else if follows.starts_with('{') {
-            let (labels, after) = matchers(&follows[1..]);
+        } else if let Some(asked) = follows.strip_prefix('{') {
+            let (labels, after) = matchers(asked);
             named.series.push((word.to_owned(), labels));
             rest = after;
         } else if word.contains(':') || word.starts_with("feedmirror_") || word == "up" {
