@@ -273,10 +273,10 @@ fn counts(sheet: &mut Sheet<'_>, counts: &[FeedCounts], stored: Option<&Stored>)
     sheet.write(&names::RECORDS, records)
 }
 
-/// The feed's provider; its host where none is configured.
+/// The feed's provider; its host where none is configured; neither is known of one whose settings can't be used.
 fn provider(feed: &FeedRow) -> String {
     let host = || Url::parse(&feed.url).ok()?.host_str().map(str::to_owned);
-    feed.provider.clone().or_else(host).unwrap_or_default()
+    feed.provider.clone().or_else(host).unwrap_or_else(|| "unknown".to_owned())
 }
 
 fn parsed(time: &str) -> Option<Timestamp> {

@@ -28,6 +28,7 @@ const WORDS: &[&str] = &[
     "max",
     "min",
     "min_over_time",
+    "offset",
     "on",
     "or",
     "predict_linear",
