@@ -2,6 +2,7 @@
 //!
 //! Results go to standard output and nothing else does; what is wrong goes to standard error in one line that names it.
 
+pub mod ack;
 pub mod changes;
 pub mod check;
 pub mod control;
@@ -132,6 +133,8 @@ enum Verb {
     Seek(control::Seek),
     /// Remove a feed's rows, quarantine and cursors
     Purge(control::Purge),
+    /// Silence feeds' alerts for a while, without pausing them
+    Ack(ack::Args),
     /// Records that could not be understood
     Quarantine(quarantine::Args),
     /// Ways in which publishers depart from the standard
@@ -189,6 +192,7 @@ fn act(cli: Cli) -> anyhow::Result<Exit> {
         Verb::Resync(args) => control::resync(globals, args),
         Verb::Seek(args) => control::seek(globals, args),
         Verb::Purge(args) => control::purge(globals, args),
+        Verb::Ack(args) => ack::run(globals, args),
         Verb::Quarantine(args) => quarantine::run(globals, args),
         Verb::Findings(args) => findings::run(globals, args),
         Verb::Events(args) => events::run(globals, args),

@@ -35,7 +35,7 @@ use tokio::sync::watch;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-use crate::output::metrics::FeedCounts;
+use crate::output::metrics::{FeedCounts, Own};
 use crate::source::webhook::tls::Tls;
 use crate::store::read::{Reader, StoreError};
 use crate::supervisor::control::Control;
@@ -56,6 +56,8 @@ pub struct Ops {
     pub ready: watch::Receiver<Option<String>>,
     /// What each feed's workers have done since the start.
     pub live: Arc<dyn Fn() -> Vec<FeedCounts> + Send + Sync>,
+    /// How the mirror itself is doing.
+    pub own: Arc<dyn Fn() -> Own + Send + Sync>,
 }
 
 /// After the shutdown, for answers that are being given.

@@ -156,7 +156,8 @@ impl Holder {
     }
 }
 
-fn tell(globals: &Globals, place: &Place, feeds: &[String], order: &Order) -> anyhow::Result<Exit> {
+/// Gives each of these feeds an order.
+pub(super) fn tell(globals: &Globals, place: &Place, feeds: &[String], order: &Order) -> anyhow::Result<Exit> {
     super::runtime()?.block_on(async {
         let holder = Holder::find(globals, place)?;
         let mut exit = Exit::Done;

@@ -37,11 +37,16 @@ pub(super) async fn ready(State(shared): State<Shared>) -> Result<Response, Prob
 }
 
 /// `GET /metrics`.
-pub(super) async fn metrics(State(shared): State<Shared>) -> Response {
+pub(super) async fn metrics(State(shared): State<Shared>) -> Result<Response, Problem> {
     let stored = shared.read(|reader| metrics::Stored::read(&reader)).await;
-    let counts = (shared.ops.live)();
-    let text = metrics::text(Timestamp::now(), shared.blocked().is_none(), &counts, stored.ok().as_ref());
-    typed(metrics::MEDIA_TYPE, text)
+    let scrape = metrics::Scrape {
+        now: Timestamp::now(),
+        ready: shared.blocked().is_none(),
+        own: (shared.ops.own)(),
+        counts: (shared.ops.live)(),
+        stored: stored.ok(),
+    };
+    Ok(typed(metrics::MEDIA_TYPE, scrape.text().map_err(Problem::unavailable)?))
 }
 
 /// `GET /`.

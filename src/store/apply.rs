@@ -16,7 +16,7 @@ use tokio::sync::oneshot;
 
 use super::writer::{Bench, Weight};
 use super::{Millis, Store, StoreError, journal};
-use crate::feed::{Brought, Generation, Item, Modified, Order, Page, Seq, State, Ties, Transport};
+use crate::feed::{Brought, Generation, Item, Modified, Order, Outcome, Page, Seq, State, Ties, Transport};
 use cursor::{cursor_stands, move_cursor};
 use decide::{Decision, Rules};
 use lookup::{Met, Prepared, Wanted};
@@ -134,6 +134,8 @@ pub struct Applied {
     pub changed: u64,
     /// Of the written ones, tombstones.
     pub deleted: u64,
+    /// Of the new ones, tombstones.
+    pub new_deleted: u64,
     /// Items held already.
     pub same: u64,
     /// Items refused as older.
@@ -164,11 +166,25 @@ impl Applied {
         self.written() + self.same + self.older + self.tied + self.quarantined
     }
 
+    /// Each record once, by what became of it: `new` and `changed` are updates, `deleted` are tombstones of either sort.
+    pub fn outcomes(&self) -> [(Outcome, u64); 7] {
+        [
+            (Outcome::New, self.new - self.new_deleted),
+            (Outcome::Changed, self.changed - (self.deleted - self.new_deleted)),
+            (Outcome::Deleted, self.deleted),
+            (Outcome::Same, self.same),
+            (Outcome::Older, self.older),
+            (Outcome::Tied, self.tied),
+            (Outcome::Quarantined, self.quarantined),
+        ]
+    }
+
     /// Adds what became of another delivery.
     pub fn add(&mut self, other: Self) {
         self.new += other.new;
         self.changed += other.changed;
         self.deleted += other.deleted;
+        self.new_deleted += other.new_deleted;
         self.same += other.same;
         self.older += other.older;
         self.tied += other.tied;
@@ -344,6 +360,7 @@ fn count_written(tally: &mut Tally, item: &Item, was: Option<State>) {
         State::Deleted => {
             tally.tombstones += 1;
             tally.applied.deleted += 1;
+            tally.applied.new_deleted += u64::from(was.is_none());
         }
     }
     tally.differs(false);

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Notify, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::{Counts, Feed};
+use super::Feed;
 use crate::feed::{Brought, Generation, Health, Mode, Page, Push, Transport};
 use crate::mode::push::{Change, Ledger, Moment, Polled, Tally};
 use crate::store::apply::{Applied, Held, Position, Purpose, Verdict};
@@ -121,9 +121,7 @@ impl Feed {
         if applied.verdict != Verdict::Taken {
             return false;
         }
-        Counts::add(&self.counts.records, applied.records());
-        Counts::add(&self.counts.written, applied.written());
-        Counts::add(&self.counts.quarantined, applied.quarantined);
+        self.counts.applied(transport, &applied);
         let change = self.book.ledger().delivered(transport, self.book.moment(), &applied.brought);
         self.settle(change, "push delivers").await;
         true

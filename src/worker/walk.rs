@@ -342,9 +342,7 @@ impl<'a> Walk<'a> {
         }
         let counts = &self.feed.counts;
         Counts::add(&counts.pages, 1);
-        Counts::add(&counts.records, applied.records());
-        Counts::add(&counts.written, applied.written());
-        Counts::add(&counts.quarantined, applied.quarantined);
+        counts.applied(Transport::Poll, &applied);
         self.walked.applied.add(applied);
         Ok(())
     }

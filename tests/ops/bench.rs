@@ -9,7 +9,7 @@ use std::time::Duration;
 use feedmirror::feed::{
     FeedName, Finding, Health, Item, Modified, Order as Ordering, Page, State, Ties, Transport, Unreadable,
 };
-use feedmirror::output::metrics::FeedCounts;
+use feedmirror::output::metrics::{FeedCounts, Own};
 use feedmirror::server::{self, Ops, token};
 use feedmirror::source::client::plain_client;
 use feedmirror::store::apply::{Delivery, Held, Purpose, Step};
@@ -208,6 +208,7 @@ impl Bench {
             token: token.clone(),
             ready: readiness,
             live: Arc::new(move || vec![counts.clone()]),
+            own: Arc::new(Own::default),
         };
         let shutdown = CancellationToken::new();
         Self {

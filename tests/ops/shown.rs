@@ -85,7 +85,7 @@ async fn metrics_tell_of_the_file_and_of_the_work() {
     bench.file.ails("acme", HOSTILE).await;
 
     let response = bench.get("/metrics").send().await.unwrap();
-    assert_eq!(response.headers()["content-type"], "text/plain; version=0.0.4; charset=utf-8");
+    assert_eq!(response.headers()["content-type"], "application/openmetrics-text; version=1.0.0; charset=utf-8");
     let text = response.text().await.unwrap();
 
     let seq: i64 = bench.file.value("SELECT seq FROM mirror");

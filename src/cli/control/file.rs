@@ -64,6 +64,14 @@ impl AtRest {
                 self.store.purge(&name, now()).await?;
                 Ok(format!("{name}: purged"))
             }
+            Order::Ack(Some(ack)) => {
+                self.store.ack(&name, now(), Some(ack.until), ack.note.clone()).await?;
+                Ok(format!("{name}: alerts are silenced until {}", ack.until_text()))
+            }
+            Order::Ack(None) => {
+                self.store.ack(&name, now(), None, None).await?;
+                Ok(format!("{name}: alerts come again"))
+            }
             Order::Resync { trust_source } => self.resync(&name, &stored, *trust_source).await,
             Order::AcceptSweep => self.accept(&name, &stored).await,
         }

@@ -37,6 +37,8 @@ CREATE TABLE feed (
     dataset_url TEXT,
     total_items INTEGER,                         -- as configured: about so many
     began_at    INTEGER,                         -- when its first load began
+    acked_until INTEGER,                         -- its alerts are silenced until then
+    ack_note    TEXT,
     push        TEXT    NOT NULL DEFAULT 'none',
     suspect     TEXT,                            -- the reason, while what the publisher says contradicts the mirror
     differing   INTEGER NOT NULL DEFAULT 0,      -- the last 20 differing polled items, a bit each: 1 was refused as older
@@ -197,7 +199,11 @@ SELECT f.name AS name, f.provider AS provider, f.url AS url, f.mode AS mode,
        strftime('%Y-%m-%dT%H:%M:%fZ', f.changed_at / 1000.0, 'unixepoch') AS changed_at,
        strftime('%Y-%m-%dT%H:%M:%fZ', f.next_poll_at / 1000.0, 'unixepoch') AS next_poll_at,
        f.failures AS failures, f.push AS push, coalesce(f.license, f.told_license) AS license,
-       f.publisher AS publisher, f.dataset_url AS dataset_url, f.total_items AS total_items
+       f.publisher AS publisher, f.dataset_url AS dataset_url, f.total_items AS total_items,
+       -- An ack ends by itself: what is over is not shown.
+       CASE WHEN f.acked_until > strftime('%s', 'now') * 1000
+            THEN strftime('%Y-%m-%dT%H:%M:%fZ', f.acked_until / 1000.0, 'unixepoch') END AS acked_until,
+       CASE WHEN f.acked_until > strftime('%s', 'now') * 1000 THEN f.ack_note END AS ack_note
 FROM feed f LEFT JOIN endpoint p ON p.feed = f.id AND p.transport = 0;
 
 CREATE VIEW endpoints AS

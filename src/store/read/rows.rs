@@ -114,6 +114,10 @@ columns! {
         dataset_url: Option<String>,
         /// About how many items it has, as its dataset site said.
         total_items: Option<i64>,
+        /// Until when its alerts are silenced; none once that is over.
+        acked_until: Option<String>,
+        /// What was said of it.
+        ack_note: Option<String>,
     }
 
     /// A row of `endpoints`.
