@@ -3,6 +3,7 @@
 //! A delivery commits whole, its cursor with it, in one transaction of the writer, or not at all. What was read under an
 //! older generation, or from a cursor that is no longer the stored one, is not written at all.
 
+mod activity;
 mod cursor;
 mod decide;
 mod lookup;
@@ -239,6 +240,7 @@ fn apply(bench: &mut Bench<'_>, delivery: &Delivery) -> Result<Applied, StoreErr
     notice_class(bench, delivery, &mut feed)?;
     let suspect = notice_going_back(delivery, &mut feed, &tally);
     write_feed(bench, delivery, &feed, &tally, suspect.as_deref())?;
+    activity::count(bench, feed.id, delivery.at, tally.applied.written())?;
     move_cursor(bench, delivery, &feed)?;
     if let Some(reason) = &suspect {
         journal::event(bench, Some(feed.id), delivery.at, "suspect", reason)?;

@@ -4,6 +4,7 @@
 //! file's group who may not write. Every read is one short transaction, so that no reader holds the WAL back; only
 //! [`Reader::snapshot`] reads for as long as there are rows. Nothing is shortened or put into words here.
 
+mod activity;
 mod log;
 mod rows;
 
@@ -15,6 +16,7 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension, Params};
 pub use super::StoreError;
 use super::{APPLICATION_ID, SCHEMA_VERSION, explain};
 pub use crate::feed::Seq;
+pub use activity::Activity;
 pub use log::{Filter, Page};
 use rows::Columns;
 pub use rows::{
