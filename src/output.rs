@@ -10,6 +10,7 @@ pub mod journal;
 pub mod metrics;
 pub mod page;
 pub mod status;
+pub mod vitals;
 mod words;
 
 use std::io::{self, Write};

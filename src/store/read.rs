@@ -4,9 +4,9 @@
 //! file's group who may not write. Every read is one short transaction, so that no reader holds the WAL back; only
 //! [`Reader::snapshot`] reads for as long as there are rows. Nothing is shortened or put into words here.
 
-mod activity;
 mod log;
 mod rows;
+mod summary;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -16,13 +16,13 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension, Params};
 pub use super::StoreError;
 use super::{APPLICATION_ID, SCHEMA_VERSION, explain};
 pub use crate::feed::Seq;
-pub use activity::Activity;
 pub use log::{Filter, Page};
 use rows::Columns;
 pub use rows::{
     ChangeRow, EndpointRow, EventRow, FeedRow, FindingRow, ItemRow, MirrorRow, QuarantineCount, QuarantineRow,
     RefusalRow, ResyncRow, Stored,
 };
+pub use summary::{Activity, QuarantineReason};
 
 /// A mirror's file, open for reading. It can be sent to another thread, and used by one at a time.
 #[derive(Debug)]

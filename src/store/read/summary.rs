@@ -1,4 +1,4 @@
-//! How much each feed changed, hour by hour.
+//! Sums that the status page shows: how much each feed changed, hour by hour, and what fills its quarantine.
 
 use super::{Reader, StoreError};
 
@@ -11,6 +11,15 @@ pub struct Activity {
     pub hour: i64,
     /// Items written.
     pub changes: i64,
+}
+
+/// How many of a feed's records are in quarantine for one reason.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QuarantineReason {
+    /// A fixed kebab-case word.
+    pub reason: String,
+    /// Records kept.
+    pub rows: i64,
 }
 
 impl Reader {
@@ -27,6 +36,19 @@ impl Reader {
         let rows = select.query_map((feed, hour), |row| {
             Ok(Activity { feed: row.get(0)?, hour: row.get(1)?, changes: row.get(2)? })
         })?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+
+    /// Why a feed's records are in quarantine, the commonest reason first. No record itself is read.
+    ///
+    /// # Errors
+    /// As [`Reader::feeds`].
+    pub fn quarantine_reasons(&self, feed: &str) -> Result<Vec<QuarantineReason>, StoreError> {
+        let number = self.known_feed(feed)?;
+        let mut select = self.db.prepare_cached(
+            "SELECT reason, count(*) AS rows FROM quarantined WHERE feed = ?1 GROUP BY reason ORDER BY rows DESC, reason",
+        )?;
+        let rows = select.query_map([number], |row| Ok(QuarantineReason { reason: row.get(0)?, rows: row.get(1)? }))?;
         Ok(rows.collect::<rusqlite::Result<_>>()?)
     }
 }
