@@ -19,7 +19,10 @@ async fn the_page_takes_hostile_words_as_text_and_stands_alone() {
     let policy = response.headers()["content-security-policy"].to_str().unwrap().to_owned();
     let page = response.text().await.unwrap();
 
-    assert!(page.contains("timeout: &#60;script&#62;alert(&#34;1&#34;)&#60;/script&#62; &#38; &#39;more&#39;"), "{page}");
+    assert!(
+        page.contains("timeout: &#60;script&#62;alert(&#34;1&#34;)&#60;/script&#62; &#38; &#39;more&#39;"),
+        "{page}"
+    );
     assert!(page.contains("https://acme.example/&#34;&#62;&#60;img src=x onerror=alert(1)&#62;"), "{page}");
     assert_eq!(page.matches("<script").count(), 1, "its own alone");
     assert!(!page.contains("<img"), "{page}");
@@ -34,7 +37,8 @@ async fn the_page_takes_hostile_words_as_text_and_stands_alone() {
     assert!(place(">acme<") < place(">well<"), "what needs attention stands first");
     place("<caption");
     place("<th scope=\"row\"><a href=\"/feeds/acme\">acme</a>");
-    place("2 feeds: 1 ok, 1 retrying; 1 live item");
+    place("2 feeds, 1 live item");
+    place("href=\"/?q=health:retrying\">1 retrying</a>");
     place(&bench.file.position());
     place("<small>timeout");
     place(">in ");

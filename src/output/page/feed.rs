@@ -173,7 +173,7 @@ fn endpoint(row: &EndpointRow, now: Timestamp) -> Endpoint<'_> {
         class: class(&row.health),
         since: since(&row.health, row.since.as_deref(), now),
         reason: detail(row.reason.as_deref()),
-        belief: if is_push { belief } else { "proves the others" },
+        belief: if is_push { belief } else { "–" },
         is_push,
         delivered: number(row.delivered),
         missed: number(row.missed),

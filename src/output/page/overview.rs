@@ -40,7 +40,7 @@ struct Page<'a> {
 struct Summary<'a> {
     trouble: Option<&'a str>,
     words: Option<String>,
-    /// Health, class, feeds.
+    /// Health, class, feeds; in the order of the rows.
     counts: Vec<(&'static str, &'static str, String)>,
 }
 
@@ -55,7 +55,7 @@ struct Row<'a> {
     reason: String,
     push: Option<&'a str>,
     items: String,
-    tombstones: String,
+    tombstones: Option<String>,
     quarantined: Option<String>,
     chart: Chart,
     changes: String,
@@ -138,13 +138,13 @@ fn parts(
 /// Those that need attention first, the worst of them before the others; then by name.
 fn by_attention(seen: &Overview) -> Vec<&FeedRow> {
     let mut feeds: Vec<&FeedRow> = seen.status.feeds.iter().collect();
-    feeds.sort_by_key(|feed| (Reverse(need(feed)), &feed.name));
+    feeds.sort_by_key(|feed| (Reverse(need(&feed.health, feed.push == Push::Demoted.as_str())), &feed.name));
     feeds
 }
 
 /// How much a feed needs somebody to look; a health of a later version needs most.
-fn need(feed: &FeedRow) -> u8 {
-    match Health::from_word(&feed.health) {
+fn need(health: &str, demoted: bool) -> u8 {
+    match Health::from_word(health) {
         None | Some(Health::Failed) => 8,
         Some(Health::Suspect) => 7,
         Some(Health::Stuck) => 6,
@@ -152,7 +152,7 @@ fn need(feed: &FeedRow) -> u8 {
         Some(Health::Gone) => 4,
         Some(Health::Paused) => 3,
         Some(Health::Removed) => 2,
-        Some(Health::Ok) => u8::from(feed.push == Push::Demoted.as_str()),
+        Some(Health::Ok) => u8::from(demoted),
     }
 }
 
@@ -162,11 +162,13 @@ fn summary<'a>(trouble: Option<&'a str>, seen: Option<&Overview>) -> Summary<'a>
         let feeds = feeds.iter().filter(|feed| feed.health == health.as_str()).count();
         (feeds > 0).then(|| (health.as_str(), class(health.as_str()), number(count(feeds))))
     };
-    Summary {
-        trouble,
-        words: seen.map(|seen| seen.status.summary()),
-        counts: Health::ALL.iter().filter_map(of).collect(),
-    }
+    let words = |seen: &Overview| {
+        let feeds = counted(count(seen.status.feeds.len()), "feed");
+        format!("{feeds}, {}", counted(seen.status.live_items(), "live item"))
+    };
+    let mut healths = Health::ALL.to_vec();
+    healths.sort_by_key(|health| Reverse(need(health.as_str(), false)));
+    Summary { trouble, words: seen.map(words), counts: healths.iter().filter_map(of).collect() }
 }
 
 fn row<'a>(now: Timestamp, seen: Option<&'a Overview>, feed: &'a FeedRow, filter: &Filter) -> Row<'a> {
@@ -184,7 +186,7 @@ fn row<'a>(now: Timestamp, seen: Option<&'a Overview>, feed: &'a FeedRow, filter
         reason,
         push: Some(feed.push.as_str()).filter(|push| *push != Push::None.as_str()),
         items: number(feed.items),
-        tombstones: counted(feed.tombstones, "tombstone"),
+        tombstones: (feed.tombstones > 0).then(|| counted(feed.tombstones, "tombstone")),
         quarantined: (quarantined > 0).then(|| number(quarantined)),
         changes: number(chart.sum()),
         chart,
