@@ -8,6 +8,7 @@ use crate::browser::Browser;
 #[tokio::test(flavor = "multi_thread")]
 async fn off_loopback_the_token_opens_the_page_for_reading_alone() {
     let bench = Bench::listening("0.0.0.0:0", &["acme"], |_| Ok(String::new())).await;
+    bench.file.level("acme").await;
     let browser = Browser::start();
 
     browser.open(&bench.url("/feeds/acme"));

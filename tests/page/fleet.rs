@@ -14,7 +14,8 @@ pub(crate) const LONG: &str = "http-503: https://a-provider-with-a-long-name.exa
 /// Three feeds that are well, and one each in trouble.
 pub(crate) async fn small() -> Bench {
     let bench = Bench::with(&["acme-sessions", "acme-slots", "failed-feed", "late-feed", "odd-feed", "paused"]).await;
-    for (feed, count) in [("acme-sessions", 7), ("acme-slots", 3)] {
+    for (feed, count) in [("acme-sessions", 7), ("acme-slots", 3), ("late-feed", 0)] {
+        bench.file.level(feed).await;
         for n in 0..count {
             bench.file.write(feed, &[("live", n, Some("{}")), (&n.to_string(), n, None)]).await;
         }

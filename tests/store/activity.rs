@@ -4,7 +4,7 @@ use feedmirror::feed::Transport;
 use feedmirror::store::apply::Purpose;
 use feedmirror::store::read::{Activity, Reader};
 
-use crate::mirror::{AT, Mirror, Record, deleted, name, updated};
+use crate::mirror::{AT, Mirror, Record, deleted, end, name, start_url, updated};
 
 const HOUR: i64 = 3_600_000;
 
@@ -12,6 +12,15 @@ fn push_at(mirror: &Mirror, feed: &str, at: i64, records: &[Record]) {
     let mut delivery = mirror.delivery(feed, Transport::Webhook, Purpose::Again, records);
     delivery.at = at;
     mirror.apply(delivery);
+}
+
+/// With feeds whose end was seen.
+fn level(feeds: &[&str]) -> Mirror {
+    let mirror = Mirror::with(feeds);
+    for feed in feeds {
+        mirror.apply(mirror.delivery(feed, Transport::Poll, Purpose::Poll(end(&start_url(feed))), &[]));
+    }
+    mirror
 }
 
 /// Feed, hours after [`AT`]'s, changes.
@@ -23,7 +32,7 @@ fn hours(mirror: &Mirror, feed: Option<&str>, since: i64) -> Vec<(String, i64, i
 
 #[test]
 fn each_hour_counts_what_it_wrote_and_nothing_else() {
-    let mirror = Mirror::with(&["acme", "idle"]);
+    let mirror = level(&["acme", "idle"]);
     push_at(&mirror, "acme", AT, &[updated("1", 1, "{}"), updated("2", 1, "{}")]);
     push_at(&mirror, "acme", AT, &[deleted("2", 2), updated("1", 1, "{}")]);
     push_at(&mirror, "acme", AT + HOUR, &[updated("1", 1, "{}")]);
@@ -37,7 +46,7 @@ fn each_hour_counts_what_it_wrote_and_nothing_else() {
 
 #[test]
 fn what_is_older_than_a_week_goes_when_an_hour_begins() {
-    let mirror = Mirror::with(&["acme", "other"]);
+    let mirror = level(&["acme", "other"]);
     push_at(&mirror, "other", AT, &[updated("1", 1, "{}")]);
     for (modified, hour) in [(1, 0), (2, 1), (3, 167), (4, 168)] {
         push_at(&mirror, "acme", AT + hour * HOUR, &[updated("1", modified, "{}")]);
@@ -50,8 +59,19 @@ fn what_is_older_than_a_week_goes_when_an_hour_begins() {
 
 #[test]
 fn a_purge_takes_it_along() {
-    let mirror = Mirror::with(&["acme"]);
+    let mirror = level(&["acme"]);
     push_at(&mirror, "acme", AT, &[updated("1", 1, "{}")]);
     mirror.wait(mirror.store().purge(&name("acme"), AT)).unwrap();
     assert_eq!(mirror.value::<i64>("SELECT count(*) FROM activity"), 0);
+}
+
+#[test]
+fn the_first_load_is_no_change() {
+    let mirror = Mirror::with(&["acme"]);
+    push_at(&mirror, "acme", AT, &[updated("1", 1, "{}")]);
+    mirror.apply(mirror.delivery("acme", Transport::Poll, Purpose::Poll(end(&mirror.cursor("acme"))), &[]));
+    assert_eq!(hours(&mirror, None, 0), []);
+
+    push_at(&mirror, "acme", AT, &[updated("1", 2, "{}")]);
+    assert_eq!(hours(&mirror, None, 0), [("acme".to_owned(), 0, 1)]);
 }

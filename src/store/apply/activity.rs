@@ -1,7 +1,8 @@
 //! How much each feed changes, hour by hour: a row an hour, written with the items that it counts.
 //!
-//! Bounded by time: when an hour begins, what is older than a week goes. One statement a delivery, and none for one that
-//! wrote nothing.
+//! A feed's first load is no change, or it would dwarf all changes for a week: counted is what comes once its end was
+//! seen. Bounded by time: when an hour begins, what is older than a week goes. One statement a
+//! delivery, and none for one that wrote nothing.
 
 use rusqlite::params;
 

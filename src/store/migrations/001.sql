@@ -136,7 +136,7 @@ CREATE TABLE refusal (
 );
 CREATE INDEX refusal_feed ON refusal (feed, n);
 
--- How many items each hour wrote, for the last seven days: the status page's rate of change.
+-- How many items each hour wrote once the feed had been level, for the last seven days: the status page's rate of change.
 CREATE TABLE activity (
     feed    INTEGER NOT NULL,
     hour    INTEGER NOT NULL,                    -- since 1970
