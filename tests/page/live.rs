@@ -43,6 +43,8 @@ async fn a_feed_s_page_shows_what_happens_to_it() {
     browser.until("document.querySelector('details td').innerText === '3'");
     assert_eq!(browser.evaluate("document.querySelector('details').open"), true);
     assert_eq!(browser.text("document.activeElement.localName"), "summary");
+    bench.ready.send_replace(Some("the disk is full".into()));
+    browser.until("trouble.innerText.includes('the disk is full')");
     assert!(browser.text("document.body.innerText").contains("out-of-order"), "its findings");
     assert!(browser.text("document.body.innerText").contains("ok → retrying: http-503"), "its events");
     assert_eq!(browser.complaints(), [""; 0]);

@@ -100,7 +100,8 @@ async fn the_keyboard_reaches_every_feed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_screen_reader_finds_its_way() {
     let (bench, browser) = (small().await, Browser::start());
-    for path in ["/", "/feeds/late-feed"] {
+    for (path, width) in [("/", 1280), ("/feeds/late-feed", 1280), ("/", 390), ("/feeds/late-feed", 390)] {
+        browser.size(width, 900);
         browser.open(&bench.url(path));
         browser.call("Accessibility.enable", json!({}));
         let tree = browser.call("Accessibility.getFullAXTree", json!({}));

@@ -28,8 +28,13 @@ struct Page<'a> {
     script: &'static str,
     live: String,
     title: &'a str,
+    single: &'a [Part],
+}
+
+#[derive(Template)]
+#[template(path = "trouble.html")]
+struct Trouble<'a> {
     trouble: Option<&'a str>,
-    part: &'a Part,
 }
 
 #[derive(Template)]
@@ -93,7 +98,6 @@ struct Finding<'a> {
 /// When a template fails, which none does over memory.
 pub fn feed(frame: &Frame<'_>, seen: &Feed) -> Result<String, askama::Error> {
     let parts = feed_parts(frame, seen)?;
-    let [part] = &parts.single[..] else { return Ok(String::new()) };
     let name = seen.status.feeds.first().map_or("", |feed| &feed.name);
     let page = Page {
         now: frame.now.as_millisecond(),
@@ -102,8 +106,7 @@ pub fn feed(frame: &Frame<'_>, seen: &Feed) -> Result<String, askama::Error> {
         script: SCRIPT,
         live: format!("/live?feed={name}"),
         title: &parts.title,
-        trouble: frame.blocked,
-        part,
+        single: &parts.single,
     };
     page.render()
 }
@@ -113,7 +116,8 @@ pub fn feed(frame: &Frame<'_>, seen: &Feed) -> Result<String, askama::Error> {
 /// # Errors
 /// As [`feed`].
 pub fn feed_parts(frame: &Frame<'_>, seen: &Feed) -> Result<Parts, askama::Error> {
-    let mut single = Vec::new();
+    let trouble = Trouble { trouble: frame.blocked }.render()?;
+    let mut single = vec![Part { id: "trouble".into(), html: trouble }];
     let mut title = String::new();
     for feed in &seen.status.feeds {
         title = format!("{}: {}", feed.name, feed.health);

@@ -51,7 +51,7 @@ fn glance(feeds: Vec<FeedRow>) -> Overview {
 }
 
 fn frame() -> Frame<'static> {
-    Frame { now: "2026-01-01T01:00:00Z".parse().unwrap(), nonce: "n0nce", blocked: None }
+    Frame { now: "2026-01-01T01:00:00Z".parse().unwrap(), nonce: "a-word", blocked: None }
 }
 
 fn page(seen: &Overview, search: &str) -> String {
