@@ -84,8 +84,8 @@ function find() {
 
 function lookFor(text) {
   search.value = text;
-  history.replaceState(null, "", text ? `/?q=${encodeURIComponent(text)}` : "/");
   find();
+  history.replaceState(null, "", text ? `/?q=${encodeURIComponent(text)}` : "/");
 }
 
 function told(news) {

@@ -13,6 +13,7 @@ const HOSTILE: &str = "timeout: <script>alert(\"1\")</script> & 'more'";
 async fn the_page_takes_hostile_words_as_text_and_stands_alone() {
     let bench = Bench::with(&["acme", "well"]).await;
     bench.file.ails("acme", HOSTILE).await;
+    bench.file.level("well").await;
     bench.file.write("well", &[("1", 1, Some("{}")), ("2", 1, None)]).await;
 
     let response = bench.get("/").send().await.unwrap();
@@ -42,6 +43,8 @@ async fn the_page_takes_hostile_words_as_text_and_stands_alone() {
     place(&bench.file.position());
     place("<small>timeout");
     place(">in ");
+    place("data-head=\"Behind\"><time datetime=\"20");
+    place("aria-label=\"2 changes in the last 24 hours, at most 2 an hour, 2 in this one\"");
     place("<dt>Database</dt>");
     place("<dt>Free on its disk</dt>");
 }
