@@ -13,6 +13,7 @@ pub mod page;
 pub mod report;
 pub mod standard;
 pub mod status;
+pub mod vitals;
 mod words;
 
 use std::io::{self, Write};

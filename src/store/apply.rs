@@ -3,6 +3,7 @@
 //! A delivery commits whole, its cursor with it, in one transaction of the writer, or not at all. What was read under an
 //! older generation, or from a cursor that is no longer the stored one, is not written at all.
 
+mod activity;
 mod cursor;
 mod decide;
 mod lookup;
@@ -220,6 +221,8 @@ struct Feed {
     class: i64,
     /// Whether it is level and has push endpoints, whose trust depends on what polls find.
     watched: bool,
+    /// Whether its end was ever seen: what comes before is no change but the first load.
+    level: bool,
     resync: Option<Walk>,
 }
 
@@ -255,6 +258,9 @@ fn apply(bench: &mut Bench<'_>, delivery: &Delivery) -> Result<Applied, StoreErr
     notice_class(bench, delivery, &mut feed)?;
     let suspect = notice_going_back(delivery, &mut feed, &tally);
     write_feed(bench, delivery, &feed, &tally, suspect.as_deref())?;
+    if feed.level {
+        activity::count(bench, feed.id, delivery.at, tally.applied.written())?;
+    }
     move_cursor(bench, delivery, &feed)?;
     if let Some(reason) = &suspect {
         journal::event(bench, Some(feed.id), delivery.at, "suspect", reason)?;
@@ -277,7 +283,7 @@ fn name(delivery: &Delivery, feed: &Feed, item: &Item, written: bool, applied: &
 fn open_feed(bench: &Bench<'_>, delivery: &Delivery) -> Result<Option<Feed>, StoreError> {
     let mut find = bench.db.prepare_cached(
         "SELECT f.differing, f.suspect IS NOT NULL, f.class, r.start_seq, r.trust,
-                f.push <> 'none' AND f.mode <> 'refresh'
+                f.push <> 'none' AND f.mode <> 'refresh', f.level_at IS NOT NULL
          FROM feed f LEFT JOIN resync r ON r.feed = f.id WHERE f.id = ?1 AND f.generation = ?2 AND f.purged = 0",
     )?;
     let feed = find.query_row(params![delivery.feed, delivery.generation], |row| {
@@ -289,6 +295,7 @@ fn open_feed(bench: &Bench<'_>, delivery: &Delivery) -> Result<Option<Feed>, Sto
             suspect: row.get(1)?,
             class: row.get(2)?,
             watched: row.get(5)?,
+            level: row.get(6)?,
             resync: start_seq.map(|start_seq| Walk { start_seq, trust: trust.unwrap_or(0) != 0 }),
         })
     });

@@ -8,6 +8,7 @@ mod journals;
 mod log;
 mod lookup;
 mod rows;
+mod summary;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -24,6 +25,7 @@ pub use rows::{
     ChangeRow, EndpointRow, EventRow, FeedRow, FindingRow, ItemRow, LoadRow, MirrorRow, QuarantineCount,
     QuarantineReason, QuarantineRow, RefusalRow, ResyncRow, Stored,
 };
+pub use summary::Activity;
 
 /// A mirror's file, open for reading. It can be sent to another thread, and used by one at a time.
 #[derive(Debug)]

@@ -78,6 +78,13 @@ impl File {
         self.deliver(feed, records, Purpose::Again).await;
     }
 
+    /// Sees the feed's end.
+    pub(crate) async fn level(&self, feed: &str) {
+        let cursor = self.feed(feed).await.cursor.unwrap();
+        let step = Step { asked: cursor.clone(), cursor, level: true, clean: true };
+        self.deliver(feed, &[], Purpose::Poll(step)).await;
+    }
+
     async fn deliver(&self, feed: &str, records: &[(&str, i64, Option<&str>)], purpose: Purpose) {
         let mut page = Page::default();
         for (id, modified, data) in records {

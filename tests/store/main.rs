@@ -4,6 +4,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that panics has said so")]
 
+mod activity;
 mod bounds;
 mod convergence;
 mod crash;

@@ -144,6 +144,14 @@ CREATE TABLE refusal (
 );
 CREATE INDEX refusal_feed ON refusal (feed, n);
 
+-- How many items each hour wrote once the feed had been level, for the last seven days: the status page's rate of change.
+CREATE TABLE activity (
+    feed    INTEGER NOT NULL,
+    hour    INTEGER NOT NULL,                    -- since 1970
+    changes INTEGER NOT NULL,
+    PRIMARY KEY (feed, hour)
+) WITHOUT ROWID;
+
 -- Where the poll cursor has been, thinned out with age: what a look-back walks from.
 CREATE TABLE position (
     feed   INTEGER NOT NULL,
