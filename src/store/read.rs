@@ -5,6 +5,7 @@
 //! [`Reader::snapshot`] reads for as long as there are rows. Nothing is shortened or put into words here.
 
 mod log;
+mod origin;
 mod rows;
 
 use std::path::{Path, PathBuf};
@@ -16,9 +17,10 @@ pub use super::StoreError;
 use super::{APPLICATION_ID, SCHEMA_VERSION, explain};
 pub use crate::feed::Seq;
 pub use log::{Filter, Page};
+pub use origin::Found;
 use rows::Columns;
 pub use rows::{
-    ChangeRow, EndpointRow, EventRow, FeedRow, FindingRow, ItemRow, MirrorRow, QuarantineCount, QuarantineRow,
+    ChangeRow, DeliveryRow, EndpointRow, EventRow, FeedRow, FindingRow, ItemRow, MirrorRow, QuarantineCount, QuarantineRow,
     RefusalRow, ResyncRow, Stored,
 };
 

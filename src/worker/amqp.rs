@@ -177,7 +177,7 @@ impl Connection<'_> {
                 }
             }
             let page = rpde::records(batch.iter().map(Vec::as_slice), &self.feed.reading);
-            let pending = self.feed.push(self.generation, Transport::Amqp, page, Position::default());
+            let pending = self.feed.push(self.generation, Transport::Amqp, page, Position::default(), None);
             self.pending.push_back((tag, pending));
             if let Some(end) = ended {
                 return end;

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Counts, Feed};
 use crate::feed::{Brought, Generation, Health, Mode, Page, Transport};
 use crate::mode::push::{Change, Ledger, Moment, Polled};
-use crate::store::apply::{Applied, Position, Purpose, Verdict};
+use crate::store::apply::{Applied, Origin, Position, Purpose, Verdict};
 use crate::store::endpoints::Standing;
 use crate::store::{Intake, StoreError, now};
 
@@ -92,9 +92,20 @@ impl Feed {
         }
     }
 
-    /// Hands what a push endpoint brought to the store.
-    pub(super) fn push(&self, generation: Generation, transport: Transport, page: Page, position: Position) -> Pending {
-        self.shared.store.apply(self.delivery(generation, transport, page, Purpose::Push(position)))
+    /// Hands what a push endpoint brought to the store; `from`: the stream's URL, where there is one.
+    pub(super) fn push(
+        &self,
+        generation: Generation,
+        transport: Transport,
+        page: Page,
+        position: Position,
+        from: Option<&str>,
+    ) -> Pending {
+        let origin =
+            Origin { url: from.map(str::to_owned), event_id: position.event_id.clone(), ..Origin::default() };
+        let mut delivery = self.delivery(generation, transport, page, Purpose::Push(position));
+        delivery.origin = origin;
+        self.shared.store.apply(delivery)
     }
 
     /// Takes in what became of a batch; `false` when it was read under an older generation, and not written.

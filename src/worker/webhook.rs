@@ -84,7 +84,7 @@ impl<'a> WebhookLoop<'a> {
     }
 
     async fn apply(&mut self, page: Page) -> Answer {
-        match self.feed.push(self.generation, Transport::Webhook, page, Position::default()).await {
+        match self.feed.push(self.generation, Transport::Webhook, page, Position::default(), None).await {
             Ok(Ok(applied)) => self.applied(applied).await,
             Ok(Err(StoreError::Closed)) | Err(_) => Answer::Busy(COME_AGAIN),
             Ok(Err(error)) => {

@@ -66,6 +66,7 @@ impl Mirror {
             ties: Ties::Keep,
             follows: false,
             held: Held::default(),
+            origin: Default::default(),
         };
         let answer = self.store().apply(delivery);
         self.runtime.block_on(answer).unwrap().unwrap()
