@@ -4,9 +4,11 @@
 
 pub mod changes;
 pub mod check;
+pub mod compare;
 pub mod control;
 pub mod demo;
 pub mod events;
+pub mod explain;
 pub mod export;
 pub mod findings;
 mod lasting;
@@ -18,6 +20,7 @@ pub mod shell;
 pub mod simulate;
 pub mod status;
 pub mod sync;
+mod walk;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -137,6 +140,8 @@ enum Verb {
     Findings(findings::Args),
     /// What happened: mode and health changes, resyncs, restarts
     Events(events::Args),
+    /// Tell where an item came from, and why it is as it is
+    Explain(explain::Args),
     /// A publisher to test against, with every misbehaviour on demand
     Simulate(simulate::Args),
     /// See it at work: a simulated publisher, mirrored before your eyes
@@ -189,6 +194,7 @@ fn act(cli: Cli) -> anyhow::Result<Exit> {
         Verb::Quarantine(args) => quarantine::run(globals, args),
         Verb::Findings(args) => findings::run(globals, args),
         Verb::Events(args) => events::run(globals, args),
+        Verb::Explain(args) => explain::run(globals, args),
         Verb::Simulate(args) => simulate::run(globals, args),
         Verb::Demo(args) => demo::run(globals, args),
         Verb::Completions(args) => shell::completions(args),

@@ -5,6 +5,7 @@
 //! publishers is hostile: control characters never reach a terminal.
 
 pub mod changes;
+pub mod explain;
 pub mod export;
 pub mod journal;
 pub mod metrics;

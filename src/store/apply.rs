@@ -23,8 +23,7 @@ use decide::{Decision, Rules};
 use lookup::{Met, Prepared, Wanted};
 use notice::{notice_class, notice_going_back};
 pub use origin::Origin;
-use row::{DELETED, NUMBER};
-pub(super) use row::{SqlModified, item_key, swept_flags};
+pub(super) use row::{DELETED, NUMBER, SqlModified, item_key, stored_modified, swept_flags};
 
 /// What one endpoint hands to the store at once.
 #[derive(Debug)]

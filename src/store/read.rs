@@ -4,6 +4,7 @@
 //! file's group who may not write. Every read is one short transaction, so that no reader holds the WAL back; only
 //! [`Reader::snapshot`] reads for as long as there are rows. Nothing is shortened or put into words here.
 
+mod fresh;
 mod log;
 mod origin;
 mod rows;
@@ -16,12 +17,13 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension, Params};
 pub use super::StoreError;
 use super::{APPLICATION_ID, SCHEMA_VERSION, explain};
 pub use crate::feed::Seq;
+pub use fresh::{Comparison, Content, Difference, Fresh, Sample};
 pub use log::{Filter, Page};
 pub use origin::Found;
 use rows::Columns;
 pub use rows::{
-    ChangeRow, DeliveryRow, EndpointRow, EventRow, FeedRow, FindingRow, ItemRow, MirrorRow, QuarantineCount, QuarantineRow,
-    RefusalRow, ResyncRow, Stored,
+    ChangeRow, DeliveryRow, EndpointRow, EventRow, FeedRow, FindingRow, ItemRow, MirrorRow, QuarantineCount,
+    QuarantineRow, RefusalRow, ResyncRow, Stored,
 };
 
 /// A mirror's file, open for reading. It can be sent to another thread, and used by one at a time.

@@ -101,8 +101,7 @@ impl Feed {
         position: Position,
         from: Option<&str>,
     ) -> Pending {
-        let origin =
-            Origin { url: from.map(str::to_owned), event_id: position.event_id.clone(), ..Origin::default() };
+        let origin = Origin { url: from.map(str::to_owned), event_id: position.event_id.clone(), ..Origin::default() };
         let mut delivery = self.delivery(generation, transport, page, Purpose::Push(position));
         delivery.origin = origin;
         self.shared.store.apply(delivery)

@@ -18,7 +18,8 @@ const STEP_ROWS: usize = 5_000;
 const TOLD: usize = 20;
 
 /// The columns of `items`, of one row.
-const ITEMS: &str = "SELECT f.name, k.name, i.id, i.modified, CASE i.flags & 1 WHEN 0 THEN 'updated' ELSE 'deleted' END,
+const ITEMS: &str =
+    "SELECT f.name, k.name, i.id, i.modified, CASE i.flags & 1 WHEN 0 THEN 'updated' ELSE 'deleted' END,
     i.data, i.seq, strftime('%Y-%m-%dT%H:%M:%fZ', i.changed_at / 1000.0, 'unixepoch'),
     CASE i.transport WHEN 0 THEN 'poll' WHEN 1 THEN 'sse' WHEN 2 THEN 'webhook' ELSE 'amqp' END, (i.flags & 6) <> 0
     FROM item i JOIN feed f ON f.id = i.feed JOIN kind k ON k.id = i.kind";
@@ -37,12 +38,7 @@ impl Reader {
     ///
     /// # Errors
     /// [`StoreError::Refused`] for a feed that is not in the mirror; when the file can't be read.
-    pub fn items_with_id(
-        &self,
-        feed: Option<&str>,
-        kind: Option<&str>,
-        id: &str,
-    ) -> Result<Vec<ItemRow>, StoreError> {
+    pub fn items_with_id(&self, feed: Option<&str>, kind: Option<&str>, id: &str) -> Result<Vec<ItemRow>, StoreError> {
         let feeds = self.numbers(feed)?;
         let mut kinds = self.db.prepare_cached("SELECT name FROM kind WHERE ?1 IS NULL OR name = ?1 ORDER BY name")?;
         let kinds = kinds.query_map([kind], |row| row.get(0))?.collect::<rusqlite::Result<Vec<String>>>()?;
@@ -125,11 +121,19 @@ impl Reader {
     /// As [`Reader::items_with_id`].
     pub fn quarantine_naming(&self, feed: &str, id: &str) -> Result<Vec<QuarantineRow>, StoreError> {
         self.known_feed(feed)?;
-        let rest = "WHERE feed = ?1 AND instr(raw, ?2) > 0 ORDER BY id DESC";
-        let mut rows: Vec<QuarantineRow> = self.rows("quarantine", rest, params![feed, id])?;
-        rows.retain(|row| names(&row.raw, id));
-        rows.truncate(TOLD);
-        Ok(rows)
+        // One at a time: a short id may stand in every record there is.
+        let columns = QuarantineRow::COLUMNS.join(", ");
+        let sql = format!("SELECT {columns} FROM quarantine WHERE feed = ?1 AND instr(raw, ?2) > 0 ORDER BY id DESC");
+        let mut select = self.db.prepare_cached(&sql)?;
+        let mut rows = select.query(params![feed, id])?;
+        let mut told = Vec::new();
+        while let Some(row) = rows.next()?.filter(|_| told.len() < TOLD) {
+            let row = QuarantineRow::read(row)?;
+            if names(&row.raw, id) {
+                told.push(row);
+            }
+        }
+        Ok(told)
     }
 
     /// When a feed's rows were last removed by a purge.
