@@ -82,6 +82,9 @@ impl Explanation {
     /// When the file can't be read, or has no such feed.
     pub fn of(reader: &Reader, asked: &Asked, searching: impl FnOnce()) -> Result<Self, OutputError> {
         let (feed, kind) = (asked.feed.as_deref(), asked.kind.as_deref());
+        if let Some(feed) = feed {
+            known(reader, feed)?;
+        }
         let mut items = reader.items_with_id(feed, kind, &asked.id)?;
         let mut cut_short = false;
         if items.is_empty() && asked.id.contains("://") {
@@ -119,6 +122,16 @@ impl Explanation {
         self.elsewhere = reader.items_with_id(None, None, &asked.id)?;
         self.elsewhere.truncate(ELSEWHERE);
         Ok(())
+    }
+}
+
+/// A feed that was purged once it was no longer configured has left nothing but that.
+fn known(reader: &Reader, feed: &str) -> Result<(), StoreError> {
+    match (reader.feeds(&[feed.to_owned()]), reader.purged_at(feed)?) {
+        (Err(StoreError::Refused(_)), Some(at)) => {
+            Err(StoreError::Refused(format!("{feed} is no longer configured, and was purged at {at}")))
+        }
+        (feeds, _) => feeds.map(drop),
     }
 }
 

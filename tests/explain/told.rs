@@ -198,3 +198,21 @@ fn a_tombstone_says_who_made_it() {
     swept.says("deleted, since its publisher's feed no longer has it");
     swept.says("a resync read the whole feed and did not find it");
 }
+
+#[test]
+fn of_a_feed_that_was_purged_for_good_that_alone_is_told() {
+    let publisher = publisher(&Shelf::of(1, 10));
+    let mut mirror = Mirror::running("f", &publisher.url("/f"));
+    mirror.until_level("f");
+    assert!(mirror.stop().success());
+    mirror.drop_feed("f");
+    mirror.set_feed("g", &publisher.url("/g"), "");
+    let mut mirror = mirror.start();
+    assert!(mirror.verb(&["purge", "f", "--yes"]).status.success());
+    assert!(mirror.stop().success());
+
+    let said = explain(&mirror, &["f", "id-0"]);
+
+    assert_eq!(said.code, Some(1));
+    assert!(said.err.contains("f is no longer configured, and was purged at 20"), "{}", said.err);
+}

@@ -10,11 +10,12 @@ fn count(mirror: &Mirror, sql: &str) -> i64 {
 fn of_a_feed_two_thousand_deliveries_are_kept_and_older_items_say_so() {
     // given a feed with one delivery more than are kept, and another feed with one
     let mirror = Mirror::new();
-    mirror.feed("a");
+    let feed = mirror.feed("a");
     mirror.feed("b");
     mirror.polled("b", &[updated("only", 1, "{}")]);
-    for n in 0..=2_000 {
-        mirror.polled("a", &[updated(&n.to_string(), n + 1, "{}")]);
+    let written = (0..=2_000).map(|n| mirror.polling(&feed, &[updated(&n.to_string(), n + 1, "{}")]));
+    for pending in written.collect::<Vec<_>>() {
+        mirror.runtime.block_on(pending).unwrap().unwrap();
     }
 
     let (first, second) = (mirror.says(&["explain", "a", "0"]), mirror.says(&["explain", "a", "1"]));
