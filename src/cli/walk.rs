@@ -33,6 +33,8 @@ const BUDGET_BYTES: u64 = 64 << 20;
 const PAGE_BYTES: u64 = 1 << 20;
 /// A page is tried so often.
 const TRIES: u32 = 5;
+/// Whoever asks is there and waits: a longer wait is told instead.
+const PATIENCE: Duration = Duration::from_secs(30);
 /// Empty pages in a row that are followed at once; beyond, one each `poll.min`.
 const EMPTY_PAGES: u32 = 10;
 /// Places remembered to notice a walk that comes round again.
@@ -172,12 +174,13 @@ impl Walk {
             if failures >= TRIES || !trouble.heals() {
                 return Err(format!("{asked}: {reason}"));
             }
-            tokio::time::sleep(self.wait(ruling.wait, failures)).await;
+            let wait = schedule::after_failure(&self.settings.retry, ruling.wait, failures, rand::random());
+            if wait > PATIENCE {
+                let seconds = wait.as_secs();
+                return Err(format!("{asked}: {reason}; it is to be asked again in {seconds} s: try then"));
+            }
+            tokio::time::sleep(wait).await;
         }
-    }
-
-    fn wait(&self, wait: schedule::Wait, failures: u32) -> Duration {
-        schedule::after_failure(&self.settings.retry, wait, failures, rand::random())
     }
 
     async fn attempt(&self, asked: &str) -> Result<Got, (Trouble, String)> {

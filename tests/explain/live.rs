@@ -1,6 +1,9 @@
 //! `--live`: the source asked again.
 
-use crate::support::{Mirror, Shelf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::support::{Mirror, Publisher, Reply, Shelf};
 use crate::{at_rest, explain};
 
 fn verdict(mirror: &Mirror, id: &str, more: &[&str]) -> (String, serde_json::Value) {
@@ -50,16 +53,30 @@ fn a_publisher_that_went_on_is_told_apart_from_one_that_did_not() {
 }
 
 #[test]
-fn with_only_the_file_no_secret_is_sent_and_that_is_said() {
-    let (_publisher, mirror) = at_rest(&Shelf::of(2, 10));
-    let database = mirror.path("mirror.db");
-    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_feedmirror"));
-    command.args(["explain", "f", "id-0", "--live", "--db"]).arg(database).env_remove("FEEDMIRROR_CONFIG");
+fn the_feed_s_secrets_go_along_and_with_only_the_file_their_lack_is_said() {
+    // given a publisher that wants a key
+    let shelf = Shelf::of(2, 10);
+    let publisher = Publisher::start(move |request| match request.header("x-api-key") {
+        Some("hunter2") => shelf.page(request),
+        _ => Reply::status(401),
+    });
+    let keys = "headers = { X-Api-Key = { file = \"key\" } }";
+    let mirror = Mirror::new().feed_with("f", &publisher.url("/f"), keys);
+    mirror.write("key", "hunter2");
+    let mut mirror = mirror.start();
+    mirror.until_level("f");
+    assert!(mirror.stop().success());
+    let mut by_the_file = std::process::Command::new(env!("CARGO_BIN_EXE_feedmirror"));
+    by_the_file.args(["explain", "f", "id-0", "--live", "--db"]).arg(mirror.path("mirror.db"));
 
-    let output = command.output().unwrap();
+    // when
+    let (same, answer) = verdict(&mirror, "id-0", &[]);
+    let output = by_the_file.env_remove("FEEDMIRROR_CONFIG").output().unwrap();
 
+    // then
+    assert_eq!((same.as_str(), &answer["without_secrets"]), ("same", &false.into()), "{answer}");
     let text = String::from_utf8(output.stdout).unwrap();
-    assert!(text.contains("f id-0: asked its source again: same\n"), "{text}");
+    assert!(text.contains("f id-0: asked its source again: failed\n") && text.contains("http-401"), "{text}");
     assert!(text.contains("no secrets or settings of the feed were used"), "{text}");
 }
 
@@ -72,4 +89,40 @@ fn a_source_that_does_not_answer_is_told_and_the_rest_stands() {
 
     assert_eq!(failed, "failed");
     assert!(answer["detail"].as_str().unwrap().contains("refused-connection"), "{answer}");
+}
+
+#[test]
+fn where_the_page_is_gone_the_feed_is_read_from_its_beginning() {
+    // given an item of the second page, which its publisher no longer answers
+    let shelf = Shelf::of(6, 3);
+    let gone = Arc::new(AtomicBool::new(false));
+    let (pages, is_gone) = (Arc::clone(&shelf), Arc::clone(&gone));
+    let publisher = Publisher::start(move |request| match request.query() {
+        "from=3&after=id-2" if is_gone.load(Ordering::SeqCst) => Reply::status(404),
+        _ => pages.page(request),
+    });
+    let mut mirror = Mirror::running("f", &publisher.url("/f"));
+    mirror.until_level("f");
+    assert!(mirror.stop().success());
+    gone.store(true, Ordering::SeqCst);
+    shelf.put("id-4");
+    shelf.put("id-0");
+    shelf.forget("id-2");
+
+    let (newer, answer) = verdict(&mirror, "id-4", &[]);
+
+    assert_eq!((newer.as_str(), &answer["from"]), ("newer", &publisher.url("/f").into()), "{answer}");
+}
+
+#[test]
+fn a_publisher_that_asks_for_patience_is_told_at_once() {
+    let (publisher, mut mirror) = at_rest(&Shelf::of(2, 10));
+    let busy = Publisher::start(|_| Reply::status(429).header("Retry-After", "90"));
+    drop(publisher);
+    mirror.set_feed("f", &busy.url("/f"), "retry.max = \"5m\"");
+
+    let (failed, answer) = verdict(&mirror, "unknown", &[]);
+
+    assert_eq!((failed.as_str(), busy.count("/f")), ("failed", 1));
+    assert!(answer["detail"].as_str().unwrap().contains("429; it is to be asked again in "), "{answer}");
 }
