@@ -5,10 +5,12 @@
 pub mod ack;
 pub mod changes;
 pub mod check;
+pub mod compare;
 pub mod control;
 pub mod demo;
 pub mod discover;
 pub mod events;
+pub mod explain;
 pub mod export;
 pub mod findings;
 mod lasting;
@@ -20,6 +22,7 @@ pub mod shell;
 pub mod simulate;
 pub mod status;
 pub mod sync;
+mod walk;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -143,6 +146,8 @@ enum Verb {
     Events(events::Args),
     /// Find feeds from a dataset site or a catalogue, as configuration
     Discover(discover::Args),
+    /// Tell where an item came from, and why it is as it is
+    Explain(explain::Args),
     /// A publisher to test against, with every misbehaviour on demand
     Simulate(simulate::Args),
     /// See it at work: a simulated publisher, mirrored before your eyes
@@ -197,6 +202,7 @@ fn act(cli: Cli) -> anyhow::Result<Exit> {
         Verb::Findings(args) => findings::run(globals, args),
         Verb::Events(args) => events::run(globals, args),
         Verb::Discover(args) => discover::run(globals, args),
+        Verb::Explain(args) => explain::run(globals, args),
         Verb::Simulate(args) => simulate::run(globals, args),
         Verb::Demo(args) => demo::run(globals, args),
         Verb::Completions(args) => shell::completions(args),

@@ -6,6 +6,7 @@
 
 pub mod changes;
 pub mod estimate;
+pub mod explain;
 pub mod export;
 pub mod journal;
 pub mod metrics;

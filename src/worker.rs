@@ -26,7 +26,7 @@ use crate::schedule::{PollSettings, RetrySettings};
 use crate::source::budget::Budget;
 use crate::source::http::Requests;
 use crate::source::turns::Host;
-use crate::store::apply::{Applied, Delivery, Held, Purpose, Verdict};
+use crate::store::apply::{Applied, Delivery, Held, Origin, Purpose, Verdict};
 use crate::store::{Store, now};
 
 /// What all endpoints share.
@@ -115,6 +115,7 @@ impl Feed {
             generation,
             transport,
             at: now(),
+            origin: Origin::default(),
             page,
             purpose,
             order: self.reading.order,

@@ -17,6 +17,7 @@ use super::{Exit, Globals};
 use crate::supervisor::control::{Order, QuarantineOrder};
 use daemon::Daemon;
 use file::AtRest;
+pub(super) use file::is_held;
 
 /// What `pause`, `resume` and `poll-now` are told.
 #[derive(Clone, Debug, clap::Args)]

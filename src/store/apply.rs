@@ -8,6 +8,7 @@ mod cursor;
 mod decide;
 mod lookup;
 mod notice;
+mod origin;
 mod row;
 
 use std::sync::Arc;
@@ -22,8 +23,8 @@ use cursor::{cursor_stands, move_cursor};
 use decide::{Decision, Rules};
 use lookup::{Met, Prepared, Wanted};
 use notice::{notice_class, notice_going_back};
-use row::{DELETED, NUMBER};
-pub(super) use row::{SqlModified, item_key, swept_flags};
+pub use origin::Origin;
+pub(super) use row::{DELETED, NUMBER, SqlModified, item_key, stored_modified, swept_flags};
 
 /// What one endpoint hands to the store at once.
 #[derive(Debug)]
@@ -36,6 +37,8 @@ pub struct Delivery {
     pub transport: Transport,
     /// When it was read.
     pub at: Millis,
+    /// Where it was asked for, and what the answer said of itself.
+    pub origin: Origin,
     /// What it says.
     pub page: Page,
     /// What it is for.
@@ -238,6 +241,7 @@ fn apply(bench: &mut Bench<'_>, delivery: &Delivery) -> Result<Applied, StoreErr
     if !cursor_stands(bench, delivery)? {
         return Ok(Applied { verdict: Verdict::CursorMoved, ..Applied::default() });
     }
+    let before = bench.last_seq();
     let mut tally = Tally::default();
     let mut prepared = Prepared::new(bench.db)?;
     for item in &delivery.page.items {
@@ -245,6 +249,7 @@ fn apply(bench: &mut Bench<'_>, delivery: &Delivery) -> Result<Applied, StoreErr
         apply_item(bench, &mut prepared, delivery, &feed, item, &mut tally)?;
         name(delivery, &feed, item, tally.applied.written() > before, &mut tally.applied);
     }
+    origin::record(bench, delivery, before + 1)?;
     for record in &delivery.page.unreadable {
         journal::quarantine(bench, feed.id, delivery.transport, delivery.at, record)?;
         if let (Some(id), Some(_)) = (&record.id, &feed.resync) {

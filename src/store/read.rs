@@ -4,9 +4,11 @@
 //! file's group who may not write. Every read is one short transaction, so that no reader holds the WAL back; only
 //! [`Reader::snapshot`] reads for as long as there are rows. Nothing is shortened or put into words here.
 
+mod fresh;
 mod journals;
 mod log;
 mod lookup;
+mod origin;
 mod rows;
 mod summary;
 
@@ -18,11 +20,13 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension, Params};
 pub use super::StoreError;
 use super::{APPLICATION_ID, SCHEMA_VERSION, explain};
 pub use crate::feed::Seq;
+pub use fresh::{Comparison, Content, Difference, Fresh, Sample};
 pub use journals::QuarantineFilter;
 pub use log::{Filter, Page};
+pub use origin::Found;
 use rows::Columns;
 pub use rows::{
-    ChangeRow, EndpointRow, EventRow, FeedRow, FindingRow, ItemRow, LoadRow, MirrorRow, QuarantineCount,
+    ChangeRow, DeliveryRow, EndpointRow, EventRow, FeedRow, FindingRow, ItemRow, LoadRow, MirrorRow, QuarantineCount,
     QuarantineReason, QuarantineRow, RefusalRow, ResyncRow, Stored,
 };
 pub use summary::Activity;

@@ -114,6 +114,7 @@ impl File {
             ties: Ties::Keep,
             follows: false,
             held: Held::default(),
+            origin: Default::default(),
         };
         self.store().apply(delivery).await.unwrap().unwrap();
     }

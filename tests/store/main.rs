@@ -9,6 +9,7 @@ mod bounds;
 mod convergence;
 mod crash;
 mod databases;
+mod deliveries;
 mod environment;
 mod feeds;
 mod mirror;

@@ -13,7 +13,7 @@ use crate::supervisor::control::{Order, QuarantineOrder};
 
 /// Whether another process writes this database, as far as one can see: whoever may not look at the lock asks the
 /// daemon.
-pub(super) fn is_held(database: &Path) -> bool {
+pub(in crate::cli) fn is_held(database: &Path) -> bool {
     let mut name = database.as_os_str().to_owned();
     name.push(".lock");
     match File::open(&name) {

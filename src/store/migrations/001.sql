@@ -151,6 +151,24 @@ CREATE TABLE activity (
     changes INTEGER NOT NULL,
     PRIMARY KEY (feed, hour)
 ) WITHOUT ROWID;
+-- Where items came from: the row whose seqs an item's lies in is the delivery that wrote it. Bounded per feed.
+CREATE TABLE delivery (
+    seq           INTEGER PRIMARY KEY,           -- the first that it wrote
+    last_seq      INTEGER NOT NULL,
+    feed          INTEGER NOT NULL,
+    n             INTEGER NOT NULL,              -- counts the feed's deliveries that wrote something
+    transport     INTEGER NOT NULL,
+    purpose       TEXT    NOT NULL,              -- poll · resync · look-back · push · retry
+    at            INTEGER NOT NULL,
+    url           TEXT,                          -- where it was asked for, without secrets
+    event_id      TEXT,
+    status        INTEGER,
+    age           INTEGER,                       -- seconds that it had spent in caches
+    etag          TEXT,
+    date          INTEGER,                       -- the publisher's clock
+    last_modified INTEGER
+);
+CREATE INDEX delivery_feed ON delivery (feed, n);
 
 -- Where the poll cursor has been, thinned out with age: what a look-back walks from.
 CREATE TABLE position (
@@ -277,3 +295,13 @@ SELECT strftime('%Y-%m-%dT%H:%M:%fZ', r.at / 1000.0, 'unixepoch') AS at, f.name 
        CASE r.transport WHEN 0 THEN 'poll' WHEN 1 THEN 'sse' WHEN 2 THEN 'webhook' ELSE 'amqp' END AS transport,
        r.kind AS kind, r.id AS id, r.modified AS modified, r.reason AS reason
 FROM refusal r JOIN feed f ON f.id = r.feed;
+
+CREATE VIEW deliveries AS
+SELECT d.seq AS seq, d.last_seq AS last_seq, f.name AS feed,
+       CASE d.transport WHEN 0 THEN 'poll' WHEN 1 THEN 'sse' WHEN 2 THEN 'webhook' ELSE 'amqp' END AS transport,
+       d.purpose AS purpose,
+       strftime('%Y-%m-%dT%H:%M:%fZ', d.at / 1000.0, 'unixepoch') AS at,
+       d.url AS url, d.event_id AS event_id, d.status AS status, d.age AS age, d.etag AS etag,
+       strftime('%Y-%m-%dT%H:%M:%fZ', d.date / 1000.0, 'unixepoch') AS date,
+       strftime('%Y-%m-%dT%H:%M:%fZ', d.last_modified / 1000.0, 'unixepoch') AS last_modified
+FROM delivery d JOIN feed f ON f.id = d.feed;

@@ -304,6 +304,36 @@ columns! {
         began_at: String,
     }
 
+    /// A row of `deliveries`.
+    DeliveryRow {
+        /// The first change number it wrote.
+        seq: i64,
+        /// The last one.
+        last_seq: i64,
+        /// The feed's name.
+        feed: String,
+        /// How it came.
+        transport: String,
+        /// `poll`, `resync`, `look-back`, `push` or `retry`.
+        purpose: String,
+        /// When it was read.
+        at: String,
+        /// Where it was asked for, without secrets.
+        url: Option<String>,
+        /// Of a stream that names its events.
+        event_id: Option<String>,
+        /// The HTTP status.
+        status: Option<i64>,
+        /// Seconds that the answer had spent in caches.
+        age: Option<i64>,
+        /// The answer's entity tag.
+        etag: Option<String>,
+        /// The publisher's clock.
+        date: Option<String>,
+        /// When the page last changed, as the publisher says.
+        last_modified: Option<String>,
+    }
+
     /// A resync under way.
     ResyncRow {
         /// The feed's name.
