@@ -13,11 +13,14 @@ mod lasting;
 pub mod log;
 pub mod place;
 pub mod quarantine;
+pub mod restore;
 pub mod run;
 pub mod shell;
 pub mod simulate;
+pub mod snapshot;
 pub mod status;
 pub mod sync;
+pub mod verify;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -137,6 +140,12 @@ enum Verb {
     Findings(findings::Args),
     /// What happened: mode and health changes, resyncs, restarts
     Events(events::Args),
+    /// Make a consistent, checked copy of the database, beside a running daemon or without one
+    Snapshot(snapshot::Args),
+    /// Put a snapshot in the database's place; those who follow it are told to read everything again
+    Restore(restore::Args),
+    /// Check the database: its integrity, and what must hold between its rows
+    Verify(verify::Args),
     /// A publisher to test against, with every misbehaviour on demand
     Simulate(simulate::Args),
     /// See it at work: a simulated publisher, mirrored before your eyes
@@ -189,6 +198,9 @@ fn act(cli: Cli) -> anyhow::Result<Exit> {
         Verb::Quarantine(args) => quarantine::run(globals, args),
         Verb::Findings(args) => findings::run(globals, args),
         Verb::Events(args) => events::run(globals, args),
+        Verb::Snapshot(args) => snapshot::run(globals, args),
+        Verb::Restore(args) => restore::run(globals, args),
+        Verb::Verify(args) => verify::run(globals, args),
         Verb::Simulate(args) => simulate::run(globals, args),
         Verb::Demo(args) => demo::run(globals, args),
         Verb::Completions(args) => shell::completions(args),

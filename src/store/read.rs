@@ -6,6 +6,7 @@
 
 mod log;
 mod rows;
+mod verify;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -21,6 +22,7 @@ pub use rows::{
     ChangeRow, EndpointRow, EventRow, FeedRow, FindingRow, ItemRow, MirrorRow, QuarantineCount, QuarantineRow,
     RefusalRow, ResyncRow, Stored,
 };
+pub use verify::{CHECKS, Report, Violation};
 
 /// A mirror's file, open for reading. It can be sent to another thread, and used by one at a time.
 #[derive(Debug)]
@@ -247,7 +249,7 @@ fn mirror(db: &Connection) -> rusqlite::Result<MirrorRow> {
     db.prepare_cached(&sql)?.query_row([], MirrorRow::read)
 }
 
-fn connect(path: impl AsRef<Path>, more: OpenFlags) -> rusqlite::Result<Connection> {
+pub(super) fn connect(path: impl AsRef<Path>, more: OpenFlags) -> rusqlite::Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX | more;
     let db = Connection::open_with_flags(path, flags)?;
     db.busy_timeout(Duration::from_secs(5))?;
