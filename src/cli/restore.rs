@@ -25,6 +25,9 @@ pub struct Args {
 /// While a daemon holds the database; when the snapshot is not what its manifest says, or the disk can't hold it.
 pub fn run(globals: &Globals, args: Args) -> anyhow::Result<Exit> {
     let done = restore(&args.snapshot, &args.place.path(globals)?, args.discard_old)?;
+    for note in &done.notes {
+        super::tell(&anyhow::anyhow!("{note}"));
+    }
     let mut out = io::stdout().lock();
     let snapshot = &done.snapshot;
     writeln!(out, "{}: restored as of {}, {} items", done.path.display(), snapshot.created_at, snapshot.items)?;

@@ -30,6 +30,8 @@ pub struct Restored {
     pub seq: i64,
     /// What the snapshot says of itself.
     pub snapshot: Manifest,
+    /// What could not be done for the old database.
+    pub notes: Vec<String>,
 }
 
 /// Puts `snapshot` in the place of `database`. Blocking.
@@ -43,7 +45,8 @@ pub fn restore(snapshot: &Path, database: &Path, discard_old: bool) -> Result<Re
     give(&with(database, ".lock"), owner)?;
     let manifest = trusted(snapshot)?;
     let old = database.try_exists().map_err(|error| refused(database, error))?;
-    let given = if old { given(database) } else { 0 };
+    let mut notes = Vec::new();
+    let given = if old { given(database, &mut notes) } else { 0 };
     let copy = with(database, ".restoring");
     remove_all(&copy)?;
     make_room(database, manifest.bytes, discard_old)?;
@@ -53,13 +56,13 @@ pub fn restore(snapshot: &Path, database: &Path, discard_old: bool) -> Result<Re
     })?;
     fs::set_permissions(&copy, Permissions::from_mode(0o640)).map_err(|error| refused(&copy, error))?;
     give(&copy, owner)?;
-    let kept = put_aside(database, discard_old)?;
+    let kept = put_aside(database, discard_old, &mut notes)?;
     fs::rename(&copy, database).map_err(|error| refused(database, error))?;
     synced(beside(database))?;
     // As every database that was opened once: in WAL mode, with the files that its group's readers can't make.
     migrate(&mut connect(database).map_err(|error| explain(database, error))?, database)?;
     drop(lock);
-    Ok(Restored { path: database.to_owned(), kept, epoch, seq, snapshot: manifest })
+    Ok(Restored { path: database.to_owned(), kept, epoch, seq, snapshot: manifest, notes })
 }
 
 /// Whom the database is to belong to: as before, or as its directory.
@@ -90,13 +93,13 @@ fn trusted(snapshot: &Path) -> Result<Manifest, StoreError> {
 }
 
 /// The last change number that the old database may have given; nothing where it can't be read any more.
-fn given(database: &Path) -> i64 {
+fn given(database: &Path, notes: &mut Vec<String>) -> i64 {
     let read = || -> rusqlite::Result<i64> {
         let db = Connection::open_with_flags(database, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
         db.query_row("SELECT max(seq, reserved) FROM mirror_state", [], |row| row.get(0))
     };
     read().unwrap_or_else(|error| {
-        tracing::warn!(%error, "the old database can't be read: change numbers go on from the snapshot's");
+        notes.push(format!("the old database can't be read ({error}): change numbers go on from the snapshot's"));
         0
     })
 }
@@ -139,13 +142,13 @@ fn prepare(snapshot: &Path, copy: &Path, manifest: &Manifest, given: i64) -> Res
 }
 
 /// Where the old database stands from now on, WAL and all; its own name stays as well, until the new one takes it.
-fn put_aside(database: &Path, discard_old: bool) -> Result<Option<PathBuf>, StoreError> {
+fn put_aside(database: &Path, discard_old: bool, notes: &mut Vec<String>) -> Result<Option<PathBuf>, StoreError> {
     if !database.try_exists().map_err(|error| refused(database, error))? {
         // A WAL without a database is of one that was removed.
         remove_all(database)?;
         return Ok(None);
     }
-    write_wal_back(database);
+    write_wal_back(database, notes);
     let kept = (!discard_old).then(|| {
         let time = jiff::Timestamp::from_millisecond(now()).unwrap_or_default();
         with(database, &format!(".before-restore-{}", time.strftime("%Y%m%dT%H%M%S%3fZ")))
@@ -153,7 +156,7 @@ fn put_aside(database: &Path, discard_old: bool) -> Result<Option<PathBuf>, Stor
     if let Some(kept) = &kept {
         link(database, kept)?;
         let wal = with(database, "-wal");
-        if wal.exists() {
+        if fs::metadata(&wal).is_ok_and(|found| found.len() > 0) {
             link(&wal, &with(kept, "-wal"))?;
         }
     }
@@ -165,13 +168,13 @@ fn put_aside(database: &Path, discard_old: bool) -> Result<Option<PathBuf>, Stor
 }
 
 /// So that the old file is whole by itself. Where it can't be done, its WAL is kept beside it.
-fn write_wal_back(database: &Path) {
+fn write_wal_back(database: &Path, notes: &mut Vec<String>) {
     let written = connect(database)
         .and_then(|db| db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i64>(0)));
     match written {
         Ok(0) => {}
-        Ok(_) => tracing::warn!("a reader is busy with the old database: its WAL is kept beside it"),
-        Err(error) => tracing::warn!(%error, "the old database's WAL can't be written back"),
+        Ok(_) => notes.push("a reader is busy with the old database: its WAL goes with it".to_owned()),
+        Err(error) => notes.push(format!("the old database's WAL can't be written back ({error}) and goes with it")),
     }
 }
 
