@@ -148,12 +148,17 @@ fn an_index_that_lacks_a_row_is_found() {
 fn damaged_pages_are_named_or_make_the_file_unusable() {
     let mirror = at_rest();
     let path = mirror.path("damaged.db");
-    let mut bytes = fs::read(mirror.path("mirror.db")).unwrap();
-    let root: usize = mirror.number("SELECT rootpage FROM sqlite_schema WHERE name = 'item'").try_into().unwrap();
-    bytes[(root - 1) * 16 * 1024..root * 16 * 1024].fill(0x5a);
-    fs::write(&path, bytes).unwrap();
+    let damaged = |table: &str| {
+        let mut bytes = fs::read(mirror.path("mirror.db")).unwrap();
+        let sql = format!("SELECT rootpage FROM sqlite_schema WHERE name = '{table}'");
+        let root: usize = mirror.number(&sql).try_into().unwrap();
+        // The tree's page, but for its header: its cells lie nowhere now.
+        bytes[(root - 1) * 16 * 1024 + 8..(root - 1) * 16 * 1024 + 200].fill(0xff);
+        fs::write(&path, bytes).unwrap();
+        mirror.verb(&["verify", "--db", "damaged.db"])
+    };
 
-    let output = mirror.verb(&["verify", "--db", "damaged.db"]);
+    let output = damaged("item");
 
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     let words = String::from_utf8(output.stdout).unwrap();

@@ -119,6 +119,17 @@ impl Report {
         self.violations.is_empty()
     }
 
+    /// Damage that ends a check is its outcome, once something has been named; else the file is unusable.
+    fn unless_named(&mut self, checked: Result<(), StoreError>) -> Result<(), StoreError> {
+        match checked {
+            Err(error) if error.is_fatal() && !self.is_sound() => {
+                self.found("unreadable", || error.to_string());
+                Ok(())
+            }
+            checked => checked,
+        }
+    }
+
     fn found(&mut self, check: &'static str, sample: impl FnOnce() -> String) {
         match self.violations.iter_mut().find(|violation| violation.check == check) {
             Some(violation) => violation.count += 1,
@@ -135,15 +146,13 @@ impl Reader {
     pub fn verify(&self, quick: bool) -> Result<Report, StoreError> {
         let mut report = Report::default();
         let began = Instant::now();
-        self.integrity(quick, &mut report)?;
+        let checked = self.integrity(quick, &mut report);
+        report.unless_named(checked)?;
         let integrity = began.elapsed();
         let began = Instant::now();
         let moment = self.db.unchecked_transaction()?;
-        match self.invariants(quick, &mut report) {
-            // Damage that was named already; how far the rows can be read is no news then.
-            Err(error) if error.is_fatal() && !report.is_sound() => report.found("unreadable", || error.to_string()),
-            done => done?,
-        }
+        let checked = self.invariants(quick, &mut report);
+        report.unless_named(checked)?;
         drop(moment);
         report.pinned_s = integrity.max(began.elapsed()).as_secs_f64();
         Ok(report)
