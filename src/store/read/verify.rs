@@ -79,7 +79,7 @@ const QUERIES: &[(&str, &str)] = &[
         "SELECT f.name FROM feed f JOIN endpoint e ON e.feed = f.id AND e.transport = 0
          WHERE e.cursor IS NULL AND f.purged = 0 AND f.id NOT IN (SELECT feed FROM resync)",
     ),
-    ("never-level", "SELECT name || ', mode ' || mode FROM feed WHERE mode <> 'refresh' AND level_at IS NULL"),
+    ("never-level", "SELECT name || ', mode ' || mode FROM feed WHERE mode <> 'refresh' AND level_at IS NULL AND purged = 0"),
     (
         "walk-leftovers",
         "SELECT 'feed ' || feed FROM seen WHERE feed NOT IN (SELECT feed FROM resync)
