@@ -3,6 +3,8 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -232,4 +234,30 @@ fn the_old_database_is_let_go_of_when_asked() {
 
     assert_eq!(kept(&mirror), [] as [&str; 0]);
     assert_eq!(mirror.live("acme"), shelf.live());
+}
+
+/// Made by root for a daemon that is another user; anybody else's files stay theirs, which is the same promise.
+#[test]
+fn what_is_made_and_restored_belongs_to_whom_the_database_belongs_to() {
+    let (_shelf, _publisher, mut mirror) = level(20);
+    mirror.stop();
+    let (database, folder) = (mirror.path("mirror.db"), mirror.path("."));
+    if nix::unistd::geteuid().is_root() {
+        for name in names(&folder) {
+            std::os::unix::fs::chown(folder.join(name), Some(65_534), Some(65_534)).unwrap();
+        }
+    }
+    let owner = |path: &Path| fs::metadata(path).map(|found| (found.uid(), found.gid())).unwrap();
+    let expected = owner(&database);
+
+    let taken = path_of(&snapshot(&mirror, &[]));
+    for path in [taken.clone(), taken.with_extension("json"), taken.parent().unwrap().to_owned()] {
+        assert_eq!(owner(&path), expected, "{}", path.display());
+    }
+
+    said(&mirror.verb(&["restore", text(&taken)]));
+    for name in ["mirror.db", "mirror.db-wal", "mirror.db-shm", "mirror.db.lock"] {
+        assert_eq!(owner(&mirror.path(name)), expected, "{name}");
+    }
+    assert_eq!(fs::metadata(&database).unwrap().permissions().mode() & 0o777, 0o640);
 }
