@@ -58,3 +58,11 @@ fn names(directory: &Path) -> Vec<String> {
 fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
+
+/// Rows of a kilobyte that stand for much data.
+fn fill(rows: u32) -> String {
+    format!(
+        "WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < {rows})
+         INSERT INTO event (at, what, detail) SELECT 0, 'filler', hex(randomblob(500)) FROM n"
+    )
+}

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use rusqlite::Connection;
 
 use crate::support::{Mirror, Publisher, Shelf, until};
-use crate::{level, names, path_of, refusal, said, snapshot, text};
+use crate::{fill, level, names, path_of, refusal, said, snapshot, text};
 
 const NEXT_BLOCK: i64 = 1 << 20;
 
@@ -260,4 +260,31 @@ fn what_is_made_and_restored_belongs_to_whom_the_database_belongs_to() {
         assert_eq!(owner(&mirror.path(name)), expected, "{name}");
     }
     assert_eq!(fs::metadata(&database).unwrap().permissions().mode() & 0o777, 0o640);
+}
+
+#[test]
+fn killed_in_the_middle_the_old_database_stands_and_it_can_be_done_again() {
+    let (_shelf, _publisher, mut mirror) = level(20);
+    mirror.stop();
+    let db = Connection::open(mirror.path("mirror.db")).unwrap();
+    db.execute_batch(&fill(60_000)).unwrap();
+    drop(db);
+    let taken = path_of(&snapshot(&mirror, &[]));
+    let before = mirror.column("SELECT epoch FROM mirror");
+    let half = mirror.path("mirror.db.restoring");
+
+    let mut child = mirror.command(&["restore", text(&taken)]).stdout(Stdio::null()).spawn().unwrap();
+    until("it has begun", || half.exists());
+    child.kill().unwrap();
+    child.wait().unwrap();
+
+    assert!(half.exists(), "it was killed in the middle");
+    assert_eq!(mirror.column("SELECT epoch FROM mirror"), before);
+    assert!(said(&mirror.verb(&["verify"])).starts_with("sound"));
+
+    said(&mirror.verb(&["restore", text(&taken)]));
+
+    assert!(!half.exists());
+    assert_ne!(mirror.column("SELECT epoch FROM mirror"), before);
+    assert!(said(&mirror.verb(&["verify"])).starts_with("sound"));
 }

@@ -10,7 +10,7 @@ use rusqlite::Connection;
 use sha2::{Digest, Sha256};
 
 use crate::support::{Mirror, holds_within, until};
-use crate::{level, names, path_of, refusal, said, snapshot, text};
+use crate::{fill, level, names, path_of, refusal, said, snapshot, text};
 
 #[test]
 fn beside_a_daemon_that_writes_all_the_time_it_is_one_moment_of_the_mirror_and_its_manifest_is_true() {
@@ -190,14 +190,6 @@ fn where_the_disk_can_t_hold_both_the_old_database_goes_only_when_asked() {
     let left = said(&restore("--discard-old"));
     assert!(left.contains("10 items") && !left.contains("mirror.db 17000000"), "{left}");
     assert!(!left.contains("before-restore") && !left.contains("restoring"), "{left}");
-}
-
-/// Rows of a kilobyte that stand for much data.
-fn fill(rows: u32) -> String {
-    format!(
-        "WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < {rows})
-         INSERT INTO event (at, what, detail) SELECT 0, 'filler', hex(randomblob(500)) FROM n"
-    )
 }
 
 #[test]
