@@ -242,6 +242,7 @@ mod tests {
             failures: 2,
             push: "none".into(),
             license: None,
+            bytes: 0,
         };
         let begun = FeedRow { name: "begun".into(), mode: "refresh".into(), level_at: None, ..feed.clone() };
         let mirror = MirrorRow {

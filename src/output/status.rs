@@ -244,6 +244,7 @@ mod tests {
             failures: 0,
             push: "none".into(),
             license: None,
+            bytes: 0,
         }
     }
 

@@ -15,14 +15,14 @@ use rusqlite::{OptionalExtension, params};
 use tokio::sync::oneshot;
 
 use super::writer::{Bench, Weight};
-use super::{Millis, Store, StoreError, journal};
+use super::{Millis, Store, StoreError, forget, journal};
 use crate::feed::{Brought, Generation, Item, Modified, Order, Page, Seq, State, Ties, Transport};
 use cursor::{cursor_stands, move_cursor};
 use decide::{Decision, Rules};
 use lookup::{Met, Prepared, Wanted};
 use notice::{notice_class, notice_going_back};
 use row::{DELETED, NUMBER};
-pub(super) use row::{SqlModified, item_key, swept_flags};
+pub(super) use row::{FORGOTTEN, ROW_BYTES, SqlModified, forgotten_flags, item_key, swept_flags};
 
 /// What one endpoint hands to the store at once.
 #[derive(Debug)]
@@ -142,6 +142,8 @@ pub struct Applied {
     pub tied: u64,
     /// Records quarantined.
     pub quarantined: u64,
+    /// Records dropped, since they were forgotten on request.
+    pub forgotten: u64,
     /// Why the feed became suspect with this delivery.
     pub suspect: Option<String>,
     /// What a push endpoint brought, or what a poll found that push should bring too; some of it where that is much.
@@ -161,7 +163,7 @@ impl Applied {
 
     /// Records looked at.
     pub fn records(&self) -> u64 {
-        self.written() + self.same + self.older + self.tied + self.quarantined
+        self.written() + self.same + self.older + self.tied + self.quarantined + self.forgotten
     }
 
     /// Adds what became of another delivery.
@@ -173,6 +175,7 @@ impl Applied {
         self.older += other.older;
         self.tied += other.tied;
         self.quarantined += other.quarantined;
+        self.forgotten += other.forgotten;
         self.suspect = other.suspect.or(self.suspect.take());
         if self.brought.len() < NAMED_IN_ALL {
             self.brought.extend(other.brought);
@@ -182,14 +185,15 @@ impl Applied {
 
 impl Store {
     /// Queues a delivery; the answer comes once it is committed.
-    pub fn apply(&self, delivery: Delivery) -> oneshot::Receiver<Result<Applied, StoreError>> {
+    pub fn apply(&self, mut delivery: Delivery) -> oneshot::Receiver<Result<Applied, StoreError>> {
         let resync = matches!(delivery.purpose, Purpose::Resync(_));
         let pushed = matches!(delivery.purpose, Purpose::Push(_));
         let large = resync || delivery.follows || !pushed && delivery.page.items.len() > SMALL_ITEMS;
         // What can be read again, from the cursor that commits with it, need not be on the disk at once.
         let durable = matches!(delivery.transport, Transport::Webhook | Transport::Amqp);
         let weight = Weight { large, durable, seqs: delivery.page.items.len() };
-        self.queue(weight, move |bench| apply(bench, &delivery))
+        let mut forgotten = 0;
+        self.queue(weight, move |bench| apply(bench, &mut delivery, &mut forgotten))
     }
 }
 
@@ -204,6 +208,8 @@ struct Feed {
     class: i64,
     /// Whether it is level and has push endpoints, whose trust depends on what polls find.
     watched: bool,
+    /// Whether some of its items were forgotten on request.
+    forgets: bool,
     resync: Option<Walk>,
 }
 
@@ -212,14 +218,20 @@ struct Walk {
     trust: bool,
 }
 
-fn apply(bench: &mut Bench<'_>, delivery: &Delivery) -> Result<Applied, StoreError> {
+/// What was forgotten leaves the delivery for good; `forgotten` counts it over all runs of this piece of work.
+fn apply(bench: &mut Bench<'_>, delivery: &mut Delivery, forgotten: &mut u64) -> Result<Applied, StoreError> {
     let Some(mut feed) = open_feed(bench, delivery)? else {
         return Ok(Applied { verdict: Verdict::OldGeneration, ..Applied::default() });
     };
     if !cursor_stands(bench, delivery)? {
         return Ok(Applied { verdict: Verdict::CursorMoved, ..Applied::default() });
     }
+    if feed.forgets {
+        *forgotten += forget::strike(bench, delivery)?;
+    }
+    let delivery = &*delivery;
     let mut tally = Tally::default();
+    tally.applied.forgotten = *forgotten;
     let mut prepared = Prepared::new(bench.db)?;
     for item in &delivery.page.items {
         let before = tally.applied.written();
@@ -261,7 +273,7 @@ fn name(delivery: &Delivery, feed: &Feed, item: &Item, written: bool, applied: &
 fn open_feed(bench: &Bench<'_>, delivery: &Delivery) -> Result<Option<Feed>, StoreError> {
     let mut find = bench.db.prepare_cached(
         "SELECT f.differing, f.suspect IS NOT NULL, f.class, r.start_seq, r.trust,
-                f.push <> 'none' AND f.mode <> 'refresh'
+                f.push <> 'none' AND f.mode <> 'refresh', f.forgotten > 0
          FROM feed f LEFT JOIN resync r ON r.feed = f.id WHERE f.id = ?1 AND f.generation = ?2 AND f.purged = 0",
     )?;
     let feed = find.query_row(params![delivery.feed, delivery.generation], |row| {
@@ -273,6 +285,7 @@ fn open_feed(bench: &Bench<'_>, delivery: &Delivery) -> Result<Option<Feed>, Sto
             suspect: row.get(1)?,
             class: row.get(2)?,
             watched: row.get(5)?,
+            forgets: row.get(6)?,
             resync: start_seq.map(|start_seq| Walk { start_seq, trust: trust.unwrap_or(0) != 0 }),
         })
     });
@@ -284,6 +297,7 @@ struct Tally {
     applied: Applied,
     items: i64,
     tombstones: i64,
+    bytes: i64,
     /// The newest last, a bit each: 1 was refused as older.
     differing: i64,
     differing_count: u32,
@@ -317,9 +331,10 @@ fn apply_item(
         resync: matches!(delivery.purpose, Purpose::Resync(_)),
     };
     let wanted = Wanted { feed, kind, item, data, rules };
-    let Some(Met { seq, decision, was, before }) = prepared.find(bench, &wanted, key)? else {
+    let Some(Met { seq, decision, was, before, size }) = prepared.find(bench, &wanted, key)? else {
         insert(bench, prepared, delivery, feed.id, item, (key, kind))?;
         tally.applied.new += 1;
+        tally.bytes += row::ROW_BYTES + (item.id.len() + data.len()) as i64;
         count_written(tally, item, None);
         return Ok(());
     };
@@ -329,6 +344,7 @@ fn apply_item(
     bench.db.prepare_cached("DELETE FROM item WHERE seq = ?1")?.execute([seq])?;
     insert(bench, prepared, delivery, feed.id, item, (key, kind))?;
     tally.applied.changed += 1;
+    tally.bytes += data.len() as i64 - size as i64;
     count_written(tally, item, Some(was));
     Ok(())
 }
@@ -435,7 +451,8 @@ fn write_feed(
     let mut update = bench.db.prepare_cached(
         "UPDATE feed SET items = items + ?2, tombstones = tombstones + ?3, differing = ?4, class = ?5,
              changed_at = iif(?6, ?9, changed_at), polled_at = iif(?7, ?9, polled_at),
-             level_at = iif(?8, ?9, level_at), read_anew_at = iif(?8, coalesce(read_anew_at, ?9), read_anew_at), license = coalesce(?10, license), suspect = coalesce(suspect, ?11)
+             level_at = iif(?8, ?9, level_at), read_anew_at = iif(?8, coalesce(read_anew_at, ?9), read_anew_at), license = coalesce(?10, license), suspect = coalesce(suspect, ?11),
+             bytes = bytes + ?12
          WHERE id = ?1",
     )?;
     update.execute(params![
@@ -449,7 +466,8 @@ fn write_feed(
         level,
         delivery.at,
         delivery.page.license,
-        suspect
+        suspect,
+        tally.bytes
     ])?;
     Ok(())
 }

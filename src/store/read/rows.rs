@@ -108,6 +108,8 @@ columns! {
         push: String,
         /// The licence of the last page that named one.
         license: Option<String>,
+        /// What its items and its quarantine take in the file, about.
+        bytes: i64,
     }
 
     /// A row of `endpoints`.
