@@ -9,10 +9,12 @@ pub mod demo;
 pub mod events;
 pub mod export;
 pub mod findings;
+pub mod forget;
 mod lasting;
 pub mod log;
 pub mod place;
 pub mod quarantine;
+pub mod rename;
 pub mod run;
 pub mod shell;
 pub mod simulate;
@@ -133,6 +135,10 @@ enum Verb {
     Purge(control::Purge),
     /// Records that could not be understood
     Quarantine(quarantine::Args),
+    /// Forget an item for good: for erasure requests
+    Forget(forget::Args),
+    /// Give a feed another name, its rows and cursors kept
+    Rename(rename::Args),
     /// Ways in which publishers depart from the standard
     Findings(findings::Args),
     /// What happened: mode and health changes, resyncs, restarts
@@ -187,6 +193,8 @@ fn act(cli: Cli) -> anyhow::Result<Exit> {
         Verb::Seek(args) => control::seek(globals, args),
         Verb::Purge(args) => control::purge(globals, args),
         Verb::Quarantine(args) => quarantine::run(globals, args),
+        Verb::Forget(args) => forget::run(globals, args),
+        Verb::Rename(args) => rename::run(globals, args),
         Verb::Findings(args) => findings::run(globals, args),
         Verb::Events(args) => events::run(globals, args),
         Verb::Simulate(args) => simulate::run(globals, args),

@@ -9,6 +9,7 @@ pub mod export;
 pub mod journal;
 pub mod metrics;
 pub mod page;
+pub mod sizes;
 pub mod status;
 mod words;
 

@@ -115,6 +115,7 @@ fn router(gate: Gate, shared: Shared) -> Router {
         .route("/api/items", get(stream::items))
         .route("/api/changes", get(stream::changes))
         .route("/api/feeds/{name}/{verb}", post(orders::feed))
+        .route("/api/quarantine/{verb}", post(orders::sort))
         .route("/api/quarantine/{id}/{verb}", post(orders::quarantine))
         .fallback(async || Problem::missing("there is nothing here"))
         .method_not_allowed_fallback(async || Problem::new(StatusCode::METHOD_NOT_ALLOWED, "not with this method"))

@@ -7,6 +7,7 @@
 pub mod control;
 pub mod endpoints;
 pub mod fleet;
+pub mod housekeeping;
 pub mod once;
 mod orders;
 #[cfg(test)]
@@ -22,6 +23,7 @@ use crate::source::http::{HostSettings, HttpSettings};
 use crate::source::secret::Value;
 use crate::source::sse::SseSettings;
 use crate::source::webhook::WebhookSettings;
+use crate::store::keep::KeepSettings;
 
 /// `[resync]`.
 #[derive(Clone, Debug, PartialEq)]
@@ -43,6 +45,8 @@ impl Default for ResyncSettings {
 pub struct FeedSettings {
     /// Its unique name.
     pub name: FeedName,
+    /// The name under which the mirror may know it from before: its rows and cursors are taken over.
+    pub was: Option<FeedName>,
     /// The provider it belongs to.
     pub provider: Option<String>,
     /// The poll endpoint's URL, as written.
@@ -99,6 +103,7 @@ impl FeedSettings {
     pub fn plain(name: FeedName, url: String) -> Self {
         Self {
             name,
+            was: None,
             provider: None,
             url,
             kind: None,
@@ -152,4 +157,6 @@ pub struct Fleet {
     pub feeds: Vec<Configured>,
     /// Budgets of hosts.
     pub hosts: HostSettings,
+    /// How long what happened is kept.
+    pub keep: KeepSettings,
 }

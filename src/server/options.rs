@@ -60,6 +60,21 @@ impl Options {
         }
     }
 
+    /// A text that may be given.
+    pub(super) fn maybe_text(&mut self, key: &'static str) -> Result<Option<String>, Problem> {
+        match self.take(key) {
+            Some(Value::String(text)) => Ok(Some(text)),
+            Some(Value::Null) | None => Ok(None),
+            Some(_) => Err(Problem::bad(format!("{key} must be text"))),
+        }
+    }
+
+    /// Whole numbers; none when not given.
+    pub(super) fn numbers(&mut self, key: &'static str) -> Result<Vec<i64>, Problem> {
+        let given = self.take(key).unwrap_or(Value::Array(Vec::new()));
+        serde_json::from_value(given).map_err(|_| Problem::bad(format!("{key} must be a list of whole numbers")))
+    }
+
     fn take(&mut self, key: &'static str) -> Option<Value> {
         self.known.push(key);
         self.given.remove(key)

@@ -32,10 +32,17 @@ impl Store {
             }
             free -= filled;
         }
-        while self.submit(large, |bench| release(bench)).await? > 0 {}
+        self.release_blanks().await?;
         let gate = std::sync::Arc::clone(&self.gate);
         let emptied = tokio::task::spawn_blocking(move || gate.empty(PATIENCE)).await;
         emptied.map_err(|error| StoreError::Refused(format!("a thread failed: {error}")))
+    }
+
+    /// Gives back the pages that were filled, also those of an erasure that was cut short.
+    pub(super) async fn release_blanks(&self) -> Result<(), StoreError> {
+        let large = Weight { large: true, ..Weight::default() };
+        while self.submit(large, |bench| release(bench)).await? > 0 {}
+        Ok(())
     }
 }
 

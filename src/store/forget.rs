@@ -40,6 +40,32 @@ pub struct Forgot {
     pub before: bool,
 }
 
+impl Forgot {
+    /// What was removed of the feed with this name, in words.
+    pub fn words(&self, feed: &FeedName) -> String {
+        let removed =
+            format!("{} and {} removed", counted(self.items, "item"), counted(self.quarantined, "quarantined record"));
+        let before = if self.before { " (forgotten before)" } else { "" };
+        let cursor = match self.in_cursor {
+            true => "; a cursor names it as the last one read, until the feed moves on",
+            false => "",
+        };
+        format!("{feed}: {removed}, and never taken again{before}{cursor}")
+    }
+}
+
+/// How far [`Store::erase`] came, in words.
+pub fn erased_words(erased: bool) -> &'static str {
+    match erased {
+        true => "its bytes are erased from the database's files",
+        false => "its bytes stay in the WAL until a long reader has gone",
+    }
+}
+
+fn counted(count: u64, what: &str) -> String {
+    if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") }
+}
+
 /// An item by its id, of one kind or of any.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Named {
@@ -261,7 +287,10 @@ fn remove_mentions(bench: &Bench<'_>, feed: i64, item: &Named) -> Result<(), Sto
     for table in ["refusal", "position"] {
         db.execute(&format!("DELETE FROM {table} WHERE {named}"), params![feed, id, kind])?;
     }
-    db.execute(&format!("UPDATE resync SET asked = NULL, kind = NULL, id = NULL WHERE {named}"), params![feed, id, kind])?;
+    db.execute(
+        &format!("UPDATE resync SET asked = NULL, kind = NULL, id = NULL WHERE {named}"),
+        params![feed, id, kind],
+    )?;
     db.execute("DELETE FROM spared WHERE feed = ?1 AND id = ?2", params![feed, id])?;
     let last = "UPDATE endpoint SET id = NULL, modified = NULL, item_at = NULL, event_id = NULL
                 WHERE feed = ?1 AND id = ?2";
@@ -328,7 +357,7 @@ fn remove_quarantined(
 }
 
 /// Whether a record names an item: by its id where it is JSON, else by spelling it anywhere.
-fn names(raw: &str, id: &str) -> bool {
+pub(super) fn names(raw: &str, id: &str) -> bool {
     match serde_json::from_str::<Value>(raw) {
         Ok(record) => holds(&record, id),
         Err(_) => sift::spells(raw, id),
@@ -342,9 +371,9 @@ fn holds(value: &Value, id: &str) -> bool {
         _ => false,
     };
     match value {
-        Value::Object(fields) => {
-            fields.iter().any(|(key, value)| matches!(&**key, "id" | "@id" | "identifier") && is(value) || holds(value, id))
-        }
+        Value::Object(fields) => fields
+            .iter()
+            .any(|(key, value)| matches!(&**key, "id" | "@id" | "identifier") && is(value) || holds(value, id)),
         Value::Array(values) => values.iter().any(|value| holds(value, id)),
         _ => false,
     }

@@ -88,6 +88,7 @@ impl Store {
             ("tombstones", Old::Tombstones, settings.tombstones),
             ("forgotten", Old::Forgotten, settings.forgotten),
         ];
+        self.release_blanks().await?;
         let (mut said, mut total) = (Vec::new(), 0);
         for (name, old, kept) in all {
             let Some(kept) = kept else { continue };
@@ -126,9 +127,7 @@ fn remove(bench: &mut Bench<'_>, old: Old, before: Millis) -> Result<u64, StoreE
             Ok(bench.db.prepare_cached(sql)?.execute([before, STEP_ROWS])? as u64)
         }
         Old::Journal(table) => {
-            let sql = format!(
-                "DELETE FROM {table} WHERE n IN (SELECT n FROM {table} ORDER BY n LIMIT ?2) AND at < ?1"
-            );
+            let sql = format!("DELETE FROM {table} WHERE n IN (SELECT n FROM {table} ORDER BY n LIMIT ?2) AND at < ?1");
             Ok(bench.db.prepare_cached(&sql)?.execute([before, STEP_ROWS])? as u64)
         }
         Old::Tombstones => {

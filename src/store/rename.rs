@@ -28,14 +28,20 @@ impl Store {
         self.submit(weight, move |bench| rename(bench, at, &old, &new)).await
     }
 
-    /// Whether the mirror knows a feed of this name.
+    /// Renames a feed that is configured under another name than before. False when there is nothing to do: the mirror
+    /// doesn't know the old name, or holds something under the new one.
     ///
     /// # Errors
-    /// When the statement fails or the writer has stopped.
-    pub async fn has_feed(&self, name: &FeedName) -> Result<bool, StoreError> {
-        let name = name.clone();
-        self.submit(Weight::default(), move |bench| {
-            Ok(bench.db.prepare_cached("SELECT 1 FROM feed WHERE name = ?1")?.exists([name.as_str()])?)
+    /// When a statement fails or the writer has stopped.
+    pub async fn take_over(&self, at: Millis, old: &FeedName, new: &FeedName) -> Result<bool, StoreError> {
+        let (old, new) = (old.clone(), new.clone());
+        let weight = Weight { seqs: 1, durable: true, ..Weight::default() };
+        self.submit(weight, move |bench| {
+            let due = standing(bench, &old)?.is_some() && standing(bench, &new)?.is_none_or(|feed| !feed.filled);
+            if due {
+                rename(bench, at, &old, &new)?;
+            }
+            Ok(due)
         })
         .await
     }
@@ -58,15 +64,47 @@ impl Store {
 
 fn rename(bench: &mut Bench<'_>, at: Millis, old: &FeedName, new: &FeedName) -> Result<(), StoreError> {
     let feed = feeds::read(bench, old.as_str())?.id;
-    if bench.db.prepare_cached("SELECT 1 FROM feed WHERE name = ?1")?.exists([new.as_str()])? {
-        return Err(StoreError::Refused(format!("there is a feed {new} in the mirror already: {old} keeps its name")));
+    match standing(bench, new)? {
+        None => {}
+        // A feed that could not run yet, its settings being wrong, stands in nobody's way.
+        Some(Standing { id, filled: false }) => remove(bench, id)?,
+        Some(_) => {
+            let words = format!("{new} holds rows of its own in the mirror: purge it first, or {old} keeps its name");
+            return Err(StoreError::Refused(words));
+        }
     }
     let last = bench.last_seq();
-    bench.db.execute("UPDATE feed SET name = ?2, renumbered = 0, renumber_to = ?3 WHERE id = ?1", params![feed, new.as_str(), last])?;
+    bench.db.execute(
+        "UPDATE feed SET name = ?2, renumbered = 0, renumber_to = ?3 WHERE id = ?1",
+        params![feed, new.as_str(), last],
+    )?;
     let seq = bench.seq();
     bench.db.execute("DELETE FROM purge WHERE feed = ?1", [old.as_str()])?;
     bench.db.execute("INSERT INTO purge VALUES (?1, ?2, ?3)", params![seq, old.as_str(), at])?;
     Ok(journal::event(bench, Some(feed), at, "renamed", &format!("{old} → {new}"))?)
+}
+
+struct Standing {
+    id: i64,
+    /// Whether it holds anything, or has been level.
+    filled: bool,
+}
+
+fn standing(bench: &Bench<'_>, name: &FeedName) -> Result<Option<Standing>, StoreError> {
+    let sql = "SELECT id, items + tombstones + quarantine_rows + forgotten > 0 OR level_at IS NOT NULL FROM feed
+               WHERE name = ?1";
+    let mut find = bench.db.prepare_cached(sql)?;
+    let found = find.query_row([name.as_str()], |row| Ok(Standing { id: row.get(0)?, filled: row.get(1)? }));
+    Ok(found.optional()?)
+}
+
+/// Removes a feed that holds nothing.
+fn remove(bench: &Bench<'_>, feed: i64) -> Result<(), StoreError> {
+    for table in ["finding", "event", "endpoint", "refusal", "position", "resync", "seen", "spared"] {
+        bench.db.execute(&format!("DELETE FROM {table} WHERE feed = ?1"), [feed])?;
+    }
+    bench.db.execute("DELETE FROM feed WHERE id = ?1", [feed])?;
+    Ok(())
 }
 
 /// One step, through the table in its own order: of the feed that was renamed first; none when no feed has rows left to

@@ -114,7 +114,8 @@ fn chosen_ids(
          AND (?4 IS NULL OR feed = (SELECT id FROM feed WHERE name = ?4)) AND (?5 IS NULL OR reason = ?5)
          ORDER BY id LIMIT ?6",
     )?;
-    let rows = select.query_map(params![after, newest, numbers, chosen.feed, chosen.reason, limit], |row| row.get(0))?;
+    let rows =
+        select.query_map(params![after, newest, numbers, chosen.feed, chosen.reason, limit], |row| row.get(0))?;
     Ok(rows.collect::<rusqlite::Result<_>>()?)
 }
 
