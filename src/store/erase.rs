@@ -2,15 +2,15 @@
 //! keeps old versions of pages, is cut to nothing.
 //!
 //! A page's own freed bytes are blanked as they are freed (`secure_delete`). It costs two writes of each free page, in
-//! steps between which the writer does other work. Copies elsewhere, and what a disk keeps of overwritten blocks, are
-//! beyond it.
+//! steps between which the writer does other work. Copies elsewhere, what a disk keeps of overwritten blocks, and the
+//! unused end of the last page of a row of over 16 KiB, which SQLite leaves as it was, are beyond it.
 
 use std::time::Duration;
 
 use rusqlite::Connection;
 
 use super::writer::{Bench, Weight};
-use super::{PAGE_BYTES, Store, StoreError};
+use super::{Store, StoreError};
 
 /// Free pages filled in one step: 4 MiB.
 const STEP_PAGES: i64 = 256;
@@ -26,7 +26,7 @@ impl Store {
         let large = Weight { large: true, ..Weight::default() };
         let mut free = self.submit(large, |bench| Ok(free_pages(bench.db)?)).await?;
         while free > 0 {
-            let filled = self.submit(large, |bench| fill(bench)).await?;
+            let filled = self.submit(large, fill).await?;
             if filled == 0 {
                 break;
             }
@@ -41,7 +41,7 @@ impl Store {
     /// Gives back the pages that were filled, also those of an erasure that was cut short.
     pub(super) async fn release_blanks(&self) -> Result<(), StoreError> {
         let large = Weight { large: true, ..Weight::default() };
-        while self.submit(large, |bench| release(bench)).await? > 0 {}
+        while self.submit(large, release).await? > 0 {}
         Ok(())
     }
 }
@@ -51,10 +51,15 @@ fn free_pages(db: &Connection) -> rusqlite::Result<i64> {
 }
 
 /// Takes free pages for zeros; how many.
+///
+/// A row's last page is blanked as far as it is used. So the row is of a size of which SQLite puts the odd part beside the
+/// row's number (the file format, "cell payload overflow pages"): whole pages and a bit over the least it keeps there, about
+/// an eighth of a page.
 fn fill(bench: &mut Bench<'_>) -> Result<i64, StoreError> {
     let pages = free_pages(bench.db)?.min(STEP_PAGES);
     if pages > 0 {
-        let bytes = pages * i64::from(PAGE_BYTES);
+        let page: i64 = bench.db.pragma_query_value(None, "page_size", |row| row.get(0))?;
+        let bytes = pages * (page - 4) + page * 3 / 16;
         bench.db.prepare_cached("INSERT INTO blank (zeros) VALUES (zeroblob(?1))")?.execute([bytes])?;
     }
     Ok(pages)

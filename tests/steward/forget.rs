@@ -44,7 +44,7 @@ fn a_forgotten_item_leaves_the_files_and_does_not_come_back() {
     mirror.until("the second version", |mirror| {
         mirror.number(&format!("SELECT count(*) FROM live_items WHERE id = 'last' AND modified = {newest}")) == 1
     });
-    assert_eq!(files_with(&mirror, SECRET).is_empty(), false, "the test looks where it is");
+    assert!(!files_with(&mirror, SECRET).is_empty(), "the test looks where it is");
     let seq = mirror.number("SELECT max(seq) FROM changes");
 
     // when it is forgotten on the live daemon
@@ -153,4 +153,56 @@ fn one_kind_is_forgotten_and_the_other_stays() {
     assert_eq!(mirror.column("SELECT kind FROM live_items"), ["other"]);
     let (code, _, error) = told(mirror.verb(&["forget", "nope", "same"]));
     assert_eq!((code, error.contains("no feed nope")), (1, true), "{error}");
+}
+
+#[test]
+fn an_old_version_goes_from_the_free_pages_that_it_left() {
+    // given an item that was large once: its old pages are free, and as they were
+    let large = format!(r#"{{"name":"{}"}}"#, format!("{SECRET}large ").repeat(8_000));
+    let large = item(ID, 1).replace(&format!(r#"{{"name":"{SECRET}1"}}"#), &large);
+    let publisher = Publisher::start(move |request| match request.query() {
+        "" => Reply::page(page(&[large.clone()], "/f?from=1&after=1")),
+        "from=1&after=1" => Reply::page(page(&[item(ID, 2), item("last", 3)], "/f?from=3&after=last")),
+        _ => Reply::page(page(&[], "/f?from=3&after=last")),
+    });
+    let mirror = Mirror::new().feed("f", &publisher.url("/f"));
+    assert_eq!(told(mirror.verb(&["sync"])).0, 0);
+    assert!(mirror.number("PRAGMA freelist_count") > 0, "the test frees pages");
+    let holds = |bytes: &str| files_with(&mirror, bytes).contains(&"mirror.db".to_owned());
+    assert!(holds("person-4711@large"), "and they hold the old version");
+
+    // when it is forgotten
+    let (code, out, error) = told(mirror.verb(&["forget", "f", ID]));
+
+    // then they don't
+    assert_eq!(code, 0, "{out}{error}");
+    assert_eq!(files_with(&mirror, SECRET), [""; 0]);
+    assert_eq!(mirror.number("SELECT count(*) FROM blank"), 0);
+}
+
+#[test]
+fn once_its_tombstone_has_gone_nothing_names_it_and_it_is_still_not_taken() {
+    // given an item, and a record in quarantine that is named as it is
+    let bad = format!(r#"{{"state":"odd","kind":"thing","id":"{ID}","modified":5}}"#);
+    let publisher = Publisher::start(move |request| match request.query() {
+        "" => Reply::page(page(&[item(ID, 2), bad.clone(), item("last", 9)], "/f?from=9&after=last")),
+        _ => Reply::page(page(&[], "/f?from=9&after=last")),
+    });
+    let mirror = Mirror::new().feed("f", &publisher.url("/f")).tables("[keep]\nforgotten = \"1ms\"\n");
+    assert_eq!(told(mirror.verb(&["sync"])).0, 0);
+    assert_eq!(told(mirror.verb(&["forget", "f", ID])).0, 0);
+    assert_eq!(mirror.row("f").tombstones, 1);
+
+    // when its tombstone is too old, and the feed is read anew
+    assert_eq!(told(mirror.verb(&["sync"])).0, 0);
+    assert_eq!(mirror.row("f").tombstones, 0);
+    assert_eq!(told(mirror.verb(&["resync", "f"])).0, 0);
+    assert_eq!(told(mirror.verb(&["sync"])).0, 0);
+
+    // then neither is there
+    assert_eq!(mirror.events("f", "resync-done").len(), 1);
+    assert_eq!(mirror.ids("f"), ["last"]);
+    assert_eq!(mirror.number("SELECT count(*) FROM quarantine"), 0);
+    assert_eq!(mirror.number("SELECT met FROM forgotten"), 2, "both came again");
+    assert!(files_with(&mirror, ID).is_empty(), "{:?}", files_with(&mirror, ID));
 }

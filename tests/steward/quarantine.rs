@@ -1,9 +1,8 @@
 //! Many records at once.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use feedmirror::source::client::plain_client;
 
-use crate::support::{Mirror, Publisher, Reply, item, page};
+use crate::support::{DEADLINE, Mirror, Publisher, Reply, item, page};
 use crate::told;
 
 /// Records without a kind, which a feed's `kind` makes good, and one that nothing does.
@@ -73,7 +72,6 @@ fn at_rest_records_are_dropped_and_none_is_read_again() {
 
 #[test]
 fn the_listener_wants_to_be_told_which() {
-    let stopped = Arc::new(AtomicBool::new(false));
     let publisher = publisher();
     let mirror = Mirror::running("f", &publisher.url("/f"));
     mirror.until_level("f");
@@ -84,7 +82,7 @@ fn the_listener_wants_to_be_told_which() {
             (body.to_owned(), token.trim().to_owned(), format!("http://{address}/api/quarantine/drop"));
         let runtime = tokio::runtime::Runtime::new().unwrap();
         runtime.block_on(async {
-            let client = reqwest_client();
+            let client = plain_client(DEADLINE).unwrap();
             let response = client.post(url).bearer_auth(token).body(body).send().await.unwrap();
             (response.status().as_u16(), serde_json::from_slice(&response.bytes().await.unwrap()).unwrap())
         })
@@ -93,9 +91,4 @@ fn the_listener_wants_to_be_told_which() {
     assert_eq!(post(r#"{"all":true,"feed":"f"}"#).0, 400);
     let (status, answer) = post(r#"{"feed":"f"}"#);
     assert_eq!((status, answer["gone"].as_u64(), answer["failed"].as_u64()), (200, Some(121), Some(0)));
-    stopped.store(true, Ordering::SeqCst);
-}
-
-fn reqwest_client() -> reqwest::Client {
-    feedmirror::source::client::plain_client(crate::support::DEADLINE).unwrap()
 }
