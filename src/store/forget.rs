@@ -311,7 +311,7 @@ fn remove_mentions(bench: &Bench<'_>, feed: i64, item: &Named) -> Result<(), Sto
             rows.collect::<rusqlite::Result<_>>()?
         };
         let sql = format!("UPDATE {table} SET {text} = NULL WHERE feed = ?1 AND {key} = ?2");
-        for (key, _) in texts.iter().filter(|(_, text)| sift::spells(text, id)) {
+        for (key, _) in texts.iter().filter(|(_, text)| mentions(text, id)) {
             db.execute(&sql, params![feed, key])?;
         }
     }
@@ -347,7 +347,7 @@ fn remove_quarantined(
             let id: i64 = row.get(0)?;
             (last, count) = (Some(id), count + 1);
             let detail: Option<String> = row.get(2)?;
-            if names(&row.get::<_, String>(1)?, &item.id) || detail.is_some_and(|text| sift::spells(&text, &item.id)) {
+            if names(&row.get::<_, String>(1)?, &item.id) || detail.is_some_and(|text| mentions(&text, &item.id)) {
                 naming.push(id);
             }
         }
@@ -361,6 +361,16 @@ pub(super) fn names(raw: &str, id: &str) -> bool {
     match serde_json::from_str::<Value>(raw) {
         Ok(record) => holds(&record, id),
         Err(_) => sift::spells(raw, id),
+    }
+}
+
+/// Whether one of our own texts names an item. A short number may be any number there, unless it is called an item.
+fn mentions(text: &str, id: &str) -> bool {
+    const SHORT: usize = 4;
+    let number = id.len() <= SHORT && id.bytes().all(|byte| byte.is_ascii_digit());
+    match number {
+        true => ["item", "id"].iter().any(|what| sift::spells(text, &format!("{what} {id}"))),
+        false => sift::spells(text, id),
     }
 }
 
@@ -382,6 +392,13 @@ fn holds(value: &Value, id: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_text_of_ours_that_only_counts_names_no_item() {
+        assert!(mentions("item 7 has `modified` 3", "7"));
+        assert!(!mentions("7 items swept", "7"));
+        assert!(mentions("person-4711 was late", "person-4711"));
+    }
 
     #[test]
     fn a_record_names_an_item_by_its_id_and_by_nothing_else() {

@@ -161,7 +161,7 @@ fn an_old_version_goes_from_the_free_pages_that_it_left() {
     let large = format!(r#"{{"name":"{}"}}"#, format!("{SECRET}large ").repeat(8_000));
     let large = item(ID, 1).replace(&format!(r#"{{"name":"{SECRET}1"}}"#), &large);
     let publisher = Publisher::start(move |request| match request.query() {
-        "" => Reply::page(page(&[large.clone()], "/f?from=1&after=1")),
+        "" => Reply::page(page(std::slice::from_ref(&large), "/f?from=1&after=1")),
         "from=1&after=1" => Reply::page(page(&[item(ID, 2), item("last", 3)], "/f?from=3&after=last")),
         _ => Reply::page(page(&[], "/f?from=3&after=last")),
     });
@@ -205,4 +205,28 @@ fn once_its_tombstone_has_gone_nothing_names_it_and_it_is_still_not_taken() {
     assert_eq!(mirror.number("SELECT count(*) FROM quarantine"), 0);
     assert_eq!(mirror.number("SELECT met FROM forgotten"), 2, "both came again");
     assert!(files_with(&mirror, ID).is_empty(), "{:?}", files_with(&mirror, ID));
+}
+
+#[test]
+fn a_reader_that_stays_is_told_of_and_the_wal_is_cut_once_it_has_gone() {
+    // given a reader in the middle of a query
+    let shelf = shelf();
+    let publisher = serve(&shelf);
+    let mirror = Mirror::running("f", &publisher.url("/f"));
+    mirror.until_level("f");
+    let reader = Connection::open(mirror.path("mirror.db")).unwrap();
+    reader.execute_batch("BEGIN; SELECT count(*) FROM items").unwrap();
+    let in_wal = |mirror: &Mirror| files_with(mirror, SECRET).contains(&"mirror.db-wal".to_owned());
+
+    // when the item is forgotten
+    let (code, out, error) = told(mirror.verb(&["forget", "f", ID]));
+
+    // then that is done, and what is left is said
+    assert_eq!(code, 0, "{error}");
+    assert!(out.contains("stay in the WAL until a long reader has gone"), "{out}");
+    assert!(in_wal(&mirror));
+    shelf.put("fresh");
+    mirror.until("intake goes on", |mirror| mirror.ids("f").contains(&"fresh".to_owned()));
+    reader.execute_batch("COMMIT").unwrap();
+    mirror.until("the WAL is cut", |mirror| files_with(mirror, SECRET).is_empty());
 }
