@@ -13,10 +13,12 @@ pub mod events;
 pub mod explain;
 pub mod export;
 pub mod findings;
+pub mod forget;
 mod lasting;
 pub mod log;
 pub mod place;
 pub mod quarantine;
+pub mod rename;
 pub mod restore;
 pub mod run;
 pub mod shell;
@@ -143,6 +145,10 @@ enum Verb {
     Ack(ack::Args),
     /// Records that could not be understood
     Quarantine(quarantine::Args),
+    /// Forget an item for good: for erasure requests
+    Forget(forget::Args),
+    /// Give a feed another name, its rows and cursors kept
+    Rename(rename::Args),
     /// Ways in which publishers depart from the standard
     Findings(findings::Args),
     /// What happened: mode and health changes, resyncs, restarts
@@ -208,6 +214,8 @@ fn act(cli: Cli) -> anyhow::Result<Exit> {
         Verb::Purge(args) => control::purge(globals, args),
         Verb::Ack(args) => ack::run(globals, args),
         Verb::Quarantine(args) => quarantine::run(globals, args),
+        Verb::Forget(args) => forget::run(globals, args),
+        Verb::Rename(args) => rename::run(globals, args),
         Verb::Findings(args) => findings::run(globals, args),
         Verb::Events(args) => events::run(globals, args),
         Verb::Discover(args) => discover::run(globals, args),

@@ -34,6 +34,7 @@ use crate::feed::FeedName;
 use crate::source::http::HostSettings;
 use crate::source::secret::SecretSource;
 use crate::source::webhook::WebhooksSettings;
+use crate::store::keep::KeepSettings;
 use crate::supervisor::FeedSettings;
 use layers::Layers;
 use table::{Report, Table};
@@ -60,6 +61,8 @@ pub struct Config {
     pub log: LogSettings,
     /// Budgets of hosts.
     pub hosts: HostSettings,
+    /// How long what happened is kept.
+    pub keep: KeepSettings,
     /// Each feed by name, or why it can't run.
     pub feeds: Vec<Result<FeedSettings, FailedFeed>>,
     /// Every mistake, none of them [`Scope::Fatal`]: also those of providers without feeds, and of `[feeds.*]` whose
@@ -215,9 +218,11 @@ fn resolve(report: &Report<'_>) -> Config {
     let retry = groups::retry(root.table("retry"), &Default::default());
     let resync = groups::resync(root.table("resync"), &Default::default());
     let push = push::push(root.table("push"), &Default::default());
+    let keep = groups::keep(root.table("keep"));
     let global = feeds::Base::global(poll, retry, resync, http, push);
     let providers = feeds::providers(&root, &global);
     let feeds = feeds::feeds(report, &root, &global, &providers, &webhooks);
+    groups::check_tombstones(&root, &keep, &feeds);
     if feeds.is_empty() {
         root.warn("feeds", "there are none: nothing will be mirrored".to_owned());
     }
@@ -233,6 +238,7 @@ fn resolve(report: &Report<'_>) -> Config {
         webhooks,
         log,
         hosts,
+        keep,
         feeds,
         problems: Vec::new(),
         warnings: Vec::new(),

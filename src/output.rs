@@ -13,6 +13,7 @@ pub mod metrics;
 pub mod page;
 pub mod report;
 pub mod standard;
+pub mod sizes;
 pub mod status;
 pub mod vitals;
 mod words;

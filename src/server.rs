@@ -136,6 +136,8 @@ fn router(shared: Shared) -> Router {
         .route("/api/quarantine/{id}", get(journals::quarantined))
         .route("/api/openapi.json", get(journals::openapi))
         .route("/api/feeds/{name}/{verb}", post(orders::feed))
+        .route("/api/quarantine/retry", post(orders::retry_many))
+        .route("/api/quarantine/drop", post(orders::drop_many))
         .route("/api/quarantine/{id}/{verb}", post(orders::quarantine))
         .fallback(async || Problem::missing("there is nothing here"))
         .method_not_allowed_fallback(async || Problem::new(StatusCode::METHOD_NOT_ALLOWED, "not with this method"))

@@ -11,12 +11,17 @@ mod checkpoint;
 mod collisions;
 pub mod commits;
 pub mod endpoints;
+mod erase;
 pub mod feeds;
+pub mod forget;
 mod journal;
+pub mod keep;
 mod positions;
 pub mod read;
+pub mod rename;
 pub mod restore;
 pub mod resync;
+pub mod sift;
 pub mod snapshot;
 mod writer;
 
@@ -136,6 +141,7 @@ pub struct Store {
     queue: Arc<Queue>,
     intake: watch::Receiver<Intake>,
     pinned: watch::Receiver<i64>,
+    gate: Arc<checkpoint::Gate>,
     path: Arc<Path>,
 }
 
@@ -188,6 +194,7 @@ impl Store {
             .map_err(|error| explain(path, error))?;
         let file = checkpoint::open(path).map_err(|error| unusable(error.to_string()))?;
         let checkpointed = Arc::clone(&queue);
+        let kept = Arc::clone(&gate);
         let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| {
             std::thread::Builder::new().name(name.into()).spawn(work).map_err(|error| unusable(error.to_string()))
         };
@@ -195,7 +202,7 @@ impl Store {
             spawn("writer", Box::new(move || writer.run()))?,
             spawn("checkpointer", Box::new(move || checkpoint::run(&checkpointer, file, &gate, &checkpointed)))?,
         ];
-        let store = Self { queue: Arc::clone(&queue), intake, pinned, path: path.into() };
+        let store = Self { queue: Arc::clone(&queue), intake, pinned, gate: kept, path: path.into() };
         Ok((store, Closing { queue, threads, _lock: lock }))
     }
 
@@ -300,6 +307,8 @@ fn migrate(connection: &mut Connection, path: &Path) -> Result<(), StoreError> {
     connection.pragma_update(None, "journal_mode", "WAL").map_err(sql)?;
     connection.pragma_update(None, "synchronous", "FULL").map_err(sql)?;
     connection.pragma_update(None, "wal_autocheckpoint", 0).map_err(sql)?;
+    // What is deleted is blanked where its page is written anyway; whole free pages are `erase`'s.
+    connection.pragma_update(None, "secure_delete", "FAST").map_err(sql)?;
     connection.pragma_update(None, "cache_size", -i64::from(CACHE_KIB)).map_err(sql)?;
     connection.pragma_update(None, "journal_size_limit", checkpoint::KEPT_WAL_BYTES).map_err(sql)?;
     if tables > 0 {

@@ -8,6 +8,7 @@ pub mod ack;
 pub mod control;
 pub mod endpoints;
 pub mod fleet;
+pub mod housekeeping;
 pub mod once;
 mod orders;
 #[cfg(test)]
@@ -23,6 +24,7 @@ use crate::source::http::{HostSettings, HttpSettings};
 use crate::source::secret::Value;
 use crate::source::sse::SseSettings;
 use crate::source::webhook::WebhookSettings;
+use crate::store::keep::KeepSettings;
 
 /// `[resync]`.
 #[derive(Clone, Debug, PartialEq)]
@@ -44,6 +46,8 @@ impl Default for ResyncSettings {
 pub struct FeedSettings {
     /// Its unique name.
     pub name: FeedName,
+    /// The name under which the mirror may know it from before: its rows and cursors are taken over.
+    pub was: Option<FeedName>,
     /// The provider it belongs to.
     pub provider: Option<String>,
     /// The poll endpoint's URL, as written.
@@ -102,6 +106,7 @@ impl FeedSettings {
     pub fn plain(name: FeedName, url: String) -> Self {
         Self {
             name,
+            was: None,
             provider: None,
             url,
             attribution: Attribution::default(),
@@ -167,4 +172,6 @@ pub struct Fleet {
     pub feeds: Vec<Configured>,
     /// Budgets of hosts.
     pub hosts: HostSettings,
+    /// How long what happened is kept.
+    pub keep: KeepSettings,
 }

@@ -14,7 +14,8 @@ use url::Url;
 
 use super::place::Place;
 use super::{Exit, Globals};
-use crate::supervisor::control::{Order, QuarantineOrder};
+use crate::feed::FeedName;
+use crate::supervisor::control::{Chosen, Named, Order, QuarantineOrder};
 use daemon::Daemon;
 use file::AtRest;
 pub(super) use file::is_held;
@@ -119,7 +120,7 @@ pub fn seek(globals: &Globals, args: Seek) -> anyhow::Result<Exit> {
 /// # Errors
 /// As [`pause`].
 pub fn purge(globals: &Globals, args: Purge) -> anyhow::Result<Exit> {
-    if !args.yes && !confirmed(&args.feeds)? {
+    if !args.yes && !confirmed(&format!("remove all rows, quarantine and cursors of {}", args.feeds.join(", ")))? {
         bail!("nothing was removed");
     }
     tell(globals, &args.place, &args.feeds, &Order::Purge)
@@ -132,6 +133,38 @@ pub(super) fn quarantine(globals: &Globals, place: &Place, id: i64, retry: bool)
         match Holder::find(globals, place)? {
             Holder::Daemon(daemon) => daemon.quarantine(id, order).await,
             Holder::Nobody(file) => file.quarantine(id, order).await,
+        }
+    })?;
+    say(&words)?;
+    Ok(Exit::Done)
+}
+
+/// Gives many quarantine rows an order. A record that still can't be read makes it fail, whatever became of the others.
+pub(super) fn sort(globals: &Globals, place: &Place, chosen: &Chosen, order: QuarantineOrder) -> anyhow::Result<Exit> {
+    let (words, failed) = super::runtime()?.block_on(async {
+        match Holder::find(globals, place)? {
+            Holder::Daemon(daemon) => daemon.sort(chosen, order).await,
+            Holder::Nobody(file) => file.sort(chosen, order).await,
+        }
+    })?;
+    say(&words)?;
+    Ok(if failed > 0 { Exit::Failed } else { Exit::Done })
+}
+
+/// Forgets an item, or lets it be taken again.
+pub(super) fn forget(globals: &Globals, place: &Place, feed: String, item: Named, undo: bool) -> anyhow::Result<Exit> {
+    tell(globals, place, &[feed], &Order::Forget { item, undo })
+}
+
+/// Renames a feed in a file that nothing holds; a daemon does it by `was`, when it is told to reload.
+pub(super) fn rename(globals: &Globals, place: &Place, old: &str, new: &FeedName) -> anyhow::Result<Exit> {
+    let words = super::runtime()?.block_on(async {
+        match Holder::find(globals, place)? {
+            Holder::Daemon(_) => bail!(
+                "a daemon holds the database: write [feeds.{new}] with was = \"{old}\" in place of [feeds.{old}], and \
+                 reload it (SIGHUP): it renames the feed then"
+            ),
+            Holder::Nobody(file) => file.rename(old, new).await,
         }
     })?;
     say(&words)?;
@@ -186,11 +219,11 @@ fn say(words: &str) -> io::Result<()> {
 }
 
 /// Asks on a terminal; without one the command line was the answer.
-fn confirmed(feeds: &[String]) -> anyhow::Result<bool> {
+pub(super) fn confirmed(question: &str) -> anyhow::Result<bool> {
     if !io::stdin().is_terminal() || !io::stderr().is_terminal() {
         return Ok(true);
     }
-    write!(io::stderr().lock(), "remove all rows, quarantine and cursors of {}? [y/N] ", feeds.join(", "))?;
+    write!(io::stderr().lock(), "{question}? [y/N] ")?;
     let mut answer = String::new();
     io::stdin().read_line(&mut answer)?;
     Ok(matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes"))

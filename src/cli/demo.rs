@@ -21,7 +21,6 @@ use crate::output::status::{self, Status};
 use crate::schedule::PollSettings;
 use crate::server;
 use crate::simulate::{Settings, Simulator, Webhook};
-use crate::source::http::HostSettings;
 use crate::source::secret::SecretSource;
 use crate::source::sse::SseSettings;
 use crate::source::webhook::{WebhookSettings, WebhooksSettings};
@@ -214,7 +213,7 @@ fn fleet(simulator: &Simulator, cast: &Cast, database: &Path) -> Fleet {
         let plain = FeedSettings::plain(FeedName::new(&name)?, url);
         Some(Configured::Ready(Box::new(FeedSettings { poll: POLL, push, sse, webhook, ..plain })))
     };
-    Fleet { feeds: simulator.names().into_iter().filter_map(configured).collect(), hosts: HostSettings::default() }
+    Fleet { feeds: simulator.names().into_iter().filter_map(configured).collect(), ..Fleet::default() }
 }
 
 /// Shows the feeds, again and again, until standard output is closed.

@@ -5,6 +5,7 @@ use std::io::{self, BufWriter, Write};
 use super::place::Place;
 use super::{Exit, Globals, control, lines, width};
 use crate::output::{self, journal};
+use crate::supervisor::control::{Chosen, QuarantineOrder};
 
 /// What `quarantine` is told.
 #[derive(Clone, Debug, clap::Args)]
@@ -38,20 +39,48 @@ enum What {
         #[command(flatten)]
         place: Place,
     },
-    /// Read a record again: if it can be understood now, it is applied
+    /// Read records again: those that can be understood now are applied
     Retry {
-        /// Its number, from the list
-        id: i64,
+        #[command(flatten)]
+        which: Which,
         #[command(flatten)]
         place: Place,
     },
-    /// Remove a record
+    /// Remove records
     Drop {
-        /// Its number, from the list
-        id: i64,
+        #[command(flatten)]
+        which: Which,
         #[command(flatten)]
         place: Place,
     },
+}
+
+/// Which records are meant: those that fit all that is said.
+#[derive(Clone, Debug, clap::Args)]
+#[group(required = true, multiple = true)]
+struct Which {
+    /// Their numbers, from the list
+    #[arg(value_name = "ID", conflicts_with = "all")]
+    ids: Vec<i64>,
+    /// This feed's
+    #[arg(long, value_name = "FEED", conflicts_with = "all")]
+    feed: Option<String>,
+    /// Those with this reason, a word as in the list
+    #[arg(long, value_name = "REASON", conflicts_with = "all")]
+    reason: Option<String>,
+    /// All there are
+    #[arg(long)]
+    all: bool,
+}
+
+impl Which {
+    fn order(self, globals: &Globals, place: &Place, order: QuarantineOrder) -> anyhow::Result<Exit> {
+        if let ([id], None, None) = (&*self.ids, &self.feed, &self.reason) {
+            return control::quarantine(globals, place, *id, order == QuarantineOrder::Retry);
+        }
+        let chosen = Chosen { ids: self.ids, feed: self.feed, reason: self.reason };
+        control::sort(globals, place, &chosen, order)
+    }
 }
 
 /// Does what it is told.
@@ -62,8 +91,8 @@ pub fn run(globals: &Globals, args: Args) -> anyhow::Result<Exit> {
     match args.what {
         What::List { feed, limit, json, place } => list(globals, &place, feed.as_deref(), limit, json),
         What::Show { id, json, place } => show(globals, &place, id, json),
-        What::Retry { id, place } => control::quarantine(globals, &place, id, true),
-        What::Drop { id, place } => control::quarantine(globals, &place, id, false),
+        What::Retry { which, place } => which.order(globals, &place, QuarantineOrder::Retry),
+        What::Drop { which, place } => which.order(globals, &place, QuarantineOrder::Drop),
     }
 }
 

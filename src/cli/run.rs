@@ -178,5 +178,9 @@ pub fn fleet(config: &Config) -> Fleet {
             Configured::Broken { name: failed.name.clone(), reason: mistakes.join("; ") }
         }
     };
-    Fleet { feeds: config.feeds.iter().map(configured).collect(), hosts: config.hosts.clone() }
+    Fleet {
+        feeds: config.feeds.iter().map(configured).collect(),
+        hosts: config.hosts.clone(),
+        keep: config.keep.clone(),
+    }
 }

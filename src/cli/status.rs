@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::lasting::{Stop, until_stopped};
 use super::place::Place;
 use super::{Exit, Globals, TO_THE_TOP, told, width};
-use crate::output::{self, status};
+use crate::output::{self, sizes, status};
 use crate::store::read::Reader;
 
 /// A watched status is drawn anew this often.
@@ -21,6 +21,9 @@ pub struct Args {
     /// Show it again every 2 seconds, until interrupted
     #[arg(long)]
     watch: bool,
+    /// What each feed and each provider takes in the file, largest first
+    #[arg(long)]
+    sizes: bool,
     /// Print one JSON object with the rows of mirror and feeds
     #[arg(long)]
     json: bool,
@@ -66,6 +69,8 @@ fn show(reader: &Reader, args: &Args, out: &mut impl Write) -> anyhow::Result<()
     let status = status::Status::read(reader, &args.feeds)?;
     let written = if args.json {
         output::line(out, &status)
+    } else if args.sizes {
+        sizes::table(out, &status, width())
     } else {
         status::table(out, &status, jiff::Timestamp::now(), width())
     };

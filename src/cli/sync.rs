@@ -24,7 +24,8 @@ use crate::store::read::Reader;
 use crate::store::{Intake, StoreError, now};
 use crate::supervisor::Configured;
 use crate::supervisor::endpoints::no_push;
-use crate::supervisor::fleet::{feed, registrations};
+use crate::supervisor::fleet::{feed, registrations, take_names_over};
+use crate::supervisor::housekeeping;
 use crate::supervisor::once::{Brought, bring_level};
 use crate::worker::{Counts, Feed, Shared};
 use progress::Progress;
@@ -94,6 +95,9 @@ async fn bring(globals: &Globals, targets: Targets, args: &Args) -> anyhow::Resu
     let began = Instant::now();
     let rows = bring_all(globals, &targets, &shared, args.tries, &cancel).await;
     interrupted.abort();
+    if rows.is_ok() && !cancel.is_cancelled() && *shared.store.intake().borrow() == Intake::Open {
+        housekeeping::once(&shared.store, &targets.fleet.keep).await?;
+    }
     let broken = match &*shared.store.intake().borrow() {
         Intake::Broken(problem) => {
             Some(StoreError::Unusable { path: targets.database.clone(), problem: problem.clone() })
@@ -120,6 +124,7 @@ async fn bring_all(
 ) -> anyhow::Result<Vec<Row>> {
     let store = &shared.store;
     store.started(now(), None, None).await?;
+    take_names_over(store, &targets.fleet).await?;
     let stored = store.register(now(), registrations(&targets.fleet), targets.all).await?;
     let (clients, turns) = (Clients::default(), Turns::new(targets.fleet.hosts.clone()));
     let expected = expected(&targets.database)?;

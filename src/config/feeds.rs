@@ -99,9 +99,16 @@ impl Base {
         any_secret(&self.headers) || any_secret(&self.query)
     }
 
-    fn feed(self, name: FeedName, provider: Option<String>, url: String, endpoints: Endpoints) -> FeedSettings {
+    fn feed(
+        self,
+        (name, was): (FeedName, Option<FeedName>),
+        provider: Option<String>,
+        url: String,
+        endpoints: Endpoints,
+    ) -> FeedSettings {
         FeedSettings {
             name,
+            was,
             provider,
             url,
             attribution: self.attribution,
@@ -166,7 +173,7 @@ pub(super) fn feeds(
     webhooks: &WebhooksSettings,
 ) -> Vec<Result<FeedSettings, FailedFeed>> {
     let mut feeds = Vec::new();
-    let (mut urls, mut queues) = (BTreeMap::new(), BTreeMap::new());
+    let (mut urls, mut queues, mut before) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
     for (name, table) in root.entries("feeds", |name| Scope::Feed(name.to_owned())) {
         let provider = provider(&table, providers);
         let base = provider.as_deref().and_then(|name| providers.get(name)).unwrap_or(global);
@@ -178,6 +185,7 @@ pub(super) fn feeds(
         {
             table.warn("amqp", format!("takes from the queue of {other:?} too: each gets a part of its messages"));
         }
+        let was = was(root, &table, &mut before);
         let url = url(&table);
         if let Some(url) = &url {
             warn_about(&table, &base, url);
@@ -196,7 +204,7 @@ pub(super) fn feeds(
         table.finish();
         let errors = mistakes(report, &name, provider.as_deref());
         feeds.push(match as_written {
-            Some(url) if errors.is_empty() => Ok(base.feed(feed_name, provider, url, endpoints)),
+            Some(url) if errors.is_empty() => Ok(base.feed((feed_name, was), provider, url, endpoints)),
             _ => Err(FailedFeed { name: feed_name, errors }),
         });
     }
@@ -222,6 +230,21 @@ fn provider(table: &Table<'_>, providers: &BTreeMap<String, Base>) -> Option<Str
             Some(near) => format!("there is no such provider; did you mean {near:?}?"),
             None => format!("there is no [providers.{name}]"),
         })
+    })
+}
+
+/// The feed's name from before, which is no feed's now and was one feed's then.
+fn was(root: &Table<'_>, table: &Table<'_>, before: &mut BTreeMap<String, ()>) -> Option<FeedName> {
+    table.get("was", |given| {
+        let was = text(given)?;
+        let name = FeedName::new(&was).ok_or_else(|| NAMES.to_owned())?;
+        if root.table("feeds").given(&was).is_some() {
+            return Err("is the name of a feed that is configured: two would share its rows".to_owned());
+        }
+        match before.insert(was, ()) {
+            None => Ok(name),
+            Some(()) => Err("is what another feed was, too: only one can have its rows".to_owned()),
+        }
     })
 }
 

@@ -11,10 +11,11 @@ use url::Url;
 use super::secrets::secret;
 use super::table::{Given, Table};
 use super::units::{count, duration, duration_text, or_off, rate, share, size, text, word};
-use super::{LogFormat, LogSettings, OpsSettings};
+use super::{FailedFeed, LogFormat, LogSettings, OpsSettings};
 use crate::schedule::{PollSettings, RetrySettings};
 use crate::source::http::{HostBudget, HostSettings, HttpSettings};
-use crate::supervisor::ResyncSettings;
+use crate::store::keep::{KeepSettings, MARGIN};
+use crate::supervisor::{FeedSettings, ResyncSettings};
 
 /// The floor of the ecosystem: last pages are cached for so long (RPDE.md).
 const POLITE: std::time::Duration = std::time::Duration::from_secs(8);
@@ -184,6 +185,35 @@ fn host_pattern(pattern: &str) -> Option<String> {
     match pattern.strip_prefix("*.") {
         Some(rest) => host_and_port(rest).map(|host| format!("*.{host}")),
         None => host_and_port(pattern),
+    }
+}
+
+/// `[keep]`; whether tombstones are kept long enough is judged once the feeds are known.
+pub(super) fn keep(table: Table<'_>) -> KeepSettings {
+    let mut keep = KeepSettings::default();
+    table.set("quarantine", &mut keep.quarantine, or_off(duration));
+    table.set("findings", &mut keep.findings, or_off(duration));
+    table.set("events", &mut keep.events, or_off(duration));
+    table.set("refusals", &mut keep.refusals, or_off(duration));
+    table.set("tombstones", &mut keep.tombstones, or_off(duration));
+    table.set("forgotten", &mut keep.forgotten, or_off(duration));
+    table.finish();
+    keep
+}
+
+/// A tombstone that goes before its publisher has forgotten the deletion may be revived by a late update.
+pub(super) fn check_tombstones(root: &Table<'_>, keep: &KeepSettings, feeds: &[Result<FeedSettings, FailedFeed>]) {
+    let Some(kept) = keep.tombstones else { return };
+    let Some(feed) = feeds.iter().flatten().max_by_key(|feed| feed.retention) else { return };
+    let least = feed.retention + MARGIN;
+    if kept < least {
+        let message = format!(
+            "{} is under {}, the retention of {:?} and 30d: a late update could revive what was deleted",
+            duration_text(kept),
+            duration_text(least),
+            feed.name.as_str()
+        );
+        root.table("keep").problem("tombstones", message);
     }
 }
 

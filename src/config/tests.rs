@@ -105,7 +105,7 @@ fn each_global_mistake_is_named_with_what_would_be_right() {
         ("database = 5", "database = 5: must be the path of a file"),
         (
             "zzz = 1",
-            "zzz: unknown key; known here: database, include, ops, webhooks, log, http, hosts, poll, retry, resync, push, providers, feeds",
+            "zzz: unknown key; known here: database, include, ops, webhooks, log, http, hosts, poll, retry, resync, push, keep, providers, feeds",
         ),
         ("poll = 5", "poll: must be a table, [poll], not a number"),
         ("[poll]\nmin = 8", "poll.min = 8: needs a unit: ms, s, m, h, d or w, as in \"8s\""),

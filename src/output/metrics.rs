@@ -318,6 +318,7 @@ mod tests {
             total_items: None,
             acked_until: None,
             ack_note: None,
+            bytes: 0,
         };
         let begun = FeedRow { name: "begun".into(), mode: "refresh".into(), level_at: None, ..feed.clone() };
         let gone = FeedRow { name: "gone".into(), health: "removed".into(), ..feed.clone() };

@@ -273,6 +273,7 @@ mod tests {
             total_items: None,
             acked_until: None,
             ack_note: None,
+            bytes: 0,
         }
     }
 

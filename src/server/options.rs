@@ -69,6 +69,12 @@ impl Options {
         }
     }
 
+    /// Whole numbers; none when not given.
+    pub(super) fn numbers(&mut self, key: &'static str) -> Result<Vec<i64>, Problem> {
+        let given = self.take(key).unwrap_or(Value::Array(Vec::new()));
+        serde_json::from_value(given).map_err(|_| Problem::bad(format!("{key} must be a list of whole numbers")))
+    }
+
     fn take(&mut self, key: &'static str) -> Option<Value> {
         self.known.push(key);
         self.given.remove(key)

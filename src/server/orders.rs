@@ -8,10 +8,10 @@ use jiff::Timestamp;
 use url::Url;
 
 use super::Shared;
-use super::answer::{Problem, done};
+use super::answer::{Problem, done, json};
 use super::options::Options;
 use crate::supervisor::ack::Ack;
-use crate::supervisor::control::{Order, QuarantineOrder};
+use crate::supervisor::control::{Chosen, Named, Order, QuarantineOrder};
 
 /// `POST /api/feeds/{name}/{verb}`.
 pub(super) async fn feed(
@@ -29,14 +29,42 @@ pub(super) async fn quarantine(
     Path((id, verb)): Path<(String, String)>,
     body: Body,
 ) -> Result<Response, Problem> {
-    let order = match verb.as_str() {
-        "retry" => QuarantineOrder::Retry,
-        "drop" => QuarantineOrder::Drop,
-        _ => return Err(Problem::missing("a quarantine row can be told to retry or drop")),
-    };
+    let order = quarantine_order(&verb)?;
     Options::read(body).await?.finish()?;
     let id = id.parse().map_err(|_| Problem::missing(format!("there is no quarantine row {id}")))?;
     Ok(done(&shared.ops.control.quarantine(id, order).await?))
+}
+
+/// `POST /api/quarantine/retry`: many rows at once.
+pub(super) async fn retry_many(State(shared): State<Shared>, body: Body) -> Result<Response, Problem> {
+    sort(&shared, QuarantineOrder::Retry, body).await
+}
+
+/// `POST /api/quarantine/drop`: many rows at once.
+pub(super) async fn drop_many(State(shared): State<Shared>, body: Body) -> Result<Response, Problem> {
+    sort(&shared, QuarantineOrder::Drop, body).await
+}
+
+async fn sort(shared: &Shared, order: QuarantineOrder, body: Body) -> Result<Response, Problem> {
+    let mut options = Options::read(body).await?;
+    let chosen =
+        Chosen { ids: options.numbers("ids")?, feed: options.maybe("feed")?, reason: options.maybe("reason")? };
+    let all = options.flag("all")?;
+    options.finish()?;
+    if all == (chosen != Chosen::default()) {
+        return Err(Problem::bad("name ids, a feed or a reason, or say \"all\": true"));
+    }
+    let sorted = shared.ops.control.sort(chosen, order).await?;
+    let words = sorted.words(order);
+    Ok(json(&serde_json::json!({ "done": words, "gone": sorted.gone, "failed": sorted.failed })))
+}
+
+fn quarantine_order(verb: &str) -> Result<QuarantineOrder, Problem> {
+    match verb {
+        "retry" => Ok(QuarantineOrder::Retry),
+        "drop" => Ok(QuarantineOrder::Drop),
+        _ => Err(Problem::missing("a quarantine row can be told to retry or drop")),
+    }
 }
 
 fn order(verb: &str, mut options: Options) -> Result<Order, Problem> {
@@ -45,11 +73,15 @@ fn order(verb: &str, mut options: Options) -> Result<Order, Problem> {
         "resume" => Order::Resume,
         "poll-now" => Order::PollNow,
         "purge" => Order::Purge,
+        "forget" => Order::Forget {
+            item: Named { id: options.text("id")?, kind: options.maybe("kind")? },
+            undo: options.flag("undo")?,
+        },
         "resync" => resync(&mut options)?,
         "seek" => Order::Seek(url(options.text("url")?)?),
         "ack" => Order::Ack(ack(&mut options)?),
         _ => {
-            let words = "a feed can be told to pause, resume, resync, poll-now, seek, purge or ack";
+            let words = "a feed can be told to pause, resume, resync, poll-now, seek, purge, ack or forget";
             return Err(Problem::new(StatusCode::NOT_FOUND, words));
         }
     };

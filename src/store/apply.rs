@@ -6,6 +6,7 @@
 mod activity;
 mod cursor;
 mod decide;
+mod hold;
 mod lookup;
 mod notice;
 mod origin;
@@ -17,14 +18,17 @@ use rusqlite::{OptionalExtension, params};
 use tokio::sync::oneshot;
 
 use super::writer::{Bench, Weight};
-use super::{Millis, Store, StoreError, journal};
+use super::{Millis, Store, StoreError, forget, journal};
 use crate::feed::{Brought, Generation, Item, Modified, Order, Outcome, Page, Seq, State, Ties, Transport};
 use cursor::{cursor_stands, move_cursor};
 use decide::{Decision, Rules};
+pub use hold::{Held, Hold};
 use lookup::{Met, Prepared, Wanted};
 use notice::{notice_class, notice_going_back};
 pub use origin::Origin;
-pub(super) use row::{DELETED, NUMBER, SqlModified, item_key, stored_modified, swept_flags};
+pub(super) use row::{
+    DELETED, FORGOTTEN, NUMBER, ROW_BYTES, SqlModified, forgotten_flags, item_key, stored_modified, swept_flags,
+};
 
 /// What one endpoint hands to the store at once.
 #[derive(Debug)]
@@ -51,30 +55,6 @@ pub struct Delivery {
     pub follows: bool,
     /// Released once the delivery is committed or given up: its share of the memory budget.
     pub held: Held,
-}
-
-/// Whatever has to be kept for as long as a delivery waits.
-pub trait Hold: Send {
-    /// The delivery has been committed or given up; its text is no longer needed.
-    fn release(self: Box<Self>, text: String);
-}
-
-/// What a delivery holds, if anything.
-#[derive(Default)]
-pub struct Held(pub Option<Box<dyn Hold>>);
-
-impl Drop for Delivery {
-    fn drop(&mut self) {
-        if let Some(hold) = self.held.0.take() {
-            hold.release(std::mem::take(&mut self.page.text));
-        }
-    }
-}
-
-impl std::fmt::Debug for Held {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Held")
-    }
 }
 
 /// What a delivery is for, and which cursor moves with it.
@@ -148,6 +128,8 @@ pub struct Applied {
     pub tied: u64,
     /// Records quarantined.
     pub quarantined: u64,
+    /// Records dropped, since they were forgotten on request.
+    pub forgotten: u64,
     /// Why the feed became suspect with this delivery.
     pub suspect: Option<String>,
     /// What a push endpoint brought, or what a poll found that push should bring too; some of it where that is much.
@@ -167,7 +149,7 @@ impl Applied {
 
     /// Records looked at.
     pub fn records(&self) -> u64 {
-        self.written() + self.same + self.older + self.tied + self.quarantined
+        self.written() + self.same + self.older + self.tied + self.quarantined + self.forgotten
     }
 
     /// Each record once, by what became of it: `new` and `changed` are updates, `deleted` are tombstones of either sort.
@@ -193,6 +175,7 @@ impl Applied {
         self.older += other.older;
         self.tied += other.tied;
         self.quarantined += other.quarantined;
+        self.forgotten += other.forgotten;
         self.suspect = other.suspect.or(self.suspect.take());
         if self.brought.len() < NAMED_IN_ALL {
             self.brought.extend(other.brought);
@@ -202,14 +185,15 @@ impl Applied {
 
 impl Store {
     /// Queues a delivery; the answer comes once it is committed.
-    pub fn apply(&self, delivery: Delivery) -> oneshot::Receiver<Result<Applied, StoreError>> {
+    pub fn apply(&self, mut delivery: Delivery) -> oneshot::Receiver<Result<Applied, StoreError>> {
         let resync = matches!(delivery.purpose, Purpose::Resync(_));
         let pushed = matches!(delivery.purpose, Purpose::Push(_));
         let large = resync || delivery.follows || !pushed && delivery.page.items.len() > SMALL_ITEMS;
         // What can be read again, from the cursor that commits with it, need not be on the disk at once.
         let durable = matches!(delivery.transport, Transport::Webhook | Transport::Amqp);
         let weight = Weight { large, durable, seqs: delivery.page.items.len() };
-        self.queue(weight, move |bench| apply(bench, &delivery))
+        let mut forgotten = 0;
+        self.queue(weight, move |bench| apply(bench, &mut delivery, &mut forgotten))
     }
 }
 
@@ -226,6 +210,8 @@ struct Feed {
     watched: bool,
     /// Whether its end was ever seen: what comes before is no change but the first load.
     level: bool,
+    /// Whether some of its items were forgotten on request.
+    forgets: bool,
     resync: Option<Walk>,
 }
 
@@ -234,15 +220,21 @@ struct Walk {
     trust: bool,
 }
 
-fn apply(bench: &mut Bench<'_>, delivery: &Delivery) -> Result<Applied, StoreError> {
+/// What was forgotten leaves the delivery for good; `forgotten` counts it over all runs of this piece of work.
+fn apply(bench: &mut Bench<'_>, delivery: &mut Delivery, forgotten: &mut u64) -> Result<Applied, StoreError> {
     let Some(mut feed) = open_feed(bench, delivery)? else {
         return Ok(Applied { verdict: Verdict::OldGeneration, ..Applied::default() });
     };
     if !cursor_stands(bench, delivery)? {
         return Ok(Applied { verdict: Verdict::CursorMoved, ..Applied::default() });
     }
+    if feed.forgets {
+        *forgotten += forget::strike(bench, delivery)?;
+    }
+    let delivery = &*delivery;
     let before = bench.last_seq();
     let mut tally = Tally::default();
+    tally.applied.forgotten = *forgotten;
     let mut prepared = Prepared::new(bench.db)?;
     for item in &delivery.page.items {
         let before = tally.applied.written();
@@ -288,7 +280,7 @@ fn name(delivery: &Delivery, feed: &Feed, item: &Item, written: bool, applied: &
 fn open_feed(bench: &Bench<'_>, delivery: &Delivery) -> Result<Option<Feed>, StoreError> {
     let mut find = bench.db.prepare_cached(
         "SELECT f.differing, f.suspect IS NOT NULL, f.class, r.start_seq, r.trust,
-                f.push <> 'none' AND f.mode <> 'refresh', f.level_at IS NOT NULL
+                f.push <> 'none' AND f.mode <> 'refresh', f.level_at IS NOT NULL, f.forgotten > 0
          FROM feed f LEFT JOIN resync r ON r.feed = f.id WHERE f.id = ?1 AND f.generation = ?2 AND f.purged = 0",
     )?;
     let feed = find.query_row(params![delivery.feed, delivery.generation], |row| {
@@ -301,6 +293,7 @@ fn open_feed(bench: &Bench<'_>, delivery: &Delivery) -> Result<Option<Feed>, Sto
             class: row.get(2)?,
             watched: row.get(5)?,
             level: row.get(6)?,
+            forgets: row.get(7)?,
             resync: start_seq.map(|start_seq| Walk { start_seq, trust: trust.unwrap_or(0) != 0 }),
         })
     });
@@ -312,6 +305,7 @@ struct Tally {
     applied: Applied,
     items: i64,
     tombstones: i64,
+    bytes: i64,
     /// The newest last, a bit each: 1 was refused as older.
     differing: i64,
     differing_count: u32,
@@ -345,9 +339,10 @@ fn apply_item(
         resync: matches!(delivery.purpose, Purpose::Resync(_)),
     };
     let wanted = Wanted { feed, kind, item, data, rules };
-    let Some(Met { seq, decision, was, before }) = prepared.find(bench, &wanted, key)? else {
+    let Some(Met { seq, decision, was, before, size }) = prepared.find(bench, &wanted, key)? else {
         insert(bench, prepared, delivery, feed.id, item, (key, kind))?;
         tally.applied.new += 1;
+        tally.bytes += row::ROW_BYTES + (item.id.len() + data.len()) as i64;
         count_written(tally, item, None);
         return Ok(());
     };
@@ -357,6 +352,7 @@ fn apply_item(
     bench.db.prepare_cached("DELETE FROM item WHERE seq = ?1")?.execute([seq])?;
     insert(bench, prepared, delivery, feed.id, item, (key, kind))?;
     tally.applied.changed += 1;
+    tally.bytes += data.len() as i64 - size as i64;
     count_written(tally, item, Some(was));
     Ok(())
 }
@@ -464,7 +460,8 @@ fn write_feed(
     let mut update = bench.db.prepare_cached(
         "UPDATE feed SET items = items + ?2, tombstones = tombstones + ?3, differing = ?4, class = ?5,
              changed_at = iif(?6, ?9, changed_at), polled_at = iif(?7, ?9, polled_at),
-             level_at = iif(?8, ?9, level_at), read_anew_at = iif(?8, coalesce(read_anew_at, ?9), read_anew_at), license = coalesce(?10, license), suspect = coalesce(suspect, ?11)
+             level_at = iif(?8, ?9, level_at), read_anew_at = iif(?8, coalesce(read_anew_at, ?9), read_anew_at), license = coalesce(?10, license), suspect = coalesce(suspect, ?11),
+             bytes = bytes + ?12
          WHERE id = ?1",
     )?;
     update.execute(params![
@@ -478,7 +475,8 @@ fn write_feed(
         level,
         delivery.at,
         delivery.page.license,
-        suspect
+        suspect,
+        tally.bytes
     ])?;
     Ok(())
 }

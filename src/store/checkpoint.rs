@@ -27,6 +27,11 @@ const IDLE: Duration = Duration::from_secs(15);
 /// Told once when the WAL has grown beyond this many pages without being reset: 128 MiB.
 const PINNED_PAGES: i64 = 8 << 10;
 
+/// Between two tries to empty a WAL.
+const EMPTYING: Duration = Duration::from_secs(1);
+/// How long such a try waits for readers, the writer held meanwhile.
+const EMPTYING_WAIT: Duration = Duration::from_millis(100);
+
 /// Where writer and checkpointer meet.
 #[derive(Default)]
 pub(super) struct Gate {
@@ -40,6 +45,10 @@ pub(super) struct Gate {
 struct Wal {
     pages: i64,
     closed: bool,
+    /// How often it was to be emptied; up to which of those that was tried, and done.
+    asked: u64,
+    tried: u64,
+    emptied: u64,
 }
 
 impl Gate {
@@ -53,7 +62,7 @@ impl Gate {
         let mut wal = self.wal();
         wal.pages = i64::from(pages);
         if wal.pages >= START_PAGES {
-            self.changed.notify_one();
+            self.changed.notify_all();
         }
     }
 
@@ -80,6 +89,24 @@ impl Gate {
         self.pinned.subscribe()
     }
 
+    /// Has the WAL cut to nothing, so that no old version of a page stays in it. Blocking; false while a reader still
+    /// needs it, which `patience` did not outlast: it is cut once that one has gone.
+    pub(super) fn empty(&self, patience: Duration) -> bool {
+        let mut wal = self.wal();
+        wal.asked += 1;
+        let wanted = wal.asked;
+        self.changed.notify_all();
+        let deadline = Instant::now() + patience;
+        while wal.emptied < wanted && !wal.closed {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            wal = self.changed.wait_timeout(wal, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        wal.emptied >= wanted
+    }
+
     fn wal(&self) -> MutexGuard<'_, Wal> {
         self.wal.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -93,6 +120,14 @@ impl Gate {
                 return None;
             }
             let left = deadline.saturating_duration_since(Instant::now());
+            if wal.asked > wal.tried {
+                return Some(());
+            }
+            if wal.asked > wal.emptied {
+                // Again and again, for as long as a reader is in the way.
+                let later = self.changed.wait_timeout(wal, EMPTYING).unwrap_or_else(PoisonError::into_inner).0;
+                return if later.closed { None } else { Some(()) };
+            }
             if wal.pages - done.min(wal.pages) >= START_PAGES || (left.is_zero() && wal.pages > done) {
                 return Some(());
             }
@@ -119,7 +154,7 @@ pub(super) fn run(db: &Connection, file: &File, gate: &Gate, queue: &Queue) {
     let mut failing = false;
     let mut stuck_at = 0;
     while gate.wait(stuck_at).is_some() {
-        let written_back = write_back(db, file, gate, queue);
+        let written_back = write_back(db, file, gate, queue).and_then(|end| empty(db, gate, end));
         queue.put_off_large(false);
         match written_back {
             Ok((log, copied)) => {
@@ -137,7 +172,7 @@ pub(super) fn run(db: &Connection, file: &File, gate: &Gate, queue: &Queue) {
             }
         }
     }
-    if let Err(error) = pass(db) {
+    if let Err(error) = pass(db).and_then(|end| empty(db, gate, end)) {
         tracing::warn!(%error, "the WAL could not be written back at the end; the next start does it");
     }
 }
@@ -163,6 +198,29 @@ fn write_back(db: &Connection, file: &File, gate: &Gate, queue: &Queue) -> rusql
     let _held = gate.enter();
     let end = pass(db)?;
     gate.wal().pages = end.0 - end.1;
+    Ok(end)
+}
+
+/// Cuts the WAL to nothing where that was asked for.
+fn empty(db: &Connection, gate: &Gate, end: (i64, i64)) -> rusqlite::Result<(i64, i64)> {
+    let asked = {
+        let mut wal = gate.wal();
+        if wal.asked == wal.emptied {
+            return Ok(end);
+        }
+        wal.tried = wal.asked;
+        wal.asked
+    };
+    let _held = gate.enter();
+    db.busy_timeout(EMPTYING_WAIT)?;
+    let busy = db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, bool>(0));
+    db.busy_timeout(Duration::from_secs(5))?;
+    if !busy? {
+        let mut wal = gate.wal();
+        (wal.emptied, wal.pages) = (asked, 0);
+        gate.changed.notify_all();
+        return Ok((0, 0));
+    }
     Ok(end)
 }
 

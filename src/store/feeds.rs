@@ -444,7 +444,7 @@ fn purge(bench: &mut Bench<'_>, name: &str, at: Millis) -> Result<(), StoreError
     bench.db.execute("INSERT INTO purge VALUES (?1, ?2, ?3)", params![seq, name, at])?;
     let configured: bool = bench.db.query_row("SELECT configured FROM feed WHERE id = ?1", [feed], |row| row.get(0))?;
     if !configured {
-        for table in ["finding", "event", "endpoint"] {
+        for table in ["finding", "event", "endpoint", "forgotten"] {
             bench.db.execute(&format!("DELETE FROM {table} WHERE feed = ?1"), [feed])?;
         }
         bench.db.execute("DELETE FROM feed WHERE id = ?1", [feed])?;
@@ -454,7 +454,7 @@ fn purge(bench: &mut Bench<'_>, name: &str, at: Millis) -> Result<(), StoreError
         "UPDATE feed SET generation = generation + 1, paused = 1, purged = 1, mode = 'refresh', items = 0, tombstones = 0,
              level_at = NULL, polled_at = NULL, changed_at = NULL, next_poll_at = NULL, failures = 0, suspect = NULL,
              differing = 0, class = 0, resynced_at = NULL, looked_back_at = NULL, quarantine_rows = 0, quarantine_bytes = 0,
-             quarantine_dropped = 0
+             quarantine_dropped = 0, bytes = 0, renumbered = 0, renumber_to = NULL
          WHERE id = ?1",
         [feed],
     )?;

@@ -4,6 +4,7 @@
 //! file's group who may not write. Every read is one short transaction, so that no reader holds the WAL back; only
 //! [`Reader::snapshot`] reads for as long as there are rows. Nothing is shortened or put into words here.
 
+mod copy;
 mod fresh;
 mod journals;
 mod log;
@@ -287,6 +288,11 @@ fn at_rest(path: &Path, error: rusqlite::Error) -> rusqlite::Result<Connection> 
     let (Some(CannotOpen | ReadOnly), Some(name), false) = (error.sqlite_error_code(), path.to_str(), written) else {
         return Err(error);
     };
+    immutable(name)
+}
+
+/// Opens a file that nothing writes, as it stands.
+fn immutable(name: &str) -> rusqlite::Result<Connection> {
     let name = name.replace('%', "%25").replace('?', "%3f").replace('#', "%23");
     // Two slashes at the start would name a host.
     let name = if name.starts_with("//") { format!("//{name}") } else { name };

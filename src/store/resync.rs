@@ -262,7 +262,7 @@ fn stage(bench: &Bench<'_>, feed: i64, walk: i64) -> Result<Option<Stage>, Store
     Ok(read(bench, feed)?.filter(|resync| resync.walk == walk).map(|resync| resync.stage))
 }
 
-fn clear(bench: &Bench<'_>, feed: i64) -> rusqlite::Result<()> {
+pub(super) fn clear(bench: &Bench<'_>, feed: i64) -> rusqlite::Result<()> {
     for table in ["resync", "seen", "spared"] {
         bench.db.execute(&format!("DELETE FROM {table} WHERE feed = ?1"), [feed])?;
     }
@@ -305,6 +305,8 @@ fn take_cursor_over(bench: &Bench<'_>, feed: i64, at: Millis) -> Result<bool, St
 struct Unseen {
     seq: Seq,
     flags: i64,
+    /// Bytes of its data.
+    size: i64,
 }
 
 /// The unseen among the next rows in key order, and where to go on; `None` at the end.
@@ -318,7 +320,8 @@ fn unseen_rows(
         "SELECT i.seq, i.key, i.flags,
                 i.flags & 1 = 0 AND i.seq <= r.start_seq
                 AND NOT EXISTS (SELECT 1 FROM seen s WHERE s.feed = i.feed AND s.seq = i.seq)
-                AND NOT EXISTS (SELECT 1 FROM spared p WHERE p.feed = i.feed AND p.id = i.id)
+                AND NOT EXISTS (SELECT 1 FROM spared p WHERE p.feed = i.feed AND p.id = i.id),
+                octet_length(i.data)
          FROM item i JOIN resync r ON r.feed = i.feed
          WHERE i.feed = ?1 AND i.key >= ?2 AND (i.key > ?2 OR i.seq > ?3) ORDER BY i.key, i.seq LIMIT ?4",
     )?;
@@ -329,7 +332,7 @@ fn unseen_rows(
         last = Some((row.get(1)?, seq));
         count += 1;
         if row.get(3)? {
-            unseen.push(Unseen { seq, flags: row.get(2)? });
+            unseen.push(Unseen { seq, flags: row.get(2)?, size: row.get(4)? });
         }
     }
     Ok((unseen, if count < STEP_ROWS { None } else { last }))
@@ -388,10 +391,11 @@ fn sweep_step(
     bench
         .db
         .prepare_cached(
-            "UPDATE feed SET items = items - ?2, tombstones = tombstones + ?2, changed_at = iif(?2 > 0, ?3, changed_at)
+            "UPDATE feed SET items = items - ?2, tombstones = tombstones + ?2, bytes = bytes - ?4,
+                 changed_at = iif(?2 > 0, ?3, changed_at)
              WHERE id = ?1",
         )?
-        .execute([feed, count, at])?;
+        .execute([feed, count, at, unseen.iter().map(|row| row.size).sum()])?;
     Ok((count, next))
 }
 

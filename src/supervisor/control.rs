@@ -3,6 +3,8 @@
 use tokio::sync::{mpsc, oneshot};
 
 use super::ack::Ack;
+pub use crate::store::forget::Named;
+pub use crate::store::sift::Chosen;
 
 /// An operator's order to one feed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +28,13 @@ pub enum Order {
     Ack(Option<Ack>),
     /// Remove the feed's rows, quarantine and cursors.
     Purge,
+    /// Forget an item for good, or let a forgotten one be taken again.
+    Forget {
+        /// Which.
+        item: Named,
+        /// Whether it may be taken again.
+        undo: bool,
+    },
 }
 
 /// An operator's order to one quarantine row.
@@ -35,6 +44,32 @@ pub enum QuarantineOrder {
     Retry,
     /// Remove it.
     Drop,
+}
+
+/// Some of an order to many quarantine rows: rows after one number and up to another.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Batch {
+    /// Which rows.
+    pub chosen: Chosen,
+    /// What is done to each.
+    pub order: QuarantineOrder,
+    /// Rows up to this number were seen to.
+    pub after: i64,
+    /// The newest row when the order was given; found out when none.
+    pub newest: Option<i64>,
+}
+
+/// What came of a [`Batch`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sorted {
+    /// Rows that have left quarantine.
+    pub gone: u64,
+    /// Rows that could not be read or applied.
+    pub failed: u64,
+    /// The first of those, and why.
+    pub why: Option<String>,
+    /// Where to go on: after this number and up to that one.
+    pub next: Option<(i64, i64)>,
 }
 
 /// Why an order was not carried out.
@@ -54,6 +89,7 @@ pub enum ControlError {
 pub(super) enum Request {
     Feed(String, Order, oneshot::Sender<Result<String, ControlError>>),
     Quarantine(i64, QuarantineOrder, oneshot::Sender<Result<String, ControlError>>),
+    Batch(Batch, oneshot::Sender<Result<Sorted, ControlError>>),
     Ping(oneshot::Sender<()>),
 }
 
@@ -80,8 +116,25 @@ pub enum Asked {
     Feed(String, Order),
     /// An order to a quarantine row, by its number.
     Quarantine(i64, QuarantineOrder),
+    /// An order to many quarantine rows.
+    Batch(Batch),
     /// Whether it is alive; the words it answers are not looked at.
     Ping,
+}
+
+impl Sorted {
+    /// What came of it, in words.
+    pub fn words(&self, order: QuarantineOrder) -> String {
+        let records = |count| if count == 1 { "1 record".to_owned() } else { format!("{count} records") };
+        let done = match order {
+            QuarantineOrder::Retry => format!("{} could be read, and left quarantine", records(self.gone)),
+            QuarantineOrder::Drop => format!("{} dropped", records(self.gone)),
+        };
+        match &self.why {
+            Some(why) => format!("{done}; still there: {}, the first: {why}", records(self.failed)),
+            None => done,
+        }
+    }
 }
 
 impl Control {
@@ -102,6 +155,10 @@ impl Control {
                     }
                     Request::Quarantine(id, order, reply) => {
                         let _ = reply.send(answer(Asked::Quarantine(id, order)).await);
+                    }
+                    Request::Batch(batch, reply) => {
+                        let sorted = answer(Asked::Batch(batch)).await.map(|_| Sorted { gone: 1, ..Sorted::default() });
+                        let _ = reply.send(sorted);
                     }
                     Request::Ping(reply) => {
                         if answer(Asked::Ping).await.is_ok() {
@@ -128,6 +185,24 @@ impl Control {
     /// When there is no such row, or it still can't be read.
     pub async fn quarantine(&self, id: i64, order: QuarantineOrder) -> Result<String, ControlError> {
         self.ask(|reply| Request::Quarantine(id, order, reply)).await?
+    }
+
+    /// Gives many quarantine rows an order, batch by batch, so that other orders are carried out in between.
+    ///
+    /// # Errors
+    /// When there is no such feed, or the mirror can't be written.
+    pub async fn sort(&self, chosen: Chosen, order: QuarantineOrder) -> Result<Sorted, ControlError> {
+        let mut batch = Batch { chosen, order, after: 0, newest: None };
+        let mut all = Sorted::default();
+        loop {
+            let asked = batch.clone();
+            let sorted = self.ask(|reply| Request::Batch(asked, reply)).await??;
+            all.gone += sorted.gone;
+            all.failed += sorted.failed;
+            all.why = all.why.or(sorted.why);
+            let Some((after, newest)) = sorted.next else { return Ok(all) };
+            (batch.after, batch.newest) = (after, Some(newest));
+        }
     }
 
     /// Returns once the supervisor has answered: it is alive.

@@ -6,12 +6,13 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
-use super::control::Request;
+use super::control::{ControlError, Order, Request};
 use super::endpoints::{self, Endpoints};
+use super::housekeeping::keep_house;
 use super::{Configured, FeedSettings, Fleet};
 use crate::feed::{Asked, Attribution, FeedName, Health, Mode, Outcome, Transport};
 use crate::source::client::Clients;
@@ -19,7 +20,8 @@ use crate::source::http::{Failure, Requests};
 use crate::source::turns::Turns;
 use crate::source::webhook::{Door, DoorState, Inbox};
 use crate::store::feeds::{Note, Registration, StoredFeed};
-use crate::store::{StoreError, now};
+use crate::store::keep::KeepSettings;
+use crate::store::{Store, StoreError, now};
 use crate::worker::poll::PollLoop;
 use crate::worker::push::Book;
 use crate::worker::resync::ResyncLoop;
@@ -94,6 +96,7 @@ pub struct Supervisor {
     tasks: JoinSet<()>,
     names: BTreeMap<Id, FeedName>,
     roster: Roster,
+    keep: watch::Sender<KeepSettings>,
 }
 
 /// A configured feed.
@@ -127,6 +130,7 @@ impl Supervisor {
             tasks: JoinSet::new(),
             names: BTreeMap::new(),
             roster: Roster::default(),
+            keep: watch::Sender::default(),
         }
     }
 
@@ -143,6 +147,7 @@ impl Supervisor {
         mut reloads: mpsc::Receiver<Fleet>,
         shutdown: CancellationToken,
     ) {
+        self.tasks.spawn(keep_house(self.shared.store.clone(), self.keep.subscribe(), shutdown.clone()));
         let mut checkup = tokio::time::interval(CHECKUP);
         checkup.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -163,10 +168,34 @@ impl Supervisor {
     async fn answer(&mut self, request: Request) {
         // Whoever asked may be gone; what was asked for is done all the same.
         match request {
+            Request::Feed(name, order @ Order::Forget { undo: false, .. }, reply) => {
+                let forgot = self.order(&name, order).await;
+                self.erase_and_answer(forgot, reply);
+            }
             Request::Feed(name, order, reply) => drop(reply.send(self.order(&name, order).await)),
+            Request::Batch(batch, reply) => drop(reply.send(self.sort(batch).await)),
             Request::Quarantine(id, order, reply) => drop(reply.send(self.quarantine(id, order).await)),
             Request::Ping(reply) => drop(reply.send(())),
         }
+    }
+
+    /// Erasing may take a while: it is answered for from a task of its own.
+    fn erase_and_answer(
+        &mut self,
+        forgot: Result<String, ControlError>,
+        reply: oneshot::Sender<Result<String, ControlError>>,
+    ) {
+        let words = match forgot {
+            Ok(words) => words,
+            Err(error) => return drop(reply.send(Err(error))),
+        };
+        let store = self.shared.store.clone();
+        self.tasks.spawn(async move {
+            let erased =
+                store.erase().await.map_err(|error| ControlError::Refused(format!("{words}, but not erased: {error}")));
+            let words = erased.map(|erased| format!("{words}; {}", crate::store::forget::erased_words(erased)));
+            drop(reply.send(words));
+        });
     }
 
     async fn load_or_tell(&mut self, fleet: Fleet) {
@@ -200,6 +229,7 @@ impl Supervisor {
         if !same_hosts {
             self.turns = Turns::new(fleet.hosts.clone());
         }
+        take_names_over(&self.shared.store, &fleet).await?;
         let stored = self.shared.store.register(now(), registrations(&fleet), true).await?;
         for (configured, stored) in fleet.feeds.iter().zip(&stored) {
             if kept.contains(configured.name()) {
@@ -208,6 +238,7 @@ impl Supervisor {
                 self.admit(configured.clone(), stored).await;
             }
         }
+        self.keep.send_replace(fleet.keep.clone());
         self.fleet = fleet;
         self.roster.set(self.members.iter().map(|(name, member)| (name.clone(), Arc::clone(&member.counts))));
         Ok(())
@@ -376,6 +407,21 @@ async fn work(feed: Arc<Feed>, endpoints: Endpoints, cancel: CancellationToken, 
         ResyncLoop::new(&feed, &cancel).run(),
         endpoints.run(&feed, &stored, &cancel)
     );
+}
+
+/// Renames in the store what is configured under another name than before.
+///
+/// # Errors
+/// When the store can't do it.
+pub async fn take_names_over(store: &Store, fleet: &Fleet) -> Result<(), StoreError> {
+    for configured in &fleet.feeds {
+        let Configured::Ready(settings) = configured else { continue };
+        let Some(was) = &settings.was else { continue };
+        if store.take_over(now(), was, &settings.name).await? {
+            tracing::info!(feed = %settings.name, was = %was, "renamed");
+        }
+    }
+    Ok(())
 }
 
 /// How the store knows the configured feeds.

@@ -2,12 +2,17 @@
 
 use super::Configured;
 use super::ack::Ack;
-use super::control::{ControlError, Order, QuarantineOrder};
+use super::control::{Batch, ControlError, Order, QuarantineOrder, Sorted};
 use super::fleet::{PAUSED, PURGED, Running, Supervisor};
 use crate::feed::{FeedName, Health};
 use crate::store::feeds::StoredFeed;
 use crate::store::resync::Trust;
+use crate::store::sift::Sifted;
 use crate::store::{Intake, StoreError, now};
+
+/// Rows read again in one go, and rows dropped.
+const READ_AGAIN: usize = 50;
+const DROPPED: usize = 500;
 
 impl Supervisor {
     pub(super) async fn order(&mut self, name: &str, order: Order) -> Result<String, ControlError> {
@@ -28,6 +33,16 @@ impl Supervisor {
             Order::Seek(url) => self.seek(&name, &stored, &url).await,
             Order::Purge => self.purge(&name).await,
             Order::Ack(ack) => self.ack(&name, ack).await,
+            Order::Forget { item, undo: false } => {
+                let forgot = self.shared.store.forget(&name, now(), item).await.map_err(refused)?;
+                Ok(forgot.words(&name))
+            }
+            Order::Forget { item, undo: true } => {
+                match self.shared.store.unforget(&name, now(), item).await.map_err(refused)? {
+                    true => Ok(format!("{name}: it is taken again when it comes; resync {name} reads it anew")),
+                    false => Err(ControlError::Unknown(format!("{name}: no such item was forgotten"))),
+                }
+            }
         }
     }
 
@@ -133,6 +148,42 @@ impl Supervisor {
             (true, QuarantineOrder::Drop) => Ok(format!("record {id} is dropped")),
             (true, QuarantineOrder::Retry) => Ok(format!("record {id} could be read, and has left quarantine")),
         }
+    }
+
+    /// A part of an order to many rows; the rest is another order, so that no other waits for all of it.
+    pub(super) async fn sort(&mut self, batch: Batch) -> Result<Sorted, ControlError> {
+        self.writable()?;
+        let Batch { chosen, order, after, newest } = batch;
+        let store = self.shared.store.clone();
+        let newest = match newest {
+            Some(newest) => newest,
+            None => store.newest_quarantined(chosen.clone()).await.map_err(refused)?,
+        };
+        let mut sorted = Sorted::default();
+        if order == QuarantineOrder::Drop {
+            let (gone, last) = store.sift_out(chosen, after, newest, DROPPED).await.map_err(refused)?;
+            return Ok(Sorted { gone, next: last.map(|last| (last, newest)), ..sorted });
+        }
+        for row in store.sift(chosen, after, newest, READ_AGAIN).await.map_err(refused)? {
+            sorted.next = Some((row.id, newest));
+            match self.read_again(&row).await {
+                Ok(()) => {
+                    store.quarantine_drop(row.id).await.map_err(refused)?;
+                    sorted.gone += 1;
+                }
+                Err(why) => {
+                    sorted.failed += 1;
+                    sorted.why.get_or_insert_with(|| format!("record {}: {why}", row.id));
+                }
+            }
+        }
+        Ok(sorted)
+    }
+
+    async fn read_again(&self, row: &Sifted) -> Result<(), String> {
+        let name = FeedName::new(&row.feed).ok_or_else(|| format!("there is no feed {}", row.feed))?;
+        let running = self.running(&name).map_err(|error| error.to_string())?;
+        running.feed.read_again(&row.raw, row.transport).await
     }
 
     fn configured(&self, name: &FeedName) -> Result<(), ControlError> {

@@ -156,7 +156,11 @@ async fn each_order_that_the_document_names_is_one_and_no_other() {
         let verbs: Vec<&str> =
             verb["schema"]["enum"].as_array().unwrap().iter().map(|verb| verb.as_str().unwrap()).collect();
         for verb in &verbs {
-            let body = if *verb == "seek" { json!({ "url": "https://acme.example/" }) } else { json!({}) };
+            let body = match *verb {
+                "seek" => json!({ "url": "https://acme.example/" }),
+                "forget" => json!({ "id": "1" }),
+                _ => json!({}),
+            };
             let request = bench.post(&format!("{of}/{verb}")).bearer_auth(&bench.token).json(&body);
             let response = request.send().await.unwrap();
             assert_eq!(response.status().as_u16(), 200, "{verb}");

@@ -14,7 +14,7 @@ use crate::config::{self, OpsSettings, Overrides};
 use crate::server::token;
 use crate::source::client::plain_client;
 use crate::store::read::Reader;
-use crate::supervisor::control::{Order, QuarantineOrder};
+use crate::supervisor::control::{Chosen, Order, QuarantineOrder};
 
 /// For a whole answer: a purge removes every row of a feed.
 const PATIENCE: Duration = Duration::from_secs(600);
@@ -53,19 +53,31 @@ impl Daemon {
             Order::Seek(url) => ("seek", json!({ "url": url })),
             Order::Ack(Some(ack)) => ("ack", json!({ "until": ack.until_text(), "note": ack.note })),
             Order::Ack(None) => ("ack", json!({ "clear": true })),
+            Order::Forget { item, undo } => ("forget", json!({ "id": item.id, "kind": item.kind, "undo": undo })),
         };
         self.post(&["feeds", name, verb], &options).await
     }
 
     pub(super) async fn quarantine(&self, id: i64, order: QuarantineOrder) -> anyhow::Result<String> {
-        let verb = match order {
-            QuarantineOrder::Retry => "retry",
-            QuarantineOrder::Drop => "drop",
-        };
-        self.post(&["quarantine", &id.to_string(), verb], &json!({})).await
+        self.post(&["quarantine", &id.to_string(), verb(order)], &json!({})).await
+    }
+
+    /// What came of it in words, and how many records stay that were to be read.
+    pub(super) async fn sort(&self, chosen: &Chosen, order: QuarantineOrder) -> anyhow::Result<(String, u64)> {
+        let all = *chosen == Chosen::default();
+        let options = json!({ "ids": chosen.ids, "feed": chosen.feed, "reason": chosen.reason, "all": all });
+        let answer = self.ask(&["quarantine", verb(order)], &options).await?;
+        let words = answer.get("done").and_then(Value::as_str).unwrap_or_default();
+        Ok((words.to_owned(), answer.get("failed").and_then(Value::as_u64).unwrap_or(0)))
     }
 
     async fn post(&self, path: &[&str], options: &Value) -> anyhow::Result<String> {
+        let answer = self.ask(path, options).await?;
+        Ok(answer.get("done").and_then(Value::as_str).unwrap_or_default().to_owned())
+    }
+
+    /// The whole answer, which says at least what was done.
+    async fn ask(&self, path: &[&str], options: &Value) -> anyhow::Result<Value> {
         let mut url = url::Url::parse(&format!("http://{}/api", self.address))?;
         url.path_segments_mut().map_err(|()| anyhow!("no path can be made"))?.extend(path);
         let request = self.client.post(url).bearer_auth(self.token.expose_secret()).json(options);
@@ -73,12 +85,10 @@ impl Daemon {
         let response = request.send().await.map_err(silent)?;
         let status = response.status();
         let body = response.bytes().await.map_err(silent)?;
-        let words = |key: &str| {
-            let value: Value = serde_json::from_slice(&body).ok()?;
-            Some(value.get(key)?.as_str()?.to_owned())
-        };
+        let answer: Value = serde_json::from_slice(&body).unwrap_or_default();
+        let words = |key: &str| answer.get(key).and_then(Value::as_str).map(str::to_owned);
         match (status.is_success(), words("done"), words("error")) {
-            (true, Some(done), _) => Ok(done),
+            (true, Some(_), _) => Ok(answer),
             (_, _, Some(error)) => Err(anyhow!(error)),
             _ => bail!("{} answered {status}: it is no feedmirror", self.address),
         }
@@ -87,6 +97,13 @@ impl Daemon {
     fn silent(&self, error: &reqwest::Error) -> anyhow::Error {
         let why = if error.is_timeout() { "does not answer in time" } else { "does not answer" };
         anyhow!("{} is held by a feedmirror that {why} at {}", self.database.display(), self.address)
+    }
+}
+
+fn verb(order: QuarantineOrder) -> &'static str {
+    match order {
+        QuarantineOrder::Retry => "retry",
+        QuarantineOrder::Drop => "drop",
     }
 }
 

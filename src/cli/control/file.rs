@@ -7,9 +7,13 @@ use anyhow::{Context, bail};
 
 use crate::feed::FeedName;
 use crate::store::feeds::StoredFeed;
+use crate::store::forget::erased_words;
 use crate::store::resync::{Stage, Trust};
 use crate::store::{Closing, Store, now};
-use crate::supervisor::control::{Order, QuarantineOrder};
+use crate::supervisor::control::{Chosen, Order, QuarantineOrder, Sorted};
+
+/// Quarantine rows dropped in one go.
+const DROPPED: usize = 500;
 
 /// Whether another process writes this database, as far as one can see: whoever may not look at the lock asks the
 /// daemon.
@@ -74,6 +78,17 @@ impl AtRest {
             }
             Order::Resync { trust_source } => self.resync(&name, &stored, *trust_source).await,
             Order::AcceptSweep => self.accept(&name, &stored).await,
+            Order::Forget { item, undo: false } => {
+                let forgot = self.store.forget(&name, now(), item.clone()).await?;
+                let erased = self.store.erase().await?;
+                Ok(format!("{}; {}", forgot.words(&name), erased_words(erased)))
+            }
+            Order::Forget { item, undo: true } => {
+                if !self.store.unforget(&name, now(), item.clone()).await? {
+                    bail!("{name}: no such item was forgotten");
+                }
+                Ok(format!("{name}: it is taken again when it comes; resync {name} reads it anew"))
+            }
         }
     }
 
@@ -85,6 +100,30 @@ impl AtRest {
             bail!("there is no quarantine row {id}");
         }
         Ok(format!("quarantine row {id}: dropped"))
+    }
+
+    /// What came of it in words, and how many records stay that were to be read.
+    pub(super) async fn sort(&self, chosen: &Chosen, order: QuarantineOrder) -> anyhow::Result<(String, u64)> {
+        if order == QuarantineOrder::Retry {
+            bail!("no daemon is running on {}: reading records again needs one", self.store.path().display());
+        }
+        let newest = self.store.newest_quarantined(chosen.clone()).await?;
+        let mut sorted = Sorted { next: Some((0, newest)), ..Sorted::default() };
+        while let Some((after, _)) = sorted.next {
+            let (gone, last) = self.store.sift_out(chosen.clone(), after, newest, DROPPED).await?;
+            sorted.gone += gone;
+            sorted.next = last.map(|last| (last, newest));
+        }
+        Ok((sorted.words(order), 0))
+    }
+
+    /// Gives a feed a new name, and its items new numbers.
+    pub(super) async fn rename(&self, old: &str, new: &FeedName) -> anyhow::Result<String> {
+        let unknown = || format!("there is no feed {old} in {}", self.store.path().display());
+        let old = FeedName::new(old).with_context(unknown)?;
+        self.store.rename(now(), &old, new).await?;
+        let items = self.store.renumber().await?;
+        Ok(format!("{old} is {new} now, its cursors kept; {items} items have new numbers for those who follow"))
     }
 
     async fn resync(&self, name: &FeedName, stored: &StoredFeed, trust_source: bool) -> anyhow::Result<String> {

@@ -77,7 +77,7 @@ impl Targets {
         }
         Ok(Self {
             database: db.cloned().unwrap_or_else(|| PathBuf::from("mirror.db")),
-            fleet: Fleet { feeds: settings, hosts: Default::default() },
+            fleet: Fleet { feeds: settings, ..Fleet::default() },
             all: false,
             log: LogSettings::default(),
             names: None,

@@ -36,6 +36,7 @@ fn row(name: &str, health: &str, reason: Option<&str>) -> FeedRow {
         total_items: None,
         acked_until: None,
         ack_note: None,
+        bytes: 0,
     }
 }
 

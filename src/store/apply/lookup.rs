@@ -70,6 +70,8 @@ pub(super) struct Met {
     pub(super) decision: Decision,
     pub(super) was: State,
     pub(super) before: Modified,
+    /// Bytes of its data.
+    pub(super) size: usize,
 }
 
 impl Wanted<'_> {
@@ -92,7 +94,8 @@ impl Wanted<'_> {
                 replaceable: trusted && may_replace(bench, self.feed, seq)?,
             };
             let decision = decide(&stored, self.item, self.data, self.rules);
-            return Ok(Some(Met { seq, decision, was: stored.state, before: stored.modified }));
+            let size = stored.data.len();
+            return Ok(Some(Met { seq, decision, was: stored.state, before: stored.modified, size }));
         }
         Ok(None)
     }

@@ -9,10 +9,19 @@ pub(in crate::store) const DELETED: i64 = 1;
 pub(super) const SWEPT: i64 = 2;
 pub(super) const SWEPT_BY_TRUST: i64 = 4;
 pub(in crate::store) const NUMBER: i64 = 8;
+pub(in crate::store) const FORGOTTEN: i64 = 16;
+
+/// What an item takes in the file beside its id and its data, about: its row, its index entry, what pages leave free.
+pub(in crate::store) const ROW_BYTES: i64 = 230;
 
 /// The flags of a tombstone made by a sweep.
 pub(in crate::store) fn swept_flags(flags: i64, trust: bool) -> i64 {
     (flags & NUMBER) | DELETED | if trust { SWEPT_BY_TRUST } else { SWEPT }
+}
+
+/// The flags of a tombstone in place of an item that was forgotten on request.
+pub(in crate::store) fn forgotten_flags(flags: i64) -> i64 {
+    (flags & NUMBER) | DELETED | FORGOTTEN
 }
 
 /// Publisher's value as stored: an integer where it is one, text otherwise.

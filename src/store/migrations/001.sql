@@ -10,7 +10,8 @@ CREATE TABLE mirror_state (
     version          TEXT    NOT NULL DEFAULT '',
     started_at       INTEGER,
     ops_address      TEXT,
-    webhooks_address TEXT
+    webhooks_address TEXT,
+    salt             BLOB    NOT NULL DEFAULT (randomblob(16)) -- mixed into the digests of forgotten ids
 );
 INSERT INTO mirror_state (one, epoch) VALUES (1, lower(hex(randomblob(8))));
 
@@ -49,7 +50,11 @@ CREATE TABLE feed (
     stale       INTEGER NOT NULL DEFAULT 0,      -- away for longer than the publisher remembers deletions: resync when level
     quarantine_rows    INTEGER NOT NULL DEFAULT 0,
     quarantine_bytes   INTEGER NOT NULL DEFAULT 0,
-    quarantine_dropped INTEGER NOT NULL DEFAULT 0
+    quarantine_dropped INTEGER NOT NULL DEFAULT 0,
+    bytes       INTEGER NOT NULL DEFAULT 0,      -- what its items take, about: their text and what a row costs beside it
+    forgotten   INTEGER NOT NULL DEFAULT 0,      -- its rows in `forgotten`: deliveries of most feeds need no look there
+    renumbered  INTEGER NOT NULL DEFAULT 0,      -- after a rename: rows between these two seqs have yet to get new ones
+    renumber_to INTEGER
 );
 
 CREATE TABLE endpoint (
@@ -86,12 +91,31 @@ CREATE TABLE item (
     kind       INTEGER NOT NULL,
     transport  INTEGER NOT NULL,
     flags      INTEGER NOT NULL,                 -- 1 deleted · 2 swept · 4 swept by trust-source · 8 modified was a JSON number
+                                                 -- 16 forgotten on request: kept a while for those who follow
     changed_at INTEGER NOT NULL,
     id         TEXT    NOT NULL,
     modified   NOT NULL,                         -- no affinity: an integer stays one, text stays text
     data       TEXT
 );
 CREATE INDEX item_key ON item (feed, key);
+CREATE INDEX item_deleted ON item (changed_at) WHERE flags & 1;
+CREATE INDEX item_forgotten ON item (changed_at) WHERE flags & 16;
+
+-- Items forgotten on request: never taken again, under any kind unless one is named. No id can be read out of it.
+CREATE TABLE forgotten (
+    feed   INTEGER NOT NULL,
+    digest BLOB    NOT NULL,                     -- SHA-256 over the mirror's salt and the id
+    kind   TEXT    NOT NULL,                     -- empty: any
+    at     INTEGER NOT NULL,
+    met    INTEGER NOT NULL DEFAULT 0,           -- how often it came again since
+    PRIMARY KEY (feed, digest, kind)
+) WITHOUT ROWID;
+
+-- Free pages are filled with zeros through here (see store/erase).
+CREATE TABLE blank (
+    n     INTEGER PRIMARY KEY,
+    zeros BLOB NOT NULL
+);
 
 CREATE TABLE purge (
     seq        INTEGER PRIMARY KEY,
@@ -112,6 +136,7 @@ CREATE TABLE quarantined (
     last_at   INTEGER NOT NULL
 );
 CREATE INDEX quarantined_digest ON quarantined (feed, digest);
+CREATE INDEX quarantined_last ON quarantined (last_at);
 
 CREATE TABLE finding (
     feed     INTEGER NOT NULL,
@@ -229,7 +254,8 @@ SELECT f.name AS name, f.provider AS provider, f.url AS url, f.mode AS mode,
        -- An ack ends by itself: what is over is not shown.
        CASE WHEN f.acked_until > strftime('%s', 'now') * 1000
             THEN strftime('%Y-%m-%dT%H:%M:%fZ', f.acked_until / 1000.0, 'unixepoch') END AS acked_until,
-       CASE WHEN f.acked_until > strftime('%s', 'now') * 1000 THEN f.ack_note END AS ack_note
+       CASE WHEN f.acked_until > strftime('%s', 'now') * 1000 THEN f.ack_note END AS ack_note,
+       f.bytes + f.quarantine_bytes AS bytes
 FROM feed f LEFT JOIN endpoint p ON p.feed = f.id AND p.transport = 0;
 
 CREATE VIEW endpoints AS

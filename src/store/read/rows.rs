@@ -118,6 +118,8 @@ columns! {
         acked_until: Option<String>,
         /// What was said of it.
         ack_note: Option<String>,
+        /// What its items and its quarantine take in the file, about.
+        bytes: i64,
     }
 
     /// A row of `endpoints`.

@@ -93,6 +93,7 @@ const OF_FEEDS: &[&str] = &[
     "item",
     "delivery",
     "activity",
+    "forgotten",
     "quarantined",
     "finding",
     "event",

@@ -1,0 +1,105 @@
+//! `forget`: an item removed for good, for erasure requests, and which copies still hold it.
+//!
+//! The id stands on the command line and in nothing that this writes.
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+
+use super::place::Place;
+use super::{Exit, Globals, control};
+use crate::store::read::Reader;
+use crate::supervisor::control::Named;
+
+/// What `forget` is told.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Args {
+    /// The feed's name
+    feed: String,
+    /// The item's id
+    id: String,
+    /// Of this kind alone; by default of any
+    #[arg(long, value_name = "KIND")]
+    kind: Option<String>,
+    /// Let a forgotten item be taken again
+    #[arg(long)]
+    undo: bool,
+    /// Where the copies lie that are searched for it [default: snapshots, beside the database]
+    #[arg(long, value_name = "DIR")]
+    snapshots: Option<PathBuf>,
+    /// Don't ask first; without a terminal nothing is asked
+    #[arg(long, short)]
+    yes: bool,
+    #[command(flatten)]
+    place: Place,
+}
+
+/// Forgets it, and names the snapshots that still hold it.
+///
+/// # Errors
+/// When there is no such feed, the daemon can't be reached, or a copy can't be read.
+pub fn run(globals: &Globals, args: Args) -> anyhow::Result<Exit> {
+    let item = Named { kind: args.kind, id: args.id };
+    if args.undo {
+        return control::forget(globals, &args.place, args.feed, item, true);
+    }
+    if !args.yes && !control::confirmed(&format!("remove this item of {} for good", args.feed))? {
+        bail!("nothing was removed");
+    }
+    let database = args.place.path(globals)?;
+    let exit = control::forget(globals, &args.place, args.feed.clone(), item.clone(), false)?;
+    let folder = match args.snapshots {
+        Some(folder) => folder,
+        None => database.with_file_name("snapshots"),
+    };
+    search(&folder, &args.feed, &item)?;
+    Ok(exit)
+}
+
+/// Names each copy that holds the item, and each that can't be read.
+fn search(folder: &Path, feed: &str, item: &Named) -> anyhow::Result<()> {
+    let mut out = io::stdout().lock();
+    let copies = copies(folder)?;
+    let mut holding = 0;
+    for copy in &copies {
+        let holds = Reader::open_copy(copy).and_then(|reader| reader.holds(feed, item.kind.as_deref(), &item.id));
+        match holds {
+            Ok(false) => {}
+            Ok(true) => {
+                holding += 1;
+                writeln!(out, "{} still holds it", copy.display())?;
+            }
+            Err(error) => {
+                holding += 1;
+                writeln!(out, "{} can't be searched: {error}", copy.display())?;
+            }
+        }
+    }
+    match (copies.len(), holding) {
+        (0, _) => writeln!(out, "no snapshots in {}", folder.display())?,
+        (count, 0) => writeln!(out, "none of the {count} snapshots in {} holds it", folder.display())?,
+        (count, holding) => {
+            writeln!(out, "{holding} of {count} snapshots in {}: remove them, or let them expire", folder.display())?;
+        }
+    }
+    Ok(())
+}
+
+fn copies(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let unreadable = || format!("the snapshots in {} can't be listed", folder.display());
+    let entries = match std::fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error).with_context(unreadable),
+    };
+    let mut copies = Vec::new();
+    for entry in entries {
+        let path = entry.with_context(unreadable)?.path();
+        if path.extension().is_some_and(|extension| extension == "db") {
+            copies.push(path);
+        }
+    }
+    copies.sort();
+    Ok(copies)
+}

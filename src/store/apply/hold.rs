@@ -1,0 +1,27 @@
+//! What a delivery holds while it waits for the writer, and what is handed back when it has been dealt with.
+
+use super::Delivery;
+
+/// Whatever has to be kept for as long as a delivery waits.
+pub trait Hold: Send {
+    /// The delivery has been committed or given up; its text is no longer needed.
+    fn release(self: Box<Self>, text: String);
+}
+
+/// What a delivery holds, if anything.
+#[derive(Default)]
+pub struct Held(pub Option<Box<dyn Hold>>);
+
+impl Drop for Delivery {
+    fn drop(&mut self) {
+        if let Some(hold) = self.held.0.take() {
+            hold.release(std::mem::take(&mut self.page.text));
+        }
+    }
+}
+
+impl std::fmt::Debug for Held {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Held")
+    }
+}

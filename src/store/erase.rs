@@ -1,0 +1,72 @@
+//! Makes sure that what was deleted can't be read out of the files: free pages are filled with zeros, and the WAL, which
+//! keeps old versions of pages, is cut to nothing.
+//!
+//! A page's own freed bytes are blanked as they are freed (`secure_delete`). It costs two writes of each free page, in
+//! steps between which the writer does other work. Copies elsewhere, what a disk keeps of overwritten blocks, and the
+//! unused end of the last page of a row of over 16 KiB, which SQLite leaves as it was, are beyond it.
+
+use std::time::Duration;
+
+use rusqlite::Connection;
+
+use super::writer::{Bench, Weight};
+use super::{Store, StoreError};
+
+/// Free pages filled in one step: 4 MiB.
+const STEP_PAGES: i64 = 256;
+/// For readers that still need the old WAL.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+impl Store {
+    /// Erases what was deleted before. False while a reader keeps the WAL, which is cut once that one has gone.
+    ///
+    /// # Errors
+    /// When a statement fails or the writer has stopped.
+    pub async fn erase(&self) -> Result<bool, StoreError> {
+        let large = Weight { large: true, ..Weight::default() };
+        let mut free = self.submit(large, |bench| Ok(free_pages(bench.db)?)).await?;
+        while free > 0 {
+            let filled = self.submit(large, fill).await?;
+            if filled == 0 {
+                break;
+            }
+            free -= filled;
+        }
+        self.release_blanks().await?;
+        let gate = std::sync::Arc::clone(&self.gate);
+        let emptied = tokio::task::spawn_blocking(move || gate.empty(PATIENCE)).await;
+        emptied.map_err(|error| StoreError::Refused(format!("a thread failed: {error}")))
+    }
+
+    /// Gives back the pages that were filled, also those of an erasure that was cut short.
+    pub(super) async fn release_blanks(&self) -> Result<(), StoreError> {
+        let large = Weight { large: true, ..Weight::default() };
+        while self.submit(large, release).await? > 0 {}
+        Ok(())
+    }
+}
+
+fn free_pages(db: &Connection) -> rusqlite::Result<i64> {
+    db.pragma_query_value(None, "freelist_count", |row| row.get(0))
+}
+
+/// Takes free pages for zeros; how many.
+///
+/// A row's last page is blanked as far as it is used. So the row is of a size of which SQLite puts the odd part beside the
+/// row's number (the file format, "cell payload overflow pages"): whole pages and a bit over the least it keeps there, about
+/// an eighth of a page.
+fn fill(bench: &mut Bench<'_>) -> Result<i64, StoreError> {
+    let pages = free_pages(bench.db)?.min(STEP_PAGES);
+    if pages > 0 {
+        let page: i64 = bench.db.pragma_query_value(None, "page_size", |row| row.get(0))?;
+        let bytes = pages * (page - 4) + page * 3 / 16;
+        bench.db.prepare_cached("INSERT INTO blank (zeros) VALUES (zeroblob(?1))")?.execute([bytes])?;
+    }
+    Ok(pages)
+}
+
+/// Gives a step's pages back; how many rows that were.
+fn release(bench: &mut Bench<'_>) -> Result<usize, StoreError> {
+    let sql = "DELETE FROM blank WHERE n = (SELECT min(n) FROM blank)";
+    Ok(bench.db.prepare_cached(sql)?.execute([])?)
+}

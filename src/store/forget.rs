@@ -1,0 +1,419 @@
+//! Items forgotten on request: removed from everything that names them, and never taken again.
+//!
+//! Guarantees: once [`Store::forget`] has returned, no row but a tombstone without data holds the item, and whatever
+//! brings it again, by any transport, a resync or a retry from quarantine, is dropped in the transaction that would have
+//! written it. The tombstone keeps kind and id so that those who follow the change log remove it too; it goes with
+//! `keep.forgotten`. What is remembered for good is a salted digest of the id: enough to know it again, not to read it.
+//!
+//! It can't reach a record in quarantine whose id can't be read and that doesn't spell it, nor a cursor, which is the
+//! publisher's own place and moves on by itself.
+
+use rusqlite::{OptionalExtension, params};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+use super::apply::{Delivery, FORGOTTEN, ROW_BYTES, forgotten_flags, item_key};
+use super::writer::{Bench, Weight};
+use super::{Millis, Store, StoreError, feeds, journal, sift};
+use crate::feed::{FeedName, Seq};
+
+/// Kinds under which one id is removed in one step.
+const STEP_KINDS: usize = 64;
+/// Rows of quarantine looked at in one step.
+const STEP_ROWS: i64 = 200;
+
+/// Texts that may name an item: table, the key of its rows, and the text, which is cleared.
+const TEXTS: [(&str, &str, &str); 4] = [
+    ("event", "n", "detail"),
+    ("finding", "rule", "detail"),
+    ("delivery", "seq", "url"),
+    ("delivery", "seq", "event_id"),
+];
+/// Cursors that may name an item as the last one read.
+const CURSORS: [&str; 2] = ["SELECT cursor FROM endpoint WHERE feed = ?1", "SELECT cursor FROM resync WHERE feed = ?1"];
+
+/// What was removed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Forgot {
+    /// Items, tombstones too.
+    pub items: u64,
+    /// Records of quarantine.
+    pub quarantined: u64,
+    /// Whether a cursor still names the id, as the last one read.
+    pub in_cursor: bool,
+    /// Whether it was forgotten before.
+    pub before: bool,
+}
+
+impl Forgot {
+    /// What was removed of the feed with this name, in words.
+    pub fn words(&self, feed: &FeedName) -> String {
+        let removed =
+            format!("{} and {} removed", counted(self.items, "item"), counted(self.quarantined, "quarantined record"));
+        let before = if self.before { " (forgotten before)" } else { "" };
+        let cursor = match self.in_cursor {
+            true => "; a cursor names it as the last one read, until the feed moves on",
+            false => "",
+        };
+        format!("{feed}: {removed}, and never taken again{before}{cursor}")
+    }
+}
+
+/// How far [`Store::erase`] came, in words.
+pub fn erased_words(erased: bool) -> &'static str {
+    match erased {
+        true => "its bytes are erased from the database's files",
+        false => "its bytes stay in the WAL until a long reader has gone",
+    }
+}
+
+fn counted(count: u64, what: &str) -> String {
+    if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") }
+}
+
+/// An item by its id, of one kind or of any.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Named {
+    /// Its kind, if only that one is meant.
+    pub kind: Option<String>,
+    /// Its id.
+    pub id: String,
+}
+
+impl Store {
+    /// Forgets an item. Its bytes are gone from the files after [`Store::erase`].
+    ///
+    /// # Errors
+    /// When there is no such feed, a statement fails or the writer has stopped.
+    pub async fn forget(&self, name: &FeedName, at: Millis, item: Named) -> Result<Forgot, StoreError> {
+        let mut forgot = Forgot::default();
+        let weight = Weight { durable: true, seqs: STEP_KINDS, ..Weight::default() };
+        loop {
+            let (name, item) = (name.clone(), item.clone());
+            let first = forgot.items == 0;
+            let step = self.submit(weight, move |bench| {
+                let feed = feeds::read(bench, name.as_str())?.id;
+                thoroughly(bench, |bench| {
+                    let before = first && !remember(bench, feed, at, &item)?;
+                    let items = remove_items(bench, feed, at, &item)?;
+                    remove_mentions(bench, feed, &item)?;
+                    let in_cursor = in_cursor(bench, feed, &item.id)?;
+                    if first {
+                        let detail = "an item was forgotten on request, and is not taken again";
+                        journal::event(bench, Some(feed), at, "forgotten", detail)?;
+                    }
+                    Ok(Forgot { items, quarantined: 0, in_cursor, before })
+                })
+            });
+            let step = step.await?;
+            forgot.items += step.items;
+            forgot.in_cursor = step.in_cursor;
+            forgot.before |= step.before;
+            if step.items < STEP_KINDS as u64 {
+                break;
+            }
+        }
+        let mut after = 0;
+        loop {
+            let (name, item) = (name.clone(), item.clone());
+            let weight = Weight { durable: true, ..Weight::default() };
+            let step = self.submit(weight, move |bench| {
+                let feed = feeds::read(bench, name.as_str())?.id;
+                thoroughly(bench, |bench| remove_quarantined(bench, feed, after, &item))
+            });
+            let (removed, last) = step.await?;
+            forgot.quarantined += removed;
+            let Some(last) = last else { return Ok(forgot) };
+            after = last;
+        }
+    }
+
+    /// Lets a forgotten item be taken again; false when it was not forgotten.
+    ///
+    /// # Errors
+    /// As [`Store::forget`].
+    pub async fn unforget(&self, name: &FeedName, at: Millis, item: Named) -> Result<bool, StoreError> {
+        let name = name.clone();
+        self.submit(Weight { durable: true, ..Weight::default() }, move |bench| {
+            let feed = feeds::read(bench, name.as_str())?.id;
+            let sql = "DELETE FROM forgotten WHERE feed = ?1 AND digest = ?2 AND kind = ?3";
+            let kind = item.kind.as_deref().unwrap_or_default();
+            if bench.db.execute(sql, params![feed, digest(&salt(bench)?, &item.id), kind])? == 0 {
+                return Ok(false);
+            }
+            bench.db.execute("UPDATE feed SET forgotten = forgotten - 1 WHERE id = ?1", [feed])?;
+            // Its tombstone would refuse the very version that was forgotten.
+            for row in rows(bench, feed, &item)?.iter().filter(|row| row.flags & FORGOTTEN != 0) {
+                bench.db.prepare_cached("DELETE FROM item WHERE seq = ?1")?.execute([row.seq])?;
+                let sql = "UPDATE feed SET tombstones = tombstones - 1, bytes = bytes - ?2 WHERE id = ?1";
+                bench.db.prepare_cached(sql)?.execute([feed, row.bytes])?;
+            }
+            journal::event(bench, Some(feed), at, "remembered", "a forgotten item may be taken again, on request")?;
+            Ok(true)
+        })
+        .await
+    }
+}
+
+/// Drops from a delivery what was forgotten; how many records that were. For feeds that have forgotten something.
+pub(super) fn strike(bench: &Bench<'_>, delivery: &mut Delivery) -> Result<u64, StoreError> {
+    let salt = salt(bench)?;
+    let mut struck: Vec<String> = Vec::new();
+    let mut failed = None;
+    let feed = delivery.feed;
+    let mut is_forgotten = |id: &str, kind: Option<&str>| {
+        let met = meet(bench, feed, &digest(&salt, id), kind).unwrap_or_else(|error| {
+            failed.get_or_insert(error);
+            false
+        });
+        if met {
+            struck.push(id.to_owned());
+        }
+        met
+    };
+    delivery.page.items.retain(|item| !is_forgotten(&item.id, Some(&item.kind)));
+    delivery.page.unreadable.retain(|record| !record.id.as_deref().is_some_and(|id| is_forgotten(id, None)));
+    if let Some(error) = failed {
+        return Err(error.into());
+    }
+    for finding in &mut delivery.page.findings {
+        if struck.iter().any(|id| sift::spells(&finding.detail, id)) {
+            finding.detail.clear();
+        }
+    }
+    Ok(struck.len() as u64)
+}
+
+/// Counts it when it was forgotten under this kind, or any; a record whose kind is unknown is taken for the one meant.
+fn meet(bench: &Bench<'_>, feed: i64, digest: &[u8], kind: Option<&str>) -> rusqlite::Result<bool> {
+    let sql = "UPDATE forgotten SET met = met + 1 WHERE feed = ?1 AND digest = ?2 AND (?3 IS NULL OR kind IN ('', ?3))";
+    let find = "SELECT 1 FROM forgotten WHERE feed = ?1 AND digest = ?2 AND (?3 IS NULL OR kind IN ('', ?3))";
+    let values = params![feed, digest, kind];
+    if !bench.db.prepare_cached(find)?.exists(values)? {
+        return Ok(false);
+    }
+    bench.db.prepare_cached(sql)?.execute(values)?;
+    Ok(true)
+}
+
+fn salt(bench: &Bench<'_>) -> rusqlite::Result<Vec<u8>> {
+    bench.db.prepare_cached("SELECT salt FROM mirror_state")?.query_row([], |row| row.get(0))
+}
+
+fn digest(salt: &[u8], id: &str) -> Vec<u8> {
+    Sha256::new().chain_update(salt).chain_update(id.as_bytes()).finalize().to_vec()
+}
+
+/// Runs `work` so that what it deletes is overwritten, whole pages too.
+fn thoroughly<T>(
+    bench: &mut Bench<'_>,
+    work: impl FnOnce(&mut Bench<'_>) -> Result<T, StoreError>,
+) -> Result<T, StoreError> {
+    bench.db.pragma_update(None, "secure_delete", "ON")?;
+    let result = work(bench);
+    bench.db.pragma_update(None, "secure_delete", "FAST")?;
+    result
+}
+
+/// False when it was remembered before.
+fn remember(bench: &Bench<'_>, feed: i64, at: Millis, item: &Named) -> Result<bool, StoreError> {
+    let sql = "INSERT OR IGNORE INTO forgotten (feed, digest, kind, at) VALUES (?1, ?2, ?3, ?4)";
+    let kind = item.kind.as_deref().unwrap_or_default();
+    let new = bench.db.execute(sql, params![feed, digest(&salt(bench)?, &item.id), kind, at])? > 0;
+    if new {
+        bench.db.execute("UPDATE feed SET forgotten = forgotten + 1 WHERE id = ?1", [feed])?;
+    }
+    Ok(new)
+}
+
+struct Row {
+    seq: Seq,
+    flags: i64,
+    bytes: i64,
+}
+
+/// The item's rows, a kind each.
+fn rows(bench: &Bench<'_>, feed: i64, item: &Named) -> Result<Vec<Row>, StoreError> {
+    let mut kinds = bench.db.prepare_cached("SELECT id, name FROM kind WHERE ?1 IS NULL OR name = ?1")?;
+    let kinds = kinds.query_map([&item.kind], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?)))?;
+    let kinds: Vec<_> = kinds.collect::<rusqlite::Result<_>>()?;
+    let mut find = bench.db.prepare_cached(
+        "SELECT seq, flags, octet_length(id) + coalesce(octet_length(data), 0) + ?5 FROM item
+         WHERE feed = ?1 AND key = ?2 AND kind = ?3 AND id = ?4",
+    )?;
+    let mut rows = Vec::new();
+    for (kind, name) in kinds {
+        let key = item_key(&name, &item.id, bench.key_shift);
+        let row = find
+            .query_row(params![feed, key, kind, item.id, ROW_BYTES], |row| {
+                Ok(Row { seq: row.get(0)?, flags: row.get(1)?, bytes: row.get(2)? })
+            })
+            .optional()?;
+        rows.extend(row);
+    }
+    Ok(rows)
+}
+
+/// Puts tombstones in place of the item's rows; of those that are there already it only marks them.
+fn remove_items(bench: &mut Bench<'_>, feed: i64, at: Millis, item: &Named) -> Result<u64, StoreError> {
+    let mut removed = 0;
+    for row in rows(bench, feed, item)?.into_iter().filter(|row| row.flags & FORGOTTEN == 0).take(STEP_KINDS) {
+        removed += 1;
+        if row.flags & 1 != 0 {
+            let sql = "UPDATE item SET flags = flags | ?2, changed_at = ?3 WHERE seq = ?1";
+            bench.db.prepare_cached(sql)?.execute([row.seq, FORGOTTEN, at])?;
+            continue;
+        }
+        let seq = bench.seq();
+        bench
+            .db
+            .prepare_cached(
+                "INSERT INTO item SELECT ?2, feed, key, kind, transport, ?3, ?4, id, modified, NULL FROM item
+                 WHERE seq = ?1",
+            )?
+            .execute([row.seq, seq, forgotten_flags(row.flags), at])?;
+        bench.db.prepare_cached("DELETE FROM item WHERE seq = ?1")?.execute([row.seq])?;
+        let left = ROW_BYTES + item.id.len() as i64;
+        bench
+            .db
+            .prepare_cached(
+                "UPDATE feed SET items = items - 1, tombstones = tombstones + 1, bytes = bytes - ?2, changed_at = ?3
+                 WHERE id = ?1",
+            )?
+            .execute([feed, row.bytes - left, at])?;
+    }
+    Ok(removed)
+}
+
+/// Whatever else names it: refusals, places to look back from, an endpoint's last item, a resync's, and texts.
+fn remove_mentions(bench: &Bench<'_>, feed: i64, item: &Named) -> Result<(), StoreError> {
+    let (db, id, kind) = (bench.db, &item.id, &item.kind);
+    let named = "feed = ?1 AND id = ?2 AND (?3 IS NULL OR kind = ?3)";
+    for table in ["refusal", "position"] {
+        db.execute(&format!("DELETE FROM {table} WHERE {named}"), params![feed, id, kind])?;
+    }
+    db.execute(
+        &format!("UPDATE resync SET asked = NULL, kind = NULL, id = NULL WHERE {named}"),
+        params![feed, id, kind],
+    )?;
+    db.execute("DELETE FROM spared WHERE feed = ?1 AND id = ?2", params![feed, id])?;
+    let last = "UPDATE endpoint SET id = NULL, modified = NULL, item_at = NULL, event_id = NULL
+                WHERE feed = ?1 AND id = ?2";
+    db.execute(last, params![feed, id])?;
+    let places: Vec<(i64, String)> = {
+        let mut select = db.prepare_cached("SELECT n, cursor FROM position WHERE feed = ?1")?;
+        let rows = select.query_map([feed], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        rows.collect::<rusqlite::Result<_>>()?
+    };
+    for (n, _) in places.iter().filter(|(_, cursor)| sift::spells(cursor, id)) {
+        db.prepare_cached("DELETE FROM position WHERE feed = ?1 AND n = ?2")?.execute([feed, *n])?;
+    }
+    for (table, key, text) in TEXTS {
+        let sql = format!("SELECT {key}, {text} FROM {table} WHERE feed = ?1 AND {text} IS NOT NULL");
+        let texts: Vec<(rusqlite::types::Value, String)> = {
+            let mut select = db.prepare(&sql)?;
+            let rows = select.query_map([feed], |row| Ok((row.get(0)?, row.get(1)?)))?;
+            rows.collect::<rusqlite::Result<_>>()?
+        };
+        let sql = format!("UPDATE {table} SET {text} = NULL WHERE feed = ?1 AND {key} = ?2");
+        for (key, _) in texts.iter().filter(|(_, text)| mentions(text, id)) {
+            db.execute(&sql, params![feed, key])?;
+        }
+    }
+    Ok(())
+}
+
+fn in_cursor(bench: &Bench<'_>, feed: i64, id: &str) -> Result<bool, StoreError> {
+    for sql in CURSORS {
+        let mut select = bench.db.prepare_cached(sql)?;
+        let mut rows = select.query([feed])?;
+        while let Some(row) = rows.next()? {
+            if row.get::<_, Option<String>>(0)?.is_some_and(|cursor| sift::spells(&cursor, id)) {
+                return Ok(true);
+            }
+        }
+    }
+    Ok(false)
+}
+
+/// Removes the records among the next rows that name it; where to go on, if there is more.
+fn remove_quarantined(
+    bench: &Bench<'_>,
+    feed: i64,
+    after: i64,
+    item: &Named,
+) -> Result<(u64, Option<i64>), StoreError> {
+    let (mut naming, mut last, mut count) = (Vec::new(), None, 0);
+    {
+        let sql = "SELECT id, raw, detail FROM quarantined WHERE feed = ?1 AND id > ?2 ORDER BY id LIMIT ?3";
+        let mut select = bench.db.prepare_cached(sql)?;
+        let mut rows = select.query([feed, after, STEP_ROWS])?;
+        while let Some(row) = rows.next()? {
+            let id: i64 = row.get(0)?;
+            (last, count) = (Some(id), count + 1);
+            let detail: Option<String> = row.get(2)?;
+            if names(&row.get::<_, String>(1)?, &item.id) || detail.is_some_and(|text| mentions(&text, &item.id)) {
+                naming.push(id);
+            }
+        }
+    }
+    let removed = sift::remove(bench, &naming)?;
+    Ok((removed, if count < STEP_ROWS { None } else { last }))
+}
+
+/// Whether a record names an item: by its id where it is JSON, else by spelling it anywhere.
+pub(super) fn names(raw: &str, id: &str) -> bool {
+    match serde_json::from_str::<Value>(raw) {
+        Ok(record) => holds(&record, id),
+        Err(_) => sift::spells(raw, id),
+    }
+}
+
+/// Whether one of our own texts names an item. A short number may be any number there, unless it is called an item.
+fn mentions(text: &str, id: &str) -> bool {
+    const SHORT: usize = 4;
+    let number = id.len() <= SHORT && id.bytes().all(|byte| byte.is_ascii_digit());
+    match number {
+        true => ["item", "id"].iter().any(|what| sift::spells(text, &format!("{what} {id}"))),
+        false => sift::spells(text, id),
+    }
+}
+
+fn holds(value: &Value, id: &str) -> bool {
+    let is = |value: &Value| match value {
+        Value::String(text) => text == id,
+        Value::Number(number) => number.to_string() == id,
+        _ => false,
+    };
+    match value {
+        Value::Object(fields) => fields
+            .iter()
+            .any(|(key, value)| matches!(&**key, "id" | "@id" | "identifier") && is(value) || holds(value, id)),
+        Value::Array(values) => values.iter().any(|value| holds(value, id)),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_of_ours_that_only_counts_names_no_item() {
+        assert!(mentions("item 7 has `modified` 3", "7"));
+        assert!(!mentions("7 items swept", "7"));
+        assert!(mentions("person-4711 was late", "person-4711"));
+    }
+
+    #[test]
+    fn a_record_names_an_item_by_its_id_and_by_nothing_else() {
+        assert!(names(r#"{"id":"7","modified":1}"#, "7"));
+        assert!(names(r#"{"@id":7}"#, "7"));
+        assert!(names(r#"{"items":[{"id":"6"},{"id":"7"}]}"#, "7"));
+        assert!(names(r#"{"id":"a\/b"}"#, "a/b"));
+        assert!(!names(r#"{"id":"6","modified":7}"#, "7"));
+        assert!(!names(r#"{"id":"77"}"#, "7"));
+        assert!(names(r#"{"id":"7","#, "7"), "what can't be read is searched");
+        assert!(!names(r#"{"id":"77","#, "7"));
+    }
+}

@@ -1,0 +1,61 @@
+//! A copy of a mirror, such as a snapshot: opened without leaving a trace beside it, and searched for an item.
+
+use std::path::Path;
+
+use rusqlite::{OpenFlags, OptionalExtension, params};
+
+use super::{Reader, StoreError, connect, identity, immutable, refuse};
+use crate::store::apply::item_key;
+use crate::store::{KEY_SHIFT, forget};
+
+impl Reader {
+    /// Opens a copy that nothing writes; as [`Reader::open`], but no WAL files are made beside it.
+    ///
+    /// # Errors
+    /// As [`Reader::open`].
+    pub fn open_copy(path: &Path) -> Result<Self, StoreError> {
+        let mut wal = path.as_os_str().to_owned();
+        wal.push("-wal");
+        if std::fs::metadata(wal).is_ok_and(|wal| wal.len() > 0) {
+            return Self::open(path);
+        }
+        let db = match path.to_str() {
+            Some(name) => immutable(name),
+            None => connect(path, OpenFlags::empty()),
+        };
+        let db = db.map_err(|error| refuse(path, error))?;
+        let reader = Self { db, path: path.to_owned(), file: identity(path) };
+        reader.check()?;
+        Ok(reader)
+    }
+
+    /// Whether it holds an item, with its data or as a tombstone of its publisher, or a quarantined
+    /// record of it. False for a feed that it
+    /// doesn't know.
+    ///
+    /// # Errors
+    /// When the file can't be read.
+    pub fn holds(&self, feed: &str, kind: Option<&str>, id: &str) -> Result<bool, StoreError> {
+        let known = self.db.prepare_cached("SELECT id FROM feed WHERE name = ?1")?.query_row([feed], |row| row.get(0));
+        let Some(feed) = known.optional()?.map(|feed: i64| feed) else { return Ok(false) };
+        let mut kinds = self.db.prepare_cached("SELECT id, name FROM kind WHERE ?1 IS NULL OR name = ?1")?;
+        let mut kinds = kinds.query([kind])?;
+        let mut find = self.db.prepare_cached(
+            "SELECT 1 FROM item WHERE feed = ?1 AND key = ?2 AND kind = ?3 AND id = ?4 AND flags & 16 = 0",
+        )?;
+        while let Some(row) = kinds.next()? {
+            let (number, name): (i64, String) = (row.get(0)?, row.get(1)?);
+            if find.exists(params![feed, item_key(&name, id, KEY_SHIFT), number, id])? {
+                return Ok(true);
+            }
+        }
+        let mut records = self.db.prepare_cached("SELECT raw FROM quarantined WHERE feed = ?1")?;
+        let mut records = records.query([feed])?;
+        while let Some(row) = records.next()? {
+            if forget::names(&row.get::<_, String>(0)?, id) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+}

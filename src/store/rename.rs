@@ -1,0 +1,162 @@
+//! A feed under another name: its rows, cursors, quarantine and history stay, and it is not read anew.
+//!
+//! Those who follow the change log key what they hold by the feed's name. So a rename is one `purged` change for the old
+//! name, and each item again, under a new number, for the new one. The name changes at once; the numbers follow in steps,
+//! which go on after a restart where they were.
+
+use rusqlite::{OptionalExtension, params};
+
+use super::resync;
+use super::writer::{Bench, Weight};
+use super::{Millis, Store, StoreError, feeds, journal};
+use crate::feed::{FeedName, Seq};
+
+/// Rows given new numbers in one step.
+const STEP_ROWS: usize = 500;
+/// Rows of all feeds looked at in one step.
+const SCANNED: i64 = 5_000;
+
+impl Store {
+    /// Gives a feed a new name.
+    ///
+    /// # Errors
+    /// [`StoreError::Refused`] when there is no such feed, or one of the new name already; when a statement fails or the
+    /// writer has stopped.
+    pub async fn rename(&self, at: Millis, old: &FeedName, new: &FeedName) -> Result<(), StoreError> {
+        let (old, new) = (old.clone(), new.clone());
+        let weight = Weight { seqs: 1, durable: true, ..Weight::default() };
+        self.submit(weight, move |bench| rename(bench, at, &old, &new)).await
+    }
+
+    /// Renames a feed that is configured under another name than before. False when there is nothing to do: the mirror
+    /// doesn't know the old name, or holds something under the new one.
+    ///
+    /// # Errors
+    /// When a statement fails or the writer has stopped.
+    pub async fn take_over(&self, at: Millis, old: &FeedName, new: &FeedName) -> Result<bool, StoreError> {
+        let (old, new) = (old.clone(), new.clone());
+        let weight = Weight { seqs: 1, durable: true, ..Weight::default() };
+        self.submit(weight, move |bench| {
+            let due = standing(bench, &old)?.is_some() && standing(bench, &new)?.is_none_or(|feed| !feed.filled);
+            if due {
+                rename(bench, at, &old, &new)?;
+            }
+            Ok(due)
+        })
+        .await
+    }
+
+    /// Gives the items of renamed feeds their new numbers, step by step; how many had none yet.
+    ///
+    /// # Errors
+    /// When a statement fails or the writer has stopped.
+    pub async fn renumber(&self) -> Result<u64, StoreError> {
+        let mut renumbered = 0;
+        loop {
+            let weight = Weight { large: true, seqs: STEP_ROWS, ..Weight::default() };
+            match self.submit(weight, renumber).await? {
+                None => return Ok(renumbered),
+                Some(count) => renumbered += count as u64,
+            }
+        }
+    }
+}
+
+fn rename(bench: &mut Bench<'_>, at: Millis, old: &FeedName, new: &FeedName) -> Result<(), StoreError> {
+    let feed = feeds::read(bench, old.as_str())?.id;
+    match standing(bench, new)? {
+        None => {}
+        // A feed that could not run yet, its settings being wrong, stands in nobody's way.
+        Some(Standing { id, filled: false }) => remove(bench, id)?,
+        Some(_) => {
+            let words = format!("{new} holds rows of its own in the mirror: purge it first, or {old} keeps its name");
+            return Err(StoreError::Refused(words));
+        }
+    }
+    let last = bench.last_seq();
+    bench.db.execute(
+        "UPDATE feed SET name = ?2, renumbered = 0, renumber_to = ?3 WHERE id = ?1",
+        params![feed, new.as_str(), last],
+    )?;
+    let seq = bench.seq();
+    bench.db.execute("DELETE FROM purge WHERE feed = ?1", [old.as_str()])?;
+    bench.db.execute("INSERT INTO purge VALUES (?1, ?2, ?3)", params![seq, old.as_str(), at])?;
+    Ok(journal::event(bench, Some(feed), at, "renamed", &format!("{old} → {new}"))?)
+}
+
+struct Standing {
+    id: i64,
+    /// Whether it holds anything, or has been level.
+    filled: bool,
+}
+
+fn standing(bench: &Bench<'_>, name: &FeedName) -> Result<Option<Standing>, StoreError> {
+    let sql = "SELECT id, items + tombstones + quarantine_rows + forgotten > 0 OR level_at IS NOT NULL FROM feed
+               WHERE name = ?1";
+    let mut find = bench.db.prepare_cached(sql)?;
+    let found = find.query_row([name.as_str()], |row| Ok(Standing { id: row.get(0)?, filled: row.get(1)? }));
+    Ok(found.optional()?)
+}
+
+/// Removes a feed that holds nothing.
+fn remove(bench: &Bench<'_>, feed: i64) -> Result<(), StoreError> {
+    for table in ["finding", "event", "endpoint", "refusal", "position", "resync", "seen", "spared"] {
+        bench.db.execute(&format!("DELETE FROM {table} WHERE feed = ?1"), [feed])?;
+    }
+    bench.db.execute("DELETE FROM feed WHERE id = ?1", [feed])?;
+    Ok(())
+}
+
+/// One step, through the table in its own order: of the feed that was renamed first; none when no feed has rows left to
+/// be numbered.
+fn renumber(bench: &mut Bench<'_>) -> Result<Option<usize>, StoreError> {
+    let sql = "SELECT id, renumbered, renumber_to FROM feed WHERE renumber_to IS NOT NULL ORDER BY id LIMIT 1";
+    let found = bench.db.query_row(sql, [], |row| Ok((row.get::<_, i64>(0)?, row.get(1)?, row.get(2)?))).optional()?;
+    let Some((feed, from, up_to)) = found else { return Ok(None) };
+    let (seqs, reached) = next_rows(bench, feed, from, up_to)?;
+    for before in &seqs {
+        let seq = bench.seq();
+        bench.db.prepare_cached("UPDATE item SET seq = ?2 WHERE seq = ?1")?.execute([*before, seq])?;
+    }
+    match reached {
+        Some(reached) => {
+            bench.db.prepare_cached("UPDATE feed SET renumbered = ?2 WHERE id = ?1")?.execute([feed, reached])?;
+        }
+        None => {
+            bench.db.execute("UPDATE feed SET renumbered = 0, renumber_to = NULL WHERE id = ?1", [feed])?;
+            begin_resync_anew(bench, feed)?;
+        }
+    }
+    Ok(Some(seqs.len()))
+}
+
+/// The feed's next rows, and how far the table has been looked at; nothing when that was all of it.
+fn next_rows(bench: &Bench<'_>, feed: i64, from: Seq, up_to: Seq) -> Result<(Vec<Seq>, Option<Seq>), StoreError> {
+    let sql = "SELECT seq, feed FROM item WHERE seq > ?1 AND seq <= ?2 ORDER BY seq LIMIT ?3";
+    let mut select = bench.db.prepare_cached(sql)?;
+    let mut rows = select.query([from, up_to, SCANNED])?;
+    let (mut seqs, mut reached, mut count) = (Vec::new(), None, 0);
+    while let Some(row) = rows.next()? {
+        let seq: Seq = row.get(0)?;
+        (reached, count) = (Some(seq), count + 1);
+        if row.get::<_, i64>(1)? == feed {
+            seqs.push(seq);
+        }
+        if seqs.len() == STEP_ROWS {
+            return Ok((seqs, reached));
+        }
+    }
+    Ok((seqs, reached.filter(|_| count == SCANNED)))
+}
+
+/// A resync knows what it met by numbers that are no longer.
+fn begin_resync_anew(bench: &mut Bench<'_>, feed: i64) -> Result<(), StoreError> {
+    let Some(running) = resync::read(bench, feed)? else { return Ok(()) };
+    let (url, at): (String, Millis) = bench.db.query_row(
+        "SELECT f.url, r.started_at FROM feed f JOIN resync r ON r.feed = f.id WHERE f.id = ?1",
+        [feed],
+        |row| Ok((row.get(0)?, row.get(1)?)),
+    )?;
+    resync::clear(bench, feed)?;
+    resync::begin(bench, feed, at, &url, running.trust, false)
+}

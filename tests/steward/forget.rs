@@ -1,0 +1,232 @@
+//! Erasure: the item is gone from the files, stays gone however it comes again, and those who follow learn of it.
+
+use std::sync::Arc;
+
+use rusqlite::Connection;
+
+use crate::support::{Mirror, Publisher, Reply, Request, Shelf, item, page};
+use crate::told;
+
+const ID: &str = "person-4711";
+/// Nobody but this item has these words.
+const SECRET: &str = "person-4711@";
+
+/// A shelf with the person on it, and others around.
+fn shelf() -> Arc<Shelf> {
+    let shelf = Shelf::of(40, 10);
+    shelf.put(ID);
+    shelf.put("last");
+    shelf
+}
+
+fn serve(shelf: &Arc<Shelf>) -> Publisher {
+    let shelf = Arc::clone(shelf);
+    Publisher::start(move |request: &Request| shelf.page(request))
+}
+
+fn files_with(mirror: &Mirror, bytes: &str) -> Vec<String> {
+    mirror.holds_bytes(bytes, &["log", "config.toml"])
+}
+
+#[test]
+fn a_forgotten_item_leaves_the_files_and_does_not_come_back() {
+    // given an item in several versions, and a follower who has it
+    let shelf = shelf();
+    let publisher = serve(&shelf);
+    let mirror = Mirror::new().feed_with("f", &publisher.url("/f"), "webhook.secret_file = \"hook\"");
+    let mut mirror = mirror.tables("[webhooks]\nlisten = \"127.0.0.1:0\"\n");
+    mirror.write("hook", "a-secret-of-a-webhook");
+    mirror.start_again();
+    mirror.until_level("f");
+    shelf.put(ID);
+    shelf.put("last");
+    let newest = shelf.newest().to_string();
+    mirror.until("the second version", |mirror| {
+        mirror.number(&format!("SELECT count(*) FROM live_items WHERE id = 'last' AND modified = {newest}")) == 1
+    });
+    assert!(!files_with(&mirror, SECRET).is_empty(), "the test looks where it is");
+    let seq = mirror.number("SELECT max(seq) FROM changes");
+
+    // when it is forgotten on the live daemon
+    let (code, out, error) = told(mirror.verb(&["forget", "f", ID]));
+
+    // then no file holds it, and followers are told
+    assert_eq!(code, 0, "{out}{error}");
+    assert!(out.contains("1 item and 0 quarantined records removed"), "{out}");
+    assert!(out.contains("erased from the database's files"), "{out}");
+    assert!(out.contains("no snapshots in"), "{out}");
+    assert_eq!(files_with(&mirror, SECRET), [""; 0]);
+    let after = mirror.rows(&format!("SELECT id, state FROM changes WHERE seq > {seq}"));
+    assert_eq!(after, [[ID, "deleted"]]);
+    let said = mirror.events("f", "forgotten");
+    assert_eq!((said.len(), said[0].contains(ID)), (1, false), "{said:?}");
+
+    // and no poll, resync or post brings it back
+    let modified = shelf.put(ID);
+    shelf.put("later");
+    mirror.until("the next poll", |mirror| mirror.ids("f").contains(&"later".to_owned()));
+    told(mirror.verb(&["resync", "f"]));
+    mirror.until("the resync", |mirror| mirror.events("f", "resync-done").len() == 1);
+    let address = mirror.column("SELECT webhooks_address FROM mirror").remove(0);
+    let posted = page(&[item(ID, modified + 1), item("posted", modified + 1)], "");
+    assert_eq!(post(&format!("http://{address}/webhooks/f"), &posted), 204);
+    mirror.until("the post", |mirror| mirror.ids("f").contains(&"posted".to_owned()));
+    assert!(!mirror.ids("f").contains(&ID.to_owned()));
+    assert_eq!(files_with(&mirror, SECRET), [""; 0]);
+
+    // and once it is allowed again, a resync brings it
+    let (code, _, error) = told(mirror.verb(&["forget", "f", ID, "--undo"]));
+    assert_eq!(code, 0, "{error}");
+    told(mirror.verb(&["resync", "f"]));
+    mirror.until("it is back", |mirror| mirror.ids("f").contains(&ID.to_owned()));
+    let (code, _, error) = told(mirror.verb(&["forget", "f", ID, "--undo"]));
+    assert_eq!((code, error.contains("no such item was forgotten")), (1, true), "{error}");
+    let counted = mirror.rows("SELECT items, tombstones FROM feeds").remove(0);
+    let real = mirror.rows("SELECT total(state = 'updated'), total(state = 'deleted') FROM items").remove(0);
+    let whole = |numbers: Vec<String>| numbers.iter().map(|n| n.parse::<f64>().unwrap() as i64).collect::<Vec<_>>();
+    assert_eq!(whole(counted), whole(real));
+}
+
+fn post(url: &str, body: &str) -> u16 {
+    let client = feedmirror::source::client::plain_client(crate::support::DEADLINE).unwrap();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let request = client.post(url).bearer_auth("a-secret-of-a-webhook").body(body.to_owned());
+    runtime.block_on(async { request.send().await.unwrap().status().as_u16() })
+}
+
+#[test]
+fn at_rest_it_leaves_the_file_too_with_its_quarantined_records_and_the_copies_that_hold_it_are_named() {
+    // given a mirror that has had the item well and badly, and two snapshots, one of before
+    let bad = format!(r#"{{"state":"odd","kind":"thing","id":"{ID}","modified":5,"data":{{"name":"{SECRET}5"}}}}"#);
+    let publisher = Publisher::start(move |request| match request.query() {
+        "" => Reply::page(page(&[item("other", 1), item(ID, 2), bad.clone(), item("last", 9)], "/f?from=9&after=last")),
+        _ => Reply::page(page(&[], "/f?from=9&after=last")),
+    });
+    let mut mirror = Mirror::running("f", &publisher.url("/f"));
+    mirror.until_level("f");
+    mirror.stop();
+    std::fs::create_dir(mirror.path("snapshots")).unwrap();
+    let copy = |name: &str| {
+        let db = Connection::open(mirror.path("mirror.db")).unwrap();
+        db.execute("VACUUM INTO ?1", [mirror.path(name).to_str().unwrap()]).unwrap();
+    };
+    copy("snapshots/mirror-20260101T000000Z.db");
+
+    // when it is forgotten
+    let (code, out, error) = told(mirror.verb(&["forget", "f", ID]));
+
+    // then it is in no file of the database, and the one copy is named
+    assert_eq!(code, 0, "{out}{error}");
+    assert!(out.contains("1 item and 1 quarantined record removed"), "{out}");
+    assert!(out.contains("mirror-20260101T000000Z.db still holds it"), "{out}");
+    assert!(out.contains("1 of 1 snapshots"), "{out}");
+    for name in ["mirror.db", "mirror.db-wal"] {
+        let bytes = std::fs::read(mirror.path(name)).unwrap_or_default();
+        assert!(!bytes.windows(SECRET.len()).any(|window| window == SECRET.as_bytes()), "{name}");
+    }
+    assert_eq!(mirror.rows("SELECT quarantine_rows, quarantine_bytes FROM feed"), [["0", "0"]]);
+
+    // and a copy of now holds nothing
+    std::fs::remove_file(mirror.path("snapshots/mirror-20260101T000000Z.db")).unwrap();
+    copy("snapshots/mirror-20260102T000000Z.db");
+    let (_, out, _) = told(mirror.verb(&["forget", "f", ID]));
+    assert!(out.contains("(forgotten before)") && out.contains("none of the 1 snapshots"), "{out}");
+    let beside: Vec<_> = std::fs::read_dir(mirror.path("snapshots")).unwrap().collect();
+    assert_eq!(beside.len(), 1, "searching leaves no trace");
+}
+
+#[test]
+fn one_kind_is_forgotten_and_the_other_stays() {
+    let other = item("same", 3).replace("thing", "other");
+    let publisher = Publisher::start(move |request| match request.query() {
+        "" => Reply::page(page(&[item("same", 1), other.clone()], "/f?from=3&after=same")),
+        _ => Reply::page(page(&[], "/f?from=3&after=same")),
+    });
+    let mut mirror = Mirror::running("f", &publisher.url("/f"));
+    mirror.until_level("f");
+    mirror.stop();
+
+    let (code, out, _) = told(mirror.verb(&["forget", "f", "same", "--kind", "thing"]));
+
+    assert_eq!(code, 0);
+    assert!(out.contains("a cursor names it"), "{out}");
+    assert_eq!(mirror.column("SELECT kind FROM live_items"), ["other"]);
+    let (code, _, error) = told(mirror.verb(&["forget", "nope", "same"]));
+    assert_eq!((code, error.contains("no feed nope")), (1, true), "{error}");
+}
+
+#[test]
+fn an_old_version_goes_from_the_free_pages_that_it_left() {
+    // given an item that was large once: its old pages are free, and as they were
+    let large = format!(r#"{{"name":"{}"}}"#, format!("{SECRET}large ").repeat(8_000));
+    let large = item(ID, 1).replace(&format!(r#"{{"name":"{SECRET}1"}}"#), &large);
+    let publisher = Publisher::start(move |request| match request.query() {
+        "" => Reply::page(page(std::slice::from_ref(&large), "/f?from=1&after=1")),
+        "from=1&after=1" => Reply::page(page(&[item(ID, 2), item("last", 3)], "/f?from=3&after=last")),
+        _ => Reply::page(page(&[], "/f?from=3&after=last")),
+    });
+    let mirror = Mirror::new().feed("f", &publisher.url("/f"));
+    assert_eq!(told(mirror.verb(&["sync"])).0, 0);
+    assert!(mirror.number("PRAGMA freelist_count") > 0, "the test frees pages");
+    let holds = |bytes: &str| files_with(&mirror, bytes).contains(&"mirror.db".to_owned());
+    assert!(holds("person-4711@large"), "and they hold the old version");
+
+    // when it is forgotten
+    let (code, out, error) = told(mirror.verb(&["forget", "f", ID]));
+
+    // then they don't
+    assert_eq!(code, 0, "{out}{error}");
+    assert_eq!(files_with(&mirror, SECRET), [""; 0]);
+    assert_eq!(mirror.number("SELECT count(*) FROM blank"), 0);
+}
+
+#[test]
+fn once_its_tombstone_has_gone_nothing_names_it_and_it_is_still_not_taken() {
+    // given an item, and a record in quarantine that is named as it is
+    let bad = format!(r#"{{"state":"odd","kind":"thing","id":"{ID}","modified":5}}"#);
+    let publisher = Publisher::start(move |request| match request.query() {
+        "" => Reply::page(page(&[item(ID, 2), bad.clone(), item("last", 9)], "/f?from=9&after=last")),
+        _ => Reply::page(page(&[], "/f?from=9&after=last")),
+    });
+    let mirror = Mirror::new().feed("f", &publisher.url("/f")).tables("[keep]\nforgotten = \"1ms\"\n");
+    assert_eq!(told(mirror.verb(&["sync"])).0, 0);
+    assert_eq!(told(mirror.verb(&["forget", "f", ID])).0, 0);
+    assert_eq!(mirror.row("f").tombstones, 1);
+
+    // when its tombstone is too old, and the feed is read anew
+    assert_eq!(told(mirror.verb(&["sync"])).0, 0);
+    assert_eq!(mirror.row("f").tombstones, 0);
+    assert_eq!(told(mirror.verb(&["resync", "f"])).0, 0);
+    assert_eq!(told(mirror.verb(&["sync"])).0, 0);
+
+    // then neither is there
+    assert_eq!(mirror.events("f", "resync-done").len(), 1);
+    assert_eq!(mirror.ids("f"), ["last"]);
+    assert_eq!(mirror.number("SELECT count(*) FROM quarantine"), 0);
+    assert_eq!(mirror.number("SELECT met FROM forgotten"), 2, "both came again");
+    assert!(files_with(&mirror, ID).is_empty(), "{:?}", files_with(&mirror, ID));
+}
+
+#[test]
+fn a_reader_that_stays_is_told_of_and_the_wal_is_cut_once_it_has_gone() {
+    // given a reader in the middle of a query
+    let shelf = shelf();
+    let publisher = serve(&shelf);
+    let mirror = Mirror::running("f", &publisher.url("/f"));
+    mirror.until_level("f");
+    let reader = Connection::open(mirror.path("mirror.db")).unwrap();
+    reader.execute_batch("BEGIN; SELECT count(*) FROM items").unwrap();
+    let in_wal = |mirror: &Mirror| files_with(mirror, SECRET).contains(&"mirror.db-wal".to_owned());
+
+    // when the item is forgotten
+    let (code, out, error) = told(mirror.verb(&["forget", "f", ID]));
+
+    // then that is done, and what is left is said
+    assert_eq!(code, 0, "{error}");
+    assert!(out.contains("stay in the WAL until a long reader has gone"), "{out}");
+    assert!(in_wal(&mirror));
+    shelf.put("fresh");
+    mirror.until("intake goes on", |mirror| mirror.ids("f").contains(&"fresh".to_owned()));
+    reader.execute_batch("COMMIT").unwrap();
+    mirror.until("the WAL is cut", |mirror| files_with(mirror, SECRET).is_empty());
+}

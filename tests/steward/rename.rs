@@ -1,0 +1,151 @@
+//! A feed under another name: not read anew, and those who follow the change log end with the same.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use crate::support::{Mirror, Publisher, Request, Shelf};
+use crate::told;
+
+fn serve(shelf: &Arc<Shelf>) -> Publisher {
+    let shelf = Arc::clone(shelf);
+    Publisher::start(move |request: &Request| shelf.page(request))
+}
+
+/// Who follows by (feed, kind, id) and knows nothing else.
+#[derive(Default)]
+struct Follower {
+    since: String,
+    held: BTreeMap<(String, String, String), String>,
+}
+
+impl Follower {
+    fn catch_up(&mut self, mirror: &Mirror) {
+        let since = if self.since.is_empty() { "0" } else { &self.since }.to_owned();
+        let (code, out, error) = told(mirror.verb(&["changes", "--since", &since, "--data"]));
+        assert_eq!(code, 0, "{error}");
+        for line in out.lines() {
+            let row: Value = serde_json::from_str(line).unwrap();
+            let text = |key: &str| row[key].as_str().unwrap_or_default().to_owned();
+            if row.get("epoch").is_some() {
+                self.since = format!("{}:{}", text("epoch"), row["last_seq"]);
+                continue;
+            }
+            let key = (text("feed"), text("kind"), text("id"));
+            match row["state"].as_str().unwrap() {
+                "purged" => self.held.retain(|(feed, _, _), _| *feed != key.0),
+                "deleted" => drop(self.held.remove(&key)),
+                _ => drop(self.held.insert(key, row["data"].to_string())),
+            }
+        }
+    }
+
+    /// What one who begins now would hold.
+    fn expect_all_of(&self, mirror: &Mirror) {
+        let mut anew = Follower::default();
+        anew.catch_up(mirror);
+        assert_eq!(self.held, anew.held);
+    }
+}
+
+fn first_pages(publisher: &Publisher) -> usize {
+    publisher.requests().iter().filter(|request| request.query().is_empty()).count()
+}
+
+#[test]
+fn a_live_daemon_renames_on_reload_and_reads_nothing_again() {
+    // given a feed of many items, one deleted, and a follower
+    let shelf = Shelf::of(1_300, 500);
+    let publisher = serve(&shelf);
+    let mut mirror = Mirror::running("old", &publisher.url("/f"));
+    mirror.until_level("old");
+    let mut follower = Follower::default();
+    follower.catch_up(&mirror);
+    shelf.delete("id-7");
+    mirror.until("the deletion", |mirror| mirror.row("old").tombstones == 1);
+    let (read, level) = (first_pages(&publisher), mirror.row("old"));
+
+    // the verb says how
+    let (code, _, error) = told(mirror.verb(&["rename", "old", "new", "--db", "mirror.db"]));
+    assert_eq!((code, error.contains("was = \"old\"")), (1, true), "{error}");
+
+    // when it is configured under another name
+    mirror.drop_feed("old");
+    mirror.set_feed("new", &publisher.url("/f"), "was = \"old\"");
+    mirror.write_config();
+    mirror.signal(Signal::SIGHUP);
+    mirror.until("the new name", |mirror| mirror.column("SELECT name FROM feeds") == ["new"]);
+    let numbered = "SELECT count(*) FROM feed WHERE renumber_to IS NULL";
+    mirror.until("new numbers", |mirror| mirror.number(numbered) == 1);
+
+    // then it goes on where it was
+    shelf.put("fresh");
+    mirror.until("a change", |mirror| mirror.ids("new").contains(&"fresh".to_owned()));
+    assert_eq!(first_pages(&publisher), read, "it is not read anew");
+    let row = mirror.row("new");
+    assert_eq!((row.items, row.tombstones), (level.items + 1, level.tombstones));
+    assert_eq!(mirror.events("new", "renamed"), ["old → new"]);
+    assert_eq!(mirror.live("new"), shelf.live());
+
+    // and who follows holds what one holds who begins now
+    follower.catch_up(&mirror);
+    follower.expect_all_of(&mirror);
+    assert!(follower.held.keys().all(|(feed, _, _)| feed == "new"));
+    assert_eq!(follower.held.len(), 1_300);
+
+    // and a restart with the same configuration changes nothing
+    mirror.stop();
+    mirror.start_again();
+    mirror.until_level("new");
+    assert_eq!(first_pages(&publisher), read);
+    assert_eq!(mirror.events("new", "renamed").len(), 1);
+}
+
+#[test]
+fn at_rest_the_verb_renames_what_the_configuration_has_under_the_new_name_alone() {
+    let shelf = Shelf::of(30, 10);
+    let publisher = serve(&shelf);
+    let mut mirror = Mirror::running("old", &publisher.url("/f"));
+    mirror.until_level("old");
+    mirror.stop();
+    let mut follower = Follower::default();
+    follower.catch_up(&mirror);
+    let read = first_pages(&publisher);
+
+    let (code, _, error) = told(mirror.verb(&["rename", "old", "new"]));
+    assert_eq!((code, error.contains("old is configured")), (1, true), "{error}");
+    mirror.drop_feed("old");
+    let (code, _, error) = told(mirror.verb(&["rename", "old", "new"]));
+    assert_eq!((code, error.contains("new is not configured")), (1, true), "{error}");
+    mirror.set_feed("new", &publisher.url("/f"), "");
+    let (code, _, error) = told(mirror.verb(&["rename", "none", "new"]));
+    assert_eq!((code, error.contains("no feed none")), (1, true), "{error}");
+    let (code, out, error) = told(mirror.verb(&["rename", "old", "new"]));
+    assert_eq!(code, 0, "{error}");
+    assert!(out.contains("30 items have new numbers"), "{out}");
+
+    follower.catch_up(&mirror);
+    follower.expect_all_of(&mirror);
+    mirror.start_again();
+    shelf.put("fresh");
+    mirror.until("a change", |mirror| mirror.ids("new").contains(&"fresh".to_owned()));
+    assert_eq!(first_pages(&publisher), read);
+    mirror.stop();
+
+    // a name that is taken stays its feed's
+    mirror.set_feed("other", &publisher.url("/f"), "");
+    assert_eq!(told(mirror.verb(&["sync"])).0, 0);
+    let (code, _, error) = told(mirror.verb(&["rename", "new", "other", "--db", "mirror.db"]));
+    assert_eq!((code, error.contains("other holds rows of its own")), (1, true), "{error}");
+}
+
+#[test]
+fn two_feeds_never_share_the_rows_of_one() {
+    let mirror = Mirror::new().feed("old", "https://acme.example/a");
+    let mirror = mirror.feed_with("new", "https://acme.example/b", "was = \"old\"");
+    let (code, out, error) = told(mirror.verb(&["check"]));
+    assert_ne!(code, 0);
+    assert!(format!("{out}{error}").contains("is the name of a feed that is configured"), "{out}{error}");
+}
