@@ -137,6 +137,13 @@ pub(super) fn quarantine(globals: &Globals, place: &Place, id: i64, retry: bool)
     Ok(Exit::Done)
 }
 
+/// Asks the daemon whether it is ready: whether its database can be written. It takes no token.
+pub(super) fn ready(globals: &Globals, place: &Place) -> anyhow::Result<Exit> {
+    let database = place.path(globals)?;
+    super::runtime()?.block_on(daemon::ready(globals, place, &database))?;
+    Ok(Exit::Done)
+}
+
 /// Who acts on the database.
 enum Holder {
     Daemon(Daemon),

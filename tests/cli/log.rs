@@ -18,7 +18,8 @@ fn run(publisher: &Simulated, configuration: &str, arguments: &[&str], environme
     desk.write("feedmirror.toml", &format!("{CONFIGURATION}{configuration}{feed}"));
     let mut command = desk.command(&[arguments, &["run"]].concat());
     let journal = desk.journal_stream();
-    let environment = environment.iter().map(|(name, value)| (*name, if *value == JOURNAL { &journal } else { *value }));
+    let environment =
+        environment.iter().map(|(name, value)| (*name, if *value == JOURNAL { &journal } else { *value }));
     let running = desk.start_as(command.envs(environment));
     until("the feed level", || !desk.sql("mirror.db", "SELECT name FROM feeds WHERE level_at IS NOT NULL").is_empty());
     running.signal(Signal::SIGTERM);

@@ -1,0 +1,81 @@
+//! What Cargo.toml lists, compared with what is there, without building anything.
+
+use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
+
+use toml::Table;
+
+use crate::{output_of, source, text};
+
+/// Source, place and mode.
+fn assets() -> Vec<[String; 3]> {
+    let manifest: Table = text("Cargo.toml").parse().unwrap();
+    let assets = manifest["package"]["metadata"]["deb"]["assets"].as_array().unwrap();
+    let words = |asset: &toml::Value| {
+        let mut words = asset.as_array().unwrap().iter().map(|word| word.as_str().unwrap().to_owned());
+        [words.next().unwrap(), words.next().unwrap(), words.next().unwrap()]
+    };
+    assets.iter().map(words).collect()
+}
+
+#[test]
+fn every_file_that_is_not_built_exists_and_has_its_mode() {
+    for [from, to, mode] in assets() {
+        assert!(from.starts_with("target/release/") || source().join(&from).is_file(), "there is no {from}");
+        // Secrets are referred to, but a header may hold one: the group alone reads the configuration.
+        let wanted = match to.split('/').next().unwrap() {
+            "etc" => "640",
+            _ if to == "usr/bin/" => "755",
+            _ => "644",
+        };
+        assert_eq!(mode, wanted, "{to}");
+    }
+}
+
+#[test]
+fn all_of_systemd_is_in_the_package() {
+    let assets = assets();
+    for entry in std::fs::read_dir(source().join("systemd")).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        let packaged = assets.iter().any(|[from, ..]| *from == format!("systemd/{name}"));
+        assert!(packaged, "systemd/{name} is not among the assets in Cargo.toml");
+    }
+}
+
+#[test]
+fn the_scripts_are_programs_that_a_shell_can_read() {
+    let scripts = ["build-deb", "build-static", "debian/postinst", "debian/prerm", "debian/postrm"];
+    for script in scripts {
+        let path = source().join("packaging").join(script);
+        let mode = path.metadata().unwrap().permissions().mode();
+        assert_eq!(mode & 0o111, 0o111, "{script} is not executable");
+        let shell = if script.starts_with("debian/") { "sh" } else { "bash" };
+        output_of(Command::new(shell).arg("-n").arg(path));
+    }
+}
+
+#[test]
+fn only_purging_names_the_mirror_to_remove_it() {
+    for script in ["postinst", "prerm"] {
+        let script = text(format!("packaging/debian/{script}"));
+        let code: Vec<&str> = script.lines().filter(|line| !line.trim_start().starts_with('#')).collect();
+        assert!(code.iter().all(|line| !line.contains("/var/lib/feedmirror")), "{code:#?}");
+    }
+}
+
+#[test]
+fn an_upgrade_restarts_the_daemon_and_stops_it_at_no_other_time() {
+    let (postinst, prerm) = (text("packaging/debian/postinst"), text("packaging/debian/prerm"));
+    // dpkg calls `postinst configure OLD-VERSION` for an upgrade, `prerm upgrade` before it and `prerm remove` for an end.
+    assert!(postinst.contains(r#"if [ -n "${2:-}" ]; then action=restart; else action=start; fi"#));
+    assert!(prerm.contains(r#"if [ "$1" = remove ]"#) && !prerm.contains("upgrade)"), "{prerm}");
+}
+
+#[test]
+fn the_changelog_has_a_section_for_this_version_in_the_form_of_keep_a_changelog() {
+    let changelog = text("CHANGELOG.md");
+    let first = changelog.lines().find_map(|line| line.strip_prefix("## ")).unwrap();
+    let version = first.split([' ', '[', ']']).find(|word| !word.is_empty()).unwrap();
+    assert_eq!(version, env!("CARGO_PKG_VERSION"), "the newest section is this version's");
+    assert!(first.ends_with("(unreleased)") || first.split(" - ").nth(1).is_some_and(|day| day.len() == 10), "{first}");
+}
