@@ -11,7 +11,8 @@ WORKDIR /src
 COPY . .
 # The one of the machine that builds: x86_64-unknown-linux-musl or aarch64-unknown-linux-musl.
 RUN packaging/build-static "$(uname -m)-unknown-linux-musl" \
-    && install -D "target/$(uname -m)-unknown-linux-musl/release/feedmirror" /image/usr/bin/feedmirror \
+    && install -d /image/usr/bin \
+    && strip --strip-debug -o /image/usr/bin/feedmirror "target/$(uname -m)-unknown-linux-musl/release/feedmirror" \
     && install -d -m 0750 -o 65532 -g 65532 /image/var/lib/feedmirror \
     && install -d -m 1777 /image/tmp
 

@@ -1,7 +1,7 @@
 //! A folder that stands for a machine's root, with a dpkg database of its own.
 //!
 //! The package's scripts run outside it and are told where it is by DPKG_ROOT; no service is started. Whoever is not
-//! root plays it in a user namespace, where fakeroot remembers what belongs to whom.
+//! root plays it with fakeroot.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -61,8 +61,8 @@ fn as_root(program: impl AsRef<OsStr>) -> Command {
     let mut command = if nix::unistd::getuid().is_root() {
         Command::new(program)
     } else {
-        let mut command = Command::new("unshare");
-        command.args(["--map-root-user", "fakeroot"]).arg(program);
+        let mut command = Command::new("fakeroot");
+        command.arg(program);
         command
     };
     let path = std::env::var("PATH").unwrap_or_default();
