@@ -66,16 +66,24 @@ fn only_purging_names_the_mirror_to_remove_it() {
 #[test]
 fn an_upgrade_restarts_the_daemon_and_stops_it_at_no_other_time() {
     let (postinst, prerm) = (text("packaging/debian/postinst"), text("packaging/debian/prerm"));
-    // dpkg calls `postinst configure OLD-VERSION` for an upgrade, `prerm upgrade` before it and `prerm remove` for an end.
+    // dpkg calls `prerm upgrade` and `postinst configure OLD-VERSION` for an upgrade, `prerm remove` for an end.
     assert!(postinst.contains(r#"if [ -n "${2:-}" ]; then action=restart; else action=start; fi"#));
     assert!(prerm.contains(r#"if [ "$1" = remove ]"#) && !prerm.contains("upgrade)"), "{prerm}");
 }
 
 #[test]
-fn the_changelog_has_a_section_for_this_version_in_the_form_of_keep_a_changelog() {
+fn the_changelog_is_in_the_form_of_keep_a_changelog_and_begins_with_this_version() {
     let changelog = text("CHANGELOG.md");
-    let first = changelog.lines().find_map(|line| line.strip_prefix("## ")).unwrap();
-    let version = first.split([' ', '[', ']']).find(|word| !word.is_empty()).unwrap();
-    assert_eq!(version, env!("CARGO_PKG_VERSION"), "the newest section is this version's");
-    assert!(first.ends_with("(unreleased)") || first.split(" - ").nth(1).is_some_and(|day| day.len() == 10), "{first}");
+    let sections: Vec<(&str, &str)> = changelog
+        .lines()
+        .filter_map(|line| line.strip_prefix("## "))
+        .map(|heading| heading.strip_prefix('[').unwrap().split_once("] - ").unwrap())
+        .collect();
+    assert_eq!(sections[0].0, env!("CARGO_PKG_VERSION"), "the newest section is this version's");
+    let is_day = |day: &str| day.parse::<jiff::civil::Date>().is_ok();
+    assert!(sections[0].1 == "unreleased" || is_day(sections[0].1), "{sections:?}");
+    assert!(sections[1..].iter().all(|(_, day)| is_day(day)), "{sections:?}");
+    for group in changelog.lines().filter_map(|line| line.strip_prefix("### ")) {
+        assert!(["Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"].contains(&group), "{group}");
+    }
 }
