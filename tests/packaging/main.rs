@@ -24,6 +24,6 @@ fn text(path: impl AsRef<Path>) -> String {
 fn output_of(command: &mut Command) -> String {
     let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}; ./test installs what it needs"));
     let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{command:?}: {}\n{said}", output.status);
+    assert!(output.status.success(), "{command:?}: {} (./test installs what it needs)\n{said}", output.status);
     String::from_utf8(output.stdout).unwrap()
 }

@@ -70,20 +70,3 @@ fn an_upgrade_restarts_the_daemon_and_stops_it_at_no_other_time() {
     assert!(postinst.contains(r#"if [ -n "${2:-}" ]; then action=restart; else action=start; fi"#));
     assert!(prerm.contains(r#"if [ "$1" = remove ]"#) && !prerm.contains("upgrade)"), "{prerm}");
 }
-
-#[test]
-fn the_changelog_is_in_the_form_of_keep_a_changelog_and_begins_with_this_version() {
-    let changelog = text("CHANGELOG.md");
-    let sections: Vec<(&str, &str)> = changelog
-        .lines()
-        .filter_map(|line| line.strip_prefix("## "))
-        .map(|heading| heading.strip_prefix('[').unwrap().split_once("] - ").unwrap())
-        .collect();
-    assert_eq!(sections[0].0, env!("CARGO_PKG_VERSION"), "the newest section is this version's");
-    let is_day = |day: &str| day.parse::<jiff::civil::Date>().is_ok();
-    assert!(sections[0].1 == "unreleased" || is_day(sections[0].1), "{sections:?}");
-    assert!(sections[1..].iter().all(|(_, day)| is_day(day)), "{sections:?}");
-    for group in changelog.lines().filter_map(|line| line.strip_prefix("### ")) {
-        assert!(["Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"].contains(&group), "{group}");
-    }
-}
