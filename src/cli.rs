@@ -2,12 +2,15 @@
 //!
 //! Results go to standard output and nothing else does; what is wrong goes to standard error in one line that names it.
 
+pub mod ack;
 pub mod changes;
 pub mod check;
+pub mod compare;
 pub mod control;
 pub mod demo;
 pub mod discover;
 pub mod events;
+pub mod explain;
 pub mod export;
 pub mod findings;
 mod lasting;
@@ -19,6 +22,7 @@ pub mod shell;
 pub mod simulate;
 pub mod status;
 pub mod sync;
+mod walk;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -132,6 +136,8 @@ enum Verb {
     Seek(control::Seek),
     /// Remove a feed's rows, quarantine and cursors
     Purge(control::Purge),
+    /// Silence feeds' alerts for a while, without pausing them
+    Ack(ack::Args),
     /// Records that could not be understood
     Quarantine(quarantine::Args),
     /// Ways in which publishers depart from the standard
@@ -140,6 +146,8 @@ enum Verb {
     Events(events::Args),
     /// Find feeds from a dataset site or a catalogue, as configuration
     Discover(discover::Args),
+    /// Tell where an item came from, and why it is as it is
+    Explain(explain::Args),
     /// A publisher to test against, with every misbehaviour on demand
     Simulate(simulate::Args),
     /// See it at work: a simulated publisher, mirrored before your eyes
@@ -189,10 +197,12 @@ fn act(cli: Cli) -> anyhow::Result<Exit> {
         Verb::Resync(args) => control::resync(globals, args),
         Verb::Seek(args) => control::seek(globals, args),
         Verb::Purge(args) => control::purge(globals, args),
+        Verb::Ack(args) => ack::run(globals, args),
         Verb::Quarantine(args) => quarantine::run(globals, args),
         Verb::Findings(args) => findings::run(globals, args),
         Verb::Events(args) => events::run(globals, args),
         Verb::Discover(args) => discover::run(globals, args),
+        Verb::Explain(args) => explain::run(globals, args),
         Verb::Simulate(args) => simulate::run(globals, args),
         Verb::Demo(args) => demo::run(globals, args),
         Verb::Completions(args) => shell::completions(args),

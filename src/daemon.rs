@@ -11,7 +11,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::feed::FeedName;
-use crate::output::metrics::FeedCounts;
+use crate::output::metrics::{FeedCounts, Own};
 use crate::server;
 use crate::source::budget::Budget;
 use crate::source::webhook::tls::Tls;
@@ -104,6 +104,10 @@ async fn serve(
         token: setup.token,
         ready: readiness,
         live: Arc::new(move || counts(&roster)),
+        own: {
+            let (store, budget) = (store.clone(), shared.budget.clone());
+            Arc::new(move || own(&store, &budget))
+        },
     };
     // Its own token: what ends because of `shutdown` must not look as if it had ended by itself.
     let ended = CancellationToken::new();
@@ -157,8 +161,17 @@ fn counts(roster: &Roster) -> Vec<FeedCounts> {
         records: done.records,
         written: done.written,
         quarantined: done.quarantined,
+        outcomes: done.outcomes,
+        polls: done.polls,
     };
     roster.done().into_iter().map(counts).collect()
+}
+
+fn own(store: &Store, budget: &Budget) -> Own {
+    let (queued_small, queued_large) = store.queue_depths();
+    let (budget_bytes, budget_used_bytes) = budget.bytes();
+    let (commits, pinned_bytes) = (store.commits(), store.pinned_bytes());
+    Own { commits, queued_small, queued_large, pinned_bytes, budget_bytes, budget_used_bytes }
 }
 
 async fn broken(store: &Store) -> StoreError {

@@ -114,6 +114,38 @@ words! {
 }
 
 words! {
+    /// What became of a record that was brought.
+    Outcome {
+        /// An update of an item that the mirror did not hold.
+        New = "new",
+        /// An update written over an older version.
+        Changed = "changed",
+        /// A tombstone written.
+        Deleted = "deleted",
+        /// Held already.
+        Same = "same",
+        /// Refused as older.
+        Older = "older",
+        /// Refused as tied.
+        Tied = "tied",
+        /// Could not be understood.
+        Quarantined = "quarantined",
+    }
+}
+
+words! {
+    /// What a request for a page got.
+    Asked {
+        /// A page.
+        Page = "page",
+        /// Word that nothing has changed.
+        NotModified = "not-modified",
+        /// Nothing that could be read.
+        Failed = "failed",
+    }
+}
+
+words! {
     /// An item's state (RPDE 1.0 spelling).
     State {
         /// There, with data.

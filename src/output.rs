@@ -6,6 +6,7 @@
 
 pub mod changes;
 pub mod estimate;
+pub mod explain;
 pub mod export;
 pub mod journal;
 pub mod metrics;
@@ -13,6 +14,7 @@ pub mod page;
 pub mod report;
 pub mod standard;
 pub mod status;
+pub mod vitals;
 mod words;
 
 use std::io::{self, Write};

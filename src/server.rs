@@ -14,6 +14,7 @@ mod gate;
 mod journals;
 mod options;
 mod orders;
+mod session;
 mod show;
 mod stream;
 pub mod token;
@@ -31,11 +32,11 @@ use axum::routing::{get, post};
 use axum::serve::Listener;
 use secrecy::SecretString;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-use crate::output::metrics::FeedCounts;
+use crate::output::metrics::{FeedCounts, Own};
 use crate::source::webhook::tls::Tls;
 use crate::store::read::{Reader, StoreError};
 use crate::supervisor::control::Control;
@@ -56,10 +57,15 @@ pub struct Ops {
     pub ready: watch::Receiver<Option<String>>,
     /// What each feed's workers have done since the start.
     pub live: Arc<dyn Fn() -> Vec<FeedCounts> + Send + Sync>,
+    /// How the mirror itself is doing.
+    pub own: Arc<dyn Fn() -> Own + Send + Sync>,
 }
 
 /// After the shutdown, for answers that are being given.
 const GRACE: Duration = Duration::from_millis(1500);
+
+/// Pages that are kept current at once: each reads the file once a second at most.
+const MOST_PAGES: usize = 32;
 
 /// Serves until the shutdown, and returns at most 2 s after it; streams end at once.
 ///
@@ -67,8 +73,9 @@ const GRACE: Duration = Duration::from_millis(1500);
 /// When the listener has no address.
 pub async fn serve(listener: TcpListener, ops: Ops, shutdown: CancellationToken) -> io::Result<()> {
     let loopback = listener.local_addr()?.ip().to_canonical().is_loopback();
-    let gate = Gate { token: ops.token.clone(), loopback };
-    let router = router(gate, Shared { ops: Arc::new(ops), shutdown: shutdown.clone() });
+    let gate = Arc::new(Gate::new(ops.token.clone(), loopback));
+    let pages = Arc::new(Semaphore::new(MOST_PAGES));
+    let router = router(Shared { ops: Arc::new(ops), gate, pages, shutdown: shutdown.clone() });
     serve_until(shutdown, Bounded::new(listener), router).await
 }
 
@@ -105,9 +112,14 @@ where
     }
 }
 
-fn router(gate: Gate, shared: Shared) -> Router {
+fn router(shared: Shared) -> Router {
+    let gate = Arc::clone(&shared.gate);
     Router::new()
         .route("/", get(show::page))
+        .route("/feeds/{name}", get(show::feed_page))
+        .route("/live", get(stream::live))
+        .route("/login", get(session::ask))
+        .route("/login", post(session::log_in))
         .route("/healthz", get(show::health))
         .route("/readyz", get(show::ready))
         .route("/metrics", get(show::metrics))
@@ -128,7 +140,7 @@ fn router(gate: Gate, shared: Shared) -> Router {
         .fallback(async || Problem::missing("there is nothing here"))
         .method_not_allowed_fallback(async || Problem::new(StatusCode::METHOD_NOT_ALLOWED, "not with this method"))
         .with_state(shared)
-        .layer(from_fn_with_state(Arc::new(gate), gate::check))
+        .layer(from_fn_with_state(gate, gate::check))
         .layer(map_response(careful))
 }
 
@@ -145,6 +157,9 @@ async fn careful(mut response: Response) -> Response {
 #[derive(Clone)]
 struct Shared {
     ops: Arc<Ops>,
+    gate: Arc<Gate>,
+    /// Places for pages that are kept current.
+    pages: Arc<Semaphore>,
     shutdown: CancellationToken,
 }
 

@@ -4,10 +4,12 @@
 //! commit together or not at all; no change number is ever given twice; what the environment refuses (a full disk, a
 //! locked file) is tried again and never acknowledged before it is done. Only this module and its children know SQL.
 
+pub mod ack;
 pub mod apply;
 mod checkpoint;
 #[cfg(test)]
 mod collisions;
+pub mod commits;
 pub mod endpoints;
 pub mod feeds;
 mod journal;
@@ -220,7 +222,23 @@ impl Store {
 
     /// Deliveries and other work waiting for the writer.
     pub fn queued(&self) -> usize {
-        self.queue.len()
+        let (small, large) = self.queue.depths();
+        small + large
+    }
+
+    /// Small and large work waiting for the writer.
+    pub fn queue_depths(&self) -> (usize, usize) {
+        self.queue.depths()
+    }
+
+    /// How long commits took since the start.
+    pub fn commits(&self) -> commits::CommitTimes {
+        self.queue.commits.times()
+    }
+
+    /// Bytes of a WAL that a long reader keeps from being written back; 0 when none does.
+    pub fn pinned_bytes(&self) -> u64 {
+        u64::try_from(*self.pinned.borrow()).unwrap_or(0) * u64::from(PAGE_BYTES)
     }
 }
 

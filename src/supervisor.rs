@@ -4,6 +4,7 @@
 //! between a feed's turns, never in the middle of one; nothing runs after the end of [`fleet::Supervisor::run`].
 //! Reads no page and decides nothing about items itself.
 
+pub mod ack;
 pub mod control;
 pub mod endpoints;
 pub mod fleet;

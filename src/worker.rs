@@ -21,12 +21,12 @@ use tokio::sync::{Notify, Semaphore};
 
 use self::push::Book;
 use crate::decode::rpde::{self, Reading};
-use crate::feed::{Dialect, FeedName, Generation, Order as ModifiedOrder, Page, Ties, Transport};
+use crate::feed::{Asked, Dialect, FeedName, Generation, Order as ModifiedOrder, Outcome, Page, Ties, Transport};
 use crate::schedule::{PollSettings, RetrySettings};
 use crate::source::budget::Budget;
 use crate::source::http::Requests;
 use crate::source::turns::Host;
-use crate::store::apply::{Delivery, Held, Purpose, Verdict};
+use crate::store::apply::{Applied, Delivery, Held, Origin, Purpose, Verdict};
 use crate::store::{Store, now};
 
 /// What all endpoints share.
@@ -115,6 +115,7 @@ impl Feed {
             generation,
             transport,
             at: now(),
+            origin: Origin::default(),
             page,
             purpose,
             order: self.reading.order,
@@ -158,6 +159,10 @@ pub struct Counts {
     pub written: AtomicU64,
     /// Records quarantined.
     pub quarantined: AtomicU64,
+    /// Records, by transport and by what became of them.
+    outcomes: [[AtomicU64; Outcome::ALL.len()]; Transport::ALL.len()],
+    /// Requests for pages, by what they got.
+    polls: [AtomicU64; Asked::ALL.len()],
     /// The likely size of its next page, bytes once decompressed.
     pub expected: AtomicU64,
 }
@@ -165,6 +170,35 @@ pub struct Counts {
 impl Counts {
     fn add(counter: &AtomicU64, n: u64) {
         counter.fetch_add(n, Ordering::Relaxed);
+    }
+
+    /// Counts what became of a delivery's records.
+    fn applied(&self, transport: Transport, applied: &Applied) {
+        Self::add(&self.records, applied.records());
+        Self::add(&self.written, applied.written());
+        Self::add(&self.quarantined, applied.quarantined);
+        for (outcome, n) in applied.outcomes() {
+            Self::add(&self.outcomes[transport as usize][outcome as usize], n);
+        }
+    }
+
+    fn asked(&self, got: Asked) {
+        Self::add(&self.polls[got as usize], 1);
+    }
+
+    /// Records since the start, by transport and by what became of them.
+    pub fn outcomes(&self) -> Vec<(Transport, Outcome, u64)> {
+        let count = |transport: Transport, outcome: Outcome| {
+            let counter = &self.outcomes[transport as usize][outcome as usize];
+            (transport, outcome, counter.load(Ordering::Relaxed))
+        };
+        let of = |transport: Transport| Outcome::ALL.iter().map(move |outcome| count(transport, *outcome));
+        Transport::ALL.iter().copied().flat_map(of).collect()
+    }
+
+    /// Requests for pages since the start, by what they got.
+    pub fn polls(&self) -> Vec<(Asked, u64)> {
+        Asked::ALL.iter().map(|got| (*got, self.polls[*got as usize].load(Ordering::Relaxed))).collect()
     }
 }
 

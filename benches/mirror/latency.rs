@@ -99,5 +99,6 @@ fn delivery(feed: &StoredFeed, items: std::ops::Range<u64>) -> Delivery {
         ties: Ties::Keep,
         follows: false,
         held: Held::default(),
+        origin: Default::default(),
     }
 }

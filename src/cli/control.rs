@@ -17,6 +17,7 @@ use super::{Exit, Globals};
 use crate::supervisor::control::{Order, QuarantineOrder};
 use daemon::Daemon;
 use file::AtRest;
+pub(super) use file::is_held;
 
 /// What `pause`, `resume` and `poll-now` are told.
 #[derive(Clone, Debug, clap::Args)]
@@ -163,7 +164,8 @@ impl Holder {
     }
 }
 
-fn tell(globals: &Globals, place: &Place, feeds: &[String], order: &Order) -> anyhow::Result<Exit> {
+/// Gives each of these feeds an order.
+pub(super) fn tell(globals: &Globals, place: &Place, feeds: &[String], order: &Order) -> anyhow::Result<Exit> {
     super::runtime()?.block_on(async {
         let holder = Holder::find(globals, place)?;
         let mut exit = Exit::Done;

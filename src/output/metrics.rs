@@ -1,29 +1,41 @@
-//! Metrics in Prometheus' text format, version 0.0.4: what the file holds, and what was counted since the start.
+//! Metrics in the OpenMetrics text format: what the file holds, and what was counted since the start.
 //!
 //! Guarantees: each name has one HELP and one TYPE line and its series in one block; label values are escaped, since
-//! names and words come from others. What is not known has no series: a feed that was never level has no lag, and a
+//! names and words come from others. All series are made anew for each scrape, so those of a feed go with it: a removed
+//! feed has none, and is only counted. What is not known has no series: a feed that was never level has no lag, and a
 //! file that can't be read leaves the counts alone.
 
-use std::fmt::{self, Write};
+mod names;
+mod sheet;
+
+use std::collections::HashSet;
+use std::fmt;
 use std::path::Path;
 
 use jiff::Timestamp;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, text};
+use prometheus_client::registry::Registry;
+use url::Url;
 
 use super::status::Status;
-use crate::feed::Mode;
-use crate::store::read::{FeedRow, QuarantineCount, Reader, StoreError};
+use crate::feed::{Asked, Health, Mode, Outcome, Push, Transport};
+use crate::store::commits::CommitTimes;
+use crate::store::read::{EndpointRow, FeedRow, FindingRow, QuarantineCount, Reader, StoreError};
+pub use names::{METRICS, Metric, MetricType};
+use sheet::{Sheet, Value};
 
 /// The media type.
-pub const MEDIA_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+pub const MEDIA_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// What one feed's workers have done since the start.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FeedCounts {
     /// The feed's name.
     pub feed: String,
-    /// Pages read.
+    /// Pages committed.
     pub pages: u64,
-    /// Bytes read, once decompressed.
+    /// Bytes received.
     pub bytes: u64,
     /// Records looked at.
     pub records: u64,
@@ -31,6 +43,27 @@ pub struct FeedCounts {
     pub written: u64,
     /// Records quarantined.
     pub quarantined: u64,
+    /// Records, by transport and by what became of them.
+    pub outcomes: Vec<(Transport, Outcome, u64)>,
+    /// Requests for pages, by what they got.
+    pub polls: Vec<(Asked, u64)>,
+}
+
+/// How the mirror itself is doing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Own {
+    /// How long commits took since the start.
+    pub commits: CommitTimes,
+    /// Small work waiting for the writer.
+    pub queued_small: usize,
+    /// Large work waiting for the writer.
+    pub queued_large: usize,
+    /// Bytes of a WAL that a long reader keeps from being written back.
+    pub pinned_bytes: u64,
+    /// Bytes that pages under way may hold together.
+    pub budget_bytes: u64,
+    /// Bytes that they hold at the moment.
+    pub budget_used_bytes: u64,
 }
 
 /// What the file says.
@@ -38,8 +71,26 @@ pub struct FeedCounts {
 pub struct Stored {
     pub(super) status: Status,
     quarantine: Vec<QuarantineCount>,
+    endpoints: Vec<EndpointRow>,
+    findings: Vec<FindingRow>,
     database_bytes: Option<u64>,
     wal_bytes: Option<u64>,
+    disk: Option<Disk>,
+}
+
+/// The file system where the file lies.
+#[derive(Clone, Copy, Debug)]
+struct Disk {
+    bytes: u64,
+    free_bytes: u64,
+}
+
+impl Disk {
+    fn of(path: &Path) -> Option<Self> {
+        let told = rustix::fs::statvfs(path).ok()?;
+        let bytes = |blocks: u64| blocks.saturating_mul(told.f_frsize);
+        Some(Self { bytes: bytes(told.f_blocks), free_bytes: bytes(told.f_bavail) })
+    }
 }
 
 impl Stored {
@@ -54,167 +105,187 @@ impl Stored {
         Ok(Self {
             status: Status::read(reader, &[])?,
             quarantine: reader.quarantine_counts()?,
+            endpoints: reader.endpoints(None)?,
+            findings: reader.findings(None)?,
             database_bytes: size(reader.path()),
             wal_bytes: size(Path::new(&wal)),
+            disk: Disk::of(reader.path()),
         })
     }
 
     /// Records that this feed has in quarantine.
     pub(super) fn quarantined(&self, feed: &str) -> i64 {
-        self.quarantine.iter().find(|count| count.feed == feed).map_or(0, |count| count.rows)
+        self.kept(feed).map_or(0, |count| count.rows)
+    }
+
+    fn kept(&self, feed: &str) -> Option<&QuarantineCount> {
+        self.quarantine.iter().find(|count| count.feed == feed)
+    }
+
+    /// The feeds that have series.
+    fn feeds(&self) -> impl Iterator<Item = &FeedRow> + Clone {
+        self.status.feeds.iter().filter(|feed| feed.health != Health::Removed.as_str())
+    }
+
+    fn names(&self) -> HashSet<&str> {
+        self.feeds().map(|feed| feed.name.as_str()).collect()
     }
 }
 
-/// All metrics; `stored` is none while the file can't be read.
-pub fn text(now: Timestamp, ready: bool, counts: &[FeedCounts], stored: Option<&Stored>) -> String {
-    let mut text = Text(String::new());
-    text.one("ready", "gauge", "Whether the database takes writes.", f64::from(u8::from(ready)));
-    if let Some(stored) = stored {
-        text.mirror(stored);
-        text.feeds(now, &stored.status.feeds);
-        text.block("feed_quarantine_rows", "gauge", "Records in quarantine.", |series| {
-            for feed in &stored.status.feeds {
-                series.of(&feed.name, stored.quarantined(&feed.name) as f64);
-            }
-        });
-    }
-    text.counts(counts);
-    text.0
+/// What one scrape is told.
+#[derive(Clone, Debug)]
+pub struct Scrape {
+    /// When.
+    pub now: Timestamp,
+    /// Whether the database takes writes.
+    pub ready: bool,
+    /// How the mirror itself is doing.
+    pub own: Own,
+    /// What the feeds' workers have done.
+    pub counts: Vec<FeedCounts>,
+    /// What the file says; none while it can't be read.
+    pub stored: Option<Stored>,
 }
 
-/// Every name, for the documents that must tell of them.
-pub const NAMES: &[&str] = &[
-    "feedmirror_ready",
-    "feedmirror_info",
-    "feedmirror_start_time_seconds",
-    "feedmirror_mirror_seq",
-    "feedmirror_database_bytes",
-    "feedmirror_wal_bytes",
-    "feedmirror_feed_items",
-    "feedmirror_feed_tombstones",
-    "feedmirror_feed_level",
-    "feedmirror_feed_lag_seconds",
-    "feedmirror_feed_health",
-    "feedmirror_feed_failures",
-    "feedmirror_feed_quarantine_rows",
-    "feedmirror_feed_pages_total",
-    "feedmirror_feed_bytes_total",
-    "feedmirror_feed_records_total",
-    "feedmirror_feed_written_total",
-    "feedmirror_feed_quarantined_total",
-];
-
-struct Text(String);
-
-/// The series of one name.
-struct Series<'a> {
-    text: &'a mut String,
-    name: &'static str,
-}
-
-impl Series<'_> {
-    fn with(&mut self, labels: &[(&str, &str)], value: f64) {
-        let shown: Vec<String> = labels.iter().map(|(label, value)| format!("{label}=\"{}\"", Label(value))).collect();
-        let labels = if shown.is_empty() { String::new() } else { format!("{{{}}}", shown.join(",")) };
-        // Writing to memory can't fail.
-        let _ = writeln!(self.text, "feedmirror_{}{labels} {value}", self.name);
-    }
-
-    fn of(&mut self, feed: &str, value: f64) {
-        self.with(&[("feed", feed)], value);
+impl Scrape {
+    /// All metrics as text.
+    ///
+    /// # Errors
+    /// Never, as far as one can see: it is written to memory.
+    pub fn text(self) -> Result<String, fmt::Error> {
+        let mut registry = Registry::default();
+        registry.register_collector(Box::new(self));
+        let mut out = String::new();
+        text::encode(&mut out, &registry)?;
+        Ok(out)
     }
 }
 
-impl Text {
-    fn block(&mut self, name: &'static str, kind: &str, help: &str, fill: impl FnOnce(&mut Series<'_>)) {
-        // Writing to memory can't fail.
-        let _ = writeln!(self.0, "# HELP feedmirror_{name} {help}\n# TYPE feedmirror_{name} {kind}");
-        fill(&mut Series { text: &mut self.0, name });
-    }
-
-    fn one(&mut self, name: &'static str, kind: &str, help: &str, value: impl Into<Option<f64>>) {
-        if let Some(value) = value.into() {
-            self.block(name, kind, help, |series| series.with(&[], value));
+impl Collector for Scrape {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let mut sheet = Sheet(encoder);
+        sheet.one(&names::READY, Value::flag(self.ready))?;
+        own(&mut sheet, &self.own)?;
+        if let Some(stored) = &self.stored {
+            mirror(&mut sheet, stored)?;
+            feeds(&mut sheet, stored, self.now)?;
+            kept(&mut sheet, stored)?;
+            endpoints(&mut sheet, stored)?;
         }
+        counts(&mut sheet, &self.counts, self.stored.as_ref())
     }
+}
 
-    fn mirror(&mut self, stored: &Stored) {
-        let mirror = &stored.status.mirror;
-        self.block("info", "gauge", "The mirror's epoch and the version that writes it; always 1.", |series| {
-            series.with(&[("epoch", &mirror.epoch), ("version", &mirror.version)], 1.0);
-        });
-        let started = mirror.started_at.as_deref().and_then(parsed).map(seconds);
-        self.one("start_time_seconds", "gauge", "When the daemon started, in seconds since 1970.", started);
-        self.one("mirror_seq", "gauge", "The last change number given.", mirror.seq as f64);
-        let bytes = |bytes: Option<u64>| bytes.map(|bytes| bytes as f64);
-        self.one("database_bytes", "gauge", "Size of the database file.", bytes(stored.database_bytes));
-        self.one("wal_bytes", "gauge", "Size of the write-ahead log beside it.", bytes(stored.wal_bytes));
-    }
+fn own(sheet: &mut Sheet<'_>, own: &Own) -> fmt::Result {
+    sheet.times(&names::COMMIT, &own.commits)?;
+    let queued = [("small", own.queued_small), ("large", own.queued_large)];
+    sheet.write(&names::QUEUE, queued.map(|(size, queued)| ([size], Value::size(queued as u64))))?;
+    sheet.one(&names::PINNED, Value::size(own.pinned_bytes))?;
+    sheet.one(&names::BUDGET, Value::size(own.budget_bytes))?;
+    sheet.one(&names::BUDGET_USED, Value::size(own.budget_used_bytes))
+}
 
-    fn feeds(&mut self, now: Timestamp, feeds: &[FeedRow]) {
-        let mut gauge = |name, help, value: fn(&FeedRow, Timestamp) -> Option<f64>| {
-            self.block(name, "gauge", help, |series| {
-                for feed in feeds {
-                    value(feed, now).into_iter().for_each(|value| series.of(&feed.name, value));
-                }
-            });
-        };
-        gauge("feed_items", "Live items.", |feed, _| Some(feed.items as f64));
-        gauge("feed_tombstones", "Deleted items that are remembered.", |feed, _| Some(feed.tombstones as f64));
-        gauge("feed_level", "Whether its end has been seen since it was begun.", |feed, _| {
-            Some(f64::from(u8::from(feed.mode != Mode::Refresh.as_str())))
-        });
-        gauge("feed_lag_seconds", "Time since its end was last seen.", |feed, now| {
-            let level_at = feed.level_at.as_deref().and_then(parsed)?;
-            Some((now.as_millisecond() - level_at.as_millisecond()).max(0) as f64 / 1000.0)
-        });
-        gauge("feed_failures", "Errors in a row.", |feed, _| Some(feed.failures as f64));
-        self.block("feed_health", "gauge", "Its health: 1 for the one it has.", |series| {
-            for feed in feeds {
-                series.with(&[("feed", &feed.name), ("health", &feed.health)], 1.0);
-            }
-        });
-    }
+fn mirror(sheet: &mut Sheet<'_>, stored: &Stored) -> fmt::Result {
+    let mirror = &stored.status.mirror;
+    sheet.write(&names::INFO, [([mirror.epoch.as_str(), &mirror.version], Value::Told)])?;
+    let started = mirror.started_at.as_deref().and_then(parsed);
+    sheet.one(&names::START_TIME, started.map(|at| Value::Real(at.as_millisecond() as f64 / 1000.0)))?;
+    sheet.one(&names::SEQ, Value::Whole(mirror.seq))?;
+    sheet.one(&names::DATABASE, stored.database_bytes.map(Value::size))?;
+    sheet.one(&names::WAL, stored.wal_bytes.map(Value::size))?;
+    sheet.one(&names::FREE, stored.disk.map(|disk| Value::size(disk.free_bytes)))?;
+    sheet.one(&names::DISK, stored.disk.map(|disk| Value::size(disk.bytes)))?;
+    let with = |health: &Health| stored.status.feeds.iter().filter(|feed| feed.health == health.as_str()).count();
+    sheet.write(&names::FEEDS, Health::ALL.iter().map(|health| ([health.as_str()], Value::size(with(health) as u64))))
+}
 
-    fn counts(&mut self, counts: &[FeedCounts]) {
-        let mut counter = |name, help, value: fn(&FeedCounts) -> u64| {
-            self.block(name, "counter", help, |series| {
-                for feed in counts {
-                    series.of(&feed.feed, value(feed) as f64);
-                }
-            });
-        };
-        counter("feed_pages_total", "Pages read since the start.", |feed| feed.pages);
-        counter("feed_bytes_total", "Bytes of pages read since the start, decompressed.", |feed| feed.bytes);
-        counter("feed_records_total", "Records looked at since the start.", |feed| feed.records);
-        counter("feed_written_total", "Items written since the start.", |feed| feed.written);
-        counter("feed_quarantined_total", "Records quarantined since the start.", |feed| feed.quarantined);
-    }
+fn feeds(sheet: &mut Sheet<'_>, stored: &Stored, now: Timestamp) -> fmt::Result {
+    let one = Value::Whole(1);
+    let providers: Vec<String> = stored.feeds().map(provider).collect();
+    let told = stored.feeds().zip(&providers).map(|(feed, provider)| ([feed.name.as_str(), provider], Value::Told));
+    sheet.write(&names::FEED_INFO, told)?;
+    sheet.write(&names::MODE, stored.feeds().map(|feed| ([feed.name.as_str(), &feed.mode], one)))?;
+    sheet.write(&names::HEALTH, stored.feeds().map(|feed| ([feed.name.as_str(), &feed.health], one)))?;
+    let mut gauge = |metric: &Metric, value: &dyn Fn(&FeedRow) -> Option<Value>| {
+        sheet.write(metric, stored.feeds().filter_map(|feed| Some(([feed.name.as_str()], value(feed)?))))
+    };
+    let since = |at: Option<&str>| Some(Value::Real(seconds_since(at?, now)?));
+    gauge(&names::ACKED, &|feed| Some(Value::flag(feed.acked_until.is_some())))?;
+    gauge(&names::ITEMS, &|feed| Some(Value::Whole(feed.items)))?;
+    gauge(&names::TOMBSTONES, &|feed| Some(Value::Whole(feed.tombstones)))?;
+    gauge(&names::LEVEL, &|feed| Some(Value::flag(feed.mode != Mode::Refresh.as_str())))?;
+    gauge(&names::LAG, &|feed| since(feed.level_at.as_deref()))?;
+    gauge(&names::STALENESS, &|feed| since(feed.polled_at.as_deref()))?;
+    gauge(&names::FAILURES, &|feed| Some(Value::Whole(feed.failures)))
+}
+
+/// Resyncs, quarantine and findings.
+fn kept(sheet: &mut Sheet<'_>, stored: &Stored) -> fmt::Result {
+    let names = stored.names();
+    let resyncs = stored.status.resyncs.iter().filter(|resync| names.contains(resync.feed.as_str()));
+    sheet.write(&names::RESYNC, resyncs.map(|resync| ([resync.feed.as_str(), &resync.stage], Value::Whole(1))))?;
+    let quarantined = |feed: &FeedRow| Value::Whole(stored.quarantined(&feed.name));
+    sheet.write(&names::QUARANTINE, stored.feeds().map(|feed| ([feed.name.as_str()], quarantined(feed))))?;
+    let dropped = |feed: &FeedRow| Value::count(stored.kept(&feed.name).map_or(0, |count| count.dropped));
+    sheet.write(&names::DROPPED, stored.feeds().map(|feed| ([feed.name.as_str()], dropped(feed))))?;
+    let findings = stored.findings.iter().filter(|finding| names.contains(finding.feed.as_str()));
+    let series = findings.map(|finding| ([finding.feed.as_str(), &finding.rule], Value::count(finding.count)));
+    sheet.write(&names::FINDINGS, series)
+}
+
+fn endpoints(sheet: &mut Sheet<'_>, stored: &Stored) -> fmt::Result {
+    let names = stored.names();
+    let pushes = |row: &&EndpointRow| row.transport != Transport::Poll.as_str() && names.contains(row.feed.as_str());
+    let pushed: Vec<&EndpointRow> = stored.endpoints.iter().filter(pushes).collect();
+    let mut series = |metric: &Metric, value: &dyn Fn(&EndpointRow) -> Value| {
+        sheet.write(metric, pushed.iter().map(|row| ([row.feed.as_str(), &row.transport], value(row))))
+    };
+    series(&names::UP, &|row| Value::flag(row.health == Health::Ok.as_str()))?;
+    series(&names::PROVEN, &|row| Value::flag(row.push == Push::Proven.as_str()))?;
+    series(&names::DELIVERED, &|row| Value::count(row.delivered))?;
+    series(&names::MISSED, &|row| Value::count(row.missed))?;
+    series(&names::LATE, &|row| Value::count(row.late))
+}
+
+/// What the workers counted. A transport that the feed doesn't have has no series.
+fn counts(sheet: &mut Sheet<'_>, counts: &[FeedCounts], stored: Option<&Stored>) -> fmt::Result {
+    sheet.write(&names::PAGES, counts.iter().map(|feed| ([feed.feed.as_str()], Value::Count(feed.pages))))?;
+    sheet.write(&names::BYTES, counts.iter().map(|feed| ([feed.feed.as_str()], Value::Count(feed.bytes))))?;
+    let polls = counts.iter().flat_map(|feed| {
+        feed.polls.iter().map(|(got, count)| ([feed.feed.as_str(), got.as_str()], Value::Count(*count)))
+    });
+    sheet.write(&names::POLLS, polls)?;
+    let configured: HashSet<(&str, &str)> = stored
+        .map_or(&[][..], |stored| &stored.endpoints)
+        .iter()
+        .map(|row| (row.feed.as_str(), row.transport.as_str()))
+        .collect();
+    let has = |feed: &FeedCounts, transport: Transport| {
+        transport == Transport::Poll
+            || configured.contains(&(feed.feed.as_str(), transport.as_str()))
+            || feed.outcomes.iter().any(|(by, _, count)| *by == transport && *count > 0)
+    };
+    let records = counts.iter().flat_map(|feed| {
+        let counted = feed.outcomes.iter().filter(|(transport, ..)| has(feed, *transport));
+        counted.map(|(transport, outcome, count)| {
+            ([feed.feed.as_str(), transport.as_str(), outcome.as_str()], Value::Count(*count))
+        })
+    });
+    sheet.write(&names::RECORDS, records)
+}
+
+/// The feed's provider; its host where none is configured; neither is known of one whose settings can't be used.
+fn provider(feed: &FeedRow) -> String {
+    let host = || Url::parse(&feed.url).ok()?.host_str().map(str::to_owned);
+    feed.provider.clone().or_else(host).unwrap_or_else(|| "unknown".to_owned())
 }
 
 fn parsed(time: &str) -> Option<Timestamp> {
     time.parse().ok()
 }
 
-fn seconds(time: Timestamp) -> f64 {
-    time.as_millisecond() as f64 / 1000.0
-}
-
-/// A label's value: backslash, quote and line feed are escaped.
-struct Label<'a>(&'a str);
-
-impl fmt::Display for Label<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for sign in self.0.chars() {
-            match sign {
-                '\\' => f.write_str("\\\\")?,
-                '"' => f.write_str("\\\"")?,
-                '\n' => f.write_str("\\n")?,
-                sign => f.write_char(sign)?,
-            }
-        }
-        Ok(())
-    }
+fn seconds_since(time: &str, now: Timestamp) -> Option<f64> {
+    Some((now.as_millisecond() - parsed(time)?.as_millisecond()).max(0) as f64 / 1000.0)
 }
 
 #[cfg(test)]
@@ -245,8 +316,11 @@ mod tests {
             publisher: None,
             dataset_url: None,
             total_items: None,
+            acked_until: None,
+            ack_note: None,
         };
         let begun = FeedRow { name: "begun".into(), mode: "refresh".into(), level_at: None, ..feed.clone() };
+        let gone = FeedRow { name: "gone".into(), health: "removed".into(), ..feed.clone() };
         let mirror = MirrorRow {
             epoch: "e".into(),
             seq: 42,
@@ -256,61 +330,104 @@ mod tests {
             webhooks_address: None,
         };
         let quarantine = vec![QuarantineCount { feed: "acme".into(), rows: 4, bytes: 1, dropped: 0 }];
-        let status =
-            Status { mirror, feeds: vec![feed, begun], loads: Vec::new(), resyncs: Vec::new(), closer: Vec::new() };
-        Stored { status, quarantine, database_bytes: Some(10), wal_bytes: None }
+        let status = Status {
+            mirror,
+            feeds: vec![feed, begun, gone],
+            loads: Vec::new(),
+            resyncs: Vec::new(),
+            closer: Vec::new(),
+        };
+        let disk = Some(Disk { bytes: 100, free_bytes: 9 });
+        let (endpoints, findings) = (Vec::new(), Vec::new());
+        Stored { status, quarantine, endpoints, findings, database_bytes: Some(10), wal_bytes: None, disk }
+    }
+
+    fn scrape(counts: Vec<FeedCounts>, stored: Option<Stored>) -> String {
+        let now = "2026-01-01T00:00:02Z".parse().unwrap();
+        let own = Own { queued_large: 3, ..Own::default() };
+        Scrape { now, ready: stored.is_some(), own, counts, stored }.text().unwrap()
+    }
+
+    fn has(text: &str, line: &str) {
+        assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
     }
 
     #[test]
-    fn each_name_has_help_type_and_series_in_one_block() {
-        let now = "2026-01-01T00:00:02Z".parse().unwrap();
-        let counts = [FeedCounts { feed: "acme".into(), bytes: 5, ..FeedCounts::default() }];
-        let text = text(now, true, &counts, Some(&stored()));
+    fn each_name_has_help_and_type_once_and_its_series_below() {
+        let counts = vec![FeedCounts { feed: "acme".into(), bytes: 5, ..FeedCounts::default() }];
+        let text = scrape(counts, Some(stored()));
 
-        let mut current = "";
-        let mut seen = Vec::new();
-        for line in text.lines() {
-            if let Some(help) = line.strip_prefix("# HELP ") {
-                current = help.split(' ').next().unwrap();
+        let (mut current, mut seen) = ("", Vec::new());
+        for line in text.lines().take_while(|line| *line != "# EOF") {
+            let named = line.strip_prefix("# HELP ");
+            let name = named.or(line.strip_prefix("# TYPE ")).unwrap_or(line).split(['{', ' ']).next().unwrap();
+            if named.is_some() {
+                current = name;
                 seen.push(current);
-                continue;
             }
-            let name = line.strip_prefix("# TYPE ").unwrap_or(line).split(['{', ' ']).next().unwrap();
-            assert_eq!(name, current, "{line}");
+            assert!(name.starts_with(current), "{line} stands under {current}");
         }
-        let known: Vec<&str> = NAMES.iter().copied().filter(|name| *name != "feedmirror_wal_bytes").collect();
-        let mut sorted = (seen.clone(), known);
-        sorted.0.sort_unstable();
-        sorted.1.sort_unstable();
-        assert_eq!(sorted.0, sorted.1, "every name once, and all of them known");
+        let mut known: Vec<&str> = METRICS.iter().map(|metric| metric.family()).collect();
+        seen.sort_unstable();
+        known.sort_unstable();
+        assert_eq!(seen, known, "every name once, and all of them known");
+        assert!(text.ends_with("\n# EOF\n"), "{text}");
         for line in [
             "feedmirror_ready 1",
-            "feedmirror_start_time_seconds 10",
+            "feedmirror_info{epoch=\"e\",version=\"0.1.0\"} 1",
+            "feedmirror_start_time_seconds 10.0",
             "feedmirror_mirror_seq 42",
+            "feedmirror_disk_free_bytes 9",
+            "feedmirror_writer_queue{size=\"large\"} 3",
+            "feedmirror_feeds{health=\"removed\"} 1",
+            "feedmirror_feed_info{feed=\"acme\",provider=\"acme.example\"} 1",
             "feedmirror_feed_lag_seconds{feed=\"acme\"} 1.5",
             "feedmirror_feed_level{feed=\"acme\"} 1",
             "feedmirror_feed_level{feed=\"begun\"} 0",
+            "feedmirror_feed_acked{feed=\"begun\"} 0",
             "feedmirror_feed_quarantine_rows{feed=\"acme\"} 4",
             "feedmirror_feed_quarantine_rows{feed=\"begun\"} 0",
             "feedmirror_feed_bytes_total{feed=\"acme\"} 5",
         ] {
-            assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
+            has(&text, line);
         }
         assert!(!text.contains("lag_seconds{feed=\"begun\"}"), "what was never level has no lag");
+        assert!(!text.contains("feed=\"gone\""), "a removed feed has no series");
+        assert!(!text.contains("\nfeedmirror_wal_bytes"), "what is not known has no value");
+    }
+
+    #[test]
+    fn commits_are_a_histogram_whose_buckets_add_up() {
+        let text = scrape(Vec::new(), None);
+        has(&text, "# TYPE feedmirror_commit_seconds histogram");
+        has(&text, "feedmirror_commit_seconds_bucket{le=\"0.001\"} 0");
+        has(&text, "feedmirror_commit_seconds_bucket{le=\"10.0\"} 0");
+        has(&text, "feedmirror_commit_seconds_bucket{le=\"+Inf\"} 0");
+    }
+
+    #[test]
+    fn a_transport_that_a_feed_does_not_have_has_no_series() {
+        let outcomes = vec![
+            (Transport::Poll, Outcome::Same, 0),
+            (Transport::Sse, Outcome::Same, 0),
+            (Transport::Amqp, Outcome::New, 2),
+        ];
+        let text = scrape(vec![FeedCounts { feed: "acme".into(), outcomes, ..FeedCounts::default() }], None);
+        has(&text, "feedmirror_feed_records_total{feed=\"acme\",transport=\"poll\",outcome=\"same\"} 0");
+        has(&text, "feedmirror_feed_records_total{feed=\"acme\",transport=\"amqp\",outcome=\"new\"} 2");
+        assert!(!text.contains("transport=\"sse\""), "{text}");
     }
 
     #[test]
     fn labels_are_escaped() {
-        let text = text(Timestamp::UNIX_EPOCH, true, &[], Some(&stored()));
-        assert!(text.contains(r#"feedmirror_feed_health{feed="acme",health="re\"try\\ing\n"} 1"#), "{text}");
+        has(&scrape(Vec::new(), Some(stored())), r#"feedmirror_feed_health{feed="acme",health="re\"try\\ing\n"} 1"#);
     }
 
     #[test]
     fn a_file_that_cannot_be_read_leaves_the_counts() {
-        let counts = [FeedCounts { feed: "acme".into(), pages: 9, ..FeedCounts::default() }];
-        let text = text(Timestamp::UNIX_EPOCH, false, &counts, None);
-        assert!(text.contains("feedmirror_ready 0\n"));
-        assert!(text.contains("feedmirror_feed_pages_total{feed=\"acme\"} 9\n"));
+        let text = scrape(vec![FeedCounts { feed: "acme".into(), pages: 9, ..FeedCounts::default() }], None);
+        has(&text, "feedmirror_ready 0");
+        has(&text, "feedmirror_feed_pages_total{feed=\"acme\"} 9");
         assert!(!text.contains("feedmirror_mirror_seq"));
     }
 }

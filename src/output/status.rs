@@ -139,6 +139,12 @@ pub fn table(out: &mut impl Write, status: &Status, now: Timestamp, width: u16) 
         writeln!(out, "{}: {}{since}{failures}: {}", feed.name, feed.health, plain(&reason))?;
         reasons = true;
     }
+    for feed in &feeds {
+        let Some(ahead) = seconds_since(feed.acked_until.as_deref(), now).map(|since| span(-since)) else { continue };
+        let note = feed.ack_note.as_deref().map(|note| format!(": {}", plain(note))).unwrap_or_default();
+        writeln!(out, "{}: alerts silenced for {ahead} more{note}", feed.name)?;
+        reasons = true;
+    }
     if reasons {
         writeln!(out)?;
     }
@@ -265,6 +271,8 @@ mod tests {
             publisher: None,
             dataset_url: None,
             total_items: None,
+            acked_until: None,
+            ack_note: None,
         }
     }
 
@@ -343,6 +351,14 @@ mod tests {
         status.loads.push(LoadRow { feed: "a".into(), began_at: "2026-01-01T00:00:11.500Z".into() });
         let text = shown(&status);
         assert!(text.contains("\na: ok: first load: about 40 %, some 2 h to go\n"), "{text}");
+    }
+
+    #[test]
+    fn an_acked_feed_says_for_how_long_and_why() {
+        let acked_until = Some("2026-01-02T02:00:03.000Z".into());
+        let acked = FeedRow { acked_until, ack_note: Some("they know\u{1b}[2J".into()), ..feed("a", "ok", None) };
+        let text = shown(&status(vec![acked]));
+        assert!(text.contains("\na: alerts silenced for 24 h more: they know\u{fffd}[2J\n\n"), "{text}");
     }
 
     #[test]

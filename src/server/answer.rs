@@ -45,7 +45,6 @@ impl Problem {
         &self.words
     }
 
-    #[cfg(test)]
     pub(super) fn status(&self) -> StatusCode {
         self.status
     }

@@ -2,11 +2,11 @@
 //!
 //! Guarantees: on loopback only names of this machine's loopback are answered, so that a web site whose name was
 //! pointed here (DNS rebinding) reads nothing; whatever changes something needs the token, and off loopback reading
-//! does too, save `/healthz` and `/readyz`. The token comes in a header that no browser sends unasked, so a foreign page
-//! can't use a session: there is none.
+//! does too, save `/healthz` and `/readyz`. The token comes in a header that no browser sends unasked; a browser's
+//! session, which it does send, is made off loopback alone and reads alone.
 //!
 //! Off loopback the names of the machine can't be known: one that is neither an address nor `localhost` is answered
-//! when the token comes with it.
+//! when the token or a session comes with it, and else has nothing but the form to log in.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -15,36 +15,66 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use jiff::Timestamp;
 use secrecy::{ExposeSecret, SecretString};
 
 use super::answer::Problem;
+use super::session::{self, Sessions};
 
 /// What the gate knows.
 pub(super) struct Gate {
-    pub(super) token: SecretString,
+    token: SecretString,
     /// Whether the listener can be reached from this machine alone.
-    pub(super) loopback: bool,
+    loopback: bool,
+    /// The browsers that were let in.
+    pub(super) sessions: Sessions,
 }
 
 /// Lets a request through, or answers 403 or 401.
 pub(super) async fn check(State(gate): State<Arc<Gate>>, request: Request, next: Next) -> Response {
     match gate.judge(request.method(), request.uri().path(), request.headers()) {
         Ok(()) => next.run(request).await,
+        Err(problem) if problem.status() == StatusCode::UNAUTHORIZED && gate.is_door(&request) => {
+            session::form(request.uri().path(), false).unwrap_or_else(IntoResponse::into_response)
+        }
         Err(problem) => problem.into_response(),
     }
 }
 
 impl Gate {
+    pub(super) fn new(token: SecretString, loopback: bool) -> Self {
+        Self { token, loopback, sessions: Sessions::new() }
+    }
+
+    /// Whether this is the admin token.
+    pub(super) fn is_token(&self, given: &[u8]) -> bool {
+        same(given, self.token.expose_secret().as_bytes())
+    }
+
+    /// Whether a browser asks for a page that it may log in for.
+    fn is_door(&self, request: &Request) -> bool {
+        !self.loopback && reads(request.method()) && session::is_page(request.uri().path())
+    }
+
     fn judge(&self, method: &Method, path: &str, headers: &HeaderMap) -> Result<(), Problem> {
-        let trusted = self.knows(headers);
+        let reads = reads(method);
+        let logs_in = !self.loopback && path == "/login" && (reads || *method == Method::POST);
+        if logs_in {
+            return Ok(());
+        }
+        let trusted =
+            self.knows(headers) || (!self.loopback && reads && self.sessions.knows(headers, Timestamp::now()));
         let host = host(headers).ok_or_else(|| Problem::new(StatusCode::FORBIDDEN, "one Host header is needed"))?;
-        let ours = if self.loopback { is_loopback(host) } else { trusted || is_local(host) };
+        let ours = if self.loopback {
+            is_loopback(host)
+        } else {
+            trusted || is_local(host) || (reads && session::is_page(path))
+        };
         if !ours {
             let words = "this Host is not answered: ask by address, or by localhost on this machine";
             return Err(Problem::new(StatusCode::FORBIDDEN, words));
         }
         let open = matches!(path, "/healthz" | "/readyz");
-        let reads = matches!(*method, Method::GET | Method::HEAD);
         if trusted || (reads && (self.loopback || open)) {
             return Ok(());
         }
@@ -53,8 +83,12 @@ impl Gate {
 
     fn knows(&self, headers: &HeaderMap) -> bool {
         let given = headers.get(header::AUTHORIZATION).map(|value| value.as_bytes()).and_then(bearer);
-        given.is_some_and(|given| same(given, self.token.expose_secret().as_bytes()))
+        given.is_some_and(|given| self.is_token(given))
     }
+}
+
+fn reads(method: &Method) -> bool {
+    matches!(*method, Method::GET | Method::HEAD)
 }
 
 fn bearer(value: &[u8]) -> Option<&[u8]> {
@@ -113,7 +147,7 @@ mod tests {
     use super::*;
 
     fn judged(loopback: bool, method: Method, path: &str, headers: &[(&str, &str)]) -> u16 {
-        let gate = Gate { token: "secret".into(), loopback };
+        let gate = Gate::new("secret".into(), loopback);
         let mut map = HeaderMap::new();
         for (name, value) in headers {
             map.append(header::HeaderName::from_bytes(name.as_bytes()).unwrap(), value.parse().unwrap());
@@ -163,7 +197,7 @@ mod tests {
         assert_eq!(judged(false, Method::GET, "/healthz", &[("host", "mirror.example:8470")]), 403);
         assert_eq!(judged(false, Method::GET, "/healthz", &[("host", "10.1.2.3:8470")]), 200);
         assert_eq!(judged(false, Method::GET, "/readyz", &[("host", "[fd00::1]:8470")]), 200);
-        for path in ["/", "/metrics", "/api/feeds", "/healthz/x"] {
+        for path in ["/", "/feeds/a", "/metrics", "/api/feeds", "/healthz/x", "/live"] {
             assert_eq!(judged(false, Method::GET, path, &[("host", "10.1.2.3")]), 401, "{path}");
             assert_eq!(judged(false, Method::GET, path, &[("host", "10.1.2.3"), token]), 200, "{path}");
         }

@@ -60,6 +60,15 @@ impl Options {
         }
     }
 
+    /// A text that may be given; `null` says nothing.
+    pub(super) fn maybe(&mut self, key: &'static str) -> Result<Option<String>, Problem> {
+        match self.take(key) {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text)),
+            Some(_) => Err(Problem::bad(format!("{key} must be text"))),
+        }
+    }
+
     fn take(&mut self, key: &'static str) -> Option<Value> {
         self.known.push(key);
         self.given.remove(key)

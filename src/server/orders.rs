@@ -4,11 +4,13 @@ use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::Response;
+use jiff::Timestamp;
 use url::Url;
 
 use super::Shared;
 use super::answer::{Problem, done};
 use super::options::Options;
+use crate::supervisor::ack::Ack;
 use crate::supervisor::control::{Order, QuarantineOrder};
 
 /// `POST /api/feeds/{name}/{verb}`.
@@ -45,8 +47,9 @@ fn order(verb: &str, mut options: Options) -> Result<Order, Problem> {
         "purge" => Order::Purge,
         "resync" => resync(&mut options)?,
         "seek" => Order::Seek(url(options.text("url")?)?),
+        "ack" => Order::Ack(ack(&mut options)?),
         _ => {
-            let words = "a feed can be told to pause, resume, resync, poll-now, seek or purge";
+            let words = "a feed can be told to pause, resume, resync, poll-now, seek, purge or ack";
             return Err(Problem::new(StatusCode::NOT_FOUND, words));
         }
     };
@@ -59,6 +62,15 @@ fn resync(options: &mut Options) -> Result<Order, Problem> {
         (true, true) => Err(Problem::bad("trust_source and accept exclude each other")),
         (trust_source, false) => Ok(Order::Resync { trust_source }),
         (false, true) => Ok(Order::AcceptSweep),
+    }
+}
+
+fn ack(options: &mut Options) -> Result<Option<Ack>, Problem> {
+    let (until, note, clear) = (options.maybe("until")?, options.maybe("note")?, options.flag("clear")?);
+    match (clear, until.is_some() || note.is_some()) {
+        (true, true) => Err(Problem::bad("clear excludes until and note")),
+        (true, false) => Ok(None),
+        (false, _) => Ack::parse(until.as_deref(), note, Timestamp::now()).map(Some).map_err(Problem::bad),
     }
 }
 

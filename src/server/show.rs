@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use axum::extract::{Path, State};
+use axum::extract::{Path, RawQuery, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::Response;
 use jiff::Timestamp;
@@ -10,10 +10,13 @@ use rand::Rng;
 use serde_json::json;
 use tokio::time::timeout;
 
-use super::Shared;
 use super::answer::{Problem, done, json, typed};
+use super::options::Query;
+use super::{Shared, blocking};
+use crate::output::page::{self, Frame};
 use crate::output::status::Status;
-use crate::output::{metrics, page};
+use crate::output::vitals::Vitals;
+use crate::output::{OutputError, metrics};
 use crate::store::read::{Reader, StoreError};
 
 /// A supervisor that takes longer is stuck.
@@ -37,23 +40,54 @@ pub(super) async fn ready(State(shared): State<Shared>) -> Result<Response, Prob
 }
 
 /// `GET /metrics`.
-pub(super) async fn metrics(State(shared): State<Shared>) -> Response {
+pub(super) async fn metrics(State(shared): State<Shared>) -> Result<Response, Problem> {
     let stored = shared.read(|reader| metrics::Stored::read(&reader)).await;
-    let counts = (shared.ops.live)();
-    let text = metrics::text(Timestamp::now(), shared.blocked().is_none(), &counts, stored.ok().as_ref());
-    typed(metrics::MEDIA_TYPE, text)
+    let scrape = metrics::Scrape {
+        now: Timestamp::now(),
+        ready: shared.blocked().is_none(),
+        own: (shared.ops.own)(),
+        counts: (shared.ops.live)(),
+        stored: stored.ok(),
+    };
+    Ok(typed(metrics::MEDIA_TYPE, scrape.text().map_err(Problem::unavailable)?))
 }
 
-/// `GET /`.
-pub(super) async fn page(State(shared): State<Shared>) -> Result<Response, Problem> {
-    let stored = shared.read(|reader| metrics::Stored::read(&reader)).await;
-    let nonce = format!("{:032x}", rand::rng().random::<u128>());
+/// `GET /`: all feeds, or with `?q=` those that it finds.
+pub(super) async fn page(State(shared): State<Shared>, RawQuery(query): RawQuery) -> Result<Response, Problem> {
+    let search = Query::parse(query.as_deref()).text("q")?.unwrap_or_default();
+    let (now, database) = (Timestamp::now(), shared.ops.database.clone());
+    let commits = (shared.ops.own)().commits;
+    let look = move || {
+        let vitals = Vitals::of(&database, &commits);
+        Ok::<_, OutputError>((vitals, Reader::open(&database).and_then(|reader| page::Overview::read(&reader, now))))
+    };
+    let (vitals, seen) = blocking(look).await?;
+    let seen = seen.map_err(Problem::from);
+    let seen = seen.as_ref().map_err(Problem::words);
     let blocked = shared.blocked();
-    let stored = stored.as_ref().map_err(Problem::words);
-    let status = if stored.is_ok() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    let html = page::html(Timestamp::now(), &nonce, blocked.as_deref(), stored);
+    let mut response = document(|nonce| {
+        let frame = Frame { now, nonce, blocked: blocked.as_deref() };
+        page::overview(&frame, seen, &vitals, &search)
+    })?;
+    *response.status_mut() = if seen.is_ok() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    Ok(response)
+}
+
+/// `GET /feeds/{name}`: one feed's page.
+pub(super) async fn feed_page(State(shared): State<Shared>, Path(name): Path<String>) -> Result<Response, Problem> {
+    let now = Timestamp::now();
+    let seen = shared.read(move |reader| page::Feed::read(&reader, &name, now)).await?;
+    let blocked = shared.blocked();
+    document(|nonce| page::feed(&Frame { now, nonce, blocked: blocked.as_deref() }, &seen))
+}
+
+/// A page under a policy of its own.
+pub(super) fn document<E: std::fmt::Display>(
+    make: impl FnOnce(&str) -> Result<String, E>,
+) -> Result<Response, Problem> {
+    let nonce = format!("{:032x}", rand::rng().random::<u128>());
+    let html = make(&nonce).map_err(Problem::unavailable)?;
     let mut response = typed(page::MEDIA_TYPE, html);
-    *response.status_mut() = status;
     let policy = HeaderValue::try_from(page::policy(&nonce)).map_err(Problem::unavailable)?;
     response.headers_mut().insert(header::CONTENT_SECURITY_POLICY, policy);
     Ok(response)

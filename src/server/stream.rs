@@ -1,12 +1,15 @@
-//! The routes that answer with as many rows as there are: items, quarantined records, and the change log, once or followed.
+//! The routes that answer with as many rows as there are: items, quarantined records, the change log, once or followed,
+//! and what is new on a page that stays open.
 //!
 //! Guarantees: a page is read in one short transaction, and the next one only once the client has taken it, so that a
 //! stalled client holds no transaction; a position of another mirror, or ahead of this one, is 410 and never an empty
 //! answer; all of it ends at the shutdown, and a followed log also when another file takes the mirror's place.
 
+mod live;
 mod rows;
 
 use std::io;
+use std::sync::Arc;
 
 use axum::body::{Body, Bytes};
 use axum::extract::{RawQuery, State};
@@ -22,6 +25,7 @@ use super::{Shared, blocking};
 use crate::feed::State as ItemState;
 use crate::output::changes::{Position, Selection};
 use crate::store::read::{Filter, QuarantineFilter};
+use live::Live;
 use rows::{Changes, Form, Items, Quarantine, Rows};
 
 /// The media type of lines of JSON.
@@ -67,6 +71,18 @@ pub(super) async fn changes(
     let log = move |reader| Changes { reader, after, selection, wanted, left, form, state: Default::default() }.page();
     let (first, rest) = shared.read(log).await?;
     Ok(typed(media_type, pages(first, rest, shared.shutdown)))
+}
+
+/// `GET /live`: what is new on the status page, or on one feed's page.
+pub(super) async fn live(State(shared): State<Shared>, RawQuery(query): RawQuery) -> Result<Response, Problem> {
+    let mut query = Query::parse(query.as_deref());
+    let feed = query.text("feed")?;
+    query.finish()?;
+    let place = Arc::clone(&shared.pages).try_acquire_owned();
+    let place = place.map_err(|_| Problem::unavailable("as many pages are kept current as may be"))?;
+    let (ready, own) = (shared.ops.ready.clone(), Arc::clone(&shared.ops.own));
+    let (first, rest) = shared.read(move |reader| Live::new(reader, feed, ready, own, place).page()).await?;
+    Ok(typed(EVENTS, pages(first, rest, shared.shutdown)))
 }
 
 fn filter(query: &mut Query) -> Filter {

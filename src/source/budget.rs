@@ -40,6 +40,12 @@ impl Budget {
         Self { free, beyond: Arc::default(), total, spare: Arc::default() }
     }
 
+    /// All its bytes, and how many of them are in use; what one page holds beyond them doesn't count.
+    pub fn bytes(&self) -> (u64, u64) {
+        let free = u64::try_from(self.free.available_permits()).unwrap_or(self.total);
+        (self.total * UNIT, self.total.saturating_sub(free) * UNIT)
+    }
+
     /// Waits for room for `bytes`; never for more than the whole budget.
     pub async fn reserve(&self, bytes: u64) -> Reservation {
         let units = bytes.div_ceil(UNIT).clamp(1, self.total);
@@ -128,7 +134,9 @@ mod tests {
     #[tokio::test]
     async fn one_page_at_a_time_exceeds_the_budget_and_nobody_deadlocks() {
         let budget = Budget::new(64 << 10);
+        assert_eq!(budget.bytes(), (64 << 10, 0));
         let mut first = budget.reserve(32 << 10).await;
+        assert_eq!(budget.bytes(), (64 << 10, 32 << 10));
         let mut second = budget.reserve(32 << 10).await;
         first.grow_to(1 << 20).await;
         let waiting = tokio::spawn(async move {

@@ -15,6 +15,10 @@ pub struct Meta {
     pub content_type: Option<String>,
     /// The publisher's clock, milliseconds since 1970 UTC.
     pub date: Option<i64>,
+    /// Seconds that the answer had spent in caches (RFC 9111 §5.1).
+    pub age: Option<u64>,
+    /// When the page itself last changed, as the publisher says, milliseconds since 1970 UTC.
+    pub last_modified: Option<i64>,
 }
 
 /// What they say.
@@ -25,6 +29,8 @@ pub(super) fn meta(headers: &HeaderMap) -> Meta {
         fresh_for: fresh_for(headers),
         content_type: text(header::CONTENT_TYPE),
         date: text(header::DATE).as_deref().and_then(http_date),
+        age: text(header::AGE).and_then(|age| age.trim().parse().ok()),
+        last_modified: text(header::LAST_MODIFIED).as_deref().and_then(http_date),
     }
 }
 

@@ -3,10 +3,12 @@
 //! A delivery commits whole, its cursor with it, in one transaction of the writer, or not at all. What was read under an
 //! older generation, or from a cursor that is no longer the stored one, is not written at all.
 
+mod activity;
 mod cursor;
 mod decide;
 mod lookup;
 mod notice;
+mod origin;
 mod row;
 
 use std::sync::Arc;
@@ -16,13 +18,13 @@ use tokio::sync::oneshot;
 
 use super::writer::{Bench, Weight};
 use super::{Millis, Store, StoreError, journal};
-use crate::feed::{Brought, Generation, Item, Modified, Order, Page, Seq, State, Ties, Transport};
+use crate::feed::{Brought, Generation, Item, Modified, Order, Outcome, Page, Seq, State, Ties, Transport};
 use cursor::{cursor_stands, move_cursor};
 use decide::{Decision, Rules};
 use lookup::{Met, Prepared, Wanted};
 use notice::{notice_class, notice_going_back};
-use row::{DELETED, NUMBER};
-pub(super) use row::{SqlModified, item_key, swept_flags};
+pub use origin::Origin;
+pub(super) use row::{DELETED, NUMBER, SqlModified, item_key, stored_modified, swept_flags};
 
 /// What one endpoint hands to the store at once.
 #[derive(Debug)]
@@ -35,6 +37,8 @@ pub struct Delivery {
     pub transport: Transport,
     /// When it was read.
     pub at: Millis,
+    /// Where it was asked for, and what the answer said of itself.
+    pub origin: Origin,
     /// What it says.
     pub page: Page,
     /// What it is for.
@@ -134,6 +138,8 @@ pub struct Applied {
     pub changed: u64,
     /// Of the written ones, tombstones.
     pub deleted: u64,
+    /// Of the new ones, tombstones.
+    pub new_deleted: u64,
     /// Items held already.
     pub same: u64,
     /// Items refused as older.
@@ -164,11 +170,25 @@ impl Applied {
         self.written() + self.same + self.older + self.tied + self.quarantined
     }
 
+    /// Each record once, by what became of it: `new` and `changed` are updates, `deleted` are tombstones of either sort.
+    pub fn outcomes(&self) -> [(Outcome, u64); 7] {
+        [
+            (Outcome::New, self.new - self.new_deleted),
+            (Outcome::Changed, self.changed - (self.deleted - self.new_deleted)),
+            (Outcome::Deleted, self.deleted),
+            (Outcome::Same, self.same),
+            (Outcome::Older, self.older),
+            (Outcome::Tied, self.tied),
+            (Outcome::Quarantined, self.quarantined),
+        ]
+    }
+
     /// Adds what became of another delivery.
     pub fn add(&mut self, other: Self) {
         self.new += other.new;
         self.changed += other.changed;
         self.deleted += other.deleted;
+        self.new_deleted += other.new_deleted;
         self.same += other.same;
         self.older += other.older;
         self.tied += other.tied;
@@ -204,6 +224,8 @@ struct Feed {
     class: i64,
     /// Whether it is level and has push endpoints, whose trust depends on what polls find.
     watched: bool,
+    /// Whether its end was ever seen: what comes before is no change but the first load.
+    level: bool,
     resync: Option<Walk>,
 }
 
@@ -219,6 +241,7 @@ fn apply(bench: &mut Bench<'_>, delivery: &Delivery) -> Result<Applied, StoreErr
     if !cursor_stands(bench, delivery)? {
         return Ok(Applied { verdict: Verdict::CursorMoved, ..Applied::default() });
     }
+    let before = bench.last_seq();
     let mut tally = Tally::default();
     let mut prepared = Prepared::new(bench.db)?;
     for item in &delivery.page.items {
@@ -226,6 +249,7 @@ fn apply(bench: &mut Bench<'_>, delivery: &Delivery) -> Result<Applied, StoreErr
         apply_item(bench, &mut prepared, delivery, &feed, item, &mut tally)?;
         name(delivery, &feed, item, tally.applied.written() > before, &mut tally.applied);
     }
+    origin::record(bench, delivery, before + 1)?;
     for record in &delivery.page.unreadable {
         journal::quarantine(bench, feed.id, delivery.transport, delivery.at, record)?;
         if let (Some(id), Some(_)) = (&record.id, &feed.resync) {
@@ -239,6 +263,9 @@ fn apply(bench: &mut Bench<'_>, delivery: &Delivery) -> Result<Applied, StoreErr
     notice_class(bench, delivery, &mut feed)?;
     let suspect = notice_going_back(delivery, &mut feed, &tally);
     write_feed(bench, delivery, &feed, &tally, suspect.as_deref())?;
+    if feed.level {
+        activity::count(bench, feed.id, delivery.at, tally.applied.written())?;
+    }
     move_cursor(bench, delivery, &feed)?;
     if let Some(reason) = &suspect {
         journal::event(bench, Some(feed.id), delivery.at, "suspect", reason)?;
@@ -261,7 +288,7 @@ fn name(delivery: &Delivery, feed: &Feed, item: &Item, written: bool, applied: &
 fn open_feed(bench: &Bench<'_>, delivery: &Delivery) -> Result<Option<Feed>, StoreError> {
     let mut find = bench.db.prepare_cached(
         "SELECT f.differing, f.suspect IS NOT NULL, f.class, r.start_seq, r.trust,
-                f.push <> 'none' AND f.mode <> 'refresh'
+                f.push <> 'none' AND f.mode <> 'refresh', f.level_at IS NOT NULL
          FROM feed f LEFT JOIN resync r ON r.feed = f.id WHERE f.id = ?1 AND f.generation = ?2 AND f.purged = 0",
     )?;
     let feed = find.query_row(params![delivery.feed, delivery.generation], |row| {
@@ -273,6 +300,7 @@ fn open_feed(bench: &Bench<'_>, delivery: &Delivery) -> Result<Option<Feed>, Sto
             suspect: row.get(1)?,
             class: row.get(2)?,
             watched: row.get(5)?,
+            level: row.get(6)?,
             resync: start_seq.map(|start_seq| Walk { start_seq, trust: trust.unwrap_or(0) != 0 }),
         })
     });
@@ -344,6 +372,7 @@ fn count_written(tally: &mut Tally, item: &Item, was: Option<State>) {
         State::Deleted => {
             tally.tombstones += 1;
             tally.applied.deleted += 1;
+            tally.applied.new_deleted += u64::from(was.is_none());
         }
     }
     tally.differs(false);

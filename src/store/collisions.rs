@@ -61,6 +61,7 @@ impl Crowded {
             ties: Ties::Keep,
             follows: false,
             held: Held::default(),
+            origin: Default::default(),
         };
         self.runtime.block_on(self.store.apply(delivery)).unwrap().unwrap()
     }

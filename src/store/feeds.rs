@@ -435,7 +435,8 @@ pub(super) fn read(bench: &Bench<'_>, name: &str) -> Result<StoredFeed, StoreErr
 
 fn purge(bench: &mut Bench<'_>, name: &str, at: Millis) -> Result<(), StoreError> {
     let feed = read(bench, name)?.id;
-    for table in ["item", "quarantined", "refusal", "position", "resync", "seen", "spared"] {
+    let tables = ["item", "delivery", "activity", "quarantined", "refusal", "position", "resync", "seen", "spared"];
+    for table in tables {
         bench.db.execute(&format!("DELETE FROM {table} WHERE feed = ?1"), [feed])?;
     }
     bench.db.execute("DELETE FROM purge WHERE feed = ?1", [name])?;

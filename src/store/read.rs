@@ -4,10 +4,13 @@
 //! file's group who may not write. Every read is one short transaction, so that no reader holds the WAL back; only
 //! [`Reader::snapshot`] reads for as long as there are rows. Nothing is shortened or put into words here.
 
+mod fresh;
 mod journals;
 mod log;
 mod lookup;
+mod origin;
 mod rows;
+mod summary;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -17,13 +20,16 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension, Params};
 pub use super::StoreError;
 use super::{APPLICATION_ID, SCHEMA_VERSION, explain};
 pub use crate::feed::Seq;
+pub use fresh::{Comparison, Content, Difference, Fresh, Sample};
 pub use journals::QuarantineFilter;
 pub use log::{Filter, Page};
+pub use origin::Found;
 use rows::Columns;
 pub use rows::{
-    ChangeRow, EndpointRow, EventRow, FeedRow, FindingRow, ItemRow, LoadRow, MirrorRow, QuarantineCount,
+    ChangeRow, DeliveryRow, EndpointRow, EventRow, FeedRow, FindingRow, ItemRow, LoadRow, MirrorRow, QuarantineCount,
     QuarantineReason, QuarantineRow, RefusalRow, ResyncRow, Stored,
 };
+pub use summary::Activity;
 
 /// A mirror's file, open for reading. It can be sent to another thread, and used by one at a time.
 #[derive(Debug)]

@@ -13,6 +13,7 @@ use rusqlite::Connection;
 use tokio::sync::{oneshot, watch};
 
 use super::checkpoint::Gate;
+use super::commits::Commits;
 use super::{Intake, Store, StoreError};
 use crate::feed::Seq;
 
@@ -83,6 +84,7 @@ struct Job {
 pub(super) struct Queue {
     waiting: Mutex<Waiting>,
     changed: Condvar,
+    pub(super) commits: Commits,
 }
 
 #[derive(Default)]
@@ -126,9 +128,9 @@ impl Queue {
         self.changed.notify_all();
     }
 
-    pub(super) fn len(&self) -> usize {
+    pub(super) fn depths(&self) -> (usize, usize) {
         let waiting = self.lock();
-        waiting.small.len() + waiting.large.len()
+        (waiting.small.len(), waiting.large.len())
     }
 
     /// The next piece of work, small first; `None` once closed and empty.
@@ -332,7 +334,8 @@ impl Writer {
                 Err(Undone::Unguarded) => guarded = true,
                 Err(Undone::Failed(error)) if error.is_environment() => {
                     self.blocked(&error);
-                    if !self.queue.pause(BLOCKED_PAUSE) && self.gave_up() {
+                    // A closed queue ends the waiting: nothing of the group was acknowledged, so nothing is lost.
+                    if !self.queue.pause(BLOCKED_PAUSE) && self.queue.lock().closed {
                         self.give_up(jobs, &error);
                         return Ok(());
                     }
@@ -343,11 +346,6 @@ impl Writer {
                 }
             }
         }
-    }
-
-    /// A closed queue ends the waiting: nothing of the group was acknowledged, so nothing is lost.
-    fn gave_up(&self) -> bool {
-        self.queue.lock().closed
     }
 
     /// What else waits is not even tried: each try at a locked file takes as long as SQLite waits for the lock.
@@ -361,7 +359,7 @@ impl Writer {
     fn attempt(&mut self, jobs: &mut Vec<Job>, guarded: bool) -> Result<Vec<Result<(), StoreError>>, Undone> {
         let durable = jobs.iter().any(|job| job.weight.durable);
         let wanted: usize = jobs.iter().map(|job| job.weight.seqs).sum();
-        let gate = Arc::clone(&self.gate);
+        let (began, gate) = (Instant::now(), Arc::clone(&self.gate));
         let _open = gate.enter();
         self.reserve(wanted)?;
         self.synchronous(durable)?;
@@ -378,6 +376,7 @@ impl Writer {
         match done {
             Ok(results) => {
                 self.written_seq = self.next_seq - 1;
+                self.queue.commits.took(began.elapsed());
                 Ok(results)
             }
             Err(error) => {

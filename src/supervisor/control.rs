@@ -2,6 +2,8 @@
 
 use tokio::sync::{mpsc, oneshot};
 
+use super::ack::Ack;
+
 /// An operator's order to one feed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Order {
@@ -20,6 +22,8 @@ pub enum Order {
     AcceptSweep,
     /// Put the poll cursor at this URL.
     Seek(String),
+    /// Silence the feed's alerts for a while, or let them come again.
+    Ack(Option<Ack>),
     /// Remove the feed's rows, quarantine and cursors.
     Purge,
 }

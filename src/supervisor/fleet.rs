@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::control::Request;
 use super::endpoints::{self, Endpoints};
 use super::{Configured, FeedSettings, Fleet};
-use crate::feed::{Attribution, FeedName, Health, Mode};
+use crate::feed::{Asked, Attribution, FeedName, Health, Mode, Outcome, Transport};
 use crate::source::client::Clients;
 use crate::source::http::{Failure, Requests};
 use crate::source::turns::Turns;
@@ -54,6 +54,10 @@ pub struct Done {
     pub written: u64,
     /// Records quarantined.
     pub quarantined: u64,
+    /// Records, by transport and by what became of them.
+    pub outcomes: Vec<(Transport, Outcome, u64)>,
+    /// Requests for pages, by what they got.
+    pub polls: Vec<(Asked, u64)>,
 }
 
 impl Roster {
@@ -67,6 +71,8 @@ impl Roster {
             records: counts.records.load(Ordering::Relaxed),
             written: counts.written.load(Ordering::Relaxed),
             quarantined: counts.quarantined.load(Ordering::Relaxed),
+            outcomes: counts.outcomes(),
+            polls: counts.polls(),
         };
         counts.iter().map(done).collect()
     }

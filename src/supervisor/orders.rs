@@ -1,6 +1,7 @@
 //! Carrying out what operators ask for.
 
 use super::Configured;
+use super::ack::Ack;
 use super::control::{ControlError, Order, QuarantineOrder};
 use super::fleet::{PAUSED, PURGED, Running, Supervisor};
 use crate::feed::{FeedName, Health};
@@ -26,6 +27,7 @@ impl Supervisor {
             Order::AcceptSweep => self.accept_sweep(&name, &stored).await,
             Order::Seek(url) => self.seek(&name, &stored, &url).await,
             Order::Purge => self.purge(&name).await,
+            Order::Ack(ack) => self.ack(&name, ack).await,
         }
     }
 
@@ -104,6 +106,16 @@ impl Supervisor {
             true => format!("{name} is purged, and paused until it is resumed"),
             false => format!("{name} is purged and forgotten"),
         })
+    }
+
+    async fn ack(&self, name: &FeedName, ack: Option<Ack>) -> Result<String, ControlError> {
+        let words = match &ack {
+            Some(ack) => format!("alerts of {name} are silenced until {}", ack.until_text()),
+            None => format!("alerts of {name} come again"),
+        };
+        let (until, note) = ack.map(|ack| (ack.until, ack.note)).unzip();
+        self.shared.store.ack(name, now(), until, note.flatten()).await.map_err(refused)?;
+        Ok(words)
     }
 
     pub(super) async fn quarantine(&mut self, id: i64, order: QuarantineOrder) -> Result<String, ControlError> {

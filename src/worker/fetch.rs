@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::walk::explain;
 use super::{Counts, Feed, Pulse};
 use crate::decode::rpde;
-use crate::feed::Page;
+use crate::feed::{Asked, Page};
 use crate::mode::Trouble;
 use crate::source::body::Opened;
 use crate::source::budget::Reservation;
@@ -27,8 +27,24 @@ pub(super) enum Downloaded {
 
 pub(super) type Failed = (Trouble, String);
 
-/// Asks for a page and decompresses it; `etag` makes it conditional.
+/// Asks for a page and decompresses it; `etag` makes it conditional. Each time counts once, by what it got.
 pub(super) async fn download(
+    feed: &Feed,
+    asked: &str,
+    etag: Option<&str>,
+    priority: Priority,
+    pulse: Option<&Pulse>,
+) -> Result<Downloaded, Failed> {
+    let got = ask(feed, asked, etag, priority, pulse).await;
+    feed.counts.asked(match &got {
+        Ok(Downloaded::Page(..)) => Asked::Page,
+        Ok(Downloaded::NotModified(_)) => Asked::NotModified,
+        Err(_) => Asked::Failed,
+    });
+    got
+}
+
+async fn ask(
     feed: &Feed,
     asked: &str,
     etag: Option<&str>,

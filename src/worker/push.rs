@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Notify, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::{Counts, Feed};
+use super::Feed;
 use crate::feed::{Brought, Generation, Health, Mode, Page, Push, Transport};
 use crate::mode::push::{Change, Ledger, Moment, Polled, Tally};
-use crate::store::apply::{Applied, Held, Position, Purpose, Verdict};
+use crate::store::apply::{Applied, Held, Origin, Position, Purpose, Verdict};
 use crate::store::endpoints::Standing;
 use crate::store::{Intake, StoreError, now};
 
@@ -95,16 +95,19 @@ impl Feed {
         }
     }
 
-    /// Hands a batch that a stream or queue brought to the store, once there is room for it.
+    /// Hands a batch that a stream or queue brought to the store, once there is room for it; `from`: the stream's URL.
     pub(super) async fn push_batch(
         &self,
         generation: Generation,
         transport: Transport,
         page: Page,
         position: Position,
+        from: Option<&str>,
     ) -> Pending {
         let bytes = page.text.len();
+        let origin = Origin { url: from.map(str::to_owned), event_id: position.event_id.clone(), ..Origin::default() };
         let mut delivery = self.delivery(generation, transport, page, Purpose::Push(position));
+        delivery.origin = origin;
         if bytes >= COUNTED_BYTES {
             delivery.held = Held(Some(Box::new(self.shared.budget.reserve(bytes as u64).await)));
         }
@@ -121,9 +124,7 @@ impl Feed {
         if applied.verdict != Verdict::Taken {
             return false;
         }
-        Counts::add(&self.counts.records, applied.records());
-        Counts::add(&self.counts.written, applied.written());
-        Counts::add(&self.counts.quarantined, applied.quarantined);
+        self.counts.applied(transport, &applied);
         let change = self.book.ledger().delivered(transport, self.book.moment(), &applied.brought);
         self.settle(change, "push delivers").await;
         true

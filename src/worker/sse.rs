@@ -75,6 +75,8 @@ struct Connection<'a> {
     settings: &'a SseSettings,
     generation: Generation,
     stream: Stream,
+    /// Where it was opened.
+    url: String,
     pending: VecDeque<Pending>,
     brought: u64,
     /// Where the last batch handed over leaves the cursor.
@@ -183,6 +185,7 @@ impl<'a> SseLoop<'a> {
             settings: &endpoint.settings,
             generation: stored.generation,
             stream,
+            url: endpoint.requests.mask(&url),
             pending: VecDeque::new(),
             brought: 0,
             left_at: None,
@@ -306,7 +309,8 @@ impl Connection<'_> {
         let cursor = self.cursor(&page);
         let position = Position { cursor: cursor.clone(), event_id: batch.event_id, after: self.left_at.clone() };
         self.left_at = cursor.or(self.left_at.take());
-        self.pending.push_back(self.feed.push_batch(self.generation, Transport::Sse, page, position).await);
+        self.pending
+            .push_back(self.feed.push_batch(self.generation, Transport::Sse, page, position, Some(&self.url)).await);
     }
 
     fn cursor(&self, page: &Page) -> Option<String> {

@@ -18,7 +18,7 @@ use crate::source::headers::Meta;
 use crate::source::http::Failure;
 use crate::source::turns::Priority;
 use crate::store::StoreError;
-use crate::store::apply::{Applied, Held, Hold, Purpose, Step, Verdict};
+use crate::store::apply::{Applied, Held, Hold, Origin, Purpose, Step, Verdict};
 
 /// Pages handed to the store and not yet committed.
 const WINDOW: usize = 12;
@@ -248,8 +248,9 @@ impl<'a> Walk<'a> {
         self.met.insert(&asked);
         let published = page.next.as_deref().map(|next| self.feed.requests.mask(next));
         let next = next::place(&asked, &mut page, published.as_deref(), self.feed.dialect);
+        let origin = self.origin(&asked, &meta);
         let (step, onward) = self.judge(asked, next, &mut page, &meta);
-        self.deliver(page, step, Some(reservation));
+        self.deliver(page, step, origin, Some(reservation));
         onward
     }
 
@@ -285,17 +286,31 @@ impl<'a> Walk<'a> {
         self.walked.pages += 1;
         self.walked.date = meta.date;
         let step = Step { asked: asked.clone(), cursor: asked, level: true, clean: true };
-        self.deliver(Page::default(), step, None);
+        self.deliver(Page::default(), step, Origin::default(), None);
         End::Level { reason: None, fresh_for: meta.fresh_for }
     }
 
-    fn deliver(&mut self, page: Page, step: Step, reservation: Option<Reservation>) {
+    /// Only a 200 brings a page.
+    fn origin(&self, asked: &str, meta: &Meta) -> Origin {
+        Origin {
+            url: Some(asked.to_owned()),
+            event_id: None,
+            status: Some(200),
+            age: meta.age,
+            etag: meta.etag.as_deref().map(|etag| self.feed.requests.mask(etag)),
+            date: meta.date,
+            last_modified: meta.last_modified,
+        }
+    }
+
+    fn deliver(&mut self, page: Page, step: Step, origin: Origin, reservation: Option<Reservation>) {
         let purpose = match self.kind {
             Kind::Poll { .. } => Purpose::Poll(step),
             Kind::Resync => Purpose::Resync(step),
             Kind::LookBack => Purpose::Again,
         };
         let mut delivery = self.feed.delivery(self.generation, Transport::Poll, page, purpose);
+        delivery.origin = origin;
         delivery.follows = !self.pending.is_empty();
         delivery.held = Held(reservation.map(|reservation| Box::new(reservation) as _));
         self.pending.push_back(self.feed.shared.store.apply(delivery));
@@ -342,9 +357,7 @@ impl<'a> Walk<'a> {
         }
         let counts = &self.feed.counts;
         Counts::add(&counts.pages, 1);
-        Counts::add(&counts.records, applied.records());
-        Counts::add(&counts.written, applied.written());
-        Counts::add(&counts.quarantined, applied.quarantined);
+        counts.applied(Transport::Poll, &applied);
         self.walked.applied.add(applied);
         Ok(())
     }
@@ -357,7 +370,7 @@ impl Hold for Reservation {
 }
 
 /// What the rules need to know of a failure, and its words.
-pub(super) fn explain(failure: &Failure) -> (Trouble, String) {
+pub fn explain(failure: &Failure) -> (Trouble, String) {
     let trouble = match failure {
         Failure::Status { code, retry_after, .. } => Trouble::Status { code: *code, retry_after: *retry_after },
         Failure::ConnectionRefused(_) => Trouble::ConnectionRefused,

@@ -11,6 +11,7 @@ mod commands;
 mod configuration;
 mod document;
 mod links;
+mod metrics;
 mod source;
 mod sql;
 mod standard;

@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 
 use feedmirror::feed::{Health, Mode};
-use feedmirror::output::metrics;
 use feedmirror::simulate::FAULTS;
 
 use crate::document::{marked, readme, same, spans, table};
@@ -71,11 +70,6 @@ fn everything_that_events_tell_of_is_listed() {
 #[test]
 fn every_fault_that_simulate_knows_is_listed() {
     same("faults", &marked(&readme(), "fault"), &set(FAULTS.iter().map(|fault| fault.name)));
-}
-
-#[test]
-fn every_metric_is_listed() {
-    same("metrics", &marked(&readme(), "metric"), &set(metrics::NAMES));
 }
 
 #[test]

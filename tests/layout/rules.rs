@@ -77,7 +77,7 @@ pub(crate) const RULES: &[Rule] = &[
     },
     Rule {
         module: "output",
-        may_use: &["feed", "store::read"],
+        may_use: &["feed", "store::commits", "store::read"],
         never: &["reqwest"],
         because: "what is shown is what is stored: it works beside a daemon and without one",
     },

@@ -9,7 +9,7 @@ use std::time::Duration;
 use feedmirror::feed::{
     FeedName, Finding, Health, Item, Modified, Order as Ordering, Page, State, Ties, Transport, Unreadable,
 };
-use feedmirror::output::metrics::FeedCounts;
+use feedmirror::output::metrics::{FeedCounts, Own};
 use feedmirror::server::{self, Ops, token};
 use feedmirror::source::client::plain_client;
 use feedmirror::store::apply::{Delivery, Held, Purpose, Step};
@@ -78,6 +78,13 @@ impl File {
         self.deliver(feed, records, Purpose::Again).await;
     }
 
+    /// Sees the feed's end.
+    pub(crate) async fn level(&self, feed: &str) {
+        let cursor = self.feed(feed).await.cursor.unwrap();
+        let step = Step { asked: cursor.clone(), cursor, level: true, clean: true };
+        self.deliver(feed, &[], Purpose::Poll(step)).await;
+    }
+
     async fn deliver(&self, feed: &str, records: &[(&str, i64, Option<&str>)], purpose: Purpose) {
         let mut page = Page::default();
         for (id, modified, data) in records {
@@ -107,6 +114,7 @@ impl File {
             ties: Ties::Keep,
             follows: false,
             held: Held::default(),
+            origin: Default::default(),
         };
         self.store().apply(delivery).await.unwrap().unwrap();
     }
@@ -208,6 +216,7 @@ impl Bench {
             token: token.clone(),
             ready: readiness,
             live: Arc::new(move || vec![counts.clone()]),
+            own: Arc::new(Own::default),
         };
         let shutdown = CancellationToken::new();
         Self {

@@ -10,6 +10,7 @@ mod bench;
 mod doors;
 mod journals;
 mod openapi;
+mod live;
 mod orders;
 mod running;
 mod schema;

@@ -1,5 +1,6 @@
 //! What a request makes of the supervisor, and what its answer makes of the request (DESIGN §7).
 
+use feedmirror::supervisor::ack::Ack;
 use feedmirror::supervisor::control::{Asked, ControlError, Order, QuarantineOrder};
 
 use crate::bench::Bench;
@@ -20,6 +21,12 @@ async fn each_route_is_one_order() {
             "/api/feeds/acme/seek",
             seek,
             Order::Seek("https://acme.example/rpde?afterId=%7B1%7D&afterTimestamp=2".into()),
+        ),
+        ("/api/feeds/acme/ack", r#"{"clear": true}"#, Order::Ack(None)),
+        (
+            "/api/feeds/acme/ack",
+            r#"{"until": "2100-01-01T00:00:00Z", "note": "they know"}"#,
+            Order::Ack(Some(Ack { until: 4_102_444_800_000, note: Some("they know".into()) })),
         ),
     ];
     for (path, body, order) in told {
@@ -51,6 +58,10 @@ async fn what_makes_no_sense_is_named_and_asks_for_nothing() {
         ("/api/feeds/acme/seek", r#"{"url": 3}"#, 400, "url"),
         ("/api/feeds/acme/seek", r#"{"url": "/relative"}"#, 400, "url"),
         ("/api/feeds/acme/seek", r#"{"url": "file:///etc/passwd"}"#, 400, "http"),
+        ("/api/feeds/acme/ack", r#"{"until": "tomorrow"}"#, 400, "until"),
+        ("/api/feeds/acme/ack", r#"{"until": "2020-01-01T00:00:00Z"}"#, 400, "ahead"),
+        ("/api/feeds/acme/ack", r#"{"note": 3}"#, 400, "note"),
+        ("/api/feeds/acme/ack", r#"{"clear": true, "note": "x"}"#, 400, "clear"),
         ("/api/feeds/acme/explode", "", 404, "pause"),
         ("/api/quarantine/7/explode", "", 404, "retry"),
         ("/api/quarantine/x/drop", "", 404, "x"),

@@ -3,6 +3,7 @@
 use std::net::TcpListener;
 
 use feedmirror::store::now;
+use feedmirror::supervisor::ack::Ack;
 use feedmirror::supervisor::control::{Asked, ControlError, Order, QuarantineOrder};
 
 use crate::bench::{Bench, File, command, run, shown};
@@ -22,6 +23,11 @@ async fn a_verb_reaches_the_daemon_that_holds_the_file() {
         (vec!["resync", "acme", "--trust-source"], told(Order::Resync { trust_source: true })),
         (vec!["resync", "acme", "--accept"], told(Order::AcceptSweep)),
         (vec!["seek", "acme", seek], told(Order::Seek(seek.into()))),
+        (vec!["ack", "acme", "--clear"], told(Order::Ack(None))),
+        (
+            vec!["ack", "acme", "--until", "2100-01-01T00:00:00Z", "--note", "they know"],
+            told(Order::Ack(Some(Ack { until: 4_102_444_800_000, note: Some("they know".into()) }))),
+        ),
         (vec!["quarantine", "retry", "7"], Asked::Quarantine(7, QuarantineOrder::Retry)),
         (vec!["quarantine", "drop", "7"], Asked::Quarantine(7, QuarantineOrder::Drop)),
     ] {
@@ -117,6 +123,18 @@ async fn without_a_daemon_the_verbs_act_on_the_file() {
     assert_eq!(file.value::<i64>("SELECT trust FROM resync"), 0);
     told(&["resync", "acme", "--trust-source"]).await;
     assert_eq!(file.value::<i64>("SELECT trust FROM resync"), 1);
+    let until = "SELECT coalesce(acked_until, '') || ' ' || coalesce(ack_note, '') FROM feeds";
+    told(&["ack", "acme", "--until", "2100-01-01T00:00:00Z", "--note", "they know"]).await;
+    assert_eq!(file.value::<String>(until), "2100-01-01T00:00:00.000Z they know");
+    told(&["ack", "acme"]).await;
+    let hours = "SELECT round((julianday(acked_until) - julianday('now')) * 24) FROM feeds";
+    assert_eq!(file.value::<f64>(hours), 24.0, "a day if not said, in place of the earlier one");
+    assert_eq!(
+        file.value::<String>("SELECT detail FROM events WHERE what = 'ack'"),
+        "until 2100-01-01T00:00:00.000Z: they know"
+    );
+    told(&["ack", "acme", "--clear"]).await;
+    assert_eq!(file.value::<String>(until), " ");
     told(&["purge", "acme"]).await;
     assert_eq!(file.value::<i64>("SELECT count(*) FROM items"), 0);
     assert_eq!(file.value::<String>("SELECT state FROM changes"), "purged");
@@ -147,6 +165,10 @@ async fn what_needs_a_daemon_or_a_feed_says_so() {
         (vec!["quarantine", "drop", "7"], 1, "no quarantine row 7"),
         (vec!["pause", "nope"], 1, "no feed nope"),
         (vec!["pause", "../x"], 1, "no feed ../x"),
+        (vec!["ack", "nope"], 1, "no feed nope"),
+        (vec!["ack", "acme", "--until", "tomorrow"], 2, "until must be a time like"),
+        (vec!["ack", "acme", "--until", "2020-01-01T00:00:00Z"], 2, "must lie ahead"),
+        (vec!["ack", "acme", "--clear", "--note", "x"], 2, "cannot be used with"),
         (vec!["seek", "acme", "/relative"], 1, "no URL"),
         (vec!["resync", "acme", "--accept", "--trust-source"], 2, "cannot be used with"),
         (vec!["pause"], 2, "FEED"),

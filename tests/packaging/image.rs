@@ -58,7 +58,7 @@ fn the_build_sees_all_that_it_needs_and_nothing_besides() {
         assert!(source().join(path).exists(), "there is no {path}");
     }
     // What `cargo build` reads, and the script that the image is built by.
-    for needed in ["Cargo.toml", "Cargo.lock", ".cargo", "src", "benches", "packaging"] {
+    for needed in ["Cargo.toml", "Cargo.lock", ".cargo", "src", "templates", "benches", "packaging"] {
         assert!(kept.contains(&needed), "{needed} is left out");
     }
 }

@@ -1,6 +1,7 @@
 //! What Cargo.toml lists, compared with what is there, without building anything.
 
 use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
 use std::process::Command;
 
 use toml::Table;
@@ -18,10 +19,16 @@ fn assets() -> Vec<[String; 3]> {
     assets.iter().map(words).collect()
 }
 
+/// The source may be a pattern.
+fn files(from: &str) -> Vec<PathBuf> {
+    let found = glob::glob(source().join(from).to_str().unwrap()).unwrap().map(Result::unwrap);
+    found.filter(|path| path.is_file()).collect()
+}
+
 #[test]
 fn every_file_that_is_not_built_exists_and_has_its_mode() {
     for [from, to, mode] in assets() {
-        assert!(from.starts_with("target/release/") || source().join(&from).is_file(), "there is no {from}");
+        assert!(from.starts_with("target/release/") || !files(&from).is_empty(), "there is no {from}");
         // Secrets are referred to, but a header may hold one: the group alone reads the configuration.
         let wanted = match to.split('/').next().unwrap() {
             "etc" => "640",
@@ -36,9 +43,12 @@ fn every_file_that_is_not_built_exists_and_has_its_mode() {
 fn all_of_systemd_is_in_the_package() {
     let assets = assets();
     for entry in std::fs::read_dir(source().join("systemd")).unwrap() {
-        let name = entry.unwrap().file_name().into_string().unwrap();
-        let packaged = assets.iter().any(|[from, ..]| *from == format!("systemd/{name}"));
-        assert!(packaged, "systemd/{name} is not among the assets in Cargo.toml");
+        let path = entry.unwrap().path();
+        let places: Vec<&str> =
+            assets.iter().filter(|[from, ..]| files(from).contains(&path)).map(|[_, to, _]| to.as_str()).collect();
+        let unit = path.extension().is_some_and(|extension| extension != "conf");
+        let wanted = if unit { "usr/lib/systemd/system/" } else { "usr/lib/sysusers.d/feedmirror.conf" };
+        assert_eq!(places, [wanted], "{}: by the assets in Cargo.toml", path.display());
     }
 }
 

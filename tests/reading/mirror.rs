@@ -14,6 +14,9 @@ use tokio::runtime::Runtime;
 /// 2026-01-02T03:04:05.678Z.
 pub(crate) const AT: i64 = 1_767_323_045_678;
 
+/// What the writer will say of a delivery.
+type Pending = tokio::sync::oneshot::Receiver<Result<Applied, feedmirror::store::StoreError>>;
+
 /// A mirror that is being written, as by a daemon.
 pub(crate) struct Mirror {
     pub(crate) directory: tempfile::TempDir,
@@ -52,7 +55,13 @@ impl Mirror {
     /// Writes a page of these items, as text, as if it had been polled at the feed's cursor.
     pub(crate) fn polled(&self, name: &str, items: &[String]) -> Applied {
         let feed = self.runtime.block_on(self.store().feed(&self.name(name))).unwrap();
-        let asked = feed.cursor.unwrap();
+        let answer = self.polling(&feed, items);
+        self.runtime.block_on(answer).unwrap().unwrap()
+    }
+
+    /// Hands such a page to the writer without waiting for its commit.
+    pub(crate) fn polling(&self, feed: &StoredFeed, items: &[String]) -> Pending {
+        let asked = feed.cursor.clone().unwrap();
         let body = format!("{{\"items\":[{}],\"next\":\"{asked}\"}}", items.join(","));
         let page = rpde::page(body.into_bytes(), &Reading::default()).unwrap();
         let step = Step { cursor: asked.clone(), asked, level: items.is_empty(), clean: true };
@@ -67,9 +76,9 @@ impl Mirror {
             ties: Ties::Keep,
             follows: false,
             held: Held::default(),
+            origin: Default::default(),
         };
-        let answer = self.store().apply(delivery);
-        self.runtime.block_on(answer).unwrap().unwrap()
+        self.store().apply(delivery)
     }
 
     /// The writer ends, as when the daemon stops.

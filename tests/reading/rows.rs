@@ -82,6 +82,7 @@ fn every_row_the_reader_gives_has_its_view_s_columns() {
         ("feeds", text(serde_json::to_string(&reader.feeds(&[]).unwrap()[0]))),
         ("endpoints", text(serde_json::to_string(&reader.endpoints(None).unwrap()[0]))),
         ("refusals", text(serde_json::to_string(&reader.refusals(None, 1).unwrap()[0]))),
+        ("deliveries", text(serde_json::to_string(&reader.delivery_of(items.rows[0].seq).unwrap().unwrap()))),
         ("changes", text(serde_json::to_string(&changes.rows[0].0))),
         ("items", text(serde_json::to_string(&items.rows[0]))),
     ] {

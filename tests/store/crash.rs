@@ -51,6 +51,7 @@ pub(crate) fn child(file: &Path) {
             ties: Ties::Keep,
             follows: false,
             held: Held::default(),
+            origin: Default::default(),
         };
         let mut round = place_number(feed.cursor.as_deref().unwrap());
         loop {

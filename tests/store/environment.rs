@@ -35,6 +35,7 @@ pub(crate) fn child(file: &Path) {
                 ties: Ties::Keep,
                 follows: false,
                 held: Held::default(),
+                origin: Default::default(),
             });
             let blocked = tokio::select! {
                 answer = &mut pending => { answer.unwrap().unwrap(); None }

@@ -4,10 +4,12 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that panics has said so")]
 
+mod activity;
 mod bounds;
 mod convergence;
 mod crash;
 mod databases;
+mod deliveries;
 mod environment;
 mod feeds;
 mod mirror;

@@ -170,6 +170,7 @@ impl Mirror {
             ties: Ties::Keep,
             follows: false,
             held: Held::default(),
+            origin: Default::default(),
         }
     }
 

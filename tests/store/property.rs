@@ -138,6 +138,7 @@ impl Pair {
             }
             if sent.data.is_none() && matches!(fate, Fate::New | Fate::Changed) {
                 applied.deleted += 1;
+                applied.new_deleted += u64::from(matches!(fate, Fate::New));
             }
         }
         for id in load.bad.iter().map(|id| id.map(|id| id.to_string())) {

@@ -48,6 +48,8 @@ impl Daemon {
             Order::Resync { trust_source } => ("resync", json!({ "trust_source": trust_source })),
             Order::AcceptSweep => ("resync", json!({ "accept": true })),
             Order::Seek(url) => ("seek", json!({ "url": url })),
+            Order::Ack(Some(ack)) => ("ack", json!({ "until": ack.until_text(), "note": ack.note })),
+            Order::Ack(None) => ("ack", json!({ "clear": true })),
         };
         self.post(&["feeds", name, verb], &options).await
     }

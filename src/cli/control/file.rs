@@ -13,7 +13,7 @@ use crate::supervisor::control::{Order, QuarantineOrder};
 
 /// Whether another process writes this database, as far as one can see: whoever may not look at the lock asks the
 /// daemon.
-pub(super) fn is_held(database: &Path) -> bool {
+pub(in crate::cli) fn is_held(database: &Path) -> bool {
     let mut name = database.as_os_str().to_owned();
     name.push(".lock");
     match File::open(&name) {
@@ -63,6 +63,14 @@ impl AtRest {
             Order::Purge => {
                 self.store.purge(&name, now()).await?;
                 Ok(format!("{name}: purged"))
+            }
+            Order::Ack(Some(ack)) => {
+                self.store.ack(&name, now(), Some(ack.until), ack.note.clone()).await?;
+                Ok(format!("{name}: alerts are silenced until {}", ack.until_text()))
+            }
+            Order::Ack(None) => {
+                self.store.ack(&name, now(), None, None).await?;
+                Ok(format!("{name}: alerts come again"))
             }
             Order::Resync { trust_source } => self.resync(&name, &stored, *trust_source).await,
             Order::AcceptSweep => self.accept(&name, &stored).await,

@@ -5,10 +5,10 @@ use rusqlite::types::ValueRef;
 use super::decide::Swept;
 use crate::feed::Modified;
 
-pub(super) const DELETED: i64 = 1;
+pub(in crate::store) const DELETED: i64 = 1;
 pub(super) const SWEPT: i64 = 2;
 pub(super) const SWEPT_BY_TRUST: i64 = 4;
-pub(super) const NUMBER: i64 = 8;
+pub(in crate::store) const NUMBER: i64 = 8;
 
 /// The flags of a tombstone made by a sweep.
 pub(in crate::store) fn swept_flags(flags: i64, trust: bool) -> i64 {
@@ -29,7 +29,7 @@ impl rusqlite::ToSql for SqlModified<'_> {
     }
 }
 
-pub(super) fn stored_modified(value: ValueRef<'_>, flags: i64) -> Modified {
+pub(in crate::store) fn stored_modified(value: ValueRef<'_>, flags: i64) -> Modified {
     match value {
         ValueRef::Integer(n) => Modified::Int(n),
         other => {

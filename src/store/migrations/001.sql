@@ -37,6 +37,8 @@ CREATE TABLE feed (
     dataset_url TEXT,
     total_items INTEGER,                         -- as configured: about so many
     began_at    INTEGER,                         -- when its first load began
+    acked_until INTEGER,                         -- its alerts are silenced until then
+    ack_note    TEXT,
     push        TEXT    NOT NULL DEFAULT 'none',
     suspect     TEXT,                            -- the reason, while what the publisher says contradicts the mirror
     differing   INTEGER NOT NULL DEFAULT 0,      -- the last 20 differing polled items, a bit each: 1 was refused as older
@@ -142,6 +144,32 @@ CREATE TABLE refusal (
 );
 CREATE INDEX refusal_feed ON refusal (feed, n);
 
+-- How many items each hour wrote once the feed had been level, for the last seven days: the status page's rate of change.
+CREATE TABLE activity (
+    feed    INTEGER NOT NULL,
+    hour    INTEGER NOT NULL,                    -- since 1970
+    changes INTEGER NOT NULL,
+    PRIMARY KEY (feed, hour)
+) WITHOUT ROWID;
+-- Where items came from: the row whose seqs an item's lies in is the delivery that wrote it. Bounded per feed.
+CREATE TABLE delivery (
+    seq           INTEGER PRIMARY KEY,           -- the first that it wrote
+    last_seq      INTEGER NOT NULL,
+    feed          INTEGER NOT NULL,
+    n             INTEGER NOT NULL,              -- counts the feed's deliveries that wrote something
+    transport     INTEGER NOT NULL,
+    purpose       TEXT    NOT NULL,              -- poll · resync · look-back · push · retry
+    at            INTEGER NOT NULL,
+    url           TEXT,                          -- where it was asked for, without secrets
+    event_id      TEXT,
+    status        INTEGER,
+    age           INTEGER,                       -- seconds that it had spent in caches
+    etag          TEXT,
+    date          INTEGER,                       -- the publisher's clock
+    last_modified INTEGER
+);
+CREATE INDEX delivery_feed ON delivery (feed, n);
+
 -- Where the poll cursor has been, thinned out with age: what a look-back walks from.
 CREATE TABLE position (
     feed   INTEGER NOT NULL,
@@ -197,7 +225,11 @@ SELECT f.name AS name, f.provider AS provider, f.url AS url, f.mode AS mode,
        strftime('%Y-%m-%dT%H:%M:%fZ', f.changed_at / 1000.0, 'unixepoch') AS changed_at,
        strftime('%Y-%m-%dT%H:%M:%fZ', f.next_poll_at / 1000.0, 'unixepoch') AS next_poll_at,
        f.failures AS failures, f.push AS push, coalesce(f.license, f.told_license) AS license,
-       f.publisher AS publisher, f.dataset_url AS dataset_url, f.total_items AS total_items
+       f.publisher AS publisher, f.dataset_url AS dataset_url, f.total_items AS total_items,
+       -- An ack ends by itself: what is over is not shown.
+       CASE WHEN f.acked_until > strftime('%s', 'now') * 1000
+            THEN strftime('%Y-%m-%dT%H:%M:%fZ', f.acked_until / 1000.0, 'unixepoch') END AS acked_until,
+       CASE WHEN f.acked_until > strftime('%s', 'now') * 1000 THEN f.ack_note END AS ack_note
 FROM feed f LEFT JOIN endpoint p ON p.feed = f.id AND p.transport = 0;
 
 CREATE VIEW endpoints AS
@@ -263,3 +295,13 @@ SELECT strftime('%Y-%m-%dT%H:%M:%fZ', r.at / 1000.0, 'unixepoch') AS at, f.name 
        CASE r.transport WHEN 0 THEN 'poll' WHEN 1 THEN 'sse' WHEN 2 THEN 'webhook' ELSE 'amqp' END AS transport,
        r.kind AS kind, r.id AS id, r.modified AS modified, r.reason AS reason
 FROM refusal r JOIN feed f ON f.id = r.feed;
+
+CREATE VIEW deliveries AS
+SELECT d.seq AS seq, d.last_seq AS last_seq, f.name AS feed,
+       CASE d.transport WHEN 0 THEN 'poll' WHEN 1 THEN 'sse' WHEN 2 THEN 'webhook' ELSE 'amqp' END AS transport,
+       d.purpose AS purpose,
+       strftime('%Y-%m-%dT%H:%M:%fZ', d.at / 1000.0, 'unixepoch') AS at,
+       d.url AS url, d.event_id AS event_id, d.status AS status, d.age AS age, d.etag AS etag,
+       strftime('%Y-%m-%dT%H:%M:%fZ', d.date / 1000.0, 'unixepoch') AS date,
+       strftime('%Y-%m-%dT%H:%M:%fZ', d.last_modified / 1000.0, 'unixepoch') AS last_modified
+FROM delivery d JOIN feed f ON f.id = d.feed;

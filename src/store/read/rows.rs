@@ -114,6 +114,10 @@ columns! {
         dataset_url: Option<String>,
         /// About how many items it has, as its dataset site said.
         total_items: Option<i64>,
+        /// Until when its alerts are silenced; none once that is over.
+        acked_until: Option<String>,
+        /// What was said of it.
+        ack_note: Option<String>,
     }
 
     /// A row of `endpoints`.
@@ -298,6 +302,36 @@ columns! {
         feed: String,
         /// When it began.
         began_at: String,
+    }
+
+    /// A row of `deliveries`.
+    DeliveryRow {
+        /// The first change number it wrote.
+        seq: i64,
+        /// The last one.
+        last_seq: i64,
+        /// The feed's name.
+        feed: String,
+        /// How it came.
+        transport: String,
+        /// `poll`, `resync`, `look-back`, `push` or `retry`.
+        purpose: String,
+        /// When it was read.
+        at: String,
+        /// Where it was asked for, without secrets.
+        url: Option<String>,
+        /// Of a stream that names its events.
+        event_id: Option<String>,
+        /// The HTTP status.
+        status: Option<i64>,
+        /// Seconds that the answer had spent in caches.
+        age: Option<i64>,
+        /// The answer's entity tag.
+        etag: Option<String>,
+        /// The publisher's clock.
+        date: Option<String>,
+        /// When the page last changed, as the publisher says.
+        last_modified: Option<String>,
     }
 
     /// A resync under way.

@@ -1,0 +1,92 @@
+//! `explain`: where an item came from, and why it is as it is. With `--live` its source is asked again.
+
+mod live;
+
+use std::io::{self, BufWriter, Write};
+
+use jiff::Timestamp;
+
+use super::place::Place;
+use super::{Exit, Globals, Usage, compare, told};
+use crate::output::explain::{self, Asked, Explanation};
+use crate::output::line;
+
+/// What `explain` is told.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Args {
+    /// The feed; with a URL and no ID, the item that is called so in any feed
+    #[arg(value_name = "FEED|URL")]
+    feed: String,
+    /// The publisher's id, or the URL that the item's data call it
+    id: Option<String>,
+    /// Of this kind alone
+    #[arg(long)]
+    kind: Option<String>,
+    /// Ask the source again and compare; nothing is written
+    #[arg(long)]
+    live: bool,
+    /// With --live, give up after so many pages
+    #[arg(long, value_name = "N", default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..))]
+    pages: u32,
+    /// Print all that is known as one line of JSON
+    #[arg(long)]
+    json: bool,
+    /// Compare the whole feed with a fresh read
+    #[arg(long, hide = true, conflicts_with_all = ["id", "kind", "live"])]
+    against_source: bool,
+    #[command(flatten)]
+    place: Place,
+}
+
+impl Args {
+    fn asked(&self) -> Result<Asked, Usage> {
+        let (feed, id) = match &self.id {
+            Some(id) => (Some(self.feed.clone()), id.clone()),
+            None if self.feed.contains("://") => (None, self.feed.clone()),
+            None => return Err(Usage(format!("name the item: feedmirror explain {} ID", self.feed))),
+        };
+        Ok(Asked { feed, id, kind: self.kind.clone() })
+    }
+}
+
+/// All of it, as a program gets it.
+#[derive(serde::Serialize)]
+struct Whole<'a> {
+    #[serde(flatten)]
+    explanation: &'a Explanation,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    live: Option<&'a [live::Answer]>,
+}
+
+/// Explains; exits 1 where there is no such item.
+///
+/// # Errors
+/// When the file can't be read or has no such feed, or standard output can't be written.
+pub fn run(globals: &Globals, args: Args) -> anyhow::Result<Exit> {
+    if args.against_source {
+        return compare::run(globals, &args.place, &args.feed, args.json);
+    }
+    let asked = args.asked()?;
+    let reader = args.place.open(globals)?;
+    let explanation = Explanation::of(&reader, &asked, || searching(globals)).map_err(told)?;
+    let answers = match args.live {
+        true => Some(live::ask(globals, &args.place, &explanation, &asked, args.pages)?),
+        false => None,
+    };
+    let mut out = BufWriter::new(io::stdout().lock());
+    if args.json {
+        line(&mut out, &Whole { explanation: &explanation, live: answers.as_deref() })?;
+    } else {
+        explain::print(&mut out, &explanation, Timestamp::now())?;
+        answers.iter().flatten().try_for_each(|answer| answer.print(&mut out))?;
+    }
+    out.flush()?;
+    Ok(if explanation.items.is_empty() { Exit::Failed } else { Exit::Done })
+}
+
+#[expect(clippy::print_stderr, reason = "a search may take half a minute: whoever waits is told")]
+fn searching(globals: &Globals) {
+    if !globals.quiet {
+        eprintln!("feedmirror: no item has this id: searching what items call themselves, for up to 30 s");
+    }
+}

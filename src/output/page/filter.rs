@@ -1,0 +1,27 @@
+//! Which feeds a search shows; the script does the same with `data-` attributes, so both sides must agree.
+
+use crate::store::read::FeedRow;
+
+/// The words of a search: all must match. `health:`, `mode:` and `provider:` ask for exactly that; other words are
+/// looked for in the feed's name, provider, URL, health, mode and reason, whatever their case.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Filter {
+    terms: Vec<String>,
+}
+
+impl Filter {
+    pub(super) fn new(text: &str) -> Self {
+        Self { terms: text.to_lowercase().split_whitespace().map(str::to_owned).collect() }
+    }
+
+    pub(super) fn shows(&self, feed: &FeedRow, reason: &str) -> bool {
+        let provider = feed.provider.as_deref().unwrap_or_default();
+        let texts = [&feed.name, provider, &feed.url, &feed.health, &feed.mode, reason];
+        self.terms.iter().all(|term| match term.split_once(':') {
+            Some(("health", health)) => feed.health == health,
+            Some(("mode", mode)) => feed.mode == mode,
+            Some(("provider", name)) => provider.to_lowercase() == name,
+            _ => texts.iter().any(|text| text.to_lowercase().contains(term)),
+        })
+    }
+}

@@ -1,0 +1,234 @@
+//! All feeds at a glance: what needs attention first, a row each, and the mirror's own state.
+
+use std::cmp::Reverse;
+
+use askama::Template;
+use jiff::Timestamp;
+
+use super::chart::{Chart, hour};
+use super::filter::Filter;
+use super::parts::{Part, Parts};
+use super::seen::{DAY, Overview};
+use super::time::{Says, Time};
+use super::{Frame, SCRIPT, STYLE, class};
+use crate::feed::{Health, Push};
+use crate::output::status::next_poll_at;
+use crate::output::vitals::{Vitals, size};
+use crate::output::words::{counted, number, plain};
+use crate::store::read::{FeedRow, MirrorRow};
+
+/// How tall a row's chart is, in its own units.
+const CHART_HEIGHT: i64 = 24;
+
+#[derive(Template)]
+#[template(path = "overview.html")]
+struct Page<'a> {
+    now: i64,
+    nonce: &'a str,
+    style: &'static str,
+    script: &'static str,
+    live: &'static str,
+    title: &'a str,
+    search: &'a str,
+    shown: String,
+    single: &'a [Part],
+    rows: &'a [Part],
+}
+
+#[derive(Template)]
+#[template(path = "summary.html")]
+struct Summary<'a> {
+    trouble: Option<&'a str>,
+    words: Option<String>,
+    /// Health, class, feeds; in the order of the rows.
+    counts: Vec<(&'static str, &'static str, String)>,
+}
+
+#[derive(Template)]
+#[template(path = "row.html")]
+struct Row<'a> {
+    feed: &'a FeedRow,
+    provider: &'a str,
+    hidden: bool,
+    class: &'static str,
+    since: Option<Time>,
+    reason: String,
+    push: Option<&'a str>,
+    items: String,
+    tombstones: Option<String>,
+    quarantined: Option<String>,
+    chart: Chart,
+    changes: String,
+    lag: Option<Time>,
+    next: Time,
+}
+
+#[derive(Template)]
+#[template(path = "vitals.html")]
+struct State<'a> {
+    mirror: Option<&'a MirrorRow>,
+    seq: String,
+    up: Time,
+    /// What, and how much.
+    sizes: Vec<(&'static str, String)>,
+}
+
+/// The page. `seen` is what the file holds, or why it can't be read; `search` is what its feeds are searched for.
+///
+/// # Errors
+/// When a template fails, which none does over memory.
+pub fn overview(
+    frame: &Frame<'_>,
+    seen: Result<&Overview, &str>,
+    vitals: &Vitals,
+    search: &str,
+) -> Result<String, askama::Error> {
+    let (parts, shown) = parts(frame, seen, vitals, &Filter::new(search))?;
+    let of = format!("{shown} of {}", counted(count(parts.rows.len()), "feed"));
+    let page = Page {
+        now: frame.now.as_millisecond(),
+        nonce: frame.nonce,
+        style: STYLE,
+        script: SCRIPT,
+        live: "/live",
+        title: &parts.title,
+        search,
+        shown: if search.trim().is_empty() { String::new() } else { of },
+        single: &parts.single,
+        rows: &parts.rows,
+    };
+    page.render()
+}
+
+/// What of the page may change; every row is shown.
+///
+/// # Errors
+/// As [`overview`].
+pub fn overview_parts(
+    frame: &Frame<'_>,
+    seen: Result<&Overview, &str>,
+    vitals: &Vitals,
+) -> Result<Parts, askama::Error> {
+    Ok(parts(frame, seen, vitals, &Filter::default())?.0)
+}
+
+/// With the number of rows that the filter shows.
+fn parts(
+    frame: &Frame<'_>,
+    seen: Result<&Overview, &str>,
+    vitals: &Vitals,
+    filter: &Filter,
+) -> Result<(Parts, usize), askama::Error> {
+    let trouble = frame.blocked.or(seen.err());
+    let seen = seen.ok();
+    let mut rows = Vec::new();
+    let mut shown = 0;
+    for feed in seen.map(by_attention).unwrap_or_default() {
+        let row = row(frame.now, seen, feed, filter);
+        shown += usize::from(!row.hidden);
+        rows.push(Part { id: format!("feed-{}", feed.name), html: row.render()? });
+    }
+    let single = vec![
+        Part { id: "summary".into(), html: summary(trouble, seen).render()? },
+        Part { id: "vitals".into(), html: state(frame.now, seen, vitals).render()? },
+    ];
+    Ok((Parts { title: title(trouble, seen), single, rows }, shown))
+}
+
+/// Those that need attention first, the worst of them before the others; then by name.
+fn by_attention(seen: &Overview) -> Vec<&FeedRow> {
+    let mut feeds: Vec<&FeedRow> = seen.status.feeds.iter().collect();
+    feeds.sort_by_key(|feed| (Reverse(need(&feed.health, feed.push == Push::Demoted.as_str())), &feed.name));
+    feeds
+}
+
+/// How much a feed needs somebody to look; a health of a later version needs most.
+fn need(health: &str, demoted: bool) -> u8 {
+    match Health::from_word(health) {
+        None | Some(Health::Failed) => 8,
+        Some(Health::Suspect) => 7,
+        Some(Health::Stuck) => 6,
+        Some(Health::Retrying) => 5,
+        Some(Health::Gone) => 4,
+        Some(Health::Paused) => 3,
+        Some(Health::Removed) => 2,
+        Some(Health::Ok) => u8::from(demoted),
+    }
+}
+
+fn summary<'a>(trouble: Option<&'a str>, seen: Option<&Overview>) -> Summary<'a> {
+    let of = |health: &Health| {
+        let feeds = &seen?.status.feeds;
+        let feeds = feeds.iter().filter(|feed| feed.health == health.as_str()).count();
+        (feeds > 0).then(|| (health.as_str(), class(health.as_str()), number(count(feeds))))
+    };
+    let words = |seen: &Overview| {
+        let feeds = counted(count(seen.status.feeds.len()), "feed");
+        format!("{feeds}, {}", counted(seen.status.live_items(), "live item"))
+    };
+    let mut healths = Health::ALL.to_vec();
+    healths.sort_by_key(|health| Reverse(need(health.as_str(), false)));
+    Summary { trouble, words: seen.map(words), counts: healths.iter().filter_map(of).collect() }
+}
+
+fn row<'a>(now: Timestamp, seen: Option<&'a Overview>, feed: &'a FeedRow, filter: &Filter) -> Row<'a> {
+    let reason = seen.and_then(|seen| seen.status.reason(feed)).map(|reason| plain(&reason)).unwrap_or_default();
+    let quarantined = seen.and_then(|seen| seen.quarantined.get(&feed.name)).copied().unwrap_or(0);
+    let activity = seen.and_then(|seen| seen.activity.get(&feed.name)).map_or(&[][..], Vec::as_slice);
+    let chart = Chart::new(activity.iter().copied(), hour(now.as_millisecond()), DAY, CHART_HEIGHT);
+    let is_ok = feed.health == Health::Ok.as_str();
+    Row {
+        feed,
+        provider: feed.provider.as_deref().unwrap_or_default(),
+        hidden: !filter.shows(feed, &reason),
+        class: class(&feed.health),
+        since: feed.since.as_deref().filter(|_| !is_ok).map(|since| Time::new(Some(since), now, Says::Span)),
+        reason,
+        push: Some(feed.push.as_str()).filter(|push| *push != Push::None.as_str()),
+        items: number(feed.items),
+        tombstones: (feed.tombstones > 0).then(|| counted(feed.tombstones, "tombstone")),
+        quarantined: (quarantined > 0).then(|| number(quarantined)),
+        changes: number(chart.sum()),
+        chart,
+        lag: feed.level_at.as_deref().map(|level_at| Time::new(Some(level_at), now, Says::Span)),
+        next: Time::new(next_poll_at(feed), now, Says::Ahead),
+    }
+}
+
+fn state<'a>(now: Timestamp, seen: Option<&'a Overview>, vitals: &Vitals) -> State<'a> {
+    let mirror = seen.map(|seen| &seen.status.mirror);
+    let bytes = [
+        ("Database", vitals.database_bytes),
+        ("Write-ahead log", vitals.wal_bytes),
+        ("Free on its disk", vitals.free_bytes),
+    ];
+    let mut sizes: Vec<(&str, String)> = bytes.into_iter().filter_map(|(what, b)| Some((what, size(b?)))).collect();
+    if let Some(commits) = vitals.commits {
+        sizes.push(("Commits", number(i64::try_from(commits).unwrap_or(i64::MAX))));
+    }
+    for (what, time) in [("Half of them within", vitals.commit_p50), ("99 of 100 within", vitals.commit_p99)] {
+        if let Some(time) = time {
+            sizes.push((what, format!("{:.1} ms", time.as_secs_f64() * 1000.0)));
+        }
+    }
+    State {
+        mirror,
+        seq: number(mirror.map_or(0, |mirror| mirror.seq)),
+        up: Time::new(mirror.and_then(|mirror| mirror.started_at.as_deref()), now, Says::Span),
+        sizes,
+    }
+}
+
+fn title(trouble: Option<&str>, seen: Option<&Overview>) -> String {
+    let feeds = seen.map_or(&[][..], |seen| &seen.status.feeds);
+    let wrong = feeds.iter().filter(|feed| feed.health != Health::Ok.as_str()).count();
+    match (trouble, wrong) {
+        (Some(_), _) => "not ready".to_owned(),
+        (None, 0) => "all well".to_owned(),
+        (None, wrong) => format!("{wrong} of {} not ok", counted(count(feeds.len()), "feed")),
+    }
+}
+
+fn count(rows: usize) -> i64 {
+    i64::try_from(rows).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,146 @@
+//! Pages of rows made up here.
+
+#![allow(clippy::unwrap_used)]
+
+use std::collections::HashMap;
+
+use super::*;
+use crate::output::status::Status;
+use crate::output::vitals::Vitals;
+use crate::store::read::{FeedRow, MirrorRow, ResyncRow};
+
+const HOSTILE: &str = "timeout: <script>alert(\"1\")</script> & 'more' \u{202e}";
+const ESCAPED: &str = "timeout: &#60;script&#62;alert(&#34;1&#34;)&#60;/script&#62; &#38; &#39;more&#39; \u{fffd}";
+
+fn row(name: &str, health: &str, reason: Option<&str>) -> FeedRow {
+    FeedRow {
+        name: name.into(),
+        provider: Some("Acme \"<b>\"".into()),
+        url: "https://acme.example/\"><img src=x>".into(),
+        mode: "poll".into(),
+        health: health.into(),
+        reason: reason.map(str::to_owned),
+        since: Some("2026-01-01T00:00:00.000Z".into()),
+        cursor: Some("https://acme.example/?a=1&b=<2>".into()),
+        items: 1234,
+        tombstones: 1,
+        level_at: Some("2026-01-01T00:00:00.000Z".into()),
+        polled_at: None,
+        changed_at: None,
+        next_poll_at: Some("2026-01-01T01:00:08.000Z".into()),
+        failures: 3,
+        push: "none".into(),
+        license: Some("<cc>".into()),
+        publisher: None,
+        dataset_url: None,
+        total_items: None,
+        acked_until: None,
+        ack_note: None,
+    }
+}
+
+fn status(feeds: Vec<FeedRow>) -> Status {
+    let mirror = MirrorRow {
+        epoch: "e1".into(),
+        seq: 42,
+        version: "0.1.0".into(),
+        started_at: None,
+        ops_address: None,
+        webhooks_address: None,
+    };
+    Status { mirror, feeds, loads: Vec::new(), resyncs: Vec::new(), closer: Vec::new() }
+}
+
+fn glance(feeds: Vec<FeedRow>) -> Overview {
+    Overview { status: status(feeds), activity: HashMap::new(), quarantined: HashMap::new() }
+}
+
+fn frame() -> Frame<'static> {
+    Frame { now: "2026-01-01T01:00:00Z".parse().unwrap(), nonce: "a-word", blocked: None }
+}
+
+fn page(seen: &Overview, search: &str) -> String {
+    overview(&frame(), Ok(seen), &Vitals::default(), search).unwrap()
+}
+
+#[test]
+fn a_health_of_a_later_version_looks_bad() {
+    assert_eq!(class("ok"), "good");
+    assert_eq!(class("a-health-of-a-later-version"), "bad");
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_said() {
+    let page = overview(&frame(), Err("the file is <gone>"), &Vitals::default(), "").unwrap();
+    assert!(page.contains("not ready</strong> the file is &#60;gone&#62;"), "{page}");
+    assert!(page.contains("<title>not ready"));
+}
+
+#[test]
+fn what_needs_attention_most_stands_first() {
+    let feeds = [("a", "ok"), ("b", "paused"), ("c", "retrying"), ("d", "failed"), ("e", "suspect"), ("f", "later")];
+    let page = page(&glance(feeds.into_iter().map(|(name, health)| row(name, health, None)).collect()), "");
+    let place = |name: &str| page.find(&format!("id=\"feed-{name}\"")).unwrap();
+    let mut order = ["a", "b", "c", "d", "e", "f"];
+    order.sort_by_key(|name| place(name));
+    assert_eq!(order, ["d", "f", "e", "c", "b", "a"]);
+}
+
+#[test]
+fn hostile_words_are_text_on_every_page() {
+    let seen = glance(vec![row("a", "retrying", Some(HOSTILE))]);
+    let whole = Feed {
+        status: seen.status.clone(),
+        activity: Vec::new(),
+        events: Vec::new(),
+        findings: Vec::new(),
+        quarantine: Vec::new(),
+    };
+    let pages = [page(&seen, "\"><script>"), page(&seen, ""), feed(&frame(), &whole).unwrap()];
+    for page in &pages {
+        assert!(!page.contains("<img") && !page.contains("<b>") && !page.contains("<cc>"), "{page}");
+        assert_eq!(page.matches("<script").count(), 1, "its own alone: {page}");
+    }
+    assert!(pages[1].contains(ESCAPED) && pages[2].contains(ESCAPED), "{}", pages[2]);
+    let login = login("n", "\"><script>", true).unwrap();
+    assert!(!login.contains("<script") && login.contains("role=\"alert\""), "{login}");
+}
+
+#[test]
+fn a_search_hides_what_it_does_not_find_without_any_script() {
+    let feeds = vec![row("acme", "ok", None), row("bad", "failed", Some("tls: expired")), row("c", "retrying", None)];
+    let seen = glance(feeds);
+    let found = |search: &str| {
+        let page = page(&seen, search);
+        let rows = page.split("<tr id=\"feed-").skip(1);
+        let shown = rows.filter(|row| !row.split('>').next().unwrap().contains(" hidden"));
+        shown.map(|row| row.split('"').next().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(found(""), ["bad", "c", "acme"]);
+    assert_eq!(found("health:failed"), ["bad"]);
+    assert_eq!(found("EXPIRED"), ["bad"]);
+    assert_eq!(found("mode:poll tls"), ["bad"]);
+    assert_eq!(found("health:fail"), [""; 0]);
+    assert!(page(&seen, "health:failed").contains("1 of 3 feeds"));
+}
+
+#[test]
+fn a_feed_s_page_tells_of_a_resync_and_why_it_is_as_it_is() {
+    let mut status = status(vec![row("a", "ok", None)]);
+    status.resyncs.push(ResyncRow {
+        feed: "a".into(),
+        stage: "walk".into(),
+        cursor: String::new(),
+        trust_source: false,
+        started_at: "2026-01-01T00:30:00.000Z".into(),
+        unseen: None,
+        live: None,
+    });
+    let rest = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let seen = Feed { status, activity: rest.0, events: rest.1, findings: rest.2, quarantine: rest.3 };
+    let page = feed(&frame(), &seen).unwrap();
+    assert!(page.contains("resync: reading the feed anew, since 2026-01-01T00:30:00.000Z"), "{page}");
+    assert!(page.contains("<dt>Resync</dt><dd>under way</dd>"));
+    assert!(page.contains("data-live=\"/live?feed=a\""));
+    assert!(page.contains("There were none."));
+}

@@ -1,0 +1,78 @@
+//! Stored times in the words of a page. Scripts keep the words current: they read `datetime`, and `data-says` for the
+//! form, so both sides must say the same.
+
+use std::fmt;
+
+use askama::filters::HtmlSafe;
+use jiff::Timestamp;
+
+use super::super::words::span;
+
+/// How a time is put into words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Says {
+    /// `5 min`: how long since.
+    Span,
+    /// `5 min ago`.
+    Ago,
+    /// `in 5 min`, or `now`.
+    Ahead,
+}
+
+/// A time as HTML; a dash where there is none.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Time {
+    at: Option<Timestamp>,
+    now: Timestamp,
+    says: Says,
+}
+
+impl Time {
+    /// A stored time; one that can't be read is none.
+    pub(super) fn new(at: Option<&str>, now: Timestamp, says: Says) -> Self {
+        Self { at: at.and_then(|at| at.parse().ok()), now, says }
+    }
+}
+
+// A time that was parsed and the words made of it hold nothing to be escaped.
+impl HtmlSafe for Time {}
+
+impl fmt::Display for Time {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(at) = self.at else { return f.write_str("–") };
+        let ago = self.now.as_second() - at.as_second();
+        let (says, words) = match self.says {
+            Says::Span => ("span", span(ago)),
+            Says::Ago => ("ago", format!("{} ago", span(ago))),
+            Says::Ahead if ago < 0 => ("ahead", format!("in {}", span(-ago))),
+            Says::Ahead => ("ahead", "now".to_owned()),
+        };
+        write!(f, "<time datetime=\"{at:.0}\" data-says=\"{says}\" title=\"{at:.0}\">{words}</time>")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn shown(at: Option<&str>, says: Says) -> String {
+        Time::new(at, "2026-01-01T00:10:00Z".parse().unwrap(), says).to_string()
+    }
+
+    #[test]
+    fn a_time_is_in_words_and_machine_readable() {
+        assert_eq!(
+            shown(Some("2026-01-01T00:00:00.999Z"), Says::Ago),
+            "<time datetime=\"2026-01-01T00:00:00Z\" data-says=\"ago\" title=\"2026-01-01T00:00:00Z\">10 min ago</time>"
+        );
+        assert!(shown(Some("2026-01-01T00:10:30.000Z"), Says::Ahead).contains(">in 30 s<"));
+        assert!(shown(Some("2026-01-01T00:09:30.000Z"), Says::Ahead).contains(">now<"));
+    }
+
+    #[test]
+    fn what_is_no_time_is_a_dash() {
+        assert_eq!(shown(None, Says::Span), "–");
+        assert_eq!(shown(Some("<script>"), Says::Span), "–");
+    }
+}

@@ -1,0 +1,40 @@
+//! Feeds whose alerts the operator has silenced: until a time, with a note; the feed goes on as before.
+//!
+//! Nothing ends an ack when its time is over: readers compare.
+
+use rusqlite::params;
+
+use super::writer::Weight;
+use super::{Millis, Store, StoreError, feeds, journal};
+use crate::feed::FeedName;
+
+impl Store {
+    /// Silences a feed's alerts until a time, in place of an earlier ack; without one, clears it.
+    ///
+    /// # Errors
+    /// When there is no such feed, a statement fails or the writer has stopped.
+    pub async fn ack(
+        &self,
+        name: &FeedName,
+        at: Millis,
+        until: Option<Millis>,
+        note: Option<String>,
+    ) -> Result<(), StoreError> {
+        let name = name.clone();
+        self.submit(Weight::default(), move |bench| {
+            let feed = feeds::read(bench, name.as_str())?.id;
+            let sql = "UPDATE feed SET acked_until = ?2, ack_note = ?3 WHERE id = ?1
+                       RETURNING strftime('%Y-%m-%dT%H:%M:%fZ', acked_until / 1000.0, 'unixepoch')";
+            let noted = until.and(note.as_deref());
+            let until: Option<String> =
+                bench.db.prepare_cached(sql)?.query_row(params![feed, until, noted], |row| row.get(0))?;
+            let detail = match (until, noted) {
+                (Some(until), Some(note)) => format!("until {until}: {note}"),
+                (Some(until), None) => format!("until {until}"),
+                (None, _) => "cleared".to_owned(),
+            };
+            Ok(journal::event(bench, Some(feed), at, "ack", &detail)?)
+        })
+        .await
+    }
+}

@@ -1,0 +1,85 @@
+//! Where items came from: one bounded row for each delivery that wrote something. An item's seq lies in its row's range.
+//!
+//! The bulk path pays one insert a page for it, and items nothing. Nothing is decided by these rows.
+
+use rusqlite::params;
+
+use super::{Delivery, Purpose};
+use crate::feed::Seq;
+use crate::store::writer::Bench;
+use crate::store::{Millis, StoreError};
+
+/// Rows kept for a feed; of older items the mirror only knows how and when they came.
+const KEPT: i64 = 2_000;
+/// A URL, tag or event id longer than this is left out: rows stay small whatever a publisher sends.
+const LONGEST: usize = 2_048;
+
+/// Where a delivery was asked for, and what the answer said of itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Origin {
+    /// The URL asked for, without secrets; of a stream the one it was opened at.
+    pub url: Option<String>,
+    /// A pushed event's own id.
+    pub event_id: Option<String>,
+    /// The HTTP status.
+    pub status: Option<u16>,
+    /// Seconds that the answer had spent in caches.
+    pub age: Option<u64>,
+    /// Its entity tag.
+    pub etag: Option<String>,
+    /// The publisher's clock.
+    pub date: Option<Millis>,
+    /// When the page last changed, as the publisher says.
+    pub last_modified: Option<Millis>,
+}
+
+/// Keeps the delivery's origin if it wrote anything; its first seq was to be `first`.
+pub(super) fn record(bench: &Bench<'_>, delivery: &Delivery, first: Seq) -> Result<(), StoreError> {
+    let last = bench.last_seq();
+    if last < first {
+        return Ok(());
+    }
+    let origin = &delivery.origin;
+    let age = origin.age.map(|age| i64::try_from(age).unwrap_or(i64::MAX));
+    let n: i64 = bench
+        .db
+        .prepare_cached(
+            "INSERT INTO delivery VALUES (?1, ?2, ?3, (SELECT coalesce(max(n), 0) + 1 FROM delivery WHERE feed = ?3),
+                 ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13) RETURNING n",
+        )?
+        .query_row(
+            params![
+                first,
+                last,
+                delivery.feed,
+                delivery.transport.code(),
+                purpose(delivery),
+                delivery.at,
+                short(origin.url.as_ref()),
+                short(origin.event_id.as_ref()),
+                origin.status,
+                age,
+                short(origin.etag.as_ref()),
+                origin.date,
+                origin.last_modified
+            ],
+            |row| row.get(0),
+        )?;
+    let mut trim = bench.db.prepare_cached("DELETE FROM delivery WHERE feed = ?1 AND n <= ?2")?;
+    trim.execute([delivery.feed, n - KEPT])?;
+    Ok(())
+}
+
+fn short(text: Option<&String>) -> Option<&String> {
+    text.filter(|text| text.len() <= LONGEST)
+}
+
+fn purpose(delivery: &Delivery) -> &'static str {
+    match delivery.purpose {
+        Purpose::Poll(_) => "poll",
+        Purpose::Resync(_) => "resync",
+        Purpose::Push(_) => "push",
+        Purpose::Again if delivery.origin.url.is_some() => "look-back",
+        Purpose::Again => "retry",
+    }
+}

@@ -1,0 +1,347 @@
+//! A feed as its source has it now, beside what the mirror holds: what is missing, extra, older, newer or different.
+//!
+//! What a walk reads is kept as kind, id, `modified`, state and two hashes in a private temporary file, which SQLite
+//! removes when it is closed: memory doesn't grow with the feed. The mirror is read in short transactions and never
+//! written. What changed in the mirror since the walk began is no difference: it may be newer than what was read.
+
+use std::cmp::Ordering;
+
+use rusqlite::{Connection, OptionalExtension, params};
+
+use super::{Reader, Seq, StoreError};
+use crate::feed::{Item, Modified, Order, Page, State};
+use crate::store::KEY_SHIFT;
+use crate::store::apply::{DELETED, NUMBER, SqlModified, item_key, stored_modified};
+
+/// Rows of the mirror looked at in one transaction.
+const STEP_ROWS: usize = 5_000;
+/// Samples of each sort of difference.
+const SAMPLES: usize = 10;
+/// Of the temporary file, in memory.
+const CACHE_KIB: i64 = 16 * 1024;
+
+/// What makes a version of an item: two that are equal in this are the same.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Content {
+    /// As the publisher sent it.
+    pub modified: Modified,
+    /// Updated or deleted.
+    pub state: State,
+    /// Of the data, whatever their spacing and the order of their fields.
+    pub hash: i64,
+}
+
+impl Content {
+    /// The hash of such data.
+    pub fn hash_of(data: &str) -> i64 {
+        match serde_json::from_str::<serde_json::Value>(data) {
+            Ok(value) => hash(value.to_string().as_bytes()),
+            Err(_) => hash(data.as_bytes()),
+        }
+    }
+}
+
+fn hash(bytes: &[u8]) -> i64 {
+    xxhash_rust::xxh3::xxh3_64(bytes) as i64
+}
+
+/// An item that differs, as both sides have it.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Sample {
+    /// What sort of thing it is.
+    pub kind: String,
+    /// The publisher's id.
+    pub id: String,
+    /// `modified` and state in the mirror.
+    pub mirror: Option<(String, &'static str)>,
+    /// `modified` and state at the source.
+    pub source: Option<(String, &'static str)>,
+}
+
+/// One sort of difference.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Difference {
+    /// How many items.
+    pub count: u64,
+    /// The first of them.
+    pub samples: Vec<Sample>,
+}
+
+/// What a comparison came to.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Comparison {
+    /// Items that the walk read, the newest version of each.
+    pub read: u64,
+    /// Of the mirror's items, those that are as the source has them.
+    pub same: u64,
+    /// Live at the source, and not in the mirror.
+    pub missing: Difference,
+    /// Live in the mirror, and not at the source.
+    pub extra: Difference,
+    /// Older in the mirror.
+    pub older: Difference,
+    /// Newer in the mirror.
+    pub newer: Difference,
+    /// Of the same `modified`, and of another state or content.
+    pub differing: Difference,
+}
+
+impl Comparison {
+    /// How many items differ.
+    pub fn differences(&self) -> u64 {
+        [&self.missing, &self.extra, &self.older, &self.newer, &self.differing].iter().map(|d| d.count).sum()
+    }
+}
+
+enum Outcome {
+    Same,
+    Missing,
+    Extra,
+    Older,
+    Newer,
+    Differing,
+}
+
+/// A version as it is stored on either side, with what tells quickly whether both are the same.
+struct Version {
+    content: Content,
+    raw: i64,
+    seq: Seq,
+}
+
+/// What a walk has read so far.
+pub struct Fresh {
+    db: Connection,
+    order: Order,
+    began: Seq,
+}
+
+impl Fresh {
+    /// Nothing yet; the mirror's last change number was `began` when the walk did.
+    ///
+    /// # Errors
+    /// When no temporary file can be made.
+    pub fn new(order: Order, began: Seq) -> Result<Self, StoreError> {
+        let db = Connection::open("")?;
+        db.pragma_update(None, "journal_mode", "OFF")?;
+        db.pragma_update(None, "synchronous", "OFF")?;
+        db.pragma_update(None, "cache_size", -CACHE_KIB)?;
+        db.execute_batch(
+            "CREATE TABLE record (kind TEXT, id TEXT, modified, flags INTEGER, raw INTEGER, hash INTEGER,
+                 met INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (kind, id)) WITHOUT ROWID;
+             CREATE TABLE unreadable (id TEXT PRIMARY KEY) WITHOUT ROWID;
+             CREATE TABLE differing (kind TEXT, id TEXT, PRIMARY KEY (kind, id)) WITHOUT ROWID;",
+        )?;
+        Ok(Self { db, order, began })
+    }
+
+    /// Takes a page in: of an item that comes twice the newest stays.
+    ///
+    /// # Errors
+    /// When the temporary file can't be written.
+    pub fn take(&mut self, page: &Page) -> Result<(), StoreError> {
+        self.db.execute_batch("BEGIN")?;
+        for item in &page.items {
+            let known = self.read(&item.kind, &item.id)?;
+            let newer = |known: &Version| item.modified.compare(&known.content.modified, self.order) == Ordering::Less;
+            if !known.as_ref().is_some_and(newer) {
+                self.keep(item, page.data(item))?;
+            }
+        }
+        let mut insert = self.db.prepare_cached("INSERT OR IGNORE INTO unreadable VALUES (?1)")?;
+        for id in page.unreadable.iter().filter_map(|record| record.id.as_deref()) {
+            insert.execute([id])?;
+        }
+        drop(insert);
+        Ok(self.db.execute_batch("COMMIT")?)
+    }
+
+    fn keep(&self, item: &Item, data: &str) -> Result<(), StoreError> {
+        let deleted = if item.state == State::Deleted { DELETED } else { 0 };
+        let number = if matches!(item.modified, Modified::Number(_)) { NUMBER } else { 0 };
+        let sql = "INSERT OR REPLACE INTO record VALUES (?1, ?2, ?3, ?4, ?5, ?6, 0)";
+        self.db.prepare_cached(sql)?.execute(params![
+            &*item.kind,
+            &*item.id,
+            SqlModified(&item.modified),
+            deleted | number,
+            hash(data.as_bytes()),
+            Content::hash_of(data)
+        ])?;
+        Ok(())
+    }
+
+    fn read(&self, kind: &str, id: &str) -> Result<Option<Version>, StoreError> {
+        let sql = "SELECT modified, flags, raw, hash FROM record WHERE kind = ?1 AND id = ?2";
+        let found = self.db.prepare_cached(sql)?.query_row([kind, id], |row| {
+            let flags = row.get(1)?;
+            let modified = stored_modified(row.get_ref(0)?, flags);
+            let content = Content { modified, state: state(flags), hash: row.get(3)? };
+            Ok(Version { content, raw: row.get(2)?, seq: 0 })
+        });
+        Ok(found.optional()?)
+    }
+
+    /// Looks through the mirror's items of the feed, and notes those that differ. Without `whole`, when the walk did not
+    /// come to a clean end, nothing is called extra.
+    ///
+    /// # Errors
+    /// When either file fails, or the mirror has no such feed.
+    pub fn compare(&mut self, reader: &Reader, feed: &str, whole: bool) -> Result<Comparison, StoreError> {
+        self.db.execute_batch("BEGIN")?;
+        reader.each_of(feed, |kind, id, version| {
+            let record = self.read(kind, id)?;
+            if record.is_none() && (!whole || self.is_unreadable(id)?) {
+                return Ok(());
+            }
+            self.db.prepare_cached("UPDATE record SET met = 1 WHERE kind = ?1 AND id = ?2")?.execute([kind, id])?;
+            if !matches!(self.judge(record.as_ref(), Some(&version)), Outcome::Same) {
+                self.db.prepare_cached("INSERT OR IGNORE INTO differing VALUES (?1, ?2)")?.execute([kind, id])?;
+            }
+            Ok(())
+        })?;
+        let sql = "INSERT OR IGNORE INTO differing SELECT kind, id FROM record WHERE met = 0 AND flags & ?1 = 0";
+        self.db.execute(sql, [DELETED])?;
+        self.db.execute_batch("COMMIT")?;
+        self.again(reader, feed)
+    }
+
+    /// Looks again at what differed: what the mirror has taken in meanwhile no longer does.
+    ///
+    /// # Errors
+    /// As [`Fresh::compare`].
+    pub fn again(&mut self, reader: &Reader, feed: &str) -> Result<Comparison, StoreError> {
+        let mut comparison = Comparison::default();
+        let mut healed: Vec<(String, String)> = Vec::new();
+        let mut select = self.db.prepare_cached("SELECT kind, id FROM differing ORDER BY kind, id")?;
+        let mut rows = select.query([])?;
+        while let Some(row) = rows.next()? {
+            let (kind, id): (String, String) = (row.get(0)?, row.get(1)?);
+            let (source, mirror) = (self.read(&kind, &id)?, reader.version(feed, &kind, &id)?);
+            let difference = match self.judge(source.as_ref(), mirror.as_ref()) {
+                Outcome::Same => {
+                    if healed.len() < STEP_ROWS {
+                        healed.push((kind, id));
+                    }
+                    continue;
+                }
+                Outcome::Missing => &mut comparison.missing,
+                Outcome::Extra => &mut comparison.extra,
+                Outcome::Older => &mut comparison.older,
+                Outcome::Newer => &mut comparison.newer,
+                Outcome::Differing => &mut comparison.differing,
+            };
+            difference.count += 1;
+            if difference.samples.len() < SAMPLES {
+                difference.samples.push(Sample { kind, id, mirror: shown(mirror), source: shown(source) });
+            }
+        }
+        drop(rows);
+        drop(select);
+        for (kind, id) in healed {
+            self.db.prepare_cached("DELETE FROM differing WHERE kind = ?1 AND id = ?2")?.execute([kind, id])?;
+        }
+        let count = |sql: &str| self.db.query_row(sql, [], |row| row.get::<_, i64>(0)).map(|n| n.unsigned_abs());
+        comparison.read = count("SELECT count(*) FROM record")?;
+        comparison.same = count(
+            "SELECT count(*) FROM record r WHERE met = 1
+             AND NOT EXISTS (SELECT 1 FROM differing d WHERE d.kind = r.kind AND d.id = r.id)",
+        )?;
+        Ok(comparison)
+    }
+
+    fn is_unreadable(&self, id: &str) -> Result<bool, StoreError> {
+        Ok(self.db.prepare_cached("SELECT 1 FROM unreadable WHERE id = ?1")?.exists([id])?)
+    }
+
+    fn judge(&self, source: Option<&Version>, mirror: Option<&Version>) -> Outcome {
+        let changed_since = mirror.is_some_and(|mirror| mirror.seq > self.began);
+        let (source, mirror) = match (source, mirror) {
+            (Some(source), Some(mirror)) => (source, mirror),
+            (Some(source), None) if source.content.state == State::Updated => return Outcome::Missing,
+            (None, Some(mirror)) if mirror.content.state == State::Updated && !changed_since => return Outcome::Extra,
+            _ => return Outcome::Same,
+        };
+        match mirror.content.modified.compare(&source.content.modified, self.order) {
+            Ordering::Less => Outcome::Older,
+            Ordering::Greater if changed_since => Outcome::Same,
+            Ordering::Greater => Outcome::Newer,
+            Ordering::Equal if mirror.content.state != source.content.state => Outcome::Differing,
+            Ordering::Equal if mirror.raw == source.raw || mirror.content.hash == source.content.hash => Outcome::Same,
+            Ordering::Equal => Outcome::Differing,
+        }
+    }
+}
+
+fn shown(version: Option<Version>) -> Option<(String, &'static str)> {
+    version.map(|version| (version.content.modified.to_string(), version.content.state.as_str()))
+}
+
+fn state(flags: i64) -> State {
+    if flags & DELETED == 0 { State::Updated } else { State::Deleted }
+}
+
+const VERSION: &str = "SELECT i.seq, i.key, k.name, i.id, i.modified, i.flags, i.data FROM item i";
+
+fn version(row: &rusqlite::Row<'_>) -> rusqlite::Result<Version> {
+    let flags = row.get(5)?;
+    let data = row.get_ref(6)?.as_str_or_null()?.unwrap_or_default();
+    let content = Content {
+        modified: stored_modified(row.get_ref(4)?, flags),
+        state: state(flags),
+        hash: Content::hash_of(data),
+    };
+    Ok(Version { content, raw: hash(data.as_bytes()), seq: row.get(0)? })
+}
+
+impl Reader {
+    /// What the item with this change number holds; none when there is none by now.
+    ///
+    /// # Errors
+    /// When the file can't be read.
+    pub fn content(&self, seq: Seq) -> Result<Option<Content>, StoreError> {
+        let sql = format!("{VERSION} JOIN kind k ON k.id = i.kind WHERE i.seq = ?1");
+        let found = self.db.prepare_cached(&sql)?.query_row([seq], version).optional()?;
+        Ok(found.map(|version| version.content))
+    }
+
+    fn version(&self, feed: &str, kind: &str, id: &str) -> Result<Option<Version>, StoreError> {
+        let number = self.known_feed(feed)?;
+        let key = item_key(kind, id, KEY_SHIFT);
+        let sql = format!(
+            "{VERSION} JOIN kind k ON k.id = i.kind WHERE i.feed = ?1 AND i.key = ?2 AND k.name = ?3 AND i.id = ?4"
+        );
+        Ok(self.db.prepare_cached(&sql)?.query_row(params![number, key, kind, id], version).optional()?)
+    }
+
+    /// Every item of a feed, tombstones too, in no order that means anything.
+    fn each_of(
+        &self,
+        feed: &str,
+        mut each: impl FnMut(&str, &str, Version) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        let number = self.known_feed(feed)?;
+        let sql = format!(
+            "{VERSION} INDEXED BY item_key CROSS JOIN kind k ON k.id = i.kind
+             WHERE i.feed = ?1 AND (i.key, i.seq) > (?2, ?3) ORDER BY i.key, i.seq LIMIT ?4"
+        );
+        let mut select = self.db.prepare_cached(&sql)?;
+        let mut place = (i64::MIN, i64::MIN);
+        loop {
+            let mut rows = select.query(params![number, place.0, place.1, STEP_ROWS as i64])?;
+            let mut count = 0;
+            while let Some(row) = rows.next()? {
+                place = (row.get(1)?, row.get(0)?);
+                count += 1;
+                each(
+                    row.get_ref(2)?.as_str().unwrap_or_default(),
+                    row.get_ref(3)?.as_str().unwrap_or_default(),
+                    version(row)?,
+                )?;
+            }
+            if count < STEP_ROWS {
+                return Ok(());
+            }
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! `--live`: the source asked again.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::support::{Mirror, Publisher, Reply, Shelf};
+use crate::{at_rest, explain};
+
+fn verdict(mirror: &Mirror, id: &str, more: &[&str]) -> (String, serde_json::Value) {
+    let mut arguments = vec!["f", id, "--live", "--json"];
+    arguments.extend(more);
+    let said = explain(mirror, &arguments).json();
+    let answer = said["live"][0].clone();
+    (answer["verdict"].as_str().unwrap_or_else(|| panic!("{said}")).to_owned(), answer)
+}
+
+#[test]
+fn a_publisher_that_went_on_is_told_apart_from_one_that_did_not() {
+    // given a mirror at rest, and a publisher that changes one item, deletes one, forgets one and goes back on one
+    let shelf = Shelf::of(9, 3);
+    let (publisher, mirror) = at_rest(&shelf);
+    let before = mirror.rows("SELECT seq, id, modified, state FROM items ORDER BY seq");
+    let newest = shelf.put("id-1");
+    shelf.delete("id-2");
+    shelf.forget("id-3");
+    shelf.put_at("id-8", 7);
+    shelf.put("new");
+
+    // when each is asked for
+    let asked = publisher.count("/f");
+    let (same, answer) = verdict(&mirror, "id-4", &[]);
+    let pages = publisher.count("/f") - asked;
+
+    // then only the page is read that the item came on
+    assert_eq!((same.as_str(), pages), ("same", 1));
+    assert_eq!(answer["from"], publisher.url("/f?from=3&after=id-2"));
+    let (newer, answer) = verdict(&mirror, "id-1", &[]);
+    assert_eq!((newer.as_str(), answer["modified"].as_str()), ("newer", Some(newest.to_string().as_str())));
+    assert_eq!(verdict(&mirror, "id-2", &[]).0, "deleted");
+    assert_eq!(verdict(&mirror, "id-3", &[]).0, "not-there");
+    assert_eq!(verdict(&mirror, "id-8", &[]).0, "older");
+    let (new, answer) = verdict(&mirror, "new", &[]);
+    assert_eq!(
+        (new.as_str(), answer["detail"].as_str()),
+        ("newer", Some("the source has it, and the mirror does not"))
+    );
+    assert_eq!(verdict(&mirror, "id-1", &["--pages", "1"]).0, "not-found-yet");
+    // and nothing was written
+    assert_eq!(mirror.rows("SELECT seq, id, modified, state FROM items ORDER BY seq"), before);
+    let words = explain(&mirror, &["f", "id-1", "--live"]);
+    words.says("f id-1: asked its source again: newer\n");
+    words.says(&format!("  source    modified {newest}, updated\n"));
+}
+
+#[test]
+fn the_feed_s_secrets_go_along_and_with_only_the_file_their_lack_is_said() {
+    // given a publisher that wants a key
+    let shelf = Shelf::of(2, 10);
+    let publisher = Publisher::start(move |request| match request.header("x-api-key") {
+        Some("hunter2") => shelf.page(request),
+        _ => Reply::status(401),
+    });
+    let keys = "headers = { X-Api-Key = { file = \"key\" } }";
+    let mirror = Mirror::new().feed_with("f", &publisher.url("/f"), keys);
+    mirror.write("key", "hunter2");
+    let mut mirror = mirror.start();
+    mirror.until_level("f");
+    assert!(mirror.stop().success());
+    let mut by_the_file = std::process::Command::new(env!("CARGO_BIN_EXE_feedmirror"));
+    by_the_file.args(["explain", "f", "id-0", "--live", "--db"]).arg(mirror.path("mirror.db"));
+
+    // when
+    let (same, answer) = verdict(&mirror, "id-0", &[]);
+    let output = by_the_file.env_remove("FEEDMIRROR_CONFIG").output().unwrap();
+
+    // then
+    assert_eq!((same.as_str(), &answer["without_secrets"]), ("same", &false.into()), "{answer}");
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains("f id-0: asked its source again: failed\n") && text.contains("http-401"), "{text}");
+    assert!(text.contains("no secrets or settings of the feed were used"), "{text}");
+}
+
+#[test]
+fn a_source_that_does_not_answer_is_told_and_the_rest_stands() {
+    let (publisher, mirror) = at_rest(&Shelf::of(2, 10));
+    drop(publisher);
+
+    let (failed, answer) = verdict(&mirror, "id-0", &[]);
+
+    assert_eq!(failed, "failed");
+    assert!(answer["detail"].as_str().unwrap().contains("refused-connection"), "{answer}");
+}
+
+#[test]
+fn where_the_page_is_gone_the_feed_is_read_from_its_beginning() {
+    // given an item of the second page, which its publisher no longer answers
+    let shelf = Shelf::of(6, 3);
+    let gone = Arc::new(AtomicBool::new(false));
+    let (pages, is_gone) = (Arc::clone(&shelf), Arc::clone(&gone));
+    let publisher = Publisher::start(move |request| match request.query() {
+        "from=3&after=id-2" if is_gone.load(Ordering::SeqCst) => Reply::status(404),
+        _ => pages.page(request),
+    });
+    let mut mirror = Mirror::running("f", &publisher.url("/f"));
+    mirror.until_level("f");
+    assert!(mirror.stop().success());
+    gone.store(true, Ordering::SeqCst);
+    shelf.put("id-4");
+    shelf.put("id-0");
+    shelf.forget("id-2");
+
+    let (newer, answer) = verdict(&mirror, "id-4", &[]);
+
+    assert_eq!((newer.as_str(), &answer["from"]), ("newer", &publisher.url("/f").into()), "{answer}");
+}
+
+#[test]
+fn a_publisher_that_asks_for_patience_is_told_at_once() {
+    let (publisher, mut mirror) = at_rest(&Shelf::of(2, 10));
+    let busy = Publisher::start(|_| Reply::status(429).header("Retry-After", "90"));
+    drop(publisher);
+    mirror.set_feed("f", &busy.url("/f"), "retry.max = \"5m\"");
+
+    let (failed, answer) = verdict(&mirror, "unknown", &[]);
+
+    assert_eq!((failed.as_str(), busy.count("/f")), ("failed", 1));
+    assert!(answer["detail"].as_str().unwrap().contains("429; it is to be asked again in "), "{answer}");
+}

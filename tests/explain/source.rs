@@ -1,0 +1,106 @@
+//! Whole feeds compared with a fresh read of their source.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::support::{Mirror, Publisher, Reply, Shelf, item, page};
+use crate::{Said, at_rest, explain, publisher};
+
+fn compare(mirror: &Mirror, json: bool) -> Said {
+    let arguments = ["f", "--against-source", "--json"];
+    explain(mirror, if json { &arguments } else { &arguments[..2] })
+}
+
+#[test]
+fn a_level_mirror_is_the_same_as_its_source() {
+    let shelf = Shelf::of(25, 4);
+    shelf.delete("id-3");
+    let (_publisher, mirror) = at_rest(&shelf);
+
+    let said = compare(&mirror, true);
+
+    assert_eq!(said.code, Some(0), "{}{}", said.out, said.err);
+    let found = said.json();
+    assert_eq!((&found["read"], &found["same"], &found["pages"]), (&25.into(), &25.into(), &8.into()));
+}
+
+#[test]
+fn each_sort_of_difference_is_counted_with_samples_and_nothing_is_written() {
+    // given a mirror at rest whose source went on, lost one and went back on one
+    let shelf = Shelf::of(9, 4);
+    let (_publisher, mirror) = at_rest(&shelf);
+    shelf.put("id-1");
+    shelf.put("new");
+    shelf.forget("id-3");
+    shelf.put_at("id-8", 7);
+    shelf.delete_at("id-5", 6);
+    let before = mirror.rows("SELECT seq, id, modified, state FROM items ORDER BY seq");
+
+    let (said, words) = (compare(&mirror, true), compare(&mirror, false));
+
+    assert_eq!(said.code, Some(1));
+    let found = said.json();
+    for (sort, id) in
+        [("older", "id-1"), ("missing", "new"), ("extra", "id-3"), ("newer", "id-8"), ("differing", "id-5")]
+    {
+        assert_eq!(found[sort]["count"], 1, "{sort}: {found}");
+        assert_eq!(found[sort]["samples"][0]["id"], id, "{found}");
+    }
+    assert_eq!(found["same"], 5);
+    words.says("  1 older in the mirror\n    thing id-1: mirror 2 updated, source 10 updated\n");
+    words.says("    thing id-3: mirror 4 updated, source nothing\n");
+    assert_eq!(mirror.rows("SELECT seq, id, modified, state FROM items ORDER BY seq"), before);
+}
+
+#[test]
+fn what_changes_during_the_walk_is_no_difference() {
+    // given a daemon that keeps up with a source, which changes with each page that the comparison asks for
+    let shelf = Shelf::of(40, 4);
+    let (changing, left) = (Arc::clone(&shelf), Arc::new(AtomicUsize::new(0)));
+    let changes = Arc::clone(&left);
+    let publisher = Publisher::start(move |request| {
+        let reply = changing.page(request);
+        if let Ok(n) = changes.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)) {
+            changing.put(&format!("id-{}", n % 40));
+        }
+        reply
+    });
+    let mirror = Mirror::running("f", &publisher.url("/f"));
+    mirror.until_level("f");
+
+    // when
+    left.store(30, Ordering::SeqCst);
+    let said = compare(&mirror, true);
+
+    // then
+    assert_eq!(left.load(Ordering::SeqCst), 0, "it went on changing");
+    assert_eq!(said.code, Some(0), "{}{}", said.out, said.err);
+    assert!(said.json()["read"].as_i64() >= Some(40), "{}", said.out);
+}
+
+#[test]
+fn without_a_clean_end_nothing_is_called_extra() {
+    let shelf = Shelf::of(5, 10);
+    let (publisher, mut mirror) = at_rest(&shelf);
+    let cut = Publisher::start(|request| Reply::page(page(&[item("id-0", 1)], &request.target)));
+    mirror.set_feed("f", &cut.url("/f"), "");
+
+    let said = compare(&mirror, true);
+
+    drop(publisher);
+    assert_eq!(said.code, Some(1));
+    let found = said.json();
+    assert_eq!((&found["extra"]["count"], &found["unclean"]), (&0.into(), &"self-next".into()));
+}
+
+#[test]
+fn an_unknown_feed_is_refused() {
+    let publisher = publisher(&Shelf::of(1, 4));
+    let mirror = Mirror::running("f", &publisher.url("/f"));
+    mirror.until_level("f");
+
+    let said = explain(&mirror, &["g", "--against-source"]);
+
+    assert_eq!(said.code, Some(1));
+    assert!(said.err.contains("there is no feed g in the mirror"), "{}", said.err);
+}

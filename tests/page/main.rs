@@ -1,0 +1,13 @@
+//! The status page in a real Chromium, before a real listener and a real file. Pictures of it, for people to look at, go
+//! to `target/tmp/page`.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+#[path = "../ops/bench.rs"]
+#[allow(dead_code, reason = "shared with the tests of the listener, which need all of it")]
+mod bench;
+mod browser;
+mod doors;
+mod fleet;
+mod live;
+mod looks;
