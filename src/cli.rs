@@ -17,11 +17,14 @@ mod lasting;
 pub mod log;
 pub mod place;
 pub mod quarantine;
+pub mod restore;
 pub mod run;
 pub mod shell;
 pub mod simulate;
+pub mod snapshot;
 pub mod status;
 pub mod sync;
+pub mod verify;
 mod walk;
 
 use std::path::PathBuf;
@@ -148,6 +151,12 @@ enum Verb {
     Discover(discover::Args),
     /// Tell where an item came from, and why it is as it is
     Explain(explain::Args),
+    /// Make a consistent, checked copy of the database, beside a running daemon or without one
+    Snapshot(snapshot::Args),
+    /// Put a snapshot in the database's place; those who follow it are told to read everything again
+    Restore(restore::Args),
+    /// Check the database: its integrity, and what must hold between its rows
+    Verify(verify::Args),
     /// A publisher to test against, with every misbehaviour on demand
     Simulate(simulate::Args),
     /// See it at work: a simulated publisher, mirrored before your eyes
@@ -203,6 +212,9 @@ fn act(cli: Cli) -> anyhow::Result<Exit> {
         Verb::Events(args) => events::run(globals, args),
         Verb::Discover(args) => discover::run(globals, args),
         Verb::Explain(args) => explain::run(globals, args),
+        Verb::Snapshot(args) => snapshot::run(globals, args),
+        Verb::Restore(args) => restore::run(globals, args),
+        Verb::Verify(args) => verify::run(globals, args),
         Verb::Simulate(args) => simulate::run(globals, args),
         Verb::Demo(args) => demo::run(globals, args),
         Verb::Completions(args) => shell::completions(args),

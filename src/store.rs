@@ -15,7 +15,9 @@ pub mod feeds;
 mod journal;
 mod positions;
 pub mod read;
+pub mod restore;
 pub mod resync;
+pub mod snapshot;
 mod writer;
 
 use std::fs::File;

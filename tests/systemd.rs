@@ -48,6 +48,49 @@ fn the_unit_is_hardly_exposed() {
 }
 
 #[test]
+fn the_snapshot_s_unit_is_hardly_exposed_and_reaches_no_network() {
+    let path = folder().join("feedmirror-snapshot.service");
+    let output = systemd_analyze(&["security", "--offline=true", "--no-pager", path.to_str().unwrap()]);
+    let text = String::from_utf8_lossy(&output.stdout);
+    let exposure = overall_exposure(&text).unwrap_or_else(|| panic!("no overall exposure in {output:?}"));
+    assert!(exposure <= MOST_EXPOSED, "exposure {exposure}, at most {MOST_EXPOSED} wanted\n{text}");
+
+    let snapshot = fs::read_to_string(path).unwrap();
+    let expected = [
+        ("Type", "oneshot", "the timer waits for its end"),
+        (
+            "ExecStart",
+            "/usr/bin/feedmirror --config /etc/feedmirror/config.toml snapshot --keep 7",
+            "README says what it keeps",
+        ),
+        ("PrivateNetwork", "yes", "it needs none"),
+        ("ProtectSystem", "strict", "nothing but the state directory is writable"),
+    ];
+    for (key, value, why) in expected {
+        assert_eq!(values(&snapshot, key), [value], "{key}: {why}");
+    }
+    for key in ["User", "Group", "StateDirectory", "StateDirectoryMode", "UMask", "WorkingDirectory"] {
+        assert_eq!(values(&snapshot, key), values(&unit(), key), "{key}: as the daemon, whose file it copies");
+    }
+}
+
+#[test]
+fn the_snapshot_s_unit_and_timer_are_well_formed() {
+    let copies = tempfile::tempdir().unwrap();
+    let built = env!("CARGO_BIN_EXE_feedmirror");
+    for name in ["feedmirror-snapshot.service", "feedmirror-snapshot.timer"] {
+        let text = fs::read_to_string(folder().join(name)).unwrap().replace("/usr/bin/feedmirror", built);
+        fs::write(copies.path().join(name), text).unwrap();
+    }
+    let timer = copies.path().join("feedmirror-snapshot.timer");
+
+    let output = systemd_analyze(&["verify", "--man=no", "--recursive-errors=yes", timer.to_str().unwrap()]);
+
+    let complaints = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && !complaints.contains("feedmirror-snapshot"), "{output:?}");
+}
+
+#[test]
 fn the_unit_is_well_formed() {
     let folder = tempfile::tempdir().unwrap();
     let copy = folder.path().join("feedmirror.service");

@@ -7,7 +7,7 @@ use std::io::{self, BufWriter, Write};
 use jiff::Timestamp;
 
 use super::place::Place;
-use super::{Exit, Globals, Usage, compare, told};
+use super::{Exit, Globals, Usage, told};
 use crate::output::explain::{self, Asked, Explanation};
 use crate::output::line;
 
@@ -31,9 +31,6 @@ pub struct Args {
     /// Print all that is known as one line of JSON
     #[arg(long)]
     json: bool,
-    /// Compare the whole feed with a fresh read
-    #[arg(long, hide = true, conflicts_with_all = ["id", "kind", "live"])]
-    against_source: bool,
     #[command(flatten)]
     place: Place,
 }
@@ -63,9 +60,6 @@ struct Whole<'a> {
 /// # Errors
 /// When the file can't be read or has no such feed, or standard output can't be written.
 pub fn run(globals: &Globals, args: Args) -> anyhow::Result<Exit> {
-    if args.against_source {
-        return compare::run(globals, &args.place, &args.feed, args.json);
-    }
     let asked = args.asked()?;
     let reader = args.place.open(globals)?;
     let explanation = Explanation::of(&reader, &asked, || searching(globals)).map_err(told)?;

@@ -1,6 +1,6 @@
 //! What went wrong and what happened: quarantine, findings, refusals and events, all bounded per feed.
 
-use rusqlite::{OptionalExtension, params};
+use rusqlite::{Connection, OptionalExtension, params};
 
 use super::apply::SqlModified;
 use super::writer::{Bench, Weight};
@@ -97,11 +97,21 @@ pub(super) fn event(
     what: &str,
     detail: &str,
 ) -> rusqlite::Result<()> {
-    bench
-        .db
-        .prepare_cached("INSERT INTO event (at, feed, what, detail) VALUES (?1, ?2, ?3, ?4)")?
-        .execute(params![at, feed, what, detail])?;
+    add_event(bench.db, feed, at, what, detail)?;
     trim(bench, "event", feed, EVENTS)
+}
+
+/// An event of a file that no writer has open.
+pub(super) fn add_event(
+    db: &Connection,
+    feed: Option<i64>,
+    at: Millis,
+    what: &str,
+    detail: &str,
+) -> rusqlite::Result<()> {
+    db.prepare_cached("INSERT INTO event (at, feed, what, detail) VALUES (?1, ?2, ?3, ?4)")?
+        .execute(params![at, feed, what, detail])?;
+    Ok(())
 }
 
 /// Removes the feed's oldest rows beyond `kept`.

@@ -11,6 +11,7 @@ mod lookup;
 mod origin;
 mod rows;
 mod summary;
+mod verify;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -30,6 +31,7 @@ pub use rows::{
     QuarantineReason, QuarantineRow, RefusalRow, ResyncRow, Stored,
 };
 pub use summary::Activity;
+pub use verify::{CHECKS, Report, Violation};
 
 /// A mirror's file, open for reading. It can be sent to another thread, and used by one at a time.
 #[derive(Debug)]
@@ -266,7 +268,7 @@ fn mirror(db: &Connection) -> rusqlite::Result<MirrorRow> {
     db.prepare_cached(&sql)?.query_row([], MirrorRow::read)
 }
 
-fn connect(path: impl AsRef<Path>, more: OpenFlags) -> rusqlite::Result<Connection> {
+pub(super) fn connect(path: impl AsRef<Path>, more: OpenFlags) -> rusqlite::Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX | more;
     let db = Connection::open_with_flags(path, flags)?;
     db.busy_timeout(Duration::from_secs(5))?;

@@ -96,6 +96,21 @@ impl Store {
         .await
     }
 
+    /// Forgets the resync under way and begins another, in one step: a feed without a cursor is never without one.
+    ///
+    /// # Errors
+    /// When a statement fails or the writer has stopped.
+    pub async fn replace_resync(&self, name: &FeedName, at: Millis, trust: Trust) -> Result<(), StoreError> {
+        let name = name.clone();
+        self.submit(Weight::default(), move |bench| {
+            let feed = super::feeds::read(bench, name.as_str())?;
+            let url: String = bench.db.query_row("SELECT url FROM feed WHERE id = ?1", [feed.id], |row| row.get(0))?;
+            clear(bench, feed.id)?;
+            begin(bench, feed.id, at, &url, trust, false)
+        })
+        .await
+    }
+
     /// Forgets a resync under way; nothing is swept.
     ///
     /// # Errors

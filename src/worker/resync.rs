@@ -154,12 +154,11 @@ impl<'a> ResyncLoop<'a> {
     async fn died(&mut self, trust: Trust, stored: &StoredFeed) -> Result<(), StoreError> {
         let store = &self.feed.shared.store;
         self.deaths = self.deaths.saturating_add(1);
-        store.cancel_resync(self.feed.id).await?;
         if self.deaths > 1 && stored.cursor.is_some() {
             self.deaths = 0;
-            return Ok(());
+            return store.cancel_resync(self.feed.id).await;
         }
-        store.begin_resync(&self.feed.name, now(), trust, false).await.map(drop)
+        store.replace_resync(&self.feed.name, now(), trust).await
     }
 
     async fn ended(&mut self, ended: Result<Ended, StoreError>) -> Turn {

@@ -160,7 +160,7 @@ fn the_example_that_follows_the_change_log_hands_each_change_on_once_and_remembe
 
 #[test]
 fn a_backup_is_made_and_restored_as_readme_says_and_followers_notice() {
-    // given a mirror, a follower's position, and a copy
+    // given a mirror, a follower's position, and a snapshot
     let folder = tempfile::tempdir().unwrap();
     let publisher = publisher();
     let (database, feeds) = (folder.path().join("mirror.db"), [format!("a={}", publisher.url("/sessions"))]);
@@ -168,17 +168,18 @@ fn a_backup_is_made_and_restored_as_readme_says_and_followers_notice() {
     let epoch =
         |sql: &str| -> String { Connection::open(&database).unwrap().query_row(sql, [], |row| row.get(0)).unwrap() };
     let before = epoch("SELECT epoch FROM mirror");
-    let made = shell(folder.path(), &block_with("VACUUM INTO"));
+    let made = shell(folder.path(), &block_with("snapshot --db"));
     assert!(made.status.success(), "{made:?}");
 
     // when it is restored
-    for suffix in ["", "-wal", "-shm"] {
-        // The WAL is gone already where sqlite3 was the last to close the file.
-        let _ = std::fs::remove_file(folder.path().join(format!("mirror.db{suffix}")));
-    }
-    std::fs::rename(folder.path().join("copy.db"), &database).unwrap();
-    let renewed = shell(folder.path(), &block_with("randomblob"));
-    assert!(renewed.status.success(), "{renewed:?}");
+    let written = "mirror-20261124T155254123Z.db";
+    let names = std::fs::read_dir(folder.path().join("snapshots")).unwrap();
+    let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let taken = names.into_iter().find(|name| name.ends_with(".db")).unwrap();
+    assert_eq!(taken.len(), written.len(), "README's name is of the same form as {taken}");
+    let script = block_with("restore --db").replace(written, &taken);
+    let restored = shell(folder.path(), &script);
+    assert!(restored.status.success(), "{restored:?}");
 
     // then it goes on, and who followed it is told to begin anew
     assert!(sync(&database, &feeds).status.success());

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use feedmirror::feed::{Health, Mode};
 use feedmirror::simulate::FAULTS;
+use feedmirror::store::read::CHECKS;
 
 use crate::document::{marked, readme, same, spans, table};
 use crate::source::{first_text_of_calls, leading_words, modules, quoted_behind};
@@ -65,6 +66,11 @@ fn everything_that_events_tell_of_is_listed() {
         real.append(&mut quoted_behind(chosen.split("};").next().unwrap(), "("));
     }
     same("events", &marked(&readme(), "what"), &real);
+}
+
+#[test]
+fn everything_that_verify_looks_for_is_listed() {
+    same("checks", &marked(&readme(), "check"), &set(CHECKS));
 }
 
 #[test]

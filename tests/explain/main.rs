@@ -42,9 +42,11 @@ impl Said {
 }
 
 fn explain(mirror: &Mirror, arguments: &[&str]) -> Said {
-    let mut all = vec!["explain"];
-    all.extend(arguments);
-    let output = mirror.verb(&all);
+    said(mirror, &[&["explain"], arguments].concat())
+}
+
+fn said(mirror: &Mirror, arguments: &[&str]) -> Said {
+    let output = mirror.verb(arguments);
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
     Said { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) }
 }

@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::support::{Mirror, Publisher, Reply, Shelf, item, page};
-use crate::{Said, at_rest, explain, publisher};
+use crate::{Said, at_rest, publisher, said};
 
 fn compare(mirror: &Mirror, json: bool) -> Said {
-    let arguments = ["f", "--against-source", "--json"];
-    explain(mirror, if json { &arguments } else { &arguments[..2] })
+    let arguments = ["verify", "--against-source", "f", "--json"];
+    said(mirror, if json { &arguments } else { &arguments[..3] })
 }
 
 #[test]
@@ -99,7 +99,7 @@ fn an_unknown_feed_is_refused() {
     let mirror = Mirror::running("f", &publisher.url("/f"));
     mirror.until_level("f");
 
-    let said = explain(&mirror, &["g", "--against-source"]);
+    let said = said(&mirror, &["verify", "--against-source", "g"]);
 
     assert_eq!(said.code, Some(1));
     assert!(said.err.contains("there is no feed g in the mirror"), "{}", said.err);

@@ -1,0 +1,39 @@
+//! `restore`: a snapshot in the database's place, with a new epoch.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+
+use super::place::Place;
+use super::{Exit, Globals};
+use crate::store::restore::restore;
+
+/// What `restore` is told.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Args {
+    /// The snapshot, with its manifest beside it
+    snapshot: PathBuf,
+    /// Don't keep the database that is there now
+    #[arg(long)]
+    discard_old: bool,
+    #[command(flatten)]
+    place: Place,
+}
+
+/// Puts it in place, and says what became of what was there.
+///
+/// # Errors
+/// While a daemon holds the database; when the snapshot is not what its manifest says, or the disk can't hold it.
+pub fn run(globals: &Globals, args: Args) -> anyhow::Result<Exit> {
+    let done = restore(&args.snapshot, &args.place.path(globals)?, args.discard_old)?;
+    for note in &done.notes {
+        super::tell(&anyhow::anyhow!("{note}"));
+    }
+    let mut out = io::stdout().lock();
+    let snapshot = &done.snapshot;
+    writeln!(out, "{}: restored as of {}, {} items", done.path.display(), snapshot.created_at, snapshot.items)?;
+    if let Some(kept) = &done.kept {
+        writeln!(out, "{}: the database before it; remove it once all is well", kept.display())?;
+    }
+    writeln!(out, "epoch {}: those who follow the mirror are told to read everything again", done.epoch)?;
+    Ok(Exit::Done)
+}

@@ -1,0 +1,57 @@
+//! `snapshot`: a consistent, checked copy of the database, with a manifest beside it.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+
+use super::place::Place;
+use super::{Exit, Globals};
+use crate::output;
+use crate::store::snapshot::{Taken, default_directory, take};
+
+/// What `snapshot` is told.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Args {
+    /// The directory it goes to; by default `snapshots` beside the database
+    #[arg(long, value_name = "DIR")]
+    to: Option<PathBuf>,
+    /// Remove all but the newest N there, once the new one stands; by default none is removed
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    keep: Option<u32>,
+    /// Print the manifest as JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    place: Place,
+}
+
+/// Makes one, and says where it is.
+///
+/// # Errors
+/// When the database is not a mirror, the disk can't hold the copy, or the copy is not sound.
+pub fn run(globals: &Globals, args: Args) -> anyhow::Result<Exit> {
+    let database = args.place.path(globals)?;
+    let directory = args.to.unwrap_or_else(|| default_directory(&database));
+    let keep = args.keep.map(|keep| usize::try_from(keep).unwrap_or(usize::MAX));
+    let taken = take(&database, &directory, keep)?;
+    let mut out = io::stdout().lock();
+    if args.json {
+        output::line(&mut out, &taken)?;
+    } else {
+        say(&mut out, &taken)?;
+    }
+    Ok(Exit::Done)
+}
+
+fn say(out: &mut impl Write, taken: &Taken) -> io::Result<()> {
+    let Taken { path, manifest, pruned, .. } = taken;
+    writeln!(
+        out,
+        "{}: {} items and {} tombstones of {} feeds, {} bytes, checked",
+        path.display(),
+        manifest.items,
+        manifest.tombstones,
+        manifest.feeds.len(),
+        manifest.bytes
+    )?;
+    pruned.iter().try_for_each(|old| writeln!(out, "{}: removed", old.display()))
+}

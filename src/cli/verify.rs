@@ -1,0 +1,51 @@
+//! `verify`: whether the database is whole, and whether what must hold between its rows holds.
+
+use std::io::{self, Write};
+
+use super::place::Place;
+use super::{Exit, Globals};
+use crate::output;
+use crate::store::read::Report;
+
+/// What `verify` is told.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Args {
+    /// Leave out comparing indexes with their tables, and looking at items one by one
+    #[arg(long)]
+    quick: bool,
+    /// Compare a feed with a fresh read of its source in place of checking the file; nothing is written
+    #[arg(long, value_name = "FEED", conflicts_with = "quick")]
+    against_source: Option<String>,
+    /// Print what was found as JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    place: Place,
+}
+
+/// Checks it, and prints what is wrong; exit code 1 if anything is.
+///
+/// # Errors
+/// When the database is not a mirror, or too damaged to be checked.
+pub fn run(globals: &Globals, args: Args) -> anyhow::Result<Exit> {
+    if let Some(feed) = &args.against_source {
+        return super::compare::run(globals, &args.place, feed, args.json);
+    }
+    let report = args.place.open(globals)?.verify(args.quick)?;
+    let mut out = io::stdout().lock();
+    if args.json {
+        output::line(&mut out, &report)?;
+    } else {
+        say(&mut out, &report, args.quick)?;
+    }
+    Ok(if report.is_sound() { Exit::Done } else { Exit::Failed })
+}
+
+fn say(out: &mut impl Write, report: &Report, quick: bool) -> io::Result<()> {
+    for found in &report.violations {
+        writeln!(out, "{}: {}, such as {}", found.check, found.count, found.sample)?;
+    }
+    let looked_at = if quick { "quickly checked".to_owned() } else { format!("{} item rows looked at", report.rows) };
+    let verdict = if report.is_sound() { "sound" } else { "not sound" };
+    writeln!(out, "{verdict}; {looked_at}, {:.1} s", report.pinned_s)
+}

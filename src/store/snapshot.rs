@@ -1,0 +1,191 @@
+//! Snapshots: consistent, checked copies of the file, made beside a daemon or without one.
+//!
+//! Guarantees: a snapshot that stands under its name is whole, synced, checked, and described by the manifest beside it;
+//! what a killed run left is removed by the next; nothing is pruned before a new snapshot stands, and nothing that is
+//! not a snapshot of this database by name and manifest. The source is read in one read transaction, for as long as
+//! copying its pages takes: the writer goes on meanwhile, and the WAL can't be reset. Nothing is written to the source.
+
+mod manifest;
+mod shelf;
+
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use rusqlite::backup::{Backup, StepResult};
+use rusqlite::{Connection, OpenFlags};
+use sha2::{Digest, Sha256};
+
+use super::read::{self, Reader, Report};
+use super::{Millis, StoreError, now};
+pub use manifest::{FeedCount, Manifest};
+use shelf::Shelf;
+pub(super) use shelf::give;
+
+/// Pages copied at once: 16 MiB.
+const STEP_PAGES: i32 = 1_024;
+/// Kept free beyond what is written: so much, or a twentieth of it.
+const MARGIN_BYTES: u64 = 16 << 20;
+
+/// A snapshot that stands.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Taken {
+    /// Where it is.
+    pub path: PathBuf,
+    /// What it holds.
+    #[serde(flatten)]
+    pub manifest: Manifest,
+    /// Older ones that were removed.
+    pub pruned: Vec<PathBuf>,
+    /// How long the source was read, in seconds: so long its WAL could not be reset.
+    pub pinned_s: f64,
+}
+
+/// Where snapshots of a database go unless told otherwise: `snapshots` beside it.
+pub fn default_directory(database: &Path) -> PathBuf {
+    beside(database).join("snapshots")
+}
+
+/// Makes a snapshot of `database` in `directory`, which is made too, then keeps the newest `keep` of its snapshots there.
+/// Blocking.
+///
+/// # Errors
+/// [`StoreError::Refused`] when the disk can't hold it, another run makes one there, or the copy is not sound; then
+/// nothing is left of it and nothing is pruned. [`StoreError::Unusable`] when the database is not a mirror.
+pub fn take(database: &Path, directory: &Path, keep: Option<usize>) -> Result<Taken, StoreError> {
+    let reader = Reader::open(database)?;
+    let shelf = Shelf::open(database, directory)?;
+    let source = Source::open(database)?;
+    check_room(directory, source.bytes()?)?;
+    drop(reader);
+    let part = shelf.begin(now())?;
+    let began = std::time::Instant::now();
+    let at = source.copy(part.path())?;
+    let pinned_s = began.elapsed().as_secs_f64();
+    drop(source);
+    let copy = Reader::open(part.path())?;
+    sound(part.path(), &copy.verify(false)?)?;
+    let mut manifest = Manifest::of(&copy, at)?;
+    drop(copy);
+    manifest.file = part.name().to_owned();
+    (manifest.bytes, manifest.sha256) = digest(part.path())?;
+    let path = part.publish(&manifest)?;
+    let pruned = keep.map_or(Ok(Vec::new()), |keep| shelf.prune(keep))?;
+    Ok(Taken { path, manifest, pruned, pinned_s })
+}
+
+/// The database, held at one moment.
+struct Source(Connection);
+
+impl Source {
+    fn open(database: &Path) -> Result<Self, StoreError> {
+        let db = read::connect(database, OpenFlags::empty())?;
+        db.execute_batch("BEGIN")?;
+        db.query_row("SELECT seq FROM mirror_state", [], |_| Ok(()))?;
+        Ok(Self(db))
+    }
+
+    fn bytes(&self) -> Result<u64, StoreError> {
+        let pragma = |name: &str| self.0.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
+        Ok(u64::try_from(pragma("page_count")? * pragma("page_size")?).unwrap_or(u64::MAX))
+    }
+
+    /// Copies all pages to a file that is there and empty. With the transaction open no commit of another process begins
+    /// the copy anew, as it would between the steps of a backup without one.
+    fn copy(&self, to: &Path) -> Result<Millis, StoreError> {
+        let at = now();
+        let mut copy = Connection::open_with_flags(to, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+        // The file counts only once it has been synced whole: no journal is needed to undo what was half copied.
+        copy.execute_batch("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF")?;
+        let backup = Backup::new(&self.0, &mut copy)?;
+        loop {
+            match backup.step(STEP_PAGES)? {
+                StepResult::Done => break,
+                StepResult::More => {}
+                _ => return Err(StoreError::Refused("the database is locked by another program".into())),
+            }
+        }
+        drop(backup);
+        close(copy)?;
+        // One file and no other: whoever reads a snapshot leaves nothing beside it, and its digest stays true.
+        let copy = Connection::open_with_flags(to, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+        let mode: String = copy.query_row("PRAGMA journal_mode = DELETE", [], |row| row.get(0))?;
+        close(copy)?;
+        if mode != "delete" {
+            return Err(StoreError::Refused(format!("{} could not be made a single file", to.display())));
+        }
+        synced(to)?;
+        Ok(at)
+    }
+}
+
+fn close(connection: Connection) -> Result<(), StoreError> {
+    connection.close().map_err(|(_, error)| error.into())
+}
+
+/// A refusal that names what is wrong.
+pub(super) fn sound(path: &Path, report: &Report) -> Result<(), StoreError> {
+    let Some(first) = report.violations.first() else { return Ok(()) };
+    let more = report.violations.len() - 1;
+    let more = if more == 0 { String::new() } else { format!(", and {more} more checks failed") };
+    let (path, check, sample) = (path.display(), first.check, &first.sample);
+    Err(StoreError::Refused(format!(
+        "{path} is not sound ({check}, {sample}{more}); feedmirror verify tells all of it"
+    )))
+}
+
+/// Refuses when the disk of `directory` can't hold so many more bytes.
+pub(super) fn check_room(directory: &Path, bytes: u64) -> Result<(), StoreError> {
+    let (wanted, free) = (wanted(bytes), free(directory)?);
+    if free >= wanted {
+        return Ok(());
+    }
+    let directory = directory.display();
+    Err(StoreError::Refused(format!(
+        "{directory} has {free} bytes free, and {wanted} are wanted: make room, or name another directory"
+    )))
+}
+
+/// With the margin.
+pub(super) fn wanted(bytes: u64) -> u64 {
+    bytes.saturating_add(MARGIN_BYTES.max(bytes / 20))
+}
+
+/// Bytes that this user may still write on the disk of `directory`.
+pub(super) fn free(directory: &Path) -> Result<u64, StoreError> {
+    let disk = rustix::fs::statvfs(directory).map_err(|error| refused(directory, error))?;
+    Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
+}
+
+/// Size and SHA-256 of a file that no connection of this process has open.
+pub(super) fn digest(path: &Path) -> Result<(u64, String), StoreError> {
+    let mut file = File::open(path).map_err(|error| refused(path, error))?;
+    let (mut hash, mut bytes, mut buffer) = (Sha256::new(), 0, vec![0; 1 << 20]);
+    loop {
+        let count = file.read(&mut buffer).map_err(|error| refused(path, error))?;
+        if count == 0 {
+            break;
+        }
+        hash.update(buffer.get(..count).unwrap_or_default());
+        bytes += count as u64;
+    }
+    let hex = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    Ok((bytes, hex))
+}
+
+/// On the disk; also of a directory, whose names then are.
+pub(super) fn synced(path: &Path) -> Result<(), StoreError> {
+    File::open(path).and_then(|file| file.sync_all()).map_err(|error| refused(path, error))
+}
+
+/// The directory that a file is in.
+pub(super) fn beside(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    }
+}
+
+pub(super) fn refused(path: &Path, error: impl std::fmt::Display) -> StoreError {
+    StoreError::Refused(format!("{}: {error}", path.display()))
+}

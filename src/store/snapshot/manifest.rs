@@ -1,0 +1,90 @@
+//! What a snapshot says of itself, in a JSON file beside it.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::refused;
+use crate::store::read::Reader;
+use crate::store::{Millis, SCHEMA_VERSION, StoreError};
+
+/// What a snapshot holds, and how to know it again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// The snapshot's file name.
+    pub file: String,
+    /// Of the program that made it.
+    pub version: String,
+    /// When its content was read, RFC 3339 UTC.
+    pub created_at: String,
+    /// The identity of the mirror that it is of.
+    pub epoch: String,
+    /// The last change number given by then.
+    pub seq: i64,
+    /// The `user_version` of its layout.
+    pub schema_version: i32,
+    /// Live items of all feeds.
+    pub items: i64,
+    /// Tombstones of all feeds.
+    pub tombstones: i64,
+    /// Each feed, by name.
+    pub feeds: Vec<FeedCount>,
+    /// The file's size.
+    pub bytes: u64,
+    /// The file's SHA-256, hexadecimal.
+    pub sha256: String,
+}
+
+/// What a snapshot holds of one feed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FeedCount {
+    /// Its name.
+    pub feed: String,
+    /// Live items.
+    pub items: i64,
+    /// Tombstones.
+    pub tombstones: i64,
+}
+
+impl Manifest {
+    /// Where a snapshot's manifest is.
+    pub fn path(snapshot: &Path) -> PathBuf {
+        snapshot.with_extension("json")
+    }
+
+    /// The manifest of this snapshot.
+    ///
+    /// # Errors
+    /// [`StoreError::Refused`] when there is none that can be read.
+    pub fn read(snapshot: &Path) -> Result<Self, StoreError> {
+        let path = Self::path(snapshot);
+        let text = std::fs::read(&path).map_err(|error| {
+            let (snapshot, path) = (snapshot.display(), path.display());
+            StoreError::Refused(format!("{snapshot} can't be trusted without its manifest {path}: {error}"))
+        })?;
+        serde_json::from_slice(&text).map_err(|error| refused(&path, format!("it is no manifest, {error}")))
+    }
+
+    /// Of a copy, all but its file's name, size and digest.
+    pub(super) fn of(copy: &Reader, at: Millis) -> Result<Self, StoreError> {
+        let mirror = copy.mirror()?;
+        let feeds: Vec<FeedCount> = copy
+            .feeds(&[])?
+            .into_iter()
+            .map(|feed| FeedCount { feed: feed.name, items: feed.items, tombstones: feed.tombstones })
+            .collect();
+        Ok(Self {
+            file: String::new(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            created_at: jiff::Timestamp::from_millisecond(at).unwrap_or_default().to_string(),
+            epoch: mirror.epoch,
+            seq: mirror.seq,
+            schema_version: SCHEMA_VERSION,
+            items: feeds.iter().map(|feed| feed.items).sum(),
+            tombstones: feeds.iter().map(|feed| feed.tombstones).sum(),
+            feeds,
+            bytes: 0,
+            sha256: String::new(),
+        })
+    }
+}

@@ -1,0 +1,68 @@
+//! Snapshots, restoring one, and checking the file, with the real binary over real files.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod restore;
+mod snapshot;
+mod verify;
+
+use std::path::{Path, PathBuf};
+use std::process::Output;
+use std::sync::Arc;
+
+use support::{Mirror, Publisher, Shelf};
+
+/// A feed of so many records, and a mirror that is level with it and still runs.
+fn level(count: usize) -> (Arc<Shelf>, Publisher, Mirror) {
+    let shelf = Shelf::of(count, 50);
+    let serving = Arc::clone(&shelf);
+    let publisher = Publisher::start(move |request| serving.page(request));
+    let mirror = Mirror::running("acme", &publisher.url("/feed"));
+    mirror.until_level("acme");
+    (shelf, publisher, mirror)
+}
+
+/// What a verb said; it must have succeeded.
+fn said(output: &Output) -> String {
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+/// What a verb that failed said, with its exit code.
+fn refusal(output: &Output) -> (i32, String) {
+    assert!(!output.status.success(), "{output:?}");
+    (output.status.code().unwrap(), String::from_utf8(output.stderr.clone()).unwrap())
+}
+
+/// Makes a snapshot and gives its manifest as printed.
+fn snapshot(mirror: &Mirror, more: &[&str]) -> serde_json::Value {
+    let arguments: Vec<&str> = ["snapshot", "--json"].iter().chain(more).copied().collect();
+    serde_json::from_str(&said(&mirror.verb(&arguments))).unwrap()
+}
+
+fn path_of(manifest: &serde_json::Value) -> PathBuf {
+    manifest["path"].as_str().unwrap().into()
+}
+
+/// All names in a directory, hidden ones too, sorted.
+fn names(directory: &Path) -> Vec<String> {
+    let Ok(entries) = std::fs::read_dir(directory) else { return Vec::new() };
+    let mut names: Vec<String> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+/// Rows of a kilobyte that stand for much data.
+fn fill(rows: u32) -> String {
+    format!(
+        "WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < {rows})
+         INSERT INTO event (at, what, detail) SELECT 0, 'filler', hex(randomblob(500)) FROM n"
+    )
+}
