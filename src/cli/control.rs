@@ -171,6 +171,13 @@ pub(super) fn rename(globals: &Globals, place: &Place, old: &str, new: &FeedName
     Ok(Exit::Done)
 }
 
+/// Asks the daemon whether it is ready: whether its database can be written. It takes no token.
+pub(super) fn ready(globals: &Globals, place: &Place) -> anyhow::Result<Exit> {
+    let database = place.path(globals)?;
+    super::runtime()?.block_on(daemon::ready(globals, place, &database))?;
+    Ok(Exit::Done)
+}
+
 /// Who acts on the database.
 enum Holder {
     Daemon(Daemon),

@@ -1,10 +1,21 @@
 //! The log: one line an event on standard error, as text or as JSON.
+//!
+//! Where standard error is systemd's journal, each line begins with its priority as sd-daemon(3) has it (`<4>`), which the
+//! journal takes off, and text carries no time: the journal keeps both. There is no log file, so none to rotate.
 
+use std::fmt;
+use std::fs::File;
 use std::io::IsTerminal;
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 
 use anyhow::Context;
+use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::time::SystemTime;
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::registry::LookupSpan;
 
 use super::Globals;
 use crate::config::{LogFormat, LogSettings};
@@ -17,15 +28,48 @@ pub fn start(globals: &Globals, settings: &LogSettings) -> anyhow::Result<()> {
     let level = globals.log_level(&settings.level);
     let filter = EnvFilter::try_new(&level).with_context(|| format!("log.level = {level:?}"))?;
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
-    let begun = match settings.format {
-        LogFormat::Json => log.json().flatten_event(true).try_init(),
-        // Under systemd the journal keeps the time, and knows it better.
-        LogFormat::Text if std::env::var_os("JOURNAL_STREAM").is_some() => {
-            log.with_ansi(false).without_time().try_init()
-        }
-        LogFormat::Text => log.with_ansi(std::io::stderr().is_terminal()).with_timer(SystemTime).try_init(),
+    let begun = match (settings.format, is_journal()) {
+        (LogFormat::Json, false) => log.json().flatten_event(true).try_init(),
+        (LogFormat::Json, true) => log.json().flatten_event(true).map_event_format(Prioritised).try_init(),
+        (LogFormat::Text, true) => log.with_ansi(false).without_time().map_event_format(Prioritised).try_init(),
+        (LogFormat::Text, false) => log.with_ansi(std::io::stderr().is_terminal()).with_timer(SystemTime).try_init(),
     };
     // A test that runs two verbs in one process has a log already.
     drop(begun);
     Ok(())
+}
+
+/// Whether standard error itself is the journal's stream, as systemd.exec(5) has it told: the variable alone is
+/// inherited by whatever a service starts, also where its standard error leads elsewhere.
+fn is_journal() -> bool {
+    let Some(stream) = std::env::var_os("JOURNAL_STREAM") else { return false };
+    let stderr = std::io::stderr().as_fd().try_clone_to_owned().map(File::from);
+    // What can't be looked at is taken for no journal: the lines come whole either way.
+    let Ok(metadata) = stderr.and_then(|file| file.metadata()) else { return false };
+    stream.to_str() == Some(&format!("{}:{}", metadata.dev(), metadata.ino()))
+}
+
+/// An event's line behind its priority.
+struct Prioritised<F>(F);
+
+impl<S, N, F> FormatEvent<S, N> for Prioritised<F>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+    F: FormatEvent<S, N>,
+{
+    fn format_event(&self, context: &FmtContext<'_, S, N>, mut line: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+        write!(line, "<{}>", priority(*event.metadata().level()))?;
+        self.0.format_event(context, line, event)
+    }
+}
+
+/// As syslog(3) numbers them.
+fn priority(level: Level) -> u8 {
+    match level {
+        Level::ERROR => 3,
+        Level::WARN => 4,
+        Level::INFO => 6,
+        Level::DEBUG | Level::TRACE => 7,
+    }
 }

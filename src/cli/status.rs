@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::lasting::{Stop, until_stopped};
 use super::place::Place;
-use super::{Exit, Globals, TO_THE_TOP, told, width};
+use super::{Exit, Globals, TO_THE_TOP, control, told, width};
 use crate::output::{self, sizes, status};
 use crate::store::read::Reader;
 
@@ -27,6 +27,9 @@ pub struct Args {
     /// Print one JSON object with the rows of mirror and feeds
     #[arg(long)]
     json: bool,
+    /// Print nothing; fail unless a running daemon says that it is ready
+    #[arg(long, conflicts_with_all = ["feeds", "watch", "json"])]
+    ready: bool,
     #[command(flatten)]
     place: Place,
 }
@@ -34,8 +37,12 @@ pub struct Args {
 /// Prints it, once or again and again.
 ///
 /// # Errors
-/// When the file can't be read, has no such feed, or standard output can't be written.
+/// When the file can't be read, has no such feed, or standard output can't be written; with `--ready` when no daemon
+/// says that it is.
 pub fn run(globals: &Globals, args: Args) -> anyhow::Result<Exit> {
+    if args.ready {
+        return control::ready(globals, &args.place);
+    }
     let reader = args.place.open(globals)?;
     if args.watch {
         return until_stopped(move |stop| watch(reader, &args, stop));

@@ -1,6 +1,7 @@
 //! A folder to work in, the program run there, and a simulated publisher beside it.
 
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 
@@ -81,6 +82,12 @@ impl Desk {
         let file = |path| std::fs::File::create(path).unwrap();
         let child = command.stdout(file(&out)).stderr(file(&err)).spawn().unwrap();
         Running { child, out, err }
+    }
+
+    /// What systemd would set JOURNAL_STREAM to, were the file that catches standard error the journal.
+    pub(crate) fn journal_stream(&self) -> String {
+        let caught = std::fs::File::create(self.path("running.err")).unwrap().metadata().unwrap();
+        format!("{}:{}", caught.dev(), caught.ino())
     }
 
     /// The rows of a query, as one text each; none while there is no such table.

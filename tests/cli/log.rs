@@ -8,13 +8,19 @@ use crate::support::until;
 
 const CONFIGURATION: &str = "poll.min = \"1s\"\nops.listen = \"127.0.0.1:0\"\n";
 
+/// Stands for the stream that the daemon's standard error is.
+const JOURNAL: &str = "(standard error)";
+
 /// Runs the daemon until its feed is level, and ends it.
 fn run(publisher: &Simulated, configuration: &str, arguments: &[&str], environment: &[(&str, &str)]) -> Ran {
     let desk = Desk::new();
     let feed = format!("[feeds.acme]\nurl = \"{}\"\n", publisher.url(0));
     desk.write("feedmirror.toml", &format!("{CONFIGURATION}{configuration}{feed}"));
     let mut command = desk.command(&[arguments, &["run"]].concat());
-    let running = desk.start_as(command.envs(environment.iter().copied()));
+    let journal = desk.journal_stream();
+    let environment =
+        environment.iter().map(|(name, value)| (*name, if *value == JOURNAL { &journal } else { *value }));
+    let running = desk.start_as(command.envs(environment));
     until("the feed level", || !desk.sql("mirror.db", "SELECT name FROM feeds WHERE level_at IS NOT NULL").is_empty());
     running.signal(Signal::SIGTERM);
     let ran = running.ended();
@@ -48,6 +54,37 @@ fn text_is_a_line_an_event_without_colours_where_no_terminal_shows_it() {
     assert!(ran.err.contains("Z  INFO running ops=\"127.0.0.1:"), "{}", ran.err);
     assert!(ran.err.contains("Z  WARN feedmirror.toml: poll.min: "), "{}", ran.err);
     assert!(!ran.err.contains('\x1b'), "{:?}", ran.err);
+}
+
+#[test]
+fn the_journal_is_told_each_lines_priority_and_keeps_the_time_itself() {
+    let publisher = Simulated::of(1);
+    let journal = |configuration: &str| run(&publisher, configuration, &[], &[("JOURNAL_STREAM", JOURNAL)]).err;
+
+    let text = journal("");
+    assert!(text.lines().any(|line| line.starts_with("<6> INFO running ops=\"127.0.0.1:")), "{text}");
+    assert!(text.lines().any(|line| line.starts_with("<4> WARN feedmirror.toml: poll.min: ")), "{text}");
+
+    let json = journal("log.format = \"json\"\n");
+    for line in json.lines() {
+        let (priority, object) = line.split_at(3);
+        let event: Value = serde_json::from_str(object).unwrap_or_else(|error| panic!("{error}: {line}"));
+        let expected = match event["level"].as_str().unwrap() {
+            "ERROR" => "<3>",
+            "WARN" => "<4>",
+            "INFO" => "<6>",
+            level => panic!("{level}: {line}"),
+        };
+        assert_eq!(priority, expected, "{line}");
+    }
+    assert!(json.contains("running"), "{json}");
+}
+
+#[test]
+fn an_inherited_journal_stream_is_not_taken_for_standard_error() {
+    let ran = run(&Simulated::of(1), "", &[], &[("JOURNAL_STREAM", "8:1")]);
+    assert!(ran.err.contains("Z  INFO running ops=\"127.0.0.1:"), "{}", ran.err);
+    assert!(!ran.err.contains("<6>"), "{}", ran.err);
 }
 
 #[test]

@@ -10,6 +10,7 @@ mod demo;
 mod desk;
 mod log;
 mod places;
+mod ready;
 mod shell;
 mod streams;
 mod sync;

@@ -60,7 +60,18 @@ fn a_row_s_modules_are_read_as_the_map_means_them() {
 }
 
 #[test]
-fn the_changelog_has_this_version_first() {
-    let first = text("CHANGELOG.md").lines().find(|line| line.starts_with("## ")).unwrap().to_owned();
-    assert!(first.starts_with(&format!("## {}", env!("CARGO_PKG_VERSION"))), "{first}");
+fn the_changelog_is_in_the_form_of_keep_a_changelog_and_begins_with_this_version() {
+    let changelog = text("CHANGELOG.md");
+    let sections: Vec<(&str, &str)> = changelog
+        .lines()
+        .filter_map(|line| line.strip_prefix("## "))
+        .map(|heading| heading.strip_prefix('[').unwrap().split_once("] - ").unwrap())
+        .collect();
+    assert_eq!(sections[0].0, env!("CARGO_PKG_VERSION"), "the newest section is this version's");
+    let is_day = |day: &str| day.parse::<jiff::civil::Date>().is_ok();
+    assert!(sections[0].1 == "unreleased" || is_day(sections[0].1), "{sections:?}");
+    assert!(sections[1..].iter().all(|(_, day)| is_day(day)), "{sections:?}");
+    for group in changelog.lines().filter_map(|line| line.strip_prefix("### ")) {
+        assert!(["Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"].contains(&group), "{group}");
+    }
 }

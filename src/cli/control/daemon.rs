@@ -19,6 +19,9 @@ use crate::supervisor::control::{Chosen, Order, QuarantineOrder};
 /// For a whole answer: a purge removes every row of a feed.
 const PATIENCE: Duration = Duration::from_secs(600);
 
+/// For a word on readiness.
+const READY_WITHIN: Duration = Duration::from_secs(5);
+
 /// Where a daemon listens, and what opens its door.
 pub(super) struct Daemon {
     database: PathBuf,
@@ -30,14 +33,8 @@ pub(super) struct Daemon {
 impl Daemon {
     /// The daemon that holds `database`: found by the configuration, or with `--db` by the file alone.
     pub(super) fn of(globals: &Globals, place: &Place, database: &Path) -> anyhow::Result<Self> {
-        let ops = match place.db {
-            Some(_) => None,
-            None => Some(config::load(globals.config.as_deref(), &Overrides::default())?.ops),
-        };
-        let address = reachable(match &ops {
-            Some(OpsSettings { listen, .. }) if listen.port() != 0 => *listen,
-            _ => noted_address(database)?,
-        });
+        let ops = configured(globals, place)?;
+        let address = address(ops.as_ref(), database)?;
         let token = token::read(ops.and_then(|ops| ops.token).as_ref(), database)?;
         Ok(Self { database: database.to_owned(), address, token, client: plain_client(PATIENCE)? })
     }
@@ -105,6 +102,34 @@ fn verb(order: QuarantineOrder) -> &'static str {
         QuarantineOrder::Retry => "retry",
         QuarantineOrder::Drop => "drop",
     }
+}
+
+/// Fails unless the daemon says that it is ready, with its words.
+pub(super) async fn ready(globals: &Globals, place: &Place, database: &Path) -> anyhow::Result<()> {
+    let address = address(configured(globals, place)?.as_ref(), database)?;
+    let silent = || format!("no feedmirror answers at {address}");
+    let request = plain_client(READY_WITHIN)?.get(format!("http://{address}/readyz"));
+    let response = request.send().await.with_context(silent)?;
+    let status = response.status();
+    if !status.is_success() {
+        bail!("{address} answered {status}: {}", response.text().await.with_context(silent)?.trim());
+    }
+    Ok(())
+}
+
+/// The configuration's listener; none where the file alone is told.
+fn configured(globals: &Globals, place: &Place) -> anyhow::Result<Option<OpsSettings>> {
+    match place.db {
+        Some(_) => Ok(None),
+        None => Ok(Some(config::load(globals.config.as_deref(), &Overrides::default())?.ops)),
+    }
+}
+
+fn address(ops: Option<&OpsSettings>, database: &Path) -> anyhow::Result<SocketAddr> {
+    Ok(reachable(match ops {
+        Some(OpsSettings { listen, .. }) if listen.port() != 0 => *listen,
+        _ => noted_address(database)?,
+    }))
 }
 
 /// What the daemon wrote down when it started.
