@@ -47,6 +47,7 @@ struct Body<'a> {
     resync: bool,
     lag: Option<Time>,
     next: Time,
+    acked: Option<(Time, String)>,
     polled: Time,
     changed: Time,
     items: String,
@@ -139,6 +140,10 @@ fn body<'a>(now: Timestamp, seen: &'a Feed, feed: &'a FeedRow) -> Body<'a> {
         resync: !seen.status.resyncs.iter().all(|resync| resync.feed != feed.name),
         lag: feed.level_at.as_deref().map(|at| Time::new(Some(at), now, Says::Span)),
         next: Time::new(next_poll_at(feed), now, Says::Ahead),
+        acked: feed
+            .acked_until
+            .as_deref()
+            .map(|at| (Time::new(Some(at), now, Says::Ahead), plain(feed.ack_note.as_deref().unwrap_or_default()))),
         polled: Time::new(feed.polled_at.as_deref(), now, Says::Ago),
         changed: Time::new(feed.changed_at.as_deref(), now, Says::Ago),
         items: number(feed.items),

@@ -90,19 +90,20 @@ fn what_needs_attention_most_stands_first() {
 #[test]
 fn hostile_words_are_text_on_every_page() {
     let seen = glance(vec![row("a", "retrying", Some(HOSTILE))]);
-    let whole = Feed {
-        status: seen.status.clone(),
-        activity: Vec::new(),
-        events: Vec::new(),
-        findings: Vec::new(),
-        quarantine: Vec::new(),
-    };
+    let mut told = seen.status.clone();
+    told.feeds[0].acked_until = Some("2026-01-02T00:00:00.000Z".into());
+    told.feeds[0].ack_note = Some(HOSTILE.into());
+    told.feeds[0].publisher = Some("<img src=x>".into());
+    let whole =
+        Feed { status: told, activity: Vec::new(), events: Vec::new(), findings: Vec::new(), quarantine: Vec::new() };
     let pages = [page(&seen, "\"><script>"), page(&seen, ""), feed(&frame(), &whole).unwrap()];
     for page in &pages {
         assert!(!page.contains("<img") && !page.contains("<b>") && !page.contains("<cc>"), "{page}");
         assert_eq!(page.matches("<script").count(), 1, "its own alone: {page}");
     }
-    assert!(pages[1].contains(ESCAPED) && pages[2].contains(ESCAPED), "{}", pages[2]);
+    assert!(pages[1].contains(ESCAPED), "{}", pages[1]);
+    assert_eq!(pages[2].matches(ESCAPED).count(), 2, "as its reason and as what was said of its ack: {}", pages[2]);
+    assert!(pages[2].contains("<dt>Alerts</dt><dd>silenced, to end "), "{}", pages[2]);
     let login = login("n", "\"><script>", true).unwrap();
     assert!(!login.contains("<script") && login.contains("role=\"alert\""), "{login}");
 }
