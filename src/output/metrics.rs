@@ -5,6 +5,7 @@
 //! feed has none, and is only counted. What is not known has no series: a feed that was never level has no lag, and a
 //! file that can't be read leaves the counts alone.
 
+pub mod classic;
 mod names;
 mod sheet;
 

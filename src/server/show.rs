@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use axum::extract::{Path, RawQuery, State};
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::Response;
 use jiff::Timestamp;
 use rand::Rng;
@@ -13,6 +13,7 @@ use tokio::time::timeout;
 use super::answer::{Problem, done, json, typed};
 use super::options::Query;
 use super::{Shared, blocking};
+use crate::output::metrics::classic;
 use crate::output::page::{self, Frame};
 use crate::output::status::Status;
 use crate::output::vitals::Vitals;
@@ -39,8 +40,8 @@ pub(super) async fn ready(State(shared): State<Shared>) -> Result<Response, Prob
     }
 }
 
-/// `GET /metrics`.
-pub(super) async fn metrics(State(shared): State<Shared>) -> Result<Response, Problem> {
+/// `GET /metrics`: OpenMetrics to who asks for it, as Prometheus does, else the older text format.
+pub(super) async fn metrics(State(shared): State<Shared>, headers: HeaderMap) -> Result<Response, Problem> {
     let stored = shared.read(|reader| metrics::Stored::read(&reader)).await;
     let scrape = metrics::Scrape {
         now: Timestamp::now(),
@@ -49,7 +50,12 @@ pub(super) async fn metrics(State(shared): State<Shared>) -> Result<Response, Pr
         counts: (shared.ops.live)(),
         stored: stored.ok(),
     };
-    Ok(typed(metrics::MEDIA_TYPE, scrape.text().map_err(Problem::unavailable)?))
+    let text = scrape.text().map_err(Problem::unavailable)?;
+    let accepted = headers.get(header::ACCEPT).and_then(|accepted| accepted.to_str().ok()).unwrap_or_default();
+    Ok(match accepted.contains("application/openmetrics-text") {
+        true => typed(metrics::MEDIA_TYPE, text),
+        false => typed(classic::MEDIA_TYPE, classic::text(&text)),
+    })
 }
 
 /// `GET /`: all feeds, or with `?q=` those that it finds.

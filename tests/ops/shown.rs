@@ -93,7 +93,12 @@ async fn metrics_tell_of_the_file_and_of_the_work() {
     bench.file.write("acme", &[("1", 1, Some("{}")), ("2", 1, Some("{}")), ("3", 1, None)]).await;
     bench.file.ails("acme", HOSTILE).await;
 
-    let response = bench.get("/metrics").send().await.unwrap();
+    let older = bench.get("/metrics").send().await.unwrap();
+    assert_eq!(older.headers()["content-type"], "text/plain; version=0.0.4; charset=utf-8");
+    let older = older.text().await.unwrap();
+    assert!(older.contains("\n# TYPE feedmirror_feed_pages_total counter\n") && !older.contains("# EOF"), "{older}");
+    let accepted = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5";
+    let response = bench.get("/metrics").header("accept", accepted).send().await.unwrap();
     assert_eq!(response.headers()["content-type"], "application/openmetrics-text; version=1.0.0; charset=utf-8");
     let text = response.text().await.unwrap();
 
