@@ -14,7 +14,7 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Redirect, Response};
 use hmac::{Hmac, KeyInit, Mac};
 use jiff::Timestamp;
-use rand::Rng;
+use rand::RngExt;
 use sha2::Sha256;
 use tokio::time::{sleep, timeout};
 

@@ -6,7 +6,7 @@ use axum::extract::{Path, RawQuery, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::Response;
 use jiff::Timestamp;
-use rand::Rng;
+use rand::RngExt;
 use serde_json::json;
 use tokio::time::timeout;
 

@@ -9,7 +9,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use rand::TryRngCore;
+use rand::TryRng;
 use secrecy::SecretString;
 
 use crate::source::secret::{SecretError, SecretSource};
@@ -96,7 +96,7 @@ fn write_new(path: &Path, token: &str) -> io::Result<()> {
 
 fn random() -> io::Result<String> {
     let mut bytes = [0; BYTES];
-    rand::rngs::OsRng.try_fill_bytes(&mut bytes).map_err(io::Error::other)?;
+    rand::rngs::SysRng.try_fill_bytes(&mut bytes).map_err(io::Error::other)?;
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 

@@ -48,7 +48,7 @@ fn moment(text: &str, now: Timestamp) -> Result<Timestamp, String> {
         Ok(until) => until,
         Err(_) => {
             let span: Span = text.parse().map_err(|_| neither())?;
-            now.to_zoned(TimeZone::UTC).checked_add(span).map_err(|_| neither())?.timestamp()
+            now.to_zoned_datetime(TimeZone::UTC).checked_add(span).map_err(|_| neither())?.timestamp()
         }
     };
     if until <= now {
