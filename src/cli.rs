@@ -82,6 +82,7 @@ impl Exit {
         }
         match error.downcast_ref::<StoreError>() {
             Some(StoreError::Held(_)) => Self::Held,
+            Some(StoreError::Unavailable { .. }) => Self::Database,
             Some(error) if error.is_fatal() => Self::Database,
             _ => Self::Failed,
         }

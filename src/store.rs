@@ -73,6 +73,15 @@ pub enum StoreError {
         /// What is wrong and what to do.
         problem: String,
     },
+    /// The surroundings keep it from being opened: a lock, a full disk, rights, a directory that is not there. It opens
+    /// once they don't.
+    #[error("{path} can't be opened: {problem}")]
+    Unavailable {
+        /// The file.
+        path: PathBuf,
+        /// What is in the way.
+        problem: String,
+    },
     /// A statement failed; the delivery it belonged to was undone.
     #[error("database: {0}")]
     Sql(Arc<rusqlite::Error>),
@@ -99,29 +108,36 @@ impl StoreError {
                 error.sqlite_error_code(),
                 Some(rusqlite::ErrorCode::DatabaseCorrupt | rusqlite::ErrorCode::NotADatabase)
             ),
-            Self::Refused(_) | Self::Closed => false,
+            Self::Unavailable { .. } | Self::Refused(_) | Self::Closed => false,
         }
     }
 
     /// Whether the surroundings refused (full disk, lock, I/O): tried again until they don't.
-    fn is_environment(&self) -> bool {
-        use rusqlite::ErrorCode as Code;
-        let Self::Sql(error) = self else { return false };
-        matches!(
-            error.sqlite_error_code(),
-            Some(
-                Code::DiskFull
-                    | Code::DatabaseBusy
-                    | Code::DatabaseLocked
-                    | Code::SystemIoFailure
-                    | Code::CannotOpen
-                    | Code::ReadOnly
-                    | Code::OutOfMemory
-                    | Code::PermissionDenied
-                    | Code::FileLockingProtocolFailed
-            )
-        )
+    pub fn is_environment(&self) -> bool {
+        match self {
+            Self::Unavailable { .. } => true,
+            Self::Sql(error) => refused_by_surroundings(error),
+            Self::Held(_) | Self::Unusable { .. } | Self::Refused(_) | Self::Closed => false,
+        }
     }
+}
+
+fn refused_by_surroundings(error: &rusqlite::Error) -> bool {
+    use rusqlite::ErrorCode as Code;
+    matches!(
+        error.sqlite_error_code(),
+        Some(
+            Code::DiskFull
+                | Code::DatabaseBusy
+                | Code::DatabaseLocked
+                | Code::SystemIoFailure
+                | Code::CannotOpen
+                | Code::ReadOnly
+                | Code::OutOfMemory
+                | Code::PermissionDenied
+                | Code::FileLockingProtocolFailed
+        )
+    )
 }
 
 /// Whether the file takes writes at the moment.
@@ -175,13 +191,14 @@ impl Store {
     /// Opens or creates the file, migrates it, and starts the writer. Blocking.
     ///
     /// # Errors
-    /// [`StoreError::Held`] when another process writes it, [`StoreError::Unusable`] when it is not usable.
+    /// [`StoreError::Held`] when another process writes it, [`StoreError::Unusable`] when it is damaged or not ours,
+    /// [`StoreError::Unavailable`] when the surroundings keep it from being opened.
     pub fn open(path: &Path) -> Result<(Self, Closing), StoreError> {
         Self::open_with(path, KEY_SHIFT)
     }
 
     fn open_with(path: &Path, key_shift: u32) -> Result<(Self, Closing), StoreError> {
-        let unusable = |problem: String| StoreError::Unusable { path: path.to_owned(), problem };
+        let unavailable = |error: std::io::Error| unavailable(path, error);
         let lock = lock(path)?;
         let mut connection = connect(path).map_err(|error| explain(path, error))?;
         migrate(&mut connection, path)?;
@@ -192,11 +209,11 @@ impl Store {
         let pinned = gate.pinned();
         let writer = Writer::new(connection, Arc::clone(&queue), Arc::clone(&gate), intake_sender, key_shift)
             .map_err(|error| explain(path, error))?;
-        let file = checkpoint::open(path).map_err(|error| unusable(error.to_string()))?;
+        let file = checkpoint::open(path).map_err(unavailable)?;
         let checkpointed = Arc::clone(&queue);
         let kept = Arc::clone(&gate);
         let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| {
-            std::thread::Builder::new().name(name.into()).spawn(work).map_err(|error| unusable(error.to_string()))
+            std::thread::Builder::new().name(name.into()).spawn(work).map_err(unavailable)
         };
         let threads = vec![
             spawn("writer", Box::new(move || writer.run()))?,
@@ -253,15 +270,15 @@ impl Store {
 
 /// The lock file stays: removing it would let two processes lock two files of one name.
 fn lock(path: &Path) -> Result<File, StoreError> {
-    let unusable = |problem: String| StoreError::Unusable { path: path.to_owned(), problem };
     let mut name = path.as_os_str().to_owned();
     name.push(".lock");
     let file = File::options().create(true).truncate(false).write(true).open(&name);
-    let file = file.map_err(|error| unusable(format!("cannot open its lock file {}: {error}", name.display())))?;
+    let file =
+        file.map_err(|error| unavailable(path, format!("cannot open its lock file {}: {error}", name.display())))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(std::fs::TryLockError::WouldBlock) => Err(StoreError::Held(path.to_owned())),
-        Err(std::fs::TryLockError::Error(error)) => Err(unusable(format!("cannot lock it: {error}"))),
+        Err(std::fs::TryLockError::Error(error)) => Err(unavailable(path, format!("cannot lock it: {error}"))),
     }
 }
 
@@ -275,12 +292,17 @@ fn connect(path: &Path) -> rusqlite::Result<Connection> {
     Ok(connection)
 }
 
+fn unavailable(path: &Path, problem: impl std::fmt::Display) -> StoreError {
+    StoreError::Unavailable { path: path.to_owned(), problem: problem.to_string() }
+}
+
 fn explain(path: &Path, error: rusqlite::Error) -> StoreError {
     let problem = match error.sqlite_error_code() {
         Some(rusqlite::ErrorCode::NotADatabase) => "it is not a SQLite database: name another file".to_owned(),
         Some(rusqlite::ErrorCode::DatabaseCorrupt) => {
             format!("it is damaged ({error}): restore a snapshot, or move it away and let the feeds be read anew")
         }
+        _ if refused_by_surroundings(&error) => return unavailable(path, error),
         _ => error.to_string(),
     };
     StoreError::Unusable { path: path.to_owned(), problem }

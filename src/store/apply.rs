@@ -27,7 +27,8 @@ use lookup::{Met, Prepared, Wanted};
 use notice::{notice_class, notice_going_back};
 pub use origin::Origin;
 pub(super) use row::{
-    DELETED, FORGOTTEN, NUMBER, ROW_BYTES, SqlModified, forgotten_flags, item_key, stored_modified, swept_flags,
+    DELETED, FORGOTTEN, NUMBER, ROW_BYTES, SqlModified, forgotten_flags, is_possible, item_key, stored_modified,
+    swept_flags,
 };
 
 /// What one endpoint hands to the store at once.

@@ -7,7 +7,7 @@ use feedmirror::store::read::CHECKS;
 use rusqlite::Connection;
 
 use crate::support::Mirror;
-use crate::{level, said};
+use crate::{level, path_of, said, snapshot, text};
 
 /// A check, and what makes it find something; in the order of [`CHECKS`], save `unreadable`.
 const PLANTED: &[(&str, &str)] = &[
@@ -16,6 +16,7 @@ const PLANTED: &[(&str, &str)] = &[
     ("seq-ahead", "UPDATE mirror_state SET reserved = seq - 1"),
     ("seq-shared", "INSERT INTO purge SELECT min(seq), 'acme', 0 FROM item"),
     ("bad-flags", "UPDATE item SET flags = flags | 2 WHERE id = 'id-1'"),
+    ("bad-flags", "UPDATE item SET flags = flags | 16 WHERE id = 'id-1'"),
     ("bad-flags", "UPDATE item SET flags = flags | 64 WHERE id = 'id-1'"),
     ("tombstone-with-data", "UPDATE item SET data = '{}' WHERE id = 'id-2'"),
     ("live-without-data", "UPDATE item SET data = NULL WHERE id = 'id-1'"),
@@ -99,6 +100,26 @@ fn what_the_daemon_wrote_is_sound_running_or_not() {
     let mirror = at_rest();
     assert_eq!(found(&mirror, "", &[]), (Vec::new(), 0));
     assert_eq!(found(&mirror, "", &["--quick"]), (Vec::new(), 0));
+}
+
+#[test]
+fn a_mirror_that_has_forgotten_items_is_sound_and_its_snapshot_can_be_restored() {
+    // Given: a live item and a tombstone, both forgotten beside the daemon.
+    let (shelf, _publisher, mut mirror) = level(30);
+    shelf.delete("id-2");
+    mirror.until("the deletion came", |mirror| mirror.live("acme") == shelf.live());
+    for id in ["id-2", "id-3"] {
+        assert!(said(&mirror.verb(&["forget", "acme", id])).contains("never taken again"));
+    }
+
+    // When the file is checked, then it is sound; and a snapshot is made of it, and restored.
+    assert!(said(&mirror.verb(&["verify"])).starts_with("sound; 30"));
+    let taken = path_of(&snapshot(&mirror, &[]));
+    mirror.stop();
+    said(&mirror.verb(&["restore", text(&taken)]));
+    assert!(said(&mirror.verb(&["verify"])).starts_with("sound; 30"));
+    assert_eq!(mirror.rows("SELECT items, tombstones FROM feeds"), [["28", "2"]]);
+    assert_eq!(mirror.number("SELECT count(*) FROM forgotten"), 2);
 }
 
 #[test]

@@ -172,8 +172,37 @@ fn a_file_that_is_no_mirror_is_refused_in_words_that_say_what_to_do() {
         .query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))
         .unwrap();
     assert_eq!(cats, 1, "it is left alone");
+}
 
-    assert!(refusal(&directory.path().join("no/such/directory/mirror.db")).contains("lock file"));
+/// What keeps a file from being opened, in words; it is nothing that is wrong with the file.
+fn in_the_way(file: &Path) -> String {
+    match Store::open(file) {
+        Err(error @ StoreError::Unavailable { .. }) => {
+            assert!(error.is_environment() && !error.is_fatal());
+            error.to_string()
+        }
+        Err(error) => panic!("{error:?}"),
+        Ok(_) => panic!("it was opened"),
+    }
+}
+
+#[test]
+fn a_file_that_the_surroundings_keep_from_being_opened_is_told_from_one_that_is_unusable() {
+    let directory = tempfile::tempdir().unwrap();
+    let later = directory.path().join("mounted/later");
+    assert!(in_the_way(&later.join("mirror.db")).contains("lock file"));
+    std::fs::create_dir_all(&later).unwrap();
+    Store::open(&later.join("mirror.db")).unwrap().1.finish();
+
+    let mut mirror = Mirror::with(&["acme"]);
+    mirror.close();
+    let locker = Connection::open(&mirror.path).unwrap();
+    locker.execute_batch("BEGIN EXCLUSIVE; UPDATE feed SET items = items").unwrap();
+
+    assert!(in_the_way(&mirror.path).ends_with("database is locked"));
+
+    locker.execute_batch("COMMIT").unwrap();
+    mirror.reopen();
 }
 
 #[test]

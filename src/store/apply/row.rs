@@ -11,6 +11,13 @@ pub(super) const SWEPT_BY_TRUST: i64 = 4;
 pub(in crate::store) const NUMBER: i64 = 8;
 pub(in crate::store) const FORGOTTEN: i64 = 16;
 
+/// Whether a row can have these flags: only a tombstone is swept or forgotten, and there are no others.
+pub(in crate::store) fn is_possible(flags: i64) -> bool {
+    let of_tombstones = SWEPT | SWEPT_BY_TRUST | FORGOTTEN;
+    let deleted = flags & DELETED != 0;
+    flags & !(DELETED | NUMBER | of_tombstones) == 0 && (deleted || flags & of_tombstones == 0)
+}
+
 /// What an item takes in the file beside its id and its data, about: its row, its index entry, what pages leave free.
 pub(in crate::store) const ROW_BYTES: i64 = 230;
 

@@ -11,7 +11,7 @@ use rusqlite::OptionalExtension;
 
 use super::{Reader, StoreError};
 use crate::store::KEY_SHIFT;
-use crate::store::apply::item_key;
+use crate::store::apply::{is_possible, item_key};
 
 /// What is checked, by name; README lists them.
 pub const CHECKS: &[&str] = &[
@@ -264,8 +264,7 @@ impl Reader {
                 (false, true) => report.found("live-without-data", sample),
                 _ => {}
             }
-            // Only a tombstone is swept, and there are no other flags.
-            if flags & !15 != 0 || (!deleted && flags & 6 != 0) {
+            if !is_possible(flags) {
                 report.found("bad-flags", || format!("seq {seq}, id {id}, flags {flags}"));
             }
             match kinds.get(&row.get(3)?) {
