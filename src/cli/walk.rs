@@ -20,7 +20,7 @@ use crate::schedule;
 use crate::source::budget::{Budget, Reservation};
 use crate::source::client::Clients;
 use crate::source::headers::Meta;
-use crate::source::http::{Answer, HostSettings, Requests};
+use crate::source::http::{Answer, Failure, HostSettings, Requests};
 use crate::source::turns::{Host, Priority, Turns};
 use crate::store::read::Reader;
 use crate::supervisor::{Configured, FeedSettings};
@@ -189,7 +189,8 @@ impl Walk {
         drop(turn);
         let (body, meta) = match answer.map_err(|failure| explain(&failure))? {
             Answer::Page(body, meta) => (body, meta),
-            Answer::NotModified(_) => return Err((Trouble::Page, "http-304: the publisher answered 304".to_owned())),
+            // Only answers to what was asked with a validator.
+            Answer::NotModified(_) | Answer::ValidatorRefused(_) => return Err(explain(&Failure::UnaskedNotModified)),
         };
         self.host.succeeded();
         let opened = body.open(&self.decoders).await.map_err(|failure| explain(&failure))?;

@@ -19,6 +19,9 @@ pub(super) enum Coding {
 /// How much smaller compressed JSON is, mostly.
 const LIKELY_RATIO: u64 = 8;
 
+/// A body of more bytes, on the wire or once opened, is not blank.
+const BLANK_BYTES: usize = 64;
+
 impl Coding {
     pub(super) fn from_header(value: Option<&str>) -> Result<Self, Failure> {
         match value.map(|value| value.trim().to_ascii_lowercase()).as_deref() {
@@ -66,6 +69,17 @@ impl Body {
     /// Bytes on the wire.
     pub fn wire_bytes(&self) -> u64 {
         self.bytes.len() as u64
+    }
+
+    /// Whether there is nothing in it but white space. Servers that compress whatever they send make 20 bytes of nothing.
+    pub(super) fn is_blank(&self) -> bool {
+        if self.bytes.len() > BLANK_BYTES {
+            return false;
+        }
+        let mut text = Vec::new();
+        let read =
+            self.coding.reader(self.bytes.clone()).map(|reader| reader.take(BLANK_BYTES as u64).read_to_end(&mut text));
+        matches!(read, Ok(Ok(_))) && text.len() < BLANK_BYTES && text.trim_ascii().is_empty()
     }
 
     /// Decompresses off the async threads, growing the share of the budget only where it has to. A permit of `at_once`

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use reqwest::header::{self, HeaderMap, HeaderName};
 
+use crate::feed::Finding;
+
 /// What a page's headers say.
 #[derive(Clone, Debug, Default)]
 pub struct Meta {
@@ -19,6 +21,11 @@ pub struct Meta {
     pub age: Option<u64>,
     /// When the page itself last changed, as the publisher says, milliseconds since 1970 UTC.
     pub last_modified: Option<i64>,
+    /// Where redirects led, secrets masked, if what the URL asked for was lost on the way: the answer is to another
+    /// question, so it is never the feed's end.
+    pub lost_cursor: Option<String>,
+    /// How the answer departs from what HTTP and RPDE say; what came is read all the same.
+    pub findings: Vec<Finding>,
 }
 
 /// What they say.
@@ -31,6 +38,8 @@ pub(super) fn meta(headers: &HeaderMap) -> Meta {
         date: text(header::DATE).as_deref().and_then(http_date),
         age: text(header::AGE).and_then(|age| age.trim().parse().ok()),
         last_modified: text(header::LAST_MODIFIED).as_deref().and_then(http_date),
+        lost_cursor: None,
+        findings: Vec::new(),
     }
 }
 

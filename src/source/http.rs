@@ -14,9 +14,10 @@ use super::asked::{Asked, EVENT_STREAM, Streaming};
 use super::body::{Body, Coding};
 use super::budget::Reservation;
 use super::client::{Clients, chain};
+pub use super::failure::Failure;
 use super::headers::{Meta, meta, retry_after};
-use super::mask;
 use super::secret::Value;
+use super::{mask, redirect};
 
 /// `[http]`, and a feed's `http.*`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,70 +79,22 @@ pub struct HostSettings {
     pub matching: Vec<(String, HostBudget)>,
 }
 
-/// Why a request brought no page. Each begins with a fixed word.
-#[derive(Debug, Clone, thiserror::Error)]
-pub enum Failure {
-    /// A status other than 200 and 304.
-    #[error("http-{code}: the publisher answered {code}{}", shown(.beginning))]
-    Status {
-        /// The status code.
-        code: u16,
-        /// What `Retry-After` asked for (RFC 9110 §10.2.3).
-        retry_after: Option<Duration>,
-        /// The first bytes of the answer.
-        beginning: String,
-    },
-    /// Nothing listens there.
-    #[error("refused-connection: {0}")]
-    ConnectionRefused(String),
-    /// No connection: DNS, routing, a proxy.
-    #[error("connect: {0}")]
-    Connect(String),
-    /// Silence for too long, or a page that took too long.
-    #[error("timeout: {0}")]
-    Timeout(String),
-    /// The connection broke, or the body was cut short of its length.
-    #[error("broken-response: {0}")]
-    Broken(String),
-    /// The publisher's certificate or TLS was refused.
-    #[error("tls: {0}")]
-    Tls(String),
-    /// Larger than `max_page_bytes` once decompressed, or an event larger than the limit for one.
-    #[error("too-large: more than the {0} bytes that are taken (http.max_page_bytes, and 16 MiB for an event)")]
-    TooLarge(u64),
-    /// A content coding that can't be read.
-    #[error("bad-coding: {0}")]
-    Coding(String),
-    /// `next` leads to another origin.
-    #[error("foreign-next: `next` leads to another origin, {0}; allow it with http.allow_hosts")]
-    ForeignNext(String),
-    /// A redirect to another origin.
-    #[error("foreign-redirect: the publisher redirects to another origin, {0}; allow it with http.allow_hosts")]
-    ForeignRedirect(String),
-    /// An address that is none of the internet's, where only public ones may be connected to.
-    #[error("private-address: {0}; allow it with --allow-private")]
-    PrivateAddress(String),
-    /// Redirects without end, or to nowhere.
-    #[error("redirect: {0}")]
-    Redirect(String),
-    /// Not a URL that can be asked for.
-    #[error("bad-url: {0}")]
-    Url(String),
-    /// A secret or the client's own settings can't be used.
-    #[error("settings: {0}")]
-    Settings(String),
-}
-
-fn shown(beginning: &str) -> String {
-    if beginning.is_empty() { String::new() } else { format!(": {beginning:?}") }
-}
-
 /// An answer.
 pub enum Answer {
     /// A page.
     Page(Body, Meta),
-    /// 304: nothing has changed.
+    /// 304 to a request that carried a validator: nothing has changed.
     NotModified(Meta),
+    /// A request that carried a validator was answered 412, or 200 without a page: whoever asked gives the validator up
+    /// and asks again without one.
+    ValidatorRefused(Meta),
+}
+
+/// A response, redirects followed.
+struct Reached {
+    response: reqwest::Response,
+    /// Where redirects led, if what the URL asked for was lost on the way.
+    lost_cursor: Option<String>,
 }
 
 /// Requests of one feed: its client, limits, origin and secrets.
@@ -270,11 +223,18 @@ impl Requests {
     }
 
     async fn follow(&self, url: &str, etag: Option<&str>, reservation: Reservation) -> Result<Answer, Failure> {
-        let response = self.reach(url, Asked::Page { etag }).await?;
-        match response.status().as_u16() {
-            200 => self.read(response, reservation).await,
-            304 => Ok(Answer::NotModified(meta(response.headers()))),
-            code => Err(self.status(code, response).await),
+        let Reached { response, lost_cursor } = self.reach(url, Asked::Page { etag }).await?;
+        let meta = Meta { lost_cursor, ..meta(response.headers()) };
+        match (response.status().as_u16(), etag) {
+            (304, Some(_)) => Ok(Answer::NotModified(meta)),
+            (304, None) => Err(Failure::UnaskedNotModified),
+            (412, Some(_)) => Ok(Answer::ValidatorRefused(meta)),
+            (200, _) => {
+                let body = self.read(response, reservation).await?;
+                let refused = etag.is_some() && body.is_blank();
+                Ok(if refused { Answer::ValidatorRefused(meta) } else { Answer::Page(body, meta) })
+            }
+            (code, _) => Err(self.status(code, response).await),
         }
     }
 
@@ -283,7 +243,7 @@ impl Requests {
     /// # Errors
     /// Whatever kept it from opening; [`Failure::Broken`] for what is no event stream.
     pub async fn stream(&self, url: &str, last_event_id: Option<&str>) -> Result<Streaming, Failure> {
-        let response = self.reach(url, Asked::Stream { last_event_id }).await?;
+        let Reached { response, .. } = self.reach(url, Asked::Stream { last_event_id }).await?;
         let code = response.status().as_u16();
         if code != 200 {
             return Err(self.status(code, response).await);
@@ -322,14 +282,17 @@ impl Requests {
     }
 
     /// The answer to a request, redirects followed.
-    async fn reach(&self, url: &str, asked: Asked<'_>) -> Result<reqwest::Response, Failure> {
+    async fn reach(&self, url: &str, asked: Asked<'_>) -> Result<Reached, Failure> {
         self.permit(url)?;
         let mut target = self.address(url)?;
-        for _ in 0..=REDIRECTS {
+        for redirects in 0..=REDIRECTS {
             let response = self.send(&target, asked).await?;
             match response.status().as_u16() {
                 301 | 302 | 303 | 307 | 308 => target = self.redirected(&target, response.headers())?,
-                _ => return Ok(response),
+                _ => {
+                    let lost = redirects > 0 && redirect::loses_cursor(&self.home, url, &target);
+                    return Ok(Reached { response, lost_cursor: lost.then(|| self.mask(target.as_str())) });
+                }
             }
         }
         Err(Failure::Redirect(format!("more than {REDIRECTS} redirects")))
@@ -358,7 +321,7 @@ impl Requests {
         Ok(target)
     }
 
-    async fn read(&self, mut response: reqwest::Response, mut reservation: Reservation) -> Result<Answer, Failure> {
+    async fn read(&self, mut response: reqwest::Response, mut reservation: Reservation) -> Result<Body, Failure> {
         let max = self.settings.max_page_bytes;
         let coding = response.headers().get(header::CONTENT_ENCODING).and_then(|value| value.to_str().ok());
         let coding = Coding::from_header(coding)?;
@@ -366,7 +329,6 @@ impl Requests {
         if length > max {
             return Err(Failure::TooLarge(max));
         }
-        let meta = meta(response.headers());
         reservation.grow_to(coding.likely(length, max)).await;
         let mut bytes = Vec::with_capacity(usize::try_from(length).unwrap_or(0));
         while let Some(chunk) = self.chunk(&mut response).await? {
@@ -377,7 +339,7 @@ impl Requests {
             reservation.grow_to(size).await;
             bytes.extend_from_slice(&chunk);
         }
-        Ok(Answer::Page(Body { bytes, coding, reservation, max }, meta))
+        Ok(Body { bytes, coding, reservation, max })
     }
 
     async fn chunk(&self, response: &mut reqwest::Response) -> Result<Option<bytes::Bytes>, Failure> {

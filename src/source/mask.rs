@@ -20,7 +20,7 @@ pub(super) fn without(text: &str, secret: &str, shown: &str) -> String {
     out
 }
 
-fn decoded(text: &str) -> Vec<u8> {
+pub(super) fn decoded(text: &str) -> Vec<u8> {
     let (mut bytes, mut rest) = (Vec::new(), text.as_bytes());
     while let Some((byte, length)) = first_byte(rest) {
         bytes.push(byte);

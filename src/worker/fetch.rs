@@ -63,6 +63,9 @@ async fn ask(
             feed.host.succeeded();
             return Ok(Downloaded::NotModified(meta));
         }
+        Answer::ValidatorRefused(_) => {
+            return Err((Trouble::Page, "validator-refused: a conditional request got no page".to_owned()));
+        }
         Answer::Page(body, meta) => (body, meta),
     };
     feed.host.succeeded();

@@ -322,7 +322,7 @@ impl<'a> PollLoop<'a> {
         let room = fetch::room(feed, Some(&feed.pulses[POLL_PULSE])).await;
         feed.pulses[POLL_PULSE].within(feed.page_timeout);
         match feed.requests.get(&feed.url, None, room).await {
-            Ok(Answer::Page(..) | Answer::NotModified(_)) => Probe::Answers,
+            Ok(Answer::Page(..) | Answer::NotModified(_) | Answer::ValidatorRefused(_)) => Probe::Answers,
             Err(Failure::Status { code: 404 | 410, .. }) => Probe::Gone,
             Err(failure) => {
                 let (_, reason) = explain(&failure);

@@ -238,6 +238,7 @@ impl<'a> Walk<'a> {
     fn hand_over(&mut self, asked: String, fetched: Fetched) -> Result<String, End> {
         let Fetched { mut page, reservation, meta } = fetched;
         notice_content_type(&mut page, &meta);
+        page.findings.extend_from_slice(&meta.findings);
         self.walked.pages += 1;
         self.walked.records += (page.items.len() + page.unreadable.len()) as u64;
         self.walked.date = self.walked.date.or(meta.date);
@@ -375,7 +376,7 @@ pub fn explain(failure: &Failure) -> (Trouble, String) {
         Failure::Status { code, retry_after, .. } => Trouble::Status { code: *code, retry_after: *retry_after },
         Failure::ConnectionRefused(_) => Trouble::ConnectionRefused,
         Failure::Connect(_) | Failure::Timeout(_) | Failure::Broken(_) => Trouble::Network,
-        Failure::TooLarge(_) | Failure::Coding(_) => Trouble::Page,
+        Failure::TooLarge(_) | Failure::Coding(_) | Failure::UnaskedNotModified => Trouble::Page,
         Failure::Tls(_)
         | Failure::ForeignNext(_)
         | Failure::ForeignRedirect(_)

@@ -16,3 +16,4 @@ mod recovery;
 mod resync;
 mod signals;
 mod statuses;
+mod unasked;

@@ -1,0 +1,64 @@
+//! Why a request brought no page, in words that begin with a fixed one.
+
+use std::time::Duration;
+
+/// Why a request brought no page. Each begins with a fixed word.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Failure {
+    /// A status other than 200 and 304.
+    #[error("http-{code}: the publisher answered {code}{}", shown(.beginning))]
+    Status {
+        /// The status code.
+        code: u16,
+        /// What `Retry-After` asked for (RFC 9110 §10.2.3).
+        retry_after: Option<Duration>,
+        /// The first bytes of the answer.
+        beginning: String,
+    },
+    /// A 304 to a request that carried no validator: an answer to a question that was not put (RFC 9110 §15.4.5).
+    #[error("unasked-304: the publisher answered 304 to a request without a validator")]
+    UnaskedNotModified,
+    /// Nothing listens there.
+    #[error("refused-connection: {0}")]
+    ConnectionRefused(String),
+    /// No connection: DNS, routing, a proxy.
+    #[error("connect: {0}")]
+    Connect(String),
+    /// Silence for too long, or a page that took too long.
+    #[error("timeout: {0}")]
+    Timeout(String),
+    /// The connection broke, or the body was cut short of its length.
+    #[error("broken-response: {0}")]
+    Broken(String),
+    /// The publisher's certificate or TLS was refused.
+    #[error("tls: {0}")]
+    Tls(String),
+    /// Larger than `max_page_bytes` once decompressed, or an event larger than the limit for one.
+    #[error("too-large: more than the {0} bytes that are taken (http.max_page_bytes, and 16 MiB for an event)")]
+    TooLarge(u64),
+    /// A content coding that can't be read.
+    #[error("bad-coding: {0}")]
+    Coding(String),
+    /// `next` leads to another origin.
+    #[error("foreign-next: `next` leads to another origin, {0}; allow it with http.allow_hosts")]
+    ForeignNext(String),
+    /// A redirect to another origin.
+    #[error("foreign-redirect: the publisher redirects to another origin, {0}; allow it with http.allow_hosts")]
+    ForeignRedirect(String),
+    /// An address that is none of the internet's, where only public ones may be connected to.
+    #[error("private-address: {0}; allow it with --allow-private")]
+    PrivateAddress(String),
+    /// Redirects without end, or to nowhere.
+    #[error("redirect: {0}")]
+    Redirect(String),
+    /// Not a URL that can be asked for.
+    #[error("bad-url: {0}")]
+    Url(String),
+    /// A secret or the client's own settings can't be used.
+    #[error("settings: {0}")]
+    Settings(String),
+}
+
+fn shown(beginning: &str) -> String {
+    if beginning.is_empty() { String::new() } else { format!(": {beginning:?}") }
+}
