@@ -3,12 +3,14 @@
 //! Nothing here does I/O, knows a clock, or decides anything but the order of `modified`.
 
 pub mod modified;
+mod text;
 
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
 pub use modified::{Modified, Order};
+pub use text::{Text, cut};
 
 /// Declares an enum whose values have one fixed spelling everywhere: SQL, metrics, logs, JSON and documents.
 macro_rules! words {
@@ -246,6 +248,8 @@ pub struct Item {
     pub state: State,
     /// Where in the page's text the data stand; empty when deleted.
     pub data: Range<usize>,
+    /// Where in the page's text the record stands, whole.
+    pub record: Range<usize>,
 }
 
 /// An item that a delivery brought, once it is committed.
@@ -272,6 +276,17 @@ pub struct Unreadable {
     pub raw: String,
     /// Its id, where that much could be read.
     pub id: Option<Box<str>>,
+    /// How often it came, word for word the same.
+    pub count: u64,
+}
+
+/// Records that could not be understood, beyond what quarantine can hold.
+#[derive(Clone, Debug, Default)]
+pub struct Beyond {
+    /// How many.
+    pub count: u64,
+    /// The ids of those whose id could be read.
+    pub ids: Vec<Box<str>>,
 }
 
 /// A way in which a publisher departs from the standard, seen once or more in one delivery.
@@ -289,17 +304,21 @@ pub struct Finding {
 #[derive(Clone, Debug, Default)]
 pub struct Page {
     /// The body, as UTF-8; items' data are ranges of it.
-    pub text: String,
+    pub text: Text,
     /// In the publisher's order.
     pub items: Vec<Item>,
-    /// Records that could not be understood.
+    /// Records that could not be understood, each once.
     pub unreadable: Vec<Unreadable>,
+    /// More of those, counted but not kept.
+    pub beyond: Beyond,
     /// Departures from the standard.
     pub findings: Vec<Finding>,
     /// The publisher's `next`, verbatim.
-    pub next: Option<String>,
+    pub next: Option<Arc<str>>,
     /// The page's `license`.
     pub license: Option<String>,
+    /// Whether `items` was null: read as empty, and no sign of the end.
+    pub null_items: bool,
 }
 
 impl Page {
@@ -310,7 +329,17 @@ impl Page {
 
     /// Whether the page's `items` were empty, quarantined records included.
     pub fn is_empty(&self) -> bool {
-        self.items.is_empty() && self.unreadable.is_empty()
+        self.records() == 0
+    }
+
+    /// Records on the page, those that can't be understood included.
+    pub fn records(&self) -> u64 {
+        self.items.len() as u64 + self.unread()
+    }
+
+    /// Records that could not be understood.
+    pub fn unread(&self) -> u64 {
+        self.unreadable.iter().map(|record| record.count).sum::<u64>() + self.beyond.count
     }
 
     /// Counts a departure from the standard; the first sample is kept.

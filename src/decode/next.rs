@@ -11,6 +11,7 @@ pub fn place(asked: &str, page: &mut Page, published: Option<&str>, configured: 
     let Some(published) = published else { return without_next(asked, page, configured) };
     let url = resolve(asked, published);
     match (url == asked, page.is_empty()) {
+        (true, true) if page.null_items => Next::AsLevel("items-null"),
         (true, true) => Next::Level,
         (true, false) => {
             let items = page.items.len();

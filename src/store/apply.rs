@@ -245,11 +245,18 @@ fn apply(bench: &mut Bench<'_>, delivery: &mut Delivery, forgotten: &mut u64) ->
     origin::record(bench, delivery, before + 1)?;
     for record in &delivery.page.unreadable {
         journal::quarantine(bench, feed.id, delivery.transport, delivery.at, record)?;
-        if let (Some(id), Some(_)) = (&record.id, &feed.resync) {
+    }
+    let beyond = &delivery.page.beyond;
+    if beyond.count > 0 {
+        journal::dropped(bench, feed.id, delivery.at, beyond.count, "of many")?;
+    }
+    if feed.resync.is_some() {
+        let kept = delivery.page.unreadable.iter().filter_map(|record| record.id.as_ref());
+        for id in kept.chain(&beyond.ids) {
             bench.db.prepare_cached("INSERT OR IGNORE INTO spared VALUES (?1, ?2)")?.execute(params![feed.id, id])?;
         }
-        tally.applied.quarantined += 1;
     }
+    tally.applied.quarantined += delivery.page.unread();
     for finding in &delivery.page.findings {
         journal::finding(bench, feed.id, delivery.at, finding)?;
     }

@@ -40,16 +40,18 @@ impl Crowded {
 
     fn apply(&self, purpose: Purpose, modified: i64, state: State, ids: impl Iterator<Item = usize>) -> Applied {
         let feed = self.runtime.block_on(self.store.feed(&Self::name())).unwrap();
-        let mut page = Page::default();
+        let (mut page, mut text) = (Page::default(), String::new());
         for id in ids {
-            let from = page.text.len();
+            let from = text.len();
             if state == State::Updated {
-                page.text.push_str(&format!("{{\"n\":{id}}}"));
+                text.push_str(&format!("{{\"n\":{id}}}"));
             }
-            let data = from..page.text.len();
+            let data = from..text.len();
             let (kind, id) = (if id % 2 == 0 { "Session" } else { "Slot" }, (id / 2).to_string());
-            page.items.push(Item { kind: kind.into(), id: id.into(), modified: Modified::Int(modified), state, data });
+            let (modified, record) = (Modified::Int(modified), data.clone());
+            page.items.push(Item { kind: kind.into(), id: id.into(), modified, state, data, record });
         }
+        page.text = text.into();
         let delivery = Delivery {
             feed: feed.id,
             generation: feed.generation,

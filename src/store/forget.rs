@@ -173,6 +173,7 @@ pub(super) fn strike(bench: &Bench<'_>, delivery: &mut Delivery) -> Result<u64, 
     };
     delivery.page.items.retain(|item| !is_forgotten(&item.id, Some(&item.kind)));
     delivery.page.unreadable.retain(|record| !record.id.as_deref().is_some_and(|id| is_forgotten(id, None)));
+    delivery.page.beyond.ids.retain(|id| !is_forgotten(id, None));
     if let Some(error) = failed {
         return Err(error.into());
     }

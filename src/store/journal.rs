@@ -34,9 +34,10 @@ pub(super) fn quarantine(
         .prepare_cached("SELECT id FROM quarantined WHERE feed = ?1 AND digest = ?2 AND reason = ?3 AND raw = ?4")?
         .query_row(params![feed, digest, record.reason, record.raw], |row| row.get::<_, i64>(0))
         .optional()?;
+    let count = i64::try_from(record.count).unwrap_or(i64::MAX);
     if let Some(id) = known {
-        db.prepare_cached("UPDATE quarantined SET count = count + 1, last_at = ?2 WHERE id = ?1")?
-            .execute(params![id, at])?;
+        db.prepare_cached("UPDATE quarantined SET count = count + ?3, last_at = ?2 WHERE id = ?1")?
+            .execute(params![id, at, count])?;
         return Ok(());
     }
     let size = i64::try_from(record.raw.len() + record.detail.len()).unwrap_or(QUARANTINE_BYTES);
@@ -47,17 +48,24 @@ pub(super) fn quarantine(
         )?
         .execute(params![feed, size, QUARANTINE_ROWS, QUARANTINE_BYTES])?;
     if taken == 0 {
-        db.prepare_cached("UPDATE feed SET quarantine_dropped = quarantine_dropped + 1 WHERE id = ?1")?
-            .execute([feed])?;
-        let detail = format!("quarantine is full: a record with reason {} was dropped", record.reason);
-        return finding(bench, feed, at, &Finding { rule: "quarantine-full", detail, count: 1 });
+        return dropped(bench, feed, at, record.count, record.reason);
     }
     db.prepare_cached(
-        "INSERT INTO quarantined (feed, transport, digest, reason, detail, raw, first_at, last_at)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?7)",
+        "INSERT INTO quarantined (feed, transport, digest, reason, detail, raw, first_at, last_at, count)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?7, ?8)",
     )?
-    .execute(params![feed, transport.code(), digest, record.reason, record.detail, record.raw, at])?;
+    .execute(params![feed, transport.code(), digest, record.reason, record.detail, record.raw, at, count])?;
     Ok(())
+}
+
+/// Counts records that quarantine has no room for.
+pub(super) fn dropped(bench: &Bench<'_>, feed: i64, at: Millis, count: u64, reason: &str) -> rusqlite::Result<()> {
+    bench
+        .db
+        .prepare_cached("UPDATE feed SET quarantine_dropped = quarantine_dropped + ?2 WHERE id = ?1")?
+        .execute(params![feed, i64::try_from(count).unwrap_or(i64::MAX)])?;
+    let detail = format!("quarantine is full: a record with reason {reason} was dropped");
+    finding(bench, feed, at, &Finding { rule: "quarantine-full", detail, count })
 }
 
 /// Counts a departure from the standard; the latest sample is kept.

@@ -11,7 +11,7 @@ use super::ahead::{Ahead, Met};
 use super::fetch::{self, Downloaded};
 use super::{Counts, Feed, Pulse};
 use crate::decode::next;
-use crate::feed::{Finding, Generation, Next, Page, Transport};
+use crate::feed::{Finding, Generation, Next, Page, Text, Transport};
 use crate::mode::Trouble;
 use crate::source::budget::Reservation;
 use crate::source::headers::Meta;
@@ -240,7 +240,7 @@ impl<'a> Walk<'a> {
         notice_content_type(&mut page, &meta);
         page.findings.extend_from_slice(&meta.findings);
         self.walked.pages += 1;
-        self.walked.records += (page.items.len() + page.unreadable.len()) as u64;
+        self.walked.records += page.records();
         self.walked.date = self.walked.date.or(meta.date);
         self.empty = if page.is_empty() { self.empty + 1 } else { 0 };
         if self.empty == EMPTY_PAGES {
@@ -365,8 +365,10 @@ impl<'a> Walk<'a> {
 }
 
 impl Hold for Reservation {
-    fn release(self: Box<Self>, text: String) {
-        self.recycle(text.into_bytes());
+    fn release(self: Box<Self>, text: Text) {
+        if let Some(text) = text.into_last() {
+            self.recycle(text.into_bytes());
+        }
     }
 }
 

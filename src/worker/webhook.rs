@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::walk::explain;
 use super::{Feed, REGISTER_PULSE, WEBHOOK_PULSE, chance};
 use crate::decode::rpde;
-use crate::feed::{Generation, Page, Transport, Unreadable};
+use crate::feed::{Generation, Page, Transport, Unreadable, cut};
 use crate::mode::{self, History};
 use crate::schedule;
 use crate::source::http::Requests;
@@ -113,8 +113,8 @@ impl<'a> WebhookLoop<'a> {
     async fn give_in(&mut self, bytes: &[u8], hash: u64, why: &str) -> Answer {
         let raw = String::from_utf8_lossy(bytes).into_owned();
         let detail = format!("posted for the fifth time (xxh3 {hash:016x}): {why}");
-        let page =
-            Page { unreadable: vec![Unreadable { reason: "refused-body", detail, raw, id: None }], ..Page::default() };
+        let refused = Unreadable { reason: "refused-body", detail: cut(detail), raw, id: None, count: 1 };
+        let page = Page { unreadable: vec![refused], ..Page::default() };
         let answer = self.apply(page).await;
         if matches!(answer, Answer::Taken) {
             tracing::warn!(feed = %self.feed.name, "a body that could not be read was quarantined at its fifth time");

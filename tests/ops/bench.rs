@@ -86,18 +86,20 @@ impl File {
     }
 
     async fn deliver(&self, feed: &str, records: &[(&str, i64, Option<&str>)], purpose: Purpose) {
-        let mut page = Page::default();
+        let (mut page, mut text) = (Page::default(), String::new());
         for (id, modified, data) in records {
-            let from = page.text.len();
-            page.text.push_str(data.unwrap_or_default());
+            let from = text.len();
+            text.push_str(data.unwrap_or_default());
             page.items.push(Item {
                 kind: "Session".into(),
                 id: (*id).into(),
                 modified: Modified::Int(*modified),
                 state: if data.is_some() { State::Updated } else { State::Deleted },
-                data: from..page.text.len(),
+                data: from..text.len(),
+                record: from..text.len(),
             });
         }
+        page.text = text.into();
         self.hand_over(feed, page, purpose).await;
     }
 
@@ -137,6 +139,7 @@ impl File {
             detail: format!("{reason} it is"),
             raw: (*raw).to_owned(),
             id: None,
+            count: 1,
         };
         let page = Page { unreadable: records.iter().map(unreadable).collect(), ..Page::default() };
         self.hand_over(feed, page, Purpose::Again).await;

@@ -50,23 +50,25 @@ pub(crate) fn many(prefix: &str, count: usize, modified: i64) -> Vec<Record> {
 
 /// A record that could not be understood.
 pub(crate) fn unreadable(reason: &'static str, raw: &str, id: Option<&str>) -> Unreadable {
-    Unreadable { reason, detail: "made by a test".into(), raw: raw.into(), id: id.map(Into::into) }
+    Unreadable { reason, detail: "made by a test".into(), raw: raw.into(), id: id.map(Into::into), count: 1 }
 }
 
 /// A page that holds these records, their data in one text as in a body.
 pub(crate) fn page(records: &[Record], bad: &[Unreadable]) -> Page {
-    let mut page = Page { unreadable: bad.to_vec(), ..Page::default() };
+    let (mut page, mut text) = (Page { unreadable: bad.to_vec(), ..Page::default() }, String::new());
     for record in records {
-        let from = page.text.len();
-        page.text.push_str(record.data.as_deref().unwrap_or_default());
+        let from = text.len();
+        text.push_str(record.data.as_deref().unwrap_or_default());
         page.items.push(Item {
             kind: record.kind.as_str().into(),
             id: record.id.as_str().into(),
             modified: record.modified.clone(),
             state: if record.data.is_some() { State::Updated } else { State::Deleted },
-            data: from..page.text.len(),
+            data: from..text.len(),
+            record: from..text.len(),
         });
     }
+    page.text = text.into();
     page
 }
 

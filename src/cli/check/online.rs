@@ -89,7 +89,7 @@ fn words(page: &Page, next: &Next) -> String {
     };
     match page.unreadable.as_slice() {
         [] => {}
-        [first, ..] => words.push_str(&format!(", {} that can't be read ({})", page.unreadable.len(), first.reason)),
+        [first, ..] => words.push_str(&format!(", {} that can't be read ({})", page.unread(), first.reason)),
     }
     words.push_str(match next {
         Next::Follow { made: false, .. } => ", and more pages",

@@ -1,11 +1,12 @@
 //! What a delivery holds while it waits for the writer, and what is handed back when it has been dealt with.
 
 use super::Delivery;
+use crate::feed::Text;
 
 /// Whatever has to be kept for as long as a delivery waits.
 pub trait Hold: Send {
-    /// The delivery has been committed or given up; its text is no longer needed.
-    fn release(self: Box<Self>, text: String);
+    /// The delivery has been committed or given up; its text is no longer needed. Others may still hold it.
+    fn release(self: Box<Self>, text: Text);
 }
 
 /// What a delivery holds, if anything.

@@ -149,8 +149,9 @@ impl Fresh {
             }
         }
         let mut insert = self.db.prepare_cached("INSERT OR IGNORE INTO unreadable VALUES (?1)")?;
-        for id in page.unreadable.iter().filter_map(|record| record.id.as_deref()) {
-            insert.execute([id])?;
+        let kept = page.unreadable.iter().filter_map(|record| record.id.as_ref());
+        for id in kept.chain(&page.beyond.ids) {
+            insert.execute([&**id])?;
         }
         drop(insert);
         Ok(self.db.execute_batch("COMMIT")?)

@@ -1,0 +1,189 @@
+//! A page, checked whole before anything of it is used, and handed over in parts.
+
+use super::super::{Refused, beginning};
+use super::part::{Memory, Part};
+use super::{Reading, record};
+use crate::feed::{Page, Text};
+use crate::json::{self, Problem, Scanner};
+
+/// The longest `license`, in bytes.
+const LICENSE: usize = 4 << 10;
+
+/// A page that has been read to its last byte. What it keeps beside the text doesn't grow with its records, but for eight
+/// bytes an item, to notice those that come twice.
+pub struct Body {
+    text: Text,
+    reading: Reading,
+    memory: Memory,
+    /// What goes for the whole page: all but its records.
+    page: Page,
+    records: u64,
+    /// The first part, decoded while the page was checked.
+    first: Option<Page>,
+    /// Where the record stands that the next part begins with.
+    rest: Option<usize>,
+}
+
+impl Body {
+    /// Reads a poll response or webhook body to its end. Its first part is decoded on the way.
+    ///
+    /// # Errors
+    /// [`Refused`] when the body as a whole can't be read; single bad records land in [`Page::unreadable`].
+    pub fn check(bytes: Vec<u8>, reading: &Reading) -> Result<Self, Refused> {
+        let mut text = utf8(bytes)?;
+        let marked = text.starts_with('\u{feff}');
+        if marked {
+            text.drain(..'\u{feff}'.len_utf8());
+        }
+        let mut body = Self {
+            text: text.into(),
+            reading: reading.clone(),
+            memory: Memory::default(),
+            page: Page::default(),
+            records: 0,
+            first: None,
+            rest: None,
+        };
+        if marked {
+            body.page.find("bom", || "the page begins with a byte order mark (RFC 8259 §8.1)".into());
+        }
+        let text = body.text.clone();
+        let read = body.read(&text).map_err(|problem| match beginning(text.as_bytes()) {
+            beginning if beginning.starts_with('<') => Refused::Html { beginning },
+            beginning => Refused::NotJson { problem: problem.to_string(), beginning },
+        });
+        if body.first.is_none() {
+            read?;
+            return Err(Refused::NoItems { beginning: beginning(text.as_bytes()) });
+        }
+        read.map(|()| body)
+    }
+
+    /// Records on the page, those that can't be understood included.
+    pub fn records(&self) -> u64 {
+        self.records
+    }
+
+    /// Whether the page's `items` were empty.
+    pub fn is_empty(&self) -> bool {
+        self.records == 0
+    }
+
+    /// Whether `items` was null: read as empty, and no sign of the end.
+    pub fn null_items(&self) -> bool {
+        self.page.null_items
+    }
+
+    /// The publisher's `next`, verbatim.
+    pub fn next(&self) -> Option<&str> {
+        self.page.next.as_deref()
+    }
+
+    /// Whether a part is left.
+    pub fn has_more(&self) -> bool {
+        self.first.is_some() || self.rest.is_some()
+    }
+
+    /// The next part: at most 2,000 records, equal bad ones counted as one, and 4 MiB of records, though always one. A
+    /// page without records is one part. Findings of the page itself are the first part's; `next` and `license` are
+    /// every part's. The last part may be the last to hold the text.
+    pub fn next_part(&mut self) -> Option<Page> {
+        let mut part = match self.first.take() {
+            Some(first) => first,
+            None => self.decode(self.rest?),
+        };
+        part.findings.splice(..0, self.page.findings.drain(..));
+        part.next = self.page.next.clone();
+        part.license = self.page.license.clone();
+        part.null_items = self.page.null_items;
+        part.text = if self.has_more() { self.text.clone() } else { std::mem::take(&mut self.text) };
+        Some(part)
+    }
+
+    /// The part that begins at the byte `from`. The text has been checked: what can't be read any more isn't there.
+    fn decode(&mut self, from: usize) -> Page {
+        let text = self.text.clone();
+        let mut part = Part::new(&text, &self.reading, &mut self.memory);
+        let mut scanner = Scanner::new(&text, from);
+        self.rest = None;
+        while let Ok(record) = record::read(&mut scanner) {
+            if !part.has_room(&record) {
+                self.rest = Some(record.at);
+                break;
+            }
+            part.take(&record);
+            if !scanner.element(false).unwrap_or(false) {
+                break;
+            }
+        }
+        part.end()
+    }
+
+    fn read(&mut self, text: &str) -> Result<(), Problem> {
+        let mut scanner = Scanner::new(text, 0);
+        if !scanner.take(b'{') {
+            scanner.value()?;
+            return scanner.end();
+        }
+        let mut first = true;
+        while let Some(key) = scanner.key(first)? {
+            first = false;
+            match json::strict(key).as_deref() {
+                Some("items") => self.items(&mut scanner, text)?,
+                Some("next") => self.page.next = json::strict(scanner.value()?.text).map(Into::into),
+                Some("license") => self.license(scanner.value()?.text),
+                _ => {
+                    scanner.value()?;
+                }
+            }
+        }
+        scanner.end()
+    }
+
+    /// As everywhere, the last of several counts.
+    fn items(&mut self, scanner: &mut Scanner<'_>, text: &str) -> Result<(), Problem> {
+        (self.first, self.rest, self.records, self.memory) = (None, None, 0, Memory::default());
+        self.page.null_items = false;
+        if !scanner.take(b'[') {
+            self.page.null_items = scanner.value()?.text == "null";
+            if self.page.null_items {
+                self.page.find("items-null", || "a page has null in place of a list of items".into());
+                self.first = Some(Page::default());
+            }
+            return Ok(());
+        }
+        let mut part = Part::new(text, &self.reading, &mut self.memory);
+        while scanner.element(self.records == 0)? {
+            self.records += 1;
+            if self.rest.is_some() {
+                scanner.value()?;
+                continue;
+            }
+            let record = record::read(scanner)?;
+            if part.has_room(&record) {
+                part.take(&record);
+            } else {
+                self.rest = Some(record.at);
+            }
+        }
+        self.first = Some(part.end());
+        Ok(())
+    }
+
+    fn license(&mut self, raw: &str) {
+        let text = if raw.len() <= 6 * LICENSE + 2 { json::strict(raw) } else { None };
+        let text = text.filter(|text| text.len() <= LICENSE);
+        if text.is_none() && raw.starts_with('"') && raw.len() > LICENSE {
+            let detail = || format!("`license` has {} bytes; {LICENSE} are read", raw.len());
+            self.page.find("license-too-long", detail);
+        }
+        self.page.license = text.map(Into::into);
+    }
+}
+
+fn utf8(bytes: Vec<u8>) -> Result<String, Refused> {
+    String::from_utf8(bytes).map_err(|error| {
+        let at = error.utf8_error().valid_up_to();
+        Refused::Encoding { at, beginning: beginning(error.as_bytes()) }
+    })
+}

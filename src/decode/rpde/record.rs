@@ -1,0 +1,170 @@
+//! A record's fields as they stand in its text, and what they say.
+
+use std::borrow::Cow;
+
+use crate::feed::{Modified, State};
+use crate::json::{self, Problem, Raw, Scanner};
+
+/// An id's longest text, in bytes.
+const ID: usize = 4 << 10;
+/// The longest kind and the longest `modified`, in bytes.
+const WORD: usize = 256;
+/// SQLite's JSON functions refuse what nests deeper (`JSON_MAX_DEPTH`).
+const DEPTH: usize = 1_000;
+
+/// A record and where it stands.
+pub(super) struct Record<'a> {
+    pub(super) raw: &'a str,
+    /// The byte of the page's text that it begins with.
+    pub(super) at: usize,
+    /// None where it is no object.
+    pub(super) fields: Option<Fields<'a>>,
+}
+
+#[derive(Default)]
+pub(super) struct Fields<'a> {
+    id: Option<&'a str>,
+    at_id: Option<&'a str>,
+    kind: Option<&'a str>,
+    modified: Option<&'a str>,
+    state: Option<&'a str>,
+    data: Option<Raw<'a>>,
+}
+
+/// Why a record can't be understood: a fixed word, and words.
+pub(super) struct Fault {
+    pub(super) reason: &'static str,
+    pub(super) detail: String,
+}
+
+pub(super) fn fault(reason: &'static str, detail: impl Into<String>) -> Fault {
+    Fault { reason, detail: detail.into() }
+}
+
+/// Reads the next record, whatever it is.
+pub(super) fn read<'a>(scanner: &mut Scanner<'a>) -> Result<Record<'a>, Problem> {
+    if scanner.peek() != Some(b'{') {
+        let raw = scanner.value()?.text;
+        return Ok(Record { raw, at: scanner.at() - raw.len(), fields: None });
+    }
+    let at = scanner.at();
+    let from = scanner.clone();
+    scanner.expect(b'{')?;
+    let mut fields = Fields::default();
+    let mut first = true;
+    while let Some(key) = scanner.key(first)? {
+        first = false;
+        let value = scanner.value()?;
+        let plain = key.get(1..key.len() - 1).filter(|plain| !plain.contains('\\'));
+        match plain.map_or_else(|| json::strict(key).unwrap_or_default(), Into::into).as_ref() {
+            "id" => fields.id = Some(value.text),
+            "@id" => fields.at_id = Some(value.text),
+            "kind" => fields.kind = Some(value.text),
+            "modified" => fields.modified = Some(value.text),
+            "state" => fields.state = Some(value.text),
+            "data" => fields.data = Some(value),
+            _ => {}
+        }
+    }
+    Ok(Record { raw: from.until(scanner), at, fields: Some(fields) })
+}
+
+/// An id, and whether it stands under `@id`.
+pub(super) fn id(fields: &Fields<'_>) -> Result<(Box<str>, bool), Fault> {
+    let (raw, at_id) = match (present(fields.id), present(fields.at_id)) {
+        (Some(raw), _) => (raw, false),
+        (None, Some(raw)) => (raw, true),
+        (None, None) => return Err(fault("no-id", "`id` is missing")),
+    };
+    let too_long = |bytes| fault("id-too-long", format!("`id` has {bytes} bytes; {ID} are read"));
+    if raw.len() > escaped(ID) {
+        return Err(too_long(raw.len()));
+    }
+    let id: Box<str> = match raw.as_bytes().first() {
+        Some(b'"') => json::strict(raw).ok_or_else(|| fault("bad-id", "`id` has half a character"))?.into(),
+        Some(b'-' | b'0'..=b'9') if is_finite(raw) => raw.into(),
+        Some(b'-' | b'0'..=b'9') => return Err(fault("bad-id", "`id` is a number beyond all size")),
+        _ => return Err(fault("bad-id", "`id` is neither number nor text")),
+    };
+    match id.len() {
+        0 => Err(fault("no-id", "`id` is empty")),
+        1..=ID => Ok((id, at_id)),
+        bytes => Err(too_long(bytes)),
+    }
+}
+
+pub(super) fn modified(fields: &Fields<'_>) -> Result<Modified, Fault> {
+    let Some(raw) = present(fields.modified) else { return Err(fault("no-modified", "`modified` is missing")) };
+    let too_long = |bytes| fault("modified-too-long", format!("`modified` has {bytes} bytes; {WORD} are read"));
+    if raw.len() > escaped(WORD) {
+        return Err(too_long(raw.len()));
+    }
+    let (modified, bytes) = match raw.as_bytes().first() {
+        Some(b'-' | b'0'..=b'9') if is_finite(raw) => (Modified::from_number(raw), raw.len()),
+        Some(b'-' | b'0'..=b'9') => return Err(fault("bad-modified", "`modified` is a number beyond all size")),
+        Some(b'"') => {
+            let text = json::strict(raw).ok_or_else(|| fault("bad-modified", "`modified` has half a character"))?;
+            let bytes = text.len();
+            (Modified::Text(text.into()), bytes)
+        }
+        _ => return Err(fault("bad-modified", "`modified` is neither number nor text")),
+    };
+    match bytes {
+        0 => Err(fault("no-modified", "`modified` is empty")),
+        1..=WORD => Ok(modified),
+        _ => Err(too_long(bytes)),
+    }
+}
+
+/// None where the record has no kind.
+pub(super) fn kind<'a>(fields: &Fields<'a>) -> Result<Option<Cow<'a, str>>, Fault> {
+    let Some(raw) = present(fields.kind).filter(|raw| raw.starts_with('"')) else { return Ok(None) };
+    let too_long = |bytes| fault("kind-too-long", format!("`kind` has {bytes} bytes; {WORD} are read"));
+    if raw.len() > escaped(WORD) {
+        return Err(too_long(raw.len()));
+    }
+    let kind = json::strict(raw).ok_or_else(|| fault("bad-kind", "`kind` has half a character"))?;
+    match kind.len() {
+        0 => Ok(None),
+        1..=WORD => Ok(Some(kind)),
+        bytes => Err(too_long(bytes)),
+    }
+}
+
+pub(super) fn state(fields: &Fields<'_>) -> Result<State, Fault> {
+    let text = fields.state.filter(|raw| raw.len() <= WORD).and_then(json::strict);
+    let Some(text) = text else { return Err(fault("unknown-state", "`state` is missing or no short text")) };
+    let known = State::ALL.iter().copied().find(|state| state.as_str().eq_ignore_ascii_case(&text));
+    let shown = || text.chars().take(40).collect::<String>();
+    known.ok_or_else(|| fault("unknown-state", format!("`state` is {:?}", shown())))
+}
+
+pub(super) fn has_data(fields: &Fields<'_>) -> bool {
+    present(fields.data.map(|raw| raw.text)).is_some()
+}
+
+pub(super) fn data<'a>(fields: &Fields<'a>) -> Result<&'a str, Fault> {
+    match fields.data {
+        Some(Raw { depth, .. }) if depth > DEPTH => {
+            let detail = format!("`data` nests {depth} levels deep; SQLite's JSON functions read {DEPTH}");
+            Err(fault("data-too-deep", detail))
+        }
+        Some(Raw { text, .. }) if text != "null" => Ok(text),
+        _ => Err(fault("no-data", "an updated item without `data`")),
+    }
+}
+
+fn present(raw: Option<&str>) -> Option<&str> {
+    raw.filter(|raw| *raw != "null")
+}
+
+/// The longest that so many bytes of text can be written.
+const fn escaped(bytes: usize) -> usize {
+    6 * bytes + 2
+}
+
+/// Whether other programs can hold the number at all (RFC 8259 §6: IEEE 754 doubles).
+fn is_finite(number: &str) -> bool {
+    let short = number.len() <= 300 && !number.contains(['e', 'E']);
+    short || number.parse::<f64>().is_ok_and(f64::is_finite)
+}
