@@ -1,9 +1,12 @@
 //! When push is believed: what each push endpoint of a feed brought and missed, and which mode follows from it.
 //!
 //! Pure: moments are passed in, as the time since some fixed one. An endpoint is believed (`proven`) once it has
-//! delivered, and until a poll finds an item that it should have brought and doesn't bring within the grace. What came
-//! to pass while we refused intake, or while the endpoint was not up all the time, is held against nobody.
+//! delivered what the mirror did not have, or what a poll had brought within the grace, and until a poll finds an item
+//! that it should have brought and doesn't bring within the grace. What the mirror has had for longer proves nothing:
+//! anybody who once saw such a body can send it again. What came to pass while we refused intake, or while the endpoint
+//! was not up all the time, is held against nobody.
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
@@ -75,7 +78,7 @@ struct Account {
     missed: u64,
     late: u64,
     found: HashMap<Key, Found>,
-    recent: HashMap<Key, Modified>,
+    recent: HashMap<Key, Recent>,
     recent_order: VecDeque<Key>,
 }
 
@@ -89,6 +92,13 @@ struct Found {
     /// Whether the endpoint should have brought it.
     owed: bool,
     missed: bool,
+}
+
+/// The newest version of an item that an endpoint brought lately, and when it brought it last.
+#[derive(Clone, Debug)]
+struct Recent {
+    modified: Modified,
+    at: Moment,
 }
 
 impl Account {
@@ -115,10 +125,28 @@ impl Account {
         Some(Change { transport: self.transport, push, why })
     }
 
-    fn remember(&mut self, version: &Brought) {
+    /// Believes it, by a version that was news or that a poll brought just before.
+    fn prove(&mut self, id: &str) -> Option<Change> {
+        match self.push {
+            Push::Unproven => self.stand(Push::Proven, format!("proven: it delivered {id}")),
+            Push::Demoted => self.stand(Push::Proven, format!("proven: it delivered {id} in time again")),
+            Push::Proven | Push::None => None,
+        }
+    }
+
+    fn remember(&mut self, version: &Brought, at: Moment, order: Order) {
         let key = (Arc::clone(&version.kind), version.id.clone());
-        if self.recent.insert(key.clone(), version.modified.clone()).is_none() {
-            self.recent_order.push_back(key);
+        let recent = Recent { modified: version.modified.clone(), at };
+        match self.recent.entry(key) {
+            // What comes again in an older version takes nothing from what came before it.
+            Entry::Occupied(entry) if entry.get().modified.compare(&recent.modified, order).is_gt() => {}
+            Entry::Occupied(mut entry) => {
+                entry.insert(recent);
+            }
+            Entry::Vacant(entry) => {
+                self.recent_order.push_back(entry.key().clone());
+                entry.insert(recent);
+            }
         }
         if self.recent_order.len() > REMEMBERED
             && let Some(oldest) = self.recent_order.pop_front()
@@ -208,7 +236,7 @@ impl Ledger {
         let account = self.account_mut(transport)?;
         let mut proof = None;
         for version in brought {
-            account.remember(version);
+            account.remember(version, now, order);
             let key = (Arc::clone(&version.kind), version.id.clone());
             let met = account.found.get(&key).filter(|found| version.modified.compare(&found.modified, order).is_ge());
             let in_time = met.is_some_and(|found| now.saturating_sub(found.at) <= grace);
@@ -220,21 +248,14 @@ impl Ledger {
                 proof = Some(version.id.clone());
             }
         }
-        match (account.push, proof) {
-            (Push::Unproven, proof) if !brought.is_empty() => {
-                let id = proof.unwrap_or_else(|| brought[0].id.clone());
-                account.stand(Push::Proven, format!("proven: it delivered {id}"))
-            }
-            (Push::Demoted, Some(id)) => {
-                account.stand(Push::Proven, format!("proven: it delivered {id} in time again"))
-            }
-            _ => None,
-        }
+        account.prove(&proof?)
     }
 
-    /// A poll came to the feed's end.
-    pub fn polled(&mut self, now: Moment, polled: Polled) {
+    /// A poll came to the feed's end. It proves who brought, while it ran, what it found too.
+    pub fn polled(&mut self, now: Moment, polled: Polled) -> Vec<Change> {
         let (before, refused, order) = (self.polled, self.refused, self.order);
+        let raced = polled.began..=polled.began + self.settings.grace;
+        let mut changes = Vec::new();
         for account in &mut self.accounts {
             // Up for the whole span since the last poll began, and not refused by us within it.
             let whole = before.is_some_and(|before| {
@@ -243,16 +264,22 @@ impl Ledger {
             let owed = whole && account.live();
             for version in &polled.found {
                 let key = (Arc::clone(&version.kind), version.id.clone());
-                let has = |brought: &Modified| brought.compare(&version.modified, order).is_ge();
-                if account.found.len() < REMEMBERED && !account.recent.get(&key).is_some_and(has) {
-                    let found = Found { modified: version.modified.clone(), at: now, owed, missed: false };
-                    account.found.insert(key, found);
+                let has = |brought: &&Recent| brought.modified.compare(&version.modified, order).is_ge();
+                match account.recent.get(&key).filter(has).map(|brought| brought.at) {
+                    Some(at) if raced.contains(&at) => changes.extend(account.prove(&version.id)),
+                    Some(_) => {}
+                    None if account.found.len() < REMEMBERED => {
+                        let found = Found { modified: version.modified.clone(), at: now, owed, missed: false };
+                        account.found.insert(key, found);
+                    }
+                    None => {}
                 }
             }
             account.caught_up |= account.up.is_some_and(|up| up <= polled.began);
         }
         self.polled = Some(polled.began);
         self.level = true;
+        changes
     }
 
     /// What the passing of time decides: missed items, and streams that have stayed open.

@@ -161,7 +161,10 @@ impl Feed {
     pub(super) async fn polled_level(&self, began: Moment, found: Vec<Brought>, why: &str) -> Mode {
         self.book.count_turned_away();
         let moment = self.book.moment();
-        self.book.ledger().polled(moment, Polled { began, found });
+        let changes = self.book.ledger().polled(moment, Polled { began, found });
+        for change in changes {
+            self.settle(Some(change), why).await;
+        }
         self.settle(None, why).await;
         self.book.changed.notify_one();
         self.book.level.send_if_modified(|level| !std::mem::replace(level, true));

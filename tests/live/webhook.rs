@@ -51,6 +51,34 @@ fn what_got_a_2xx_can_be_read_at_once() {
 }
 
 #[test]
+fn a_body_that_is_only_sent_again_makes_no_webhook_proven() {
+    // Given: what is posted was in the mirror before it was started
+    let shelf = Shelf::of(3, 2);
+    let publisher = shelf_publisher(&shelf);
+    let mut mirror = taking(&publisher, KEYS).start();
+    mirror.until_level("f");
+    mirror.kill();
+    mirror.start_again();
+    let known = [item("id-0", 1), item("id-1", 2), item("id-2", 3)];
+
+    // When
+    for _ in 0..3 {
+        assert_eq!(post::page(&mirror, &known).status, 204);
+    }
+
+    // Then
+    assert_eq!(endpoint(&mirror, "webhook", "push"), "unproven");
+    assert_eq!(mirror.row("f").mode, "poll");
+
+    // When: it brings something new
+    assert_eq!(post::page(&mirror, &[item("news", 9_000)]).status, 204);
+
+    // Then
+    until_mode(&mirror, "webhook");
+    assert_eq!(endpoint(&mirror, "webhook", "push"), "proven");
+}
+
+#[test]
 fn what_got_a_2xx_outlives_a_kill_right_after_it() {
     // Given
     let shelf = Shelf::of(3, 2);

@@ -44,7 +44,7 @@ fn the_way_from_refresh_to_push_and_back() {
     assert_eq!(ledger.mode(), Mode::Poll);
     ledger.up(Transport::Sse, s(1));
     assert_eq!(ledger.mode(), Mode::Poll, "up, but nobody has proven anything");
-    let change = ledger.delivered(Transport::Sse, s(2), &[brought("a", 1, false)]).unwrap();
+    let change = ledger.delivered(Transport::Sse, s(2), &[brought("a", 1, true)]).unwrap();
     assert_eq!((change.push, change.why.as_str()), (Push::Proven, "proven: it delivered a"));
     assert_eq!(ledger.mode(), Mode::Poll, "what happened before it was up has not been polled yet");
     polled(&mut ledger, s(3), &[]);
@@ -160,6 +160,56 @@ fn after_a_miss_only_something_new_or_in_time_proves_it_again() {
     assert_eq!(ledger.delivered(Transport::Webhook, s(972), &[brought("y", 9, false)]), None, "after the grace");
 }
 
+/// What an endpoint brings, and whether that proves it: the same the first time and after it was demoted.
+#[test]
+fn only_news_or_what_a_poll_brought_within_the_grace_proves_an_endpoint() {
+    let unproven = |transport| {
+        // A stream is given no time to prove itself by staying open.
+        let settings = PushSettings { prove_after: s(9_999), ..settings() };
+        let mut ledger = Ledger::new(settings, Order::Standard, [(transport, Push::Unproven)]);
+        polled(&mut ledger, s(0), &[]);
+        ledger.up(transport, s(1));
+        // A poll has brought y, and x long before.
+        polled(&mut ledger, s(800), &[version("x", 5)]);
+        ledger.tick(s(831));
+        polled(&mut ledger, s(900), &[version("y", 9)]);
+        ledger
+    };
+    let table = [
+        ("news", s(905), brought("z", 1, true), true),
+        ("what a poll brought just before", s(930), brought("y", 9, false), true),
+        ("a newer version of it, which another endpoint had brought", s(930), brought("y", 10, false), true),
+        ("an older version of it", s(905), brought("y", 8, false), false),
+        ("the same after the grace", s(931), brought("y", 9, false), false),
+        ("a body sent again, of what came long ago", s(905), brought("x", 5, false), false),
+        ("one of what was there before anything was up", s(905), brought("w", 1, false), false),
+    ];
+    for transport in [Transport::Sse, Transport::Webhook, Transport::Amqp] {
+        for (what, at, version, proves) in &table {
+            let mut ledger = unproven(transport);
+            ledger.tick(*at);
+            let change = ledger.delivered(transport, *at, std::slice::from_ref(version));
+            assert_eq!(change.is_some_and(|change| change.push == Push::Proven), *proves, "{transport}: {what}");
+        }
+    }
+}
+
+/// The page is committed, push brings the same, and only then has the poll seen the end.
+#[test]
+fn what_push_brought_while_the_poll_that_found_it_ran_proves_it() {
+    let raced = |at: u64| {
+        let mut ledger = Ledger::new(settings(), Order::Standard, [(Transport::Webhook, Push::Unproven)]);
+        polled(&mut ledger, s(0), &[]);
+        ledger.up(Transport::Webhook, s(1));
+        assert_eq!(ledger.delivered(Transport::Webhook, s(at), &[brought("a", 1, false)]), None);
+        ledger.polled(s(200), Polled { began: s(100), found: vec![version("a", 1)] })
+    };
+    let why: Vec<String> = raced(101).into_iter().map(|change| change.why).collect();
+    assert_eq!(why, ["proven: it delivered a"]);
+    assert_eq!(raced(99), [], "it came before the poll, which found it all the same: it was erased in between");
+    assert_eq!(raced(131), [], "after the grace");
+}
+
 #[test]
 fn of_several_endpoints_one_that_works_is_enough() {
     let known = [(Transport::Sse, Push::Proven), (Transport::Amqp, Push::Proven)];
@@ -202,6 +252,7 @@ proptest! {
         let transport = Transport::Webhook;
         let mut ledger = Ledger::new(settings(), Order::Standard, [(transport, Push::None)]);
         let (mut now, mut up, mut level, mut polled_since_up, mut ever) = (s(0), false, false, false, false);
+        let mut found_at: Option<Moment> = None;
         for happening in happenings {
             match happening {
                 Happening::Up if !up => {
@@ -216,12 +267,14 @@ proptest! {
                 Happening::Refused => ledger.refused(now),
                 Happening::Brought(id, modified, written) => {
                     ever = true;
-                    ledger.delivered(transport, now, &[brought(&id.to_string(), i64::from(modified), written)]);
+                    let change = ledger.delivered(transport, now, &[brought(&id.to_string(), i64::from(modified), written)]);
+                    prop_assert!(change.is_none() || written || found_at.is_some_and(|at| now - at <= GRACE));
                 }
                 Happening::Polled(found) => {
                     let found: Vec<Brought> =
                         found.iter().map(|(id, modified)| version(&id.to_string(), i64::from(*modified))).collect();
                     polled(&mut ledger, now, &found);
+                    found_at = if found.is_empty() { found_at } else { Some(now) };
                     (level, polled_since_up) = (true, up);
                 }
                 Happening::Wait(seconds) => now += s(u64::from(seconds)),
