@@ -29,14 +29,18 @@ pub mod sync;
 pub mod verify;
 mod walk;
 
+use std::ffi::OsString;
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::config::Errors;
 use crate::output::{self, OutputError};
 use crate::store::StoreError;
+use crate::terminal::{self, Shown};
 
 /// What the process says with its exit code; `systemd/feedmirror.service` and README list them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -176,7 +180,7 @@ enum Verb {
 
 /// Runs the command line that the process was given.
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let cli = match parse(std::env::args_os().collect()) {
         Ok(cli) => cli,
         Err(error) => {
             // Help asked for is a result; anything else is a wrong command line.
@@ -191,6 +195,24 @@ pub fn main() -> ExitCode {
         Exit::of(&error)
     });
     ExitCode::from(exit.code())
+}
+
+/// An id may begin with a hyphen, so `explain` and `forget` are asked as `explain FEED -- -5`; an option that is added
+/// behind it is meant as one all the same, where it can be nothing else.
+fn parse(args: Vec<OsString>) -> Result<Cli, clap::Error> {
+    let error = match Cli::try_parse_from(&args) {
+        Err(error) if error.kind() == ErrorKind::UnknownArgument => error,
+        parsed => return parsed,
+    };
+    let takes_id = args.iter().any(|arg| arg == "explain" || arg == "forget");
+    let Some(dashes) = args.iter().position(|arg| arg == "--").filter(|_| takes_id) else { return Err(error) };
+    let (before, operands) = (&args[..dashes], &args[dashes + 1..]);
+    let moved = (1..operands.len()).rev().find_map(|kept| {
+        let (operands, options) = operands.split_at(kept);
+        let dashes = [OsString::from("--")];
+        Cli::try_parse_from([before, options, &dashes, operands].concat()).ok()
+    });
+    moved.ok_or(error)
 }
 
 /// The whole command line, for completions, manual pages and tests of the documents.
@@ -237,7 +259,7 @@ fn tell(error: &anyhow::Error) {
     if broken_pipe(error) {
         return;
     }
-    eprintln!("feedmirror: {error:#}");
+    eprintln!("feedmirror: {}", terminal::text(&format!("{error:#}")));
 }
 
 /// Of an output alone: a connection that broke lies deeper in its error, and is a failure.
@@ -271,6 +293,12 @@ fn told(error: OutputError) -> anyhow::Error {
     }
 }
 
+/// Standard output, of words or of JSON: on a terminal with nothing in it that the terminal would obey.
+fn stdout(json: bool) -> Shown<std::io::StdoutLock<'static>> {
+    let (out, terminal) = (std::io::stdout().lock(), std::io::stdout().is_terminal());
+    if json { Shown::json(out, terminal) } else { Shown::words(out, terminal) }
+}
+
 /// How wide a table may be: as the terminal is, or as fits most places.
 fn width() -> u16 {
     comfy_table::Table::new().width().map_or(output::status::WIDTH, |width| width.max(80))
@@ -279,4 +307,48 @@ fn width() -> u16 {
 /// Rows as JSON, one a line.
 fn lines(out: &mut impl std::io::Write, rows: &[impl serde::Serialize]) -> std::io::Result<()> {
     rows.iter().try_for_each(|row| output::line(out, row))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn an_id_may_begin_with_a_hyphen_and_options_stand_before_it_or_after() {
+        let explained = |line: &str| {
+            let args = line.split(' ').map(OsString::from).collect();
+            match parse(args) {
+                Ok(Cli { verb: Verb::Explain(args), .. }) => format!("{args:?}"),
+                other => panic!("{line}: {other:?}"),
+            }
+        };
+        let expected = explained("feedmirror explain --db m.db --kind k --json f -- -5");
+        assert!(expected.contains("id: Some(\"-5\")") && expected.contains("json: true"), "{expected}");
+        for line in [
+            "feedmirror explain f --db m.db --kind k --json -- -5",
+            "feedmirror explain f -- -5 --db m.db --kind k --json",
+            "feedmirror explain f --json -- -5 --kind k --db=m.db",
+            "feedmirror explain -- f -5 --json --kind k --db m.db",
+            "feedmirror explain f -5 --db m.db --kind k --json",
+        ] {
+            assert_eq!(explained(line), expected, "{line}");
+        }
+        // What can be an id is one.
+        assert!(explained("feedmirror explain f -- --json").contains("id: Some(\"--json\"), kind: None"));
+        for line in
+            ["feedmirror forget f --yes -- -5", "feedmirror forget f -- -5 --yes", "feedmirror forget f -5 --yes"]
+        {
+            let args = line.split(' ').map(OsString::from).collect();
+            assert!(matches!(parse(args), Ok(Cli { verb: Verb::Forget(_), .. })), "{line}");
+        }
+        for wrong in
+            ["feedmirror explain f -- -5 --jsno", "feedmirror explain f --jsno", "feedmirror status -- f --json=1"]
+        {
+            let args = wrong.split(' ').map(OsString::from).collect();
+            if let Ok(cli) = parse(args) {
+                assert!(matches!(cli.verb, Verb::Status(_)), "{wrong}");
+            }
+        }
+    }
 }

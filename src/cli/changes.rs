@@ -1,11 +1,11 @@
 //! `changes`: the change log as NDJSON, once or for as long as somebody reads it.
 
-use std::io::{self, Write};
+use std::io::Write;
 use std::time::{Duration, Instant};
 
 use super::lasting::{Stop, until_stopped};
 use super::place::Place;
-use super::{Exit, Globals, told};
+use super::{Exit, Globals, stdout, told};
 use crate::output::changes::{Position, Selection, mark, page};
 use crate::store::read::{Filter, Reader};
 
@@ -123,7 +123,7 @@ impl Log {
     /// Writes a batch and the position it leads to.
     fn tell(&mut self, mut batch: Vec<u8>) -> anyhow::Result<()> {
         mark(&mut batch, &self.position)?;
-        let mut out = io::stdout().lock();
+        let mut out = stdout(true);
         out.write_all(&batch)?;
         out.flush()?;
         self.told = Some((self.position.clone(), Instant::now()));

@@ -6,7 +6,7 @@ use std::io::{self, Write};
 
 use serde::Serialize;
 
-use super::{Exit, Globals};
+use super::{Exit, Globals, stdout};
 use crate::config::{self, Config, Errors, Overrides, Problem, Scope};
 
 /// What `check` is told.
@@ -69,7 +69,7 @@ pub fn run(globals: &Globals, args: Args) -> anyhow::Result<Exit> {
         Ok(config) if args.online => super::runtime()?.block_on(online::probe(&super::run::fleet(config))),
         _ => Vec::new(),
     };
-    let verdict = print(&mut io::stdout().lock(), &args, &loaded, &probes)?;
+    let verdict = print(&mut stdout(args.json), &args, &loaded, &probes)?;
     Ok(match verdict {
         Verdict::Sound => Exit::Done,
         Verdict::Unreachable => Exit::Failed,

@@ -9,9 +9,10 @@ use std::time::{Duration, Instant};
 use super::control::is_held;
 use super::place::Place;
 use super::walk::{Source, Walk};
-use super::{Exit, Globals};
+use super::{Exit, Globals, stdout};
 use crate::output::line;
 use crate::store::read::{Comparison, Difference, Fresh, Reader};
+use crate::terminal;
 
 /// What differs is looked at again for this long, while a daemon may still take it in.
 const SETTLE: Duration = Duration::from_secs(20);
@@ -47,7 +48,7 @@ impl Compared {
 /// As [`against_source`], and when standard output can't be written.
 pub fn run(globals: &Globals, place: &Place, feed: &str, json: bool) -> anyhow::Result<Exit> {
     let compared = against_source(globals, place, feed)?;
-    let mut out = BufWriter::new(io::stdout().lock());
+    let mut out = BufWriter::new(stdout(json));
     if json {
         line(&mut out, &compared)?;
     } else {
@@ -130,7 +131,7 @@ fn different(out: &mut impl Write, words: &str, difference: &Difference) -> io::
     for sample in &difference.samples {
         let text =
             format!("{} {}: mirror {}, source {}", sample.kind, sample.id, side(&sample.mirror), side(&sample.source));
-        writeln!(out, "    {}", text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect::<String>())?;
+        writeln!(out, "    {}", terminal::line(&text))?;
     }
     Ok(())
 }

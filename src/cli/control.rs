@@ -13,9 +13,10 @@ use anyhow::{Context, bail};
 use url::Url;
 
 use super::place::Place;
-use super::{Exit, Globals};
+use super::{Exit, Globals, stdout};
 use crate::feed::FeedName;
 use crate::supervisor::control::{Chosen, Named, Order, QuarantineOrder};
+use crate::terminal;
 use daemon::Daemon;
 use file::AtRest;
 pub(super) use file::is_held;
@@ -222,7 +223,7 @@ pub(super) fn tell(globals: &Globals, place: &Place, feeds: &[String], order: &O
 }
 
 fn say(words: &str) -> io::Result<()> {
-    writeln!(io::stdout().lock(), "{words}")
+    writeln!(stdout(false), "{words}")
 }
 
 /// Asks on a terminal; without one the command line was the answer.
@@ -230,7 +231,7 @@ pub(super) fn confirmed(question: &str) -> anyhow::Result<bool> {
     if !io::stdin().is_terminal() || !io::stderr().is_terminal() {
         return Ok(true);
     }
-    write!(io::stderr().lock(), "{question}? [y/N] ")?;
+    write!(io::stderr().lock(), "{}? [y/N] ", terminal::line(question))?;
     let mut answer = String::new();
     io::stdin().read_line(&mut answer)?;
     Ok(matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes"))

@@ -15,11 +15,12 @@ use anyhow::bail;
 use serde::Serialize;
 use url::Url;
 
-use super::{Exit, Globals, Usage, lines};
+use super::{Exit, Globals, Usage, lines, stdout};
 use crate::discover::changes::{Change, Walked, What, between};
 use crate::discover::file::tables;
 use crate::discover::names::{Known, Named, assign};
 use crate::source::guard::Guard;
+use crate::terminal;
 use configured::Configured;
 use walk::{Found, Limits, walk};
 
@@ -90,10 +91,10 @@ pub fn run(globals: &Globals, args: Args) -> anyhow::Result<Exit> {
         bail!("{from}: no feeds were found");
     }
     match configured {
-        None => show(&mut io::stdout().lock(), &named, args.json)?,
+        None => show(&mut stdout(args.json), &named, args.json)?,
         Some(configured) if args.diff => {
             let changes = changes(&from, &found, &named, &configured.known);
-            show_changes(&mut io::stdout().lock(), &changes, args.json)?;
+            show_changes(&mut stdout(args.json), &changes, args.json)?;
         }
         Some(configured) => {
             let changes = changes(&from, &found, &named, &configured.known);
@@ -198,5 +199,5 @@ fn counted(count: usize, what: &str) -> String {
 
 /// Nobody is left to tell when standard error is closed.
 fn tell(words: &str) {
-    let _ = writeln!(io::stderr(), "feedmirror: {words}");
+    let _ = writeln!(io::stderr(), "feedmirror: {}", terminal::line(words));
 }

@@ -1,9 +1,9 @@
 //! `events`: what happened to feeds and to the mirror.
 
-use std::io::{self, BufWriter, Write};
+use std::io::{BufWriter, Write};
 
 use super::place::Place;
-use super::{Exit, Globals, lines};
+use super::{Exit, Globals, lines, stdout};
 use crate::output::journal;
 
 /// What `events` is told.
@@ -27,7 +27,7 @@ pub struct Args {
 /// When the file can't be read, has no such feed, or standard output can't be written.
 pub fn run(globals: &Globals, args: Args) -> anyhow::Result<Exit> {
     let rows = args.place.open(globals)?.events(args.feed.as_deref(), args.limit)?;
-    let mut out = BufWriter::new(io::stdout().lock());
+    let mut out = BufWriter::new(stdout(args.json));
     if args.json {
         lines(&mut out, &rows)?;
     } else {

@@ -2,12 +2,12 @@
 
 mod live;
 
-use std::io::{self, BufWriter, Write};
+use std::io::{BufWriter, Write};
 
 use jiff::Timestamp;
 
 use super::place::Place;
-use super::{Exit, Globals, Usage, told};
+use super::{Exit, Globals, Usage, stdout, told};
 use crate::output::explain::{self, Asked, Explanation};
 use crate::output::line;
 
@@ -17,10 +17,11 @@ pub struct Args {
     /// The feed; with a URL and no ID, the item that is called so in any feed
     #[arg(value_name = "FEED|URL")]
     feed: String,
-    /// The publisher's id, or the URL that the item's data call it
+    /// The publisher's id, or the URL that the item's data call it; one that begins with a hyphen follows --
+    #[arg(allow_negative_numbers = true)]
     id: Option<String>,
     /// Of this kind alone
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     kind: Option<String>,
     /// Ask the source again and compare; nothing is written
     #[arg(long)]
@@ -67,7 +68,7 @@ pub fn run(globals: &Globals, args: Args) -> anyhow::Result<Exit> {
         true => Some(live::ask(globals, &args.place, &explanation, &asked, args.pages)?),
         false => None,
     };
-    let mut out = BufWriter::new(io::stdout().lock());
+    let mut out = BufWriter::new(stdout(args.json));
     if args.json {
         line(&mut out, &Whole { explanation: &explanation, live: answers.as_deref() })?;
     } else {

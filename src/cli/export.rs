@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs::{self, File};
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -11,6 +11,7 @@ use super::place::Place;
 use super::{Exit, Globals, told};
 use crate::output::export::{Format, Request, Summary, export};
 use crate::store::read::{Filter, Reader};
+use crate::terminal::Shown;
 
 const BUFFER_BYTES: usize = 256 << 10;
 
@@ -32,6 +33,9 @@ pub struct Args {
     /// How items are written
     #[arg(long, value_enum, default_value_t)]
     format: Format,
+    /// CSV: leave cells as they are that a spreadsheet would take for formulas
+    #[arg(long)]
+    raw_cells: bool,
     /// Write to this file; it appears once it is whole
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
@@ -46,9 +50,10 @@ pub struct Args {
 pub fn run(globals: &Globals, args: Args) -> anyhow::Result<Exit> {
     let reader = args.place.open(globals)?;
     let filter = Filter { feeds: args.feed, kinds: args.kind };
-    let request = Request { filter, since: args.since, deleted: args.deleted, format: args.format };
+    let request =
+        Request { filter, since: args.since, deleted: args.deleted, format: args.format, raw_cells: args.raw_cells };
     let Some(path) = args.output else {
-        let mut out = BufWriter::with_capacity(BUFFER_BYTES, io::stdout().lock());
+        let mut out = BufWriter::with_capacity(BUFFER_BYTES, stdout(args.format));
         export(&reader, &request, &mut out).map_err(told)?;
         out.flush()?;
         return Ok(Exit::Done);
@@ -58,6 +63,12 @@ pub fn run(globals: &Globals, args: Args) -> anyhow::Result<Exit> {
         tell(&path, &summary);
     }
     Ok(Exit::Done)
+}
+
+/// CSV is neither words nor JSON.
+fn stdout(format: Format) -> Shown<io::StdoutLock<'static>> {
+    let (out, terminal) = (io::stdout().lock(), io::stdout().is_terminal());
+    if format == Format::Csv { Shown::bytes(out, terminal) } else { Shown::json(out, terminal) }
 }
 
 /// Written beside its place and put there by renaming, so that no torso is ever seen under its name.

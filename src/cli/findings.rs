@@ -1,9 +1,9 @@
 //! `findings`: ways in which publishers depart from the standard, as a list or as something to send to them.
 
-use std::io::{self, BufWriter, Write};
+use std::io::{BufWriter, Write};
 
 use super::place::Place;
-use super::{Exit, Globals, lines, width};
+use super::{Exit, Globals, lines, stdout, width};
 use crate::output::journal;
 use crate::output::report::{self, Scope};
 
@@ -32,7 +32,7 @@ pub struct Args {
 pub fn run(globals: &Globals, args: Args) -> anyhow::Result<Exit> {
     let reader = args.place.open(globals)?;
     let scope = Scope { feed: args.feed, provider: args.provider };
-    let mut out = BufWriter::new(io::stdout().lock());
+    let mut out = BufWriter::new(stdout(args.json));
     match (args.report, args.json) {
         (true, true) => lines(&mut out, &report::read(&reader, &scope)?)?,
         (true, false) => report::text(&mut out, &report::read(&reader, &scope)?)?,

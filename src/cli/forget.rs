@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 
 use super::place::Place;
-use super::{Exit, Globals, control};
+use super::{Exit, Globals, control, stdout};
 use crate::store::read::Reader;
 use crate::supervisor::control::Named;
 
@@ -17,10 +17,11 @@ use crate::supervisor::control::Named;
 pub struct Args {
     /// The feed's name
     feed: String,
-    /// The item's id
+    /// The item's id; one that begins with a hyphen follows --
+    #[arg(allow_negative_numbers = true)]
     id: String,
     /// Of this kind alone; by default of any
-    #[arg(long, value_name = "KIND")]
+    #[arg(long, value_name = "KIND", allow_negative_numbers = true)]
     kind: Option<String>,
     /// Let a forgotten item be taken again
     #[arg(long)]
@@ -59,7 +60,7 @@ pub fn run(globals: &Globals, args: Args) -> anyhow::Result<Exit> {
 
 /// Names each copy that holds the item, and each that can't be read.
 fn search(folder: &Path, feed: &str, item: &Named) -> anyhow::Result<()> {
-    let mut out = io::stdout().lock();
+    let mut out = stdout(false);
     let copies = copies(folder)?;
     let mut holding = 0;
     for copy in &copies {

@@ -5,7 +5,7 @@
 
 use std::fmt;
 use std::fs::File;
-use std::io::IsTerminal;
+use std::io::{self, IsTerminal, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 
@@ -19,6 +19,7 @@ use tracing_subscriber::registry::LookupSpan;
 
 use super::Globals;
 use crate::config::{LogFormat, LogSettings};
+use crate::terminal;
 
 /// Starts the log; flags overrule what is configured.
 ///
@@ -27,16 +28,37 @@ use crate::config::{LogFormat, LogSettings};
 pub fn start(globals: &Globals, settings: &LogSettings) -> anyhow::Result<()> {
     let level = globals.log_level(&settings.level);
     let filter = EnvFilter::try_new(&level).with_context(|| format!("log.level = {level:?}"))?;
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    let coloured = settings.format == LogFormat::Text && !is_journal() && std::io::stderr().is_terminal();
+    let json = settings.format == LogFormat::Json;
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_target(false);
+    let log = log.with_writer(move || Lines { coloured, json });
     let begun = match (settings.format, is_journal()) {
         (LogFormat::Json, false) => log.json().flatten_event(true).try_init(),
         (LogFormat::Json, true) => log.json().flatten_event(true).map_event_format(Prioritised).try_init(),
         (LogFormat::Text, true) => log.with_ansi(false).without_time().map_event_format(Prioritised).try_init(),
-        (LogFormat::Text, false) => log.with_ansi(std::io::stderr().is_terminal()).with_timer(SystemTime).try_init(),
+        (LogFormat::Text, false) => log.with_ansi(coloured).with_timer(SystemTime).try_init(),
     };
     // A test that runs two verbs in one process has a log already.
     drop(begun);
     Ok(())
+}
+
+/// Standard error, an event at a time: what a stranger's text holds neither commands a terminal nor forges a line.
+struct Lines {
+    coloured: bool,
+    json: bool,
+}
+
+impl Write for Lines {
+    fn write(&mut self, event: &[u8]) -> io::Result<usize> {
+        let line = terminal::log_line(&String::from_utf8_lossy(event), self.coloured, self.json);
+        io::stderr().write_all(line.as_bytes())?;
+        Ok(event.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stderr().flush()
+    }
 }
 
 /// Whether standard error itself is the journal's stream, as systemd.exec(5) has it told: the variable alone is

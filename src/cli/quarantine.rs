@@ -1,9 +1,9 @@
 //! `quarantine`: records that could not be understood, listed, shown, tried again or dropped.
 
-use std::io::{self, BufWriter, Write};
+use std::io::{BufWriter, Write};
 
 use super::place::Place;
-use super::{Exit, Globals, control, lines, width};
+use super::{Exit, Globals, control, lines, stdout, width};
 use crate::output::{self, journal};
 use crate::supervisor::control::{Chosen, QuarantineOrder};
 
@@ -98,7 +98,7 @@ pub fn run(globals: &Globals, args: Args) -> anyhow::Result<Exit> {
 
 fn list(globals: &Globals, place: &Place, feed: Option<&str>, limit: usize, json: bool) -> anyhow::Result<Exit> {
     let rows = place.open(globals)?.quarantine(feed, limit)?;
-    let mut out = BufWriter::new(io::stdout().lock());
+    let mut out = BufWriter::new(stdout(json));
     if json {
         lines(&mut out, &rows)?;
     } else {
@@ -111,7 +111,7 @@ fn list(globals: &Globals, place: &Place, feed: Option<&str>, limit: usize, json
 fn show(globals: &Globals, place: &Place, id: i64, json: bool) -> anyhow::Result<Exit> {
     let row = place.open(globals)?.quarantined(id)?;
     let Some(row) = row else { anyhow::bail!("there is no record {id} in quarantine") };
-    let mut out = BufWriter::new(io::stdout().lock());
+    let mut out = BufWriter::new(stdout(json));
     if json {
         output::line(&mut out, &row)?;
     } else {

@@ -1,10 +1,10 @@
 //! `restore`: a snapshot in the database's place, with a new epoch.
 
-use std::io::{self, Write};
+use std::io::Write;
 use std::path::PathBuf;
 
 use super::place::Place;
-use super::{Exit, Globals};
+use super::{Exit, Globals, stdout};
 use crate::store::restore::restore;
 
 /// What `restore` is told.
@@ -28,7 +28,7 @@ pub fn run(globals: &Globals, args: Args) -> anyhow::Result<Exit> {
     for note in &done.notes {
         super::tell(&anyhow::anyhow!("{note}"));
     }
-    let mut out = io::stdout().lock();
+    let mut out = stdout(false);
     let snapshot = &done.snapshot;
     writeln!(out, "{}: restored as of {}, {} items", done.path.display(), snapshot.created_at, snapshot.items)?;
     if let Some(kept) = &done.kept {

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 
 use super::place::Place;
-use super::{Exit, Globals};
+use super::{Exit, Globals, stdout};
 use crate::output;
 use crate::store::snapshot::{Taken, default_directory, take};
 
@@ -33,7 +33,7 @@ pub fn run(globals: &Globals, args: Args) -> anyhow::Result<Exit> {
     let directory = args.to.unwrap_or_else(|| default_directory(&database));
     let keep = args.keep.map(|keep| usize::try_from(keep).unwrap_or(usize::MAX));
     let taken = take(&database, &directory, keep)?;
-    let mut out = io::stdout().lock();
+    let mut out = stdout(args.json);
     if args.json {
         output::line(&mut out, &taken)?;
     } else {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::lasting::{Stop, until_stopped};
 use super::place::Place;
-use super::{Exit, Globals, TO_THE_TOP, control, told, width};
+use super::{Exit, Globals, TO_THE_TOP, control, stdout, told, width};
 use crate::output::{self, sizes, status};
 use crate::store::read::Reader;
 
@@ -47,22 +47,22 @@ pub fn run(globals: &Globals, args: Args) -> anyhow::Result<Exit> {
     if args.watch {
         return until_stopped(move |stop| watch(reader, &args, stop));
     }
-    show(&reader, &args, &mut BufWriter::new(io::stdout().lock()))?;
+    show(&reader, &args, &mut BufWriter::new(stdout(args.json)))?;
     Ok(Exit::Done)
 }
 
 fn watch(mut reader: Reader, args: &Args, stop: &Stop) -> anyhow::Result<Exit> {
     let redrawn = io::stdout().is_terminal() && !args.json;
     loop {
-        let mut out = Vec::new();
+        let mut shown = Vec::new();
+        show(&reader, args, &mut shown)?;
         if redrawn {
-            out.extend_from_slice(TO_THE_TOP.as_bytes());
+            io::stdout().write_all(TO_THE_TOP.as_bytes())?;
         }
-        show(&reader, args, &mut out)?;
-        let mut stdout = io::stdout().lock();
-        stdout.write_all(&out)?;
-        stdout.flush()?;
-        drop(stdout);
+        let mut out = stdout(args.json);
+        out.write_all(&shown)?;
+        out.flush()?;
+        drop(out);
         if stop.within(REDRAWN) {
             return Ok(Exit::Done);
         }

@@ -5,7 +5,6 @@ mod summary;
 mod targets;
 
 use std::collections::BTreeMap;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -14,7 +13,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::{Exit, Globals};
+use super::{Exit, Globals, stdout};
 use crate::config::{LogSettings, Overrides};
 use crate::daemon;
 use crate::feed::Mode;
@@ -111,7 +110,7 @@ async fn bring(globals: &Globals, targets: Targets, args: &Args) -> anyhow::Resu
     }
     let mut rows = rows?;
     read_counts(&targets, &mut rows)?;
-    summary::print(&mut io::stdout().lock(), &rows, began.elapsed(), args.json, &targets.database)?;
+    summary::print(&mut stdout(args.json), &rows, began.elapsed(), args.json, &targets.database)?;
     Ok(if rows.iter().all(Row::is_well) { Exit::Done } else { Exit::NotLevel })
 }
 

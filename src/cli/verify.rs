@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 
 use super::place::Place;
-use super::{Exit, Globals};
+use super::{Exit, Globals, stdout};
 use crate::output;
 use crate::store::read::Report;
 
@@ -32,7 +32,7 @@ pub fn run(globals: &Globals, args: Args) -> anyhow::Result<Exit> {
         return super::compare::run(globals, &args.place, feed, args.json);
     }
     let report = args.place.open(globals)?.verify(args.quick)?;
-    let mut out = io::stdout().lock();
+    let mut out = stdout(args.json);
     if args.json {
         output::line(&mut out, &report)?;
     } else {

@@ -265,13 +265,40 @@ fn environment_values(environment: &[(String, String)], secrets: &BTreeSet<Strin
     let mut values = Dict::new();
     for (name, text) in environment {
         let Some(key) = name.strip_prefix(PREFIX) else { continue };
-        if NOT_SETTINGS.contains(&name.as_str()) || secrets.contains(name) {
+        if NOT_SETTINGS.contains(&name.as_str()) || secrets.contains(name) || is_of_a_service(key, text) {
             continue;
         }
         let path: Vec<String> = key.split("__").map(str::to_lowercase).collect();
         insert(&mut values, &path, from_text(text));
     }
     values
+}
+
+/// Kubernetes tells every container of its namespace's services, in variables that begin with a service's name: of one
+/// called `feedmirror`, or `feedmirror-ops`, they look like settings. No setting looks like them.
+fn is_of_a_service(key: &str, text: &str) -> bool {
+    if key == "SERVICE_HOST" || key.ends_with("_SERVICE_HOST") {
+        return true;
+    }
+    if let Some((_, port)) = key.split_once("SERVICE_PORT")
+        && (port.is_empty() || port.starts_with('_'))
+    {
+        return true;
+    }
+    let protocols = ["tcp", "udp", "sctp"];
+    if key == "PORT" || key.ends_with("_PORT") {
+        let linked = text.split_once("://").is_some_and(|(protocol, _)| protocols.contains(&protocol));
+        if linked {
+            return true;
+        }
+    }
+    // PORT_8470_TCP, and what follows it.
+    key.match_indices("PORT_").filter(|(at, _)| *at == 0 || key[..*at].ends_with('_')).any(|(at, port)| {
+        let mut words = key[at + port.len()..].splitn(3, '_');
+        let number = words.next().is_some_and(|number| number.parse::<u16>().is_ok());
+        let protocol = words.next().is_some_and(|word| protocols.iter().any(|known| word.eq_ignore_ascii_case(known)));
+        number && protocol && matches!(words.next(), None | Some("ADDR" | "PORT" | "PROTO"))
+    })
 }
 
 fn flag_values(overrides: &Overrides) -> Dict {

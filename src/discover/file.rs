@@ -4,6 +4,7 @@
 //! overwrite. The same datasets make the same bytes.
 
 use super::names::{KnownFeed, KnownSite, Named};
+use crate::terminal::is_hidden;
 
 /// Begins the first line of every file that discovery wrote.
 const MARK: &str = "# Written by feedmirror discover";
@@ -118,14 +119,14 @@ fn key(name: &str) -> String {
     if bare { name.to_owned() } else { quoted(name) }
 }
 
-/// A basic string (TOML 1.0); what is no plain sign is escaped.
+/// A basic string (TOML 1.0); what could not be seen is escaped.
 fn quoted(text: &str) -> String {
     let mut out = String::with_capacity(text.len() + 2);
     out.push('"');
     for sign in text.chars() {
         match sign {
             '"' | '\\' => out.extend(['\\', sign]),
-            sign if sign.is_control() => out.push_str(&format!("\\u{:04X}", u32::from(sign))),
+            sign if is_hidden(sign) => out.push_str(&format!("\\U{:08X}", u32::from(sign))),
             sign => out.push(sign),
         }
     }

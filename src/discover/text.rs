@@ -2,6 +2,8 @@
 
 use std::borrow::Cow;
 
+use crate::terminal::is_hidden;
+
 /// Longer texts of publishers are cut: they are names and titles.
 const LONGEST: usize = 300;
 
@@ -37,14 +39,11 @@ fn windows_1252(byte: u8) -> char {
     }
 }
 
-/// On one line, without signs that command a terminal or turn text around, and not too long; nothing when empty.
+/// On one line, without signs that command a terminal, turn text around or can't be seen, and not too long; nothing when
+/// empty.
 pub(super) fn clean(text: &str) -> Option<String> {
-    let hidden = |sign: char| {
-        sign.is_control()
-            || matches!(sign, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
-    };
     let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    let kept: String = words.chars().filter(|sign| !hidden(*sign)).take(LONGEST).collect();
+    let kept: String = words.chars().filter(|sign| !is_hidden(*sign)).take(LONGEST).collect();
     let kept = kept.trim();
     (!kept.is_empty()).then(|| kept.to_owned())
 }

@@ -37,6 +37,8 @@ pub struct Request {
     pub deleted: bool,
     /// How.
     pub format: Format,
+    /// CSV's cells as they are, also those that a spreadsheet would take for formulas.
+    pub raw_cells: bool,
 }
 
 /// What an export came to.
@@ -80,7 +82,7 @@ pub fn export(reader: &Reader, request: &Request, out: &mut impl Write) -> Resul
     // Begun with the first item, so that a request that is refused leaves no output.
     let mirror = reader.snapshot(request.since, &request.filter, request.deleted, |row| {
         begin_or_separate(out, format, items == 0)?;
-        item(out, format, &row, sources.get(row.feed.as_str()).copied().unwrap_or_default())?;
+        item(out, request, &row, sources.get(row.feed.as_str()).copied().unwrap_or_default())?;
         items += 1;
         Ok::<(), OutputError>(())
     })?;
@@ -107,11 +109,11 @@ fn begin_or_separate(out: &mut impl Write, format: Format, first: bool) -> io::R
     })
 }
 
-fn item(out: &mut impl Write, format: Format, row: &ItemRow, source: Source<'_>) -> io::Result<()> {
-    match format {
+fn item(out: &mut impl Write, request: &Request, row: &ItemRow, source: Source<'_>) -> io::Result<()> {
+    match request.format {
         Format::Ndjson => attributed(out, row, source).and_then(|()| out.write_all(b"\n")),
         Format::Json => out.write_all(b"\n").and_then(|()| attributed(out, row, source)),
-        Format::Csv => csv(out, row, source),
+        Format::Csv => csv(out, request.raw_cells, row, source),
         Format::Geojson => out.write_all(b"\n").and_then(|()| feature(out, row, source)),
     }
 }
@@ -173,7 +175,7 @@ fn feature(out: &mut impl Write, row: &ItemRow, source: Source<'_>) -> io::Resul
     out.write_all(b"}}")
 }
 
-fn csv(out: &mut impl Write, row: &ItemRow, source: Source<'_>) -> io::Result<()> {
+fn csv(out: &mut impl Write, raw: bool, row: &ItemRow, source: Source<'_>) -> io::Result<()> {
     let (modified, seq) = (row.modified.to_string(), row.seq.to_string());
     let data = row.data.as_deref().unwrap_or_default();
     let cells: [&str; 8] = [&row.feed, &row.kind, &row.id, &modified, &row.state, data, &seq, &row.changed_at];
@@ -182,17 +184,27 @@ fn csv(out: &mut impl Write, row: &ItemRow, source: Source<'_>) -> io::Result<()
         if at > 0 {
             out.write_all(b",")?;
         }
-        cell(out, text)?;
+        let harmless = if raw || !is_formula(text) { "" } else { "'" };
+        cell(out, harmless, text)?;
     }
     out.write_all(b"\r\n")
 }
 
+/// Whether a spreadsheet would work out what a stranger wrote (CWE-1236), and it is no number.
+fn is_formula(text: &str) -> bool {
+    let digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit() || b"+-.eE".contains(&byte));
+    let number = digits(text) && text.parse::<f64>().is_ok();
+    text.starts_with(['=', '+', '-', '@', '\t', '\r', '\n', '＝', '＋', '－', '＠']) && !number
+}
+
 /// RFC 4180 §2: quoted where it must be, quotes doubled.
-fn cell(out: &mut impl Write, text: &str) -> io::Result<()> {
+fn cell(out: &mut impl Write, before: &str, text: &str) -> io::Result<()> {
     if !text.contains(['"', ',', '\r', '\n']) {
+        out.write_all(before.as_bytes())?;
         return out.write_all(text.as_bytes());
     }
     out.write_all(b"\"")?;
+    out.write_all(before.as_bytes())?;
     for (at, part) in text.split('"').enumerate() {
         if at > 0 {
             out.write_all(b"\"\"")?;
@@ -226,7 +238,7 @@ mod tests {
     fn written(format: Format, row: &ItemRow) -> String {
         let mut out = Vec::new();
         let source = Source { publisher: Some("Acme, Ltd"), license: Some("https://l.example/"), dataset_url: None };
-        item(&mut out, format, row, source).unwrap();
+        item(&mut out, &Request { format, ..Request::default() }, row, source).unwrap();
         String::from_utf8(out).unwrap()
     }
 
@@ -250,6 +262,25 @@ mod tests {
             written(Format::Csv, &row(None)),
             "acme,Session,\"a\"\"1\",7,deleted,,3,2026-01-02T03:04:05.678Z,\"Acme, Ltd\",https://l.example/,\r\n"
         );
+    }
+
+    #[test]
+    fn no_cell_is_a_formula_and_numbers_stay() {
+        for formula in
+            ["=1+1", "+cmd|' /C calc'!A0", "-1+1", "@SUM(A1)", "\tx", "\r=1", "\n=1", "-", "-inf", "+nan", "＝1"]
+        {
+            assert!(is_formula(formula), "{formula}");
+        }
+        for harmless in ["", "-5", "+5", "-1.5e-3", "-.5", "a=1", " x", "2026-01-02", "{\"a\":\"=1\"}", "\"=1\""] {
+            assert!(!is_formula(harmless), "{harmless}");
+        }
+        let hostile = ItemRow { id: "=HYPERLINK(\"x\")".into(), kind: "@k".into(), ..row(None) };
+        let ended = "7,deleted,,3,2026-01-02T03:04:05.678Z,\"Acme, Ltd\",https://l.example/,\r\n";
+        assert_eq!(written(Format::Csv, &hostile), format!("acme,'@k,\"'=HYPERLINK(\"\"x\"\")\",{ended}"));
+        let mut out = Vec::new();
+        let raw = Request { format: Format::Csv, raw_cells: true, ..Request::default() };
+        item(&mut out, &raw, &hostile, Source::default()).unwrap();
+        assert!(out.starts_with(b"acme,@k,\"=HYPERLINK"), "{}", String::from_utf8_lossy(&out));
     }
 
     #[test]

@@ -28,9 +28,9 @@ pub fn quarantine(out: &mut impl Write, rows: &[QuarantineRow], width: u16) -> i
         let detail = row.detail.as_deref().unwrap_or_default();
         table.add_row([
             Cell::new(row.id).set_alignment(CellAlignment::Right),
-            Cell::new(&row.feed),
+            Cell::new(plain(&row.feed)),
             Cell::new(&row.transport),
-            Cell::new(&row.reason),
+            Cell::new(plain(&row.reason)),
             Cell::new(number(row.count)).set_alignment(CellAlignment::Right),
             Cell::new(second(&row.last_at)),
             Cell::new(head(&plain(detail), SAMPLE)),
@@ -47,7 +47,7 @@ pub fn quarantine(out: &mut impl Write, rows: &[QuarantineRow], width: u16) -> i
 pub fn record(out: &mut impl Write, row: &QuarantineRow) -> io::Result<()> {
     let detail = plain(row.detail.as_deref().unwrap_or_default());
     writeln!(out, "id         {}", row.id)?;
-    writeln!(out, "feed       {}", row.feed)?;
+    writeln!(out, "feed       {}", plain(&row.feed))?;
     writeln!(out, "transport  {}", row.transport)?;
     writeln!(out, "reason     {}", row.reason)?;
     writeln!(out, "detail     {detail}")?;
@@ -70,8 +70,8 @@ pub fn findings(out: &mut impl Write, rows: &[FindingRow], width: u16) -> io::Re
     for row in rows {
         let detail = row.detail.as_deref().unwrap_or_default();
         table.add_row([
-            Cell::new(&row.feed),
-            Cell::new(&row.rule),
+            Cell::new(plain(&row.feed)),
+            Cell::new(plain(&row.rule)),
             Cell::new(number(row.count)).set_alignment(CellAlignment::Right),
             Cell::new(second(&row.last_at)),
             Cell::new(head(&plain(detail), SAMPLE)),
@@ -90,7 +90,7 @@ pub fn events(out: &mut impl Write, rows: &[EventRow]) -> io::Result<()> {
         return writeln!(out, "no events");
     }
     for row in rows {
-        let feed = row.feed.as_deref().unwrap_or("(mirror)");
+        let feed = plain(row.feed.as_deref().unwrap_or("(mirror)"));
         let detail = row.detail.as_deref().map_or_else(String::new, |detail| format!(": {}", plain(detail)));
         writeln!(out, "{}  {feed}  {}{detail}", row.at, plain(&row.what))?;
     }

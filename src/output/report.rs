@@ -252,11 +252,11 @@ fn letter(out: &mut impl Write, publisher: &Publisher) -> io::Result<()> {
         out,
         "Realtime Paged Data Exchange (RPDE): {} about the feeds of {}",
         counted(points, "point"),
-        publisher.publisher
+        plain(&publisher.publisher)
     )?;
     writeln!(out, "as a consumer saw them; times are UTC, and samples the latest\n")?;
     for source in &publisher.feeds {
-        writeln!(out, "  {}: {}", source.feed, plain(&source.url))?;
+        writeln!(out, "  {}: {}", plain(&source.feed), plain(&source.url))?;
     }
     for (at, entry) in publisher.findings.iter().enumerate() {
         writeln!(out)?;
@@ -278,7 +278,7 @@ fn point(out: &mut impl Write, at: usize, entry: &Entry) -> io::Result<()> {
         writeln!(
             out,
             "   Seen in {}: {}, first {}, last {}",
-            seen.feed,
+            plain(&seen.feed),
             times(seen.count),
             seen.first_at,
             seen.last_at

@@ -136,13 +136,13 @@ pub fn table(out: &mut impl Write, status: &Status, now: Timestamp, width: u16) 
         let since = seconds_since(feed.since.as_deref(), now).filter(|_| feed.health != "ok");
         let since = since.map(|seconds| format!(" for {}", span(seconds))).unwrap_or_default();
         let failures = if feed.failures > 1 { format!(", {} in a row", number(feed.failures)) } else { String::new() };
-        writeln!(out, "{}: {}{since}{failures}: {}", feed.name, feed.health, plain(&reason))?;
+        writeln!(out, "{}: {}{since}{failures}: {}", plain(&feed.name), feed.health, plain(&reason))?;
         reasons = true;
     }
     for feed in &feeds {
         let Some(ahead) = seconds_since(feed.acked_until.as_deref(), now).map(|since| span(-since)) else { continue };
         let note = feed.ack_note.as_deref().map(|note| format!(": {}", plain(note))).unwrap_or_default();
-        writeln!(out, "{}: alerts silenced for {ahead} more{note}", feed.name)?;
+        writeln!(out, "{}: alerts silenced for {ahead} more{note}", plain(&feed.name))?;
         reasons = true;
     }
     if reasons {
@@ -183,7 +183,9 @@ fn rows(feeds: &[&FeedRow], now: Timestamp, width: u16) -> Table {
         if let (Some(cell), Some(colour)) = (health, colour(&feed.health)) {
             *cell = Cell::new(&feed.health).fg(colour);
         }
-        cells.push(Cell::new(feed.cursor.as_deref().map_or_else(String::new, |cursor| tail(place(cursor), room))));
+        cells.push(Cell::new(
+            feed.cursor.as_deref().map_or_else(String::new, |cursor| tail(&plain(place(cursor)), room)),
+        ));
         table.add_row(cells);
     }
     for (at, _) in heads.iter().enumerate().filter(|(_, head)| NUMBERS.contains(head)) {
@@ -204,7 +206,7 @@ fn cells(feed: &FeedRow, now: Timestamp) -> [String; 8] {
     };
     let push = if feed.push == Push::None.as_str() { "–".to_owned() } else { feed.push.clone() };
     let (items, tombstones) = (number(feed.items), number(feed.tombstones));
-    [feed.name.clone(), feed.mode.clone(), push, feed.health.clone(), items, tombstones, lag, next]
+    [plain(&feed.name), feed.mode.clone(), push, feed.health.clone(), items, tombstones, lag, next]
 }
 
 /// When a feed is asked next; never while it is paused or removed, whatever was planned before.

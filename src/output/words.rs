@@ -2,6 +2,8 @@
 
 use jiff::Timestamp;
 
+pub(super) use crate::terminal::line as plain;
+
 /// `12,345,678`.
 pub(super) fn number(value: i64) -> String {
     let digits = value.unsigned_abs().to_string();
@@ -42,25 +44,6 @@ pub(super) fn seconds_since(at: Option<&str>, now: Timestamp) -> Option<i64> {
     Some(now.as_second() - at.as_second())
 }
 
-/// On one line, and with nothing in it that a terminal would obey.
-pub(super) fn plain(text: &str) -> String {
-    // Bidirectional overrides could make a line read as another one.
-    let unsafe_char = |c: char| {
-        c.is_control() || matches!(c, '\u{200e}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-    };
-    text.chars()
-        .map(|c| {
-            if c.is_whitespace() {
-                ' '
-            } else if unsafe_char(c) {
-                '\u{fffd}'
-            } else {
-                c
-            }
-        })
-        .collect()
-}
-
 /// At most so many characters, the end kept: of a cursor it is the end that differs.
 pub(super) fn tail(text: &str, width: usize) -> String {
     let length = text.chars().count();
@@ -96,11 +79,6 @@ mod tests {
         for (seconds, text) in [(-5, "0 s"), (3, "3 s"), (600, "10 min"), (7200, "2 h"), (200_000, "2 d")] {
             assert_eq!(span(seconds), text);
         }
-    }
-
-    #[test]
-    fn a_publisher_s_text_can_t_command_the_terminal() {
-        assert_eq!(plain("a\u{1b}[2J\nb\u{202e}c\u{7f}"), "a\u{fffd}[2J b\u{fffd}c\u{fffd}");
     }
 
     #[test]

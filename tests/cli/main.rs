@@ -14,3 +14,4 @@ mod ready;
 mod shell;
 mod streams;
 mod sync;
+mod terminal;

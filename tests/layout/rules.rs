@@ -40,6 +40,12 @@ pub(crate) const RULES: &[Rule] = &[
         because: "one reader for all who look into strangers' JSON, which knows the grammar and nothing of feeds",
     },
     Rule {
+        module: "terminal",
+        may_use: &[],
+        never: NO_WAITING,
+        because: "whoever shows a stranger's text to people may use it, so it knows nobody",
+    },
+    Rule {
         module: "source",
         may_use: &["feed"],
         never: &[],
@@ -83,7 +89,7 @@ pub(crate) const RULES: &[Rule] = &[
     },
     Rule {
         module: "output",
-        may_use: &["feed", "json", "store::commits", "store::read"],
+        may_use: &["feed", "json", "terminal", "store::commits", "store::read"],
         never: &["reqwest"],
         because: "what is shown is what is stored: it works beside a daemon and without one",
     },
@@ -125,7 +131,7 @@ pub(crate) const RULES: &[Rule] = &[
     },
     Rule {
         module: "discover",
-        may_use: &["feed"],
+        may_use: &["feed", "terminal"],
         never: &["async", "await", "tokio", "reqwest", "std::fs", "std::net", "Instant::now", "SystemTime::now"],
         because: "pages to configuration is a pure function: strangers' pages are tried on it without a socket or a file",
     },

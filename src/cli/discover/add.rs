@@ -10,7 +10,7 @@ use url::Url;
 
 use super::configured::Configured;
 use super::{in_words, tell};
-use crate::cli::{Globals, lines};
+use crate::cli::{Globals, lines, stdout};
 use crate::config::{self, Overrides};
 use crate::discover::changes::{Change, What, gone};
 use crate::discover::file::text;
@@ -114,7 +114,7 @@ fn part(path: &Path) -> PathBuf {
 }
 
 fn print(rows: &[Row], json: bool) -> io::Result<()> {
-    let mut out = io::stdout().lock();
+    let mut out = stdout(json);
     if json {
         return lines(&mut out, rows);
     }

@@ -11,6 +11,7 @@ use super::super::walk::{Source, Walk};
 use crate::feed::{Item, Modified, Page, State};
 use crate::output::explain::{Asked, Explained, Explanation};
 use crate::store::read::{Content, Reader};
+use crate::terminal::line as shown;
 
 /// What the source says of an item now.
 #[derive(Clone, Debug, serde::Serialize)]
@@ -54,11 +55,6 @@ impl Answer {
         }
         Ok(())
     }
-}
-
-/// Nothing in a publisher's text that a terminal would obey.
-fn shown(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
 /// One answer for each item, or for the one that the mirror doesn't know, where its feed is named.

@@ -14,6 +14,7 @@ use super::summary::Row;
 use super::{Expected, Run};
 use crate::cli::Globals;
 use crate::output::estimate;
+use crate::terminal;
 use crate::worker::Counts;
 
 /// Feeds that have a line of their own at once; the others are in the total.
@@ -86,7 +87,7 @@ impl Progress {
             (false, true) => {
                 let multi = MultiProgress::new();
                 let total = multi.add(line());
-                total.set_prefix(database.display().to_string());
+                total.set_prefix(terminal::line(&database.display().to_string()));
                 Shown::Bars { multi, total, bars: BTreeMap::new() }
             }
         };
@@ -149,7 +150,7 @@ impl Progress {
                 for (name, (counts, expected)) in &self.running {
                     if !bars.contains_key(name) && bars.len() < LINES {
                         let bar = multi.add(line());
-                        bar.set_prefix(name.clone());
+                        bar.set_prefix(terminal::line(name));
                         bars.insert(name.clone(), bar);
                     }
                     if let Some(bar) = bars.get(name) {
@@ -199,7 +200,7 @@ fn line() -> ProgressBar {
 
 /// Nobody is left to tell when standard error is closed.
 fn say(words: &str) {
-    let _ = writeln!(std::io::stderr(), "{words}");
+    let _ = writeln!(std::io::stderr(), "{}", terminal::line(words));
 }
 
 #[cfg(test)]

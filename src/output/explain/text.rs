@@ -43,7 +43,7 @@ fn item(out: &mut impl Write, explained: &Explained, now: Timestamp) -> io::Resu
 }
 
 fn title(item: &ItemRow) -> String {
-    format!("{} {} {}", item.feed, plain(&item.kind), head(&plain(&item.id), SHOWN))
+    format!("{} {} {}", plain(&item.feed), plain(&item.kind), head(&plain(&item.id), SHOWN))
 }
 
 fn state(item: &ItemRow) -> &'static str {
@@ -125,7 +125,7 @@ fn unknown(out: &mut impl Write, explanation: &Explanation, now: Timestamp) -> i
 fn feed(out: &mut impl Write, standing: &Standing, now: Timestamp) -> io::Result<()> {
     let feed = &standing.feed;
     let reason = feed.reason.as_ref().map(|reason| format!(": {}", head(&plain(reason), SHOWN))).unwrap_or_default();
-    writeln!(out, "{}: {}, mode {}{reason}", feed.name, feed.health, feed.mode)?;
+    writeln!(out, "{}: {}, mode {}{reason}", plain(&feed.name), feed.health, feed.mode)?;
     let behind = match seconds_since(feed.level_at.as_deref(), now) {
         None => "its end was never seen: what is not here may not have been read yet".to_owned(),
         Some(behind) => format!("its end was last seen {} ago: what changed since may not be here", span(behind)),

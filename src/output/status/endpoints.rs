@@ -14,7 +14,7 @@ use crate::store::read::EndpointRow;
 /// # Errors
 /// When `out` can't be written.
 pub(super) fn tell(out: &mut impl Write, closer: &Closer, now: Timestamp) -> io::Result<()> {
-    let feed = &closer.feed;
+    let feed = plain(&closer.feed);
     if let Some(turned) = &closer.turned {
         let ago = seconds_since(Some(&turned.at), now).map(|ago| format!(" {} ago", span(ago))).unwrap_or_default();
         writeln!(out, "{feed}: its mode changed{ago}: {}", plain(turned.detail.as_deref().unwrap_or_default()))?;

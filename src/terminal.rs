@@ -1,0 +1,257 @@
+//! What may be shown to people: text of strangers with nothing in it that a terminal would obey, or that would make a
+//! line read as another one.
+//!
+//! Everything that goes to a terminal passes here: verbs and progress by [`Shown`] or [`text`], a stranger's words
+//! within a line by [`line`], the log by [`log_line`]. What is hidden is replaced by U+FFFD, so that it can be seen that
+//! something stood there; in JSON, where nothing may be lost, by its escape.
+
+use std::io::{self, Write};
+
+const REPLACED: char = '\u{fffd}';
+
+/// Whether a character commands a terminal, turns text around, breaks lines in disguise or can't be seen: control
+/// characters, bidirectional marks, overrides and isolates (UAX #9), zero-width ones, fillers and tags.
+pub fn is_hidden(sign: char) -> bool {
+    sign.is_control()
+        || matches!(sign,
+            '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}'..='\u{1160}' | '\u{17b4}'..='\u{17b5}' | '\u{180b}'..='\u{180f}'
+            | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{3164}' | '\u{feff}'
+            | '\u{ffa0}' | '\u{fff0}'..='\u{fffb}' | '\u{1bca0}'..='\u{1bca3}' | '\u{1d173}'..='\u{1d17a}'
+            | '\u{e0000}'..='\u{e0fff}')
+}
+
+/// On one line.
+pub fn line(text: &str) -> String {
+    let shown = |sign: char| match sign {
+        sign if sign.is_whitespace() => ' ',
+        sign if is_hidden(sign) => REPLACED,
+        sign => sign,
+    };
+    text.chars().map(shown).collect()
+}
+
+/// With its line breaks and tabs.
+pub fn text(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    Kind::Text.show(text, &mut out);
+    out
+}
+
+/// An event of the log: one line, whatever it quotes. `coloured` lets colours through, which the log makes itself;
+/// `json` loses nothing.
+pub fn log_line(event: &str, coloured: bool, json: bool) -> String {
+    let kind = match (json, coloured) {
+        (true, _) => Kind::Json,
+        (false, true) => Kind::Coloured,
+        (false, false) => Kind::Text,
+    };
+    let mut out = String::with_capacity(event.len());
+    kind.show(&event.trim_end_matches('\n').replace('\n', " "), &mut out);
+    out.push('\n');
+    out
+}
+
+/// What is written, and so what may pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// Words.
+    Text,
+    /// Words, with colours of our own.
+    Coloured,
+    /// JSON, of which nothing may be lost.
+    Json,
+    /// Bytes for programs.
+    Raw,
+}
+
+impl Kind {
+    fn show(self, text: &str, out: &mut String) {
+        let mut rest = text;
+        while let Some(sign) = rest.chars().next() {
+            let colour = if self == Self::Coloured { colour(rest) } else { Colour::None };
+            let length = match colour {
+                Colour::Whole(length) => length,
+                _ => sign.len_utf8(),
+            };
+            let (shown, after) = rest.split_at(length);
+            match sign {
+                _ if matches!(colour, Colour::Whole(_)) => out.push_str(shown),
+                '\n' | '\t' => out.push(sign),
+                '\r' if self == Self::Json => out.push(' '),
+                _ if !is_hidden(sign) => out.push(sign),
+                _ if self == Self::Json => {
+                    let units =
+                        sign.encode_utf16(&mut [0; 2]).iter().map(|unit| format!("\\u{unit:04x}")).collect::<String>();
+                    out.push_str(&units);
+                }
+                _ => out.push(REPLACED),
+            }
+            rest = after;
+        }
+    }
+}
+
+/// A sequence that sets colours (ECMA-48 §8.3.117, SGR), at the beginning of a text.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Colour {
+    None,
+    /// Of so many bytes.
+    Whole(usize),
+    /// What is there may become one.
+    Begun,
+}
+
+fn colour(text: &str) -> Colour {
+    let Some(rest) = text.strip_prefix('\u{1b}') else { return Colour::None };
+    if rest.is_empty() {
+        return Colour::Begun;
+    }
+    let Some(rest) = rest.strip_prefix('[') else { return Colour::None };
+    let parameters =
+        rest.bytes().take(32).take_while(|byte| byte.is_ascii_digit() || matches!(byte, b';' | b':')).count();
+    match rest.as_bytes().get(parameters) {
+        Some(b'm') => Colour::Whole("\u{1b}[".len() + parameters + 1),
+        None => Colour::Begun,
+        Some(_) => Colour::None,
+    }
+}
+
+/// An output that people see, or that programs read.
+pub struct Shown<W: Write> {
+    out: W,
+    kind: Kind,
+    /// The beginning of a character or of a colour, whose rest has not been written yet.
+    begun: Vec<u8>,
+}
+
+impl<W: Write> Shown<W> {
+    /// Words; `terminal` says whether they may be coloured.
+    pub fn words(out: W, terminal: bool) -> Self {
+        Self::new(out, if terminal { Kind::Coloured } else { Kind::Text })
+    }
+
+    /// JSON; elsewhere than on a terminal it passes byte for byte.
+    pub fn json(out: W, terminal: bool) -> Self {
+        Self::new(out, if terminal { Kind::Json } else { Kind::Raw })
+    }
+
+    /// What is neither words nor JSON: bytes for programs, words on a terminal.
+    pub fn bytes(out: W, terminal: bool) -> Self {
+        Self::new(out, if terminal { Kind::Text } else { Kind::Raw })
+    }
+
+    fn new(out: W, kind: Kind) -> Self {
+        Self { out, kind, begun: Vec::new() }
+    }
+
+    /// Writes what has come; at the `end` also what is not whole.
+    fn pass(&mut self, end: bool) -> io::Result<()> {
+        let bytes = std::mem::take(&mut self.begun);
+        let (mut shown, mut whole) = (String::with_capacity(bytes.len()), bytes.as_slice());
+        if !end {
+            let begun = self.begun_at(&bytes);
+            whole = &bytes[..begun];
+            self.begun = bytes[begun..].to_vec();
+        }
+        for chunk in whole.utf8_chunks() {
+            self.kind.show(chunk.valid(), &mut shown);
+            if !chunk.invalid().is_empty() {
+                shown.push(REPLACED);
+            }
+        }
+        self.out.write_all(shown.as_bytes())
+    }
+
+    /// Where what may go on in the next bytes begins.
+    fn begun_at(&self, bytes: &[u8]) -> usize {
+        let torn = match std::str::from_utf8(bytes) {
+            Err(error) if error.error_len().is_none() => error.valid_up_to(),
+            _ => bytes.len(),
+        };
+        let escape = bytes[..torn].iter().rposition(|byte| *byte == 0x1b).filter(|_| self.kind == Kind::Coloured);
+        let colour =
+            escape.filter(|at| std::str::from_utf8(&bytes[*at..torn]).is_ok_and(|rest| colour(rest) == Colour::Begun));
+        colour.unwrap_or(torn)
+    }
+}
+
+impl<W: Write> Write for Shown<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.kind == Kind::Raw {
+            return self.out.write(bytes);
+        }
+        self.begun.extend_from_slice(bytes);
+        self.pass(false)?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.pass(true)?;
+        self.out.flush()
+    }
+}
+
+impl<W: Write> Drop for Shown<W> {
+    fn drop(&mut self) {
+        // Whoever must know of an error has flushed.
+        let _ = self.pass(true);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn shown(make: fn(Vec<u8>) -> Shown<Vec<u8>>, parts: &[&[u8]]) -> String {
+        let mut out = make(Vec::new());
+        parts.iter().for_each(|part| out.write_all(part).unwrap());
+        out.flush().unwrap();
+        String::from_utf8(std::mem::take(&mut out.out)).unwrap()
+    }
+
+    #[test]
+    fn a_stranger_s_text_can_t_command_the_terminal() {
+        assert_eq!(line("a\u{1b}[2J\nb\u{202e}c\u{7f}"), "a\u{fffd}[2J b\u{fffd}c\u{fffd}");
+        assert_eq!(text("a\u{9b}31m\n\tb\u{2066}\u{200b}\r"), "a\u{fffd}31m\n\tb\u{fffd}\u{fffd}\u{fffd}");
+        for sign in ['\u{85}', '\u{2028}', '\u{2029}'] {
+            assert!(is_hidden(sign));
+            assert_eq!(line(&format!("a{sign}b")), "a b");
+            assert_eq!(text(&format!("a{sign}b")), "a\u{fffd}b");
+        }
+        for sign in "aé–…’日🚲ß\u{301} ".chars() {
+            assert!(!is_hidden(sign), "{sign:?}");
+        }
+    }
+
+    #[test]
+    fn what_comes_in_pieces_is_shown_as_if_it_came_whole() {
+        let words = "é日\u{1b}[2J\u{202e}\u{1b}[31mred\u{1b}[0m".as_bytes();
+        for size in 1..=words.len() {
+            let parts: Vec<&[u8]> = words.chunks(size).collect();
+            let plain = shown(|out| Shown::words(out, false), &parts);
+            assert_eq!(plain, "é日\u{fffd}[2J\u{fffd}\u{fffd}[31mred\u{fffd}[0m", "{size}");
+            let coloured = shown(|out| Shown::words(out, true), &parts);
+            assert_eq!(coloured, "é日\u{fffd}[2J\u{fffd}\u{1b}[31mred\u{1b}[0m", "{size}");
+        }
+        assert_eq!(shown(|out| Shown::words(out, true), &[b"a\xffb\xc3"]), "a\u{fffd}b\u{fffd}");
+        assert_eq!(shown(|out| Shown::words(out, true), &[b"a\x1b["]), "a\u{fffd}[");
+    }
+
+    #[test]
+    fn json_says_the_same_on_a_terminal_and_elsewhere_is_left_alone() {
+        let row = "{\"a\":\"\u{202e}\u{9b}\u{e0041}é\",\r\n\"b\":1}\n";
+        assert_eq!(shown(|out| Shown::json(out, false), &[row.as_bytes()]), row);
+        let seen = shown(|out| Shown::json(out, true), &[row.as_bytes()]);
+        assert_eq!(seen, "{\"a\":\"\\u202e\\u009b\\udb40\\udc41é\", \n\"b\":1}\n");
+        let value = |text: &str| serde_json::from_str::<serde_json::Value>(text).unwrap();
+        assert_eq!(value(&seen), value(row));
+    }
+
+    #[test]
+    fn an_event_stays_on_its_line() {
+        let event = "\u{1b}[2mtime\u{1b}[0m reason=a\nERROR forged \u{202e}\n";
+        assert_eq!(log_line(event, true, false), "\u{1b}[2mtime\u{1b}[0m reason=a ERROR forged \u{fffd}\n");
+        assert_eq!(log_line("{\"a\":\"\u{85}\"}\n", false, true), "{\"a\":\"\\u0085\"}\n");
+    }
+}
