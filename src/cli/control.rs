@@ -38,9 +38,9 @@ pub struct Resync {
     #[arg(required = true, value_name = "FEED")]
     feeds: Vec<String>,
     /// Let what the publisher says now replace what is newer: for one restored from a backup
-    #[arg(long, conflicts_with = "accept")]
+    #[arg(long)]
     trust_source: bool,
-    /// Let a held sweep remove what it would remove
+    /// Let a held sweep remove what it would remove; with --trust-source: don't hold that one
     #[arg(long)]
     accept: bool,
     #[command(flatten)]
@@ -100,7 +100,10 @@ pub fn poll_now(globals: &Globals, args: Feeds) -> anyhow::Result<Exit> {
 /// # Errors
 /// As [`pause`].
 pub fn resync(globals: &Globals, args: Resync) -> anyhow::Result<Exit> {
-    let order = if args.accept { Order::AcceptSweep } else { Order::Resync { trust_source: args.trust_source } };
+    let order = match args {
+        Resync { trust_source: false, accept: true, .. } => Order::AcceptSweep,
+        Resync { trust_source, accept, .. } => Order::Resync { trust_source, accept },
+    };
     tell(globals, &args.place, &args.feeds, &order)
 }
 

@@ -91,9 +91,8 @@ fn order(verb: &str, mut options: Options) -> Result<Order, Problem> {
 
 fn resync(options: &mut Options) -> Result<Order, Problem> {
     match (options.flag("trust_source")?, options.flag("accept")?) {
-        (true, true) => Err(Problem::bad("trust_source and accept exclude each other")),
-        (trust_source, false) => Ok(Order::Resync { trust_source }),
         (false, true) => Ok(Order::AcceptSweep),
+        (trust_source, accept) => Ok(Order::Resync { trust_source, accept }),
     }
 }
 

@@ -100,7 +100,7 @@ fn a_sweep_in_steps_finds_its_place_among_colliding_keys() {
     let step = Step { asked: resync.cursor, cursor: "https://acme.example/end".into(), level: true, clean: true };
     mirror.apply(Purpose::Resync(step), 10, State::Updated, (0..ITEMS).step_by(5));
 
-    let ended = mirror.runtime.block_on(store.end_resync(feed.id, resync.walk, 1, 1.0)).unwrap();
+    let ended = mirror.runtime.block_on(store.end_resync(feed.id, resync.walk, 1, 1.0, Default::default())).unwrap();
 
     assert_eq!(ended, Ended::Done(2_000));
     assert_eq!((mirror.count("swept"), mirror.count("state = 'updated'")), (2_000, 500));

@@ -401,7 +401,7 @@ pub(super) fn read(bench: &Bench<'_>, name: &str) -> Result<StoredFeed, StoreErr
         .db
         .prepare_cached(
             "SELECT f.id, f.generation, e.cursor, f.mode, e.health, e.reason, e.since, f.paused, f.purged, f.failures,
-                    f.level_at, f.polled_at, f.next_poll_at, f.resynced_at, f.read_anew_at, f.stale,
+                    f.level_at, f.polled_at, f.next_poll_at, f.resynced_at, f.read_anew_at, f.stale = 1,
                     f.looked_back_at
              FROM feed f JOIN endpoint e ON e.feed = f.id AND e.transport = 0 WHERE f.name = ?1",
         )?
@@ -435,7 +435,8 @@ pub(super) fn read(bench: &Bench<'_>, name: &str) -> Result<StoredFeed, StoreErr
 
 fn purge(bench: &mut Bench<'_>, name: &str, at: Millis) -> Result<(), StoreError> {
     let feed = read(bench, name)?.id;
-    let tables = ["item", "delivery", "activity", "quarantined", "refusal", "position", "resync", "seen", "spared"];
+    let tables =
+        ["item", "delivery", "activity", "quarantined", "refusal", "position", "resync", "seen", "spared", "newest"];
     for table in tables {
         bench.db.execute(&format!("DELETE FROM {table} WHERE feed = ?1"), [feed])?;
     }
@@ -453,7 +454,8 @@ fn purge(bench: &mut Bench<'_>, name: &str, at: Millis) -> Result<(), StoreError
     bench.db.execute(
         "UPDATE feed SET generation = generation + 1, paused = 1, purged = 1, mode = 'refresh', items = 0, tombstones = 0,
              level_at = NULL, polled_at = NULL, changed_at = NULL, next_poll_at = NULL, failures = 0, suspect = NULL,
-             differing = 0, class = 0, resynced_at = NULL, looked_back_at = NULL, quarantine_rows = 0, quarantine_bytes = 0,
+             differing = 0, class = 0, resynced_at = NULL, read_anew_at = NULL, looked_back_at = NULL, away_since = NULL,
+             stale = 0, look_back_due = 0, held_until = NULL, gone_ms = 0, quarantine_rows = 0, quarantine_bytes = 0,
              quarantine_dropped = 0, bytes = 0, renumbered = 0, renumber_to = NULL
          WHERE id = ?1",
         [feed],

@@ -297,6 +297,10 @@ fn remove_mentions(bench: &Bench<'_>, feed: i64, item: &Named) -> Result<(), Sto
         &format!("UPDATE resync SET asked = NULL, kind = NULL, id = NULL WHERE {named}"),
         params![feed, id, kind],
     )?;
+    db.execute(
+        "UPDATE resync SET modified = NULL, last_id = NULL WHERE feed = ?1 AND last_id = ?2",
+        params![feed, id],
+    )?;
     db.execute("DELETE FROM spared WHERE feed = ?1 AND id = ?2", params![feed, id])?;
     let last = "UPDATE endpoint SET id = NULL, modified = NULL, item_at = NULL, event_id = NULL
                 WHERE feed = ?1 AND id = ?2";

@@ -2,7 +2,12 @@
 //!
 //! What the walk meets keeps its row and its seq and is remembered in `seen`; what it writes has a seq beyond
 //! `start_seq`. The sweep makes tombstones of live rows that are neither, in steps, so that nothing waits for it.
-//! A sweep that would remove too much is held until the operator accepts it.
+//! A sweep that would remove too much, or after a short listing, is held until the operator accepts it. A resync is over
+//! when it has come to an end: one that meets a dead page begins again, ever more rarely.
+
+mod end;
+
+use std::time::Duration;
 
 use rusqlite::{OptionalExtension, params};
 
@@ -10,11 +15,10 @@ use super::apply::swept_flags;
 use super::writer::{Bench, Weight};
 use super::{Millis, Store, StoreError, journal};
 use crate::feed::{FeedName, Seq};
+pub(super) use end::note_read;
 
 /// Rows looked at in one step of a count or a sweep.
 const STEP_ROWS: i64 = 1_000;
-/// A sweep of at most this many items is held only when it is of everything.
-const SMALL_SWEEP: i64 = 100;
 
 /// Whether the walk replaces what was stored before it began, newer or not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,10 +29,21 @@ pub enum Trust {
     Asked,
     /// The feed's URL moved to another path or host.
     Moved,
+    /// The operator asked for it, and accepts beforehand whatever is swept.
+    Accepted,
 }
 
 impl Trust {
-    const ALL: [Self; 3] = [Self::No, Self::Asked, Self::Moved];
+    const ALL: [Self; 4] = [Self::No, Self::Asked, Self::Moved, Self::Accepted];
+
+    /// As an operator asks for it.
+    pub fn of(trust_source: bool, accept: bool) -> Self {
+        match (trust_source, accept) {
+            (false, _) => Self::No,
+            (true, false) => Self::Asked,
+            (true, true) => Self::Accepted,
+        }
+    }
 
     fn from_code(code: i64) -> Self {
         usize::try_from(code).ok().and_then(|code| Self::ALL.get(code).copied()).unwrap_or(Self::No)
@@ -57,6 +72,36 @@ pub struct Resync {
     pub trust: Trust,
     /// How far it has come.
     pub stage: Stage,
+    /// How often in a row its own cursor was found dead.
+    pub deaths: u32,
+    /// After that: when it begins again.
+    pub not_before: Option<Millis>,
+}
+
+/// A resync whose own cursor was found dead begins again at once, then after this, and after ever longer waits.
+const AGAIN: Duration = Duration::from_secs(3_600);
+/// The longest of them.
+const LONGEST_AGAIN: Duration = Duration::from_secs(24 * 3_600);
+
+impl Resync {
+    /// How long it waits to begin again, from `now`. A time that lies further ahead than the longest wait is due: the
+    /// clock was set back.
+    pub fn wait(&self, now: Millis) -> Duration {
+        crate::schedule::left(self.not_before, now, LONGEST_AGAIN)
+    }
+
+    /// Whether it is reading, or would be, trusting what it reads.
+    pub fn trusts(&self) -> bool {
+        self.trust != Trust::No && self.stage == Stage::Walk
+    }
+}
+
+/// The wait after so many dead ends in a row.
+fn again_after(deaths: u32) -> Duration {
+    match deaths {
+        0 | 1 => Duration::ZERO,
+        more => AGAIN.saturating_mul(1 << (more - 2).min(5)).min(LONGEST_AGAIN),
+    }
 }
 
 /// How a walk's end was taken.
@@ -96,17 +141,43 @@ impl Store {
         .await
     }
 
-    /// Forgets the resync under way and begins another, in one step: a feed without a cursor is never without one.
+    /// Notes that the cursor of the resync with this number is dead: its publisher's positions may have changed
+    /// meanwhile. It begins again with the next [`Store::restart_resync`], after the wait that is returned.
     ///
     /// # Errors
     /// When a statement fails or the writer has stopped.
-    pub async fn replace_resync(&self, name: &FeedName, at: Millis, trust: Trust) -> Result<(), StoreError> {
+    pub async fn resync_died(&self, feed: i64, walk: i64, at: Millis) -> Result<Duration, StoreError> {
+        self.submit(Weight::default(), move |bench| {
+            let Some(resync) = read(bench, feed)?.filter(|resync| resync.walk == walk) else {
+                return Ok(Duration::ZERO);
+            };
+            let deaths = resync.deaths.saturating_add(1);
+            let wait = again_after(deaths);
+            let not_before = at.saturating_add(Millis::try_from(wait.as_millis()).unwrap_or(Millis::MAX));
+            bench.db.execute(
+                "UPDATE resync SET deaths = ?2, not_before = ?3 WHERE feed = ?1",
+                params![feed, deaths, not_before],
+            )?;
+            Ok(wait)
+        })
+        .await
+    }
+
+    /// Lets the resync with this number begin again from the feed's own URL, in one step: a feed without a cursor is
+    /// never without one.
+    ///
+    /// # Errors
+    /// When a statement fails or the writer has stopped.
+    pub async fn restart_resync(&self, name: &FeedName, walk: i64, at: Millis) -> Result<(), StoreError> {
         let name = name.clone();
         self.submit(Weight::default(), move |bench| {
             let feed = super::feeds::read(bench, name.as_str())?;
+            let Some(resync) = feed.resync.filter(|resync| resync.walk == walk) else { return Ok(()) };
             let url: String = bench.db.query_row("SELECT url FROM feed WHERE id = ?1", [feed.id], |row| row.get(0))?;
-            clear(bench, feed.id)?;
-            begin(bench, feed.id, at, &url, trust, false)
+            forget(bench, feed.id)?;
+            begin(bench, feed.id, at, &url, resync.trust, false)?;
+            bench.db.execute("UPDATE resync SET deaths = ?2 WHERE feed = ?1", params![feed.id, resync.deaths])?;
+            Ok(())
         })
         .await
     }
@@ -117,46 +188,6 @@ impl Store {
     /// When a statement fails or the writer has stopped.
     pub async fn cancel_resync(&self, feed: i64) -> Result<(), StoreError> {
         self.submit(Weight::default(), move |bench| Ok(clear(bench, feed)?)).await
-    }
-
-    /// Ends the walk with this number, which has come to its end: takes its cursor over, then sweeps or holds the
-    /// sweep. `max_sweep` is the share of live items that may go unasked.
-    ///
-    /// # Errors
-    /// When a statement fails or the writer has stopped.
-    pub async fn end_resync(&self, feed: i64, walk: i64, at: Millis, max_sweep: f64) -> Result<Ended, StoreError> {
-        let taken = self.submit(Weight::default(), move |bench| {
-            if stage(bench, feed, walk)? != Some(Stage::Walk) {
-                return Ok(None);
-            }
-            take_cursor_over(bench, feed, at).map(Some)
-        });
-        match taken.await? {
-            None => return Ok(Ended::Replaced),
-            Some(false) => return Ok(Ended::Unclean),
-            Some(true) => {}
-        }
-        let mut unseen = 0;
-        let mut place = None;
-        loop {
-            let (count, next) = self
-                .submit(Weight { large: true, ..Weight::default() }, move |bench| unseen_rows(bench, feed, place))
-                .await?;
-            unseen += count.len() as i64;
-            let Some(next) = next else { break };
-            place = Some(next);
-        }
-        let held = self.submit(Weight::default(), move |bench| {
-            if stage(bench, feed, walk)? != Some(Stage::Walk) {
-                return Ok(None);
-            }
-            hold_or_sweep(bench, feed, at, unseen, max_sweep).map(Some)
-        });
-        match held.await? {
-            None => Ok(Ended::Replaced),
-            Some(Some(live)) => Ok(Ended::Held(unseen, live)),
-            Some(None) => self.sweep(feed, walk, at).await,
-        }
     }
 
     /// Accepts a held sweep.
@@ -215,9 +246,11 @@ pub(super) fn begin(
 ) -> Result<(), StoreError> {
     // A walk under way does what a plain one would, and must not lose its trust to one.
     if trust == Trust::No && read(bench, feed)?.is_some_and(|running| running.stage == Stage::Walk) {
+        // One that waits to begin again, since it met a dead page, waits no longer.
+        bench.db.execute("UPDATE resync SET not_before = min(not_before, ?2) WHERE feed = ?1", params![feed, at])?;
         return Ok(());
     }
-    clear(bench, feed)?;
+    forget(bench, feed)?;
     bench.db.execute(
         "INSERT INTO resync (feed, walk, cursor, started_at, start_seq, trust) VALUES (?1, random(), ?2, ?3, ?4, ?5)",
         params![feed, url, at, bench.last_seq(), trust as i64],
@@ -227,8 +260,13 @@ pub(super) fn begin(
         // A source to be trusted anew may not know its old positions: a look-back from them would accuse it again.
         bench.db.execute("DELETE FROM position WHERE feed = ?1", [feed])?;
         bench.db.execute("UPDATE feed SET looked_back_at = NULL WHERE id = ?1", [feed])?;
+        // Nor may a stream be taken up behind an item that it no longer has.
+        let sql = "UPDATE endpoint SET modified = NULL, id = NULL, item_at = NULL, event_id = NULL,
+                       cursor = iif(transport = 0, cursor, NULL) WHERE feed = ?1";
+        bench.db.execute(sql, [feed])?;
     }
-    bench.db.execute("UPDATE feed SET stale = 0 WHERE id = ?1", [feed])?;
+    // The duty is over when the resync has ended, not now.
+    bench.db.execute("UPDATE feed SET stale = 2 WHERE id = ?1 AND stale <> 0", [feed])?;
     if automatic {
         bench.db.execute("UPDATE feed SET resynced_at = ?2 WHERE id = ?1", [feed, at])?;
     }
@@ -236,6 +274,7 @@ pub(super) fn begin(
         Trust::No => "newest wins",
         Trust::Asked => "trusting the source, as asked",
         Trust::Moved => "trusting the source, since the URL moved",
+        Trust::Accepted => "trusting the source and accepting its sweep, as asked",
     };
     Ok(journal::event(bench, Some(feed), at, "resync-began", how)?)
 }
@@ -243,7 +282,7 @@ pub(super) fn begin(
 pub(super) fn read(bench: &Bench<'_>, feed: i64) -> Result<Option<Resync>, StoreError> {
     let found = bench
         .db
-        .prepare_cached("SELECT walk, cursor, trust, stage FROM resync WHERE feed = ?1")?
+        .prepare_cached("SELECT walk, cursor, trust, stage, deaths, not_before FROM resync WHERE feed = ?1")?
         .query_row([feed], |row| {
             let stage = match row.get_ref(3)?.as_str()? {
                 "held" => Stage::Held,
@@ -251,7 +290,8 @@ pub(super) fn read(bench: &Bench<'_>, feed: i64) -> Result<Option<Resync>, Store
                 _ => Stage::Walk,
             };
             let trust = Trust::from_code(row.get(2)?);
-            Ok(Resync { walk: row.get(0)?, cursor: row.get(1)?, trust, stage })
+            let (deaths, not_before) = (row.get(4)?, row.get(5)?);
+            Ok(Resync { walk: row.get(0)?, cursor: row.get(1)?, trust, stage, deaths, not_before })
         })
         .optional()?;
     Ok(found)
@@ -262,44 +302,22 @@ fn stage(bench: &Bench<'_>, feed: i64, walk: i64) -> Result<Option<Stage>, Store
     Ok(read(bench, feed)?.filter(|resync| resync.walk == walk).map(|resync| resync.stage))
 }
 
+/// Gives the resync up; what it was begun for stays to be done.
 pub(super) fn clear(bench: &Bench<'_>, feed: i64) -> rusqlite::Result<()> {
-    for table in ["resync", "seen", "spared"] {
+    forget(bench, feed)?;
+    bench.db.execute("UPDATE feed SET stale = 1 WHERE id = ?1 AND stale = 2", [feed])?;
+    Ok(())
+}
+
+fn forget(bench: &Bench<'_>, feed: i64) -> rusqlite::Result<()> {
+    for table in TABLES {
         bench.db.execute(&format!("DELETE FROM {table} WHERE feed = ?1"), [feed])?;
     }
     Ok(())
 }
 
-/// Whether the end was clean. Its cursor becomes the poll cursor then, and also where there is none that works: all
-/// that stands before it has been read, clean end or not.
-fn take_cursor_over(bench: &Bench<'_>, feed: i64, at: Millis) -> Result<bool, StoreError> {
-    let (clean, works): (bool, bool) = bench.db.query_row(
-        "SELECT r.clean, e.cursor IS NOT NULL AND e.health NOT IN ('retrying', 'stuck')
-         FROM resync r JOIN endpoint e ON e.feed = r.feed AND e.transport = 0 WHERE r.feed = ?1",
-        [feed],
-        |row| Ok((row.get(0)?, row.get(1)?)),
-    )?;
-    if clean || !works {
-        let sql = "UPDATE endpoint SET cursor = (SELECT cursor FROM resync WHERE feed = ?1), updated_at = ?2
-                   WHERE feed = ?1 AND transport = 0";
-        bench.db.execute(sql, params![feed, at])?;
-    }
-    if !works {
-        // The old positions may be as dead as the cursor: look-backs have a place to start from all the same.
-        let sql =
-            "INSERT INTO position SELECT feed, (SELECT coalesce(max(n), -1) + 1 FROM position p WHERE p.feed = r.feed),
-                       started_at, asked, kind, id FROM resync r WHERE feed = ?1 AND asked IS NOT NULL";
-        bench.db.execute(sql, [feed])?;
-    }
-    if !clean {
-        clear(bench, feed)?;
-        // It was read whole all the same: a regular resync comes again when its time has come, not at once.
-        bench.db.execute("UPDATE feed SET read_anew_at = ?2 WHERE id = ?1", params![feed, at])?;
-        journal::event(bench, Some(feed), at, "resync-unclean", "no clean end was seen: nothing was swept")?;
-        return Ok(false);
-    }
-    bench.db.execute("UPDATE feed SET differing = 0, level_at = ?2, polled_at = ?2 WHERE id = ?1", [feed, at])?;
-    Ok(true)
-}
+/// What is kept of a resync while it is under way.
+const TABLES: [&str; 4] = ["resync", "seen", "spared", "newest"];
 
 /// A live row that a resync has not met.
 struct Unseen {
@@ -338,37 +356,6 @@ fn unseen_rows(
     Ok((unseen, if count < STEP_ROWS { None } else { last }))
 }
 
-/// The number of live items when the sweep is held, nothing when it may go on.
-fn hold_or_sweep(
-    bench: &mut Bench<'_>,
-    feed: i64,
-    at: Millis,
-    unseen: i64,
-    max_sweep: f64,
-) -> Result<Option<i64>, StoreError> {
-    let live: i64 = bench.db.query_row("SELECT items FROM feed WHERE id = ?1", [feed], |row| row.get(0))?;
-    let trust = read(bench, feed)?.map_or(Trust::No, |resync| resync.trust);
-    let everything = unseen > 0 && unseen == live;
-    let too_much = unseen > SMALL_SWEEP && unseen as f64 > max_sweep * live as f64;
-    let held = trust != Trust::Asked && (everything || too_much);
-    let stage = if held { "held" } else { "sweep" };
-    bench.db.execute(
-        "UPDATE resync SET stage = ?2, unseen = ?3, live = ?4 WHERE feed = ?1",
-        params![feed, stage, unseen, live],
-    )?;
-    if !held {
-        return Ok(None);
-    }
-    let reason = format!(
-        "held-sweep: a resync no longer found {unseen} of {live} live items; nothing is removed until \
-         feedmirror resync --accept"
-    );
-    bench.db.execute("UPDATE feed SET suspect = ?2 WHERE id = ?1", params![feed, reason])?;
-    journal::event(bench, Some(feed), at, "held-sweep", &format!("{unseen} of {live} live items"))?;
-    super::feeds::set_health(bench, feed, at, crate::feed::Health::Suspect, Some(&reason))?;
-    Ok(Some(live))
-}
-
 fn sweep_step(
     bench: &mut Bench<'_>,
     feed: i64,
@@ -401,8 +388,10 @@ fn sweep_step(
 
 /// A completed resync ends `suspect`.
 fn finish(bench: &mut Bench<'_>, feed: i64, at: Millis, swept: i64) -> Result<(), StoreError> {
-    clear(bench, feed)?;
-    bench.db.execute("UPDATE feed SET suspect = NULL, differing = 0, read_anew_at = ?2 WHERE id = ?1", [feed, at])?;
+    let sql = "UPDATE feed SET suspect = NULL, differing = 0, read_anew_at = ?2, stale = iif(stale = 2, 0, stale)
+               WHERE id = ?1";
+    bench.db.execute(sql, [feed, at])?;
+    forget(bench, feed)?;
     journal::event(bench, Some(feed), at, "resync-done", &format!("{swept} items swept"))?;
     let suspect: bool = bench.db.query_row(
         "SELECT health = 'suspect' FROM endpoint WHERE feed = ?1 AND transport = 0",

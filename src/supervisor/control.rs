@@ -19,6 +19,8 @@ pub enum Order {
     Resync {
         /// Whether the walk replaces what was stored before it began, newer or not.
         trust_source: bool,
+        /// With `trust_source`: whether its sweep goes on whatever it removes.
+        accept: bool,
     },
     /// Let a held sweep go on.
     AcceptSweep,

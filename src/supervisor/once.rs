@@ -6,8 +6,8 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use crate::mode::Trouble;
-use crate::store::StoreError;
-use crate::store::resync::Stage;
+use crate::store::resync::{Resync, Stage};
+use crate::store::{StoreError, now};
 use crate::worker::Feed;
 use crate::worker::poll::{self, PollLoop};
 use crate::worker::resync::{self, ResyncLoop};
@@ -44,7 +44,7 @@ pub async fn bring_level(feed: &Arc<Feed>, tries: u32, cancel: &CancellationToke
         if stored.paused {
             return Brought::Paused;
         }
-        let resync = stored.resync.is_some_and(|resync| resync.stage != Stage::Held);
+        let resync = stored.resync.as_ref().is_some_and(is_due);
         let next = match resync {
             true => Next::of_resync(resyncing.turn().await, tries),
             false => Next::of_poll(polling.turn().await, tries),
@@ -67,7 +67,12 @@ pub async fn bring_level(feed: &Arc<Feed>, tries: u32, cancel: &CancellationToke
 
 async fn resync_began(feed: &Feed) -> bool {
     let stored = feed.shared.store.feed(&feed.name).await;
-    stored.is_ok_and(|stored| stored.resync.is_some_and(|resync| resync.stage != Stage::Held))
+    stored.is_ok_and(|stored| stored.resync.as_ref().is_some_and(is_due))
+}
+
+/// Whether there is something to do for it now.
+fn is_due(resync: &Resync) -> bool {
+    resync.stage != Stage::Held && resync.wait(now()).is_zero()
 }
 
 enum Next {
@@ -93,7 +98,7 @@ impl Next {
 
     fn of_resync(turn: resync::Turn, tries: u32) -> Self {
         match turn {
-            resync::Turn::Idle | resync::Turn::Again => Self::Wait(Duration::ZERO),
+            resync::Turn::Idle | resync::Turn::Again | resync::Turn::Later(_) => Self::Wait(Duration::ZERO),
             resync::Turn::Stopped => Self::Stopped,
             resync::Turn::Failed { trouble, reason, failures, wait } => {
                 Self::after_failure(trouble, reason, failures < tries, wait)

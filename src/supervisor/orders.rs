@@ -28,7 +28,9 @@ impl Supervisor {
             Order::Pause => self.pause(&name).await,
             Order::Resume => self.resume(&name).await,
             Order::PollNow => self.poll_now(&name),
-            Order::Resync { trust_source } => self.resync(&name, &stored, trust_source).await,
+            Order::Resync { trust_source, accept } => {
+                self.resync(&name, &stored, Trust::of(trust_source, accept)).await
+            }
             Order::AcceptSweep => self.accept_sweep(&name, &stored).await,
             Order::Seek(url) => self.seek(&name, &stored, &url).await,
             Order::Purge => self.purge(&name).await,
@@ -79,10 +81,9 @@ impl Supervisor {
         Ok(format!("{name} is asked now"))
     }
 
-    async fn resync(&self, name: &FeedName, stored: &StoredFeed, trust: bool) -> Result<String, ControlError> {
+    async fn resync(&self, name: &FeedName, stored: &StoredFeed, trust: Trust) -> Result<String, ControlError> {
         let running = self.running(name)?;
         let underway = stored.resync.is_some();
-        let trust = if trust { Trust::Asked } else { Trust::No };
         self.shared.store.begin_resync(name, now(), trust, false).await.map_err(refused)?;
         running.feed.resync_now.notify_one();
         running.feed.poll_now.notify_one();

@@ -8,9 +8,9 @@ use tokio_util::sync::CancellationToken;
 use super::walk::{End, Kind, Walk, Walked};
 use super::{Feed, RESYNC_PULSE, chance};
 use crate::mode::{self, History, Step, Trouble};
-use crate::schedule::{self, Wait};
+use crate::schedule;
 use crate::store::feeds::{Note, StoredFeed};
-use crate::store::resync::{Ended, Resync, Stage, Trust};
+use crate::store::resync::{Ended, Resync, Stage};
 use crate::store::{Millis, StoreError, now};
 
 /// How a turn of the resync loop ended.
@@ -20,6 +20,8 @@ pub enum Turn {
     Idle,
     /// A walk has ended, or has to begin again; look at once what is to do now.
     Again,
+    /// It met a dead page, and begins again after this wait.
+    Later(Duration),
     /// It failed; try again after this wait.
     Failed {
         /// What the rules know of it.
@@ -40,14 +42,16 @@ pub struct ResyncLoop<'a> {
     feed: &'a Arc<Feed>,
     cancel: &'a CancellationToken,
     failures: u32,
-    /// How often in a row a resync's own cursor was found dead.
-    deaths: u32,
+    /// 503s in a row without a word when to come again.
+    unavailable: u32,
+    /// Whether somebody wants it now, whatever it waits for.
+    wanted: bool,
 }
 
 impl<'a> ResyncLoop<'a> {
     /// A loop for `feed`, to be cancelled by `cancel`.
     pub fn new(feed: &'a Arc<Feed>, cancel: &'a CancellationToken) -> Self {
-        Self { feed, cancel, failures: 0, deaths: 0 }
+        Self { feed, cancel, failures: 0, unavailable: 0, wanted: false }
     }
 
     /// Until cancelled.
@@ -56,7 +60,7 @@ impl<'a> ResyncLoop<'a> {
             let wait = match self.turn().await {
                 Turn::Idle => None,
                 Turn::Again => continue,
-                Turn::Failed { wait, .. } => Some(wait),
+                Turn::Failed { wait, .. } | Turn::Later(wait) => Some(wait),
                 Turn::Stopped => return,
             };
             match wait {
@@ -72,7 +76,7 @@ impl<'a> ResyncLoop<'a> {
             tokio::select! {
                 () = self.cancel.cancelled() => return,
                 () = timer => {}
-                () = self.feed.resync_now.notified() => {}
+                () = self.feed.resync_now.notified() => self.wanted = true,
             }
         }
     }
@@ -92,12 +96,27 @@ impl<'a> ResyncLoop<'a> {
                 let swept = feed.shared.store.sweep(feed.id, resync.walk, now()).await;
                 self.ended(swept).await
             }
+            Stage::Walk if resync.not_before.is_some() => self.begin_again(&resync).await,
             Stage::Walk => self.walk(&resync, &stored).await,
+        }
+    }
+
+    /// The resync's own cursor was dead: the publisher's positions may have changed meanwhile, so it begins again; one
+    /// that meets a dead page each time only rarely.
+    async fn begin_again(&mut self, resync: &Resync) -> Turn {
+        let wait = resync.wait(now());
+        if !wait.is_zero() && !std::mem::take(&mut self.wanted) {
+            return Turn::Later(wait);
+        }
+        match self.feed.shared.store.restart_resync(&self.feed.name, resync.walk, now()).await {
+            Ok(()) => Turn::Again,
+            Err(error) => self.store_failed(error).await,
         }
     }
 
     async fn walk(&mut self, resync: &Resync, stored: &StoredFeed) -> Turn {
         let feed = self.feed;
+        self.wanted = false;
         feed.pulses[RESYNC_PULSE].rest();
         let _place = tokio::select! {
             () = self.cancel.cancelled() => return Turn::Stopped,
@@ -113,25 +132,27 @@ impl<'a> ResyncLoop<'a> {
             walked = self.follow(end, stored).await;
         }
         if walked.got_on() {
-            self.failures = 0;
+            (self.failures, self.unavailable) = (0, 0);
         }
         match walked.end {
             End::Level { .. } => {
-                self.deaths = 0;
                 feed.pulses[RESYNC_PULSE].rest();
-                let ended = feed.shared.store.end_resync(feed.id, resync.walk, now(), feed.max_sweep).await;
+                let order = feed.reading.order;
+                let ended = feed.shared.store.end_resync(feed.id, resync.walk, now(), feed.max_sweep, order).await;
                 self.ended(ended).await
             }
             End::Overtaken | End::Limit => Turn::Again,
             End::Stopped => Turn::Stopped,
             End::Failed { trouble, reason, asked } => {
                 let first_page = asked == feed.url;
-                if is_dead(trouble, first_page)
-                    && let Err(error) = self.died(resync.trust, stored).await
-                {
-                    return self.store_failed(error).await;
+                let again = match is_dead(trouble, first_page) {
+                    true => feed.shared.store.resync_died(feed.id, resync.walk, now()).await,
+                    false => Ok(Duration::ZERO),
+                };
+                match again {
+                    Ok(again) => self.failed(Some(stored), trouble, reason, first_page, again).await,
+                    Err(error) => self.store_failed(error).await,
                 }
-                self.failed(Some(stored), trouble, reason, first_page).await
             }
         }
     }
@@ -147,18 +168,6 @@ impl<'a> ResyncLoop<'a> {
         let stored = self.feed.shared.store.feed(&self.feed.name).await.ok()?;
         let end = stored.resync?.cursor;
         stored.cursor.filter(|cursor| *cursor != end).map(|_| end)
-    }
-
-    /// The resync's own cursor is dead: the publisher's positions may have changed meanwhile, so it begins again, once.
-    /// A feed that is torn there would be read over and over: where a poll cursor stands, the resync is given up.
-    async fn died(&mut self, trust: Trust, stored: &StoredFeed) -> Result<(), StoreError> {
-        let store = &self.feed.shared.store;
-        self.deaths = self.deaths.saturating_add(1);
-        if self.deaths > 1 && stored.cursor.is_some() {
-            self.deaths = 0;
-            return store.cancel_resync(self.feed.id).await;
-        }
-        store.replace_resync(&self.feed.name, now(), trust).await
     }
 
     async fn ended(&mut self, ended: Result<Ended, StoreError>) -> Turn {
@@ -179,7 +188,7 @@ impl<'a> ResyncLoop<'a> {
     async fn store_failed(&mut self, error: StoreError) -> Turn {
         match error {
             StoreError::Closed => Turn::Stopped,
-            error => self.failed(None, Trouble::Page, format!("store: {error}"), false).await,
+            error => self.failed(None, Trouble::Page, format!("store: {error}"), false, Duration::ZERO).await,
         }
     }
 
@@ -189,12 +198,15 @@ impl<'a> ResyncLoop<'a> {
         trouble: Trouble,
         reason: String,
         first_page: bool,
+        again: Duration,
     ) -> Turn {
         let feed = self.feed;
         self.failures = self.failures.saturating_add(1);
-        let failures = self.failures;
+        self.unavailable = if trouble.is_unavailable() { self.unavailable + 1 } else { 0 };
+        let (failures, unavailable) = (self.failures, self.unavailable);
         let answered = stored.is_some_and(|stored| stored.polled_at.is_some());
-        let ruling = mode::judge(trouble, &History { failures, answered, first_page, ..History::default() });
+        let history = History { failures, unavailable, answered, first_page, ..History::default() };
+        let ruling = mode::judge(trouble, &history);
         if ruling.step == Step::Secrets
             && let Err(failure) = feed.requests.read_secrets()
         {
@@ -203,9 +215,7 @@ impl<'a> ResyncLoop<'a> {
         if ruling.slow_host {
             feed.host.slow_down();
         }
-        let torn = self.deaths > 1 && is_dead(trouble, first_page);
-        let wait = if torn { Wait::Hourly } else { ruling.wait };
-        let wait = schedule::after_failure(&feed.retry, wait, failures, chance());
+        let wait = schedule::after_failure(&feed.retry, ruling.wait, failures, chance()).max(again);
         if failures.is_power_of_two() {
             tracing::warn!(feed = %feed.name, reason, failures, "a resync failed and goes on later");
         }

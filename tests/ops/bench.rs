@@ -128,7 +128,11 @@ impl File {
         let step = Step { asked: resync.cursor.clone(), cursor: resync.cursor, level: true, clean: true };
         self.deliver(feed, &[], Purpose::Resync(step)).await;
         let stored = self.feed(feed).await;
-        let ended = self.store().end_resync(stored.id, stored.resync.unwrap().walk, now(), 0.2).await.unwrap();
+        let ended = self
+            .store()
+            .end_resync(stored.id, stored.resync.unwrap().walk, now(), 0.2, Default::default())
+            .await
+            .unwrap();
         assert!(matches!(ended, Ended::Held(..)), "{ended:?}");
     }
 

@@ -46,7 +46,8 @@ fn make() -> Mirror {
     mirror.wait(store.begin_resync(&name("acme"), AT, Trust::No, false)).unwrap();
     mirror.walk("acme", CURSOR, &[swim.clone(), deleted("2", 20)]);
     let resync = mirror.feed("acme").resync.unwrap();
-    let ended = mirror.wait(store.end_resync(mirror.feed("acme").id, resync.walk, AT, 0.2)).unwrap();
+    let ended =
+        mirror.wait(store.end_resync(mirror.feed("acme").id, resync.walk, AT, 0.2, Default::default())).unwrap();
     assert_eq!(ended, Ended::Done(1));
 
     mirror.push("acme", &[updated("1", 9, "{}"), updated("pushed", 30, "[1, 2]"), updated("unmet", 31, "{}")]);
@@ -139,7 +140,9 @@ fn a_released_database_goes_on_where_it_was_left() {
     let resync = mirror.feed("acme").resync.unwrap();
     assert_eq!(resync.cursor, RESYNCED);
     mirror.walk("acme", CURSOR, &[updated("pushed", 30, "[1,2]")]);
-    let ended = mirror.wait(mirror.store().end_resync(mirror.feed("acme").id, resync.walk, AT, 0.2)).unwrap();
+    let ended = mirror
+        .wait(mirror.store().end_resync(mirror.feed("acme").id, resync.walk, AT, 0.2, Default::default()))
+        .unwrap();
 
     assert_eq!(ended, Ended::Done(1));
     assert_eq!(

@@ -68,7 +68,7 @@ fn a_swept_item_is_of_no_delivery() {
     mirror.wait(mirror.store().begin_resync(&name("acme"), AT, Trust::No, false)).unwrap();
     mirror.walk("acme", "https://acme.example/rpde?from=9", &[updated("kept", 2, "{}")]);
     let feed = mirror.feed("acme");
-    mirror.wait(mirror.store().end_resync(feed.id, feed.resync.unwrap().walk, AT, 0.9)).unwrap();
+    mirror.wait(mirror.store().end_resync(feed.id, feed.resync.unwrap().walk, AT, 0.9, Default::default())).unwrap();
     mirror.push("acme", &[updated("later", 3, "{}")]);
 
     let sql = "SELECT i.id || ' ' || coalesce(d.seq = i.seq, 'none') FROM items i

@@ -87,7 +87,9 @@ fn sweep_all_but_kept(mirror: &Mirror, trust: Trust, kept: &Record) {
     mirror.wait(mirror.store().begin_resync(&name("acme"), AT, trust, false)).unwrap();
     mirror.walk("acme", "https://acme.example/end", std::slice::from_ref(kept));
     let feed = mirror.feed("acme");
-    let ended = mirror.wait(mirror.store().end_resync(feed.id, feed.resync.unwrap().walk, AT, 1.0)).unwrap();
+    let ended = mirror
+        .wait(mirror.store().end_resync(feed.id, feed.resync.unwrap().walk, AT, 1.0, Default::default()))
+        .unwrap();
     assert!(matches!(ended, Ended::Done(_)), "{ended:?}");
 }
 

@@ -237,6 +237,8 @@ pub(crate) struct Walk {
     pub(crate) met: BTreeMap<Key, bool>,
     /// Ids of records quarantined since.
     pub(crate) spared: Vec<String>,
+    /// The newest of each kind that it read.
+    pub(crate) newest: BTreeMap<String, Stamp>,
 }
 
 /// A feed as it must be.
@@ -269,6 +271,12 @@ impl Feed {
 
     /// Takes one record; `turn` is the oracle's clock, which moves when something is written.
     pub(crate) fn take(&mut self, sent: &Sent, way: Way, turn: &mut u64) -> Fate {
+        if let Some(walk) = self.walk.as_mut().filter(|_| way.resync) {
+            let newest = walk.newest.entry(sent.key.0.clone()).or_insert_with(|| sent.stamp.clone());
+            if sent.stamp.place.compare(&newest.place).is_gt() {
+                *newest = sent.stamp.clone();
+            }
+        }
         let stored = self.rows.get(&sent.key);
         let trusted = way.resync
             && self.walk.as_ref().is_some_and(|walk| {
@@ -297,6 +305,17 @@ impl Feed {
                 && !walk.spared.contains(&key.1)
         };
         self.rows.iter().filter(gone).map(|(key, _)| key.clone()).collect()
+    }
+
+    /// Whether the walk under way ended before what had been polled of a kind that it read.
+    pub(crate) fn short(&self) -> bool {
+        let Some(walk) = self.walk.as_ref().filter(|walk| !walk.trust) else { return false };
+        let beyond = |(key, row): (&Key, &Row)| {
+            let newest = walk.newest.get(&key.0);
+            let stood = row.sent.data.is_some() && row.turn <= walk.began && row.transport == "poll";
+            stood && newest.is_some_and(|newest| row.sent.stamp.place.compare(&newest.place).is_gt())
+        };
+        self.rows.iter().any(beyond)
     }
 
     pub(crate) fn live(&self) -> usize {

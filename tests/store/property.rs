@@ -247,6 +247,7 @@ impl Pair {
             began: self.turn,
             met: BTreeMap::new(),
             spared: Vec::new(),
+            newest: BTreeMap::new(),
         });
     }
 
@@ -270,15 +271,21 @@ impl Pair {
         let Some(walk) = self.feeds[feed].walk.clone().filter(|walk| !walk.held) else { return };
         let stored = self.mirror.feed(FEEDS[feed]);
         let number = stored.resync.unwrap().walk;
-        let ended = self.mirror.wait(self.mirror.store().end_resync(stored.id, number, AT, MAX_SWEEP)).unwrap();
+        let ended = self
+            .mirror
+            .wait(self.mirror.store().end_resync(stored.id, number, AT, MAX_SWEEP, Default::default()))
+            .unwrap();
         if !walk.clean {
             self.feeds[feed].walk = None;
             return assert_eq!(ended, Ended::Unclean);
         }
-        self.feeds[feed].cursor = Some(walk.cursor);
+        let short = self.feeds[feed].short();
+        if !short {
+            self.feeds[feed].cursor = Some(walk.cursor);
+        }
         let (unseen, live) = (self.feeds[feed].unseen().len(), self.feeds[feed].live());
-        // So few items are never over a hundred: only a sweep of everything is held.
-        if !walk.trust && unseen > 0 && unseen == live {
+        // So few items are never over a hundred: held is a sweep of everything, or after a short listing.
+        if unseen > 0 && (unseen == live || short) {
             if let Some(walk) = &mut self.feeds[feed].walk {
                 walk.held = true;
             }

@@ -18,7 +18,9 @@ fn begin(mirror: &Mirror, trust: Trust) {
 
 fn finish(mirror: &Mirror) -> Ended {
     let feed = mirror.feed("acme");
-    mirror.wait(mirror.store().end_resync(feed.id, feed.resync.unwrap().walk, AT, MAX_SWEEP)).unwrap()
+    mirror
+        .wait(mirror.store().end_resync(feed.id, feed.resync.unwrap().walk, AT, MAX_SWEEP, Default::default()))
+        .unwrap()
 }
 
 /// Goes on with an accepted sweep, as the resync loop does.
@@ -155,13 +157,125 @@ fn a_sweep_of_more_than_a_fifth_and_over_a_hundred_is_held() {
 }
 
 #[test]
-fn a_sweep_is_not_held_under_a_trust_source_that_the_operator_asked_for() {
+fn under_trust_source_a_sweep_is_held_as_any_unless_it_was_accepted_beforehand() {
+    for (trust, held) in [(Trust::Asked, true), (Trust::Moved, true), (Trust::Accepted, false)] {
+        let mirror = Mirror::with(&["acme"]);
+        mirror.push("acme", &many("n", 300, 10));
+
+        let ended = resync(&mirror, trust, &many("n", 10, 5));
+
+        assert_eq!(ended, if held { Ended::Held(290, 300) } else { Ended::Done(290) }, "{trust:?}");
+        assert_eq!(live(&mirror), if held { 300 } else { 10 }, "{trust:?}");
+        let reason = mirror.feed("acme").reason.unwrap_or_default();
+        assert_eq!(reason.contains("10 read, 290 to go"), held, "{reason}");
+    }
+}
+
+#[test]
+fn a_resync_whose_newest_item_is_older_than_what_was_polled_before_is_held_however_little_it_would_sweep() {
+    // Given: the last two items that were polled, and one that push brought, are missing from the listing.
     let mirror = Mirror::with(&["acme"]);
-    mirror.push("acme", &many("n", 3, 10));
+    let ids = ["1", "2", "3", "4", "5", "6"];
+    let all: Vec<Record> = ids.iter().zip(10..).map(|(id, modified)| updated(id, modified, "{}")).collect();
+    mirror.poll("acme", &all);
+    let cursor = mirror.cursor("acme");
 
-    assert_eq!(resync(&mirror, Trust::Asked, &[]), Ended::Done(3));
+    // When
+    let ended = resync(&mirror, Trust::No, &all[..4]);
 
-    assert_eq!(live(&mirror), 0);
+    // Then: with both values, and polling goes on where it was.
+    assert_eq!(ended, Ended::Held(2, 6));
+    let reason = mirror.feed("acme").reason.unwrap();
+    assert!(
+        reason.contains("short listing") && reason.contains("13") && reason.contains("4 read, 2 to go"),
+        "{reason}"
+    );
+    assert_eq!((live(&mirror), mirror.cursor("acme")), (6, cursor));
+
+    // When
+    mirror.wait(mirror.store().accept_sweep(mirror.feed("acme").id, AT)).unwrap();
+
+    // Then
+    assert_eq!((sweep(&mirror), live(&mirror)), (Ended::Done(2), 4));
+    assert_eq!(mirror.feed("acme").health, Health::Ok);
+}
+
+#[test]
+fn what_push_brought_or_another_kind_holds_makes_no_listing_short() {
+    let mirror = Mirror::with(&["acme"]);
+    let other = |id: &str, modified| Record { kind: "Other".into(), ..updated(id, modified, "{}") };
+    mirror.poll("acme", &[updated("1", 10, "{}"), updated("2", 11, "{}"), other("3", 500)]);
+    mirror.push("acme", &[updated("pushed", 900, "{}")]);
+
+    let ended = resync(&mirror, Trust::No, &[updated("2", 11, "{}"), other("3", 500)]);
+
+    assert_eq!(ended, Ended::Done(2));
+}
+
+#[test]
+fn a_feed_that_was_away_too_long_stays_to_be_read_anew_until_a_resync_has_ended() {
+    // Given: a resync that is due.
+    let mirror = Mirror::with(&["acme"]);
+    mirror.poll("acme", &[updated("1", 10, "{}")]);
+    let id = mirror.feed("acme").id;
+    mirror.wait(mirror.store().mark_stale(id, AT, "away".into())).unwrap();
+
+    // When it is given up, or only another way to its end is found
+    begin(&mirror, Trust::No);
+    assert!(!mirror.feed("acme").stale, "it is being seen to");
+    mirror.wait(mirror.store().cancel_resync(id)).unwrap();
+    assert!(mirror.feed("acme").stale);
+    begin(&mirror, Trust::No);
+    begin(&mirror, Trust::Asked);
+    // and the feed is away again meanwhile
+    mirror.walk("acme", END, &[updated("1", 10, "{}")]);
+    mirror.wait(mirror.store().mark_stale(id, AT, "away".into())).unwrap();
+    assert_eq!(finish(&mirror), Ended::Done(0));
+
+    // Then: what was read before is not enough.
+    assert!(mirror.feed("acme").stale);
+    assert_eq!(resync(&mirror, Trust::No, &[updated("1", 10, "{}")]), Ended::Done(0));
+    assert!(!mirror.feed("acme").stale);
+}
+
+#[test]
+fn a_resync_that_meets_a_dead_page_begins_again_at_once_and_then_ever_more_rarely() {
+    let mut mirror = Mirror::with(&["acme"]);
+    let store = mirror.store().clone();
+    begin(&mirror, Trust::Asked);
+    let id = mirror.feed("acme").id;
+    let number = |mirror: &Mirror| mirror.feed("acme").resync.unwrap().walk;
+    let died = |mirror: &Mirror| mirror.wait(mirror.store().resync_died(id, number(mirror), AT)).unwrap().as_secs();
+
+    assert_eq!(died(&mirror), 0);
+    mirror.wait(store.restart_resync(&name("acme"), number(&mirror), AT)).unwrap();
+    let mut waits = Vec::new();
+    for _ in 0..7 {
+        waits.push(died(&mirror) / 3_600);
+        mirror.reopen();
+        let resync = mirror.feed("acme").resync.unwrap();
+        assert_eq!((resync.wait(AT).as_secs() / 3_600, resync.trust), (*waits.last().unwrap(), Trust::Asked));
+        assert_eq!(resync.wait(AT - 100 * 3_600_000).as_secs(), 0, "a clock that was set back holds nothing up");
+        mirror.wait(mirror.store().restart_resync(&name("acme"), resync.walk, AT)).unwrap();
+    }
+
+    assert_eq!(waits, [1, 2, 4, 8, 16, 24, 24]);
+    assert_eq!(mirror.feed("acme").resync.unwrap().wait(AT).as_secs(), 0);
+}
+
+#[test]
+fn after_a_trusted_walk_streams_are_taken_up_behind_its_last_item() {
+    let mirror = Mirror::with(&["acme"]);
+    mirror.poll("acme", &[updated("polled", 900, "{}")]);
+    let place = "SELECT coalesce(modified || '/' || id, '-') FROM endpoints WHERE feed = 'acme'";
+    assert_eq!(mirror.value::<String>(place), "900/polled");
+
+    begin(&mirror, Trust::Asked);
+    assert_eq!(mirror.value::<String>(place), "-", "the source may not know it any more");
+    mirror.walk("acme", END, &[updated("polled", 5, "{}"), updated("last", 6, "{}")]);
+    finish(&mirror);
+
+    assert_eq!(mirror.value::<String>(place), "6/last");
 }
 
 #[test]
@@ -285,7 +399,7 @@ fn what_one_resync_began_is_not_ended_by_another() {
     begin(&mirror, Trust::Asked);
 
     let replaced = feed.resync.unwrap().walk;
-    let ended = mirror.wait(mirror.store().end_resync(feed.id, replaced, AT, MAX_SWEEP)).unwrap();
+    let ended = mirror.wait(mirror.store().end_resync(feed.id, replaced, AT, MAX_SWEEP, Default::default())).unwrap();
 
     assert_eq!(ended, Ended::Replaced);
     assert_eq!((live(&mirror), mirror.cursor("acme")), (2, feed.cursor.unwrap()));

@@ -45,7 +45,9 @@ impl Daemon {
             Order::Resume => ("resume", json!({})),
             Order::PollNow => ("poll-now", json!({})),
             Order::Purge => ("purge", json!({})),
-            Order::Resync { trust_source } => ("resync", json!({ "trust_source": trust_source })),
+            Order::Resync { trust_source, accept } => {
+                ("resync", json!({ "trust_source": trust_source, "accept": accept }))
+            }
             Order::AcceptSweep => ("resync", json!({ "accept": true })),
             Order::Seek(url) => ("seek", json!({ "url": url })),
             Order::Ack(Some(ack)) => ("ack", json!({ "until": ack.until_text(), "note": ack.note })),

@@ -76,7 +76,9 @@ impl AtRest {
                 self.store.ack(&name, now(), None, None).await?;
                 Ok(format!("{name}: alerts come again"))
             }
-            Order::Resync { trust_source } => self.resync(&name, &stored, *trust_source).await,
+            Order::Resync { trust_source, accept } => {
+                self.resync(&name, &stored, Trust::of(*trust_source, *accept)).await
+            }
             Order::AcceptSweep => self.accept(&name, &stored).await,
             Order::Forget { item, undo: false } => {
                 let forgot = self.store.forget(&name, now(), item.clone()).await?;
@@ -126,13 +128,15 @@ impl AtRest {
         Ok(format!("{old} is {new} now, its cursors kept; {items} items have new numbers for those who follow"))
     }
 
-    async fn resync(&self, name: &FeedName, stored: &StoredFeed, trust_source: bool) -> anyhow::Result<String> {
+    async fn resync(&self, name: &FeedName, stored: &StoredFeed, trust: Trust) -> anyhow::Result<String> {
         if stored.purged {
             bail!("{name} is purged: resume reads it anew");
         }
-        let trust = if trust_source { Trust::Asked } else { Trust::No };
         self.store.begin_resync(name, now(), trust, false).await?;
-        Ok(format!("{name}: the next run reads it anew{}", if trust_source { ", trusting the source" } else { "" }))
+        Ok(format!(
+            "{name}: the next run reads it anew{}",
+            if trust == Trust::No { "" } else { ", trusting the source" }
+        ))
     }
 
     async fn accept(&self, name: &FeedName, stored: &StoredFeed) -> anyhow::Result<String> {

@@ -5,7 +5,7 @@ use rusqlite::{OptionalExtension, params};
 use super::{Delivery, Feed, Position, Purpose, SqlModified};
 use crate::feed::{Item, State};
 use crate::store::writer::Bench;
-use crate::store::{StoreError, positions};
+use crate::store::{StoreError, positions, resync};
 
 /// Whether a polled page was asked for where the stored cursor still is.
 pub(super) fn cursor_stands(bench: &Bench<'_>, delivery: &Delivery) -> Result<bool, StoreError> {
@@ -55,6 +55,7 @@ pub(super) fn move_cursor(bench: &Bench<'_>, delivery: &Delivery, feed: &Feed) -
                 .db
                 .prepare_cached("UPDATE resync SET cursor = ?2, clean = min(clean, ?3) WHERE feed = ?1")?
                 .execute(params![feed.id, step.cursor, step.clean])?;
+            resync::note_read(bench, delivery)?;
             if let Some(item) = witness(delivery) {
                 bench
                     .db

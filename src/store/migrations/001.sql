@@ -47,7 +47,12 @@ CREATE TABLE feed (
     resynced_at INTEGER,                         -- when the last resync that nobody asked for began
     read_anew_at INTEGER,                        -- when it was last read whole, from its beginning to its end
     looked_back_at INTEGER,                      -- when the last look-back that came to an end began
-    stale       INTEGER NOT NULL DEFAULT 0,      -- away for longer than the publisher remembers deletions: resync when level
+    away_since  INTEGER,                         -- when it was last read before a time away, until that has been judged
+    stale       INTEGER NOT NULL DEFAULT 0,      -- 1 away for longer than the publisher remembers deletions: resync when level
+                                                 -- 2 the resync under way does that
+    look_back_due INTEGER NOT NULL DEFAULT 0,    -- a look-back is due at once, until one has come to its end
+    held_until  INTEGER,                         -- its publisher asked not to be asked before
+    gone_ms     INTEGER NOT NULL DEFAULT 0,      -- how long it has been gone, as counted by the waits between probes
     quarantine_rows    INTEGER NOT NULL DEFAULT 0,
     quarantine_bytes   INTEGER NOT NULL DEFAULT 0,
     quarantine_dropped INTEGER NOT NULL DEFAULT 0,
@@ -213,14 +218,28 @@ CREATE TABLE resync (
     started_at INTEGER NOT NULL,
     start_seq  INTEGER NOT NULL,                 -- rows above it changed since the walk began
     trust      INTEGER NOT NULL,                 -- 0 newest wins · 1 trust-source asked for · 2 trust-source by a moved URL
+                                                 -- 3 trust-source asked for, its sweep accepted beforehand
     clean      INTEGER NOT NULL DEFAULT 1,       -- 0 once a `next` had to be made
     asked      TEXT,                             -- where its last page with an updated item was asked for, and that item
     kind       TEXT,
     id         TEXT,
     stage      TEXT    NOT NULL DEFAULT 'walk',  -- walk · held · sweep
     unseen     INTEGER,                          -- what a held sweep would remove
-    live       INTEGER                           -- of how many
+    live       INTEGER,                          -- of how many
+    read       INTEGER NOT NULL DEFAULT 0,       -- items read by the walk
+    modified,                                    -- of the last of them
+    last_id    TEXT,
+    deaths     INTEGER NOT NULL DEFAULT 0,       -- how often in a row its own cursor was found dead
+    not_before INTEGER                           -- after that: when it begins again
 );
+-- The newest that a resync has read of each kind: a listing that ends before what was known is a short one.
+CREATE TABLE newest (
+    feed     INTEGER NOT NULL,
+    kind     TEXT    NOT NULL,
+    modified NOT NULL,
+    flags    INTEGER NOT NULL,                   -- as an item's: 8 modified was a JSON number
+    PRIMARY KEY (feed, kind)
+) WITHOUT ROWID;
 -- What a resync has met: rows by seq (unchanged items keep theirs), and ids of records it had to quarantine.
 CREATE TABLE seen (
     feed   INTEGER NOT NULL,

@@ -83,7 +83,8 @@ const QUERIES: &[(&str, &str)] = &[
     (
         "walk-leftovers",
         "SELECT 'feed ' || feed FROM seen WHERE feed NOT IN (SELECT feed FROM resync)
-         UNION ALL SELECT 'feed ' || feed FROM spared WHERE feed NOT IN (SELECT feed FROM resync)",
+         UNION ALL SELECT 'feed ' || feed FROM spared WHERE feed NOT IN (SELECT feed FROM resync)
+         UNION ALL SELECT 'feed ' || feed FROM newest WHERE feed NOT IN (SELECT feed FROM resync)",
     ),
 ];
 
@@ -102,6 +103,7 @@ const OF_FEEDS: &[&str] = &[
     "resync",
     "seen",
     "spared",
+    "newest",
 ];
 
 /// One thing that is wrong.
