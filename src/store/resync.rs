@@ -87,7 +87,9 @@ impl Resync {
     /// How long it waits to begin again, from `now`. A time that lies further ahead than the longest wait is due: the
     /// clock was set back.
     pub fn wait(&self, now: Millis) -> Duration {
-        crate::schedule::left(self.not_before, now, LONGEST_AGAIN)
+        let left = self.not_before.map_or(0, |at| at.saturating_sub(now));
+        let left = Duration::from_millis(u64::try_from(left).unwrap_or(0));
+        if left > LONGEST_AGAIN { Duration::ZERO } else { left }
     }
 
     /// Whether it is reading, or would be, trusting what it reads.

@@ -10,6 +10,7 @@ mod convergence;
 mod crash;
 mod databases;
 mod deliveries;
+mod duties;
 mod environment;
 mod feeds;
 mod mirror;

@@ -1,0 +1,72 @@
+//! What must be done is stored until it is done: a resync that is due, and one that meets a dead page.
+
+use feedmirror::store::resync::{Ended, Trust};
+
+use crate::mirror::{AT, Mirror, name, updated};
+use crate::resync::{END, begin, finish, resync};
+
+#[test]
+fn a_feed_that_was_away_too_long_stays_to_be_read_anew_until_a_resync_has_ended() {
+    // Given: a resync that is due.
+    let mirror = Mirror::with(&["acme"]);
+    mirror.poll("acme", &[updated("1", 10, "{}")]);
+    let id = mirror.feed("acme").id;
+    mirror.wait(mirror.store().mark_stale(id, AT, "away".into())).unwrap();
+
+    // When it is given up, or only another way to its end is found
+    begin(&mirror, Trust::No);
+    assert!(!mirror.feed("acme").stale, "it is being seen to");
+    mirror.wait(mirror.store().cancel_resync(id)).unwrap();
+    assert!(mirror.feed("acme").stale);
+    begin(&mirror, Trust::No);
+    begin(&mirror, Trust::Asked);
+    // and the feed is away again meanwhile
+    mirror.walk("acme", END, &[updated("1", 10, "{}")]);
+    mirror.wait(mirror.store().mark_stale(id, AT, "away".into())).unwrap();
+    assert_eq!(finish(&mirror), Ended::Done(0));
+
+    // Then: what was read before is not enough.
+    assert!(mirror.feed("acme").stale);
+    assert_eq!(resync(&mirror, Trust::No, &[updated("1", 10, "{}")]), Ended::Done(0));
+    assert!(!mirror.feed("acme").stale);
+}
+
+#[test]
+fn a_resync_that_meets_a_dead_page_begins_again_at_once_and_then_ever_more_rarely() {
+    let mut mirror = Mirror::with(&["acme"]);
+    let store = mirror.store().clone();
+    begin(&mirror, Trust::Asked);
+    let id = mirror.feed("acme").id;
+    let number = |mirror: &Mirror| mirror.feed("acme").resync.unwrap().walk;
+    let died = |mirror: &Mirror| mirror.wait(mirror.store().resync_died(id, number(mirror), AT)).unwrap().as_secs();
+
+    assert_eq!(died(&mirror), 0);
+    mirror.wait(store.restart_resync(&name("acme"), number(&mirror), AT)).unwrap();
+    let mut waits = Vec::new();
+    for _ in 0..7 {
+        waits.push(died(&mirror) / 3_600);
+        mirror.reopen();
+        let resync = mirror.feed("acme").resync.unwrap();
+        assert_eq!((resync.wait(AT).as_secs() / 3_600, resync.trust), (*waits.last().unwrap(), Trust::Asked));
+        assert_eq!(resync.wait(AT - 100 * 3_600_000).as_secs(), 0, "a clock that was set back holds nothing up");
+        mirror.wait(mirror.store().restart_resync(&name("acme"), resync.walk, AT)).unwrap();
+    }
+
+    assert_eq!(waits, [1, 2, 4, 8, 16, 24, 24]);
+    assert_eq!(mirror.feed("acme").resync.unwrap().wait(AT).as_secs(), 0);
+}
+
+#[test]
+fn after_a_trusted_walk_streams_are_taken_up_behind_its_last_item() {
+    let mirror = Mirror::with(&["acme"]);
+    mirror.poll("acme", &[updated("polled", 900, "{}")]);
+    let place = "SELECT coalesce(modified || '/' || id, '-') FROM endpoints WHERE feed = 'acme'";
+    assert_eq!(mirror.value::<String>(place), "900/polled");
+
+    begin(&mirror, Trust::Asked);
+    assert_eq!(mirror.value::<String>(place), "-", "the source may not know it any more");
+    mirror.walk("acme", END, &[updated("polled", 5, "{}"), updated("last", 6, "{}")]);
+    finish(&mirror);
+
+    assert_eq!(mirror.value::<String>(place), "6/last");
+}
