@@ -3,8 +3,13 @@
 //! Whatever the grammar allows is read: numbers of any size, lone surrogates, any depth. Nothing is built from a value, no
 //! function calls itself, and memory grows by a bit for each level that is open. All who look into strangers' JSON use it.
 
+mod equal;
+mod grammar;
+mod lookup;
 mod text;
 
+pub use equal::{Digest, Token, equal};
+pub use lookup::{elements, member};
 pub use text::{chars, lossy, strict};
 
 /// Why a text is no JSON.
@@ -53,14 +58,8 @@ impl<'a> Scanner<'a> {
     /// The next byte that is no white space.
     #[inline]
     pub fn peek(&mut self) -> Option<u8> {
-        let bytes = self.text.as_bytes();
-        while let Some(byte) = bytes.get(self.at) {
-            if !matches!(byte, b' ' | b'\n' | b'\t' | b'\r') {
-                return Some(*byte);
-            }
-            self.at += 1;
-        }
-        None
+        self.at = grammar::blank(self.text.as_bytes(), self.at);
+        self.text.as_bytes().get(self.at).copied()
     }
 
     /// Passes `byte` where it comes next.
@@ -77,7 +76,7 @@ impl<'a> Scanner<'a> {
     /// When something else does.
     #[inline]
     pub fn expect(&mut self, byte: u8) -> Result<(), Problem> {
-        if self.take(byte) { Ok(()) } else { Err(self.problem()) }
+        if self.take(byte) { Ok(()) } else { Err(self.problem(self.at)) }
     }
 
     /// Nothing but white space may follow.
@@ -85,7 +84,7 @@ impl<'a> Scanner<'a> {
     /// # Errors
     /// When something else does.
     pub fn end(&mut self) -> Result<(), Problem> {
-        self.peek().map_or(Ok(()), |_| Err(self.problem()))
+        self.peek().map_or(Ok(()), |_| Err(self.problem(self.at)))
     }
 
     /// The next key of an object whose `{` (for the `first`) or last value was passed, with its quotes; what follows is its
@@ -101,7 +100,12 @@ impl<'a> Scanner<'a> {
         if !first {
             self.expect(b',')?;
         }
-        self.own_key().map(Some)
+        if self.peek() != Some(b'"') {
+            return Err(self.problem(self.at));
+        }
+        let key = self.scalar()?;
+        self.expect(b':')?;
+        Ok(Some(key))
     }
 
     /// Whether another element of a list comes, whose `[` (for the `first`) or last element was passed; `false` behind
@@ -125,214 +129,46 @@ impl<'a> Scanner<'a> {
     /// # Errors
     /// When none comes next.
     pub fn value(&mut self) -> Result<Raw<'a>, Problem> {
-        let first = self.peek();
-        let start = self.at;
-        let mut levels = Levels::default();
-        match first {
-            Some(b'{' | b'[') => self.nested(&mut levels)?,
-            _ => self.scalar()?,
+        if !matches!(self.peek(), Some(b'{' | b'[')) {
+            return self.scalar().map(|text| Raw { text, depth: 0 });
         }
-        Ok(Raw { text: &self.text[start..self.at], depth: levels.deepest })
+        let nested = grammar::nested(self.text.as_bytes(), self.at);
+        let (end, depth) = nested.map_err(|at| self.problem(at))?;
+        let text = &self.text[self.at..end];
+        self.at = end;
+        Ok(Raw { text, depth })
     }
 
-    fn nested(&mut self, levels: &mut Levels) -> Result<(), Problem> {
-        loop {
-            match self.peek() {
-                Some(b'{') => {
-                    self.at += 1;
-                    levels.open(true);
-                    if !self.take(b'}') {
-                        self.own_key()?;
-                        continue;
-                    }
-                    levels.close();
-                }
-                Some(b'[') => {
-                    self.at += 1;
-                    levels.open(false);
-                    if !self.take(b']') {
-                        continue;
-                    }
-                    levels.close();
-                }
-                _ => self.scalar()?,
-            }
-            loop {
-                if levels.depth == 0 {
-                    return Ok(());
-                }
-                let object = levels.in_object();
-                match self.peek() {
-                    Some(b',') => {
-                        self.at += 1;
-                        if object {
-                            self.own_key()?;
-                        }
-                        break;
-                    }
-                    Some(b'}') if object => levels.close(),
-                    Some(b']') if !object => levels.close(),
-                    _ => return Err(self.problem()),
-                }
-                self.at += 1;
-            }
+    /// The next word, whatever stands before it; `None` at the end.
+    ///
+    /// # Errors
+    /// When it is none.
+    pub fn token(&mut self) -> Result<Option<Token<'a>>, Problem> {
+        let Some(first) = self.peek() else { return Ok(None) };
+        if b"{}[],:".contains(&first) {
+            self.at += 1;
+            return Ok(Some(Token::Sign(first)));
         }
-    }
-
-    fn own_key(&mut self) -> Result<&'a str, Problem> {
-        let quote = self.peek();
-        let start = self.at;
-        if quote != Some(b'"') {
-            return Err(self.problem());
-        }
-        self.string()?;
-        let key = &self.text[start..self.at];
-        self.expect(b':')?;
-        Ok(key)
+        let text = self.scalar()?;
+        Ok(Some(match first {
+            b'"' => Token::Text(text),
+            b't' | b'f' | b'n' => Token::Word(text),
+            _ => Token::Number(text),
+        }))
     }
 
     #[inline]
-    fn scalar(&mut self) -> Result<(), Problem> {
-        match self.peek() {
-            Some(b'"') => self.string(),
-            Some(b'-' | b'0'..=b'9') => self.number(),
-            Some(b't') => self.word("true"),
-            Some(b'f') => self.word("false"),
-            Some(b'n') => self.word("null"),
-            _ => Err(self.problem()),
-        }
+    fn scalar(&mut self) -> Result<&'a str, Problem> {
+        let end = grammar::scalar(self.text.as_bytes(), self.at).map_err(|at| self.problem(at))?;
+        let text = &self.text[self.at..end];
+        self.at = end;
+        Ok(text)
     }
 
-    fn word(&mut self, word: &str) -> Result<(), Problem> {
-        for byte in word.bytes() {
-            self.pass(|next| next == byte)?;
-        }
-        Ok(())
+    #[cold]
+    fn problem(&self, at: usize) -> Problem {
+        if at < self.text.len() { Problem::Unexpected(at) } else { Problem::CutShort(at) }
     }
-
-    fn number(&mut self) -> Result<(), Problem> {
-        self.at += usize::from(self.byte() == Some(b'-'));
-        if self.byte() == Some(b'0') {
-            self.at += 1;
-        } else {
-            self.digits()?;
-        }
-        if self.byte() == Some(b'.') {
-            self.at += 1;
-            self.digits()?;
-        }
-        if matches!(self.byte(), Some(b'e' | b'E')) {
-            self.at += 1;
-            self.at += usize::from(matches!(self.byte(), Some(b'+' | b'-')));
-            self.digits()?;
-        }
-        Ok(())
-    }
-
-    fn digits(&mut self) -> Result<(), Problem> {
-        self.pass(|byte| byte.is_ascii_digit())?;
-        while self.byte().is_some_and(|byte| byte.is_ascii_digit()) {
-            self.at += 1;
-        }
-        Ok(())
-    }
-
-    fn string(&mut self) -> Result<(), Problem> {
-        self.at += 1;
-        loop {
-            self.at = plain(self.text.as_bytes(), self.at);
-            match self.byte() {
-                Some(b'"') => {
-                    self.at += 1;
-                    return Ok(());
-                }
-                Some(b'\\') => {
-                    self.at += 1;
-                    let unicode = self.byte() == Some(b'u');
-                    self.pass(|byte| b"\"\\/bfnrtu".contains(&byte))?;
-                    if unicode {
-                        for _ in 0..4 {
-                            self.pass(|byte| byte.is_ascii_hexdigit())?;
-                        }
-                    }
-                }
-                _ => return Err(self.problem()),
-            }
-        }
-    }
-
-    #[inline]
-    fn byte(&self) -> Option<u8> {
-        self.text.as_bytes().get(self.at).copied()
-    }
-
-    fn pass(&mut self, is_right: impl Fn(u8) -> bool) -> Result<(), Problem> {
-        match self.byte() {
-            Some(byte) if is_right(byte) => {
-                self.at += 1;
-                Ok(())
-            }
-            _ => Err(self.problem()),
-        }
-    }
-
-    fn problem(&self) -> Problem {
-        if self.at < self.text.len() { Problem::Unexpected(self.at) } else { Problem::CutShort(self.at) }
-    }
-}
-
-/// Which of the open levels are objects: a bit each.
-#[derive(Default)]
-struct Levels {
-    depth: usize,
-    deepest: usize,
-    open: u64,
-    outer: Vec<u64>,
-}
-
-impl Levels {
-    fn open(&mut self, object: bool) {
-        if self.depth > 0 && self.depth.is_multiple_of(64) {
-            self.outer.push(self.open);
-        }
-        self.open = self.open << 1 | u64::from(object);
-        self.depth += 1;
-        self.deepest = self.deepest.max(self.depth);
-    }
-
-    fn close(&mut self) {
-        self.open >>= 1;
-        self.depth -= 1;
-        if self.depth > 0 && self.depth.is_multiple_of(64) {
-            self.open = self.outer.pop().unwrap_or_default();
-        }
-    }
-
-    fn in_object(&self) -> bool {
-        self.open & 1 == 1
-    }
-}
-
-/// Behind the bytes of a text that are neither quote, backslash nor control character: eight at a time.
-#[inline]
-fn plain(bytes: &[u8], mut at: usize) -> usize {
-    const ONES: u64 = u64::MAX / 255;
-    const HIGH: u64 = ONES << 7;
-    while let Some(chunk) = bytes.get(at..).and_then(|rest| rest.first_chunk::<8>()) {
-        let word = u64::from_le_bytes(*chunk);
-        let control = word.wrapping_sub(ONES * 0x20) & !word;
-        let quote = word ^ (ONES * u64::from(b'"'));
-        let backslash = word ^ (ONES * u64::from(b'\\'));
-        let special = (control | quote.wrapping_sub(ONES) & !quote | backslash.wrapping_sub(ONES) & !backslash) & HIGH;
-        if special != 0 {
-            return at + special.trailing_zeros() as usize / 8;
-        }
-        at += 8;
-    }
-    while bytes.get(at).is_some_and(|byte| !matches!(byte, b'"' | b'\\' | 0..=0x1f)) {
-        at += 1;
-    }
-    at
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use std::collections::HashMap;
 use std::io::{self, Write};
 
 use super::{OutputError, data_field, field};
+use crate::json;
 use crate::store::read::{FeedRow, Filter, ItemRow, MirrorRow, Reader, Seq};
 
 /// How items are written.
@@ -156,9 +157,9 @@ fn columns(out: &mut impl Write, row: &ItemRow) -> io::Result<()> {
 }
 
 fn feature(out: &mut impl Write, row: &ItemRow, source: Source<'_>) -> io::Result<()> {
-    let tree = row.data.as_deref().and_then(|data| serde_json::from_str::<serde_json::Value>(data).ok());
+    let data = row.data.as_deref();
     out.write_all(b"{\"type\":\"Feature\",\"geometry\":")?;
-    match tree.as_ref().and_then(place::of) {
+    match data.and_then(place::of) {
         // RFC 7946 §3.1.1: longitude first.
         Some((latitude, longitude)) => {
             write!(out, "{{\"type\":\"Point\",\"coordinates\":[{longitude},{latitude}]}}")?;
@@ -167,10 +168,10 @@ fn feature(out: &mut impl Write, row: &ItemRow, source: Source<'_>) -> io::Resul
     }
     out.write_all(b",\"properties\":{")?;
     columns(out, row)?;
-    if let Some(name) = tree.as_ref().and_then(|tree| tree.get("name")?.as_str()) {
+    if let Some(name) = data.and_then(|data| json::lossy(json::member(data, "name")?)) {
         field(out, false, "name", &name)?;
     }
-    data_field(out, row.data.as_deref())?;
+    data_field(out, data)?;
     sources(out, source)?;
     out.write_all(b"}}")
 }
@@ -290,6 +291,16 @@ mod tests {
         assert_eq!(feature["geometry"]["coordinates"], serde_json::json!([-0.12, 51.5]));
         assert_eq!(feature["properties"]["name"], "Yoga");
         assert_eq!(feature["properties"]["data"]["location"]["geo"]["longitude"], "-0.12");
+    }
+
+    #[test]
+    fn what_other_readers_refuse_costs_an_item_neither_name_nor_place() {
+        let data = "{\"name\":\"Yoga \\ud83d\",\"description\":\"\\ud83d\",\"\\udead\":1e400,\
+                    \"geo\":{\"latitude\":51.5,\"longitude\":-0.12,\"x\":1e999}}";
+        let text = written(Format::Geojson, &row(Some(data)));
+        assert!(text.contains("\"coordinates\":[-0.12,51.5]"), "{text}");
+        assert!(text.contains("\"name\":\"Yoga \u{fffd}\""), "{text}");
+        assert!(text.contains(data), "its data are as published: {text}");
     }
 
     #[test]

@@ -9,13 +9,13 @@
 //! publisher's own place and moves on by itself.
 
 use rusqlite::{OptionalExtension, params};
-use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use super::apply::{Delivery, FORGOTTEN, ROW_BYTES, forgotten_flags, item_key};
 use super::writer::{Bench, Weight};
 use super::{Millis, Store, StoreError, feeds, journal, sift};
 use crate::feed::{FeedName, Seq};
+use crate::json::{self, Scanner, Token};
 
 /// Kinds under which one id is removed in one step.
 const STEP_KINDS: usize = 64;
@@ -368,10 +368,29 @@ fn remove_quarantined(
 
 /// Whether a record names an item: by its id where it is JSON, else by spelling it anywhere.
 pub(super) fn names(raw: &str, id: &str) -> bool {
-    match serde_json::from_str::<Value>(raw) {
-        Ok(record) => holds(&record, id),
-        Err(_) => sift::spells(raw, id),
+    let mut scanner = Scanner::new(raw, 0);
+    if scanner.value().and_then(|_| scanner.end()).is_err() {
+        return sift::spells(raw, id);
     }
+    let mut scanner = Scanner::new(raw, 0);
+    let (mut last, mut called) = (None, false);
+    while let Ok(Some(token)) = scanner.token() {
+        let is = match token {
+            Token::Text(text) => json::strict(text).is_some_and(|text| text == id),
+            Token::Number(number) => number == id,
+            Token::Sign(_) | Token::Word(_) => false,
+        };
+        if called && is {
+            return true;
+        }
+        called = matches!((token, last), (Token::Sign(b':'), Some(Token::Text(key))) if is_id(key));
+        last = Some(token);
+    }
+    false
+}
+
+fn is_id(key: &str) -> bool {
+    json::strict(key).is_some_and(|key| matches!(&*key, "id" | "@id" | "identifier"))
 }
 
 /// Whether one of our own texts names an item. A short number may be any number there, unless it is called an item.
@@ -381,21 +400,6 @@ fn mentions(text: &str, id: &str) -> bool {
     match number {
         true => ["item", "id"].iter().any(|what| sift::spells(text, &format!("{what} {id}"))),
         false => sift::spells(text, id),
-    }
-}
-
-fn holds(value: &Value, id: &str) -> bool {
-    let is = |value: &Value| match value {
-        Value::String(text) => text == id,
-        Value::Number(number) => number.to_string() == id,
-        _ => false,
-    };
-    match value {
-        Value::Object(fields) => fields
-            .iter()
-            .any(|(key, value)| matches!(&**key, "id" | "@id" | "identifier") && is(value) || holds(value, id)),
-        Value::Array(values) => values.iter().any(|value| holds(value, id)),
-        _ => false,
     }
 }
 
@@ -420,5 +424,6 @@ mod tests {
         assert!(!names(r#"{"id":"77"}"#, "7"));
         assert!(names(r#"{"id":"7","#, "7"), "what can't be read is searched");
         assert!(!names(r#"{"id":"77","#, "7"));
+        assert!(names(r#"{"x":1e999,"y":"\ud800","id":"\u0037"}"#, "7"), "whatever stands beside it");
     }
 }

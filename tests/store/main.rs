@@ -8,6 +8,7 @@ mod activity;
 mod bounds;
 mod convergence;
 mod crash;
+mod data;
 mod databases;
 mod deliveries;
 mod duties;

@@ -1,7 +1,7 @@
 //! A part of a page under way: its items, and its bad records, each once.
 
 use std::collections::{HashMap, HashSet};
-use std::hash::{BuildHasher, RandomState};
+use std::hash::{BuildHasher, BuildHasherDefault, Hasher, RandomState};
 use std::sync::Arc;
 
 use super::Reading;
@@ -25,7 +25,7 @@ pub(super) struct Memory {
     met: Vec<Kind>,
     last_kind: usize,
     /// Items by hash.
-    items: HashSet<u64>,
+    items: HashSet<u64, BuildHasherDefault<Itself>>,
     hasher: RandomState,
     quarantine_rows: usize,
     quarantine_bytes: usize,
@@ -42,6 +42,22 @@ enum Last {
     Before(Modified),
     /// It is this one of the part under way.
     Here(usize),
+}
+
+/// The hash of what is a hash under a secret key.
+#[derive(Default)]
+struct Itself(u64);
+
+impl Hasher for Itself {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.0 = self.0.rotate_left(8) ^ u64::from(*byte));
+    }
+    fn write_u64(&mut self, hash: u64) {
+        self.0 = hash;
+    }
 }
 
 /// A part under way.

@@ -31,6 +31,22 @@ pub(super) struct Fields<'a> {
     data: Option<Raw<'a>>,
 }
 
+impl<'a> Fields<'a> {
+    /// Whether it is a field of ours.
+    fn take(&mut self, name: &str, value: Raw<'a>) -> bool {
+        match name {
+            "id" => self.id = Some(value.text),
+            "@id" => self.at_id = Some(value.text),
+            "kind" => self.kind = Some(value.text),
+            "modified" => self.modified = Some(value.text),
+            "state" => self.state = Some(value.text),
+            "data" => self.data = Some(value),
+            _ => return false,
+        }
+        true
+    }
+}
+
 /// Why a record can't be understood: a fixed word, and words.
 pub(super) struct Fault {
     pub(super) reason: &'static str,
@@ -55,15 +71,9 @@ pub(super) fn read<'a>(scanner: &mut Scanner<'a>) -> Result<Record<'a>, Problem>
     while let Some(key) = scanner.key(first)? {
         first = false;
         let value = scanner.value()?;
-        let plain = key.get(1..key.len() - 1).filter(|plain| !plain.contains('\\'));
-        match plain.map_or_else(|| json::strict(key).unwrap_or_default(), Into::into).as_ref() {
-            "id" => fields.id = Some(value.text),
-            "@id" => fields.at_id = Some(value.text),
-            "kind" => fields.kind = Some(value.text),
-            "modified" => fields.modified = Some(value.text),
-            "state" => fields.state = Some(value.text),
-            "data" => fields.data = Some(value),
-            _ => {}
+        match key.get(1..key.len() - 1) {
+            Some(name) if fields.take(name, value) || !name.contains('\\') => {}
+            _ => drop(json::strict(key).map(|name| fields.take(&name, value))),
         }
     }
     Ok(Record { raw: from.until(scanner), at, fields: Some(fields) })

@@ -1,6 +1,6 @@
 //! Where an item is, from its OpenActive data: `location.geo` or `geo`, else its parent's.
 
-use serde_json::Value;
+use crate::json;
 
 /// Objects within objects are followed this far up.
 const PARENTS: usize = 4;
@@ -9,39 +9,33 @@ const PARENTS: usize = 4;
 const UPWARDS: [&str; 2] = ["superEvent", "facilityUse"];
 
 /// Latitude and longitude in degrees; nothing where there are none, or they lie outside the globe.
-pub(super) fn of(item: &Value) -> Option<(f64, f64)> {
+pub(super) fn of(item: &str) -> Option<(f64, f64)> {
     at_most(item, PARENTS)
 }
 
-fn at_most(item: &Value, parents: usize) -> Option<(f64, f64)> {
-    let here = || each(item.get("location")?).find_map(|location| point(location.get("geo")?));
+fn at_most(item: &str, parents: usize) -> Option<(f64, f64)> {
+    let location = json::member(item, "location");
+    let here =
+        location.and_then(|location| json::elements(location).find_map(|place| point(json::member(place, "geo")?)));
     let above = || {
-        let parent = UPWARDS.iter().filter_map(|name| item.get(name)).flat_map(each);
-        parent.into_iter().find_map(|parent| at_most(parent, parents.checked_sub(1)?))
+        let parents = parents.checked_sub(1)?;
+        let mut upwards = UPWARDS.iter().filter_map(|name| json::member(item, name)).flat_map(json::elements);
+        upwards.find_map(|parent| at_most(parent, parents))
     };
-    here().or_else(|| point(item.get("geo")?)).or_else(above)
+    here.or_else(|| point(json::member(item, "geo")?)).or_else(above)
 }
 
-fn each(value: &Value) -> impl Iterator<Item = &Value> {
-    let (one, many) = match value {
-        Value::Array(values) => (None, values.as_slice()),
-        one => (Some(one), [].as_slice()),
-    };
-    one.into_iter().chain(many)
-}
-
-fn point(geo: &Value) -> Option<(f64, f64)> {
-    let (latitude, longitude) = (degrees(geo.get("latitude")?)?, degrees(geo.get("longitude")?)?);
+fn point(geo: &str) -> Option<(f64, f64)> {
+    let (latitude, longitude) = (degrees(json::member(geo, "latitude")?)?, degrees(json::member(geo, "longitude")?)?);
     let on_the_globe = latitude.abs() <= 90.0 && longitude.abs() <= 180.0;
     on_the_globe.then_some((latitude, longitude))
 }
 
 /// A number, or one that was put in quotes.
-fn degrees(value: &Value) -> Option<f64> {
-    match value {
-        Value::Number(number) => number.as_f64(),
-        Value::String(text) => text.trim().parse().ok(),
-        _ => None,
+fn degrees(value: &str) -> Option<f64> {
+    match json::strict(value) {
+        Some(text) => text.trim().parse().ok(),
+        None => value.parse().ok(),
     }
 }
 
@@ -62,7 +56,7 @@ mod tests {
             json!({"location": "room 1", "superEvent": {"superEvent": {"location": {"geo": geo}}}}),
             json!({"facilityUse": {"location": {"geo": geo}}}),
         ] {
-            assert_eq!(of(&item), Some((51.5, -0.1)), "{item}");
+            assert_eq!(of(&item.to_string()), Some((51.5, -0.1)), "{item}");
         }
     }
 
@@ -76,8 +70,8 @@ mod tests {
             json!({"latitude": null, "longitude": null}),
             json!([51.5, 0.1]),
         ] {
-            assert_eq!(of(&json!({ "geo": geo })), None, "{geo}");
+            assert_eq!(of(&json!({ "geo": geo }).to_string()), None, "{geo}");
         }
-        assert_eq!(of(&json!({"superEvent": "https://acme.example/series/1"})), None);
+        assert_eq!(of(&json!({"superEvent": "https://acme.example/series/1"}).to_string()), None);
     }
 }

@@ -3,6 +3,7 @@
 use std::cmp::Ordering;
 
 use crate::feed::{Item, Modified, Order, State, Ties};
+use crate::json;
 
 /// What the stored row says about an item.
 pub(super) struct Stored<'a> {
@@ -39,7 +40,7 @@ pub(super) enum Decision {
 }
 
 pub(super) fn decide(stored: &Stored<'_>, incoming: &Item, data: &str, rules: Rules) -> Decision {
-    let same_content = || stored.state == incoming.state && same_data(stored.data, data.as_bytes());
+    let same_content = || stored.state == incoming.state && same_data(stored.data, data);
     if stored.replaceable {
         let same = stored.modified == incoming.modified && same_content();
         return if same { Decision::Same } else { Decision::Write };
@@ -69,13 +70,6 @@ pub(super) fn decide(stored: &Stored<'_>, incoming: &Item, data: &str, rules: Ru
 }
 
 /// Equal bytes, or else equal JSON; a text that can't be read as JSON equals only itself.
-fn same_data(stored: &[u8], incoming: &[u8]) -> bool {
-    if stored == incoming {
-        return true;
-    }
-    let tree = |text: &[u8]| serde_json::from_slice::<serde_json::Value>(text).ok();
-    match (tree(stored), tree(incoming)) {
-        (Some(a), Some(b)) => a == b,
-        _ => false,
-    }
+fn same_data(stored: &[u8], incoming: &str) -> bool {
+    stored == incoming.as_bytes() || std::str::from_utf8(stored).is_ok_and(|stored| json::equal(stored, incoming))
 }

@@ -5,11 +5,13 @@
 //! written. What changed in the mirror since the walk began is no difference: it may be newer than what was read.
 
 use std::cmp::Ordering;
+use std::sync::LazyLock;
 
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::{Reader, Seq, StoreError};
 use crate::feed::{Item, Modified, Order, Page, State};
+use crate::json::Digest;
 use crate::store::KEY_SHIFT;
 use crate::store::apply::{DELETED, NUMBER, SqlModified, item_key, stored_modified};
 
@@ -32,12 +34,10 @@ pub struct Content {
 }
 
 impl Content {
-    /// The hash of such data.
+    /// The hash of such data, comparable within this run.
     pub fn hash_of(data: &str) -> i64 {
-        match serde_json::from_str::<serde_json::Value>(data) {
-            Ok(value) => hash(value.to_string().as_bytes()),
-            Err(_) => hash(data.as_bytes()),
-        }
+        static DIGEST: LazyLock<Digest> = LazyLock::new(Digest::default);
+        DIGEST.of(data).map_or_else(|| hash(data.as_bytes()), |hash| hash as i64)
     }
 }
 

@@ -9,6 +9,7 @@ use rusqlite::params;
 
 use super::rows::{self, Columns, DeliveryRow, ItemRow, QuarantineRow, RefusalRow};
 use super::{Reader, StoreError};
+use crate::json;
 use crate::store::KEY_SHIFT;
 use crate::store::apply::item_key;
 
@@ -158,11 +159,9 @@ impl Reader {
 }
 
 fn names(raw: &str, id: &str) -> bool {
-    let record = serde_json::from_str::<serde_json::Value>(raw).unwrap_or_default();
-    let own = ["id", "@id"].iter().filter_map(|name| record.get(name)).find_map(|value| match value {
-        serde_json::Value::String(text) => Some(text.clone()),
-        serde_json::Value::Number(number) => Some(number.to_string()),
-        _ => None,
+    let own = ["id", "@id"].iter().filter_map(|name| json::member(raw, name)).find_map(|value| {
+        let number = value.starts_with(|first: char| first == '-' || first.is_ascii_digit());
+        if number { Some(value.into()) } else { json::strict(value) }
     });
     own.is_none_or(|own| own == id)
 }
