@@ -57,6 +57,8 @@ pub struct Config {
     pub ops: OpsSettings,
     /// The webhook listener.
     pub webhooks: WebhooksSettings,
+    /// Whether it is spoken of: then it listens, with or without a feed that has a webhook.
+    pub webhooks_stands: bool,
     /// What is logged and how.
     pub log: LogSettings,
     /// Budgets of hosts.
@@ -121,9 +123,9 @@ pub enum LogFormat {
 }
 
 impl Config {
-    /// Whether any feed that can run has a webhook.
+    /// Whether publishers are listened to: `[webhooks]` stands there, or a feed that can run has a webhook.
     pub fn takes_webhooks(&self) -> bool {
-        self.feeds.iter().flatten().any(|feed| feed.webhook.is_some())
+        self.webhooks_stands || self.feeds.iter().flatten().any(|feed| feed.webhook.is_some())
     }
 }
 
@@ -207,7 +209,9 @@ fn resolve(report: &Report<'_>) -> Config {
     let base = report.layers.files.first().and_then(|main| main.parent()).unwrap_or(Path::new(""));
     let include = include.into_iter().map(|pattern| base.join(pattern)).collect();
     let ops = groups::ops(root.table("ops"));
-    let webhooks = push::webhooks(root.table("webhooks"));
+    let webhooks = root.table("webhooks");
+    let webhooks_stands = webhooks.stands();
+    let webhooks = push::webhooks(webhooks);
     if ops.listen == webhooks.listen && ops.listen.port() != 0 {
         root.table("webhooks").problem("listen", format!("is ops.listen too ({}): each needs its own", ops.listen));
     }
@@ -236,6 +240,7 @@ fn resolve(report: &Report<'_>) -> Config {
         database,
         ops,
         webhooks,
+        webhooks_stands,
         log,
         hosts,
         keep,

@@ -14,6 +14,7 @@ use crate::feed::FeedName;
 use crate::output::metrics::{FeedCounts, Own};
 use crate::server;
 use crate::source::budget::Budget;
+use crate::source::webhook::places::Places;
 use crate::source::webhook::tls::Tls;
 use crate::source::webhook::{self, Inbox, WebhooksSettings};
 use crate::store::{Closing, Intake, Store, StoreError, now};
@@ -29,6 +30,10 @@ const DRAIN: Duration = Duration::from_secs(2);
 /// A writer that gives no answer for this long, though nothing keeps it from writing, hangs.
 const WRITER_ANSWERS: Duration = Duration::from_secs(20);
 
+/// How often it is looked whether strangers took all places, and told at most.
+const STRANGERS_LOOKED_AT: Duration = Duration::from_secs(5);
+const STRANGERS_TOLD: Duration = Duration::from_secs(3600);
+
 /// What systemd shows while nothing is wrong.
 const MIRRORING: &str = "mirroring";
 
@@ -42,8 +47,10 @@ pub struct Setup {
     pub listener: TcpListener,
     /// Their token.
     pub token: SecretString,
-    /// The listener that publishers post to; none while no feed has a webhook.
+    /// The listener that publishers post to; none while there is none.
     pub webhooks: Option<Webhooks>,
+    /// One that a reload begins.
+    pub webhooks_later: Option<mpsc::Receiver<Webhooks>>,
 }
 
 /// Where publishers post.
@@ -113,14 +120,16 @@ async fn serve(
     let ended = CancellationToken::new();
     let mut supervising = tokio::spawn(supervisor.run(orders, reloads, ended.clone()));
     let mut serving = tokio::spawn(server::serve(setup.listener, ops, ended.clone()));
-    let posting = setup.webhooks.map(|webhooks| {
-        let router = webhook::router(inbox, &webhooks.settings, shared.budget.clone());
-        server::serve_webhooks(webhooks.listener, webhooks.tls, router, ended.clone())
-    });
-    let mut taking = tokio::spawn(async move {
-        match posting {
-            Some(posting) => posting.await,
-            None => std::future::pending().await,
+    let mut taking = tokio::spawn({
+        let (shared, ended, begun) = (shared.clone(), ended.clone(), setup.webhooks);
+        async move {
+            let Some(webhooks) = first(begun, setup.webhooks_later, &shared.store, &ended).await else { return Ok(()) };
+            let places = Places::of_publishers(webhooks.settings.trusted_proxies.clone());
+            let router = webhook::router(inbox, &webhooks.settings, shared.budget.clone());
+            let serving =
+                server::serve_webhooks(webhooks.listener, webhooks.tls, places.clone(), router, ended.clone());
+            let telling = tell_of_strangers(&shared.store, &places);
+            tokio::select! { served = serving => served, () = telling => Ok(()) }
         }
     });
     let watching = tokio::spawn(watch(store.clone(), control, ready, ended.clone()));
@@ -151,6 +160,52 @@ async fn serve(
         }
     }
     result
+}
+
+/// The publishers' listener, once there is one; nothing when the end comes before.
+async fn first(
+    begun: Option<Webhooks>,
+    later: Option<mpsc::Receiver<Webhooks>>,
+    store: &Store,
+    ended: &CancellationToken,
+) -> Option<Webhooks> {
+    if begun.is_some() {
+        return begun;
+    }
+    let coming = async {
+        match later {
+            Some(mut later) => match later.recv().await {
+                Some(webhooks) => webhooks,
+                None => std::future::pending().await,
+            },
+            None => std::future::pending().await,
+        }
+    };
+    let webhooks = tokio::select! { webhooks = coming => webhooks, () = ended.cancelled() => return None };
+    let address = webhooks.listener.local_addr().ok().map(|address| address.to_string());
+    tracing::info!(webhooks = address, "listening for publishers");
+    if let Err(error) = store.webhooks_listen(address).await {
+        tracing::warn!(%error, "the webhook listener's address could not be written down");
+    }
+    Some(webhooks)
+}
+
+/// Writes down, once an hour at most, that strangers took all places.
+async fn tell_of_strangers(store: &Store, places: &Places) {
+    let mut told = 0;
+    loop {
+        tokio::time::sleep(STRANGERS_LOOKED_AT).await;
+        let dropped = places.dropped();
+        if dropped == told {
+            continue;
+        }
+        let detail = format!("the webhook listener dropped {} silent connections to make room", dropped - told);
+        if let Err(error) = store.event(None, now(), "crowded", &detail).await {
+            tracing::warn!(%error, detail, "an event could not be written");
+        }
+        told = dropped;
+        tokio::time::sleep(STRANGERS_TOLD).await;
+    }
 }
 
 fn counts(roster: &Roster) -> Vec<FeedCounts> {

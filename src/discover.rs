@@ -5,6 +5,7 @@
 //! problem in words for the rest. Knows schema.org's words as OpenActive uses them (Dataset API Discovery 1.0,
 //! "dataset sites" and "data catalogs"), not JSON-LD as a whole: no context is fetched, no graph is expanded.
 
+mod block;
 pub mod changes;
 pub mod file;
 mod html;
@@ -25,6 +26,8 @@ pub struct Listing {
     pub sites: Vec<Url>,
     /// Where a page that holds nothing else sends its reader (`<meta http-equiv=refresh>`).
     pub elsewhere: Option<Url>,
+    /// Whether it is no page that tells of feeds but a feed's own (RPDE).
+    pub is_feed: bool,
     /// What could not be understood, in words.
     pub problems: Vec<String>,
 }
@@ -64,7 +67,8 @@ pub fn read(bytes: &[u8], at: &Url) -> Listing {
     let text = text::decode(bytes);
     let text = text.trim_start();
     if text.starts_with(['{', '[']) {
-        return match jsonld::parse(text) {
+        return match block::parse(text) {
+            Ok(tree) if is_feed(&tree) => Listing { is_feed: true, ..Listing::default() },
             Ok(tree) => jsonld::listing(&[tree], at, false),
             Err(problem) => {
                 Listing { problems: vec![format!("the page is not JSON: {problem}")], ..Listing::default() }
@@ -74,7 +78,7 @@ pub fn read(bytes: &[u8], at: &Url) -> Listing {
     let page = html::read(text);
     let (mut trees, mut problems) = (Vec::new(), Vec::new());
     for block in &page.blocks {
-        match jsonld::parse_block(block) {
+        match block::parse_block(block) {
             Ok(tree) => trees.push(tree),
             Err(problem) => problems.push(format!("a JSON-LD block of the page is not JSON: {problem}")),
         }
@@ -85,6 +89,11 @@ pub fn read(bytes: &[u8], at: &Url) -> Listing {
         listing.elsewhere = page.refresh.and_then(|target| jsonld::link(&target, at).ok());
     }
     listing
+}
+
+fn is_feed(tree: &serde_json::Value) -> bool {
+    let describes = ["@type", "type", "distribution", "dataset", "hasPart"].iter().any(|key| tree.get(key).is_some());
+    tree.get("items").is_some_and(|items| items.is_array() || items.is_null()) && !describes
 }
 
 impl Listing {

@@ -25,11 +25,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use axum::extract::connect_info::Connected;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::{from_fn_with_state, map_response};
 use axum::response::Response;
 use axum::routing::{get, post};
-use axum::serve::Listener;
+use axum::serve::{IncomingStream, Listener};
 use secrecy::SecretString;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
@@ -37,6 +38,7 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use crate::output::metrics::{FeedCounts, Own};
+use crate::source::webhook::places::{Peer, Places};
 use crate::source::webhook::tls::Tls;
 use crate::store::read::{Reader, StoreError};
 use crate::supervisor::control::Control;
@@ -76,7 +78,7 @@ pub async fn serve(listener: TcpListener, ops: Ops, shutdown: CancellationToken)
     let gate = Arc::new(Gate::new(ops.token.clone(), loopback));
     let pages = Arc::new(Semaphore::new(MOST_PAGES));
     let router = router(Shared { ops: Arc::new(ops), gate, pages, shutdown: shutdown.clone() });
-    serve_until(shutdown, Bounded::new(listener), router).await
+    serve_until(shutdown, Bounded::new(listener, Places::of_operators()), router).await
 }
 
 /// Serves what publishers post to, over TLS where there is a certificate, until the shutdown; returns at most 2 s after
@@ -87,12 +89,13 @@ pub async fn serve(listener: TcpListener, ops: Ops, shutdown: CancellationToken)
 pub async fn serve_webhooks(
     listener: TcpListener,
     tls: Option<Tls>,
+    places: Places,
     router: Router,
     shutdown: CancellationToken,
 ) -> io::Result<()> {
     match tls {
-        Some(tls) => serve_until(shutdown, Encrypted::new(listener, tls), router).await,
-        None => serve_until(shutdown, Bounded::new(listener), router).await,
+        Some(tls) => serve_until(shutdown, Encrypted::new(listener, tls, places), router).await,
+        None => serve_until(shutdown, Bounded::new(listener, places), router).await,
     }
 }
 
@@ -100,8 +103,10 @@ async fn serve_until<L>(shutdown: CancellationToken, listener: L, router: Router
 where
     L: Listener,
     L::Addr: std::fmt::Debug,
+    Peer: for<'a> Connected<IncomingStream<'a, L>>,
 {
-    let serving = axum::serve(listener, router).with_graceful_shutdown(shutdown.clone().cancelled_owned());
+    let service = router.into_make_service_with_connect_info::<Peer>();
+    let serving = axum::serve(listener, service).with_graceful_shutdown(shutdown.clone().cancelled_owned());
     let patience = async {
         shutdown.cancelled().await;
         sleep(GRACE).await;

@@ -94,7 +94,7 @@ async fn demonstrate(args: &Args, database: PathBuf) -> anyhow::Result<Exit> {
         None => None,
     };
     let fleet = fleet(&simulator, &cast, &database);
-    let setup = Setup { database: database.clone(), fleet, listener, token, webhooks };
+    let setup = Setup { database: database.clone(), fleet, listener, token, webhooks, webhooks_later: None };
     let (shutdown, (_reloads, reloads)) = (CancellationToken::new(), mpsc::channel(1));
     let mut running = std::pin::pin!(daemon::run(setup, reloads, shutdown.clone()));
     let mut showing = std::pin::pin!(show(&database, &page, &cast));

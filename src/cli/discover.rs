@@ -105,6 +105,12 @@ pub fn run(globals: &Globals, args: Args) -> anyhow::Result<Exit> {
 }
 
 fn start(text: &str) -> Result<Url, Usage> {
+    let with_scheme = Url::parse(&format!("https://{text}")).ok().filter(|_| !text.contains("://"));
+    if let Some(meant) =
+        with_scheme.filter(|url| url.host_str().is_some_and(|host| host.contains('.') || host == "localhost"))
+    {
+        return Err(Usage(format!("{text} is not a URL: it has no scheme; did you mean {meant}?")));
+    }
     let url = Url::parse(text).map_err(|error| Usage(format!("{text} is not a URL: {error}")))?;
     if !matches!(url.scheme(), "http" | "https") || !url.has_host() {
         return Err(Usage(format!("{text} is neither http nor https")));

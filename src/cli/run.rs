@@ -62,18 +62,21 @@ async fn under_signals(path: Option<&Path>, overrides: &Overrides, config: Confi
     let listener = TcpListener::bind(config.ops.listen)
         .await
         .with_context(|| format!("ops.listen = {}: can't listen there", config.ops.listen))?;
+    let (sender, reloads) = mpsc::channel(1);
+    let (begins, later) = mpsc::channel(1);
     let setup = Setup {
         database: config.database.clone(),
         fleet: fleet(&config),
         listener,
         token: server::token::token(config.ops.token.as_ref(), &config.database)?,
         webhooks: webhooks(&config).await?,
+        webhooks_later: Some(later),
     };
-    let tls = setup.webhooks.as_ref().and_then(|webhooks| webhooks.tls.clone());
+    let listening = setup.webhooks.as_ref().map(|webhooks| webhooks.tls.clone());
+    let reloaded = Reloaded { feeds: sender, webhooks: begins, listening };
     let shutdown = CancellationToken::new();
-    let (sender, reloads) = mpsc::channel(1);
     let mut running = std::pin::pin!(daemon::run(setup, reloads, shutdown.clone()));
-    let mut reloading = std::pin::pin!(reload_on(hangup, path, overrides, config, tls, sender));
+    let mut reloading = std::pin::pin!(reload_on(hangup, path, overrides, config, reloaded));
     loop {
         tokio::select! {
             ended = &mut running => return ended.map(|()| Exit::Done).map_err(Into::into),
@@ -88,7 +91,7 @@ async fn under_signals(path: Option<&Path>, overrides: &Overrides, config: Confi
     }
 }
 
-/// The listener that publishers post to, if any feed has a webhook.
+/// The listener that publishers post to, if there is to be one.
 async fn webhooks(config: &Config) -> anyhow::Result<Option<Webhooks>> {
     if !config.takes_webhooks() {
         return Ok(None);
@@ -105,15 +108,43 @@ async fn next(end: &mut Signal, interrupt: &mut Signal) {
     tokio::select! { _ = end.recv() => {} _ = interrupt.recv() => {} }
 }
 
+/// What a reload changes in a running daemon.
+struct Reloaded {
+    feeds: mpsc::Sender<Fleet>,
+    /// The first listener for publishers.
+    webhooks: mpsc::Sender<Webhooks>,
+    /// Whether one listens already, and its certificate.
+    listening: Option<Option<Tls>>,
+}
+
+impl Reloaded {
+    /// Begins to listen for publishers, where that is asked for now and was not before.
+    async fn listen(&mut self, config: &Config, running: &mut Config) {
+        if let Some(tls) = &self.listening {
+            if let Some(Err(error)) = tls.as_ref().map(Tls::reload) {
+                tracing::error!(%error, "the webhooks' certificate can't be read again: the old one stays");
+            }
+            return;
+        }
+        match webhooks(config).await {
+            Ok(None) => {}
+            Ok(Some(begun)) => {
+                self.listening = Some(begun.tls.clone());
+                running.webhooks = config.webhooks.clone();
+                drop(self.webhooks.send(begun).await);
+            }
+            Err(error) => tracing::error!("{error:#}: nothing listens for publishers until the next reload"),
+        }
+    }
+}
+
 async fn reload_on(
     mut hangup: Signal,
     path: Option<&Path>,
     overrides: &Overrides,
     mut running: Config,
-    tls: Option<Tls>,
-    reloads: mpsc::Sender<Fleet>,
+    mut reloaded: Reloaded,
 ) -> std::convert::Infallible {
-    let listening = running.takes_webhooks();
     loop {
         if hangup.recv().await.is_none() {
             std::future::pending::<()>().await;
@@ -124,12 +155,10 @@ async fn reload_on(
         match config::load(path, overrides) {
             Ok(config) => {
                 tell_problems(&config);
-                tell_unreloadable(&running, &config, listening);
-                if let Some(Err(error)) = tls.as_ref().map(Tls::reload) {
-                    tracing::error!(%error, "the webhooks' certificate can't be read again: the old one stays");
-                }
+                reloaded.listen(&config, &mut running).await;
+                tell_unreloadable(&running, &config, reloaded.listening.is_some());
                 // The daemon is ending when it takes no more.
-                drop(reloads.send(fleet(&config)).await);
+                drop(reloaded.feeds.send(fleet(&config)).await);
                 running.feeds = config.feeds;
             }
             Err(errors) => tell_refused(&errors),
@@ -155,14 +184,11 @@ fn tell_refused(errors: &Errors) {
 }
 
 fn tell_unreloadable(before: &Config, after: &Config, listening: bool) {
-    if after.takes_webhooks() && !listening {
-        tracing::warn!("the first webhook of any feed takes a restart: nothing listens for publishers yet");
-    }
     let changed = [
         ("database", before.database != after.database),
         ("ops", before.ops != after.ops),
         ("log", before.log != after.log),
-        ("webhooks", before.webhooks != after.webhooks),
+        ("webhooks", listening && before.webhooks != after.webhooks),
     ];
     for (key, _) in changed.iter().filter(|(_, changed)| *changed) {
         tracing::warn!(key, "has changed, which takes a restart: it stays as it was");

@@ -19,6 +19,7 @@ use crate::mode::PushSettings;
 use crate::source::amqp::AmqpSettings;
 use crate::source::secret::{SecretSource, Value};
 use crate::source::sse::SseSettings;
+use crate::source::webhook::proxies::Proxies;
 use crate::source::webhook::{RegisterSettings, TlsFiles, WebhookSettings, WebhooksSettings};
 
 /// Messages sent ahead of their acknowledgement, unless set.
@@ -42,6 +43,7 @@ pub(super) fn webhooks(table: Table<'_>) -> WebhooksSettings {
     webhooks.public_url = table.get_unshown("public_url", public_url);
     table.set("max_body_bytes", &mut webhooks.max_body_bytes, size);
     webhooks.tls = tls_files(&table, "tls_cert_file", "tls_key_file");
+    table.set("trusted_proxies", &mut webhooks.trusted_proxies, proxies);
     if let Some(Err(error)) = webhooks.tls.as_ref().map(TlsFiles::load) {
         table.problem("tls_cert_file", error.to_string());
     }
@@ -52,6 +54,13 @@ pub(super) fn webhooks(table: Table<'_>) -> WebhooksSettings {
     }
     table.finish();
     webhooks
+}
+
+fn proxies(given: &Given<'_>) -> Result<Proxies, String> {
+    let right = "must be a list of addresses and networks, as [\"10.0.0.7\", \"fd00::/8\"]";
+    let network = |text: &str| text.parse().map_err(|()| format!("{right}: {text:?} is none"));
+    let networks: Result<Vec<_>, String> = given.list().ok_or(right)?.into_iter().map(network).collect();
+    Ok(Proxies::new(networks?))
 }
 
 fn path(given: &Given<'_>) -> Result<String, String> {

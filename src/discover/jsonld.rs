@@ -22,39 +22,12 @@ const MOST: usize = 5_000;
 /// Deeper, no page is read: serde_json itself refuses 128.
 const DEEPEST: usize = 32;
 
-/// A document. Line breaks within texts, which JSON forbids and templates make, are read as spaces.
-pub(super) fn parse(text: &str) -> Result<Value, String> {
-    serde_json::from_str(text).or_else(|error| {
-        let spaced: String = text.chars().map(|sign| if sign.is_control() { ' ' } else { sign }).collect();
-        serde_json::from_str(&spaced).map_err(|_| error.to_string())
-    })
-}
-
-/// What templates put around a block, for browsers that are long gone.
-const WRAPPERS: [&str; 8] = ["<![CDATA[", "]]>", "<!--", "-->", "//", "/*", "*/", ";"];
-
-/// A block of a page, without the comments and CDATA marks around it; one escaped as if it were HTML text is unescaped.
-pub(super) fn parse_block(text: &str) -> Result<Value, String> {
-    let inner = unwrapped(text);
-    if inner.is_empty() {
-        return Err("it is empty".to_owned());
-    }
-    parse(inner).or_else(|problem| parse(&without_references(inner)).map_err(|_| problem))
-}
-
-fn unwrapped(text: &str) -> &str {
-    let mut inner = text.trim();
-    while let Some(less) =
-        WRAPPERS.iter().find_map(|wrapper| inner.strip_prefix(wrapper).or_else(|| inner.strip_suffix(wrapper)))
-    {
-        inner = less.trim();
-    }
-    inner
-}
-
 /// A link of a page at `at`: absolute, http or https, without a fragment.
 pub(super) fn link(text: &str, at: &Url) -> Result<Url, String> {
     let shown = || clean(text).unwrap_or_default();
+    if is_template(text) {
+        return Err(format!("{:?} is a template that was never filled in", shown()));
+    }
     let mut url = at.join(text.trim()).map_err(|error| format!("{:?} is no URL: {error}", shown()))?;
     if !matches!(url.scheme(), "http" | "https") || !url.has_host() {
         return Err(format!("{:?} is neither http nor https", shown()));
@@ -64,6 +37,13 @@ pub(super) fn link(text: &str, at: &Url) -> Result<Url, String> {
     }
     url.set_fragment(None);
     Ok(url)
+}
+
+/// Whether a text holds the marks of a template: the page was sent without being made.
+fn is_template(text: &str) -> bool {
+    const MARKS: [&str; 10] = ["{{", "}}", "{%", "<%", "%>", "${", "#{", "[[", "<?", "%7b%7b"];
+    let text = text.to_ascii_lowercase();
+    MARKS.iter().any(|mark| text.contains(mark))
 }
 
 /// What the trees of a page at `at` tell of; `escaped` when its texts may hold HTML's character references.
@@ -99,7 +79,28 @@ fn id(node: &Node) -> Option<&str> {
 }
 
 fn property<'a>(node: &'a Node, name: &str) -> Option<&'a Value> {
-    node.get(name).or_else(|| PREFIXES.iter().find_map(|prefix| node.get(&format!("{prefix}{name}"))))
+    let named = node.get(name).or_else(|| PREFIXES.iter().find_map(|prefix| node.get(&format!("{prefix}{name}"))));
+    // JSON-LD's names have one case alone, and people have many.
+    let cased = || node.iter().find(|(key, _)| local(key).eq_ignore_ascii_case(name) && !key.starts_with('@'));
+    named.or_else(|| cased().map(|(_, value)| value))
+}
+
+/// The key that may stand for `name` where that is missing.
+fn near<'a>(node: &'a Node, name: &str) -> Option<&'a str> {
+    let keys = node.keys().map(|key| (strsim::damerau_levenshtein(local(key), name), key.as_str()));
+    keys.filter(|(distance, _)| *distance <= 3).min().map(|(_, key)| key)
+}
+
+/// Where a property that is missing may be, in words.
+fn or_near(node: &Node, name: &str) -> String {
+    near(node, name).map_or_else(String::new, |key| format!(": did {:?} mean it?", clean(key).unwrap_or_default()))
+}
+
+/// The key that `name` is read from in another case than it has.
+fn misspelt<'a>(node: &'a Node, name: &str) -> Option<&'a str> {
+    let right = PREFIXES.iter().any(|prefix| node.contains_key(&format!("{prefix}{name}")));
+    let cased = |key: &&String| local(key).eq_ignore_ascii_case(name);
+    node.keys().find(cased).filter(|_| !right).map(String::as_str)
 }
 
 /// A value as a list, as JSON-LD means it.
@@ -228,7 +229,14 @@ impl<'a> Reading<'a> {
             license: self.license(property(node, "license")),
             feeds: Vec::new(),
         };
+        if property(node, "distribution").is_none() && near(node, "distribution").is_some() {
+            let problem = format!("a dataset has no distribution{}", or_near(node, "distribution"));
+            self.found.problems.push(problem);
+        }
         for entry in self.most("distribution", entries(node, "distribution")) {
+            if let Some(key) = entry.as_object().and_then(|node| misspelt(node, "contentUrl")) {
+                self.found.problems.push(format!("{:?} is taken for contentUrl", clean(key).unwrap_or_default()));
+            }
             match self.download(entry) {
                 Ok(feed) if dataset.feeds.iter().any(|known| known.url == feed.url) => {}
                 Ok(feed) => dataset.feeds.push(feed),
@@ -247,7 +255,8 @@ impl<'a> Reading<'a> {
         let Value::Object(node) = entry else { return Err(format!("it is {}, no object", sort(entry))) };
         let node = self.whole(node);
         let kind = self.shown(property(node, "additionalType")).map(|kind| local(&kind).to_owned());
-        let url = self.one(property(node, "contentUrl")).ok_or("it has no contentUrl")?;
+        let url = self.one(property(node, "contentUrl"));
+        let url = url.ok_or_else(|| format!("it has no contentUrl{}", or_near(node, "contentUrl")))?;
         let target = link(&url, self.at)?;
         if !self.is_rpde(node) {
             return Err(format!("{target} is no RPDE feed, by its encodingFormat"));
@@ -310,7 +319,7 @@ impl<'a> Reading<'a> {
     }
 
     fn shown(&self, value: Option<&'a Value>) -> Option<String> {
-        self.one(value).and_then(|text| clean(&text))
+        self.one(value).filter(|text| !is_template(text)).and_then(|text| clean(&text))
     }
 }
 

@@ -91,6 +91,44 @@ fn what_is_missing_or_wrong_is_left_out_and_told() {
 }
 
 #[test]
+fn misspelt_names_are_read_or_told_with_the_near_one_and_templates_are_refused() {
+    let listing = json(
+        r#"{"@type":"Dataset","name":"{{dataset.name}}","publisher":"<%= org %>","distribution":[
+        {"contentURL":"https://acme.example/a","encodingFormat":"rpde"},
+        {"schema:contenturl":"https://acme.example/b","EncodingFormat":"rpde"},
+        {"contentUlr":"https://acme.example/c","encodingFormat":"rpde"},
+        {"contentUrl":"{{feedUrl}}","encodingFormat":"rpde"},
+        {"contentUrl":"https://acme.example/${feed}","encodingFormat":"rpde"},
+        {"contentUrl":"<%= url %>","encodingFormat":"rpde"}]}"#,
+    );
+    let dataset = &listing.datasets[0];
+    let feeds: Vec<&str> = dataset.feeds.iter().map(|feed| feed.url.as_str()).collect();
+    assert_eq!(feeds, ["https://acme.example/a", "https://acme.example/b"]);
+    assert_eq!((&dataset.name, &dataset.publisher), (&None, &None), "templates are no names");
+    let told = listing.problems.join("\n");
+    for words in [
+        "\"contentURL\" is taken for contentUrl",
+        "\"schema:contenturl\" is taken for contentUrl",
+        "it has no contentUrl: did \"contentUlr\" mean it?",
+        "\"{{feedUrl}}\" is a template that was never filled in",
+        "/${feed}\" is a template",
+        "\"<%= url %>\" is a template",
+    ] {
+        assert!(told.contains(words), "{words}: {told}");
+    }
+    assert_eq!(listing.problems.len(), 6, "{told}");
+    let listing = json(r#"{"@type":"Dataset","distributions":[{"contentUrl":"/a","encodingFormat":"rpde"}]}"#);
+    assert_eq!(listing.problems, ["a dataset has no distribution: did \"distributions\" mean it?"]);
+}
+
+#[test]
+fn a_feed_is_no_page_that_tells_of_feeds() {
+    assert!(json(r#"{"items":[],"next":"/feed","license":"x"}"#).is_feed);
+    assert!(!json(r#"{"@type":"DataCatalog","dataset":["https://a.example/"],"items":[]}"#).is_feed);
+    assert!(!json(r#"{"items":7}"#).is_feed);
+}
+
+#[test]
 fn entries_of_catalogues_that_are_no_strings_are_read_or_told() {
     let listing = json(
         r#"{"@type":"DataCatalog","dataset":["https://a.example/","https://a.example/#x",null,7,"",

@@ -1,28 +1,27 @@
 //! The listeners' connections: how many there may be, and how long each may keep us waiting.
 //!
-//! Guarantees: a bounded number at once; a request's head arrives within [`HEAD`] of its first byte; a peer that takes
+//! Guarantees: a bounded number at once, of whom silent ones make room for others (`source/webhook/places`); a request's head arrives within [`HEAD`] of its first byte; a peer that takes
 //! nothing for [`STALLED`] while it is being answered, or is silent for [`IDLE`] between requests, is dropped. How long
 //! an answer takes is not its business, nor is a request's body: whoever reads that bounds it.
 
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use axum::serve::Listener;
+use axum::extract::connect_info::Connected;
+use axum::serve::{IncomingStream, Listener};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, Sleep, sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
+use crate::source::webhook::places::{Peer, Place, Places};
 use crate::source::webhook::tls::Tls;
 
-const MOST: usize = 256;
 const HEAD: Duration = Duration::from_secs(10);
 const IDLE: Duration = Duration::from_secs(60);
 const STALLED: Duration = Duration::from_secs(30);
@@ -30,34 +29,46 @@ const STALLED: Duration = Duration::from_secs(30);
 /// A listener whose connections are bounded in number and patience.
 pub(super) struct Bounded {
     listener: TcpListener,
-    places: Arc<Semaphore>,
+    places: Places,
 }
 
 impl Bounded {
-    pub(super) fn new(listener: TcpListener) -> Self {
-        Self { listener, places: Arc::new(Semaphore::new(MOST)) }
+    pub(super) fn new(listener: TcpListener, places: Places) -> Self {
+        Self { listener, places }
     }
 
-    /// A connection as it comes, with its place: without one it waits in the system's queue.
-    async fn next(&mut self) -> (TcpStream, SocketAddr, Option<OwnedSemaphorePermit>) {
-        // The semaphore is never closed.
-        let place = Arc::clone(&self.places).acquire_owned().await.ok();
+    /// A connection as it comes, with its place: without one it waits, and those behind it in the system's queue.
+    async fn next(&mut self) -> (TcpStream, SocketAddr, Place) {
         let (stream, peer) = Listener::accept(&mut self.listener).await;
+        let place = self.places.take(peer).await;
         (stream, peer, place)
+    }
+}
+
+impl Connected<IncomingStream<'_, Bounded>> for Peer {
+    fn connect_info(stream: IncomingStream<'_, Bounded>) -> Self {
+        stream.remote_addr().clone()
+    }
+}
+
+impl Connected<IncomingStream<'_, Encrypted>> for Peer {
+    fn connect_info(stream: IncomingStream<'_, Encrypted>) -> Self {
+        stream.remote_addr().clone()
     }
 }
 
 impl Listener for Bounded {
     type Io = Connection<TcpStream>;
-    type Addr = SocketAddr;
+    type Addr = Peer;
 
-    async fn accept(&mut self) -> (Self::Io, SocketAddr) {
-        let (stream, peer, place) = self.next().await;
+    async fn accept(&mut self) -> (Self::Io, Peer) {
+        let (stream, address, place) = self.next().await;
+        let peer = place.peer(address);
         (Connection::new(stream, place), peer)
     }
 
-    fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.listener.local_addr()
+    fn local_addr(&self) -> io::Result<Peer> {
+        self.listener.local_addr().map(Peer::local)
     }
 }
 
@@ -65,20 +76,20 @@ impl Listener for Bounded {
 pub(super) struct Encrypted {
     bounded: Bounded,
     tls: Tls,
-    handshakes: JoinSet<Option<(Connection<TlsStream<TcpStream>>, SocketAddr)>>,
+    handshakes: JoinSet<Option<(Connection<TlsStream<TcpStream>>, Peer)>>,
 }
 
 impl Encrypted {
-    pub(super) fn new(listener: TcpListener, tls: Tls) -> Self {
-        Self { bounded: Bounded::new(listener), tls, handshakes: JoinSet::new() }
+    pub(super) fn new(listener: TcpListener, tls: Tls, places: Places) -> Self {
+        Self { bounded: Bounded::new(listener, places), tls, handshakes: JoinSet::new() }
     }
 }
 
 impl Listener for Encrypted {
     type Io = Connection<TlsStream<TcpStream>>;
-    type Addr = SocketAddr;
+    type Addr = Peer;
 
-    async fn accept(&mut self) -> (Self::Io, SocketAddr) {
+    async fn accept(&mut self) -> (Self::Io, Peer) {
         loop {
             tokio::select! {
                 Some(ended) = self.handshakes.join_next() => {
@@ -86,10 +97,14 @@ impl Listener for Encrypted {
                         return ready;
                     }
                 }
-                (stream, peer, place) = self.bounded.next() => {
+                (stream, address, place) = self.bounded.next() => {
                     let acceptor = TlsAcceptor::from(self.tls.current());
                     self.handshakes.spawn(async move {
-                        let stream = timeout(HEAD, acceptor.accept(stream)).await.ok()?.ok()?;
+                        let stream = tokio::select! {
+                            stream = timeout(HEAD, acceptor.accept(stream)) => stream.ok()?.ok()?,
+                            () = place.goes() => return None,
+                        };
+                        let peer = place.peer(address);
                         Some((Connection::new(stream, place), peer))
                     });
                 }
@@ -97,7 +112,7 @@ impl Listener for Encrypted {
         }
     }
 
-    fn local_addr(&self) -> io::Result<SocketAddr> {
+    fn local_addr(&self) -> io::Result<Peer> {
         self.bounded.local_addr()
     }
 }
@@ -120,27 +135,34 @@ pub(super) struct Connection<S> {
     read_by: Pin<Box<Sleep>>,
     /// Set while a write waits for the peer.
     write_by: Option<Pin<Box<Sleep>>>,
-    _place: Option<OwnedSemaphorePermit>,
+    place: Place,
 }
 
 const BLANK_LINE: &[u8] = b"\r\n\r\n";
 const INTERIM: &[u8] = b"HTTP/1.1 100 ";
 
 impl<S> Connection<S> {
-    fn new(stream: S, place: Option<OwnedSemaphorePermit>) -> Self {
+    fn new(stream: S, place: Place) -> Self {
         let read_by = Box::pin(sleep(HEAD));
-        Self { stream, phase: Phase::Idle, read_by, write_by: None, _place: place }
+        Self { stream, phase: Phase::Idle, read_by, write_by: None, place }
     }
 
     fn has_read(&mut self, bytes: &[u8]) {
         if bytes.is_empty() {
             return;
         }
-        if matches!(self.phase, Phase::Idle) {
+        let begins = matches!(self.phase, Phase::Idle);
+        if begins {
             self.read_by.as_mut().reset(Instant::now() + HEAD);
             self.phase = Phase::Head(0);
         }
-        let Phase::Head(mut seen) = self.phase else { return };
+        let asks = self.has_whole_head(bytes);
+        self.place.has_read(bytes.len(), begins, asks);
+    }
+
+    /// Whether these bytes end a request's head.
+    fn has_whole_head(&mut self, bytes: &[u8]) -> bool {
+        let Phase::Head(mut seen) = self.phase else { return false };
         for byte in bytes {
             seen = match *byte {
                 byte if byte == BLANK_LINE[seen] => seen + 1,
@@ -149,10 +171,11 @@ impl<S> Connection<S> {
             };
             if seen == BLANK_LINE.len() {
                 self.phase = Phase::Answering;
-                return;
+                return true;
             }
         }
         self.phase = Phase::Head(seen);
+        false
     }
 
     /// An interim answer, which asks for the body, leaves the request as it is.
@@ -160,6 +183,7 @@ impl<S> Connection<S> {
         if matches!(result, Ok(1..)) && !bytes.starts_with(INTERIM) {
             self.phase = Phase::Idle;
             self.read_by.as_mut().reset(Instant::now() + IDLE);
+            self.place.has_written();
         }
     }
 
@@ -182,6 +206,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for Connection<S> {
         if let Poll::Ready(result) = Pin::new(&mut this.stream).poll_read(context, into) {
             this.has_read(into.filled().get(before..).unwrap_or_default());
             return Poll::Ready(result);
+        }
+        if this.place.poll_goes(context).is_ready() {
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionAborted, "another takes the place")));
         }
         if matches!(this.phase, Phase::Answering) {
             return Poll::Pending;
@@ -238,8 +265,8 @@ mod tests {
     const DEADLINE: Duration = Duration::from_secs(20);
 
     async fn pair() -> (Connection<TcpStream>, TcpStream) {
-        let mut listener = Bounded::new(TcpListener::bind("127.0.0.1:0").await.unwrap());
-        let peer = TcpStream::connect(Listener::local_addr(&listener).unwrap()).await.unwrap();
+        let mut listener = Bounded::new(TcpListener::bind("127.0.0.1:0").await.unwrap(), Places::of_operators());
+        let peer = TcpStream::connect(Listener::local_addr(&listener).unwrap().address).await.unwrap();
         (listener.accept().await.0, peer)
     }
 

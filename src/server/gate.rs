@@ -10,16 +10,20 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
-use axum::extract::{Request, State};
+use axum::extract::{ConnectInfo, Request, State};
 use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use jiff::Timestamp;
 use secrecy::{ExposeSecret, SecretString};
+use tokio::time::sleep;
 
 use super::answer::Problem;
 use super::session::{self, Sessions};
+use crate::source::webhook::places::Peer;
+use crate::source::webhook::strikes::Strikes;
 
 /// What the gate knows.
 pub(super) struct Gate {
@@ -28,12 +32,27 @@ pub(super) struct Gate {
     loopback: bool,
     /// The browsers that were let in.
     pub(super) sessions: Sessions,
+    strikes: Strikes,
 }
 
 /// Lets a request through, or answers 403 or 401.
 pub(super) async fn check(State(gate): State<Arc<Gate>>, request: Request, next: Next) -> Response {
+    let peer = request.extensions().get::<ConnectInfo<Peer>>().map(|ConnectInfo(peer)| peer.clone());
     match gate.judge(request.method(), request.uri().path(), request.headers()) {
-        Ok(()) => next.run(request).await,
+        Ok(()) => {
+            // Who logs in has shown nothing yet.
+            if let Some(peer) = peer.filter(|_| request.uri().path() != "/login") {
+                peer.is_known();
+            }
+            next.run(request).await
+        }
+        Err(problem)
+            if problem.status() == StatusCode::UNAUTHORIZED
+                && request.headers().contains_key(header::AUTHORIZATION) =>
+        {
+            gate.wrong_token(peer.as_ref()).await;
+            problem.into_response()
+        }
         Err(problem) if problem.status() == StatusCode::UNAUTHORIZED && gate.is_door(&request) => {
             session::form(request.uri().path(), false).unwrap_or_else(IntoResponse::into_response)
         }
@@ -43,12 +62,23 @@ pub(super) async fn check(State(gate): State<Arc<Gate>>, request: Request, next:
 
 impl Gate {
     pub(super) fn new(token: SecretString, loopback: bool) -> Self {
-        Self { token, loopback, sessions: Sessions::new() }
+        Self { token, loopback, sessions: Sessions::new(), strikes: Strikes::default() }
     }
 
     /// Whether this is the admin token.
     pub(super) fn is_token(&self, given: &[u8]) -> bool {
         same(given, self.token.expose_secret().as_bytes())
+    }
+
+    /// Somebody showed a wrong token: it is told, and the answer waits, the longer the more there were.
+    pub(super) async fn wrong_token(&self, peer: Option<&Peer>) {
+        let from = peer.map(|peer| peer.address.ip().to_canonical());
+        let (wait, told) = self.strikes.another(from, Instant::now());
+        if let Some(untold) = told {
+            let from = from.map(|from| from.to_string());
+            tracing::warn!(from, untold, "a wrong admin token was shown to the operators' listener");
+        }
+        sleep(wait).await;
     }
 
     /// Whether a browser asks for a page that it may log in for.

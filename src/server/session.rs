@@ -9,7 +9,7 @@
 use std::time::Duration;
 
 use axum::body::{Body, to_bytes};
-use axum::extract::State;
+use axum::extract::{ConnectInfo, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Redirect, Response};
 use hmac::{Hmac, KeyInit, Mac};
@@ -23,6 +23,7 @@ use super::answer::Problem;
 use super::show::document;
 use crate::feed::FeedName;
 use crate::output::page;
+use crate::source::webhook::places::Peer;
 
 const COOKIE: &str = "feedmirror-session";
 /// Seconds that a session lasts.
@@ -93,7 +94,12 @@ pub(super) async fn ask() -> Result<Response, Problem> {
 }
 
 /// `POST /login`: the token makes a session, anything else the form again.
-pub(super) async fn log_in(State(shared): State<Shared>, headers: HeaderMap, body: Body) -> Result<Response, Problem> {
+pub(super) async fn log_in(
+    State(shared): State<Shared>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
     let late = |_| Problem::new(StatusCode::REQUEST_TIMEOUT, "the form did not come in time");
     let bytes = timeout(BODY_WAIT, to_bytes(body, MOST_BYTES)).await.map_err(late)?;
     let bytes = bytes.map_err(|_| Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "the form is too large"))?;
@@ -106,7 +112,7 @@ pub(super) async fn log_in(State(shared): State<Shared>, headers: HeaderMap, bod
         }
     }
     if !shared.gate.is_token(token.as_bytes()) {
-        sleep(WRONG).await;
+        tokio::join!(sleep(WRONG), shared.gate.wrong_token(Some(&peer)));
         return form(&to, true);
     }
     // A proxy that speaks TLS for us says so; who lies about it only keeps the cookie from coming back.

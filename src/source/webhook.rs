@@ -5,10 +5,14 @@
 //! that is told when to come again.
 
 mod credentials;
+pub mod places;
 pub mod poison;
+pub mod proxies;
 mod reading;
 mod router;
+pub mod strikes;
 pub mod tls;
+pub mod told;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -23,8 +27,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::budget::Reservation;
 use super::secret::{SecretSource, Value};
 use poison::Poison;
-use router::Told;
+use proxies::Proxies;
 pub use router::router;
+use told::Told;
 
 /// Bodies that wait for a feed's loop: the capacity its channel should have.
 pub const WAITING: usize = 8;
@@ -175,6 +180,8 @@ pub struct WebhooksSettings {
     pub max_body_bytes: u64,
     /// Certificate chain and key, PEM; behind a proxy unless set.
     pub tls: Option<TlsFiles>,
+    /// Whose `X-Forwarded-For` says who posts; nobody's unless set.
+    pub trusted_proxies: Proxies,
 }
 
 /// PEM files.
@@ -194,6 +201,7 @@ impl Default for WebhooksSettings {
             public_url: None,
             max_body_bytes: 32 << 20,
             tls: None,
+            trusted_proxies: Proxies::default(),
         }
     }
 }

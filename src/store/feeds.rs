@@ -96,6 +96,18 @@ impl Store {
         .await
     }
 
+    /// Writes down where publishers are listened to, from now on.
+    ///
+    /// # Errors
+    /// When the statement fails or the writer has stopped.
+    pub async fn webhooks_listen(&self, address: Option<String>) -> Result<(), StoreError> {
+        self.submit(Weight::default(), move |bench| {
+            bench.db.execute("UPDATE mirror_state SET webhooks_address = ?1", params![address])?;
+            Ok(())
+        })
+        .await
+    }
+
     /// Makes the file know the configured feeds; with `all`, those it knows and are not named become `removed`.
     ///
     /// # Errors

@@ -169,14 +169,20 @@ fn what_tells_of_no_feed_fails_and_what_can_not_be_meant_is_refused() {
     let web = Web::new();
     web.reply("/feed", Reply::page(page(&[], "/feed")));
     let desk = Desk::new();
-    for (path, word) in [("/feed", "no feeds were found"), ("/nothing", "http-404: ")] {
+    let itself = format!(
+        "no feeds were found: it is a feed itself, and tells of no others: feedmirror sync {}",
+        web.url("/feed")
+    );
+    for (path, word) in [("/feed", itself.as_str()), ("/nothing", "http-404: ")] {
         let ran = desk.run(&["discover", &web.url(path), "--allow-private"]);
         assert_eq!((ran.code, ran.out.as_str()), (Some(1), ""), "{ran:?}");
         assert!(ran.err.lines().last().unwrap().contains(word), "{}", ran.err);
     }
     for (arguments, word) in [
         (&["discover", "ftp://acme.example/"][..], "neither http nor https"),
-        (&["discover", "acme.example"], "is not a URL"),
+        (&["discover", "acme.example"], "is not a URL: it has no scheme; did you mean https://acme.example/?"),
+        (&["discover", "acme.example:8443/open"], "did you mean https://acme.example:8443/open?"),
+        (&["discover", "acme"], "is not a URL"),
         (&["discover", "https://user:secret@acme.example/"], "no credentials"),
         (&["discover", "https://acme.example/", "--add", "https://acme.example/"], "is no folder"),
         (&["discover", "https://acme.example/", "--add"], "no configuration"),

@@ -15,8 +15,8 @@ use crate::bench::{BUDGET, Bench, DEADLINE, MAX, NEW, OLD, bearer, post, reply};
 const PAGE: &[u8] = br#"{"items":[]}"#;
 
 /// GitHub's published example: the secret [`NEW`], this body, this signature.
-const SIGNED: &[u8] = b"Hello, World!";
-const SIGNATURE: &str =
+pub(crate) const SIGNED: &[u8] = b"Hello, World!";
+pub(crate) const SIGNATURE: &str =
     "X-Hub-Signature-256: sha256=757107ea0eb2509fc211221cce984b8a37570b6d7586c22c46f4379c8b043e17\r\n";
 
 fn gzip(bytes: &[u8]) -> Vec<u8> {

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use feedmirror::server;
 use feedmirror::source::budget::Budget;
+use feedmirror::source::webhook::places::Places;
+use feedmirror::source::webhook::proxies::Proxies;
 use feedmirror::source::webhook::tls::Tls;
 use feedmirror::source::webhook::{Answer, Door, DoorState, Inbox, Posted, WebhooksSettings, router};
 use secrecy::SecretString;
@@ -46,7 +48,13 @@ impl Bench {
             WebhooksSettings { path: "/in".to_owned(), max_body_bytes: MAX as u64, ..WebhooksSettings::default() };
         let router = router(inbox.clone(), &settings, budget.clone());
         let shutdown = CancellationToken::new();
-        let serving = tokio::spawn(server::serve_webhooks(listener, tls, router, shutdown.clone()));
+        let serving = tokio::spawn(server::serve_webhooks(
+            listener,
+            tls,
+            Places::of_publishers(Proxies::default()),
+            router,
+            shutdown.clone(),
+        ));
         let (state, door_state) = watch::channel(DoorState::Open);
         let (sender, posted) = mpsc::channel(room);
         let secrets = [NEW, OLD].map(SecretString::from).to_vec();

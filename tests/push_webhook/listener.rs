@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use feedmirror::source::webhook::tls::Tls;
 use feedmirror::source::webhook::{Answer, TlsFiles};
+use nix::sys::signal::Signal;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
@@ -66,7 +67,7 @@ fn address(mirror: &Mirror) -> Option<String> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_daemon_listens_for_publishers_only_if_a_feed_has_a_webhook() {
+async fn the_daemon_listens_for_publishers_only_if_it_is_to() {
     let polled = Mirror::running("a", "http://127.0.0.1:9/");
     assert_eq!(address(&polled), None, "{}", polled.log());
 
@@ -79,6 +80,49 @@ async fn the_daemon_listens_for_publishers_only_if_a_feed_has_a_webhook() {
     assert_eq!(reply.status, 405);
     assert!(!mirror.log().contains(NEW));
     assert!(mirror.stop().success(), "{}", mirror.log());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_configuration_speaks_of_listens_without_a_feed_and_a_reload_can_begin_it() {
+    // Given: a mirror that has never heard of webhooks
+    let mut mirror = Mirror::running("a", "http://127.0.0.1:9/");
+    assert_eq!(address(&mirror), None, "{}", mirror.log());
+
+    // When
+    mirror = mirror.tables("[webhooks]\nlisten = \"127.0.0.1:0\"\n");
+    mirror.write_config();
+    mirror.signal(Signal::SIGHUP);
+
+    // Then: also where the file says it
+    assert!(holds_within(DEADLINE, || address(&mirror).is_some()), "{}", mirror.log());
+    let sql = "SELECT webhooks_address FROM mirror";
+    assert!(holds_within(DEADLINE, || mirror.column(sql) == [address(&mirror).unwrap()]), "{}", mirror.log());
+    let mut stream = TcpStream::connect(address(&mirror).unwrap()).await.unwrap();
+    assert_eq!(ask(&mut stream, &post("/webhooks/a", &bearer(NEW), b"{}")).await.status, 404);
+
+    // When: a feed has a webhook, after another reload
+    mirror.write("key", NEW);
+    mirror.set_feed("a", "http://127.0.0.1:9/", "webhook.secret_file = \"key\"");
+    mirror.write_config();
+    mirror.signal(Signal::SIGHUP);
+
+    // Then
+    let body = br#"{"items":[]}"#;
+    let mut status = 0;
+    for _ in 0..200 {
+        let mut stream = TcpStream::connect(address(&mirror).unwrap()).await.unwrap();
+        status = ask(&mut stream, &post("/webhooks/a", &bearer(NEW), body)).await.status;
+        if status == 204 {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    assert_eq!(status, 204, "{}", mirror.log());
+
+    // When: a restart finds it in the configuration
+    assert!(mirror.stop().success(), "{}", mirror.log());
+    mirror.start_again();
+    assert!(holds_within(DEADLINE, || mirror.log().matches(" webhooks=").count() >= 2), "{}", mirror.log());
 }
 
 #[tokio::test(flavor = "multi_thread")]

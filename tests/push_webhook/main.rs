@@ -10,3 +10,4 @@ mod answers;
 mod bench;
 mod listener;
 mod poison;
+mod strangers;

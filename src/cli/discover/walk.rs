@@ -155,6 +155,15 @@ impl Walk<'_> {
         for problem in &listing.problems {
             self.voice.problem(&format!("{url}: {problem}"));
         }
+        if listing.is_feed {
+            let words = format!("it is a feed itself, and tells of no others: feedmirror sync {url}");
+            if url == *from {
+                anyhow::bail!("{url}: no feeds were found: {words}");
+            }
+            self.voice.problem(&format!("{url}: {words}"));
+            self.found.unread.insert(url.into());
+            return Ok(());
+        }
         if listing.is_empty() {
             self.voice.problem(&format!("{url}: the page tells of no dataset and no catalogue"));
             self.found.unread.insert(url.into());

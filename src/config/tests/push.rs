@@ -4,6 +4,7 @@ use super::*;
 use crate::mode::PushSettings;
 use crate::source::amqp::AmqpSettings;
 use crate::source::sse::SseSettings;
+use crate::source::webhook::proxies::Proxies;
 use crate::source::webhook::{RegisterSettings, TlsFiles, WebhookSettings};
 
 fn place(text: &str) -> Place {
@@ -25,6 +26,25 @@ fn a_feed_without_push_settings_has_no_push() {
     let a = feed(&config, "a");
     assert_eq!((a.sse, a.webhook, a.amqp, a.push), (None, None, None, PushSettings::default()));
     assert!(!config.takes_webhooks());
+}
+
+#[test]
+fn a_table_for_webhooks_means_that_it_listens_and_proxies_are_addresses_or_networks() {
+    let config = load(&format!("[webhooks]\n{FEED}")).1.unwrap();
+    assert!(config.takes_webhooks());
+    assert_eq!(config.webhooks.trusted_proxies, Proxies::default());
+    let config = load(&format!("webhooks.trusted_proxies = [\"10.0.0.7\", \"fd00::/8\"]\n{FEED}")).1.unwrap();
+    let networks = ["10.0.0.7", "fd00::/8"].map(|network| network.parse().unwrap());
+    assert_eq!(config.webhooks.trusted_proxies, Proxies::new(networks.to_vec()));
+    for wrong in ["\"10.0.0.7\"", "[\"proxy.example\"]", "[\"10.0.0.0/33\"]", "[7]"] {
+        let (place, loaded) = load(&format!("webhooks.trusted_proxies = {wrong}\n{FEED}"));
+        let told = place.local(problems(&loaded));
+        assert_eq!(told.len(), 1, "{wrong}");
+        assert!(
+            told[0].contains("webhooks.trusted_proxies") && told[0].contains("must be a list of addresses"),
+            "{told:?}"
+        );
+    }
 }
 
 #[test]

@@ -10,6 +10,7 @@ use futures_util::StreamExt;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::credentials::Signed;
+use super::places::Peer;
 use crate::source::budget::{Budget, Reservation};
 
 /// The longest silence.
@@ -24,7 +25,14 @@ const PATIENCE: Duration = Duration::from_secs(1);
 pub(super) const BEGINNING: usize = 1 << 10;
 /// How many times the largest body is read past, for its signature or its sender's sake.
 const PASSED_OVER: u64 = 8;
+/// What a body may hold at first: of one whose sender has shown no secret, no more than is sure to come.
 const STEP: u64 = 64 << 10;
+const UNKNOWN_STEP: u64 = 4 << 10;
+/// For a whole body of somebody unknown.
+const UNKNOWN_WHOLE: Duration = Duration::from_secs(60);
+/// Slower than this, over all its time but the first, no body may come: bytes a second.
+const SLOWEST: u64 = 1 << 10;
+const SLOW_START: Duration = Duration::from_secs(10);
 
 /// A body as it came.
 pub(super) struct Whole {
@@ -57,8 +65,14 @@ pub(super) enum Unread {
 }
 
 /// Reads a body of at most `max` bytes; with a signature to be made, one that is larger is read to its end all the same.
-pub(super) async fn read(body: Body, max: u64, budget: &Budget, signed: Option<Signed>) -> Result<Whole, Unread> {
-    read_within(SILENCE, body, max, budget, signed).await
+pub(super) async fn read(
+    body: Body,
+    max: u64,
+    budget: &Budget,
+    signed: Option<Signed>,
+    peer: Option<&Peer>,
+) -> Result<Whole, Unread> {
+    read_within(SILENCE, body, max, budget, signed, peer).await
 }
 
 async fn read_within(
@@ -67,13 +81,24 @@ async fn read_within(
     max: u64,
     budget: &Budget,
     mut signed: Option<Signed>,
+    peer: Option<&Peer>,
 ) -> Result<Whole, Unread> {
     let length = body.size_hint().exact();
-    let mut held = soon(budget.reserve(STEP)).await?;
+    let (step, whole) = if signed.is_some() { (UNKNOWN_STEP, UNKNOWN_WHOLE) } else { (STEP, WHOLE) };
+    // Among bodies of the unknown, one that drips makes room for one that comes.
+    let rival = peer.filter(|_| signed.is_some());
+    let mut held = match soon(budget.reserve(step)).await {
+        Ok(held) => held,
+        Err(busy) => {
+            rival.ok_or(busy)?.wants_room();
+            soon(budget.reserve(step)).await?
+        }
+    };
     let mut large = length.is_some_and(|length| length > max);
     let (mut stream, mut bytes, mut count) = (body.into_data_stream(), Vec::new(), 0);
-    let end = Instant::now() + WHOLE;
-    while let Some(chunk) = next(&mut stream, silence, end).await? {
+    let began = Instant::now();
+    let fast_enough = |count: u64| began + SLOW_START + Duration::from_secs(count / SLOWEST);
+    while let Some(chunk) = next(&mut stream, silence, (began + whole).min(fast_enough(count))).await? {
         signed.iter_mut().for_each(|signed| signed.update(&chunk));
         count += chunk.len() as u64;
         large |= count > max;
@@ -92,7 +117,11 @@ async fn read_within(
             continue;
         }
         if count > held.bytes() {
-            soon(held.grow_to(count.saturating_mul(2).min(max))).await?;
+            let wanted = count.saturating_mul(2).min(max);
+            if let Err(busy) = soon(held.grow_to(wanted)).await {
+                rival.ok_or(busy)?.wants_room();
+                soon(held.grow_to(wanted)).await?;
+            }
         }
         bytes.extend_from_slice(&chunk);
     }
@@ -154,7 +183,7 @@ mod tests {
     #[tokio::test]
     async fn silence_ends_a_body_and_gives_its_memory_back() {
         let budget = Budget::new(1 << 20);
-        let read = read_within(Duration::from_millis(1), body(&[b"{"]), 100, &budget, None);
+        let read = read_within(Duration::from_millis(1), body(&[b"{"]), 100, &budget, None, None);
         assert!(matches!(timeout(SILENCE, read).await.unwrap(), Err(Unread::Stalled)));
         assert_eq!(timeout(PATIENCE, budget.reserve(1 << 20)).await.unwrap().bytes(), 1 << 20);
     }
@@ -164,7 +193,7 @@ mod tests {
         let budget = Budget::new(1 << 20);
         static CHUNK: [u8; 5000] = [b'x'; 5000];
         // The stream never ends: what is too large must not be awaited.
-        let read = read_within(SILENCE, body(&[&CHUNK, &CHUNK]), 7000, &budget, None);
+        let read = read_within(SILENCE, body(&[&CHUNK, &CHUNK]), 7000, &budget, None, None);
         match timeout(SILENCE, read).await.unwrap() {
             Err(Unread::TooLarge(large)) => {
                 assert_eq!((large.beginning.len(), large.length), (BEGINNING, None));

@@ -1,24 +1,27 @@
 //! `POST {path}/{feed}`: who posts, whether the feed takes anything, the body, the loop's answer; each of them may end it.
 //!
 //! A 2xx means committed. Every other answer leaves the page with the publisher, which sends it again. Nothing of a
-//! request is logged but the feed's name, and only of feeds there are.
+//! request is logged but the feed's name, of feeds there are, and the address it came from.
 
+use std::net::IpAddr;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use axum::Router;
-use axum::extract::{Path, Request, State};
+use axum::extract::{ConnectInfo, Path, Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Semaphore, oneshot};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 use super::credentials::{Shown, Signed, shown};
+use super::places::Peer;
 use super::reading::{BEGINNING, TooLarge, Unread, Whole, let_go, read, soon};
+use super::strikes::Strikes;
 use super::{Answer, DoorState, Entry, Inbox, Posted, WebhooksSettings};
 use crate::source::body::{self, Coding};
 use crate::source::budget::{Budget, Reservation};
@@ -33,8 +36,6 @@ const ANSWERED: Duration = Duration::from_secs(60);
 const OPENED: Duration = Duration::from_secs(30);
 /// When to come again, where nothing says when.
 const AGAIN: Duration = Duration::from_secs(5);
-/// Refusals of one sort are logged so often at most.
-const QUIET: Duration = Duration::from_secs(60);
 
 /// What serves the feeds of `inbox`; bodies take their memory from `budget`.
 pub fn router(inbox: Inbox, settings: &WebhooksSettings, budget: Budget) -> Router {
@@ -44,6 +45,7 @@ pub fn router(inbox: Inbox, settings: &WebhooksSettings, budget: Budget) -> Rout
         unverified: Budget::new(UNVERIFIED),
         opening: Semaphore::new(1),
         max: settings.max_body_bytes,
+        strikes: Strikes::default(),
     };
     Router::new()
         .route(&format!("{}/{{feed}}", settings.path), post(receive))
@@ -59,36 +61,44 @@ struct Desk {
     /// Decompressing keeps a core busy: one at a time leaves some to the feeds.
     opening: Semaphore,
     max: u64,
+    /// Wrong secrets, by address.
+    strikes: Strikes,
 }
 
 async fn receive(State(desk): State<Arc<Desk>>, Path(feed): Path<String>, request: Request) -> Response {
+    let peer = request.extensions().get::<ConnectInfo<Peer>>().map(|ConnectInfo(peer)| peer.clone());
+    let from = peer.as_ref().and_then(|peer| peer.client(request.headers()));
     let Some(entry) = desk.inbox.entry(&feed) else {
         let told = desk.inbox.0.strangers.lock().unwrap_or_else(PoisonError::into_inner).is_due(Instant::now());
         if let Some(untold) = told {
-            tracing::warn!(untold, "a post to a feed that there is not, or that has no webhook, got 404");
+            let from = from.map(|from| from.to_string());
+            tracing::warn!(from, untold, "a post to a feed that there is not, or that has no webhook, got 404");
         }
         let_go(request.into_body(), desk.max).await;
         return Refusal::new(StatusCode::NOT_FOUND, "there is nothing here").into_response();
     };
-    match desk.take(&entry, request).await {
+    match desk.take(&entry, request, peer.as_ref()).await {
         Ok(()) => StatusCode::NO_CONTENT.into_response(),
         Err(refusal) => {
             if matches!(refusal.status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::CONFLICT) {
                 entry.door.turned_away.fetch_add(1, Ordering::Relaxed);
             }
-            refusal.tell(&feed, &entry);
+            refusal.tell(&feed, &entry, from);
+            if refusal.status == StatusCode::UNAUTHORIZED {
+                sleep(desk.strikes.another(from, Instant::now()).0).await;
+            }
             refusal.into_response()
         }
     }
 }
 
 impl Desk {
-    async fn take(&self, entry: &Entry, request: Request) -> Result<(), Refusal> {
+    async fn take(&self, entry: &Entry, request: Request, peer: Option<&Peer>) -> Result<(), Refusal> {
         let (head, body) = request.into_parts();
         let looked_at = match shown(&head.headers, &head.uri, &entry.door.secrets) {
             Shown::Nothing => Err(Refusal::stranger()),
             Shown::Signature(signed) => Ok((Some(signed), &self.unverified)),
-            Shown::Secret => admitted(entry).map(|()| (None, &self.budget)),
+            Shown::Secret => admitted(entry, peer).map(|()| (None, &self.budget)),
         };
         let looked_at = looked_at.and_then(|(signed, budget)| Ok((signed, budget, coding(&head.headers)?)));
         let (signed, budget, coding) = match looked_at {
@@ -99,19 +109,25 @@ impl Desk {
             }
         };
         let known = signed.is_none();
-        match read(body, self.max, budget, signed).await {
-            Ok(whole) => self.take_whole(entry, whole, coding).await,
-            Err(Unread::TooLarge(large)) => self.take_too_large(entry, *large, known).await,
+        match read(body, self.max, budget, signed, peer).await {
+            Ok(whole) => self.take_whole(entry, whole, coding, peer).await,
+            Err(Unread::TooLarge(large)) => self.take_too_large(entry, *large, known, peer).await,
             Err(Unread::Stalled) => Err(Refusal::new(StatusCode::REQUEST_TIMEOUT, "the body did not come in time")),
             Err(Unread::Broken) => Err(Refusal::new(StatusCode::BAD_REQUEST, "the body was cut short")),
             Err(Unread::Busy) => Err(Refusal::no_room()),
         }
     }
 
-    async fn take_whole(&self, entry: &Entry, whole: Whole, coding: Coding) -> Result<(), Refusal> {
+    async fn take_whole(
+        &self,
+        entry: &Entry,
+        whole: Whole,
+        coding: Coding,
+        peer: Option<&Peer>,
+    ) -> Result<(), Refusal> {
         let Whole { bytes, mut held, signed } = whole;
         if let Some(signed) = signed {
-            verified(entry, signed)?;
+            verified(entry, signed, peer)?;
             held = self.room(bytes.len() as u64).await?;
         }
         held.shrink_to(bytes.len() as u64);
@@ -140,10 +156,16 @@ impl Desk {
     }
 
     /// `known` says that its sender has shown the secret already.
-    async fn take_too_large(&self, entry: &Entry, mut large: TooLarge, known: bool) -> Result<(), Refusal> {
+    async fn take_too_large(
+        &self,
+        entry: &Entry,
+        mut large: TooLarge,
+        known: bool,
+        peer: Option<&Peer>,
+    ) -> Result<(), Refusal> {
         let refusal = self.too_large();
         match large.signed.take() {
-            Some(signed) => verified(entry, signed)?,
+            Some(signed) => verified(entry, signed, peer)?,
             // Too large even to be signed for: whose it is stays unknown, and so it can't count.
             None if !known => return Err(refusal),
             None => {}
@@ -172,15 +194,18 @@ impl Desk {
     }
 }
 
-fn verified(entry: &Entry, signed: Signed) -> Result<(), Refusal> {
+fn verified(entry: &Entry, signed: Signed, peer: Option<&Peer>) -> Result<(), Refusal> {
     if !signed.vouches() {
         return Err(Refusal::stranger());
     }
-    admitted(entry)
+    admitted(entry, peer)
 }
 
 /// Only those who have shown a secret are told.
-fn admitted(entry: &Entry) -> Result<(), Refusal> {
+fn admitted(entry: &Entry, peer: Option<&Peer>) -> Result<(), Refusal> {
+    if let Some(peer) = peer {
+        peer.is_known();
+    }
     match *entry.door.state.borrow() {
         DoorState::Open => Ok(()),
         DoorState::Defer { retry_after, why } => Err(Refusal::busy(retry_after, why)),
@@ -266,11 +291,12 @@ impl Refusal {
         self
     }
 
-    fn tell(&self, feed: &str, entry: &Entry) {
+    fn tell(&self, feed: &str, entry: &Entry, from: Option<IpAddr>) {
         let told = entry.memory().told.entry(self.status.as_u16()).or_default().is_due(Instant::now());
         if let Some(untold) = told {
             let (status, why) = (self.status.as_u16(), self.words.as_str());
-            tracing::warn!(feed, status, why, untold, "a post to the webhook was refused");
+            let from = from.map(|from| from.to_string());
+            tracing::warn!(feed, status, why, from, untold, "a post to the webhook was refused");
         }
     }
 }
@@ -291,36 +317,5 @@ impl IntoResponse for Refusal {
             headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("gzip, br, zstd"));
         }
         response
-    }
-}
-
-/// Lets one line of a sort through in a while.
-#[derive(Default)]
-pub(super) struct Told {
-    last: Option<Instant>,
-    untold: u64,
-}
-
-impl Told {
-    /// Whether to tell now, and how often it was not told since the last time.
-    fn is_due(&mut self, now: Instant) -> Option<u64> {
-        if self.last.is_some_and(|last| now.saturating_duration_since(last) < QUIET) {
-            self.untold += 1;
-            return None;
-        }
-        self.last = Some(now);
-        Some(std::mem::take(&mut self.untold))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn refusals_are_told_once_in_a_while_and_counted_between() {
-        let (mut told, start) = (Told::default(), Instant::now());
-        let is_due = [0, 1, 59, 60, 61].map(|second| told.is_due(start + Duration::from_secs(second)));
-        assert_eq!(is_due, [Some(0), None, None, Some(2), None]);
     }
 }
