@@ -14,17 +14,25 @@ mod orders;
 #[cfg(test)]
 mod tests;
 
+use std::sync::Arc;
 use std::time::Duration;
+
+use tokio::sync::Semaphore;
 
 use crate::feed::{Attribution, Dialect, FeedName, Order, Ties, Transport};
 use crate::mode::PushSettings;
 use crate::schedule::{PollSettings, RetrySettings};
 use crate::source::amqp::AmqpSettings;
-use crate::source::http::{HostSettings, HttpSettings};
+use crate::source::budget::Budget;
+use crate::source::client::Clients;
+use crate::source::http::{Failure, HostSettings, HttpSettings, Requests};
 use crate::source::secret::Value;
 use crate::source::sse::SseSettings;
+use crate::source::turns::Turns;
 use crate::source::webhook::WebhookSettings;
 use crate::store::keep::KeepSettings;
+use crate::worker::Counts;
+use crate::worker::page_source::{PageSource, Waits};
 
 /// `[resync]`.
 #[derive(Clone, Debug, PartialEq)]
@@ -100,6 +108,34 @@ impl FeedSettings {
             (Transport::Amqp, self.amqp.is_some()),
         ];
         has.into_iter().filter(|(_, has)| *has).map(|(transport, _)| transport).collect()
+    }
+
+    /// Its publisher, as it is asked for pages. Reads its secrets: blocking, small local files.
+    ///
+    /// # Errors
+    /// When its URL or a secret can't be used.
+    pub fn page_source(
+        &self,
+        (clients, turns): (&Clients, &Turns),
+        (budget, decoders): (Budget, Arc<Semaphore>),
+        counts: Arc<Counts>,
+        waits: Option<Waits>,
+    ) -> Result<PageSource, Failure> {
+        let requests = Requests::new(clients, &self.url, &self.http, &self.headers, &self.query)?;
+        Ok(PageSource {
+            name: self.name.clone(),
+            host: turns.host(requests.home()),
+            requests,
+            reading: crate::worker::reading(self.kind.as_deref(), self.modified),
+            dialect: self.dialect,
+            interval: self.poll.min,
+            page_timeout: self.http.page_timeout,
+            budget,
+            decoders,
+            counts,
+            unconditional: Default::default(),
+            waits,
+        })
     }
 
     /// A feed at `url` with the defaults of everything else.

@@ -3,13 +3,15 @@
 //! Guarantees: what a page says is handed to the store with the cursor it was asked with; a walk stops at the first
 //! page that could not be had, and says why; every wait also listens for cancellation.
 
-mod ahead;
 pub mod amqp;
-mod fetch;
+pub mod page_source;
 pub mod poll;
 pub mod push;
+mod read_ahead;
+pub mod reader;
 pub mod resync;
 pub mod sse;
+mod visited;
 pub mod walk;
 pub mod webhook;
 
@@ -19,13 +21,12 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, Semaphore};
 
+use self::page_source::PageSource;
 use self::push::Book;
 use crate::decode::rpde::{self, Reading};
-use crate::feed::{Asked, Dialect, FeedName, Generation, Order as ModifiedOrder, Outcome, Page, Ties, Transport};
+use crate::feed::{Asked, FeedName, Generation, Order as ModifiedOrder, Outcome, Page, Ties, Transport};
 use crate::schedule::{PollSettings, RetrySettings};
 use crate::source::budget::Budget;
-use crate::source::http::Requests;
-use crate::source::turns::Host;
 use crate::store::apply::{Applied, Delivery, Held, Origin, Purpose, Verdict};
 use crate::store::{Store, now};
 
@@ -50,14 +51,8 @@ pub struct Feed {
     pub name: FeedName,
     /// Its own URL, where it begins.
     pub url: String,
-    /// Its requests.
-    pub requests: Requests,
-    /// Its host's line.
-    pub host: Arc<Host>,
-    /// How its records are read.
-    pub reading: Reading,
-    /// How a missing `next` is made.
-    pub dialect: Option<Dialect>,
+    /// Its publisher, as it is asked for pages.
+    pub source: Arc<PageSource>,
     /// Its rule for ties.
     pub ties: Ties,
     /// How often it is asked.
@@ -76,8 +71,6 @@ pub struct Feed {
     pub purge_gone_after: Option<Duration>,
     /// The longest a single request may take.
     pub page_timeout: Duration,
-    /// What it has done since the start.
-    pub counts: Arc<Counts>,
     /// Wakes its poll loop.
     pub poll_now: Notify,
     /// Wakes its resync loop.
@@ -118,7 +111,7 @@ impl Feed {
             origin: Origin::default(),
             page,
             purpose,
-            order: self.reading.order,
+            order: self.source.reading.order,
             ties: self.ties,
             follows: false,
             held: Held::default(),
@@ -131,7 +124,7 @@ impl Feed {
     /// In words, when it still can't be read or applied.
     pub async fn read_again(&self, raw: &str, transport: Transport) -> Result<(), String> {
         let page = format!("{{\"items\":[{raw}]}}");
-        let page = rpde::page(page.into_bytes(), &self.reading).map_err(|refused| refused.to_string())?;
+        let page = rpde::page(page.into_bytes(), &self.source.reading).map_err(|refused| refused.to_string())?;
         if let Some(record) = page.unreadable.first() {
             return Err(format!("it still can't be read: {}: {}", record.reason, record.detail));
         }

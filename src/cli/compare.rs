@@ -70,7 +70,8 @@ pub fn against_source(globals: &Globals, place: &Place, feed: &str) -> anyhow::R
 
 async fn compare(source: &Source, reader: &Reader, feed: &str) -> anyhow::Result<Compared> {
     let mut fresh = Fresh::new(source.settings.modified, reader.mirror()?.seq)?;
-    let mut walk = Walk::new(source, None)?;
+    let pages = source.pages()?;
+    let mut walk = Walk::new(source, &pages, None);
     let most = most_records(reader, feed)?;
     let mut records = 0;
     while let Some(got) = walk.next().await.map_err(|reason| anyhow::anyhow!("{feed}: {reason}"))? {

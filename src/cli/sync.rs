@@ -207,8 +207,8 @@ fn read_counts(targets: &Targets, rows: &mut [Row]) -> Result<(), StoreError> {
     for row in rows {
         if let Some(feed) = feeds.iter().find(|feed| feed.name == row.feed) {
             (row.items, row.tombstones) = (feed.items, feed.tombstones);
-            // A feed may be level and yet need a look: a held sweep, a publisher that went back.
-            if row.trouble.is_none() && feed.health != "ok" {
+            // A feed may be level and yet need a look: a held sweep, a publisher that went back, an end that shows not as one.
+            if row.trouble.is_none() {
                 row.remark = feed.reason.clone();
             }
         }

@@ -1,44 +1,36 @@
-//! Reading a feed without writing anything: the daemon's own requests and decoder, page by page, with its rules for what
-//! may be followed and how failures are tried again.
+//! Reading a feed without writing anything: the daemon's own reader, with its rules for what may be followed and how
+//! failures are tried again.
 //!
-//! It shares a host's budget with nobody: beside a running daemon the host may see one request more at once. Holds one
-//! page at a time.
+//! It shares a host's budget with nobody: beside a running daemon the host may see one request more at once. Holds a
+//! part of one page at a time.
 
-use std::collections::HashSet;
-use std::collections::hash_map::RandomState;
-use std::hash::BuildHasher;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
 
 use crate::config::{self, Overrides};
-use crate::decode::{next, rpde};
-use crate::feed::{FeedName, Next, Page};
-use crate::mode::{self, History, Trouble};
+use crate::feed::{FeedName, Page};
+use crate::mode::{self, History};
 use crate::schedule;
 use crate::source::budget::{Budget, Reservation};
 use crate::source::client::Clients;
 use crate::source::headers::Meta;
-use crate::source::http::{Answer, Failure, HostSettings, Requests};
-use crate::source::turns::{Host, Priority, Turns};
+use crate::source::http::HostSettings;
+use crate::source::turns::{Priority, Turns};
 use crate::store::read::Reader;
 use crate::supervisor::{Configured, FeedSettings};
-use crate::worker::{self, walk::explain};
+use crate::worker::page_source::{Failed, PageSource};
+use crate::worker::reader::{Answered, EndMemory, Manner, Onward, PageReader, Part, ReadPage};
 
 use super::place::Place;
 use super::{Globals, run};
 
 const BUDGET_BYTES: u64 = 64 << 20;
-const PAGE_BYTES: u64 = 1 << 20;
 /// A page is tried so often.
 const TRIES: u32 = 5;
 /// Whoever asks is there and waits: a longer wait is told instead.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// Empty pages in a row that are followed at once; beyond, one each `poll.min`.
-const EMPTY_PAGES: u32 = 10;
-/// Places remembered to notice a walk that comes round again.
-const REMEMBERED: usize = 1_000_000;
 
 /// A feed's settings, and the budgets of hosts.
 pub(super) struct Source {
@@ -71,101 +63,101 @@ impl Source {
     }
 }
 
-/// A page that came.
+/// A part of a page that came.
 pub(super) struct Got {
-    /// Where it was asked for, without secrets.
+    /// Where the page was asked for, without secrets.
     pub(super) asked: String,
     pub(super) page: Page,
     pub(super) meta: Meta,
-    _room: Reservation,
+    _room: Option<Arc<Reservation>>,
+}
+
+impl Source {
+    /// The feed's publisher, as it is asked for pages by whoever has no store.
+    ///
+    /// # Errors
+    /// When its URL or a secret can't be used.
+    pub(super) fn pages(&self) -> anyhow::Result<Arc<PageSource>> {
+        let turns = Turns::new(self.hosts.clone());
+        let limits = (Budget::new(BUDGET_BYTES), Arc::new(Semaphore::new(1)));
+        let source = self.settings.page_source((&Clients::default(), &turns), limits, Arc::default(), None)?;
+        Ok(Arc::new(source))
+    }
 }
 
 /// A walk under way.
-pub(super) struct Walk {
-    settings: FeedSettings,
-    requests: Requests,
-    host: Arc<Host>,
-    budget: Budget,
-    decoders: Semaphore,
-    place: Option<String>,
-    met: HashSet<u64>,
-    hasher: RandomState,
-    empty: u32,
+pub(super) struct Walk<'a> {
+    settings: &'a FeedSettings,
+    reader: PageReader<'a>,
+    page: Option<Box<ReadPage>>,
     /// Pages that came.
     pub(super) pages: u32,
     /// Why the end it came to, if it did, is not one by the standard's sign.
     pub(super) unclean: Option<String>,
 }
 
-impl Walk {
+impl<'a> Walk<'a> {
     /// A walk of the feed from `start`, or from its beginning.
-    pub(super) fn new(source: &Source, start: Option<&str>) -> anyhow::Result<Self> {
-        let settings = source.settings.clone();
-        let requests =
-            Requests::new(&Clients::default(), &settings.url, &settings.http, &settings.headers, &settings.query)?;
-        let host = Turns::new(source.hosts.clone()).host(requests.home());
-        let place = Some(start.unwrap_or(&settings.url).to_owned());
-        Ok(Self {
-            settings,
-            requests,
-            host,
-            budget: Budget::new(BUDGET_BYTES),
-            decoders: Semaphore::new(1),
-            place,
-            met: HashSet::new(),
-            hasher: RandomState::new(),
-            empty: 0,
-            pages: 0,
-            unclean: None,
-        })
+    pub(super) fn new(source: &'a Source, pages: &'a Arc<PageSource>, start: Option<&str>) -> Self {
+        let settings = &source.settings;
+        let manner = Manner { first: Priority::Refresh, ahead: false };
+        let start = start.unwrap_or(&settings.url).to_owned();
+        let reader = PageReader::new(pages, manner, start, None, EndMemory::default(), None);
+        Self { settings, reader, page: None, pages: 0, unclean: None }
     }
 
     /// Whether it has come to an end, clean or not.
     pub(super) fn is_over(&self) -> bool {
-        self.place.is_none()
+        self.page.is_none() && self.reader.place().is_none()
     }
 
-    /// The next page; none at the end.
+    /// Whether the rest of a page is still to come.
+    pub(super) fn is_within_a_page(&self) -> bool {
+        self.page.is_some()
+    }
+
+    /// The next part of a page; none at the end.
     ///
     /// # Errors
     /// In words, when a page could not be had.
     pub(super) async fn next(&mut self) -> Result<Option<Got>, String> {
-        let Some(asked) = self.place.take() else { return Ok(None) };
-        if self.empty >= EMPTY_PAGES {
-            tokio::time::sleep(self.settings.poll.min).await;
-        }
-        let mut got = self.page(&asked).await?;
-        self.pages += 1;
-        self.empty = if got.page.is_empty() { self.empty + 1 } else { 0 };
-        if self.met.len() >= REMEMBERED {
-            self.met.clear();
-        }
-        self.met.insert(self.hasher.hash_one(&asked));
-        let published = got.page.next.as_deref().map(|next| self.requests.mask(next));
-        match next::place(&asked, &mut got.page, published.as_deref(), self.settings.dialect) {
-            Next::Level => {}
-            Next::AsLevel(reason) => self.unclean = Some(reason.to_owned()),
-            Next::Follow { url, .. } if self.met.contains(&self.hasher.hash_one(&url)) => {
-                self.unclean = Some(format!("loop: `next` leads back to {url}"));
-            }
-            Next::Follow { url, made } => match self.requests.permit(&url) {
-                Ok(()) => {
-                    if made {
-                        self.unclean = Some("no-next".to_owned());
-                    }
-                    self.place = Some(url);
+        loop {
+            let Some(mut read) = self.page.take() else {
+                match self.page().await? {
+                    Some(read) => self.page = Some(read),
+                    None => return Ok(None),
                 }
-                Err(failure) => self.unclean = Some(failure.to_string()),
-            },
+                continue;
+            };
+            let part = self.reader.part(&mut read).await.map_err(|(_, reason)| format!("{}: {reason}", read.url))?;
+            let Some(Part { page, reservation, place }) = part else { continue };
+            let (asked, meta) = (read.url.clone(), read.meta.clone());
+            match place {
+                None => self.page = Some(read),
+                Some(place) if place.clean => {}
+                Some(place) => {
+                    self.unclean = Some(match place.onward {
+                        Onward::Level => "unclean-end".to_owned(),
+                        Onward::AsLevel(reason) => reason.to_owned(),
+                        Onward::Failed(_, reason) => reason,
+                        Onward::Page => "no-next".to_owned(),
+                    });
+                }
+            }
+            return Ok(Some(Got { asked, page, meta, _room: reservation }));
         }
-        Ok(Some(got))
     }
 
-    async fn page(&self, asked: &str) -> Result<Got, String> {
+    async fn page(&mut self) -> Result<Option<Box<ReadPage>>, String> {
+        let Some(asked) = self.reader.place().map(str::to_owned) else { return Ok(None) };
         let mut failures = 0;
         loop {
-            let (trouble, reason) = match self.attempt(asked).await {
-                Ok(got) => return Ok(got),
+            let (trouble, reason): Failed = match self.reader.next().await {
+                Ok(Some(Answered::Page(read))) => {
+                    self.pages += 1;
+                    return Ok(Some(read));
+                }
+                Ok(Some(Answered::NotModified(_)) | None) => return Ok(None),
                 Err(failed) => failed,
             };
             failures += 1;
@@ -181,22 +173,5 @@ impl Walk {
             }
             tokio::time::sleep(wait).await;
         }
-    }
-
-    async fn attempt(&self, asked: &str) -> Result<Got, (Trouble, String)> {
-        let turn = self.host.turn(&self.settings.name, Priority::Refresh).await;
-        let answer = self.requests.get(asked, None, self.budget.reserve(PAGE_BYTES).await).await;
-        drop(turn);
-        let (body, meta) = match answer.map_err(|failure| explain(&failure))? {
-            Answer::Page(body, meta) => (body, meta),
-            // Only answers to what was asked with a validator.
-            Answer::NotModified(_) | Answer::ValidatorRefused(_) => return Err(explain(&Failure::UnaskedNotModified)),
-        };
-        self.host.succeeded();
-        let opened = body.open(&self.decoders).await.map_err(|failure| explain(&failure))?;
-        let reading = worker::reading(self.settings.kind.as_deref(), self.settings.modified);
-        let page = rpde::page(opened.bytes, &reading)
-            .map_err(|refused| (Trouble::Page, self.requests.mask(&refused.to_string())))?;
-        Ok(Got { asked: asked.to_owned(), page, meta, _room: opened.reservation })
     }
 }

@@ -9,6 +9,9 @@ use crate::feed::{Dialect, Item, Next, Page};
 /// Judges a page that was asked for at `asked`; `published` is its `next` with secrets already masked.
 pub fn place(asked: &str, page: &mut Page, published: Option<&str>, configured: Option<Dialect>) -> Next {
     let Some(published) = published else { return without_next(asked, page, configured) };
+    if let Some((_, cut)) = published.split_once('#') {
+        page.find("next-fragment", || format!("`next` is cut at its raw `#`; {:?} is not sent", beginning(cut)));
+    }
     let url = resolve(asked, published);
     match (url == asked, page.is_empty()) {
         (true, true) if page.null_items => Next::AsLevel("items-null"),
@@ -60,8 +63,15 @@ fn without_next(asked: &str, page: &mut Page, configured: Option<Dialect>) -> Ne
     }
 }
 
-/// Resolves `reference` against `base` (RFC 3986 §5.2), leaving the bytes of both as they are.
+/// What is cut off, as far as it is worth showing.
+fn beginning(cut: &str) -> String {
+    cut.chars().take(80).collect()
+}
+
+/// Resolves `reference` against `base` (RFC 3986 §5.2), leaving the bytes of both as they are, but for blanks and control
+/// characters around the reference, which no URL begins or ends with (WHATWG URL §4.4).
 pub fn resolve(base: &str, reference: &str) -> String {
+    let reference = reference.trim_matches(|c: char| c <= ' ');
     let base = base.split('#').next().unwrap_or(base);
     let reference = reference.split('#').next().unwrap_or(reference);
     if reference.is_empty() {
@@ -203,6 +213,8 @@ mod tests {
             ("feed?from=2", "https://h.example:8443/a/b/feed?from=2"),
             ("./feed?from=a:b/../c", "https://h.example:8443/a/b/feed?from=a:b/../c"),
             ("../../../c/./d/..", "https://h.example:8443/c/"),
+            (" \thttps://h.example/x?y \n", "https://h.example/x?y"),
+            (" ?from=2 ", "https://h.example:8443/a/b/feed?from=2"),
         ] {
             assert_eq!(resolve(base, reference), expected, "{reference}");
         }

@@ -189,17 +189,18 @@ impl Store {
     pub fn apply(&self, mut delivery: Delivery) -> oneshot::Receiver<Result<Applied, StoreError>> {
         let resync = matches!(delivery.purpose, Purpose::Resync(_));
         let pushed = matches!(delivery.purpose, Purpose::Push(_));
-        let large = resync || delivery.follows || !pushed && delivery.page.items.len() > SMALL_ITEMS;
+        let records = delivery.page.items.len() + delivery.page.unreadable.len();
+        let large = resync || delivery.follows || !pushed && records > SMALL_RECORDS;
         // What can be read again, from the cursor that commits with it, need not be on the disk at once.
         let durable = matches!(delivery.transport, Transport::Webhook | Transport::Amqp);
-        let weight = Weight { large, durable, seqs: delivery.page.items.len() };
+        let weight = Weight { large, durable, seqs: records };
         let mut forgotten = 0;
         self.queue(weight, move |bench| apply(bench, &mut delivery, &mut forgotten))
     }
 }
 
-/// Up to this many items a polled page counts as small and goes before large ones.
-const SMALL_ITEMS: usize = 50;
+/// Up to this many records, good and bad, a polled page counts as small and goes before large ones.
+const SMALL_RECORDS: usize = 50;
 
 /// The feed's row and its resync, as one delivery needs them.
 struct Feed {
@@ -462,7 +463,8 @@ fn write_feed(
     tally: &Tally,
     suspect: Option<&str>,
 ) -> Result<(), StoreError> {
-    let polled = matches!(delivery.purpose, Purpose::Poll(_));
+    // A part of a page that is not its last, and a page that leads nowhere, leave the cursor where it is.
+    let polled = matches!(&delivery.purpose, Purpose::Poll(step) if step.level || step.cursor != step.asked);
     let level = matches!(&delivery.purpose, Purpose::Poll(step) if step.level);
     let changed = tally.applied.written() > 0;
     let mut update = bench.db.prepare_cached(

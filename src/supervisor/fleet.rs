@@ -16,12 +16,13 @@ use super::housekeeping::keep_house;
 use super::{Configured, FeedSettings, Fleet};
 use crate::feed::{Asked, Attribution, FeedName, Health, Mode, Outcome, Transport};
 use crate::source::client::Clients;
-use crate::source::http::{Failure, Requests};
+use crate::source::http::Failure;
 use crate::source::turns::Turns;
 use crate::source::webhook::{Door, DoorState, Inbox};
 use crate::store::feeds::{Note, Registration, StoredFeed};
 use crate::store::keep::KeepSettings;
 use crate::store::{Store, StoreError, now};
+use crate::worker::page_source::Waits;
 use crate::worker::poll::PollLoop;
 use crate::worker::push::Book;
 use crate::worker::resync::ResyncLoop;
@@ -247,7 +248,7 @@ impl Supervisor {
     fn read_secrets(&self, name: &FeedName) {
         let Some(running) = self.members.get(name).and_then(|member| member.running.as_ref()) else { return };
         self.read_door_secrets(name, running);
-        match running.feed.requests.read_secrets() {
+        match running.feed.source.requests.read_secrets() {
             Ok(true) => running.feed.poll_now.notify_one(),
             Ok(false) => {}
             Err(failure) => tracing::warn!(feed = %name, %failure, "secrets can't be read again: the old ones stay"),
@@ -458,17 +459,15 @@ pub fn feed(
     counts: Arc<Counts>,
     book: Book,
 ) -> Result<Feed, Failure> {
-    let requests = Requests::new(clients, &settings.url, &settings.http, &settings.headers, &settings.query)?;
-    let host = turns.host(requests.home());
+    let waits = Some(Waits { store: shared.store.clone(), feed: id });
+    let limits = (shared.budget.clone(), Arc::clone(&shared.decoders));
+    let source = settings.page_source((clients, turns), limits, counts, waits)?;
     Ok(Feed {
         shared: shared.clone(),
         id,
         name: settings.name.clone(),
         url: settings.url.clone(),
-        requests,
-        host,
-        reading: crate::worker::reading(settings.kind.as_deref(), settings.modified),
-        dialect: settings.dialect,
+        source: Arc::new(source),
         ties: settings.ties,
         poll: settings.poll.clone(),
         retry: settings.retry.clone(),
@@ -478,7 +477,6 @@ pub fn feed(
         purge_gone_after: settings.purge_gone_after,
         page_timeout: settings.http.page_timeout,
         audit: settings.push.audit,
-        counts,
         poll_now: Notify::new(),
         resync_now: Notify::new(),
         book,

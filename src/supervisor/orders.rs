@@ -103,12 +103,12 @@ impl Supervisor {
 
     async fn seek(&self, name: &FeedName, stored: &StoredFeed, url: &str) -> Result<String, ControlError> {
         let running = self.running(name)?;
-        running.feed.requests.permit(url).map_err(|failure| ControlError::Refused(failure.to_string()))?;
+        running.feed.source.requests.permit(url).map_err(|failure| ControlError::Refused(failure.to_string()))?;
         if stored.cursor.is_none() {
             let reason = format!("{name} is being read anew and has no poll cursor yet");
             return Err(ControlError::Refused(reason));
         }
-        let url = running.feed.requests.mask(url);
+        let url = running.feed.source.requests.mask(url);
         self.shared.store.seek(name, now(), url.clone()).await.map_err(refused)?;
         running.feed.poll_now.notify_one();
         Ok(format!("{name} goes on from {url}"))

@@ -180,7 +180,7 @@ impl Connection<'_> {
                     }
                 }
             }
-            let page = rpde::records(batch.iter().map(Vec::as_slice), &self.feed.reading);
+            let page = rpde::records(batch.iter().map(Vec::as_slice), &self.feed.source.reading);
             let pending = self.feed.push_batch(self.generation, Transport::Amqp, page, Position::default(), None).await;
             self.pending.push_back((tag, pending));
             if let Some(end) = ended {

@@ -9,8 +9,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::walk::{End, Kind, LOOK_BACK_PAGES, Validator, Walk, Walked, explain};
-use super::{Feed, POLL_PULSE, chance, fetch};
+use super::reader::{EndMemory, Validator};
+use super::walk::{End, Kind, LOOK_BACK_PAGES, Walk, Walked, explain};
+use super::{Feed, POLL_PULSE, chance};
 use crate::feed::{Health, Mode};
 use crate::mode::push::Moment;
 use crate::mode::{self, History, Probe, Ruling, Step, Trouble};
@@ -41,6 +42,8 @@ pub struct PollLoop<'a> {
     look_back_at: Instant,
     look_back_failures: u32,
     validator: Option<Validator>,
+    /// What the walks before learnt of the feed's end.
+    memory: EndMemory,
     level: Option<LevelMark>,
     /// When the walk under way began.
     began: Moment,
@@ -86,6 +89,7 @@ impl<'a> PollLoop<'a> {
             look_back_at: Instant::now(),
             look_back_failures: 0,
             validator: None,
+            memory: EndMemory::default(),
             level: None,
             began: Moment::ZERO,
         }
@@ -159,7 +163,9 @@ impl<'a> PollLoop<'a> {
         let level = stored.mode != Mode::Refresh;
         self.began = feed.book.moment();
         let walk = Walk::new(feed, Kind::Poll { level }, stored.generation, self.cancel, &feed.pulses[POLL_PULSE]);
-        let walked = walk.run(cursor, self.validator.as_ref()).await;
+        let memory = std::mem::take(&mut self.memory);
+        let mut walked = walk.run(cursor, self.validator.clone(), memory).await;
+        self.memory = std::mem::take(&mut walked.memory);
         if walked.pages > 0 && !matches!(walked.end, End::Overtaken | End::Stopped) {
             self.answered(&stored, &walked).await;
         }
@@ -207,7 +213,7 @@ impl<'a> PollLoop<'a> {
         let feed = self.feed;
         self.validator = walked.validator;
         if self.level.is_none() {
-            self.level = Some(feed.host.mark_level());
+            self.level = Some(feed.source.host.mark_level());
         }
         let changed = walked.applied.written() > 0;
         let mode = feed.polled_level(self.began, walked.applied.brought, "the end of the feed was seen").await;
@@ -281,7 +287,7 @@ impl<'a> PollLoop<'a> {
             _ => {}
         }
         if ruling.slow_host {
-            feed.host.slow_down();
+            feed.source.host.slow_down();
         }
         let wait = schedule::after_failure(&feed.retry, ruling.wait, failures, chance());
         // A failure that persists is told at its start and rarely after.
@@ -307,7 +313,7 @@ impl<'a> PollLoop<'a> {
     }
 
     fn secrets_changed(&self, reason: &mut String) -> bool {
-        match self.feed.requests.read_secrets() {
+        match self.feed.source.requests.read_secrets() {
             Ok(changed) => changed,
             Err(failure) => {
                 *reason = format!("{failure}; {reason}");
@@ -318,10 +324,10 @@ impl<'a> PollLoop<'a> {
 
     async fn probe(&self) -> Probe {
         let feed = self.feed;
-        let _turn = feed.host.turn(&feed.name, Priority::Refresh).await;
-        let room = fetch::room(feed, Some(&feed.pulses[POLL_PULSE])).await;
+        let _turn = feed.source.host.turn(&feed.name, Priority::Refresh).await;
+        let room = feed.source.room(Some(&feed.pulses[POLL_PULSE])).await;
         feed.pulses[POLL_PULSE].within(feed.page_timeout);
-        match feed.requests.get(&feed.url, None, room).await {
+        match feed.source.requests.get(&feed.url, None, room).await {
             Ok(Answer::Page(..) | Answer::NotModified(_) | Answer::ValidatorRefused(_)) => Probe::Answers,
             Err(Failure::Status { code: 404 | 410, .. }) => Probe::Gone,
             Err(failure) => {
@@ -372,7 +378,7 @@ impl<'a> PollLoop<'a> {
         // committed late while it was read the first time would be found by none of the later ones.
         let Ok(Some(position)) = store.position(feed.id, before, LOOK_BACK_PAGES).await else { return };
         let walk = Walk::new(feed, Kind::LookBack, stored.generation, self.cancel, &feed.pulses[POLL_PULSE]);
-        let walked = walk.run(position.clone(), None).await;
+        let walked = walk.run(position.clone(), None, EndMemory::default()).await;
         let written = walked.applied.written();
         if written > 0 {
             tracing::info!(feed = %feed.name, written, "a look-back found late items");

@@ -109,7 +109,7 @@ impl Feed {
         let mut delivery = self.delivery(generation, transport, page, Purpose::Push(position));
         delivery.origin = origin;
         if bytes >= COUNTED_BYTES {
-            delivery.held = Held(Some(Box::new(self.shared.budget.reserve(bytes as u64).await)));
+            delivery.held = Held(Some(Box::new(Arc::new(self.shared.budget.reserve(bytes as u64).await))));
         }
         self.shared.store.apply(delivery)
     }
@@ -124,7 +124,7 @@ impl Feed {
         if applied.verdict != Verdict::Taken {
             return false;
         }
-        self.counts.applied(transport, &applied);
+        self.source.counts.applied(transport, &applied);
         let change = self.book.ledger().delivered(transport, self.book.moment(), &applied.brought);
         self.settle(change, "push delivers").await;
         true

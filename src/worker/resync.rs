@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
+use super::reader::EndMemory;
 use super::walk::{End, Kind, Walk, Walked};
 use super::{Feed, RESYNC_PULSE, chance};
 use crate::mode::{self, History, Step, Trouble};
@@ -120,7 +121,7 @@ impl<'a> ResyncLoop<'a> {
         feed.pulses[RESYNC_PULSE].rest();
         let _place = tokio::select! {
             () = self.cancel.cancelled() => return Turn::Stopped,
-            place = feed.host.resync_place() => place,
+            place = feed.source.host.resync_place() => place,
         };
         let mut walked = self.follow(resync.cursor.clone(), stored).await;
         if let (End::Level { .. }, Some(end)) = (&walked.end, self.doubtful_end().await) {
@@ -137,7 +138,7 @@ impl<'a> ResyncLoop<'a> {
         match walked.end {
             End::Level { .. } => {
                 feed.pulses[RESYNC_PULSE].rest();
-                let order = feed.reading.order;
+                let order = feed.source.reading.order;
                 let ended = feed.shared.store.end_resync(feed.id, resync.walk, now(), feed.max_sweep, order).await;
                 self.ended(ended).await
             }
@@ -159,7 +160,9 @@ impl<'a> ResyncLoop<'a> {
 
     async fn follow(&self, from: String, stored: &StoredFeed) -> Walked {
         let pulse = &self.feed.pulses[RESYNC_PULSE];
-        Walk::new(self.feed, Kind::Resync, stored.generation, self.cancel, pulse).run(from, None).await
+        Walk::new(self.feed, Kind::Resync, stored.generation, self.cancel, pulse)
+            .run(from, None, EndMemory::default())
+            .await
     }
 
     /// Where the walk ended, if polling has come to another place. A cache that serves an old last page again ends a
@@ -208,12 +211,12 @@ impl<'a> ResyncLoop<'a> {
         let history = History { failures, unavailable, answered, first_page, ..History::default() };
         let ruling = mode::judge(trouble, &history);
         if ruling.step == Step::Secrets
-            && let Err(failure) = feed.requests.read_secrets()
+            && let Err(failure) = feed.source.requests.read_secrets()
         {
             tracing::warn!(feed = %feed.name, %failure, "secrets can't be read again");
         }
         if ruling.slow_host {
-            feed.host.slow_down();
+            feed.source.host.slow_down();
         }
         let wait = schedule::after_failure(&feed.retry, ruling.wait, failures, chance()).max(again);
         if failures.is_power_of_two() {

@@ -301,7 +301,7 @@ impl Connection<'_> {
     }
 
     async fn hand_over(&mut self, batch: Batch) {
-        let mut page = rpde::records(batch.records.iter().map(String::as_bytes), &self.feed.reading);
+        let mut page = rpde::records(batch.records.iter().map(String::as_bytes), &self.feed.source.reading);
         if let Some(first) = batch.other_events.first() {
             let detail = format!("an event named {first:?}, where items are named {ITEM_EVENT:?}");
             page.findings.push(Finding { rule: "sse-event", detail, count: batch.other_events.len() as u64 });

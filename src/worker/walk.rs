@@ -7,11 +7,9 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
-use super::ahead::{Ahead, Met};
-use super::fetch::{self, Downloaded};
+use super::reader::{Answered, EndMemory, Manner, Onward, PageReader, Part, Place, ReadPage, Validator};
 use super::{Counts, Feed, Pulse};
-use crate::decode::next;
-use crate::feed::{Finding, Generation, Next, Page, Text, Transport};
+use crate::feed::{Generation, Page, Text, Transport};
 use crate::mode::Trouble;
 use crate::source::budget::Reservation;
 use crate::source::headers::Meta;
@@ -24,8 +22,6 @@ use crate::store::apply::{Applied, Held, Hold, Origin, Purpose, Step, Verdict};
 const WINDOW: usize = 12;
 /// A look-back reads at most this many pages.
 pub(super) const LOOK_BACK_PAGES: u32 = 20;
-/// Empty pages in a row that are followed at once; beyond, one each `poll.min`.
-const EMPTY_PAGES: u32 = 10;
 
 /// Which cursor a walk moves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,15 +35,6 @@ pub enum Kind {
     Resync,
     /// None.
     LookBack,
-}
-
-/// What a level feed's last page can be asked for with, to be told "nothing new".
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Validator {
-    /// The page's URL.
-    pub url: String,
-    /// Its entity tag.
-    pub etag: String,
 }
 
 /// How a walk ended, and what it brought.
@@ -65,6 +52,8 @@ pub struct Walked {
     pub date: Option<i64>,
     /// How to ask for the last page again.
     pub validator: Option<Validator>,
+    /// What is known of the feed's end, for the next walk.
+    pub memory: EndMemory,
 }
 
 /// Why a walk ended.
@@ -111,21 +100,7 @@ pub struct Walk<'a> {
     cancel: &'a CancellationToken,
     pulse: &'a Pulse,
     pending: VecDeque<Pending>,
-    met: Arc<Met>,
-    empty: u32,
     walked: Walked,
-}
-
-/// A page as it came: its text, its place in the budget, its headers.
-struct Fetched {
-    page: Page,
-    reservation: Reservation,
-    meta: Meta,
-}
-
-enum Got {
-    Fetched(Box<Fetched>),
-    NotModified(Meta),
 }
 
 impl<'a> Walk<'a> {
@@ -144,13 +119,17 @@ impl<'a> Walk<'a> {
             applied: Applied::default(),
             date: None,
             validator: None,
+            memory: EndMemory::default(),
         };
-        Self { feed, kind, generation, cancel, pulse, pending: VecDeque::new(), met: Arc::default(), empty: 0, walked }
+        Self { feed, kind, generation, cancel, pulse, pending: VecDeque::new(), walked }
     }
 
     /// Walks from `start` to an end, and waits until all of it is committed.
-    pub async fn run(mut self, start: String, validator: Option<&Validator>) -> Walked {
-        let mut end = self.pages(start, validator).await;
+    pub async fn run(mut self, start: String, validator: Option<Validator>, memory: EndMemory) -> Walked {
+        let first = if self.kind == (Kind::Poll { level: true }) { Priority::Level } else { Priority::Refresh };
+        let manner = Manner { first, ahead: self.kind != Kind::LookBack };
+        let mut reader = PageReader::new(&self.feed.source, manner, start, validator.clone(), memory, Some(self.pulse));
+        let mut end = self.pages(&mut reader, validator).await;
         while let Some(pending) = self.pending.pop_front() {
             if let Err(earlier) = self.settle(pending).await {
                 end = earlier;
@@ -158,132 +137,80 @@ impl<'a> Walk<'a> {
             }
         }
         self.walked.end = end;
+        self.walked.memory = reader.into_memory();
         self.walked
     }
 
-    async fn pages(&mut self, start: String, validator: Option<&Validator>) -> End {
-        let mut asked = start;
-        let mut ahead = None;
-        let mut validator = validator.filter(|validator| validator.url == asked);
+    async fn pages(&mut self, reader: &mut PageReader<'a>, validator: Option<Validator>) -> End {
         loop {
             if let Err(end) = self.settle_ready().await {
                 return end;
             }
-            let got = tokio::select! {
-                () = self.cancel.cancelled() => return End::Stopped,
-                got = self.fetch(&asked, validator, &mut ahead) => got,
+            let cancel = self.cancel;
+            let url = reader.place().unwrap_or_default().to_owned();
+            let answered = tokio::select! {
+                () = cancel.cancelled() => return End::Stopped,
+                answered = reader.next() => answered,
             };
-            let step = match got {
-                Ok(Got::Fetched(fetched)) => self.hand_over(asked, *fetched),
-                Ok(Got::NotModified(meta)) => return self.not_modified(asked, validator, &meta),
-                Err((trouble, reason)) => return End::Failed { trouble, reason, asked },
+            let mut read = match answered {
+                Ok(Some(Answered::Page(read))) => read,
+                Ok(Some(Answered::NotModified(meta))) => return self.not_modified(url, validator, &meta),
+                Ok(None) => return End::Stopped,
+                Err((trouble, reason)) => return End::Failed { trouble, reason, asked: url },
             };
-            match step {
-                Ok(url) => asked = url,
-                Err(end) => return end,
+            self.walked.pages += 1;
+            self.walked.date = self.walked.date.or(read.meta.date);
+            if let Err(end) = self.hand_over(reader, &mut read).await {
+                return end;
             }
-            validator = None;
             if self.kind == Kind::LookBack && self.walked.pages >= u64::from(LOOK_BACK_PAGES) {
                 return End::Limit;
             }
-            if self.empty >= EMPTY_PAGES && self.wait(self.feed.poll.min).await.is_err() {
-                return End::Stopped;
-            }
         }
     }
 
-    async fn wait(&self, time: Duration) -> Result<(), End> {
-        self.pulse.within(time);
-        tokio::select! {
-            () = self.cancel.cancelled() => Err(End::Stopped),
-            () = tokio::time::sleep(time) => Ok(()),
+    /// Hands a page to the store, part by part; the cursor, and whatever else the page says as a whole, goes with the
+    /// last part, so that a kill in between reads the page again.
+    async fn hand_over(&mut self, reader: &mut PageReader<'a>, read: &mut ReadPage) -> Result<(), End> {
+        loop {
+            let part = match reader.part(read).await {
+                Ok(Some(part)) => part,
+                Ok(None) => return Ok(()),
+                Err((trouble, reason)) => return Err(End::Failed { trouble, reason, asked: read.url.clone() }),
+            };
+            let Part { page, reservation, place } = part;
+            self.walked.records += page.records();
+            let (url, origin) = (read.url.clone(), self.origin(&read.url, &read.meta));
+            let Some(place) = place else {
+                let step = Step { asked: url.clone(), cursor: url, level: false, clean: true };
+                self.deliver(page, step, origin, reservation);
+                self.settle_ready().await?;
+                continue;
+            };
+            let (level, cursor) = (matches!(place.onward, Onward::Level | Onward::AsLevel(_)), place.cursor.clone());
+            let step = Step { asked: url.clone(), cursor, level, clean: place.clean };
+            self.deliver(page, step, origin, reservation);
+            return self.end(url, place, &read.meta).map_or(Ok(()), Err);
         }
     }
 
-    /// The page, asked for now or already under way; the next one is begun before this one is decoded.
-    async fn fetch(
-        &self,
-        asked: &str,
-        validator: Option<&Validator>,
-        ahead: &mut Option<Ahead>,
-    ) -> Result<Got, (Trouble, String)> {
-        self.pulse.within(self.feed.page_timeout);
-        let begun = match ahead {
-            Some(begun) => begun.page(asked, self.pulse).await,
-            None => None,
-        };
-        let downloaded = match begun {
-            Some(downloaded) => downloaded,
-            None => {
-                *ahead = None;
-                let looks_at_the_end = matches!(self.kind, Kind::Poll { level: true }) && self.walked.pages == 0;
-                let priority = if looks_at_the_end { Priority::Level } else { Priority::Refresh };
-                let etag = validator.map(|validator| validator.etag.as_str());
-                fetch::download(self.feed, asked, etag, priority, Some(self.pulse)).await
-            }
-        };
-        match downloaded? {
-            Downloaded::NotModified(meta) => Ok(Got::NotModified(meta)),
-            Downloaded::Page(opened, meta) => {
-                if ahead.is_none() && self.kind != Kind::LookBack {
-                    *ahead = Ahead::begin(self.feed, &self.met, asked, &opened.bytes);
-                }
-                let (page, reservation) = fetch::decode(self.feed, opened).await?;
-                Ok(Got::Fetched(Box::new(Fetched { page, reservation, meta })))
-            }
-        }
-    }
-
-    /// Hands a page to the store; where to go on, or why the walk ends.
-    fn hand_over(&mut self, asked: String, fetched: Fetched) -> Result<String, End> {
-        let Fetched { mut page, reservation, meta } = fetched;
-        notice_content_type(&mut page, &meta);
-        page.findings.extend_from_slice(&meta.findings);
-        self.walked.pages += 1;
-        self.walked.records += page.records();
-        self.walked.date = self.walked.date.or(meta.date);
-        self.empty = if page.is_empty() { self.empty + 1 } else { 0 };
-        if self.empty == EMPTY_PAGES {
-            page.find("empty-pages", || format!("{EMPTY_PAGES} empty pages in a row, up to {asked}"));
-        }
-        self.met.insert(&asked);
-        let published = page.next.as_deref().map(|next| self.feed.requests.mask(next));
-        let next = next::place(&asked, &mut page, published.as_deref(), self.feed.dialect);
-        let origin = self.origin(&asked, &meta);
-        let (step, onward) = self.judge(asked, next, &mut page, &meta);
-        self.deliver(page, step, origin, Some(reservation));
-        onward
-    }
-
-    /// The step that the store takes with the page, and where the walk goes. A `next` that leads back, or to a place
-    /// that may not be asked, doesn't move the cursor: the page's items are taken, and the page is asked for again.
-    fn judge(&mut self, asked: String, next: Next, page: &mut Page, meta: &Meta) -> (Step, Result<String, End>) {
-        let stay = |level, clean| Step { asked: asked.clone(), cursor: asked.clone(), level, clean };
-        let failed = |(trouble, reason)| End::Failed { trouble, reason, asked: asked.clone() };
-        match next {
-            Next::Level => {
+    /// Why the walk ends with this page, if it does.
+    fn end(&mut self, url: String, place: Place, meta: &Meta) -> Option<End> {
+        match place.onward {
+            Onward::Page => None,
+            Onward::Level => {
                 let etag = meta.etag.clone();
-                self.walked.validator = etag.map(|etag| Validator { url: asked.clone(), etag });
-                (stay(true, true), Err(End::Level { reason: None, fresh_for: meta.fresh_for }))
+                self.walked.validator = etag.map(|etag| Validator { url, etag });
+                Some(End::Level { reason: None, fresh_for: meta.fresh_for })
             }
-            Next::AsLevel(reason) => {
-                (stay(true, false), Err(End::Level { reason: Some(reason), fresh_for: meta.fresh_for }))
-            }
-            Next::Follow { url, .. } if self.met.contains(&url) => {
-                page.find("loop", || format!("{asked} sends back to {url}"));
-                let reason = format!("loop: `next` leads back to a page of this walk, {url}");
-                (stay(false, false), Err(failed((Trouble::Loop, reason))))
-            }
-            Next::Follow { url, made } => match self.feed.requests.permit(&url) {
-                Ok(()) => (Step { asked, cursor: url.clone(), level: false, clean: !made }, Ok(url)),
-                Err(failure) => (stay(false, false), Err(failed(explain(&failure)))),
-            },
+            Onward::AsLevel(reason) => Some(End::Level { reason: Some(reason), fresh_for: meta.fresh_for }),
+            Onward::Failed(trouble, reason) => Some(End::Failed { trouble, reason, asked: url }),
         }
     }
 
     /// Only a last page that was the end by the standard's sign is asked for conditionally: its 304 is level too.
-    fn not_modified(&mut self, asked: String, validator: Option<&Validator>, meta: &Meta) -> End {
-        self.walked.validator = validator.cloned();
+    fn not_modified(&mut self, asked: String, validator: Option<Validator>, meta: &Meta) -> End {
+        self.walked.validator = validator;
         self.walked.pages += 1;
         self.walked.date = meta.date;
         let step = Step { asked: asked.clone(), cursor: asked, level: true, clean: true };
@@ -298,13 +225,13 @@ impl<'a> Walk<'a> {
             event_id: None,
             status: Some(200),
             age: meta.age,
-            etag: meta.etag.as_deref().map(|etag| self.feed.requests.mask(etag)),
+            etag: meta.etag.as_deref().map(|etag| self.feed.source.requests.mask(etag)),
             date: meta.date,
             last_modified: meta.last_modified,
         }
     }
 
-    fn deliver(&mut self, page: Page, step: Step, origin: Origin, reservation: Option<Reservation>) {
+    fn deliver(&mut self, page: Page, step: Step, origin: Origin, reservation: Option<Arc<Reservation>>) {
         let purpose = match self.kind {
             Kind::Poll { .. } => Purpose::Poll(step),
             Kind::Resync => Purpose::Resync(step),
@@ -356,7 +283,7 @@ impl<'a> Walk<'a> {
         if applied.verdict != Verdict::Taken {
             return Err(End::Overtaken);
         }
-        let counts = &self.feed.counts;
+        let counts = &self.feed.source.counts;
         Counts::add(&counts.pages, 1);
         counts.applied(Transport::Poll, &applied);
         self.walked.applied.add(applied);
@@ -364,10 +291,10 @@ impl<'a> Walk<'a> {
     }
 }
 
-impl Hold for Reservation {
+impl Hold for Arc<Reservation> {
     fn release(self: Box<Self>, text: Text) {
-        if let Some(text) = text.into_last() {
-            self.recycle(text.into_bytes());
+        if let (Ok(reservation), Some(text)) = (Arc::try_unwrap(*self), text.into_last()) {
+            reservation.recycle(text.into_bytes());
         }
     }
 }
@@ -388,12 +315,4 @@ pub fn explain(failure: &Failure) -> (Trouble, String) {
         | Failure::Settings(_) => Trouble::Operator,
     };
     (trouble, failure.to_string())
-}
-
-fn notice_content_type(page: &mut Page, meta: &Meta) {
-    let sent = meta.content_type.as_deref().unwrap_or("");
-    let media = sent.split(';').next().unwrap_or("").trim().to_ascii_lowercase();
-    if media != "application/json" && !media.ends_with("+json") {
-        page.findings.push(Finding { rule: "content-type", detail: format!("a page was sent as {sent:?}"), count: 1 });
-    }
 }

@@ -8,7 +8,6 @@ use tokio_util::sync::CancellationToken;
 
 use super::walk::explain;
 use super::{Feed, REGISTER_PULSE, WEBHOOK_PULSE, chance};
-use crate::decode::rpde;
 use crate::feed::{Generation, Page, Transport, Unreadable, cut};
 use crate::mode::{self, History};
 use crate::schedule;
@@ -74,12 +73,25 @@ impl<'a> WebhookLoop<'a> {
         let _ = posted.answer.send(answer);
     }
 
+    /// A body is checked whole before any of it is written, then committed part by part. What ends in between comes
+    /// again, and what was written of it is equal then.
     async fn answer(&mut self, bytes: Vec<u8>) -> Answer {
-        let reading = self.feed.reading.clone();
-        match tokio::task::spawn_blocking(move || rpde::page(bytes, &reading)).await {
-            Ok(Ok(page)) => self.apply(page).await,
-            Ok(Err(refused)) => Answer::Refused(self.feed.requests.mask(&refused.to_string())),
-            Err(panic) => Answer::Refused(format!("decoder-panic: {panic}")),
+        let source = &self.feed.source;
+        let mut body = match source.check(bytes).await {
+            Ok(body) => body,
+            Err((_, reason)) => return Answer::Refused(reason),
+        };
+        loop {
+            let part;
+            (body, part) = match self.feed.source.part(body).await {
+                Ok(decoded) => decoded,
+                Err((_, reason)) => return Answer::Refused(reason),
+            };
+            let Some(part) = part else { return Answer::Taken };
+            match self.apply(part).await {
+                Answer::Taken => {}
+                answer => return answer,
+            }
         }
     }
 

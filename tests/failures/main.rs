@@ -6,6 +6,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod hidden_end;
 mod history;
 mod lost;
 mod origins;

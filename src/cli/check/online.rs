@@ -1,23 +1,24 @@
 //! `check --online`: asks every endpoint once, politely, and says what came. A stream is opened and left, a queue looked
 //! at and nothing taken from it. A webhook is an endpoint of ours: its publisher can't be asked for anything.
 
+use std::sync::Arc;
+
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use super::Probe;
-use crate::decode::{next, rpde};
-use crate::feed::{Next, Page};
+use crate::feed::Page;
 use crate::source::amqp::{self, AmqpSettings};
 use crate::source::budget::Budget;
 use crate::source::client::Clients;
-use crate::source::http::{Answer, Failure, Requests};
+use crate::source::http::{Failure, Requests};
 use crate::source::sse::Stream;
 use crate::source::turns::{Priority, Turns};
 use crate::supervisor::{Configured, FeedSettings, Fleet};
-use crate::worker;
+use crate::worker::page_source::Failed;
+use crate::worker::reader::{Answered, EndMemory, Manner, Onward, PageReader, Place};
 
 const BUDGET_BYTES: u64 = 32 << 20;
-const PAGE_BYTES: u64 = 1 << 20;
 
 /// One answer an endpoint, in the configuration's order.
 pub(super) async fn probe(fleet: &Fleet) -> Vec<Probe> {
@@ -63,43 +64,64 @@ async fn look(settings: &AmqpSettings) -> Result<String, String> {
 }
 
 async fn ask(settings: &FeedSettings, clients: &Clients, turns: &Turns, budget: &Budget) -> Result<String, String> {
-    let requests = Requests::new(clients, &settings.url, &settings.http, &settings.headers, &settings.query)
-        .map_err(|failure| failure.to_string())?;
-    let _turn = turns.host(requests.home()).turn(&settings.name, Priority::Level).await;
-    let answer = requests
-        .get(&settings.url, None, budget.reserve(PAGE_BYTES).await)
-        .await
-        .map_err(|failure| failure.to_string())?;
-    let Answer::Page(body, _) = answer else { return Ok("not modified".to_owned()) };
-    let opened = body.open(&Semaphore::new(1)).await.map_err(|failure| failure.to_string())?;
-    let reading = worker::reading(settings.kind.as_deref(), settings.modified);
-    let mut page = rpde::page(opened.bytes, &reading).map_err(|refused| requests.mask(&refused.to_string()))?;
-    let published = page.next.as_deref().map(|next| requests.mask(next));
-    let next = next::place(&settings.url, &mut page, published.as_deref(), settings.dialect);
-    if let Next::Follow { url, .. } = &next {
-        requests.permit(url).map_err(|failure| failure.to_string())?;
+    let limits = (budget.clone(), Arc::new(Semaphore::new(1)));
+    let source = settings.page_source((clients, turns), limits, Arc::default(), None);
+    let source = Arc::new(source.map_err(|failure| failure.to_string())?);
+    let manner = Manner { first: Priority::Level, ahead: false };
+    let mut reader = PageReader::new(&source, manner, settings.url.clone(), None, EndMemory::default(), None);
+    let failed = |(_, reason): Failed| reason;
+    let Some(Answered::Page(mut read)) = reader.next().await.map_err(failed)? else {
+        return Ok("not modified".to_owned());
+    };
+    let mut seen = Seen::default();
+    while let Some(part) = reader.part(&mut read).await.map_err(failed)? {
+        seen.take(&part.page);
+        if let Some(place) = part.place {
+            return seen.words(place);
+        }
     }
-    Ok(words(&page, &next))
+    Ok("no page".to_owned())
 }
 
-fn words(page: &Page, next: &Next) -> String {
-    let mut words = match page.items.len() {
-        1 => "1 item".to_owned(),
-        n => format!("{n} items"),
-    };
-    match page.unreadable.as_slice() {
-        [] => {}
-        [first, ..] => words.push_str(&format!(", {} that can't be read ({})", page.unread(), first.reason)),
+/// What a page held, part by part.
+#[derive(Default)]
+struct Seen {
+    items: usize,
+    unreadable: u64,
+    first_reason: Option<&'static str>,
+    rules: Vec<&'static str>,
+}
+
+impl Seen {
+    fn take(&mut self, page: &Page) {
+        self.items += page.items.len();
+        self.unreadable += page.unread();
+        self.first_reason = self.first_reason.or(page.unreadable.first().map(|record| record.reason));
+        for finding in &page.findings {
+            if !self.rules.contains(&finding.rule) {
+                self.rules.push(finding.rule);
+            }
+        }
     }
-    words.push_str(match next {
-        Next::Follow { made: false, .. } => ", and more pages",
-        Next::Follow { made: true, .. } => ", and more pages, though it sends no `next`",
-        Next::Level => ", and no more pages",
-        Next::AsLevel(_) => ", and no way on",
-    });
-    if !page.findings.is_empty() {
-        let rules: Vec<&str> = page.findings.iter().map(|finding| finding.rule).collect();
-        words.push_str(&format!("; findings: {}", rules.join(", ")));
+
+    fn words(&self, place: Place) -> Result<String, String> {
+        let mut words = match self.items {
+            1 => "1 item".to_owned(),
+            n => format!("{n} items"),
+        };
+        if let Some(reason) = self.first_reason {
+            words.push_str(&format!(", {} that can't be read ({reason})", self.unreadable));
+        }
+        words.push_str(match place.onward {
+            Onward::Page if place.clean => ", and more pages",
+            Onward::Page => ", and more pages, though it sends no `next`",
+            Onward::Level => ", and no more pages",
+            Onward::AsLevel(_) => ", and no way on",
+            Onward::Failed(_, reason) => return Err(reason),
+        });
+        if !self.rules.is_empty() {
+            words.push_str(&format!("; findings: {}", self.rules.join(", ")));
+        }
+        Ok(words)
     }
-    words
 }

@@ -101,7 +101,8 @@ impl<'a> Search<'a> {
     }
 
     async fn run(&self, reader: &Reader, pages: u32) -> anyhow::Result<Answer> {
-        let mut walk = Walk::new(self.source, self.start)?;
+        let source = self.source.pages()?;
+        let mut walk = Walk::new(self.source, &source, self.start);
         let mut answer = Answer {
             feed: self.source.settings.name.to_string(),
             kind: self.kind.map(str::to_owned),
@@ -116,14 +117,14 @@ impl<'a> Search<'a> {
             from: self.start.unwrap_or(&self.source.settings.url).to_owned(),
             without_secrets: self.source.by_the_file,
         };
-        while !walk.is_over() && walk.pages < pages {
+        while !walk.is_over() && (walk.pages < pages || walk.is_within_a_page()) {
             let got = match walk.next().await {
                 Ok(Some(got)) => got,
                 Ok(None) => break,
                 // The place may be as dead as any old cursor: the feed is read from its beginning then.
                 Err(_) if self.start.is_some() && walk.pages == 0 && answer.from != self.source.settings.url => {
                     answer.from.clone_from(&self.source.settings.url);
-                    walk = Walk::new(self.source, None)?;
+                    walk = Walk::new(self.source, &source, None);
                     continue;
                 }
                 Err(reason) => {

@@ -1,0 +1,172 @@
+//! A publisher as it is asked for pages: a place at its host, the download, decompressing, decoding. Knows neither a
+//! walk's memory nor a store, but for saying what a request waits for.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tokio::sync::Semaphore;
+
+use super::walk::explain;
+use super::{Counts, Pulse};
+use crate::decode::rpde::{Body, Reading};
+use crate::feed::{Asked, Dialect, FeedName, Page};
+use crate::mode::Trouble;
+use crate::source::body::Opened;
+use crate::source::budget::{Budget, Reservation};
+use crate::source::headers::Meta;
+use crate::source::http::{Answer, Requests};
+use crate::source::turns::{Host, Priority, Turn};
+use crate::store::Store;
+
+/// A wait for a place at the host is told after this long.
+pub(super) const TELL_WAITING: Duration = Duration::from_secs(5);
+/// A feed's first page is expected to be this large, and no page is expected to be smaller.
+const EXPECTED_BYTES: u64 = 256 << 10;
+
+/// All that reading a feed's pages needs.
+pub struct PageSource {
+    /// The feed's name, under which it waits for its turn at the host.
+    pub name: FeedName,
+    /// Its requests.
+    pub requests: Requests,
+    /// Its host's line.
+    pub host: Arc<Host>,
+    /// How its records are read.
+    pub reading: Reading,
+    /// How a missing `next` is made.
+    pub dialect: Option<Dialect>,
+    /// The least time between two requests for pages that bring nothing.
+    pub interval: Duration,
+    /// The longest a single request may take.
+    pub page_timeout: Duration,
+    /// Bytes in flight.
+    pub budget: Budget,
+    /// Pages decoded at once: more than there are cores would only hold memory.
+    pub decoders: Arc<Semaphore>,
+    /// What it has done since the start.
+    pub counts: Arc<Counts>,
+    /// Set once it has answered a conditional request in a way that says nothing: it is asked without from then on.
+    pub unconditional: AtomicBool,
+    /// Where long waits are told, if anywhere.
+    pub waits: Option<Waits>,
+}
+
+/// A feed of the store, whose operators are told what it waits for.
+pub struct Waits {
+    /// The mirror.
+    pub store: Store,
+    /// The feed's number in it.
+    pub feed: i64,
+}
+
+/// What a publisher answered.
+pub(super) enum Downloaded {
+    Page(Opened, Meta),
+    NotModified(Meta),
+    /// It can't say whether anything has changed: to be asked without a validator.
+    ValidatorRefused,
+}
+
+/// What the rules need to know of a failure, and its words.
+pub type Failed = (Trouble, String);
+
+impl PageSource {
+    /// Asks for a page and decompresses it; `etag` makes it conditional. Each time counts once, by what it got.
+    pub(super) async fn download(
+        &self,
+        url: &str,
+        etag: Option<&str>,
+        priority: Priority,
+        pulse: Option<&Pulse>,
+    ) -> Result<Downloaded, Failed> {
+        let got = self.ask(url, etag, priority, pulse).await;
+        self.counts.asked(match &got {
+            Ok(Downloaded::Page(..)) => Asked::Page,
+            Ok(Downloaded::NotModified(_)) => Asked::NotModified,
+            Ok(Downloaded::ValidatorRefused) | Err(_) => Asked::Failed,
+        });
+        got
+    }
+
+    async fn ask(
+        &self,
+        url: &str,
+        etag: Option<&str>,
+        priority: Priority,
+        pulse: Option<&Pulse>,
+    ) -> Result<Downloaded, Failed> {
+        let turn = self.turn(priority, pulse).await;
+        let reservation = self.room(pulse).await;
+        if let Some(pulse) = pulse {
+            pulse.within(self.page_timeout);
+        }
+        let answer = self.requests.get(url, etag, reservation).await;
+        drop(turn);
+        let (body, meta) = match answer.map_err(|failure| explain(&failure))? {
+            Answer::NotModified(meta) => {
+                self.host.succeeded();
+                return Ok(Downloaded::NotModified(meta));
+            }
+            Answer::ValidatorRefused(_) => return Ok(Downloaded::ValidatorRefused),
+            Answer::Page(body, meta) => (body, meta),
+        };
+        self.host.succeeded();
+        Counts::add(&self.counts.bytes, body.wire_bytes());
+        let opened = body.open(&self.decoders).await.map_err(|failure| explain(&failure))?;
+        self.counts.expected.store(opened.bytes.len() as u64 * 5 / 4, Ordering::Relaxed);
+        Ok(Downloaded::Page(opened, meta))
+    }
+
+    /// Reads a page to its end, off the async threads; its first part is decoded on the way.
+    pub(super) async fn check(&self, bytes: Vec<u8>) -> Result<Body, Failed> {
+        let reading = self.reading.clone();
+        let checked = self.off_thread(move || Body::check(bytes, &reading)).await?;
+        checked.map_err(|refused| (Trouble::Page, self.requests.mask(&refused.to_string())))
+    }
+
+    /// Decodes the next part of a page off the async threads.
+    pub(super) async fn part(&self, mut body: Body) -> Result<(Body, Option<Page>), Failed> {
+        self.off_thread(move || {
+            let part = body.next_part();
+            (body, part)
+        })
+        .await
+    }
+
+    async fn off_thread<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, Failed> {
+        let _permit = self.decoders.acquire().await.ok();
+        let done = tokio::task::spawn_blocking(work).await;
+        done.map_err(|panic| (Trouble::Page, format!("decoder-panic: {panic}")))
+    }
+
+    /// The room for what the page is expected to be. While the writer is kept from writing, that takes as long as it
+    /// does.
+    pub(super) async fn room(&self, pulse: Option<&Pulse>) -> Reservation {
+        if let Some(pulse) = pulse {
+            pulse.rest();
+        }
+        let expected = self.counts.expected.load(Ordering::Relaxed).max(EXPECTED_BYTES);
+        self.budget.reserve(expected).await
+    }
+
+    async fn turn(&self, priority: Priority, pulse: Option<&Pulse>) -> Turn {
+        let mut turn = std::pin::pin!(self.host.turn(&self.name, priority));
+        loop {
+            if let Some(pulse) = pulse {
+                pulse.within(TELL_WAITING);
+            }
+            if let Ok(turn) = tokio::time::timeout(TELL_WAITING, &mut turn).await {
+                return turn;
+            }
+            self.tell_waiting(self.host.waiting_for()).await;
+        }
+    }
+
+    async fn tell_waiting(&self, reason: String) {
+        let Some(Waits { store, feed }) = &self.waits else { return };
+        if let Err(error) = store.note_waiting(*feed, reason).await {
+            tracing::debug!(feed = %self.name, %error, "the wait could not be noted");
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! What a walk remembers of where it has been and what it was given there, to notice when it gets nowhere. Bounded,
+//! whatever a publisher sends; hashes are keyed anew in each process, so that nobody can choose ones that collide.
+
+use std::collections::hash_map::RandomState;
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::hash::{BuildHasher, Hash, Hasher};
+use std::sync::{Mutex, PoisonError};
+
+use crate::feed::{Item, Modified, Page};
+
+/// Positions remembered to notice a walk that comes round again.
+const URLS: usize = 2_000_000;
+/// Pages whose records are remembered.
+const PAGES: usize = 16;
+/// The records of a page are remembered one by one up to so many; those of a larger page only all together.
+const RECORDS: usize = 100;
+
+/// The URLs that a walk has been to, by hash.
+#[derive(Debug, Default)]
+pub(super) struct VisitedUrls {
+    hashes: Mutex<HashSet<u64>>,
+    hasher: RandomState,
+}
+
+impl VisitedUrls {
+    pub(super) fn insert(&self, url: &str) {
+        let mut hashes = self.hashes.lock().unwrap_or_else(PoisonError::into_inner);
+        if hashes.len() >= URLS {
+            hashes.clear();
+        }
+        hashes.insert(self.hasher.hash_one(url));
+    }
+
+    pub(super) fn contains(&self, url: &str) -> bool {
+        self.hashes.lock().unwrap_or_else(PoisonError::into_inner).contains(&self.hasher.hash_one(url))
+    }
+}
+
+/// The versions of records on the last pages, by hash: a page that brings nothing but them brings nothing.
+#[derive(Debug, Default)]
+pub(super) struct RecentRecords {
+    pages: VecDeque<Vec<u64>>,
+    /// How often each hash stands on those pages.
+    counts: HashMap<u64, u32>,
+    hasher: RandomState,
+}
+
+/// The records of a page under way, part by part.
+#[derive(Debug, Default)]
+pub(super) struct PageRecords {
+    count: usize,
+    first: Vec<u64>,
+    /// Of all its records, whatever their order.
+    sum: u64,
+}
+
+impl PageRecords {
+    fn add(&mut self, hash: u64) {
+        self.count += 1;
+        self.sum = self.sum.wrapping_add(hash);
+        if self.first.len() < RECORDS {
+            self.first.push(hash);
+        }
+    }
+
+    fn into_hashes(self) -> Vec<u64> {
+        if self.count <= RECORDS { self.first } else { vec![self.sum] }
+    }
+}
+
+impl RecentRecords {
+    /// Takes a part of a page in.
+    pub(super) fn note(&self, records: &mut PageRecords, part: &Page) {
+        part.items.iter().for_each(|item| records.add(self.version(item)));
+        part.unreadable.iter().for_each(|record| records.add(self.hasher.hash_one((&record.raw, record.count))));
+        part.beyond.ids.iter().for_each(|id| records.add(self.hasher.hash_one(id)));
+    }
+
+    fn version(&self, item: &Item) -> u64 {
+        let mut hasher = self.hasher.build_hasher();
+        (&*item.kind, &*item.id, item.state as u8).hash(&mut hasher);
+        match &item.modified {
+            Modified::Int(n) => n.hash(&mut hasher),
+            Modified::Number(text) | Modified::Text(text) => text.hash(&mut hasher),
+        }
+        hasher.finish()
+    }
+
+    /// Ends a page; whether it brought records, and none that the last pages had not.
+    pub(super) fn repeats(&mut self, page: PageRecords) -> bool {
+        let hashes = page.into_hashes();
+        if hashes.is_empty() {
+            return false;
+        }
+        let repeats = hashes.iter().all(|hash| self.counts.contains_key(hash));
+        if self.pages.len() >= PAGES
+            && let Some(oldest) = self.pages.pop_front()
+        {
+            self.forget(&oldest);
+        }
+        for hash in &hashes {
+            *self.counts.entry(*hash).or_default() += 1;
+        }
+        self.pages.push_back(hashes);
+        repeats
+    }
+
+    fn forget(&mut self, page: &[u64]) {
+        for hash in page {
+            if let std::collections::hash_map::Entry::Occupied(mut count) = self.counts.entry(*hash) {
+                *count.get_mut() -= 1;
+                if *count.get() == 0 {
+                    count.remove();
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::feed::State;
+
+    fn page(recent: &RecentRecords, ids: std::ops::Range<i64>) -> PageRecords {
+        let item = |n: i64| Item {
+            kind: "k".into(),
+            id: n.to_string().into(),
+            modified: Modified::Int(n),
+            state: State::Deleted,
+            data: 0..0,
+            record: 0..0,
+        };
+        let mut records = PageRecords::default();
+        recent.note(&mut records, &Page { items: ids.map(item).collect(), ..Page::default() });
+        records
+    }
+
+    #[test]
+    fn a_page_repeats_when_all_its_records_stood_on_the_last_sixteen() {
+        let mut recent = RecentRecords::default();
+        let mut repeats = |ids| {
+            let page = page(&recent, ids);
+            recent.repeats(page)
+        };
+        assert!(!repeats(0..10));
+        assert!(!repeats(5..15), "some are new");
+        assert!(repeats(0..15), "of two pages");
+        assert!(!repeats(0..0), "an empty page repeats nothing");
+        for n in 0..14 {
+            assert!(!repeats(100 + n..101 + n));
+        }
+        assert!(repeats(5..15), "the sixteen reach back to 5..15 and 0..15");
+        for n in 0..16 {
+            assert!(!repeats(200 + n..201 + n));
+        }
+        assert!(!repeats(0..1), "forgotten by now");
+        assert!(!repeats(0..1_000));
+        assert!(repeats(0..1_000), "a large page as a whole");
+    }
+}
