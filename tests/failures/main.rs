@@ -8,6 +8,7 @@ mod support;
 
 mod hidden_end;
 mod history;
+mod large_pages;
 mod lost;
 mod origins;
 mod pages;
