@@ -346,7 +346,7 @@ impl Page {
     pub fn find(&mut self, rule: &'static str, detail: impl FnOnce() -> String) {
         match self.findings.iter_mut().find(|f| f.rule == rule) {
             Some(finding) => finding.count += 1,
-            None => self.findings.push(Finding { rule, detail: detail(), count: 1 }),
+            None => self.findings.push(Finding { rule, detail: cut(detail()), count: 1 }),
         }
     }
 }

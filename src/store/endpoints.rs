@@ -5,7 +5,7 @@ use rusqlite::{OptionalExtension, Row, params};
 
 use super::writer::{Bench, Weight};
 use super::{Millis, Store, StoreError, journal};
-use crate::feed::{Health, Push, Transport};
+use crate::feed::{Health, Push, Transport, cut};
 
 /// An endpoint as stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -91,6 +91,7 @@ impl Store {
         health: Health,
         reason: Option<String>,
     ) -> Result<(), StoreError> {
+        let reason = reason.map(cut);
         self.submit(Weight::default(), move |bench| {
             let known: Option<(String, Option<String>)> = bench
                 .db

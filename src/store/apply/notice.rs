@@ -7,18 +7,21 @@ use crate::feed::Modified;
 
 /// A feed whose values change class (numbers, date-times, other text) has changed its ways.
 pub(super) fn notice_class(bench: &Bench<'_>, delivery: &Delivery, feed: &mut Feed) -> Result<(), StoreError> {
+    let (mut changes, mut sample) = (0, String::new());
     for item in &delivery.page.items {
         let class = match &item.modified {
             Modified::Int(_) => 1,
             other => i64::from(other.class(delivery.order)),
         };
         if feed.class != 0 && feed.class != class {
-            let detail =
-                format!("item {} has `modified` {}: another kind of value than before", item.id, item.modified);
-            let finding = crate::feed::Finding { rule: "modified-class", detail, count: 1 };
-            journal::finding(bench, feed.id, delivery.at, &finding)?;
+            changes += 1;
+            sample = format!("item {} has `modified` {}: another kind of value than before", item.id, item.modified);
         }
         feed.class = class;
+    }
+    if changes > 0 {
+        let finding = crate::feed::Finding { rule: "modified-class", detail: sample, count: changes };
+        journal::finding(bench, feed.id, delivery.at, &finding)?;
     }
     Ok(())
 }
