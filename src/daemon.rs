@@ -2,12 +2,14 @@
 //! together. Knows no signals, no command line and no configuration files.
 
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use secrecy::SecretString;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::feed::FeedName;
@@ -27,8 +29,16 @@ use crate::worker::Shared;
 const BUDGET_BYTES: u64 = 48 << 20;
 /// What the loops get to finish their transaction; the store's end gets as much again, of the 5 s there are.
 const DRAIN: Duration = Duration::from_secs(2);
-/// A writer that gives no answer for this long, though nothing keeps it from writing, hangs.
-const WRITER_ANSWERS: Duration = Duration::from_secs(20);
+/// A writer that gets nothing done for this long is held by something, and the mirror is not ready; though nothing is known
+/// to keep it from writing, it hangs after so long.
+const WRITER_SLOW: Duration = Duration::from_secs(10);
+const WRITER_HANGS: Duration = Duration::from_secs(180);
+/// How long the supervisor may take to answer.
+const SUPERVISOR_ANSWERS: Duration = Duration::from_secs(5);
+/// How often readiness is looked at.
+const LOOK: Duration = Duration::from_millis(250);
+/// Between two tries to open a file that can't be opened for now.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// How often it is looked whether strangers took all places, and told at most.
 const STRANGERS_LOOKED_AT: Duration = Duration::from_secs(5);
@@ -74,82 +84,101 @@ pub fn open(database: &std::path::Path) -> Result<(Shared, Closing), StoreError>
     Ok((shared, closing))
 }
 
-/// Runs until `shutdown`, or until the file is found damaged.
+/// Runs until `shutdown`, or until the file is found damaged. One that can't be opened for now, or not be written, is waited
+/// for.
 ///
 /// # Errors
 /// When the file can't be used, or no longer.
 pub async fn run(setup: Setup, reloads: mpsc::Receiver<Fleet>, shutdown: CancellationToken) -> Result<(), StoreError> {
-    let database = setup.database.clone();
-    let (shared, closing) = off_thread(move || open(&database)).await??;
-    let result = serve(&shared, setup, reloads, shutdown).await;
-    if let Ok(Err(_)) | Err(_) = tokio::time::timeout(DRAIN, off_thread(move || closing.finish())).await {
+    let mut opening = Opening::begin(&setup).await?;
+    let result = serve(&mut opening, setup, reloads, shutdown).await;
+    if let Some(closing) = opening.closing.take()
+        && let Ok(Err(_)) | Err(_) = tokio::time::timeout(DRAIN, off_thread(move || closing.finish())).await
+    {
         tracing::warn!("the end of the last write-back was not awaited; the next start does it");
     }
     result
 }
 
 async fn serve(
-    shared: &Shared,
+    opening: &mut Opening,
     setup: Setup,
     reloads: mpsc::Receiver<Fleet>,
     shutdown: CancellationToken,
 ) -> Result<(), StoreError> {
-    let store = &shared.store;
     let address = setup.listener.local_addr().ok().map(|address| address.to_string());
     let webhooks = setup.webhooks.as_ref().and_then(|webhooks| webhooks.listener.local_addr().ok());
     let webhooks = webhooks.map(|address| address.to_string());
-    store.started(now(), address.clone(), webhooks.clone()).await?;
-    let inbox = Inbox::default();
-    let mut supervisor = Supervisor::new(shared.clone(), inbox.clone());
-    supervisor.load(setup.fleet).await?;
-    let roster = supervisor.roster();
     let (control, orders) = control::channel();
-    let (ready, readiness) = watch::channel(None);
+    let (ready, readiness) = watch::channel(opening.problem());
+    let mirror: Arc<OnceLock<Mirror>> = Arc::default();
+    let (shown, owned) = (Arc::clone(&mirror), Arc::clone(&mirror));
     let ops = server::Ops {
         database: setup.database,
         control: control.clone(),
         token: setup.token,
         ready: readiness,
-        live: Arc::new(move || counts(&roster)),
-        own: {
-            let (store, budget) = (store.clone(), shared.budget.clone());
-            Arc::new(move || own(&store, &budget))
-        },
+        live: Arc::new(move || shown.get().map(|mirror| counts(&mirror.roster)).unwrap_or_default()),
+        own: Arc::new(move || owned.get().map(|mirror| own(&mirror.shared)).unwrap_or_default()),
     };
     // Its own token: what ends because of `shutdown` must not look as if it had ended by itself.
     let ended = CancellationToken::new();
-    let mut supervising = tokio::spawn(supervisor.run(orders, reloads, ended.clone()));
+    let mut tasks = Vec::new();
     let mut serving = tokio::spawn(server::serve(setup.listener, ops, ended.clone()));
-    let mut taking = tokio::spawn({
-        let (shared, ended, begun) = (shared.clone(), ended.clone(), setup.webhooks);
-        async move {
-            let Some(webhooks) = first(begun, setup.webhooks_later, &shared.store, &ended).await else { return Ok(()) };
-            let places = Places::of_publishers(webhooks.settings.trusted_proxies.clone());
-            let router = webhook::router(inbox, &webhooks.settings, shared.budget.clone());
-            let serving =
-                server::serve_webhooks(webhooks.listener, webhooks.tls, places.clone(), router, ended.clone());
-            let telling = tell_of_strangers(&shared.store, &places);
-            tokio::select! { served = serving => served, () = telling => Ok(()) }
+    tasks.push(serving.abort_handle());
+    tasks.push(tokio::spawn(watch(Arc::clone(&mirror), control, ready, ended.clone())).abort_handle());
+    let mirroring = async {
+        let shared = opening.wait().await?;
+        let store = shared.store.clone();
+        let inbox = Inbox::default();
+        let mut supervisor = Supervisor::new(shared.clone(), inbox.clone());
+        // It is set once.
+        let _ =
+            mirror.set(Mirror { shared: shared.clone(), roster: supervisor.roster(), running: AtomicBool::new(false) });
+        tokio::select! {
+            begun = begin(&mut supervisor, &store, setup.fleet, (address.clone(), webhooks.clone())) => begun?,
+            broken = broken(&store) => return Err(broken),
         }
-    });
-    let watching = tokio::spawn(watch(store.clone(), control, ready, ended.clone()));
-    tracing::info!(ops = address, webhooks, database = %store.path().display(), "running");
-    notify(&[sd_notify::NotifyState::Ready, sd_notify::NotifyState::Status(MIRRORING)]);
+        let mut supervising = tokio::spawn(supervisor.run(orders, reloads, ended.clone()));
+        tasks.push(supervising.abort_handle());
+        let mut taking = tokio::spawn({
+            let (shared, ended) = (shared.clone(), ended.clone());
+            async move {
+                let Some(webhooks) = first(setup.webhooks, setup.webhooks_later, &shared.store, &ended).await else {
+                    return Ok(());
+                };
+                let places = Places::of_publishers(webhooks.settings.trusted_proxies.clone());
+                let router = webhook::router(inbox, &webhooks.settings, shared.budget.clone());
+                let serving =
+                    server::serve_webhooks(webhooks.listener, webhooks.tls, places.clone(), router, ended.clone());
+                let telling = tell_of_strangers(&shared.store, &places);
+                tokio::select! { served = serving => served, () = telling => Ok(()) }
+            }
+        });
+        tasks.push(taking.abort_handle());
+        mirror.get().inspect(|mirror| mirror.running.store(true, Ordering::Relaxed));
+        tracing::info!(ops = address, webhooks, database = %store.path().display(), "running");
+        notify(&[sd_notify::NotifyState::Ready, sd_notify::NotifyState::Status(MIRRORING)]);
+        tokio::select! {
+            broken = broken(&store) => Err(broken),
+            _ = &mut supervising => Err(StoreError::Refused("the supervisor fell over".into())),
+            served = &mut taking => Err(StoreError::Refused(format!("the webhook listener ended: {served:?}"))),
+        }
+    };
     let result = tokio::select! {
         () = shutdown.cancelled() => Ok(()),
-        broken = broken(store) => Err(broken),
-        _ = &mut supervising => Err(StoreError::Refused("the supervisor fell over".into())),
+        result = mirroring => result,
         served = &mut serving => Err(StoreError::Refused(format!("the operators' listener ended: {served:?}"))),
-        served = &mut taking => Err(StoreError::Refused(format!("the webhook listener ended: {served:?}"))),
     };
     notify(&[sd_notify::NotifyState::Stopping, sd_notify::NotifyState::Status("stopping")]);
-    if result.is_ok() {
+    if let (Ok(()), Some(mirror)) = (&result, mirror.get()) {
         // Where nothing can be written, the end goes unrecorded: the log says it.
-        let recorded = tokio::time::timeout(DRAIN / 4, store.event(None, now(), "stopped", "asked to")).await;
+        let event = mirror.shared.store.event(None, now(), "stopped", "asked to");
+        let recorded = tokio::time::timeout(DRAIN / 4, event).await;
         tracing::info!(recorded = recorded.is_ok(), "stopping");
     }
     ended.cancel();
-    for task in [supervising.abort_handle(), serving.abort_handle(), taking.abort_handle(), watching.abort_handle()] {
+    for task in tasks {
         let end = async {
             while !task.is_finished() {
                 tokio::time::sleep(Duration::from_millis(5)).await;
@@ -208,6 +237,101 @@ async fn tell_of_strangers(store: &Store, places: &Places) {
     }
 }
 
+/// What works once the file is open.
+struct Mirror {
+    shared: Shared,
+    roster: Roster,
+    /// Whether the supervisor answers.
+    running: AtomicBool,
+}
+
+/// A file that is being opened.
+struct Opening {
+    database: PathBuf,
+    first: Option<Result<Shared, StoreError>>,
+    closing: Option<Closing>,
+}
+
+impl Opening {
+    /// Tries it once.
+    ///
+    /// # Errors
+    /// When trying again can't help.
+    async fn begin(setup: &Setup) -> Result<Self, StoreError> {
+        let mut opening = Self { database: setup.database.clone(), first: None, closing: None };
+        let tried = opening.attempt().await;
+        if let Err(error) = &tried {
+            if !error.is_environment() {
+                return Err(error.clone());
+            }
+            let ops = setup.listener.local_addr().ok().map(|address| address.to_string());
+            tracing::error!(ops, %error, "the mirror begins once the database can be opened");
+            let status = sd_notify::NotifyState::Status("waiting for the database");
+            notify(&[sd_notify::NotifyState::Ready, status]);
+        }
+        opening.first = Some(tried);
+        Ok(opening)
+    }
+
+    /// Why it is not open yet.
+    fn problem(&self) -> Option<String> {
+        match &self.first {
+            Some(Err(error)) => Some(format!("{error}; tried again until it can be")),
+            _ => None,
+        }
+    }
+
+    /// Tries again until it is open.
+    ///
+    /// # Errors
+    /// When trying again can't help.
+    async fn wait(&mut self) -> Result<Shared, StoreError> {
+        let mut tried = match self.first.take() {
+            Some(tried) => tried,
+            None => self.attempt().await,
+        };
+        loop {
+            match tried {
+                Err(error) if error.is_environment() => tokio::time::sleep(AGAIN).await,
+                settled => return settled,
+            }
+            tried = self.attempt().await;
+        }
+    }
+
+    async fn attempt(&mut self) -> Result<Shared, StoreError> {
+        let database = self.database.clone();
+        let (shared, closing) = off_thread(move || open(&database)).await??;
+        self.closing = Some(closing);
+        Ok(shared)
+    }
+}
+
+/// Writes the start down and starts the feeds. While nothing can be written systemd is told all the same.
+async fn begin(
+    supervisor: &mut Supervisor,
+    store: &Store,
+    fleet: Fleet,
+    (address, webhooks): (Option<String>, Option<String>),
+) -> Result<(), StoreError> {
+    let began = async {
+        store.started(now(), address, webhooks).await?;
+        supervisor.load(fleet).await
+    };
+    let mut began = std::pin::pin!(began);
+    let mut intake = store.intake();
+    let blocked = async {
+        if intake.wait_for(|intake| matches!(intake, Intake::Blocked(_))).await.is_ok() {
+            notify(&[sd_notify::NotifyState::Ready, sd_notify::NotifyState::Status("waiting for the database")]);
+        }
+    };
+    tokio::select! {
+        began = &mut began => return began,
+        () = blocked => {}
+    }
+    began.await
+}
+
 fn counts(roster: &Roster) -> Vec<FeedCounts> {
     let counts = |done: crate::supervisor::fleet::Done| FeedCounts {
         feed: FeedName::to_string(&done.feed),
@@ -222,7 +346,7 @@ fn counts(roster: &Roster) -> Vec<FeedCounts> {
     roster.done().into_iter().map(counts).collect()
 }
 
-fn own(store: &Store, budget: &Budget) -> Own {
+fn own(Shared { store, budget, .. }: &Shared) -> Own {
     let (queued_small, queued_large) = store.queue_depths();
     let (budget_bytes, budget_used_bytes) = budget.bytes();
     let (commits, pinned_bytes) = (store.commits(), store.pinned_bytes());
@@ -238,35 +362,85 @@ async fn broken(store: &Store) -> StoreError {
     StoreError::Unusable { path: store.path().to_owned(), problem }
 }
 
-/// Tells readiness as the store's intake changes, and feeds systemd's watchdog while supervisor and writer answer.
-async fn watch(store: Store, control: Control, ready: watch::Sender<Option<String>>, ended: CancellationToken) {
+/// Tells readiness as the writer gets on or doesn't, and feeds systemd's watchdog while supervisor and writer answer.
+async fn watch(
+    mirror: Arc<OnceLock<Mirror>>,
+    control: Control,
+    ready: watch::Sender<Option<String>>,
+    ended: CancellationToken,
+) {
     let every = sd_notify::watchdog_enabled().map_or(Duration::from_secs(15), |limit| limit / 3);
-    let mut tick = tokio::time::interval(every);
+    let mut fed = None;
+    let mut pinned = 0;
+    let mut tick = tokio::time::interval(LOOK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let (mut intake, mut pinned) = (store.intake(), store.pinned());
+    let mut recording = JoinSet::new();
     loop {
         tokio::select! {
             () = ended.cancelled() => return,
-            Ok(()) = intake.changed() => {
-                let reason = blocked(&intake.borrow_and_update());
-                let status = reason.as_deref().unwrap_or(MIRRORING);
-                notify(&[sd_notify::NotifyState::Status(status)]);
-                ready.send_replace(reason);
+            _ = tick.tick() => {}
+        }
+        let Some(mirror) = mirror.get() else {
+            feed_watchdog(&mut fed, every);
+            continue;
+        };
+        let store = &mirror.shared.store;
+        let reason = unready(store);
+        if ready.send_if_modified(|told| {
+            *told != reason && {
+                told.clone_from(&reason);
+                true
             }
-            Ok(()) = pinned.changed() => {
-                let pages = *pinned.borrow_and_update();
-                record_pinned(&store, pages).await;
-            }
-            _ = tick.tick() => {
-                if control.ping().await.is_ok() && writer_answers(&store).await {
-                    notify(&[sd_notify::NotifyState::Watchdog]);
-                }
-            }
+        }) {
+            notify(&[sd_notify::NotifyState::Status(reason.as_deref().unwrap_or(MIRRORING))]);
+        }
+        let pages = *store.pinned().borrow();
+        if pages != pinned && recording.is_empty() {
+            pinned = pages;
+            recording.spawn(record_pinned(store.clone(), pages));
+        }
+        while recording.try_join_next().is_some() {}
+        let due = fed.is_none_or(|fed: Instant| fed.elapsed() >= every);
+        if due && writer_answers(store) && supervisor_answers(mirror, &control).await {
+            feed_watchdog(&mut fed, every);
         }
     }
 }
 
-async fn record_pinned(store: &Store, pages: i64) {
+fn feed_watchdog(fed: &mut Option<Instant>, every: Duration) {
+    if fed.is_none_or(|fed| fed.elapsed() >= every) {
+        *fed = Some(Instant::now());
+        notify(&[sd_notify::NotifyState::Watchdog]);
+    }
+}
+
+/// Why nothing is written at the moment: what the surroundings refuse, or a writer that gets nothing done.
+fn unready(store: &Store) -> Option<String> {
+    if let Intake::Blocked(reason) | Intake::Broken(reason) = &*store.intake().borrow() {
+        return Some(reason.clone());
+    }
+    let overdue = store.overdue();
+    (overdue >= WRITER_SLOW).then(|| {
+        // In steps, so that it is no news every second.
+        let seconds = overdue.as_secs() / 10 * 10;
+        format!("the database's writer is held: nothing was committed for over {seconds} s, and work waits for it")
+    })
+}
+
+/// A writer that the surroundings keep from writing waits, and does not hang.
+fn writer_answers(store: &Store) -> bool {
+    *store.intake().borrow() != Intake::Open || store.overdue() < WRITER_HANGS
+}
+
+/// It waits for nobody, so it answers at once; before it runs there is nobody to ask.
+async fn supervisor_answers(mirror: &Mirror, control: &Control) -> bool {
+    if !mirror.running.load(Ordering::Relaxed) {
+        return true;
+    }
+    tokio::time::timeout(SUPERVISOR_ANSWERS, control.ping()).await.is_ok_and(|answer| answer.is_ok())
+}
+
+async fn record_pinned(store: Store, pages: i64) {
     let (what, detail) = match pages {
         0 => ("wal-reset", "the WAL could be written back".to_owned()),
         pages => ("wal-pinned", format!("a long reader keeps a WAL of {pages} pages from being written back")),
@@ -274,22 +448,6 @@ async fn record_pinned(store: &Store, pages: i64) {
     if let Err(error) = store.event(None, now(), what, &detail).await {
         tracing::warn!(%error, what, detail, "an event could not be written");
     }
-}
-
-fn blocked(intake: &Intake) -> Option<String> {
-    match intake {
-        Intake::Open => None,
-        Intake::Blocked(reason) | Intake::Broken(reason) => Some(reason.clone()),
-    }
-}
-
-/// A writer that the surroundings keep from writing waits, and does not hang.
-async fn writer_answers(store: &Store) -> bool {
-    if *store.intake().borrow() != Intake::Open {
-        return true;
-    }
-    let answer = tokio::time::timeout(WRITER_ANSWERS, store.ping()).await;
-    answer.is_ok() || *store.intake().borrow() != Intake::Open
 }
 
 /// Tells systemd, where there is one.

@@ -16,7 +16,10 @@ pub mod feeds;
 pub mod forget;
 mod journal;
 pub mod keep;
+mod keys;
 mod positions;
+pub mod purge;
+mod queue;
 pub mod read;
 pub mod rename;
 pub mod restore;
@@ -34,7 +37,8 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
 use tokio::sync::watch;
 
-use writer::{Queue, Writer};
+use queue::Queue;
+use writer::Writer;
 
 /// "fmir": marks a SQLite file as ours.
 pub const APPLICATION_ID: i32 = 0x666D_6972;
@@ -48,8 +52,6 @@ pub const SCHEMA_VERSION: i32 = MIGRATIONS.len() as i32;
 /// Large pages keep the tree over 1–2 KB rows shallow (see ARCHITECTURE, "the store").
 const PAGE_BYTES: u32 = 16 * 1024;
 const CACHE_KIB: u32 = 48 * 1024;
-/// 48 bits of an item's hash make its key; tests take fewer, to make keys collide.
-const KEY_SHIFT: u32 = 16;
 
 /// Milliseconds since 1970 UTC, as stored.
 pub type Millis = i64;
@@ -158,6 +160,7 @@ pub struct Store {
     intake: watch::Receiver<Intake>,
     pinned: watch::Receiver<i64>,
     gate: Arc<checkpoint::Gate>,
+    purged: Arc<purge::Purged>,
     path: Arc<Path>,
 }
 
@@ -194,7 +197,7 @@ impl Store {
     /// [`StoreError::Held`] when another process writes it, [`StoreError::Unusable`] when it is damaged or not ours,
     /// [`StoreError::Unavailable`] when the surroundings keep it from being opened.
     pub fn open(path: &Path) -> Result<(Self, Closing), StoreError> {
-        Self::open_with(path, KEY_SHIFT)
+        Self::open_with(path, keys::KEY_SHIFT)
     }
 
     fn open_with(path: &Path, key_shift: u32) -> Result<(Self, Closing), StoreError> {
@@ -219,7 +222,8 @@ impl Store {
             spawn("writer", Box::new(move || writer.run()))?,
             spawn("checkpointer", Box::new(move || checkpoint::run(&checkpointer, file, &gate, &checkpointed)))?,
         ];
-        let store = Self { queue: Arc::clone(&queue), intake, pinned, gate: kept, path: path.into() };
+        let store =
+            Self { queue: Arc::clone(&queue), intake, pinned, gate: kept, purged: Arc::default(), path: path.into() };
         Ok((store, Closing { queue, threads, _lock: lock }))
     }
 
@@ -243,13 +247,18 @@ impl Store {
     /// # Errors
     /// When it has stopped.
     pub async fn ping(&self) -> Result<(), StoreError> {
-        self.submit(writer::Weight::default(), |_| Ok(())).await
+        self.submit(queue::Weight::default(), |_| Ok(())).await
     }
 
     /// Deliveries and other work waiting for the writer.
     pub fn queued(&self) -> usize {
         let (small, large) = self.queue.depths();
         small + large
+    }
+
+    /// How long the writer has owed an answer without giving any: work waits, or is under way, and nothing is committed.
+    pub fn overdue(&self) -> Duration {
+        self.queue.overdue()
     }
 
     /// Small and large work waiting for the writer.

@@ -11,8 +11,10 @@ pub mod fleet;
 pub mod housekeeping;
 pub mod once;
 mod orders;
+mod quarantine;
 #[cfg(test)]
 mod tests;
+mod unit;
 
 use std::sync::Arc;
 use std::time::Duration;

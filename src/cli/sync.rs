@@ -95,6 +95,7 @@ async fn bring(globals: &Globals, targets: Targets, args: &Args) -> anyhow::Resu
     let rows = bring_all(globals, &targets, &shared, args.tries, &cancel).await;
     interrupted.abort();
     if rows.is_ok() && !cancel.is_cancelled() && *shared.store.intake().borrow() == Intake::Open {
+        housekeeping::remove_purged(&shared.store).await?;
         housekeeping::once(&shared.store, &targets.fleet.keep).await?;
     }
     let broken = match &*shared.store.intake().borrow() {

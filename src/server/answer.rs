@@ -101,6 +101,13 @@ pub(super) fn done(words: &str) -> Response {
     json(&json!({ "done": words }))
 }
 
+/// An order is being carried out, or will be as soon as it can be; with the words for it.
+pub(super) fn accepted(words: &str) -> Response {
+    let mut response = json(&json!({ "accepted": words }));
+    *response.status_mut() = StatusCode::ACCEPTED;
+    response
+}
+
 /// One JSON document.
 pub(super) fn json(value: &serde_json::Value) -> Response {
     typed("application/json", format!("{value}\n"))

@@ -8,10 +8,10 @@ use jiff::Timestamp;
 use url::Url;
 
 use super::Shared;
-use super::answer::{Problem, done, json};
+use super::answer::{Problem, accepted, done, json};
 use super::options::Options;
 use crate::supervisor::ack::Ack;
-use crate::supervisor::control::{Chosen, Named, Order, QuarantineOrder};
+use crate::supervisor::control::{Answer, Chosen, Named, Order, QuarantineOrder};
 
 /// `POST /api/feeds/{name}/{verb}`.
 pub(super) async fn feed(
@@ -20,7 +20,7 @@ pub(super) async fn feed(
     body: Body,
 ) -> Result<Response, Problem> {
     let order = order(&verb, Options::read(body).await?)?;
-    Ok(done(&shared.ops.control.feed(&name, order).await?))
+    Ok(answered(shared.ops.control.feed(&name, order).await?))
 }
 
 /// `POST /api/quarantine/{id}/{verb}`.
@@ -32,7 +32,7 @@ pub(super) async fn quarantine(
     let order = quarantine_order(&verb)?;
     Options::read(body).await?.finish()?;
     let id = id.parse().map_err(|_| Problem::missing(format!("there is no quarantine row {id}")))?;
-    Ok(done(&shared.ops.control.quarantine(id, order).await?))
+    Ok(answered(shared.ops.control.quarantine(id, order).await?))
 }
 
 /// `POST /api/quarantine/retry`: many rows at once.
@@ -43,6 +43,13 @@ pub(super) async fn retry_many(State(shared): State<Shared>, body: Body) -> Resu
 /// `POST /api/quarantine/drop`: many rows at once.
 pub(super) async fn drop_many(State(shared): State<Shared>, body: Body) -> Result<Response, Problem> {
     sort(&shared, QuarantineOrder::Drop, body).await
+}
+
+fn answered(answer: Answer) -> Response {
+    match answer {
+        Answer::Done(words) => done(&words),
+        Answer::Accepted(words) => accepted(&words),
+    }
 }
 
 async fn sort(shared: &Shared, order: QuarantineOrder, body: Body) -> Result<Response, Problem> {

@@ -27,8 +27,7 @@ use lookup::{Met, Prepared, Wanted};
 use notice::{notice_class, notice_going_back};
 pub use origin::Origin;
 pub(super) use row::{
-    DELETED, FORGOTTEN, NUMBER, ROW_BYTES, SqlModified, forgotten_flags, is_possible, item_key, stored_modified,
-    swept_flags,
+    DELETED, FORGOTTEN, NUMBER, ROW_BYTES, SqlModified, forgotten_flags, is_possible, stored_modified, swept_flags,
 };
 
 /// What one endpoint hands to the store at once.
@@ -338,8 +337,8 @@ fn apply_item(
     item: &Item,
     tally: &mut Tally,
 ) -> Result<(), StoreError> {
-    let key = item_key(&item.kind, &item.id, bench.key_shift);
-    let kind = bench.kind(&item.kind)?;
+    let key = bench.keys.item(&item.kind, &item.id);
+    let kind = bench.kind(feed.id, &item.kind)?;
     let data = delivery.page.data(item);
     let rules = Rules {
         order: delivery.order,

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use rusqlite::Connection;
 use tokio::sync::watch;
 
-use super::writer::Queue;
+use super::queue::Queue;
 
 /// What the WAL file is cut back to once it has been written back.
 pub(super) const KEPT_WAL_BYTES: i64 = 512 << 20;

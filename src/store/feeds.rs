@@ -1,10 +1,10 @@
-//! Feeds and their endpoints as the store knows them: registered, noted, paused, sought, purged.
+//! Feeds and their endpoints as the store knows them: registered, noted, paused, sought.
 
 use rusqlite::{OptionalExtension, params};
 
 use super::resync::{self, Resync, Trust};
 use super::writer::{Bench, Weight};
-use super::{Millis, Store, StoreError, journal};
+use super::{Millis, Store, StoreError, journal, purge};
 use crate::feed::{Attribution, FeedName, Generation, Health, Mode};
 
 /// A feed as configured.
@@ -139,16 +139,20 @@ impl Store {
         self.submit(Weight::default(), move |bench| read(bench, name.as_str())).await
     }
 
-    /// Notes how a poll endpoint is doing. A feed that is suspect stays so while it answers.
+    /// Notes how a poll endpoint is doing. A feed that is suspect stays so while it answers; what comes late from one that
+    /// was paused or purged meanwhile changes nothing.
     ///
     /// # Errors
     /// When a statement fails or the writer has stopped.
     pub async fn note(&self, feed: i64, at: Millis, note: Note) -> Result<(), StoreError> {
         self.submit(Weight::default(), move |bench| {
-            bench
+            let noted = bench
                 .db
-                .prepare_cached("UPDATE feed SET failures = ?2, next_poll_at = ?3 WHERE id = ?1")?
+                .prepare_cached("UPDATE feed SET failures = ?2, next_poll_at = ?3 WHERE id = ?1 AND paused = 0")?
                 .execute(params![feed, note.failures, note.next_poll_at])?;
+            if noted == 0 {
+                return Ok(());
+            }
             set_health(bench, feed, at, note.health, note.reason.as_deref())
         })
         .await
@@ -223,26 +227,13 @@ impl Store {
         .await
     }
 
-    /// Stops or resumes a feed by the operator's will; a purged feed begins anew when resumed.
+    /// Stops or resumes a feed by the operator's will; a purged feed begins anew when resumed, once its rows are removed.
     ///
     /// # Errors
     /// When a statement fails or the writer has stopped.
     pub async fn pause(&self, name: &FeedName, at: Millis, paused: bool) -> Result<StoredFeed, StoreError> {
         let name = name.clone();
-        self.submit(Weight::default(), move |bench| {
-            let feed = read(bench, name.as_str())?;
-            bench.db.execute("UPDATE feed SET paused = ?2 WHERE id = ?1", params![feed.id, paused])?;
-            if !paused && feed.purged {
-                let anew = "UPDATE endpoint SET cursor = (SELECT url FROM feed WHERE id = ?1) WHERE feed = ?1 AND transport = 0";
-                bench.db.execute(anew, [feed.id])?;
-                let refresh = "UPDATE feed SET purged = 0, mode = 'refresh', began_at = ?2 WHERE id = ?1";
-                bench.db.execute(refresh, params![feed.id, at])?;
-            }
-            let health = if paused { Health::Paused } else { Health::Ok };
-            set_health(bench, feed.id, at, health, paused.then_some("paused: by the operator"))?;
-            read(bench, name.as_str())
-        })
-        .await
+        self.submit(Weight::default(), move |bench| pause(bench, name.as_str(), at, paused)).await
     }
 
     /// Puts the poll cursor somewhere else.
@@ -260,17 +251,24 @@ impl Store {
         })
         .await
     }
+}
 
-    /// Removes a feed's rows, quarantine and cursors, and leaves one `purged` change. A feed that is no longer
-    /// configured goes altogether.
-    ///
-    /// # Errors
-    /// When a statement fails or the writer has stopped.
-    pub async fn purge(&self, name: &FeedName, at: Millis) -> Result<(), StoreError> {
-        let name = name.clone();
-        let weight = Weight { seqs: 1, ..Weight::default() };
-        self.submit(weight, move |bench| purge(bench, name.as_str(), at)).await
+pub(super) fn pause(bench: &mut Bench<'_>, name: &str, at: Millis, paused: bool) -> Result<StoredFeed, StoreError> {
+    let feed = read(bench, name)?;
+    if purge::resume_later(bench, feed.id, !paused)? {
+        return Ok(feed);
     }
+    bench.db.execute("UPDATE feed SET paused = ?2 WHERE id = ?1", params![feed.id, paused])?;
+    if !paused && feed.purged {
+        let anew =
+            "UPDATE endpoint SET cursor = (SELECT url FROM feed WHERE id = ?1) WHERE feed = ?1 AND transport = 0";
+        bench.db.execute(anew, [feed.id])?;
+        let refresh = "UPDATE feed SET purged = 0, mode = 'refresh', began_at = ?2 WHERE id = ?1";
+        bench.db.execute(refresh, params![feed.id, at])?;
+    }
+    let health = if paused { Health::Paused } else { Health::Ok };
+    set_health(bench, feed.id, at, health, paused.then_some("paused: by the operator"))?;
+    read(bench, name)
 }
 
 fn register(bench: &mut Bench<'_>, at: Millis, feed: &Registration) -> Result<(), StoreError> {
@@ -377,17 +375,22 @@ pub(super) fn set_health(
     health: Health,
     reason: Option<&str>,
 ) -> Result<(), StoreError> {
-    let (before, was, suspect): (String, Option<String>, Option<String>) = bench
+    let found: Option<(String, Option<String>, Option<String>)> = bench
         .db
         .prepare_cached(
             "SELECT e.health, e.reason, f.suspect FROM endpoint e JOIN feed f ON f.id = e.feed
              WHERE e.feed = ?1 AND e.transport = 0",
         )?
-        .query_row([feed], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+        .query_row([feed], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
+        .optional()?;
+    // Purged meanwhile: what is said of it is too late.
+    let Some((before, was, suspect)) = found else { return Ok(()) };
     let (health, reason) = match (health, suspect.as_deref()) {
         (Health::Ok, Some(suspect)) => (Health::Suspect, Some(suspect)),
         _ => (health, reason),
     };
+    let reason = reason.map(journal::cut);
+    let reason = reason.as_deref();
     if before == health.as_str() && was.as_deref() == reason {
         return Ok(());
     }
@@ -443,40 +446,4 @@ pub(super) fn read(bench: &Bench<'_>, name: &str) -> Result<StoredFeed, StoreErr
     let mut feed = found.ok_or_else(|| StoreError::Refused(format!("there is no feed {name} in the mirror")))?;
     feed.resync = resync::read(bench, feed.id)?;
     Ok(feed)
-}
-
-fn purge(bench: &mut Bench<'_>, name: &str, at: Millis) -> Result<(), StoreError> {
-    let feed = read(bench, name)?.id;
-    let tables =
-        ["item", "delivery", "activity", "quarantined", "refusal", "position", "resync", "seen", "spared", "newest"];
-    for table in tables {
-        bench.db.execute(&format!("DELETE FROM {table} WHERE feed = ?1"), [feed])?;
-    }
-    bench.db.execute("DELETE FROM purge WHERE feed = ?1", [name])?;
-    let seq = bench.seq();
-    bench.db.execute("INSERT INTO purge VALUES (?1, ?2, ?3)", params![seq, name, at])?;
-    let configured: bool = bench.db.query_row("SELECT configured FROM feed WHERE id = ?1", [feed], |row| row.get(0))?;
-    if !configured {
-        for table in ["finding", "event", "endpoint", "forgotten"] {
-            bench.db.execute(&format!("DELETE FROM {table} WHERE feed = ?1"), [feed])?;
-        }
-        bench.db.execute("DELETE FROM feed WHERE id = ?1", [feed])?;
-        return Ok(journal::event(bench, None, at, "purged", name)?);
-    }
-    bench.db.execute(
-        "UPDATE feed SET generation = generation + 1, paused = 1, purged = 1, mode = 'refresh', items = 0, tombstones = 0,
-             level_at = NULL, polled_at = NULL, changed_at = NULL, next_poll_at = NULL, failures = 0, suspect = NULL,
-             differing = 0, class = 0, resynced_at = NULL, read_anew_at = NULL, looked_back_at = NULL, away_since = NULL,
-             stale = 0, look_back_due = 0, held_until = NULL, gone_ms = 0, quarantine_rows = 0, quarantine_bytes = 0,
-             quarantine_dropped = 0, bytes = 0, renumbered = 0, renumber_to = NULL
-         WHERE id = ?1",
-        [feed],
-    )?;
-    bench.db.execute(
-        "UPDATE endpoint SET cursor = NULL, modified = NULL, id = NULL, item_at = NULL, event_id = NULL, updated_at = NULL, push = 'none', delivered = 0,
-             missed = 0, late = 0, proven_at = NULL WHERE feed = ?1",
-        [feed],
-    )?;
-    journal::event(bench, Some(feed), at, "purged", "all rows removed; resume reads the feed anew")?;
-    set_health(bench, feed, at, Health::Paused, Some("paused: purged; resume reads the feed anew"))
 }

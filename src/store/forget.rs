@@ -11,7 +11,7 @@
 use rusqlite::{OptionalExtension, params};
 use sha2::{Digest, Sha256};
 
-use super::apply::{Delivery, FORGOTTEN, ROW_BYTES, forgotten_flags, item_key};
+use super::apply::{Delivery, FORGOTTEN, ROW_BYTES, forgotten_flags};
 use super::writer::{Bench, Weight};
 use super::{Millis, Store, StoreError, feeds, journal, sift};
 use crate::feed::{FeedName, Seq};
@@ -244,7 +244,7 @@ fn rows(bench: &Bench<'_>, feed: i64, item: &Named) -> Result<Vec<Row>, StoreErr
     )?;
     let mut rows = Vec::new();
     for (kind, name) in kinds {
-        let key = item_key(&name, &item.id, bench.key_shift);
+        let key = bench.keys.item(&name, &item.id);
         let row = find
             .query_row(params![feed, key, kind, item.id, ROW_BYTES], |row| {
                 Ok(Row { seq: row.get(0)?, flags: row.get(1)?, bytes: row.get(2)? })

@@ -1,4 +1,4 @@
-//! What went wrong and what happened: quarantine, findings, refusals and events, all bounded per feed.
+//! What went wrong and what happened: quarantine, findings, refusals and events, all bounded per feed, in rows and in bytes.
 
 use rusqlite::{Connection, OptionalExtension, params};
 
@@ -15,6 +15,16 @@ const REFUSALS: i64 = 1_000;
 pub(super) const REFUSALS_A_DELIVERY: usize = 100;
 /// Events kept for a feed, and for the mirror itself.
 const EVENTS: i64 = 1_000;
+/// Bytes of text kept in either, and the expressions that count a row's.
+const REFUSAL_BYTES: i64 = 1 << 20;
+const EVENT_BYTES: i64 = 1 << 20;
+const REFUSAL_SIZE: &str = "octet_length(kind) + octet_length(id) + octet_length(modified) + octet_length(reason)";
+const EVENT_SIZE: &str = "octet_length(what) + coalesce(octet_length(detail), 0)";
+
+/// Words as they are kept, whoever made them.
+pub(super) fn cut(words: &str) -> String {
+    crate::feed::cut(words.to_owned())
+}
 
 /// Keeps a record whole; the same record again only counts.
 pub(super) fn quarantine(
@@ -24,12 +34,8 @@ pub(super) fn quarantine(
     at: Millis,
     record: &Unreadable,
 ) -> rusqlite::Result<()> {
-    let mut hash = xxhash_rust::xxh3::Xxh3Default::new();
-    hash.update(record.reason.as_bytes());
-    hash.update(&[0]);
-    hash.update(record.raw.as_bytes());
-    let digest = hash.digest() as i64;
-    let db = bench.db;
+    let digest = bench.keys.record(record.reason, &record.raw);
+    let (db, detail) = (bench.db, cut(&record.detail));
     let known = db
         .prepare_cached("SELECT id FROM quarantined WHERE feed = ?1 AND digest = ?2 AND reason = ?3 AND raw = ?4")?
         .query_row(params![feed, digest, record.reason, record.raw], |row| row.get::<_, i64>(0))
@@ -40,7 +46,7 @@ pub(super) fn quarantine(
             .execute(params![id, at, count])?;
         return Ok(());
     }
-    let size = i64::try_from(record.raw.len() + record.detail.len()).unwrap_or(QUARANTINE_BYTES);
+    let size = i64::try_from(record.raw.len() + detail.len()).unwrap_or(QUARANTINE_BYTES);
     let taken = db
         .prepare_cached(
             "UPDATE feed SET quarantine_rows = quarantine_rows + 1, quarantine_bytes = quarantine_bytes + ?2
@@ -54,7 +60,7 @@ pub(super) fn quarantine(
         "INSERT INTO quarantined (feed, transport, digest, reason, detail, raw, first_at, last_at, count)
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?7, ?8)",
     )?
-    .execute(params![feed, transport.code(), digest, record.reason, record.detail, record.raw, at, count])?;
+    .execute(params![feed, transport.code(), digest, record.reason, detail, record.raw, at, count])?;
     Ok(())
 }
 
@@ -76,7 +82,13 @@ pub(super) fn finding(bench: &Bench<'_>, feed: i64, at: Millis, finding: &Findin
             "INSERT INTO finding VALUES (?1, ?2, ?3, ?4, ?5, ?5) ON CONFLICT DO UPDATE
              SET count = count + excluded.count, detail = excluded.detail, last_at = excluded.last_at",
         )?
-        .execute(params![feed, finding.rule, finding.detail, i64::try_from(finding.count).unwrap_or(i64::MAX), at])?;
+        .execute(params![
+            feed,
+            finding.rule,
+            cut(&finding.detail),
+            i64::try_from(finding.count).unwrap_or(i64::MAX),
+            at
+        ])?;
     Ok(())
 }
 
@@ -93,8 +105,18 @@ pub(super) fn refusal(
         .prepare_cached(
             "INSERT INTO refusal (at, feed, transport, kind, id, modified, reason) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
         )?
-        .execute(params![at, feed, transport.code(), &*item.kind, &*item.id, SqlModified(&item.modified), reason])?;
-    trim(bench, "refusal", Some(feed), REFUSALS)
+        .execute(params![
+            at,
+            feed,
+            transport.code(),
+            &*item.kind,
+            &*item.id,
+            SqlModified(&item.modified),
+            cut(reason)
+        ])?;
+    let size = item.kind.len() + item.id.len() + item.modified.to_string().len() + reason.len();
+    trim(bench, "refusal", Some(feed), REFUSALS)?;
+    trim_bytes(bench, ("refusal", REFUSAL_SIZE), Some(feed), (REFUSALS, REFUSAL_BYTES), size)
 }
 
 /// A mode or health change, resync, sweep, restart: of a feed, or of the mirror itself.
@@ -106,7 +128,8 @@ pub(super) fn event(
     detail: &str,
 ) -> rusqlite::Result<()> {
     add_event(bench.db, feed, at, what, detail)?;
-    trim(bench, "event", feed, EVENTS)
+    trim(bench, "event", feed, EVENTS)?;
+    trim_bytes(bench, ("event", EVENT_SIZE), feed, (EVENTS, EVENT_BYTES), what.len() + detail.len())
 }
 
 /// An event of a file that no writer has open.
@@ -117,8 +140,12 @@ pub(super) fn add_event(
     what: &str,
     detail: &str,
 ) -> rusqlite::Result<()> {
-    db.prepare_cached("INSERT INTO event (at, feed, what, detail) VALUES (?1, ?2, ?3, ?4)")?
-        .execute(params![at, feed, what, detail])?;
+    db.prepare_cached("INSERT INTO event (at, feed, what, detail) VALUES (?1, ?2, ?3, ?4)")?.execute(params![
+        at,
+        feed,
+        what,
+        cut(detail)
+    ])?;
     Ok(())
 }
 
@@ -129,6 +156,27 @@ fn trim(bench: &Bench<'_>, table: &str, feed: Option<i64>, kept: i64) -> rusqlit
          AND n <= (SELECT n FROM {table} WHERE feed IS ?1 ORDER BY n DESC LIMIT 1 OFFSET ?2)"
     );
     bench.db.prepare_cached(&sql)?.execute(params![feed, kept])?;
+    Ok(())
+}
+
+/// Removes the feed's oldest rows until the others hold no more than `bytes`. Small rows can't, so only one of some `size`
+/// is a reason to count.
+pub(super) fn trim_bytes(
+    bench: &Bench<'_>,
+    (table, size_of): (&str, &str),
+    feed: Option<i64>,
+    (rows, bytes): (i64, i64),
+    size: usize,
+) -> rusqlite::Result<()> {
+    if i64::try_from(size).unwrap_or(i64::MAX) < bytes / (2 * rows) {
+        return Ok(());
+    }
+    let sql = format!(
+        "DELETE FROM {table} WHERE feed IS ?1 AND n <=
+             (SELECT max(n) FROM (SELECT n, sum({size_of}) OVER (ORDER BY n DESC) AS so_far
+                                  FROM {table} WHERE feed IS ?1) WHERE so_far > ?2)"
+    );
+    bench.db.prepare_cached(&sql)?.execute(params![feed, bytes])?;
     Ok(())
 }
 

@@ -5,7 +5,6 @@
 
 use rusqlite::{OptionalExtension, params};
 
-use super::apply::item_key;
 use super::writer::{Bench, Weight};
 use super::{Millis, Store, StoreError};
 use crate::feed::Item;
@@ -84,7 +83,7 @@ fn find(bench: &Bench<'_>, feed: i64, before: Millis, or_within: u32) -> rusqlit
 }
 
 fn is_live(bench: &Bench<'_>, feed: i64, kind: &str, id: &str) -> rusqlite::Result<bool> {
-    let key = item_key(kind, id, bench.key_shift);
+    let key = bench.keys.item(kind, id);
     let found = bench
         .db
         .prepare_cached(

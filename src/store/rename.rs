@@ -100,7 +100,9 @@ fn standing(bench: &Bench<'_>, name: &FeedName) -> Result<Option<Standing>, Stor
 
 /// Removes a feed that holds nothing.
 fn remove(bench: &Bench<'_>, feed: i64) -> Result<(), StoreError> {
-    for table in ["finding", "event", "endpoint", "refusal", "position", "resync", "seen", "spared", "newest"] {
+    for table in
+        ["finding", "event", "endpoint", "refusal", "position", "resync", "seen", "spared", "newest", "feed_kind"]
+    {
         bench.db.execute(&format!("DELETE FROM {table} WHERE feed = ?1"), [feed])?;
     }
     bench.db.execute("DELETE FROM feed WHERE id = ?1", [feed])?;

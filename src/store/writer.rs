@@ -4,17 +4,19 @@
 //! Small work goes first and closes a group of large work, so that a push delivery never waits for a refresh. A group
 //! that the surroundings refuse is done again, whole, until they don't; one piece that fails is undone alone.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 
 use super::checkpoint::Gate;
-use super::commits::Commits;
-use super::{Intake, Store, StoreError};
+use super::keys::Keys;
+pub(super) use super::queue::Weight;
+use super::queue::{Job, Queue};
+use super::{Intake, StoreError};
 use crate::feed::Seq;
 
 /// A group of large work closes at this many items: index pages are written once a commit, so larger groups are
@@ -30,182 +32,13 @@ const BRISK_FOR: Duration = Duration::from_secs(5);
 const BLOCK: Seq = 1 << 20;
 const BLOCKED_PAUSE: Duration = Duration::from_millis(500);
 
-/// How a piece of work is queued and committed.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Weight {
-    /// Goes behind all small work.
-    pub(super) large: bool,
-    /// Must be on the disk before it is answered.
-    pub(super) durable: bool,
-    /// The most change numbers it can take.
-    pub(super) seqs: usize,
-}
-
-/// A piece of work. It may run more than once; only the last run counts.
-trait Work: Send {
-    fn run(&mut self, bench: &mut Bench<'_>) -> Result<(), StoreError>;
-    fn answer(self: Box<Self>, result: Result<(), StoreError>);
-}
-
-struct Task<F, T> {
-    work: F,
-    output: Option<T>,
-    reply: oneshot::Sender<Result<T, StoreError>>,
-}
-
-impl<F, T> Work for Task<F, T>
-where
-    F: FnMut(&mut Bench<'_>) -> Result<T, StoreError> + Send,
-    T: Send,
-{
-    fn run(&mut self, bench: &mut Bench<'_>) -> Result<(), StoreError> {
-        self.output = Some((self.work)(bench)?);
-        Ok(())
-    }
-
-    fn answer(self: Box<Self>, result: Result<(), StoreError>) {
-        let output = match (result, self.output) {
-            (Ok(()), Some(output)) => Ok(output),
-            (Ok(()), None) => Err(StoreError::Closed),
-            (Err(error), _) => Err(error),
-        };
-        // Whoever asked may be gone; the work is committed all the same.
-        let _ = self.reply.send(output);
-    }
-}
-
-struct Job {
-    weight: Weight,
-    work: Box<dyn Work>,
-}
-
-/// What waits for the writer.
-#[derive(Default)]
-pub(super) struct Queue {
-    waiting: Mutex<Waiting>,
-    changed: Condvar,
-    pub(super) commits: Commits,
-}
-
-#[derive(Default)]
-struct Waiting {
-    small: VecDeque<Job>,
-    large: VecDeque<Job>,
-    large_put_off: bool,
-    closed: bool,
-    /// Groups in a row that began with small work while large work waited.
-    small_first: u32,
-}
-
-/// After so many groups of small work it is large work's turn: a publisher that never stops pushing harms nobody.
-const SMALL_FIRST: u32 = 8;
-
-impl Queue {
-    fn lock(&self) -> MutexGuard<'_, Waiting> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn push(&self, job: Job) {
-        let mut waiting = self.lock();
-        if waiting.closed {
-            drop(waiting);
-            return job.work.answer(Err(StoreError::Closed));
-        }
-        let line = if job.weight.large { &mut waiting.large } else { &mut waiting.small };
-        line.push_back(job);
-        self.changed.notify_one();
-    }
-
-    /// No more work is taken; what waits is still done.
-    pub(super) fn close(&self) {
-        self.lock().closed = true;
-        self.changed.notify_all();
-    }
-
-    /// While it is put off, large work waits and small work goes on.
-    pub(super) fn put_off_large(&self, put_off: bool) {
-        self.lock().large_put_off = put_off;
-        self.changed.notify_all();
-    }
-
-    pub(super) fn depths(&self) -> (usize, usize) {
-        let waiting = self.lock();
-        (waiting.small.len(), waiting.large.len())
-    }
-
-    /// The next piece of work, small first; `None` once closed and empty.
-    fn first(&self) -> Option<Job> {
-        let mut waiting = self.lock();
-        loop {
-            let large_waits = !waiting.large_put_off && !waiting.large.is_empty();
-            if (waiting.small_first < SMALL_FIRST || !large_waits)
-                && let Some(job) = waiting.small.pop_front()
-            {
-                waiting.small_first = if large_waits { waiting.small_first + 1 } else { 0 };
-                return Some(job);
-            }
-            if large_waits && let Some(job) = waiting.large.pop_front() {
-                waiting.small_first = 0;
-                return Some(job);
-            }
-            if waiting.closed && waiting.large.is_empty() {
-                return None;
-            }
-            waiting = self.changed.wait(waiting).unwrap_or_else(PoisonError::into_inner);
-        }
-    }
-
-    /// Another piece for an open group, if one waits that fits.
-    fn another(&self, fits: impl Fn(&Weight) -> bool) -> Option<Job> {
-        let mut waiting = self.lock();
-        if let Some(job) = waiting.small.front() {
-            return if fits(&job.weight) { waiting.small.pop_front() } else { None };
-        }
-        if !waiting.large_put_off && waiting.large.front().is_some_and(|job| fits(&job.weight)) {
-            return waiting.large.pop_front();
-        }
-        None
-    }
-
-    fn pause(&self, time: Duration) -> bool {
-        let waiting = self.lock();
-        if waiting.closed {
-            return false;
-        }
-        let (waiting, _) = self.changed.wait_timeout(waiting, time).unwrap_or_else(PoisonError::into_inner);
-        !waiting.closed
-    }
-}
-
-impl Store {
-    /// Queues `work` for the writer and waits until it is committed. `work` may run more than once.
-    pub(super) async fn submit<T, F>(&self, weight: Weight, work: F) -> Result<T, StoreError>
-    where
-        T: Send + 'static,
-        F: FnMut(&mut Bench<'_>) -> Result<T, StoreError> + Send + 'static,
-    {
-        self.queue(weight, work).await.unwrap_or(Err(StoreError::Closed))
-    }
-
-    /// Queues `work` now, and lets the caller await its commit later.
-    pub(super) fn queue<T, F>(&self, weight: Weight, work: F) -> oneshot::Receiver<Result<T, StoreError>>
-    where
-        T: Send + 'static,
-        F: FnMut(&mut Bench<'_>) -> Result<T, StoreError> + Send + 'static,
-    {
-        let (reply, receiver) = oneshot::channel();
-        self.queue.push(Job { weight, work: Box::new(Task { work, output: None, reply }) });
-        receiver
-    }
-}
-
 /// What a piece of work may use: the open transaction, the next change number, and ids of kinds.
 pub(super) struct Bench<'a> {
     pub(super) db: &'a Connection,
     next_seq: &'a mut Seq,
-    kinds: &'a mut HashMap<String, i64>,
-    /// Which bits of an item's hash make its key; fewer in tests, to make keys collide.
-    pub(super) key_shift: u32,
+    kinds: &'a mut Kinds,
+    /// The mirror's hashes.
+    pub(super) keys: Keys,
 }
 
 impl Bench<'_> {
@@ -221,9 +54,22 @@ impl Bench<'_> {
         *self.next_seq - 1
     }
 
-    /// The number that stands for a kind, made when it is new.
-    pub(super) fn kind(&mut self, name: &str) -> rusqlite::Result<i64> {
-        if let Some(id) = self.kinds.get(name) {
+    /// The number that stands for a kind, made when it is new; the feed is known to have it from now on.
+    pub(super) fn kind(&mut self, feed: i64, name: &str) -> rusqlite::Result<i64> {
+        let id = self.kind_number(name)?;
+        if self.kinds.of_feeds.insert((feed, id)) {
+            self.db.prepare_cached("INSERT OR IGNORE INTO feed_kind VALUES (?1, ?2)")?.execute([feed, id])?;
+        }
+        Ok(id)
+    }
+
+    /// What is remembered of kinds may no longer be so.
+    pub(super) fn forget_kinds(&mut self) {
+        self.kinds.clear();
+    }
+
+    fn kind_number(&mut self, name: &str) -> rusqlite::Result<i64> {
+        if let Some(id) = self.kinds.numbers.get(name) {
             return Ok(*id);
         }
         let id = self
@@ -232,8 +78,22 @@ impl Bench<'_> {
                 "INSERT INTO kind (name) VALUES (?1) ON CONFLICT (name) DO UPDATE SET name = name RETURNING id",
             )?
             .query_row([name], |row| row.get(0))?;
-        self.kinds.insert(name.to_owned(), id);
+        self.kinds.numbers.insert(name.to_owned(), id);
         Ok(id)
+    }
+}
+
+/// Kinds as the file has them, remembered until something is undone.
+#[derive(Default)]
+struct Kinds {
+    numbers: HashMap<String, i64>,
+    of_feeds: HashSet<(i64, i64)>,
+}
+
+impl Kinds {
+    fn clear(&mut self) {
+        self.numbers.clear();
+        self.of_feeds.clear();
     }
 }
 
@@ -266,9 +126,9 @@ pub(super) struct Writer {
     next_seq: Seq,
     written_seq: Seq,
     reserved: Seq,
-    kinds: HashMap<String, i64>,
+    kinds: Kinds,
     full_sync: bool,
-    key_shift: u32,
+    keys: Keys,
     small_came: Option<Instant>,
 }
 
@@ -283,6 +143,7 @@ impl Writer {
         let reserved: Seq = db.query_row("SELECT reserved FROM mirror_state", [], |row| row.get(0))?;
         // A new run starts at the end of the last block: what was given before a power loss is never given again.
         db.execute("UPDATE mirror_state SET seq = reserved", [])?;
+        let keys = Keys::of(&db)?.with_shift(key_shift);
         let pages = Arc::clone(&gate);
         db.wal_hook(Some(move |_: &mut rusqlite::hooks::Wal, count: i32| {
             pages.committed(count);
@@ -296,9 +157,9 @@ impl Writer {
             next_seq: reserved + 1,
             written_seq: reserved,
             reserved,
-            kinds: HashMap::new(),
+            kinds: Kinds::default(),
             full_sync: true,
-            key_shift,
+            keys,
             small_came: None,
         })
     }
@@ -335,7 +196,7 @@ impl Writer {
                 Err(Undone::Failed(error)) if error.is_environment() => {
                     self.blocked(&error);
                     // A closed queue ends the waiting: nothing of the group was acknowledged, so nothing is lost.
-                    if !self.queue.pause(BLOCKED_PAUSE) && self.queue.lock().closed {
+                    if !self.queue.pause(BLOCKED_PAUSE) && self.queue.is_closed() {
                         self.give_up(jobs, &error);
                         return Ok(());
                     }
@@ -431,8 +292,7 @@ impl Writer {
         if guarded {
             self.db.prepare_cached("SAVEPOINT work")?.execute([])?;
         }
-        let mut bench =
-            Bench { db: &self.db, next_seq: &mut self.next_seq, kinds: &mut self.kinds, key_shift: self.key_shift };
+        let mut bench = Bench { db: &self.db, next_seq: &mut self.next_seq, kinds: &mut self.kinds, keys: self.keys };
         let ran = catch_unwind(AssertUnwindSafe(|| job.work.run(&mut bench)));
         let result = ran.unwrap_or_else(|_| Err(StoreError::Refused("the writer panicked over this delivery".into())));
         match result {

@@ -1,5 +1,8 @@
 //! What operators can ask of a running mirror, and the handle to ask with.
 
+use std::time::Duration;
+
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot};
 
 use super::ack::Ack;
@@ -37,6 +40,40 @@ pub enum Order {
         /// Whether it may be taken again.
         undo: bool,
     },
+}
+
+impl Order {
+    /// What it is called.
+    pub fn verb(&self) -> &'static str {
+        match self {
+            Self::Pause => "pause",
+            Self::Resume => "resume",
+            Self::PollNow => "poll-now",
+            Self::Resync { .. } | Self::AcceptSweep => "resync",
+            Self::Seek(_) => "seek",
+            Self::Ack(_) => "ack",
+            Self::Purge => "purge",
+            Self::Forget { .. } => "forget",
+        }
+    }
+}
+
+/// What an order comes to, in words.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// It was carried out.
+    Done(String),
+    /// It is being carried out, or will be as soon as it can be.
+    Accepted(String),
+}
+
+impl Answer {
+    /// The words.
+    pub fn into_words(self) -> String {
+        match self {
+            Self::Done(words) | Self::Accepted(words) => words,
+        }
+    }
 }
 
 /// An operator's order to one quarantine row.
@@ -89,8 +126,8 @@ pub enum ControlError {
 }
 
 pub(super) enum Request {
-    Feed(String, Order, oneshot::Sender<Result<String, ControlError>>),
-    Quarantine(i64, QuarantineOrder, oneshot::Sender<Result<String, ControlError>>),
+    Feed(String, Order, oneshot::Sender<Result<Answer, ControlError>>),
+    Quarantine(i64, QuarantineOrder, oneshot::Sender<Result<Answer, ControlError>>),
     Batch(Batch, oneshot::Sender<Result<Sorted, ControlError>>),
     Ping(oneshot::Sender<()>),
 }
@@ -104,6 +141,8 @@ pub struct Orders(pub(super) mpsc::Receiver<Request>);
 
 /// Orders that may wait for the supervisor.
 const WAITING: usize = 64;
+/// How long whoever gives an order waits for it to be carried out.
+pub const PATIENCE: Duration = Duration::from_millis(1_500);
 
 /// A handle and what it leads to.
 pub fn channel() -> (Control, Orders) {
@@ -153,10 +192,10 @@ impl Control {
                 // Whoever asked may be gone.
                 match request {
                     Request::Feed(name, order, reply) => {
-                        let _ = reply.send(answer(Asked::Feed(name, order)).await);
+                        let _ = reply.send(answer(Asked::Feed(name, order)).await.map(Answer::Done));
                     }
                     Request::Quarantine(id, order, reply) => {
-                        let _ = reply.send(answer(Asked::Quarantine(id, order)).await);
+                        let _ = reply.send(answer(Asked::Quarantine(id, order)).await.map(Answer::Done));
                     }
                     Request::Batch(batch, reply) => {
                         let sorted = answer(Asked::Batch(batch)).await.map(|_| Sorted { gone: 1, ..Sorted::default() });
@@ -173,20 +212,40 @@ impl Control {
         control
     }
 
-    /// Gives a feed an order; the answer says in words what was done.
+    /// Gives a feed an order; the answer says in words what was done. What takes longer than [`PATIENCE`], since the store
+    /// or another order keeps it, is accepted: it is carried out as soon as it can be.
     ///
     /// # Errors
     /// When there is no such feed, or the order can't be carried out.
-    pub async fn feed(&self, name: &str, order: Order) -> Result<String, ControlError> {
-        self.ask(|reply| Request::Feed(name.to_owned(), order, reply)).await?
+    pub async fn feed(&self, name: &str, order: Order) -> Result<Answer, ControlError> {
+        let accepted = format!("{name}: {} is accepted, and carried out as soon as it can be", order.verb());
+        self.within_patience(accepted, |reply| Request::Feed(name.to_owned(), order, reply)).await
     }
 
-    /// Gives a quarantine row an order; the answer says in words what was done.
+    /// Gives a quarantine row an order; the answer says in words what was done, or that it was accepted.
     ///
     /// # Errors
     /// When there is no such row, or it still can't be read.
-    pub async fn quarantine(&self, id: i64, order: QuarantineOrder) -> Result<String, ControlError> {
-        self.ask(|reply| Request::Quarantine(id, order, reply)).await?
+    pub async fn quarantine(&self, id: i64, order: QuarantineOrder) -> Result<Answer, ControlError> {
+        let accepted = format!("record {id}: accepted, and seen to as soon as it can be");
+        self.within_patience(accepted, |reply| Request::Quarantine(id, order, reply)).await
+    }
+
+    async fn within_patience(
+        &self,
+        accepted: String,
+        request: impl FnOnce(oneshot::Sender<Result<Answer, ControlError>>) -> Request,
+    ) -> Result<Answer, ControlError> {
+        let (reply, answer) = oneshot::channel();
+        // A full queue says that nothing of it is being carried out: that is better told than added to.
+        self.0.try_send(request(reply)).map_err(|error| match error {
+            TrySendError::Full(_) => ControlError::Refused("too many orders wait already".to_owned()),
+            TrySendError::Closed(_) => ControlError::Stopping,
+        })?;
+        match tokio::time::timeout(PATIENCE, answer).await {
+            Ok(answer) => answer.map_err(|_| ControlError::Stopping)?,
+            Err(_) => Ok(Answer::Accepted(accepted)),
+        }
     }
 
     /// Gives many quarantine rows an order, batch by batch, so that other orders are carried out in between.

@@ -1,42 +1,33 @@
-//! All feeds at work: one task a feed, started, watched and restarted here.
+//! All feeds at work: a unit each, started and stopped here, and told what operators ask for.
 
-use std::any::Any;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
+use futures_util::future::BoxFuture;
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
-use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
+use tokio::task::{Id, JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use super::control::{ControlError, Order, Request};
-use super::endpoints::{self, Endpoints};
-use super::housekeeping::keep_house;
+use super::endpoints;
+use super::housekeeping::{keep_house, keep_removing};
+use super::quarantine::Sorter;
+use super::unit::{Command, Reply, Unit};
 use super::{Configured, FeedSettings, Fleet};
-use crate::feed::{Asked, Attribution, FeedName, Health, Mode, Outcome, Transport};
+use crate::feed::{Asked, Attribution, FeedName, Outcome, Transport};
 use crate::source::client::Clients;
 use crate::source::http::Failure;
 use crate::source::turns::Turns;
-use crate::source::webhook::{Door, DoorState, Inbox};
-use crate::store::feeds::{Note, Registration, StoredFeed};
+use crate::source::webhook::{DoorState, Inbox};
+use crate::store::feeds::Registration;
 use crate::store::keep::KeepSettings;
 use crate::store::{Store, StoreError, now};
 use crate::worker::page_source::Waits;
-use crate::worker::poll::PollLoop;
 use crate::worker::push::Book;
-use crate::worker::resync::ResyncLoop;
 use crate::worker::{Counts, Feed, Shared};
-
-/// How often the loops' signs of life are looked at.
-const CHECKUP: Duration = Duration::from_secs(10);
-/// The longest wait before a feed is started again after a panic.
-const LONGEST_RESTART: Duration = Duration::from_secs(300);
-/// A feed that ran this long before it panicked is started again as if for the first time.
-const SOUND_RUN: Duration = Duration::from_secs(600);
-
-pub(super) const PAUSED: &str = "the feed is paused";
-pub(super) const PURGED: &str = "the feed is purged";
 
 /// The feeds' counts, for metrics.
 #[derive(Clone, Default)]
@@ -85,53 +76,93 @@ impl Roster {
     }
 }
 
-/// Starts, watches and stops every feed's loops.
-pub struct Supervisor {
+/// What all units share.
+#[derive(Clone)]
+pub(super) struct Common {
     pub(super) shared: Shared,
     /// Where publishers post.
-    inbox: Inbox,
-    clients: Clients,
-    turns: Turns,
+    pub(super) inbox: Inbox,
+    pub(super) clients: Clients,
+    pub(super) turns: Turns,
+    pub(super) at_work: AtWork,
+}
+
+/// The feeds whose loops run.
+#[derive(Clone, Default)]
+pub(super) struct AtWork(Arc<Mutex<BTreeMap<FeedName, Arc<Feed>>>>);
+
+impl AtWork {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<FeedName, Arc<Feed>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn insert(&self, feed: &Arc<Feed>) {
+        self.lock().insert(feed.name.clone(), Arc::clone(feed));
+    }
+
+    pub(super) fn remove(&self, name: &FeedName) {
+        self.lock().remove(name);
+    }
+
+    /// The feed, or in words why not.
+    pub(super) fn get(&self, name: &FeedName) -> Result<Arc<Feed>, String> {
+        let found = self.lock().get(name).cloned();
+        found.ok_or_else(|| format!("{name} does not run: it is paused or could not start; resume it first"))
+    }
+}
+
+/// Orders that one feed may have waiting, and orders to records and to feeds that are not configured, all together.
+const WAITING: usize = 32;
+/// When to post again to a feed whose settings have changed.
+const RELOADED: Duration = Duration::from_secs(5);
+
+/// Starts and stops a unit for each feed, and hands orders on to them. It waits for none of them, nor for the store.
+pub struct Supervisor {
+    common: Common,
     fleet: Fleet,
-    pub(super) members: BTreeMap<FeedName, Member>,
+    members: BTreeMap<FeedName, Member>,
     tasks: JoinSet<()>,
     names: BTreeMap<Id, FeedName>,
+    /// What is done for orders to none of the units.
+    errands: JoinSet<()>,
     roster: Roster,
     keep: watch::Sender<KeepSettings>,
+    shutdown: CancellationToken,
 }
 
 /// A configured feed.
-pub(super) struct Member {
-    pub(super) configured: Configured,
-    pub(super) running: Option<Running>,
+struct Member {
+    configured: Configured,
     counts: Arc<Counts>,
-    panics: u32,
+    /// Closed once the unit has ended.
+    commands: mpsc::Sender<Command>,
+    cancel: CancellationToken,
 }
 
-/// A feed's loops.
-pub(super) struct Running {
-    pub(super) feed: Arc<Feed>,
-    door: Option<Door>,
-    cancel: CancellationToken,
-    task: Id,
-    abort: AbortHandle,
-    since: Instant,
+/// A configuration that is being taken over.
+struct Loading {
+    fleet: Fleet,
+    same_hosts: bool,
+    /// Feeds that did not change.
+    kept: BTreeSet<FeedName>,
+    /// Those that did, or are no longer configured.
+    left: Vec<FeedName>,
 }
 
 impl Supervisor {
     /// With nothing to do yet; its feeds take what is posted to `inbox`.
     pub fn new(shared: Shared, inbox: Inbox) -> Self {
+        let turns = Turns::new(Default::default());
         Self {
-            shared,
-            inbox,
-            clients: Clients::default(),
-            turns: Turns::new(Default::default()),
+            common: Common { shared, inbox, clients: Clients::default(), turns, at_work: AtWork::default() },
             fleet: Fleet::default(),
             members: BTreeMap::new(),
             tasks: JoinSet::new(),
             names: BTreeMap::new(),
+            errands: JoinSet::new(),
             roster: Roster::default(),
             keep: watch::Sender::default(),
+            shutdown: CancellationToken::new(),
         }
     }
 
@@ -140,7 +171,7 @@ impl Supervisor {
         self.roster.clone()
     }
 
-    /// Until `shutdown`: carries out orders and reloads, and restarts what falls over. Returns once every loop has
+    /// Until `shutdown`: hands on orders, takes over reloads, and restarts what falls over. Returns once every unit has
     /// ended.
     pub async fn run(
         mut self,
@@ -148,61 +179,125 @@ impl Supervisor {
         mut reloads: mpsc::Receiver<Fleet>,
         shutdown: CancellationToken,
     ) {
-        self.tasks.spawn(keep_house(self.shared.store.clone(), self.keep.subscribe(), shutdown.clone()));
-        let mut checkup = tokio::time::interval(CHECKUP);
-        checkup.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let store = &self.common.shared.store;
+        self.tasks.spawn(keep_house(store.clone(), self.keep.subscribe(), shutdown.clone()));
+        let (sender, mut to_look_again) = mpsc::channel(WAITING);
+        self.tasks.spawn(keep_removing(store.clone(), sender, shutdown.clone()));
+        let mut loading: Option<BoxFuture<'static, Result<Loading, StoreError>>> = None;
+        // Orders to feeds that the configuration being taken over has stopped, or is about to start.
+        let mut deferred = Vec::new();
         loop {
             tokio::select! {
                 () = shutdown.cancelled() => break,
-                Some(ended) = self.tasks.join_next_with_id() => self.ended(ended).await,
-                Some(request) = orders.0.recv() => self.answer(request).await,
-                Some(fleet) = reloads.recv() => self.load_or_tell(fleet).await,
-                _ = checkup.tick() => self.check_up(),
+                Some(ended) = self.tasks.join_next_with_id() => self.ended(ended),
+                Some(_) = self.errands.join_next() => {}
+                Some(request) = orders.0.recv() => match (&request, loading.is_some()) {
+                    (Request::Feed(name, ..), true) if !self.is_member(name) && deferred.len() < WAITING => {
+                        deferred.push(request);
+                    }
+                    _ => self.hand_on(request),
+                },
+                Some(name) = to_look_again.recv() => self.command(&name, Command::LookAgain),
+                Some(fleet) = reloads.recv(), if loading.is_none() => {
+                    loading = Some(Box::pin(self.begin_load(fleet)));
+                }
+                loaded = async { loading.as_mut()?.await.into() }, if loading.is_some() => {
+                    loading = None;
+                    self.take_over_or_tell(loaded);
+                    deferred.drain(..).for_each(|request| self.hand_on(request));
+                }
             }
         }
+        self.shutdown.cancel();
         for member in self.members.values() {
-            member.running.iter().for_each(|running| running.cancel.cancel());
+            member.cancel.cancel();
         }
+        self.errands.abort_all();
         while self.tasks.join_next().await.is_some() {}
     }
 
-    async fn answer(&mut self, request: Request) {
-        // Whoever asked may be gone; what was asked for is done all the same.
+    fn is_member(&self, name: &str) -> bool {
+        FeedName::new(name).is_some_and(|name| self.members.contains_key(&name))
+    }
+
+    fn hand_on(&mut self, request: Request) {
         match request {
-            Request::Feed(name, order @ Order::Forget { undo: false, .. }, reply) => {
-                let forgot = self.order(&name, order).await;
-                self.erase_and_answer(forgot, reply);
-            }
-            Request::Feed(name, order, reply) => drop(reply.send(self.order(&name, order).await)),
-            Request::Batch(batch, reply) => drop(reply.send(self.sort(batch).await)),
-            Request::Quarantine(id, order, reply) => drop(reply.send(self.quarantine(id, order).await)),
+            Request::Feed(name, order, reply) => self.order(&name, order, reply),
             Request::Ping(reply) => drop(reply.send(())),
+            Request::Quarantine(id, order, reply) => {
+                let sorter = self.sorter();
+                self.errand(reply, async move { sorter.one(id, order).await });
+            }
+            Request::Batch(batch, reply) => {
+                let sorter = self.sorter();
+                self.errand(reply, async move { sorter.sort(batch).await });
+            }
         }
     }
 
-    /// Erasing may take a while: it is answered for from a task of its own.
-    fn erase_and_answer(
+    fn sorter(&self) -> Sorter {
+        Sorter { store: self.common.shared.store.clone(), at_work: self.common.at_work.clone() }
+    }
+
+    /// Does something beside the units, and answers for it.
+    fn errand<T: Send + 'static>(
         &mut self,
-        forgot: Result<String, ControlError>,
-        reply: oneshot::Sender<Result<String, ControlError>>,
+        reply: oneshot::Sender<Result<T, ControlError>>,
+        work: impl Future<Output = Result<T, ControlError>> + Send + 'static,
     ) {
-        let words = match forgot {
-            Ok(words) => words,
-            Err(error) => return drop(reply.send(Err(error))),
+        if self.errands.len() >= WAITING {
+            return drop(reply.send(Err(too_many())));
+        }
+        // Whoever asked may be gone; what was asked for is done all the same.
+        self.errands.spawn(async move { drop(reply.send(work.await)) });
+    }
+
+    fn order(&mut self, name: &str, order: Order, reply: Reply) {
+        let Some(name) = FeedName::new(name) else {
+            return drop(reply.send(Err(ControlError::Unknown(format!("there is no feed {name}")))));
         };
-        let store = self.shared.store.clone();
-        self.tasks.spawn(async move {
-            let erased =
-                store.erase().await.map_err(|error| ControlError::Refused(format!("{words}, but not erased: {error}")));
-            let words = erased.map(|erased| format!("{words}; {}", crate::store::forget::erased_words(erased)));
-            drop(reply.send(words));
+        if let Some(member) = self.members.get(&name) {
+            return match member.commands.try_send(Command::Order(order, reply)) {
+                Ok(()) => {}
+                Err(TrySendError::Full(Command::Order(_, reply))) => drop(reply.send(Err(too_many()))),
+                // The unit is ending, and with it the mirror, or is started again.
+                Err(_) => {}
+            };
+        }
+        if self.errands.len() >= WAITING {
+            return drop(reply.send(Err(too_many())));
+        }
+        let mut unit = Unit::new(self.common.clone(), name, None, Arc::default());
+        self.errands.spawn(async move {
+            unit.carry_out(Command::Order(order, reply)).await;
+            while unit.errands.join_next().await.is_some() {}
         });
     }
 
-    async fn load_or_tell(&mut self, fleet: Fleet) {
-        match self.load(fleet).await {
-            Ok(()) => tracing::info!(feeds = self.members.len(), "configuration reloaded"),
-            Err(error) => tracing::error!(%error, "the reload failed; a further one may succeed"),
+    fn command(&self, name: &FeedName, command: Command) {
+        let Some(member) = self.members.get(name) else { return };
+        if member.commands.try_send(command).is_err() {
+            tracing::warn!(feed = %name, "too many orders wait: it looks at what is stored when it is started again");
+        }
+    }
+
+    /// A unit has ended that nobody stopped: it panicked itself.
+    fn ended(&mut self, ended: Result<(Id, ()), JoinError>) {
+        let (id, error) = match ended {
+            Ok((id, ())) => (id, None),
+            Err(error) => (error.id(), Some(error)),
+        };
+        let Some(name) = self.names.remove(&id) else { return };
+        let left =
+            self.members.get(&name).is_none_or(|member| member.cancel.is_cancelled() || !member.commands.is_closed());
+        if left || self.shutdown.is_cancelled() {
+            return;
+        }
+        let error = error.map(|error| error.to_string()).unwrap_or_default();
+        tracing::error!(feed = %name, error, "a feed's unit fell over and is started again");
+        self.common.at_work.remove(&name);
+        if let Some(Member { configured, counts, .. }) = self.members.remove(&name) {
+            drop(self.admit(configured, counts));
         }
     }
 
@@ -211,203 +306,97 @@ impl Supervisor {
     /// # Errors
     /// When the store can't register the feeds.
     pub async fn load(&mut self, fleet: Fleet) -> Result<(), StoreError> {
+        let loading = self.begin_load(fleet).await?;
+        for started in self.take_over(loading) {
+            // Its end tells as much as a word would.
+            drop(started.await);
+        }
+        Ok(())
+    }
+
+    /// Stops the feeds that change. What is returned waits for them and for the store, and needs nothing of the supervisor.
+    fn begin_load(&mut self, fleet: Fleet) -> impl Future<Output = Result<Loading, StoreError>> + Send + use<> {
         let same_hosts = self.fleet.hosts == fleet.hosts;
-        let mut kept = BTreeSet::new();
-        for configured in &fleet.feeds {
-            let name = configured.name();
-            let same =
-                same_hosts && self.members.get(name).is_some_and(|member| member.configured.works_as(configured));
-            if same {
-                kept.insert(name.clone());
+        let is_same = |configured: &&Configured| {
+            let member = self.members.get(configured.name());
+            same_hosts && member.is_some_and(|member| member.configured.works_as(configured))
+        };
+        let kept: BTreeSet<FeedName> = fleet.feeds.iter().filter(is_same).map(|same| same.name().clone()).collect();
+        let left: Vec<FeedName> = self.members.keys().filter(|name| !kept.contains(*name)).cloned().collect();
+        let leaving: Vec<Member> = left.iter().filter_map(|name| self.leave(name)).collect();
+        let store = self.common.shared.store.clone();
+        async move {
+            for member in leaving {
+                member.commands.closed().await;
             }
+            take_names_over(&store, &fleet).await?;
+            store.register(now(), registrations(&fleet), true).await?;
+            Ok(Loading { fleet, same_hosts, kept, left })
         }
-        let leaving: Vec<FeedName> = self.members.keys().filter(|name| !kept.contains(*name)).cloned().collect();
-        for name in leaving {
-            self.stop(&name).await;
-            self.members.remove(&name);
-            self.inbox.remove(name.as_str());
+    }
+
+    fn leave(&mut self, name: &FeedName) -> Option<Member> {
+        let member = self.members.remove(name)?;
+        member.cancel.cancel();
+        let Configured::Ready(settings) = &member.configured else { return Some(member) };
+        let reloading = DoorState::Defer { retry_after: RELOADED, why: "the configuration is being reloaded" };
+        match settings.webhook.as_ref().map(|webhook| endpoints::closed_door(webhook, reloading)) {
+            Some(Ok(door)) => self.common.inbox.register(name.as_str(), door),
+            _ => self.common.inbox.remove(name.as_str()),
         }
+        Some(member)
+    }
+
+    fn take_over_or_tell(&mut self, loaded: Option<Result<Loading, StoreError>>) {
+        match loaded {
+            Some(Ok(loading)) => {
+                drop(self.take_over(loading));
+                tracing::info!(feeds = self.members.len(), "configuration reloaded");
+            }
+            Some(Err(error)) => tracing::error!(%error, "the reload failed; a further one may succeed"),
+            None => {}
+        }
+    }
+
+    /// Starts the feeds that are new or have changed; what is returned ends as each has been.
+    fn take_over(&mut self, loading: Loading) -> Vec<oneshot::Receiver<()>> {
+        let Loading { fleet, same_hosts, kept, left } = loading;
+        let mut starting = Vec::new();
         if !same_hosts {
-            self.turns = Turns::new(fleet.hosts.clone());
+            self.common.turns = Turns::new(fleet.hosts.clone());
         }
-        take_names_over(&self.shared.store, &fleet).await?;
-        let stored = self.shared.store.register(now(), registrations(&fleet), true).await?;
-        for (configured, stored) in fleet.feeds.iter().zip(&stored) {
+        for configured in &fleet.feeds {
             if kept.contains(configured.name()) {
-                self.read_secrets(configured.name());
+                self.command(configured.name(), Command::ReadSecrets);
             } else {
-                self.admit(configured.clone(), stored).await;
+                starting.push(self.admit(configured.clone(), Arc::default()));
             }
+        }
+        for name in left.iter().filter(|name| !self.members.contains_key(*name)) {
+            self.common.inbox.remove(name.as_str());
         }
         self.keep.send_replace(fleet.keep.clone());
         self.fleet = fleet;
         self.roster.set(self.members.iter().map(|(name, member)| (name.clone(), Arc::clone(&member.counts))));
-        Ok(())
+        starting
     }
 
-    fn read_secrets(&self, name: &FeedName) {
-        let Some(running) = self.members.get(name).and_then(|member| member.running.as_ref()) else { return };
-        self.read_door_secrets(name, running);
-        match running.feed.source.requests.read_secrets() {
-            Ok(true) => running.feed.poll_now.notify_one(),
-            Ok(false) => {}
-            Err(failure) => tracing::warn!(feed = %name, %failure, "secrets can't be read again: the old ones stay"),
-        }
-    }
-
-    fn read_door_secrets(&self, name: &FeedName, running: &Running) {
-        let Some(Configured::Ready(settings)) = self.members.get(name).map(|member| &member.configured) else { return };
-        let (Some(webhook), Some(door)) = (&settings.webhook, &running.door) else { return };
-        match endpoints::secrets(webhook) {
-            Ok(secrets) => self.inbox.register(name.as_str(), Door { secrets, ..door.clone() }),
-            Err(failure) => tracing::warn!(feed = %name, %failure, "secrets can't be read again: the old ones stay"),
-        }
-    }
-
-    async fn admit(&mut self, configured: Configured, stored: &StoredFeed) {
+    fn admit(&mut self, configured: Configured, counts: Arc<Counts>) -> oneshot::Receiver<()> {
         let name = configured.name().clone();
-        let member = Member { configured, running: None, counts: Arc::default(), panics: 0 };
-        self.members.insert(name.clone(), member);
-        self.start(&name, stored, Duration::ZERO).await;
-    }
-
-    /// Starts a feed's loops after `delay`, unless it is paused, broken, or runs.
-    pub(super) async fn start(&mut self, name: &FeedName, stored: &StoredFeed, delay: Duration) {
-        let Some(member) = self.members.get_mut(name) else { return };
-        let Configured::Ready(settings) = &member.configured else { return };
-        let transports = settings.push_transports();
-        let endpoints = match self.shared.store.set_push_endpoints(stored.id, now(), transports).await {
-            Ok(endpoints) => endpoints,
-            Err(error) => return tell(name, Err(error)),
-        };
-        if stored.paused {
-            return self.shut(name, if stored.purged { PURGED } else { PAUSED });
-        }
-        if member.running.is_some() {
-            return;
-        }
-        let counts = Arc::clone(&member.counts);
-        let book = endpoints::book(settings, stored, &endpoints);
-        let made = Endpoints::new(&self.clients, settings, stored, &book).and_then(|(endpoints, door)| {
-            let feed = feed(&self.shared, &self.clients, &self.turns, settings, stored.id, counts, book)?;
-            Ok((Arc::new(feed), endpoints, door))
-        });
-        let (feed, endpoints, door) = match made {
-            Ok(made) => made,
-            Err(failure) => {
-                tracing::error!(feed = %name, %failure, "the feed can't run");
-                let reason = Some(failure.to_string());
-                let note = Note { health: Health::Failed, reason, failures: stored.failures, next_poll_at: None };
-                tell(name, self.shared.store.note(stored.id, now(), note).await);
-                return;
-            }
-        };
+        let (commands, received) = mpsc::channel(WAITING);
         let cancel = CancellationToken::new();
-        if let Some(door) = &door {
-            self.inbox.register(name.as_str(), door.clone());
-        }
-        let work = work(Arc::clone(&feed), endpoints, cancel.clone(), stored.clone(), delay);
-        let abort = self.tasks.spawn(work);
-        self.names.insert(abort.id(), name.clone());
-        member.running = Some(Running { feed, door, cancel, task: abort.id(), abort, since: Instant::now() });
-    }
-
-    /// Turns away what is posted to a feed, and says why.
-    pub(super) fn shut(&self, name: &FeedName, why: &'static str) {
-        let Some(Configured::Ready(settings)) = self.members.get(name).map(|member| &member.configured) else { return };
-        let Some(webhook) = &settings.webhook else { return };
-        match endpoints::closed_door(webhook, DoorState::Refused(why)) {
-            Ok(door) => self.inbox.register(name.as_str(), door),
-            Err(failure) => {
-                tracing::warn!(feed = %name, %failure, "its webhook knows no secret any more, and answers 404");
-                self.inbox.remove(name.as_str());
-            }
-        }
-    }
-
-    /// Ends a feed's loops; what they have handed to the store is committed.
-    pub(super) async fn stop(&mut self, name: &FeedName) {
-        let Some(running) = self.members.get_mut(name).and_then(|member| member.running.take()) else { return };
-        running.cancel.cancel();
-        while let Some(ended) = self.tasks.join_next_with_id().await {
-            let id = id_of(&ended);
-            if id == running.task {
-                self.names.remove(&id);
-                return;
-            }
-            Box::pin(self.ended(ended)).await;
-        }
-    }
-
-    /// A task has ended that nobody stopped: it panicked, or hung and was aborted.
-    async fn ended(&mut self, ended: Result<(Id, ()), JoinError>) {
-        let Some(name) = self.names.remove(&id_of(&ended)) else { return };
-        let Some(member) = self.members.get_mut(&name) else { return };
-        let Some(running) = member.running.take() else { return };
-        let why = match ended {
-            Ok(_) => "its loops ended unasked".to_owned(),
-            Err(error) if error.is_panic() => format!("it panicked: {}", words(error.into_panic().as_ref())),
-            Err(_) => "it hung: its loops showed no sign of life".to_owned(),
-        };
-        member.panics = if running.since.elapsed() > SOUND_RUN { 0 } else { member.panics + 1 };
-        let delay = Duration::from_secs(1 << member.panics.min(9)).min(LONGEST_RESTART);
-        tracing::error!(feed = %name, why, delay_s = delay.as_secs(), "a feed fell over and is started again");
-        let reason = format!("restarted: {why}");
-        let note = Note { health: Health::Retrying, reason: Some(reason.clone()), failures: 1, next_poll_at: None };
-        let id = running.feed.id;
-        tell(&name, self.shared.store.event(Some(id), now(), "restarted", &reason).await);
-        tell(&name, self.shared.store.note(id, now(), note).await);
-        match self.shared.store.feed(&name).await {
-            Ok(stored) => self.start(&name, &stored, delay).await,
-            Err(error) => tell(&name, Err(error)),
-        }
-    }
-
-    fn check_up(&self) {
-        for running in self.members.values().filter_map(|member| member.running.as_ref()) {
-            if running.feed.pulses.iter().any(crate::worker::Pulse::is_overdue) {
-                running.abort.abort();
-            }
-        }
+        let mut unit = Unit::new(self.common.clone(), name.clone(), Some(configured.clone()), Arc::clone(&counts));
+        let (starting, started) = oneshot::channel();
+        unit.starting = Some(starting);
+        let task = self.tasks.spawn(unit.run(received, cancel.clone()));
+        self.names.insert(task.id(), name.clone());
+        self.members.insert(name, Member { configured, counts, commands, cancel });
+        started
     }
 }
 
-/// What could not be written is no reason to fall over; a store that has stopped is told elsewhere.
-pub(super) fn tell(feed: &FeedName, result: Result<(), StoreError>) {
-    match result {
-        Ok(()) | Err(StoreError::Closed) => {}
-        Err(error) => tracing::warn!(feed = %feed, %error, "could not be noted"),
-    }
-}
-
-fn id_of(ended: &Result<(Id, ()), JoinError>) -> Id {
-    match ended {
-        Ok((id, ())) => *id,
-        Err(error) => error.id(),
-    }
-}
-
-fn words(panic: &(dyn Any + Send)) -> &str {
-    let text = panic.downcast_ref::<&str>().copied();
-    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("without a word")
-}
-
-async fn work(feed: Arc<Feed>, endpoints: Endpoints, cancel: CancellationToken, stored: StoredFeed, delay: Duration) {
-    tokio::select! {
-        () = cancel.cancelled() => return,
-        () = tokio::time::sleep(delay) => {}
-    }
-    #[cfg(test)]
-    assert!(feed.name.as_str() != "panics", "as the test wants it");
-    if stored.mode.is_push() {
-        let why = "restarted: push has to be reached again";
-        tell(&feed.name, feed.shared.store.set_mode(feed.id, now(), Mode::Poll, why).await);
-    }
-    tokio::join!(
-        PollLoop::new(&feed, &cancel).run(&stored),
-        ResyncLoop::new(&feed, &cancel).run(),
-        endpoints.run(&feed, &stored, &cancel)
-    );
+fn too_many() -> ControlError {
+    ControlError::Refused("too many orders wait already: wait for them, or look at what keeps the mirror".to_owned())
 }
 
 /// Renames in the store what is configured under another name than before.

@@ -1,13 +1,17 @@
-//! What is done beside the feeds: renamed feeds' items get their new numbers, and what is too old to be kept is removed.
+//! What is done beside the feeds: renamed feeds' items get their new numbers, what is too old to be kept is removed, and so
+//! is what purges left.
 //!
-//! At the start, after each reload, and hourly. A failure is told and ends nothing: the next run does it.
+//! The last at once; the others at the start, after each reload, and hourly. A failure is told and ends nothing: the next run
+//! does it.
 
 use std::panic::AssertUnwindSafe;
+use std::time::Duration;
 
 use futures_util::FutureExt;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+use crate::feed::FeedName;
 use crate::store::keep::KeepSettings;
 use crate::store::{Store, StoreError, now};
 
@@ -31,6 +35,50 @@ pub async fn keep_house(store: Store, mut settings: watch::Receiver<KeepSettings
         }
     }
 }
+
+/// Removes what purges left; the feeds that go on after it, since they were resumed meanwhile.
+///
+/// # Errors
+/// When a statement fails or the writer has stopped.
+pub async fn remove_purged(store: &Store) -> Result<Vec<FeedName>, StoreError> {
+    let mut resumed = Vec::new();
+    for removal in store.removals().await? {
+        if store.remove_purged(&removal, now).await? {
+            resumed.extend(removal.owner);
+        }
+    }
+    Ok(resumed)
+}
+
+/// Removes what purges left, also in earlier runs, as it is left; `units` gets the feeds that were purged, and those that go
+/// on after it. Until cancelled.
+pub(super) async fn keep_removing(store: Store, units: mpsc::Sender<FeedName>, cancel: CancellationToken) {
+    let work = async {
+        loop {
+            let tell = match remove_purged(&store).await {
+                Ok(resumed) if resumed.is_empty() => store.await_purge().await,
+                Ok(resumed) => resumed,
+                Err(StoreError::Closed) => return,
+                Err(error) => {
+                    tracing::warn!(%error, "what a purge left could not be removed: tried again");
+                    tokio::time::sleep(AGAIN).await;
+                    continue;
+                }
+            };
+            for feed in tell {
+                // The supervisor may be ending.
+                drop(units.send(feed).await);
+            }
+        }
+    };
+    tokio::select! {
+        () = cancel.cancelled() => {}
+        () = work => {}
+    }
+}
+
+/// Before what failed is tried again.
+const AGAIN: Duration = Duration::from_secs(30);
 
 /// Once, as `sync` does it at its end; how many rows were removed.
 ///

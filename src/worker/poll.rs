@@ -359,7 +359,7 @@ impl<'a> PollLoop<'a> {
         let feed = self.feed;
         let (Wait::Gone { since }, Some(kept)) = (ruling.wait, feed.purge_gone_after) else { return };
         if since >= kept {
-            self.logged("a gone feed could not be purged", feed.shared.store.purge(&feed.name, now()).await);
+            self.logged("a gone feed could not be purged", feed.shared.store.purge(&feed.name, now()).await.map(drop));
         }
     }
 

@@ -124,7 +124,7 @@ impl<'a> WebhookLoop<'a> {
     /// and a look-back finds what it held.
     async fn give_in(&mut self, bytes: &[u8], hash: u64, why: &str) -> Answer {
         let raw = String::from_utf8_lossy(bytes).into_owned();
-        let detail = format!("posted for the fifth time (xxh3 {hash:016x}): {why}");
+        let detail = format!("posted for the fifth time (SHA-256 {hash:016x}…): {why}");
         let refused = Unreadable { reason: "refused-body", detail: cut(detail), raw, id: None, count: 1 };
         let page = Page { unreadable: vec![refused], ..Page::default() };
         let answer = self.apply(page).await;

@@ -6,6 +6,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod held;
 mod hidden_end;
 mod history;
 mod large_pages;

@@ -154,3 +154,35 @@ fn positions_of_the_cursor_are_bounded() {
     let within = mirror.wait(mirror.store().position(feed, AT - 1, 10)).unwrap();
     assert_eq!(within.as_deref(), Some("https://acme.example/1989"), "the last ten pages");
 }
+
+/// An item that is sent older again and again, an event in many words, a page asked for at a long URL.
+#[test]
+fn journals_are_bounded_in_bytes_too() {
+    let mirror = Mirror::with(&["acme"]);
+    let feed = mirror.feed("acme").id;
+    let long = |n: usize| format!("{n:08}").repeat(500);
+    mirror.push("acme", &(0..50).map(|n| updated(&long(n), 1_000, "{}")).collect::<Vec<_>>());
+
+    for n in 0..40 {
+        mirror.push("acme", &(0..50).map(|id| updated(&long(id), n, "{}")).collect::<Vec<_>>());
+    }
+    for n in 0..1_100 {
+        mirror.wait(mirror.store().event(Some(feed), AT, "mode", &format!("{n} {}", long(n)))).unwrap();
+        mirror.wait(mirror.store().finding(feed, AT, Finding { rule: "bom", detail: long(n), count: 1 })).unwrap();
+        let mut delivery = mirror.delivery("acme", Transport::Poll, Purpose::Again, &[updated("1", n as i64, "{}")]);
+        delivery.origin.url = Some(format!("https://acme.example/{}", "x".repeat(2_000)));
+        mirror.apply(delivery);
+    }
+
+    let mib = |table: &str, size: &str| -> i64 { mirror.value(&format!("SELECT sum({size}) FROM {table}")) };
+    let refused = mib("refusals", "octet_length(id) + octet_length(reason)");
+    assert!((1 << 19..=1 << 20).contains(&refused), "{refused}");
+    assert_eq!(mirror.value::<i64>("SELECT count(*) FROM refusals WHERE modified = 39"), 50, "the newest are kept");
+    let told = mib("events", "octet_length(detail)");
+    assert!((1 << 19..=1 << 20).contains(&told), "{told}");
+    let detail: String = mirror.value("SELECT detail FROM event ORDER BY n DESC LIMIT 1");
+    assert!(detail.ends_with('…') && detail.len() <= 1_024, "{}", detail.len());
+    assert!(mib("findings", "octet_length(detail)") <= 1_024);
+    let came = mib("deliveries", "octet_length(url)");
+    assert!((1 << 20..=2 << 20).contains(&came), "{came}");
+}

@@ -6,7 +6,7 @@ use feedmirror::store::apply::{Applied, Purpose, Verdict};
 use feedmirror::store::feeds::Registration;
 use rusqlite::types::Value;
 
-use crate::mirror::{AT, Mirror, deleted, name, registration, start_url, unreadable, updated};
+use crate::mirror::{AT, Mirror, Record, deleted, many, name, registration, start_url, unreadable, updated};
 
 fn text(text: &str) -> Value {
     Value::Text(text.into())
@@ -159,4 +159,72 @@ fn who_publishes_a_feed_is_kept_and_a_page_s_licence_comes_before_the_configured
     assert_eq!(shown(), expected("Acme Group", "published"));
     register(registration("acme"));
     assert_eq!(shown(), [Value::Null, text("published"), Value::Null, Value::Null]);
+}
+
+#[test]
+fn a_large_purge_goes_in_steps_over_restarts_and_a_resume_waits_for_it() {
+    let mut mirror = Mirror::with(&["acme", "other"]);
+    mirror.push("acme", &many("n", 1_500, 10));
+    mirror.push("other", &many("n", 10, 10));
+    let lone = Record { kind: "Lone".into(), ..updated("1", 10, "{}") };
+    mirror.push("acme", &[lone]);
+    let was = mirror.feed("acme");
+
+    // When
+    let left = mirror.wait(mirror.store().purge(&name("acme"), AT)).unwrap();
+
+    // Then: nobody sees a row, and what is late is taken for nothing.
+    assert!(left > 1_000, "{left}");
+    assert_eq!(mirror.value::<i64>("SELECT count(*) FROM items"), 10);
+    assert_eq!(mirror.rows("SELECT state FROM changes WHERE feed = 'acme'"), [[text("purged")]]);
+    let feed = mirror.feed("acme");
+    assert!(feed.generation > was.generation && feed.id != was.id && feed.paused && feed.purged);
+
+    // When resumed before the rows are gone
+    let resumed = mirror.wait(mirror.store().pause(&name("acme"), AT, false)).unwrap();
+    assert!(resumed.paused, "it waits");
+    let reason: String = mirror.value("SELECT reason FROM feeds WHERE name = 'acme'");
+    assert!(reason.starts_with("paused: purged; ") && reason.contains("rows"), "{reason}");
+    mirror.close();
+    mirror.reopen();
+
+    // Then
+    let removals = mirror.wait(mirror.store().removals()).unwrap();
+    assert_eq!(removals.iter().map(|removal| removal.owner.clone()).collect::<Vec<_>>(), [Some(name("acme"))]);
+    assert!(mirror.wait(mirror.store().remove_purged(&removals[0], || AT)).unwrap(), "it goes on");
+    let feed = mirror.feed("acme");
+    assert!(!feed.paused && !feed.purged && feed.cursor == Some(start_url("acme")));
+    assert_eq!(mirror.value::<i64>("SELECT count(*) FROM item"), 10);
+    assert_eq!(mirror.rows("SELECT name FROM kind"), [[text("Session")]], "a kind that nothing uses goes too");
+    assert!(mirror.wait(mirror.store().removals()).unwrap().is_empty());
+    assert_eq!(mirror.push("acme", &[updated("n1", 5, "{}")]).new, 1);
+}
+
+#[test]
+fn a_pause_takes_a_resume_back_that_waits_for_a_purge() {
+    let mirror = Mirror::with(&["acme"]);
+    mirror.push("acme", &many("n", 1_500, 10));
+    mirror.wait(mirror.store().purge(&name("acme"), AT)).unwrap();
+    for paused in [false, true] {
+        mirror.wait(mirror.store().pause(&name("acme"), AT, paused)).unwrap();
+    }
+
+    let removal = mirror.wait(mirror.store().removals()).unwrap().remove(0);
+
+    assert!(!mirror.wait(mirror.store().remove_purged(&removal, || AT)).unwrap());
+    assert!(mirror.feed("acme").purged);
+}
+
+#[test]
+fn what_a_feed_forgets_it_forgets_after_a_purge_too() {
+    let mirror = Mirror::with(&["acme"]);
+    mirror.push("acme", &many("n", 1_500, 10));
+    let item = feedmirror::store::forget::Named { id: "n7".into(), kind: None };
+    mirror.wait(mirror.store().forget(&name("acme"), AT, item)).unwrap();
+    mirror.wait(mirror.store().purge(&name("acme"), AT)).unwrap();
+    let removal = mirror.wait(mirror.store().removals()).unwrap().remove(0);
+    mirror.wait(mirror.store().remove_purged(&removal, || AT)).unwrap();
+    mirror.wait(mirror.store().pause(&name("acme"), AT, false)).unwrap();
+
+    assert_eq!(mirror.push("acme", &[updated("n7", 20, "{}"), updated("n8", 20, "{}")]).new, 1);
 }

@@ -16,7 +16,7 @@ use crate::source::client::plain_client;
 use crate::store::read::Reader;
 use crate::supervisor::control::{Chosen, Order, QuarantineOrder};
 
-/// For a whole answer: a purge removes every row of a feed.
+/// For a whole answer: many quarantined records are read again one by one.
 const PATIENCE: Duration = Duration::from_secs(600);
 
 /// For a word on readiness.
@@ -72,7 +72,8 @@ impl Daemon {
 
     async fn post(&self, path: &[&str], options: &Value) -> anyhow::Result<String> {
         let answer = self.ask(path, options).await?;
-        Ok(answer.get("done").and_then(Value::as_str).unwrap_or_default().to_owned())
+        let words = ["done", "accepted"].iter().find_map(|key| answer.get(key).and_then(Value::as_str));
+        Ok(words.unwrap_or_default().to_owned())
     }
 
     /// The whole answer, which says at least what was done.
@@ -86,7 +87,7 @@ impl Daemon {
         let body = response.bytes().await.map_err(silent)?;
         let answer: Value = serde_json::from_slice(&body).unwrap_or_default();
         let words = |key: &str| answer.get(key).and_then(Value::as_str).map(str::to_owned);
-        match (status.is_success(), words("done"), words("error")) {
+        match (status.is_success(), words("done").or_else(|| words("accepted")), words("error")) {
             (true, Some(_), _) => Ok(answer),
             (_, _, Some(error)) => Err(anyhow!(error)),
             _ => bail!("{} answered {status}: it is no feedmirror", self.address),

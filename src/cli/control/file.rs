@@ -11,6 +11,7 @@ use crate::store::forget::erased_words;
 use crate::store::resync::{Stage, Trust};
 use crate::store::{Closing, Store, now};
 use crate::supervisor::control::{Chosen, Order, QuarantineOrder, Sorted};
+use crate::supervisor::housekeeping::remove_purged;
 
 /// Quarantine rows dropped in one go.
 const DROPPED: usize = 500;
@@ -57,6 +58,7 @@ impl AtRest {
                 Ok(format!("{name}: paused, for the next run too"))
             }
             Order::Resume => {
+                remove_purged(&self.store).await?;
                 self.store.pause(&name, now(), false).await?;
                 Ok(format!("{name}: resumed; the next run reads it"))
             }
@@ -66,6 +68,7 @@ impl AtRest {
             }
             Order::Purge => {
                 self.store.purge(&name, now()).await?;
+                remove_purged(&self.store).await?;
                 Ok(format!("{name}: purged"))
             }
             Order::Ack(Some(ack)) => {

@@ -13,10 +13,10 @@ use axum::extract::{ConnectInfo, Path, Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
+use sha2::{Digest, Sha256};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Semaphore, oneshot};
 use tokio::time::{sleep, timeout};
-use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 use super::credentials::{Shown, Signed, shown};
 use super::places::Peer;
@@ -131,7 +131,7 @@ impl Desk {
             held = self.room(bytes.len() as u64).await?;
         }
         held.shrink_to(bytes.len() as u64);
-        let hash = xxh3_64(&bytes);
+        let hash = identity(&bytes, None);
         let fifth = entry.memory().poison.is_fifth(hash, Instant::now());
         if coding == Coding::Identity {
             return hand_on(entry, Parcel { bytes, hash, fifth, fault: None, held }).await;
@@ -170,7 +170,7 @@ impl Desk {
             None if !known => return Err(refusal),
             None => {}
         }
-        let hash = identity(&large.beginning, large.length);
+        let hash = identity(&large.beginning, Some(large.length));
         if !entry.memory().poison.is_fifth(hash, Instant::now()) {
             return Err(refusal.counted(entry, hash));
         }
@@ -222,12 +222,15 @@ fn coding(headers: &HeaderMap) -> Result<Coding, Refusal> {
         .ok_or_else(|| Refusal::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "the body may come as it is, gzip, br or zstd"))
 }
 
-/// What a body that is too large is known by: it is never read whole.
-fn identity(beginning: &[u8], length: Option<u64>) -> u64 {
-    let mut hash = Xxh3::new();
-    hash.update(beginning);
-    hash.update(&length.unwrap_or(u64::MAX).to_le_bytes());
-    hash.digest()
+/// What a body is known by: the first 8 bytes of its SHA-256. One that is too large is never read whole: its beginning,
+/// and the length that it claims.
+fn identity(bytes: &[u8], too_large: Option<Option<u64>>) -> u64 {
+    let mut hash = Sha256::new_with_prefix(bytes);
+    if let Some(length) = too_large {
+        hash.update(length.unwrap_or(u64::MAX).to_le_bytes());
+    }
+    let [a, b, c, d, e, f, g, h, ..] = <[u8; 32]>::from(hash.finalize());
+    u64::from_be_bytes([a, b, c, d, e, f, g, h])
 }
 
 /// What the loop gets, without the way to answer.

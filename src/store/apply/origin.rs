@@ -7,10 +7,14 @@ use rusqlite::params;
 use super::{Delivery, Purpose};
 use crate::feed::Seq;
 use crate::store::writer::Bench;
-use crate::store::{Millis, StoreError};
+use crate::store::{Millis, StoreError, journal};
 
 /// Rows kept for a feed; of older items the mirror only knows how and when they came.
 const KEPT: i64 = 2_000;
+/// Bytes of text kept in them, and the expression that counts a row's.
+const KEPT_BYTES: i64 = 2 << 20;
+const SIZE: &str =
+    "coalesce(octet_length(url), 0) + coalesce(octet_length(event_id), 0) + coalesce(octet_length(etag), 0)";
 /// A URL, tag or event id longer than this is left out: rows stay small whatever a publisher sends.
 const LONGEST: usize = 2_048;
 
@@ -67,7 +71,9 @@ pub(super) fn record(bench: &Bench<'_>, delivery: &Delivery, first: Seq) -> Resu
         )?;
     let mut trim = bench.db.prepare_cached("DELETE FROM delivery WHERE feed = ?1 AND n <= ?2")?;
     trim.execute([delivery.feed, n - KEPT])?;
-    Ok(())
+    let texts = [&origin.url, &origin.event_id, &origin.etag];
+    let size = texts.iter().filter_map(|text| short(text.as_ref())).map(String::len).sum();
+    Ok(journal::trim_bytes(bench, ("delivery", SIZE), Some(delivery.feed), (KEPT, KEPT_BYTES), size)?)
 }
 
 fn short(text: Option<&String>) -> Option<&String> {

@@ -62,12 +62,3 @@ pub(super) fn swept(flags: i64) -> Swept {
         _ => Swept::ByTrust,
     }
 }
-
-/// 48 bits of a hash, which SQLite stores in six bytes; fewer when `shift` is larger.
-pub(in crate::store) fn item_key(kind: &str, id: &str, shift: u32) -> i64 {
-    let mut hash = xxhash_rust::xxh3::Xxh3Default::new();
-    hash.update(kind.as_bytes());
-    hash.update(&[0]);
-    hash.update(id.as_bytes());
-    (hash.digest() as i64) >> shift
-}

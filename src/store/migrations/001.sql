@@ -11,7 +11,7 @@ CREATE TABLE mirror_state (
     started_at       INTEGER,
     ops_address      TEXT,
     webhooks_address TEXT,
-    salt             BLOB    NOT NULL DEFAULT (randomblob(16)) -- mixed into the digests of forgotten ids
+    salt             BLOB    NOT NULL DEFAULT (randomblob(16)) -- the key of its hashes; mixed into the digests of forgotten ids
 );
 INSERT INTO mirror_state (one, epoch) VALUES (1, lower(hex(randomblob(8))));
 
@@ -63,7 +63,7 @@ CREATE TABLE feed (
 );
 
 CREATE TABLE endpoint (
-    feed       INTEGER NOT NULL REFERENCES feed (id),
+    feed       INTEGER NOT NULL REFERENCES feed (id) ON UPDATE CASCADE, -- a purge gives the feed another number
     transport  INTEGER NOT NULL,
     cursor     TEXT,
     event_id   TEXT,                             -- of the last event of a stream that names its events
@@ -87,12 +87,19 @@ CREATE TABLE kind (
     name TEXT NOT NULL UNIQUE
 );
 
+-- The kinds that a feed's items have had since it was read first or purged.
+CREATE TABLE feed_kind (
+    feed INTEGER NOT NULL,
+    kind INTEGER NOT NULL,
+    PRIMARY KEY (feed, kind)
+) WITHOUT ROWID;
+
 -- The rowid is the change number: a changed item is deleted and appended under its new seq, so that the change log
 -- needs no index of its own and a first load only ever appends.
 CREATE TABLE item (
     seq        INTEGER PRIMARY KEY,
     feed       INTEGER NOT NULL,
-    key        INTEGER NOT NULL,                 -- 48 bits of a hash over kind and id; not unique: rows are compared
+    key        INTEGER NOT NULL,                 -- 48 bits of a hash over kind and id, keyed with the salt; not unique: rows are compared
     kind       INTEGER NOT NULL,
     transport  INTEGER NOT NULL,
     flags      INTEGER NOT NULL,                 -- 1 deleted · 2 swept · 4 swept by trust-source · 8 modified was a JSON number
@@ -128,11 +135,20 @@ CREATE TABLE purge (
     changed_at INTEGER NOT NULL
 );
 
+-- Rows of purged feeds that are still there: they go in steps. They stand under a number that no feed has any more, so
+-- nobody sees them.
+CREATE TABLE removal (
+    feed   INTEGER PRIMARY KEY,                  -- that number
+    owner  INTEGER,                              -- the feed's number since; null: it is no longer configured
+    rows   INTEGER NOT NULL,                     -- of its items, about so many are left
+    resume INTEGER NOT NULL DEFAULT 0            -- asked for meanwhile: it goes on once they are gone
+);
+
 CREATE TABLE quarantined (
     id        INTEGER PRIMARY KEY,
     feed      INTEGER NOT NULL,
     transport INTEGER NOT NULL,
-    digest    INTEGER NOT NULL,                  -- of reason and raw: the same record again only counts
+    digest    INTEGER NOT NULL,                  -- of reason and raw, keyed with the salt: the same record again only counts
     reason    TEXT    NOT NULL,
     detail    TEXT,
     raw       TEXT    NOT NULL,

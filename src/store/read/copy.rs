@@ -5,8 +5,8 @@ use std::path::Path;
 use rusqlite::{OpenFlags, OptionalExtension, params};
 
 use super::{Reader, StoreError, connect, identity, immutable, refuse};
-use crate::store::apply::item_key;
-use crate::store::{KEY_SHIFT, forget};
+use crate::store::forget;
+use crate::store::keys::Keys;
 
 impl Reader {
     /// Opens a copy that nothing writes; as [`Reader::open`], but no WAL files are made beside it.
@@ -43,9 +43,10 @@ impl Reader {
         let mut find = self.db.prepare_cached(
             "SELECT 1 FROM item WHERE feed = ?1 AND key = ?2 AND kind = ?3 AND id = ?4 AND flags & 16 = 0",
         )?;
+        let keys = Keys::of(&self.db)?;
         while let Some(row) = kinds.next()? {
             let (number, name): (i64, String) = (row.get(0)?, row.get(1)?);
-            if find.exists(params![feed, item_key(&name, id, KEY_SHIFT), number, id])? {
+            if find.exists(params![feed, keys.item(&name, id), number, id])? {
                 return Ok(true);
             }
         }

@@ -12,8 +12,8 @@ use rusqlite::{Connection, OptionalExtension, params};
 use super::{Reader, Seq, StoreError};
 use crate::feed::{Item, Modified, Order, Page, State};
 use crate::json::Digest;
-use crate::store::KEY_SHIFT;
-use crate::store::apply::{DELETED, NUMBER, SqlModified, item_key, stored_modified};
+use crate::store::apply::{DELETED, NUMBER, SqlModified, stored_modified};
+use crate::store::keys::{Keys, passing_hash as hash};
 
 /// Rows of the mirror looked at in one transaction.
 const STEP_ROWS: usize = 5_000;
@@ -39,10 +39,6 @@ impl Content {
         static DIGEST: LazyLock<Digest> = LazyLock::new(Digest::default);
         DIGEST.of(data).map_or_else(|| hash(data.as_bytes()), |hash| hash as i64)
     }
-}
-
-fn hash(bytes: &[u8]) -> i64 {
-    xxhash_rust::xxh3::xxh3_64(bytes) as i64
 }
 
 /// An item that differs, as both sides have it.
@@ -308,7 +304,7 @@ impl Reader {
 
     fn version(&self, feed: &str, kind: &str, id: &str) -> Result<Option<Version>, StoreError> {
         let number = self.known_feed(feed)?;
-        let key = item_key(kind, id, KEY_SHIFT);
+        let key = Keys::of(&self.db)?.item(kind, id);
         let sql = format!(
             "{VERSION} JOIN kind k ON k.id = i.kind WHERE i.feed = ?1 AND i.key = ?2 AND k.name = ?3 AND i.id = ?4"
         );

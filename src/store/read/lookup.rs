@@ -3,8 +3,7 @@
 use super::log::{Filter, item_columns, json};
 use super::rows::{Columns, ItemRow};
 use super::{Reader, StoreError};
-use crate::store::KEY_SHIFT;
-use crate::store::apply::item_key;
+use crate::store::keys::Keys;
 
 impl Reader {
     /// The items with this id: one of each feed and kind asked for that has it, in the order of their seq. Live ones (of
@@ -26,7 +25,8 @@ impl Reader {
         let mut select = self
             .db
             .prepare_cached("SELECT name FROM kind WHERE ?1 = '[]' OR name IN (SELECT value FROM json_each(?1))")?;
-        let keys = select.query_map([json(kinds)], |row| Ok(item_key(&row.get::<_, String>(0)?, id, KEY_SHIFT)))?;
+        let hashes = Keys::of(&self.db)?;
+        let keys = select.query_map([json(kinds)], |row| Ok(hashes.item(&row.get::<_, String>(0)?, id)))?;
         Ok(serde_json::Value::from(keys.collect::<rusqlite::Result<Vec<i64>>>()?).to_string())
     }
 }

@@ -10,8 +10,7 @@ use rusqlite::params;
 use super::rows::{self, Columns, DeliveryRow, ItemRow, QuarantineRow, RefusalRow};
 use super::{Reader, StoreError};
 use crate::json;
-use crate::store::KEY_SHIFT;
-use crate::store::apply::item_key;
+use crate::store::keys::Keys;
 
 /// Rows looked at in one transaction of a search.
 const STEP_ROWS: usize = 5_000;
@@ -47,10 +46,11 @@ impl Reader {
         // Keys may collide: the id and the kind decide.
         let sql = format!("{ITEMS} WHERE i.feed = ?1 AND i.key = ?2 AND k.name = ?3 AND i.id = ?4");
         let mut select = self.db.prepare_cached(&sql)?;
+        let keys = Keys::of(&self.db)?;
         let mut found = Vec::new();
         for feed in feeds {
             for kind in &kinds {
-                let rows = select.query_map(params![feed, item_key(kind, id, KEY_SHIFT), kind, id], ItemRow::read)?;
+                let rows = select.query_map(params![feed, keys.item(kind, id), kind, id], ItemRow::read)?;
                 found.extend(rows.collect::<rusqlite::Result<Vec<_>>>()?);
             }
         }

@@ -10,8 +10,8 @@ use std::time::Instant;
 use rusqlite::OptionalExtension;
 
 use super::{Reader, StoreError};
-use crate::store::KEY_SHIFT;
-use crate::store::apply::{is_possible, item_key};
+use crate::store::apply::is_possible;
+use crate::store::keys::Keys;
 
 /// What is checked, by name; README lists them.
 pub const CHECKS: &[&str] = &[
@@ -82,9 +82,9 @@ const QUERIES: &[(&str, &str)] = &[
     ("never-level", "SELECT name || ', mode ' || mode FROM feed WHERE mode <> 'refresh' AND level_at IS NULL AND purged = 0"),
     (
         "walk-leftovers",
-        "SELECT 'feed ' || feed FROM seen WHERE feed NOT IN (SELECT feed FROM resync)
-         UNION ALL SELECT 'feed ' || feed FROM spared WHERE feed NOT IN (SELECT feed FROM resync)
-         UNION ALL SELECT 'feed ' || feed FROM newest WHERE feed NOT IN (SELECT feed FROM resync)",
+        "SELECT 'feed ' || feed FROM seen WHERE feed NOT IN (SELECT feed FROM resync UNION ALL SELECT feed FROM removal)
+         UNION ALL SELECT 'feed ' || feed FROM spared WHERE feed NOT IN (SELECT feed FROM resync UNION ALL SELECT feed FROM removal)
+         UNION ALL SELECT 'feed ' || feed FROM newest WHERE feed NOT IN (SELECT feed FROM resync UNION ALL SELECT feed FROM removal)",
     ),
 ];
 
@@ -92,6 +92,7 @@ const QUERIES: &[(&str, &str)] = &[
 const OF_FEEDS: &[&str] = &[
     "endpoint",
     "item",
+    "feed_kind",
     "delivery",
     "activity",
     "forgotten",
@@ -192,7 +193,8 @@ impl Reader {
         }
         for table in OF_FEEDS {
             let sql = format!(
-                "SELECT '{table} of feed ' || feed FROM {table} WHERE feed NOT IN (SELECT id FROM feed) AND feed IS NOT NULL"
+                "SELECT '{table} of feed ' || feed FROM {table} WHERE feed NOT IN (SELECT id FROM feed) AND feed IS NOT NULL
+                     AND feed NOT IN (SELECT feed FROM removal)"
             );
             self.query("orphan", &sql, report)?;
         }
@@ -223,12 +225,13 @@ impl Reader {
             "SELECT e.feed, f.name, e.id FROM endpoint e JOIN feed f ON f.id = e.feed WHERE e.id IS NOT NULL",
         )?;
         let mut find = self.db.prepare("SELECT 1 FROM item WHERE feed = ?1 AND key = ?2 AND id = ?3 LIMIT 1")?;
+        let keys = Keys::of(&self.db)?;
         let mut rows = endpoints.query([])?;
         while let Some(row) = rows.next()? {
             let (feed, name, id): (i64, String, String) = (row.get(0)?, row.get(1)?, row.get(2)?);
             let mut there = false;
             for kind in kinds.values() {
-                let key = item_key(kind, &id, KEY_SHIFT);
+                let key = keys.item(kind, &id);
                 there |= find.query_row((feed, key, &id), |_| Ok(())).optional()?.is_some();
             }
             if !there {
@@ -248,10 +251,12 @@ impl Reader {
     }
 
     fn item_rows(&self, kinds: &HashMap<i64, String>, report: &mut Report) -> Result<(), StoreError> {
+        let keys = Keys::of(&self.db)?;
         let mut counts: HashMap<i64, (i64, i64)> = HashMap::new();
-        let mut select = self
-            .db
-            .prepare("SELECT seq, feed, key, kind, flags, id, data IS NULL FROM item NOT INDEXED ORDER BY seq")?;
+        let mut select = self.db.prepare(
+            "SELECT seq, feed, key, kind, flags, id, data IS NULL FROM item NOT INDEXED
+                      WHERE feed NOT IN (SELECT feed FROM removal) ORDER BY seq",
+        )?;
         let mut rows = select.query([])?;
         while let Some(row) = rows.next()? {
             let (seq, feed, flags): (i64, i64, i64) = (row.get(0)?, row.get(1)?, row.get(4)?);
@@ -271,7 +276,7 @@ impl Reader {
             }
             match kinds.get(&row.get(3)?) {
                 None => report.found("unknown-kind", sample),
-                Some(kind) if item_key(kind, id, KEY_SHIFT) != row.get::<_, i64>(2)? => {
+                Some(kind) if keys.item(kind, id) != row.get::<_, i64>(2)? => {
                     report.found("item-key", sample);
                 }
                 Some(_) => {}

@@ -1,0 +1,206 @@
+//! What is shared is held by nobody: orders, systemd's watchdog and other feeds while a publisher hangs, or the database is
+//! locked (DESIGN §2, rules 7 and 14; §3, "Purge").
+
+use std::os::unix::net::UnixDatagram;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use rusqlite::Connection;
+
+use crate::support::{Mirror, Publisher, Reply, Shelf, item, page, until};
+
+/// What an operator waits for an order at most, and what it takes to start the program that gives it.
+const SOON: Duration = Duration::from_millis(2_000 + 1_000);
+
+/// What systemd is told.
+struct Systemd(Arc<Mutex<Vec<String>>>);
+
+impl Systemd {
+    /// Expects a sign of life every 300 ms.
+    fn of(mirror: Mirror) -> (Self, Mirror) {
+        let path = mirror.path("notify");
+        let socket = UnixDatagram::bind(&path).unwrap();
+        let lines = Arc::new(Mutex::new(Vec::new()));
+        let telling = Arc::clone(&lines);
+        std::thread::spawn(move || {
+            let mut message = [0; 4096];
+            while let Ok(length) = socket.recv(&mut message) {
+                let text = String::from_utf8_lossy(&message[..length]).into_owned();
+                telling.lock().unwrap().extend(text.lines().map(str::to_owned));
+            }
+        });
+        let mirror = mirror.env("NOTIFY_SOCKET", path.to_str().unwrap()).env("WATCHDOG_USEC", "900000");
+        (Self(lines), mirror)
+    }
+
+    fn count(&self, wanted: &str) -> usize {
+        self.0.lock().unwrap().iter().filter(|line| line.starts_with(wanted)).count()
+    }
+}
+
+fn lock(mirror: &Mirror) -> Connection {
+    let db = Connection::open(mirror.path("mirror.db")).unwrap();
+    db.busy_timeout(Duration::from_secs(10)).unwrap();
+    db.execute_batch("BEGIN IMMEDIATE").unwrap();
+    db
+}
+
+/// What an order was answered, in time.
+fn ordered(mirror: &Mirror, order: &[&str]) -> String {
+    let began = Instant::now();
+    let output = mirror.command(order).output().unwrap();
+    let words = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{order:?}: {words}");
+    assert!(began.elapsed() < SOON, "{order:?} took {:?}", began.elapsed());
+    words
+}
+
+fn ready(mirror: &Mirror) -> (u16, String) {
+    let line = mirror.log().lines().rev().find_map(|line| Some(line.split_once(" ops=")?.1.to_owned()));
+    let Some(line) = line else { return (0, String::new()) };
+    let address = line.split_whitespace().next().unwrap().trim_matches('"').to_owned();
+    let Ok(mut stream) = std::net::TcpStream::connect(&address) else { return (0, String::new()) };
+    let request = format!("GET /readyz HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+    std::io::Write::write_all(&mut stream, request.as_bytes()).unwrap();
+    let mut answer = String::new();
+    std::io::Read::read_to_string(&mut stream, &mut answer).unwrap();
+    (answer.split_whitespace().nth(1).unwrap().parse().unwrap(), answer)
+}
+
+#[test]
+fn while_the_database_is_locked_orders_are_accepted_and_systemd_gets_its_signs_of_life() {
+    // Given
+    let shelf = Shelf::of(5, 2);
+    let serving = Arc::clone(&shelf);
+    let publisher = Publisher::start(move |request| serving.page(request));
+    let mirror = Mirror::new().feed("a", &publisher.url("/a")).feed("b", &publisher.url("/b"));
+    let (systemd, mirror) = Systemd::of(mirror);
+    let mut mirror = mirror.start();
+    mirror.until_level("a");
+    mirror.until_level("b");
+
+    // When
+    let locked = lock(&mirror);
+    mirror.until("not ready", |mirror| ready(mirror).0 == 503);
+    assert!(ready(&mirror).1.contains("locked"), "{}", ready(&mirror).1);
+
+    // Then: what needs no store is done, and the rest accepted.
+    assert!(ordered(&mirror, &["poll-now", "b"]).contains("asked now"));
+    assert!(ordered(&mirror, &["pause", "a"]).contains("accepted"));
+    assert!(ordered(&mirror, &["purge", "b", "--yes"]).contains("accepted"));
+    mirror.signal(Signal::SIGHUP);
+    let signs = systemd.count("WATCHDOG=1");
+    until("signs of life", || systemd.count("WATCHDOG=1") > signs + 10);
+    assert_eq!(mirror.number("SELECT count(*) FROM events WHERE what = 'restarted'"), 0);
+
+    // When
+    drop(locked);
+
+    // Then
+    mirror.until_health("a", "paused", "paused");
+    mirror.until("purged", |mirror| !mirror.events("b", "purged").is_empty());
+    mirror.until("ready", |mirror| ready(mirror).0 == 200);
+    assert!(mirror.stop().success());
+}
+
+#[test]
+fn a_daemon_started_on_a_locked_file_says_so_and_begins_when_it_can() {
+    // Given
+    let shelf = Shelf::of(5, 2);
+    let serving = Arc::clone(&shelf);
+    let publisher = Publisher::start(move |request| serving.page(request));
+    let mut mirror = Mirror::running("a", &publisher.url("/a"));
+    mirror.until_level("a");
+    assert!(mirror.stop().success());
+    let (systemd, mut mirror) = Systemd::of(mirror);
+    let locked = lock(&mirror);
+    let asked = publisher.requests().len();
+
+    // When
+    mirror.spawn();
+
+    // Then
+    until("READY", || systemd.count("READY=1") == 1);
+    mirror.until("not ready", |mirror| ready(mirror).0 == 503);
+    assert!(ready(&mirror).1.contains("locked"), "{}", ready(&mirror).1);
+    until("signs of life", || systemd.count("WATCHDOG=1") >= 3);
+    assert_eq!(publisher.requests().len(), asked, "nothing is read that could not be written");
+
+    // When
+    drop(locked);
+
+    // Then
+    mirror.until("ready", |mirror| ready(mirror).0 == 200);
+    shelf.put("new");
+    mirror.until("it goes on", |mirror| mirror.live("a") == shelf.live());
+    assert!(mirror.stop().success());
+}
+
+#[test]
+fn a_probe_of_a_first_page_that_hangs_keeps_no_order_and_no_other_feed() {
+    // Given: the cursor of one feed is dead, and its own URL does not answer.
+    let publisher = Publisher::start(|request| match (request.path(), request.query(), request.count) {
+        ("/b", ..) => Reply::page(page(&[], &request.target)),
+        ("/a", "", 1) => Reply::page(page(&[item("x", 1)], "/a?at=1")),
+        ("/a", "", _) => Reply::silence(),
+        _ if request.count < 3 => Reply::page(page(&[], "/a?at=1")),
+        _ => Reply::status(404),
+    });
+    let mirror = Mirror::new().http("per_host = 4").feed("a", &publisher.url("/a")).feed("b", &publisher.url("/b"));
+    let (systemd, mirror) = Systemd::of(mirror);
+    let mirror = mirror.start();
+    mirror.until_level("b");
+    mirror.until("it is probed", |_| publisher.requests().iter().filter(|asked| asked.target == "/a").count() > 1);
+
+    // When
+    let polled = publisher.count("/b");
+    assert!(ordered(&mirror, &["poll-now", "b"]).contains("asked now"));
+    let words = ordered(&mirror, &["pause", "a"]);
+
+    // Then
+    assert!(words.contains("is paused"), "{words}");
+    assert_eq!(mirror.row("a").health, "paused");
+    until("the other one is asked", || publisher.count("/b") > polled);
+    let signs = systemd.count("WATCHDOG=1");
+    until("signs of life", || systemd.count("WATCHDOG=1") > signs + 3);
+}
+
+#[test]
+fn a_purge_hides_everything_at_once_and_a_resume_waits_for_the_rest() {
+    // Given
+    const ITEMS: usize = 3_000;
+    let items: Vec<String> = (0..ITEMS).map(|n| item(&format!("i{n}"), 1)).collect();
+    let publisher = Publisher::start(move |request| match request.query() {
+        "" => Reply::page(page(&items, "/a?at=1")),
+        _ => Reply::page(page(&[], "/a?at=1")),
+    });
+    let mut mirror = Mirror::running("a", &publisher.url("/a"));
+    mirror.until_level("a");
+    let asked = |publisher: &Publisher| publisher.requests().iter().filter(|asked| asked.target == "/a").count();
+    assert_eq!((asked(&publisher), mirror.number("SELECT count(*) FROM live_items")), (1, ITEMS as i64));
+
+    // When
+    let words = ordered(&mirror, &["purge", "a", "--yes"]);
+
+    // Then
+    assert!(words.contains("is purged"), "{words}");
+    for view in ["items", "live_items", "changes WHERE state <> 'purged'", "deliveries"] {
+        assert_eq!(mirror.number(&format!("SELECT count(*) FROM {view}")), 0, "{view}");
+    }
+    assert_eq!(mirror.number("SELECT count(*) FROM changes WHERE state = 'purged'"), 1);
+    mirror.until_health("a", "paused", "paused");
+
+    // When: resumed at once, and killed before the rows may be gone.
+    ordered(&mirror, &["resume", "a"]);
+    mirror.kill();
+    mirror.start_again();
+
+    // Then: it is read anew, and nothing of what was is left.
+    mirror.until("read anew", |mirror| mirror.live("a").len() == ITEMS);
+    mirror.until("all is gone", |mirror| mirror.number("SELECT count(*) FROM removal") == 0);
+    assert_eq!((asked(&publisher), mirror.number("SELECT count(*) FROM item")), (2, ITEMS as i64));
+    assert!(mirror.stop().success());
+    let verified = mirror.verb(&["verify"]);
+    assert!(verified.status.success(), "{}", String::from_utf8_lossy(&verified.stdout));
+}
