@@ -7,6 +7,7 @@ mod activity;
 mod cursor;
 mod decide;
 mod hold;
+mod kinds;
 mod lookup;
 mod notice;
 mod origin;
@@ -232,6 +233,7 @@ fn apply(bench: &mut Bench<'_>, delivery: &mut Delivery, forgotten: &mut u64) ->
     if feed.forgets {
         *forgotten += forget::strike(bench, delivery)?;
     }
+    kinds::set_aside(bench, delivery)?;
     let delivery = &*delivery;
     let before = bench.last_seq();
     let mut tally = Tally::default();

@@ -63,6 +63,21 @@ impl Bench<'_> {
         Ok(id)
     }
 
+    /// Whether the feed has the kind, or still room for it: then it has it from now on.
+    pub(super) fn takes_kind(&mut self, feed: i64, name: &str, most: i64) -> rusqlite::Result<bool> {
+        let number = self.kinds.numbers.get(name);
+        if number.is_some_and(|id| self.kinds.of_feeds.contains(&(feed, *id))) {
+            return Ok(true);
+        }
+        let sql = "SELECT (SELECT count(*) FROM feed_kind WHERE feed = ?1) < ?3 OR EXISTS (
+                       SELECT 1 FROM kind k JOIN feed_kind f ON f.kind = k.id WHERE k.name = ?2 AND f.feed = ?1)";
+        let takes = self.db.prepare_cached(sql)?.query_row((feed, name, most), |row| row.get(0))?;
+        if takes {
+            self.kind(feed, name)?;
+        }
+        Ok(takes)
+    }
+
     /// What is remembered of kinds may no longer be so.
     pub(super) fn forget_kinds(&mut self) {
         self.kinds.clear();

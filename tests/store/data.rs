@@ -7,7 +7,7 @@ use feedmirror::store::resync::Trust;
 use proptest::prelude::*;
 use rusqlite::Connection;
 
-use crate::mirror::{AT, Mirror, name, step, unreadable, updated};
+use crate::mirror::{AT, Mirror, Record, name, step, unreadable, updated};
 
 /// A number that no double holds, one of 400 digits, half a character as text and as key.
 fn odd(space: &str) -> String {
@@ -76,6 +76,25 @@ fn many_bad_records_in_a_resync_spare_their_items_even_those_that_are_only_count
     assert_eq!(mirror.value::<String>("SELECT group_concat(id) FROM live_items"), "kept,counted");
     assert_eq!(mirror.value::<i64>("SELECT sum(count) FROM quarantine"), 7);
     assert_eq!(mirror.value::<i64>("SELECT count FROM findings WHERE rule = 'quarantine-full'"), 5);
+}
+
+#[test]
+fn a_feed_has_a_thousand_kinds_and_records_of_further_ones_are_set_aside() {
+    let mut mirror = Mirror::with(&["acme", "other"]);
+    let of_kind = |n: usize, modified| Record { kind: format!("k{n}"), ..updated(&format!("{n}"), modified, "{}") };
+    let first: Vec<_> = (0..600).map(|n| of_kind(n, 1)).collect();
+    let second: Vec<_> = (500..1_100).map(|n| of_kind(n, 2)).collect();
+    mirror.push("acme", &first);
+
+    let applied = mirror.push("acme", &second);
+
+    assert_eq!((applied.new, applied.changed, applied.quarantined), (400, 100, 100));
+    let reason = "SELECT DISTINCT reason || ' ' || raw || ' ' || sum(count) FROM quarantine";
+    assert_eq!(mirror.value::<String>(reason), "too-many-kinds {} 100");
+    assert_eq!(mirror.push("other", &[of_kind(1_099, 1)]).new, 1, "each feed has its own");
+    mirror.reopen();
+    let applied = mirror.push("acme", &[of_kind(999, 3), of_kind(1_000, 3)]);
+    assert_eq!((applied.changed, applied.quarantined), (1, 1));
 }
 
 /// Any text that the grammar allows.
