@@ -93,6 +93,8 @@ pub struct Ruling {
     pub step: Step,
     /// Whether the whole host should be asked less.
     pub slow_host: bool,
+    /// Whether nobody may ask the feed before the wait is over: its publisher said so, or had enough.
+    pub holds: bool,
 }
 
 /// What to do before waiting.
@@ -113,19 +115,24 @@ const STUCK_AFTER: Duration = Duration::from_secs(3_600);
 
 /// The ruling on a failure.
 pub fn judge(trouble: Trouble, history: &History) -> Ruling {
-    let retrying = |wait| Ruling { health: Health::Retrying, wait, step: Step::None, slow_host: false };
-    let failed = |step| Ruling { health: Health::Failed, wait: Wait::Hourly, step, slow_host: false };
+    let retrying = |wait| Ruling { health: Health::Retrying, wait, step: Step::None, slow_host: false, holds: false };
+    let failed = |step| Ruling { health: Health::Failed, wait: Wait::Hourly, step, slow_host: false, holds: false };
     match trouble {
         Trouble::Operator => failed(Step::None),
         Trouble::Status { code: 401, .. } => failed(Step::Secrets),
         Trouble::Status { code: 403, .. } if !history.answered => failed(Step::Secrets),
         Trouble::Status { code: 403 | 429, retry_after } => Ruling {
             slow_host: matches!(trouble, Trouble::Status { code: 429, .. }),
+            holds: true,
             ..retrying(retry_after.map_or(Wait::Backoff, Wait::Told))
         },
         Trouble::Status { code: 404 | 410, .. } => lost(history),
-        Trouble::Status { code: 503, retry_after: None } if history.unavailable >= 3 => retrying(Wait::Unavailable),
-        Trouble::Status { retry_after: Some(told), .. } => stuck_or(history, retrying(Wait::Told(told))),
+        Trouble::Status { code: 503, retry_after: None } if history.unavailable >= 3 => {
+            Ruling { holds: true, ..retrying(Wait::Unavailable) }
+        }
+        Trouble::Status { retry_after: Some(told), .. } => {
+            Ruling { slow_host: true, holds: true, ..stuck_or(history, retrying(Wait::Told(told))) }
+        }
         Trouble::ConnectionRefused => Ruling { slow_host: true, ..retrying(Wait::Backoff) },
         Trouble::Status { .. } | Trouble::Page | Trouble::Loop => stuck_or(history, retrying(Wait::Backoff)),
         Trouble::Network => stuck_or(history, retrying(Wait::Backoff)),
@@ -139,13 +146,25 @@ fn lost(history: &History) -> Ruling {
         wait: Wait::Gone { since: history.gone_for },
         step: Step::None,
         slow_host: false,
+        holds: false,
     };
-    let retrying = |step| Ruling { health: Health::Retrying, wait: Wait::Backoff, step, slow_host: false };
+    let retrying =
+        |step| Ruling { health: Health::Retrying, wait: Wait::Backoff, step, slow_host: false, holds: false };
     match (history.first_page, history.probe) {
         (true, _) | (_, Some(Probe::Gone)) => gone,
         (_, None) => retrying(Step::Probe),
         (_, Some(Probe::Answers)) => retrying(Step::Resync),
         (_, Some(Probe::Fails)) => retrying(Step::None),
+    }
+}
+
+/// The ruling on a failure of a push endpoint: the rule of the third 503, and the waits for a feed that is gone, are
+/// polling's. A stream that is away while its publisher is deployed anew is back within minutes.
+pub fn judge_push(trouble: Trouble, history: &History) -> Ruling {
+    let ruling = judge(trouble, &History { unavailable: 0, ..*history });
+    match ruling.wait {
+        Wait::Unavailable | Wait::Gone { .. } => Ruling { wait: Wait::Backoff, ..ruling },
+        Wait::Backoff | Wait::Told(_) | Wait::Hourly => ruling,
     }
 }
 
@@ -231,11 +250,42 @@ mod tests {
     }
 
     #[test]
-    fn only_a_429_or_a_refused_connection_slows_the_host() {
+    fn a_429_a_retry_after_or_a_refused_connection_slows_the_host_and_the_publishers_word_holds_the_feed() {
         let known = History { answered: true, ..History::default() };
-        assert!(judge(status(429), &known).slow_host);
-        assert!(judge(Trouble::ConnectionRefused, &known).slow_host);
-        assert!(!judge(status(403), &known).slow_host);
-        assert!(!judge(status(503), &known).slow_host);
+        let third = History { unavailable: 3, ..known };
+        let told = |code| Trouble::Status { code, retry_after: Some(HOUR) };
+        for (trouble, history, slow_host, holds) in [
+            (status(429), known, true, true),
+            (told(429), known, true, true),
+            (told(503), known, true, true),
+            (told(500), History { failing_for: HOUR, ..known }, true, true),
+            (status(403), known, false, true),
+            (told(403), known, false, true),
+            (status(503), known, false, false),
+            (status(503), third, false, true),
+            (Trouble::ConnectionRefused, known, true, false),
+            (Trouble::Network, known, false, false),
+            (status(404), known, false, false),
+            (status(401), known, false, false),
+        ] {
+            let ruling = judge(trouble, &history);
+            assert_eq!((ruling.slow_host, ruling.holds), (slow_host, holds), "{trouble:?}");
+        }
+    }
+
+    #[test]
+    fn a_push_endpoint_backs_off_however_often_it_is_unavailable_or_not_found() {
+        let known = History { answered: true, first_page: true, unavailable: 3, gone_for: HOUR, ..History::default() };
+        let told = Trouble::Status { code: 503, retry_after: Some(HOUR) };
+        for (trouble, health, wait) in [
+            (status(503), Health::Retrying, Wait::Backoff),
+            (status(404), Health::Gone, Wait::Backoff),
+            (status(410), Health::Gone, Wait::Backoff),
+            (told, Health::Retrying, Wait::Told(HOUR)),
+            (status(401), Health::Failed, Wait::Hourly),
+        ] {
+            let ruling = judge_push(trouble, &known);
+            assert_eq!((ruling.health, ruling.wait), (health, wait), "{trouble:?}");
+        }
     }
 }

@@ -10,8 +10,10 @@ mod checkpoint;
 #[cfg(test)]
 mod collisions;
 pub mod commits;
+mod duties;
 pub mod endpoints;
 mod erase;
+mod feed_url;
 pub mod feeds;
 pub mod forget;
 mod journal;

@@ -136,6 +136,7 @@ impl FeedSettings {
             decoders,
             counts,
             unconditional: Default::default(),
+            not_before: Default::default(),
             waits,
         })
     }

@@ -4,6 +4,8 @@
 //! page that could not be had, and says why; every wait also listens for cancellation.
 
 pub mod amqp;
+pub mod look_back;
+pub mod not_before;
 pub mod page_source;
 pub mod poll;
 pub mod push;
@@ -16,15 +18,15 @@ pub mod walk;
 pub mod webhook;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, Semaphore, watch};
 
 use self::page_source::PageSource;
 use self::push::Book;
 use crate::decode::rpde::{self, Reading};
-use crate::feed::{Asked, FeedName, Generation, Order as ModifiedOrder, Outcome, Page, Ties, Transport};
+use crate::feed::{Asked, FeedName, Generation, Order as ModifiedOrder, Outcome, Page, Seq, Ties, Transport};
 use crate::schedule::{PollSettings, RetrySettings};
 use crate::source::budget::Budget;
 use crate::store::apply::{Applied, Delivery, Held, Origin, Purpose, Verdict};
@@ -71,16 +73,24 @@ pub struct Feed {
     pub purge_gone_after: Option<Duration>,
     /// The longest a single request may take.
     pub page_timeout: Duration,
-    /// Wakes its poll loop.
+    /// Whether its end has been seen and polling hasn't failed since.
+    pub level: watch::Sender<bool>,
+    /// Has it polled now, whatever the wait: the operator's order alone.
     pub poll_now: Notify,
+    /// Has it polled as soon as its publisher may be asked: something was put in order.
+    pub poll_anew: Notify,
+    /// Has it polled as soon as its pace allows: something may have come to pass.
+    pub poll_soon: Notify,
     /// Wakes its resync loop.
     pub resync_now: Notify,
     /// What is known of its push endpoints.
     pub book: Book,
-    /// Makes its poll loop look back at once.
-    pub look_back: AtomicBool,
+    /// Ends its stream, which is opened anew: what was known of its place no longer holds.
+    pub begun_anew: Notify,
+    /// Wakes its look-back loop.
+    pub look_back_now: Notify,
     /// When its loops must have shown a sign of life.
-    pub pulses: [Pulse; 6],
+    pub pulses: [Pulse; 7],
 }
 
 const POLL_PULSE: usize = 0;
@@ -89,6 +99,7 @@ const STREAM_PULSE: usize = 2;
 const QUEUE_PULSE: usize = 3;
 const WEBHOOK_PULSE: usize = 4;
 const REGISTER_PULSE: usize = 5;
+const LOOK_BACK_PULSE: usize = 6;
 
 /// How a feed's records are read: the kind of those that carry none, and the order of `modified`.
 pub fn reading(kind: Option<&str>, order: ModifiedOrder) -> Reading {
@@ -96,10 +107,10 @@ pub fn reading(kind: Option<&str>, order: ModifiedOrder) -> Reading {
 }
 
 impl Feed {
-    /// Makes the poll loop look back at once.
-    pub fn look_back_soon(&self) {
-        self.look_back.store(true, Ordering::Relaxed);
-        self.poll_now.notify_one();
+    /// Has it look back at once, restarts included, until it has.
+    pub async fn look_back_soon(&self) {
+        self.told(self.shared.store.look_back(self.id).await);
+        self.look_back_now.notify_one();
     }
 
     fn delivery(&self, generation: Generation, transport: Transport, page: Page, purpose: Purpose) -> Delivery {
@@ -108,6 +119,7 @@ impl Feed {
             generation,
             transport,
             at: now(),
+            stood: Seq::MAX,
             origin: Origin::default(),
             page,
             purpose,

@@ -97,6 +97,7 @@ fn delivery(feed: &StoredFeed, items: std::ops::Range<u64>) -> Delivery {
         purpose: Purpose::Again,
         order: Order::Standard,
         ties: Ties::Keep,
+        stood: i64::MAX,
         follows: false,
         held: Held::default(),
         origin: Default::default(),

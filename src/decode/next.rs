@@ -25,6 +25,15 @@ pub fn place(asked: &str, page: &mut Page, published: Option<&str>, configured: 
     }
 }
 
+/// The longest place that is followed, in bytes: longer ones are nobody's URL, and servers refuse them for good.
+const LONGEST: usize = 16 << 10;
+
+/// Why a place is not followed, if it is too long.
+pub fn too_long(next: &str) -> Option<String> {
+    let length = next.len();
+    (length > LONGEST).then(|| format!("long-next: `next` has {length} bytes; up to {LONGEST} are followed"))
+}
+
 /// A page's `next` without reading its items, where that is easily seen: behind the last list, or before `items`. What
 /// it sees is the page's own; it may see nothing.
 pub fn glimpse(page: &[u8]) -> Option<String> {

@@ -17,7 +17,7 @@ pub mod told;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicI64, AtomicU64};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -26,6 +26,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::budget::Reservation;
 use super::secret::{SecretSource, Value};
+use crate::feed::Generation;
 use poison::Poison;
 use proxies::Proxies;
 pub use router::router;
@@ -53,6 +54,8 @@ pub struct Door {
     pub state: watch::Receiver<DoorState>,
     /// To the feed's loop, with room for [`WAITING`].
     pub sender: mpsc::Sender<Posted>,
+    /// The feed's generation, as far as its loop knows it.
+    pub generation: Arc<AtomicI64>,
     /// Counts bodies that were turned away because of ourselves: nobody is blamed for what was in them.
     pub turned_away: Arc<AtomicU64>,
 }
@@ -75,6 +78,8 @@ pub enum DoorState {
 
 /// A body on its way to the feed's loop, authenticated and decompressed.
 pub struct Posted {
+    /// The feed's generation when it began to come.
+    pub generation: Generation,
     /// The body; when it is the fifth time and it is too large, its beginning alone (at most 1 KiB).
     pub bytes: Vec<u8>,
     /// XXH3 of the body as it came; of one that is too large, of its beginning and its declared length.

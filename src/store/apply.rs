@@ -28,7 +28,8 @@ use lookup::{Met, Prepared, Wanted};
 use notice::{notice_class, notice_going_back};
 pub use origin::Origin;
 pub(super) use row::{
-    DELETED, FORGOTTEN, NUMBER, ROW_BYTES, SqlModified, forgotten_flags, is_possible, stored_modified, swept_flags,
+    DELETED, FORGOTTEN, NUMBER, ROW_BYTES, SqlModified, WAS_DELETED, forgotten_flags, is_possible, stored_modified,
+    swept_flags,
 };
 
 /// What one endpoint hands to the store at once.
@@ -42,6 +43,8 @@ pub struct Delivery {
     pub transport: Transport,
     /// When it was read.
     pub at: Millis,
+    /// The last change number given when it was asked for: what was written since says nothing of its publisher.
+    pub stood: Seq,
     /// Where it was asked for, and what the answer said of itself.
     pub origin: Origin,
     /// What it says.
@@ -399,8 +402,10 @@ fn keep(
     let reason = match decision {
         Decision::Older => {
             tally.applied.older += 1;
-            tally.differs(true);
-            tally.went_back = Some((before.to_string(), item.modified.to_string()));
+            if seq <= delivery.stood {
+                tally.differs(true);
+                tally.went_back = Some((before.to_string(), item.modified.to_string()));
+            }
             Some("older")
         }
         Decision::Tied => {

@@ -61,6 +61,7 @@ impl Crowded {
             purpose,
             order: Order::Standard,
             ties: Ties::Keep,
+            stood: i64::MAX,
             follows: false,
             held: Held::default(),
             origin: Default::default(),

@@ -1,11 +1,14 @@
 //! Feeds and their endpoints as the store knows them: registered, noted, paused, sought.
 
+use std::time::Duration;
+
 use rusqlite::{OptionalExtension, params};
 
+use super::feed_url::{is_moved, rebased};
 use super::resync::{self, Resync, Trust};
 use super::writer::{Bench, Weight};
 use super::{Millis, Store, StoreError, journal, purge};
-use crate::feed::{Attribution, FeedName, Generation, Health, Mode};
+use crate::feed::{Attribution, FeedName, Generation, Health, Mode, Seq};
 
 /// A feed as configured.
 #[derive(Clone, Debug)]
@@ -57,6 +60,16 @@ pub struct StoredFeed {
     pub read_anew_at: Option<Millis>,
     /// When the last look-back that came to an end began.
     pub looked_back_at: Option<Millis>,
+    /// So many look-backs are due at once.
+    pub look_back_due: i64,
+    /// Its publisher asked not to be asked before.
+    pub held_until: Option<Millis>,
+    /// How long it has been gone, by the waits between probes.
+    pub gone_for: Duration,
+    /// When it was last read before a time away that has not been judged yet.
+    pub away_since: Option<Millis>,
+    /// The last change number that was given when this was read.
+    pub seq: Seq,
     /// Away for longer than the publisher remembers deletions: to be read anew once level.
     pub stale: bool,
     /// The resync under way.
@@ -186,30 +199,6 @@ impl Store {
         .await
     }
 
-    /// Notes that a look-back that began at `at` came to its end.
-    ///
-    /// # Errors
-    /// When a statement fails or the writer has stopped.
-    pub async fn looked_back(&self, feed: i64, at: Millis) -> Result<(), StoreError> {
-        self.submit(Weight::default(), move |bench| {
-            bench.db.prepare_cached("UPDATE feed SET looked_back_at = ?2 WHERE id = ?1")?.execute([feed, at])?;
-            Ok(())
-        })
-        .await
-    }
-
-    /// Notes that a feed was away for longer than its publisher remembers deletions.
-    ///
-    /// # Errors
-    /// When a statement fails or the writer has stopped.
-    pub async fn mark_stale(&self, feed: i64, at: Millis, detail: String) -> Result<(), StoreError> {
-        self.submit(Weight::default(), move |bench| {
-            bench.db.execute("UPDATE feed SET stale = 1 WHERE id = ?1", [feed])?;
-            Ok(journal::event(bench, Some(feed), at, "stale", &detail)?)
-        })
-        .await
-    }
-
     /// Notes that a feed keeps itself current in another way.
     ///
     /// # Errors
@@ -324,33 +313,47 @@ fn change_url(bench: &mut Bench<'_>, id: i64, at: Millis, before: &str, feed: &R
     let cursor: Option<String> =
         bench.db.query_row("SELECT cursor FROM endpoint WHERE feed = ?1 AND transport = 0", [id], |row| row.get(0))?;
     let untouched = before.is_empty() || cursor.as_deref() == Some(before) && !has_items(bench, id)?;
-    if untouched || (!moved(before, &feed.url) && cursor.as_deref() == Some(before)) {
+    let moved = is_moved(before, &feed.url);
+    if untouched || !moved && cursor.as_deref() == Some(before) {
         let sql = "UPDATE endpoint SET cursor = ?2 WHERE feed = ?1 AND transport = 0";
         bench.db.execute(sql, params![id, feed.url])?;
+    }
+    if untouched {
         return Ok(());
     }
-    if moved(before, &feed.url) && cursor.is_some() {
+    if !moved {
+        return rebase(bench, id, before, &feed.url);
+    }
+    if cursor.is_some() {
         let sql = "UPDATE endpoint SET cursor = NULL WHERE feed = ?1 AND transport = 0";
         bench.db.execute(sql, [id])?;
     }
-    if moved(before, &feed.url) {
-        journal::event(bench, Some(id), at, "moved", &format!("{before} → {}", feed.url))?;
-        resync::begin(bench, id, at, &feed.url, Trust::Moved, false)?;
+    journal::event(bench, Some(id), at, "moved", &format!("{before} → {}", feed.url))?;
+    resync::begin(bench, id, at, &feed.url, Trust::Moved, false)
+}
+
+/// Wherever the feed's places are kept, they follow a change of its URL's scheme or query.
+fn rebase(bench: &Bench<'_>, id: i64, before: &str, after: &str) -> Result<(), StoreError> {
+    for (table, column) in [("endpoint", "cursor"), ("resync", "cursor"), ("resync", "asked"), ("position", "cursor")] {
+        let polled = if table == "endpoint" { " AND transport = 0" } else { "" };
+        let select = format!("SELECT DISTINCT {column} FROM {table} WHERE feed = ?1 AND {column} IS NOT NULL{polled}");
+        let places: Vec<String> = {
+            let mut select = bench.db.prepare(&select)?;
+            let rows = select.query_map([id], |row| row.get(0))?;
+            rows.collect::<rusqlite::Result<_>>()?
+        };
+        let update = format!("UPDATE {table} SET {column} = ?3 WHERE feed = ?1 AND {column} = ?2{polled}");
+        for place in &places {
+            if let Some(rebased) = rebased(place, before, after) {
+                bench.db.execute(&update, params![id, place, rebased])?;
+            }
+        }
     }
     Ok(())
 }
 
 fn has_items(bench: &Bench<'_>, id: i64) -> rusqlite::Result<bool> {
     bench.db.query_row("SELECT items + tombstones > 0 FROM feed WHERE id = ?1", [id], |row| row.get(0))
-}
-
-/// Whether two URLs differ in host or path; scheme and query may change without it being another feed.
-fn moved(before: &str, after: &str) -> bool {
-    fn place(url: &str) -> &str {
-        let url = url.split(['?', '#']).next().unwrap_or(url);
-        url.split_once("://").map_or(url, |(_, rest)| rest)
-    }
-    place(before) != place(after)
 }
 
 fn remove_others(bench: &mut Bench<'_>, at: Millis, feeds: &[Registration]) -> Result<(), StoreError> {
@@ -417,7 +420,7 @@ pub(super) fn read(bench: &Bench<'_>, name: &str) -> Result<StoredFeed, StoreErr
         .prepare_cached(
             "SELECT f.id, f.generation, e.cursor, f.mode, e.health, e.reason, e.since, f.paused, f.purged, f.failures,
                     f.level_at, f.polled_at, f.next_poll_at, f.resynced_at, f.read_anew_at, f.stale = 1,
-                    f.looked_back_at
+                    f.looked_back_at, f.look_back_due, f.held_until, f.gone_ms, f.away_since
              FROM feed f JOIN endpoint e ON e.feed = f.id AND e.transport = 0 WHERE f.name = ?1",
         )?
         .query_row([name], |row| {
@@ -439,6 +442,11 @@ pub(super) fn read(bench: &Bench<'_>, name: &str) -> Result<StoredFeed, StoreErr
                 read_anew_at: row.get(14)?,
                 stale: row.get(15)?,
                 looked_back_at: row.get(16)?,
+                look_back_due: row.get(17)?,
+                held_until: row.get(18)?,
+                gone_for: Duration::from_millis(u64::try_from(row.get::<_, i64>(19)?).unwrap_or(0)),
+                away_since: row.get(20)?,
+                seq: bench.last_seq(),
                 resync: None,
             })
         })

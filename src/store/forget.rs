@@ -11,7 +11,7 @@
 use rusqlite::{OptionalExtension, params};
 use sha2::{Digest, Sha256};
 
-use super::apply::{Delivery, FORGOTTEN, ROW_BYTES, forgotten_flags};
+use super::apply::{Delivery, FORGOTTEN, ROW_BYTES, WAS_DELETED, forgotten_flags};
 use super::writer::{Bench, Weight};
 use super::{Millis, Store, StoreError, feeds, journal, sift};
 use crate::feed::{FeedName, Seq};
@@ -142,8 +142,13 @@ impl Store {
                 return Ok(false);
             }
             bench.db.execute("UPDATE feed SET forgotten = forgotten - 1 WHERE id = ?1", [feed])?;
-            // Its tombstone would refuse the very version that was forgotten.
+            // Our own tombstone would refuse the very version that was forgotten; the publisher's refuses what is older.
             for row in rows(bench, feed, &item)?.iter().filter(|row| row.flags & FORGOTTEN != 0) {
+                if row.flags & WAS_DELETED != 0 {
+                    let flags = row.flags & !(FORGOTTEN | WAS_DELETED);
+                    bench.db.prepare_cached("UPDATE item SET flags = ?2 WHERE seq = ?1")?.execute([row.seq, flags])?;
+                    continue;
+                }
                 bench.db.prepare_cached("DELETE FROM item WHERE seq = ?1")?.execute([row.seq])?;
                 let sql = "UPDATE feed SET tombstones = tombstones - 1, bytes = bytes - ?2 WHERE id = ?1";
                 bench.db.prepare_cached(sql)?.execute([feed, row.bytes])?;
@@ -262,7 +267,7 @@ fn remove_items(bench: &mut Bench<'_>, feed: i64, at: Millis, item: &Named) -> R
         removed += 1;
         if row.flags & 1 != 0 {
             let sql = "UPDATE item SET flags = flags | ?2, changed_at = ?3 WHERE seq = ?1";
-            bench.db.prepare_cached(sql)?.execute([row.seq, FORGOTTEN, at])?;
+            bench.db.prepare_cached(sql)?.execute([row.seq, FORGOTTEN | WAS_DELETED, at])?;
             continue;
         }
         let seq = bench.seq();

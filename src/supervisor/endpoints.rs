@@ -1,6 +1,7 @@
 //! A feed's push endpoints, made ready from its settings: their loops run beside the poll loop.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicI64;
 use std::time::Duration;
 
 use futures_util::future::OptionFuture;
@@ -35,6 +36,7 @@ pub(super) struct Endpoints {
 struct Posts {
     inbox: mpsc::Receiver<Posted>,
     sign: watch::Sender<DoorState>,
+    generation: Arc<AtomicI64>,
     registration: Option<Registration>,
 }
 
@@ -71,19 +73,29 @@ impl Endpoints {
             }
             None => None,
         };
-        let door = Door { secrets: secrets(webhook)?, state, sender, turned_away: Arc::clone(&book.turned_away) };
-        Ok((Self { sse, amqp: settings.amqp.clone(), webhook: Some(Posts { inbox, sign, registration }) }, Some(door)))
+        let generation = Arc::new(AtomicI64::new(stored.generation));
+        let door = Door {
+            secrets: secrets(webhook)?,
+            state,
+            sender,
+            generation: Arc::clone(&generation),
+            turned_away: Arc::clone(&book.turned_away),
+        };
+        Ok((
+            Self { sse, amqp: settings.amqp.clone(), webhook: Some(Posts { inbox, sign, generation, registration }) },
+            Some(door),
+        ))
     }
 
     /// Until cancelled.
-    pub(super) async fn run(self, feed: &Arc<Feed>, stored: &StoredFeed, cancel: &CancellationToken) {
+    pub(super) async fn run(self, feed: &Arc<Feed>, cancel: &CancellationToken) {
         let Self { sse, amqp, webhook } = self;
         if sse.is_none() && amqp.is_none() && webhook.is_none() {
             return;
         }
         let sse = sse.as_ref().map(|endpoint| SseLoop::new(feed, endpoint, cancel).run());
         let amqp = amqp.as_ref().map(|settings| AmqpLoop::new(feed, settings, cancel).run());
-        let webhook = webhook.map(|Posts { inbox, sign, registration }| async move {
+        let webhook = webhook.map(|Posts { inbox, sign, generation, registration }| async move {
             let open = async {
                 if feed.wait_until_level(cancel).await {
                     sign.send_replace(DoorState::Open);
@@ -91,7 +103,7 @@ impl Endpoints {
                 cancel.cancelled().await;
             };
             let registration = registration.as_ref().map(|registration| registration.keep(feed, cancel));
-            let posts = WebhookLoop::new(feed, stored.generation, inbox, cancel).run();
+            let posts = WebhookLoop::new(feed, generation, inbox, cancel).run();
             tokio::join!(posts, open, OptionFuture::from(registration));
         });
         tokio::join!(
@@ -116,7 +128,7 @@ pub(super) fn secrets(webhook: &WebhookSettings) -> Result<Vec<SecretString>, Fa
 pub(super) fn closed_door(webhook: &WebhookSettings, state: DoorState) -> Result<Door, Failure> {
     let (_, state) = watch::channel(state);
     let (sender, _) = mpsc::channel(1);
-    Ok(Door { secrets: secrets(webhook)?, state, sender, turned_away: Arc::default() })
+    Ok(Door { secrets: secrets(webhook)?, state, sender, generation: Arc::default(), turned_away: Arc::default() })
 }
 
 /// The book of a feed that is only polled.

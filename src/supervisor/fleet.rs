@@ -466,10 +466,14 @@ pub fn feed(
         purge_gone_after: settings.purge_gone_after,
         page_timeout: settings.http.page_timeout,
         audit: settings.push.audit,
+        level: Default::default(),
         poll_now: Notify::new(),
+        poll_anew: Notify::new(),
+        poll_soon: Notify::new(),
         resync_now: Notify::new(),
         book,
-        look_back: Default::default(),
+        begun_anew: Notify::new(),
+        look_back_now: Notify::new(),
         pulses: Default::default(),
     })
 }

@@ -68,7 +68,7 @@ impl Unit {
         let underway = store.feed(name).await.map_err(refused)?.resync.is_some();
         store.begin_resync(name, now(), trust, false).await.map_err(refused)?;
         running.feed.resync_now.notify_one();
-        running.feed.poll_now.notify_one();
+        running.feed.poll_anew.notify_one();
         Ok(Answer::Done(match (trust, underway) {
             (Trust::No, false) => format!("{name} is read anew; what is gone is swept at the end"),
             (Trust::No, true) => format!("{name} is being read anew already"),
@@ -93,7 +93,7 @@ impl Unit {
         }
         let url = running.feed.source.requests.mask(url);
         store.seek(name, now(), url.clone()).await.map_err(refused)?;
-        running.feed.poll_now.notify_one();
+        running.feed.poll_anew.notify_one();
         Ok(Answer::Done(format!("{name} goes on from {url}")))
     }
 

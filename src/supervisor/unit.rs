@@ -19,6 +19,7 @@ use crate::feed::{FeedName, Health, Mode};
 use crate::source::webhook::{Door, DoorState};
 use crate::store::feeds::{Note, StoredFeed};
 use crate::store::{Intake, StoreError, now};
+use crate::worker::look_back::LookBackLoop;
 use crate::worker::poll::PollLoop;
 use crate::worker::resync::ResyncLoop;
 use crate::worker::{Counts, Feed};
@@ -303,8 +304,9 @@ async fn work(feed: Arc<Feed>, endpoints: Endpoints, cancel: CancellationToken, 
         }
         tokio::join!(
             PollLoop::new(&feed, &cancel).run(&stored),
+            LookBackLoop::new(&feed, &cancel).run(&stored),
             ResyncLoop::new(&feed, &cancel).run(),
-            endpoints.run(&feed, &stored, &cancel)
+            endpoints.run(&feed, &cancel)
         );
     };
     let let_go = async {

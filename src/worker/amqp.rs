@@ -34,6 +34,8 @@ enum End {
     Stopped,
     /// The feed has begun anew meanwhile: what was not acknowledged comes again.
     OldGeneration,
+    /// The feed was purged by itself: it begins anew when it is resumed.
+    Purged,
     /// An error, in words; `operator`: nothing that waiting heals.
     Failed { operator: bool, reason: String },
 }
@@ -85,6 +87,7 @@ impl<'a> AmqpLoop<'a> {
             let wait = match end {
                 End::Stopped => return,
                 End::OldGeneration => BEGUN_ANEW,
+                End::Purged => return self.cancel.cancelled().await,
                 End::Failed { operator, reason } => self.failed(operator, reason, brought, began.elapsed()).await,
             };
             self.feed.pulses[QUEUE_PULSE].within(wait);
@@ -123,6 +126,9 @@ impl<'a> AmqpLoop<'a> {
         let feed: &'a Arc<Feed> = self.feed;
         feed.pulses[QUEUE_PULSE].within(feed.page_timeout);
         let stored = feed.shared.store.feed(&feed.name).await?;
+        if stored.paused {
+            return Err(End::Purged);
+        }
         let url = match self.settings.url.read() {
             Ok(url) => url,
             Err(error) => return Err(End::Failed { operator: true, reason: format!("settings: {error}") }),

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tokio::sync::Semaphore;
 
+use super::not_before::NotBefore;
 use super::walk::explain;
 use super::{Counts, Pulse};
 use crate::decode::rpde::{Body, Reading};
@@ -48,6 +49,8 @@ pub struct PageSource {
     pub counts: Arc<Counts>,
     /// Set once it has answered a conditional request in a way that says nothing: it is asked without from then on.
     pub unconditional: AtomicBool,
+    /// When it may be asked next.
+    pub not_before: NotBefore,
     /// Where long waits are told, if anywhere.
     pub waits: Option<Waits>,
 }
@@ -96,7 +99,7 @@ impl PageSource {
         priority: Priority,
         pulse: Option<&Pulse>,
     ) -> Result<Downloaded, Failed> {
-        let turn = self.turn(priority, pulse).await;
+        let turn = self.permitted(priority, pulse).await;
         let reservation = self.room(pulse).await;
         if let Some(pulse) = pulse {
             pulse.within(self.page_timeout);
@@ -148,6 +151,25 @@ impl PageSource {
         }
         let expected = self.counts.expected.load(Ordering::Relaxed).max(EXPECTED_BYTES);
         self.budget.reserve(expected).await
+    }
+
+    /// A place at the host, once the publisher may be asked: what another loop was told while this one waited counts too.
+    async fn permitted(&self, priority: Priority, pulse: Option<&Pulse>) -> Turn {
+        loop {
+            let held = self.not_before.left();
+            if !held.is_zero() {
+                if let Some(pulse) = pulse {
+                    pulse.within(held);
+                }
+                let reason = format!("waiting: its publisher asked not to be asked for {} s", held.as_secs() + 1);
+                self.tell_waiting(reason).await;
+                self.not_before.passed().await;
+            }
+            let turn = self.turn(priority, pulse).await;
+            if self.not_before.left().is_zero() {
+                return turn;
+            }
+        }
     }
 
     async fn turn(&self, priority: Priority, pulse: Option<&Pulse>) -> Turn {

@@ -1,16 +1,15 @@
-//! The poll endpoint's loop: refresh to the end, then look at the end at a learnt pace, look back now and then, and
-//! judge every failure by the rules of [`crate::mode`].
+//! The poll endpoint's loop: refresh to the end, then look at the end at a learnt pace, and judge every failure by the
+//! rules of [`crate::mode`].
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::reader::{EndMemory, Validator};
-use super::walk::{End, Kind, LOOK_BACK_PAGES, Walk, Walked, explain};
+use super::walk::{End, Kind, Walk, Walked, explain};
 use super::{Feed, POLL_PULSE, chance};
 use crate::feed::{Health, Mode};
 use crate::mode::push::Moment;
@@ -39,8 +38,14 @@ pub struct PollLoop<'a> {
     failing_since: Option<Instant>,
     last_poll: Instant,
     last_ok: Option<Instant>,
-    look_back_at: Instant,
-    look_back_failures: u32,
+    /// Whoever only guesses that something is new waits until then.
+    earliest: Instant,
+    /// How long it was not read before the turn under way.
+    away: Duration,
+    /// When it was last found gone, or begun to be watched while it is.
+    gone_at: Option<Instant>,
+    /// Whether its own URL is to be asked before its cursor, since that could not be done when the cursor failed.
+    probe_first: bool,
     validator: Option<Validator>,
     /// What the walks before learnt of the feed's end.
     memory: EndMemory,
@@ -86,8 +91,10 @@ impl<'a> PollLoop<'a> {
             failing_since: None,
             last_poll: Instant::now(),
             last_ok: None,
-            look_back_at: Instant::now(),
-            look_back_failures: 0,
+            earliest: Instant::now(),
+            away: Duration::ZERO,
+            gone_at: None,
+            probe_first: false,
             validator: None,
             memory: EndMemory::default(),
             level: None,
@@ -97,31 +104,52 @@ impl<'a> PollLoop<'a> {
 
     /// Until cancelled.
     pub async fn run(mut self, stored: &StoredFeed) {
+        let feed = self.feed;
         self.history.failures = stored.failures;
+        self.gone_at = (stored.health == Health::Gone).then(Instant::now);
+        feed.source.not_before.hold(schedule::left(stored.held_until, now(), self.longest_retry()));
         let mut due = Instant::now() + self.first_wait(stored);
-        let lookback = self.feed.poll.lookback;
-        let next_look_back = stored.looked_back_at.map(|at| at.saturating_add(millis(lookback)));
-        let spread = lookback.mul_f64(0.25 * chance());
-        self.look_back_at = Instant::now() + schedule::left(next_look_back, now(), lookback).max(spread);
+        if stored.failures > 0 {
+            self.earliest = due;
+        }
         loop {
             if self.rest(due).await.is_break() {
                 return;
             }
-            if self.feed.look_back.swap(false, Ordering::Relaxed) {
-                self.look_back_at = Instant::now();
-            }
-            if self.level.is_some() && Instant::now() >= self.look_back_at && Instant::now() < due {
-                self.look_back().await;
-                continue;
-            }
-            let wait = match self.turn().await {
-                Turn::Level(wait) | Turn::Failed { wait, .. } => wait,
-                Turn::Again => OVERTAKEN_PAUSE,
-                Turn::NoCursor => self.feed.poll.max,
+            let (wait, pause) = match self.heard_turn().await {
+                Turn::Level(wait) => (wait, wait.min(feed.poll.min)),
+                Turn::Failed { wait, .. } => (wait, wait),
+                Turn::Again => (OVERTAKEN_PAUSE, Duration::ZERO),
+                Turn::NoCursor => (feed.poll.max, Duration::ZERO),
                 Turn::Stopped => return,
             };
             due = Instant::now() + wait;
+            self.earliest = Instant::now() + pause;
         }
+    }
+
+    /// A turn in which an operator's `poll-now` is heard: it may be what the turn waits for.
+    async fn heard_turn(&mut self) -> Turn {
+        let feed = self.feed;
+        let mut turn = std::pin::pin!(self.turn());
+        let mut heard = false;
+        let ended = loop {
+            tokio::select! {
+                ended = &mut turn => break ended,
+                () = feed.poll_now.notified() => {
+                    heard = true;
+                    feed.lift_hold().await;
+                }
+            }
+        };
+        if heard {
+            feed.poll_now.notify_one();
+        }
+        ended
+    }
+
+    fn longest_retry(&self) -> Duration {
+        LONGEST_RETRY.max(self.feed.retry.max.mul_f64(1.1))
     }
 
     /// What is left of the wait that was stored. A feed that failed is asked at once: a start is how an operator says
@@ -130,27 +158,40 @@ impl<'a> PollLoop<'a> {
         let longest = match stored.health {
             Health::Failed => Duration::ZERO,
             Health::Gone => LONGEST_GONE,
-            Health::Retrying | Health::Stuck => LONGEST_RETRY.max(self.feed.retry.max.mul_f64(1.1)),
+            Health::Retrying | Health::Stuck => self.longest_retry(),
             _ => self.feed.poll.max.mul_f64(1.1),
         };
         schedule::left(stored.next_poll_at, now(), longest)
     }
 
-    async fn rest(&self, due: Instant) -> ControlFlow<()> {
-        let wake = if self.level.is_some() { due.min(self.look_back_at) } else { due };
-        self.feed.pulses[POLL_PULSE].within(wake.saturating_duration_since(Instant::now()));
-        tokio::select! {
-            () = self.cancel.cancelled() => return ControlFlow::Break(()),
-            () = tokio::time::sleep_until(wake) => {}
-            () = self.feed.poll_now.notified() => {}
+    /// Until it is due, or sooner where somebody wants it. Who only guesses that something is new waits for the feed's pace
+    /// and for what its publisher said, who has put something in order for that word alone, and the operator for neither.
+    async fn rest(&self, mut due: Instant) -> ControlFlow<()> {
+        let feed = self.feed;
+        loop {
+            let wake = due.max(Instant::now() + feed.source.not_before.left());
+            feed.pulses[POLL_PULSE].within(wake.saturating_duration_since(Instant::now()));
+            tokio::select! {
+                () = self.cancel.cancelled() => return ControlFlow::Break(()),
+                () = tokio::time::sleep_until(wake) => {
+                    if feed.source.not_before.left().is_zero() {
+                        return ControlFlow::Continue(());
+                    }
+                }
+                () = feed.poll_now.notified() => {
+                    feed.lift_hold().await;
+                    return ControlFlow::Continue(());
+                }
+                () = feed.poll_anew.notified() => due = Instant::now(),
+                () = feed.poll_soon.notified() => due = due.min(self.earliest),
+            }
         }
-        ControlFlow::Continue(())
     }
 
     /// One walk from the stored cursor, and what follows from its end.
     pub async fn turn(&mut self) -> Turn {
         let feed = self.feed;
-        let stored = match feed.shared.store.feed(&feed.name).await {
+        let mut stored = match feed.shared.store.feed(&feed.name).await {
             Ok(stored) => stored,
             Err(StoreError::Closed) => return Turn::Stopped,
             Err(error) => return self.failed(None, Trouble::Page, format!("store: {error}"), "").await,
@@ -160,11 +201,13 @@ impl<'a> PollLoop<'a> {
             return Turn::NoCursor;
         }
         let Some(cursor) = stored.cursor.clone() else { return Turn::NoCursor };
+        self.notice_away(&mut stored).await;
+        let probed = if std::mem::take(&mut self.probe_first) { Some(self.probe().await) } else { None };
         let level = stored.mode != Mode::Refresh;
         self.began = feed.book.moment();
         let walk = Walk::new(feed, Kind::Poll { level }, stored.generation, self.cancel, &feed.pulses[POLL_PULSE]);
         let memory = std::mem::take(&mut self.memory);
-        let mut walked = walk.run(cursor, self.validator.clone(), memory).await;
+        let mut walked = walk.asked_at(stored.seq).run(cursor, self.validator.clone(), memory).await;
         self.memory = std::mem::take(&mut walked.memory);
         if walked.pages > 0 && !matches!(walked.end, End::Overtaken | End::Stopped) {
             self.answered(&stored, &walked).await;
@@ -173,22 +216,47 @@ impl<'a> PollLoop<'a> {
             End::Level { reason, fresh_for } => self.levelled(walked, reason, fresh_for).await,
             End::Overtaken | End::Limit => Turn::Again,
             End::Stopped => Turn::Stopped,
-            End::Failed { trouble, reason, asked } => self.failed(Some(&stored), trouble, reason, &asked).await,
+            End::Failed { trouble, reason, asked } => {
+                self.history.probe = probed;
+                self.failed(Some(&stored), trouble, reason, &asked).await
+            }
         }
     }
 
-    /// At least one page came.
+    /// A feed that was not read for longer than its publisher remembers deletions is noted before it is read: each page
+    /// says that it was read just now. Whether it is so is judged by [`Self::answered`].
+    async fn notice_away(&mut self, stored: &mut StoredFeed) {
+        let feed = self.feed;
+        let by_wall = || stored.polled_at.map_or(Duration::ZERO, |at| between(at, now()));
+        self.away = self.last_ok.map_or(Duration::ZERO, |last_ok| last_ok.elapsed());
+        let seems = if self.last_ok.is_some() { self.away } else { by_wall() };
+        if seems > feed.retention && !stored.stale && stored.away_since.is_none() {
+            stored.away_since = stored.polled_at;
+            if let Some(since) = stored.polled_at {
+                self.logged("a time away could not be noted", feed.shared.store.seems_away(feed.id, since).await);
+            }
+        }
+    }
+
+    /// At least one page came. How long the feed was not read is known by the monotonic clock at run time; over a restart
+    /// by the wall clock, and only as far as the publisher's own clock agrees, so that a clock that was set wrong resyncs
+    /// nothing.
     async fn answered(&mut self, stored: &StoredFeed, walked: &Walked) {
         let feed = self.feed;
-        let away = self.away(stored, walked);
         self.last_ok = Some(Instant::now());
         if walked.got_on() {
             self.healed();
         }
-        if away > feed.retention && !stored.stale && stored.polled_at.is_some() {
-            let detail = format!("away for {away:?}, longer than deletions are remembered ({:?})", feed.retention);
-            self.logged("stale could not be noted", feed.shared.store.mark_stale(feed.id, now(), detail).await);
+        if !stored.gone_for.is_zero() {
+            self.gone_at = None;
+            self.logged("could not be noted", feed.shared.store.gone_for(feed.id, Duration::ZERO).await);
         }
+        let Some(since) = stored.away_since else { return };
+        let today = walked.date.map_or(now(), |date| date.min(now()));
+        let away = self.away.max(between(since, today));
+        let stale = (away > feed.retention)
+            .then(|| format!("away for {away:?}, longer than deletions are remembered ({:?})", feed.retention));
+        self.logged("a time away could not be judged", feed.shared.store.judge_away(feed.id, now(), stale).await);
     }
 
     fn healed(&mut self) {
@@ -199,22 +267,13 @@ impl<'a> PollLoop<'a> {
         self.history = History { answered: true, ..History::default() };
     }
 
-    /// How long the feed was not read. At run time by the monotonic clock; over a restart by the wall clock, and only
-    /// as far as the publisher's own clock agrees, so that a clock that was set wrong resyncs nothing.
-    fn away(&self, stored: &StoredFeed, walked: &Walked) -> Duration {
-        if let Some(last_ok) = self.last_ok {
-            return last_ok.elapsed();
-        }
-        let today = walked.date.map_or(now(), |date| date.min(now()));
-        stored.polled_at.map_or(Duration::ZERO, |at| between(at, today))
-    }
-
     async fn levelled(&mut self, walked: Walked, reason: Option<&'static str>, fresh_for: Option<Duration>) -> Turn {
         let feed = self.feed;
         self.validator = walked.validator;
         if self.level.is_none() {
             self.level = Some(feed.source.host.mark_level());
         }
+        feed.level.send_if_modified(|level| !std::mem::replace(level, true));
         let changed = walked.applied.written() > 0;
         let mode = feed.polled_level(self.began, walked.applied.brought, "the end of the feed was seen").await;
         let wait = if mode.is_push() {
@@ -238,8 +297,11 @@ impl<'a> PollLoop<'a> {
         if stored.resync.is_some() {
             return;
         }
-        let since_read = stored.read_anew_at.map(|at| between(at, now()));
-        let due = feed.resync_every.is_some_and(|every| since_read.is_some_and(|since| since >= every));
+        let due = |every: Duration, at: Millis| {
+            let next = at.saturating_add(millis(every));
+            schedule::left(Some(next), now(), every.mul_f64(1.1)).is_zero()
+        };
+        let due = feed.resync_every.is_some_and(|every| stored.read_anew_at.is_some_and(|at| due(every, at)));
         if due || stored.stale && may_resync(feed, &stored) {
             self.begin_resync(!due).await;
         }
@@ -254,7 +316,7 @@ impl<'a> PollLoop<'a> {
 
     async fn note(&self, health: Health, reason: Option<String>, wait: Duration) {
         let at = now();
-        let next_poll_at = at.saturating_add(millis(wait));
+        let next_poll_at = at.saturating_add(millis(wait.max(self.feed.source.not_before.left())));
         let note = Note { health, reason, failures: self.history.failures, next_poll_at: Some(next_poll_at) };
         self.logged("health could not be noted", self.feed.shared.store.note(self.feed.id, at, note).await);
     }
@@ -270,11 +332,13 @@ impl<'a> PollLoop<'a> {
     async fn failed(&mut self, stored: Option<&StoredFeed>, trouble: Trouble, reason: String, asked: &str) -> Turn {
         let feed = self.feed;
         self.level = None;
+        feed.level.send_if_modified(|level| std::mem::replace(level, false));
         self.validator = None;
         self.remember(stored, trouble, asked);
         let mut reason = reason;
         let mut ruling = mode::judge(trouble, &self.history);
-        if ruling.step == Step::Probe {
+        self.probe_first = ruling.step == Step::Probe && ruling.holds;
+        if ruling.step == Step::Probe && !ruling.holds {
             self.history.probe = Some(self.probe().await);
             ruling = mode::judge(trouble, &self.history);
         }
@@ -290,6 +354,10 @@ impl<'a> PollLoop<'a> {
             feed.source.host.slow_down();
         }
         let wait = schedule::after_failure(&feed.retry, ruling.wait, failures, chance());
+        if ruling.holds {
+            feed.hold(wait).await;
+        }
+        self.count_gone(&ruling).await;
         // A failure that persists is told at its start and rarely after.
         if failures.is_power_of_two() {
             let health = ruling.health.as_str();
@@ -307,9 +375,16 @@ impl<'a> PollLoop<'a> {
         history.unavailable = if trouble.is_unavailable() { history.unavailable + 1 } else { 0 };
         history.answered |= stored.is_some_and(|stored| stored.polled_at.is_some());
         history.failing_for = since.elapsed();
-        history.gone_for = stored.map_or(Duration::ZERO, gone_for);
+        // Waits are counted, since a clock that is set ahead ends nobody's time.
+        let since = self.gone_at.map_or(Duration::ZERO, |at| at.elapsed());
+        history.gone_for = stored.map_or(Duration::ZERO, |stored| stored.gone_for) + since;
         history.first_page = asked == self.feed.url;
-        history.probe = None;
+    }
+
+    async fn count_gone(&mut self, ruling: &Ruling) {
+        let Wait::Gone { since } = ruling.wait else { return self.gone_at = None };
+        self.gone_at = Some(Instant::now());
+        self.logged("could not be noted", self.feed.shared.store.gone_for(self.feed.id, since).await);
     }
 
     fn secrets_changed(&self, reason: &mut String) -> bool {
@@ -324,6 +399,9 @@ impl<'a> PollLoop<'a> {
 
     async fn probe(&self) -> Probe {
         let feed = self.feed;
+        if !feed.source.not_before.left().is_zero() {
+            return Probe::Fails;
+        }
         let _turn = feed.source.host.turn(&feed.name, Priority::Refresh).await;
         let room = feed.source.room(Some(&feed.pulses[POLL_PULSE])).await;
         feed.pulses[POLL_PULSE].within(feed.page_timeout);
@@ -331,7 +409,11 @@ impl<'a> PollLoop<'a> {
             Ok(Answer::Page(..) | Answer::NotModified(_) | Answer::ValidatorRefused(_)) => Probe::Answers,
             Err(Failure::Status { code: 404 | 410, .. }) => Probe::Gone,
             Err(failure) => {
-                let (_, reason) = explain(&failure);
+                let (trouble, reason) = explain(&failure);
+                let ruling = mode::judge(trouble, &History { answered: true, ..History::default() });
+                if ruling.holds {
+                    feed.hold(schedule::after_failure(&feed.retry, ruling.wait, 1, chance())).await;
+                }
                 tracing::debug!(feed = %feed.name, reason, "the feed's own URL fails too");
                 Probe::Fails
             }
@@ -341,8 +423,16 @@ impl<'a> PollLoop<'a> {
     /// The cursor is dead while the feed answers: a resync, at most weekly; until then it is stuck.
     async fn dead_cursor(&self, stored: Option<&StoredFeed>, ruling: &mut Ruling, reason: &str) -> String {
         let Some(stored) = stored else { return reason.to_owned() };
-        if stored.resync.is_some() {
-            return format!("dead-cursor: the feed is being read anew ({reason})");
+        if let Some(resync) = &stored.resync {
+            let wait = resync.wait(now());
+            if wait.is_zero() {
+                return format!("dead-cursor: the feed is being read anew ({reason})");
+            }
+            ruling.health = Health::Stuck;
+            let seconds = wait.as_secs();
+            return format!(
+                "dead-cursor: reading it anew met a dead page too, and begins again in {seconds} s ({reason})"
+            );
         }
         if may_resync(self.feed, stored) {
             self.begin_resync(true).await;
@@ -362,58 +452,6 @@ impl<'a> PollLoop<'a> {
             self.logged("a gone feed could not be purged", feed.shared.store.purge(&feed.name, now()).await.map(drop));
         }
     }
-
-    /// Walks again from where the cursor was a while ago; no cursor moves. One that fails is tried again, from as far
-    /// back as the first: the time between two that came to their end is always covered twice.
-    async fn look_back(&mut self) {
-        let feed = self.feed;
-        let store = &feed.shared.store;
-        let began = now();
-        self.look_back_at = Instant::now() + feed.poll.lookback.mul_f64(1.0 + 0.05 * chance());
-        let Ok(stored) = store.feed(&feed.name).await else { return };
-        let lookback = millis(feed.poll.lookback);
-        let due = stored.looked_back_at.map_or(began, |at| at.saturating_add(lookback)).min(began);
-        let before = due.saturating_sub(lookback.saturating_mul(2));
-        // Of a young feed no position is old enough: it is looked at as far back as a look-back reaches. What was
-        // committed late while it was read the first time would be found by none of the later ones.
-        let Ok(Some(position)) = store.position(feed.id, before, LOOK_BACK_PAGES).await else { return };
-        let walk = Walk::new(feed, Kind::LookBack, stored.generation, self.cancel, &feed.pulses[POLL_PULSE]);
-        let walked = walk.run(position.clone(), None, EndMemory::default()).await;
-        let written = walked.applied.written();
-        if written > 0 {
-            tracing::info!(feed = %feed.name, written, "a look-back found late items");
-            let found = format!("{written} items that had not come at the cursor, found from {position}");
-            self.logged("an event could not be written", store.event(Some(feed.id), began, "late-items", &found).await);
-        }
-        match walked.end {
-            End::Level { .. } if walked.records == 0 => self.went_back(&position).await,
-            End::Level { .. } | End::Limit => {}
-            End::Overtaken | End::Stopped => return,
-            End::Failed { trouble, reason, asked } => {
-                if asked == position && matches!(trouble, Trouble::Status { code: 404 | 410, .. }) {
-                    let forgotten = store.forget_position(feed.id, position).await;
-                    self.logged("a dead position could not be forgotten", forgotten);
-                }
-                self.look_back_failures = self.look_back_failures.saturating_add(1);
-                let failures = self.look_back_failures;
-                let wait = schedule::after_failure(&feed.retry, Wait::Backoff, failures, chance());
-                self.look_back_at = Instant::now() + wait.min(feed.poll.lookback);
-                tracing::info!(feed = %feed.name, reason, failures, "a look-back failed and is tried again");
-                return;
-            }
-        }
-        self.look_back_failures = 0;
-        self.logged("a look-back could not be noted", store.looked_back(feed.id, began).await);
-    }
-
-    async fn went_back(&self, position: &str) {
-        let reason = format!(
-            "went-back: it sends nothing from {position}, after which live items were polled; if it was restored or \
-             replaced: feedmirror resync --trust-source"
-        );
-        tracing::warn!(feed = %self.feed.name, reason, "the publisher contradicts the mirror");
-        self.logged("could not be marked suspect", self.feed.shared.store.suspect(self.feed.id, now(), reason).await);
-    }
 }
 
 /// Resyncs that nobody asked for go at most weekly, or as often as `resync.every` asks for. A stored time that lies in
@@ -421,11 +459,6 @@ impl<'a> PollLoop<'a> {
 fn may_resync(feed: &Feed, stored: &StoredFeed) -> bool {
     let least = feed.resync_every.map_or(WEEK, |every| every.min(WEEK));
     stored.resynced_at.is_none_or(|at| at > now() || between(at, now()) >= least)
-}
-
-fn gone_for(stored: &StoredFeed) -> Duration {
-    let since = stored.since.filter(|_| stored.health == Health::Gone);
-    since.map_or(Duration::ZERO, |since| between(since, now()))
 }
 
 /// The time from one stored moment to another; none when it lies ahead.

@@ -136,7 +136,7 @@ impl Feed {
         self.note_endpoint(transport, Health::Ok, reason).await;
         self.settle(None, "push is up").await;
         self.book.changed.notify_one();
-        self.poll_now.notify_one();
+        self.poll_soon.notify_one();
     }
 
     /// An endpoint is lost: the feed is polled at once, until it is back.
@@ -226,7 +226,7 @@ impl Feed {
         tracing::info!(feed = %self.name, before = %*told, %mode, why, "mode");
         self.told(self.shared.store.set_mode(self.id, now(), mode, &why).await);
         if told.is_push() && !mode.is_push() {
-            self.poll_now.notify_one();
+            self.poll_soon.notify_one();
         }
         *told = mode;
     }

@@ -315,6 +315,9 @@ impl<'a> PageReader<'a> {
             Next::AsLevel(reason) => return stay(false, Onward::AsLevel(reason)),
             Next::Follow { url, made } => (url, made),
         };
+        if let Some(reason) = next::too_long(&next) {
+            return stay(false, Onward::Failed(Trouble::Loop, reason));
+        }
         if self.visited.contains(&next) {
             page.find("loop", || format!("{url} sends back to {next}"));
             let reason = format!("loop: `next` leads back to a page of this walk, {next}");

@@ -11,7 +11,7 @@ use super::{Feed, RESYNC_PULSE, chance};
 use crate::mode::{self, History, Step, Trouble};
 use crate::schedule;
 use crate::store::feeds::{Note, StoredFeed};
-use crate::store::resync::{Ended, Resync, Stage};
+use crate::store::resync::{Ended, Resync, Stage, Trust};
 use crate::store::{Millis, StoreError, now};
 
 /// How a turn of the resync loop ended.
@@ -118,6 +118,9 @@ impl<'a> ResyncLoop<'a> {
     async fn walk(&mut self, resync: &Resync, stored: &StoredFeed) -> Turn {
         let feed = self.feed;
         self.wanted = false;
+        if resync.trust != Trust::No {
+            feed.begun_anew.notify_waiters();
+        }
         feed.pulses[RESYNC_PULSE].rest();
         let _place = tokio::select! {
             () = self.cancel.cancelled() => return Turn::Stopped,
@@ -184,7 +187,7 @@ impl<'a> ResyncLoop<'a> {
             Ok(Ended::Replaced) => {}
             Err(error) => return self.store_failed(error).await,
         }
-        feed.poll_now.notify_one();
+        feed.poll_anew.notify_one();
         Turn::Again
     }
 
@@ -219,6 +222,9 @@ impl<'a> ResyncLoop<'a> {
             feed.source.host.slow_down();
         }
         let wait = schedule::after_failure(&feed.retry, ruling.wait, failures, chance()).max(again);
+        if ruling.holds {
+            feed.hold(wait).await;
+        }
         if failures.is_power_of_two() {
             tracing::warn!(feed = %feed.name, reason, failures, "a resync failed and goes on later");
         }

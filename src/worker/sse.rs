@@ -11,7 +11,7 @@ use super::push::{BATCH_BYTES, BATCH_ITEMS, BATCH_TIME, BATCHES, Pending};
 use super::walk::explain;
 use super::{Feed, STREAM_PULSE, chance};
 use crate::decode::rpde;
-use crate::feed::{Finding, Generation, Page, Transport};
+use crate::feed::{Finding, Generation, Health, Page, Transport};
 use crate::mode::{self, History, Trouble};
 use crate::schedule::{self, Wait};
 use crate::source::http::{Failure, Requests};
@@ -26,6 +26,9 @@ const ITEM_EVENT: &str = "itemupdate";
 const LASTED: Duration = Duration::from_secs(30);
 /// A generation that changed under the stream is read again after this.
 const BEGUN_ANEW: Duration = Duration::from_millis(100);
+/// While the feed is read anew it is looked this often whether that has ended.
+const READ_ANEW_PAUSE: Duration = Duration::from_secs(1);
+const READ_ANEW: &str = "read-anew: the feed is read anew, trusting its source; then the stream is opened behind that";
 
 /// Where a feed's stream is.
 pub struct SseEndpoint {
@@ -49,6 +52,10 @@ enum End {
     Stopped,
     /// The feed has begun anew meanwhile.
     OldGeneration,
+    /// The feed is being read anew, trusting its source: until that has ended, nobody knows where to take it up.
+    ReadAnew,
+    /// The feed was purged by itself: it begins anew when it is resumed.
+    Purged,
     /// An error, or the stream's own end.
     Failed(Trouble, String),
 }
@@ -132,6 +139,11 @@ impl<'a> SseLoop<'a> {
             let wait = match end {
                 End::Stopped => return,
                 End::OldGeneration => BEGUN_ANEW,
+                End::ReadAnew => {
+                    self.feed.push_down(Transport::Sse, Health::Ok, READ_ANEW.to_owned()).await;
+                    READ_ANEW_PAUSE
+                }
+                End::Purged => return self.cancel.cancelled().await,
                 End::Failed(trouble, reason) => self.failed(trouble, reason, brought, began.elapsed(), retry).await,
             };
             self.feed.pulses[STREAM_PULSE].within(wait);
@@ -153,6 +165,7 @@ impl<'a> SseLoop<'a> {
         self.feed.pulses[STREAM_PULSE].rest();
         let end = tokio::select! {
             () = self.cancel.cancelled() => End::Stopped,
+            () = self.feed.begun_anew.notified() => End::OldGeneration,
             () = self.feed.book.found_wanting.notified() =>
                 End::Failed(Trouble::Network, "missed: the stream left items out, and is opened anew".to_owned()),
             end = connection.read() => end,
@@ -173,6 +186,12 @@ impl<'a> SseLoop<'a> {
         let (feed, endpoint): (&'a Arc<Feed>, &'a SseEndpoint) = (self.feed, self.endpoint);
         feed.pulses[STREAM_PULSE].within(feed.page_timeout);
         let stored = feed.shared.store.feed(&feed.name).await?;
+        if stored.paused {
+            return Err(End::Purged);
+        }
+        if stored.resync.as_ref().is_some_and(|resync| resync.trusts() && resync.not_before.is_none()) {
+            return Err(End::ReadAnew);
+        }
         let endpoints = feed.shared.store.endpoints(feed.id).await?;
         let (url, event_id) = place(&endpoint.settings, &endpoints);
         let opening = Stream::open(&endpoint.requests, &url, event_id.as_deref());
@@ -202,13 +221,12 @@ impl<'a> SseLoop<'a> {
     ) -> Duration {
         let good = brought > 0 || lasted >= LASTED;
         self.history.failures = if good { 1 } else { self.history.failures.saturating_add(1) };
-        self.history.unavailable = if trouble.is_unavailable() { self.history.unavailable + 1 } else { 0 };
         if matches!(trouble, Trouble::Status { code: 401 | 403, .. })
             && let Err(failure) = self.endpoint.requests.read_secrets()
         {
             tracing::warn!(feed = %self.feed.name, %failure, "secrets can't be read again: the old ones stay");
         }
-        let ruling = mode::judge(trouble, &self.history);
+        let ruling = mode::judge_push(trouble, &self.history);
         let told = retry.filter(|_| ruling.wait == Wait::Backoff).map_or(ruling.wait, Wait::Told);
         let wait = schedule::after_failure(&self.feed.retry, told, self.history.failures, chance());
         if self.history.failures.is_power_of_two() {

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::reader::{Answered, EndMemory, Manner, Onward, PageReader, Part, Place, ReadPage, Validator};
 use super::{Counts, Feed, Pulse};
-use crate::feed::{Generation, Page, Text, Transport};
+use crate::feed::{Generation, Page, Seq, Text, Transport};
 use crate::mode::Trouble;
 use crate::source::budget::Reservation;
 use crate::source::headers::Meta;
@@ -97,6 +97,7 @@ pub struct Walk<'a> {
     feed: &'a Arc<Feed>,
     kind: Kind,
     generation: Generation,
+    stood: Seq,
     cancel: &'a CancellationToken,
     pulse: &'a Pulse,
     pending: VecDeque<Pending>,
@@ -121,7 +122,13 @@ impl<'a> Walk<'a> {
             validator: None,
             memory: EndMemory::default(),
         };
-        Self { feed, kind, generation, cancel, pulse, pending: VecDeque::new(), walked }
+        let (stood, pending) = (Seq::MAX, VecDeque::new());
+        Self { feed, kind, generation, stood, cancel, pulse, pending, walked }
+    }
+
+    /// That the mirror's last change number was this when the publisher was asked first.
+    pub fn asked_at(self, seq: Seq) -> Self {
+        Self { stood: seq, ..self }
     }
 
     /// Walks from `start` to an end, and waits until all of it is committed.
@@ -239,6 +246,7 @@ impl<'a> Walk<'a> {
         };
         let mut delivery = self.feed.delivery(self.generation, Transport::Poll, page, purpose);
         delivery.origin = origin;
+        delivery.stood = self.stood;
         delivery.follows = !self.pending.is_empty();
         delivery.held = Held(reservation.map(|reservation| Box::new(reservation) as _));
         self.pending.push_back(self.feed.shared.store.apply(delivery));

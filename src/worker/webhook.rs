@@ -1,6 +1,7 @@
 //! A webhook's loop: takes bodies from the inbox, commits them, and answers once they are on the disk.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
@@ -27,14 +28,15 @@ pub struct WebhookLoop<'a> {
     feed: &'a Arc<Feed>,
     cancel: &'a CancellationToken,
     inbox: mpsc::Receiver<Posted>,
-    generation: Generation,
+    /// The feed's generation, as the door knows it.
+    generation: Arc<AtomicI64>,
 }
 
 impl<'a> WebhookLoop<'a> {
     /// A loop for what is posted to `feed`, to be cancelled by `cancel`.
     pub fn new(
         feed: &'a Arc<Feed>,
-        generation: Generation,
+        generation: Arc<AtomicI64>,
         inbox: mpsc::Receiver<Posted>,
         cancel: &'a CancellationToken,
     ) -> Self {
@@ -63,11 +65,11 @@ impl<'a> WebhookLoop<'a> {
         let mut bytes = std::mem::take(&mut posted.bytes);
         let mut answer = match &posted.fault {
             Some(fault) => Answer::Refused(fault.clone()),
-            None if posted.fifth => self.answer(bytes.clone()).await,
-            None => self.answer(std::mem::take(&mut bytes)).await,
+            None if posted.fifth => self.answer(posted.generation, bytes.clone()).await,
+            None => self.answer(posted.generation, std::mem::take(&mut bytes)).await,
         };
         if let (Answer::Refused(why), true) = (&answer, posted.fifth) {
-            answer = self.give_in(&bytes, posted.hash, &why.clone()).await;
+            answer = self.give_in(posted.generation, &bytes, posted.hash, &why.clone()).await;
         }
         // The publisher may be gone: what it posted is applied all the same.
         let _ = posted.answer.send(answer);
@@ -75,7 +77,7 @@ impl<'a> WebhookLoop<'a> {
 
     /// A body is checked whole before any of it is written, then committed part by part. What ends in between comes
     /// again, and what was written of it is equal then.
-    async fn answer(&mut self, bytes: Vec<u8>) -> Answer {
+    async fn answer(&mut self, generation: Generation, bytes: Vec<u8>) -> Answer {
         let source = &self.feed.source;
         let mut body = match source.check(bytes).await {
             Ok(body) => body,
@@ -88,15 +90,15 @@ impl<'a> WebhookLoop<'a> {
                 Err((_, reason)) => return Answer::Refused(reason),
             };
             let Some(part) = part else { return Answer::Taken };
-            match self.apply(part).await {
+            match self.apply(generation, part).await {
                 Answer::Taken => {}
                 answer => return answer,
             }
         }
     }
 
-    async fn apply(&mut self, page: Page) -> Answer {
-        match self.feed.push(self.generation, Transport::Webhook, page, Position::default()).await {
+    async fn apply(&mut self, generation: Generation, page: Page) -> Answer {
+        match self.feed.push(generation, Transport::Webhook, page, Position::default()).await {
             Ok(Ok(applied)) => self.applied(applied).await,
             Ok(Err(StoreError::Closed)) | Err(_) => Answer::Busy(COME_AGAIN),
             Ok(Err(error)) => {
@@ -115,22 +117,22 @@ impl<'a> WebhookLoop<'a> {
             if stored.purged {
                 return Answer::Gone;
             }
-            self.generation = stored.generation;
+            self.generation.store(stored.generation, Ordering::Relaxed);
         }
         Answer::Busy(COME_AGAIN)
     }
 
     /// The publisher sends the same body for the fifth time, and its queue waits behind it: the body goes to quarantine,
     /// and a look-back finds what it held.
-    async fn give_in(&mut self, bytes: &[u8], hash: u64, why: &str) -> Answer {
+    async fn give_in(&mut self, generation: Generation, bytes: &[u8], hash: u64, why: &str) -> Answer {
         let raw = String::from_utf8_lossy(bytes).into_owned();
         let detail = format!("posted for the fifth time (SHA-256 {hash:016x}…): {why}");
         let refused = Unreadable { reason: "refused-body", detail: cut(detail), raw, id: None, count: 1 };
         let page = Page { unreadable: vec![refused], ..Page::default() };
-        let answer = self.apply(page).await;
+        let answer = self.apply(generation, page).await;
         if matches!(answer, Answer::Taken) {
             tracing::warn!(feed = %self.feed.name, "a body that could not be read was quarantined at its fifth time");
-            self.feed.look_back_soon();
+            self.feed.look_back_soon().await;
         }
         answer
     }
@@ -170,7 +172,7 @@ impl Registration {
                     }
                     feed.registered(Some(format!("registration: {reason}"))).await;
                     let history = History { failures, first_page: true, ..History::default() };
-                    let ruling = mode::judge(trouble, &history);
+                    let ruling = mode::judge_push(trouble, &history);
                     Some(schedule::after_failure(&feed.retry, ruling.wait, failures, chance()))
                 }
             };

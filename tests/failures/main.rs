@@ -6,11 +6,13 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod duties;
 mod held;
 mod hidden_end;
 mod history;
 mod large_pages;
 mod lost;
+mod not_before;
 mod origins;
 mod pages;
 mod paging;

@@ -114,6 +114,7 @@ impl File {
             purpose,
             order: Ordering::Standard,
             ties: Ties::Keep,
+            stood: i64::MAX,
             follows: false,
             held: Held::default(),
             origin: Default::default(),

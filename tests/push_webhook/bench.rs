@@ -58,7 +58,16 @@ impl Bench {
         let (state, door_state) = watch::channel(DoorState::Open);
         let (sender, posted) = mpsc::channel(room);
         let secrets = [NEW, OLD].map(SecretString::from).to_vec();
-        inbox.register("a", Door { secrets, state: door_state, sender, turned_away: Default::default() });
+        inbox.register(
+            "a",
+            Door {
+                secrets,
+                state: door_state,
+                sender,
+                generation: Default::default(),
+                turned_away: Default::default(),
+            },
+        );
         Self { address, inbox, budget, state, posted, shutdown, serving }
     }
 

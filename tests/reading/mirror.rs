@@ -74,6 +74,7 @@ impl Mirror {
             purpose: Purpose::Poll(step),
             order: Order::default(),
             ties: Ties::Keep,
+            stood: i64::MAX,
             follows: false,
             held: Held::default(),
             origin: Default::default(),

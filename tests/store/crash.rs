@@ -49,6 +49,7 @@ pub(crate) fn child(file: &Path) {
             purpose,
             order: Order::Standard,
             ties: Ties::Keep,
+            stood: i64::MAX,
             follows: false,
             held: Held::default(),
             origin: Default::default(),

@@ -1,8 +1,9 @@
 //! What must be done is stored until it is done: a resync that is due, and one that meets a dead page.
 
+use feedmirror::store::forget::Named;
 use feedmirror::store::resync::{Ended, Trust};
 
-use crate::mirror::{AT, Mirror, name, updated};
+use crate::mirror::{AT, Mirror, deleted, name, updated};
 use crate::resync::{END, begin, finish, resync};
 
 #[test]
@@ -11,7 +12,7 @@ fn a_feed_that_was_away_too_long_stays_to_be_read_anew_until_a_resync_has_ended(
     let mirror = Mirror::with(&["acme"]);
     mirror.poll("acme", &[updated("1", 10, "{}")]);
     let id = mirror.feed("acme").id;
-    mirror.wait(mirror.store().mark_stale(id, AT, "away".into())).unwrap();
+    mirror.wait(mirror.store().judge_away(id, AT, Some("away".into()))).unwrap();
 
     // When it is given up, or only another way to its end is found
     begin(&mirror, Trust::No);
@@ -22,7 +23,7 @@ fn a_feed_that_was_away_too_long_stays_to_be_read_anew_until_a_resync_has_ended(
     begin(&mirror, Trust::Asked);
     // and the feed is away again meanwhile
     mirror.walk("acme", END, &[updated("1", 10, "{}")]);
-    mirror.wait(mirror.store().mark_stale(id, AT, "away".into())).unwrap();
+    mirror.wait(mirror.store().judge_away(id, AT, Some("away".into()))).unwrap();
     assert_eq!(finish(&mirror), Ended::Done(0));
 
     // Then: what was read before is not enough.
@@ -69,4 +70,24 @@ fn after_a_trusted_walk_streams_are_taken_up_behind_its_last_item() {
     finish(&mirror);
 
     assert_eq!(mirror.value::<String>(place), "6/last");
+}
+
+#[test]
+fn a_publishers_own_tombstone_outlives_that_the_item_was_forgotten_and_is_remembered() {
+    // Given: one item that its publisher deleted, and one that it didn't.
+    let mirror = Mirror::with(&["acme"]);
+    mirror.poll("acme", &[deleted("gone", 50), updated("there", 50, "{}")]);
+    let named = |id: &str| Named { kind: None, id: id.into() };
+
+    // When
+    for id in ["gone", "there"] {
+        mirror.wait(mirror.store().forget(&name("acme"), AT, named(id))).unwrap();
+        assert!(mirror.wait(mirror.store().unforget(&name("acme"), AT, named(id))).unwrap());
+    }
+
+    // Then: a late older update revives the one as little as ever, and the other may come again.
+    let late = mirror.push("acme", &[updated("gone", 40, "{}"), updated("there", 50, "{}")]);
+    assert_eq!((late.older, late.new), (1, 1));
+    assert_eq!((mirror.item("gone"), mirror.item("there")), ("50 deleted -".into(), "50 updated {}".into()));
+    assert_eq!(mirror.value::<i64>("SELECT tombstones FROM feeds"), 1);
 }

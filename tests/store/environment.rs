@@ -33,6 +33,7 @@ pub(crate) fn child(file: &Path) {
                 purpose: Purpose::Again,
                 order: Order::Standard,
                 ties: Ties::Keep,
+                stood: i64::MAX,
                 follows: false,
                 held: Held::default(),
                 origin: Default::default(),

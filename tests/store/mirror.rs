@@ -170,6 +170,7 @@ impl Mirror {
             purpose,
             order: Order::Standard,
             ties: Ties::Keep,
+            stood: i64::MAX,
             follows: false,
             held: Held::default(),
             origin: Default::default(),

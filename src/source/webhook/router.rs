@@ -23,6 +23,7 @@ use super::places::Peer;
 use super::reading::{BEGINNING, TooLarge, Unread, Whole, let_go, read, soon};
 use super::strikes::Strikes;
 use super::{Answer, DoorState, Entry, Inbox, Posted, WebhooksSettings};
+use crate::feed::Generation;
 use crate::source::body::{self, Coding};
 use crate::source::budget::{Budget, Reservation};
 use crate::source::http::Failure;
@@ -77,7 +78,9 @@ async fn receive(State(desk): State<Arc<Desk>>, Path(feed): Path<String>, reques
         let_go(request.into_body(), desk.max).await;
         return Refusal::new(StatusCode::NOT_FOUND, "there is nothing here").into_response();
     };
-    match desk.take(&entry, request, peer.as_ref()).await {
+    // What comes is of the time before a feed begins anew while it comes.
+    let generation = entry.door.generation.load(Ordering::Relaxed);
+    match desk.take(&entry, generation, request, peer.as_ref()).await {
         Ok(()) => StatusCode::NO_CONTENT.into_response(),
         Err(refusal) => {
             if matches!(refusal.status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::CONFLICT) {
@@ -93,7 +96,13 @@ async fn receive(State(desk): State<Arc<Desk>>, Path(feed): Path<String>, reques
 }
 
 impl Desk {
-    async fn take(&self, entry: &Entry, request: Request, peer: Option<&Peer>) -> Result<(), Refusal> {
+    async fn take(
+        &self,
+        entry: &Entry,
+        generation: Generation,
+        request: Request,
+        peer: Option<&Peer>,
+    ) -> Result<(), Refusal> {
         let (head, body) = request.into_parts();
         let looked_at = match shown(&head.headers, &head.uri, &entry.door.secrets) {
             Shown::Nothing => Err(Refusal::stranger()),
@@ -110,8 +119,8 @@ impl Desk {
         };
         let known = signed.is_none();
         match read(body, self.max, budget, signed, peer).await {
-            Ok(whole) => self.take_whole(entry, whole, coding, peer).await,
-            Err(Unread::TooLarge(large)) => self.take_too_large(entry, *large, known, peer).await,
+            Ok(whole) => self.take_whole(entry, generation, whole, coding, peer).await,
+            Err(Unread::TooLarge(large)) => self.take_too_large(entry, generation, *large, known, peer).await,
             Err(Unread::Stalled) => Err(Refusal::new(StatusCode::REQUEST_TIMEOUT, "the body did not come in time")),
             Err(Unread::Broken) => Err(Refusal::new(StatusCode::BAD_REQUEST, "the body was cut short")),
             Err(Unread::Busy) => Err(Refusal::no_room()),
@@ -121,6 +130,7 @@ impl Desk {
     async fn take_whole(
         &self,
         entry: &Entry,
+        generation: Generation,
         whole: Whole,
         coding: Coding,
         peer: Option<&Peer>,
@@ -134,7 +144,7 @@ impl Desk {
         let hash = identity(&bytes, None);
         let fifth = entry.memory().poison.is_fifth(hash, Instant::now());
         if coding == Coding::Identity {
-            return hand_on(entry, Parcel { bytes, hash, fifth, fault: None, held }).await;
+            return hand_on(entry, Parcel { generation, bytes, hash, fifth, fault: None, held }).await;
         }
         let raw = if fifth { bytes.clone() } else { Vec::new() };
         let packed = body::Body { bytes, coding, reservation: held, max: self.max };
@@ -142,7 +152,7 @@ impl Desk {
             Err(_) => return Err(Refusal::no_room()),
             Ok(Ok(opened)) => {
                 let (bytes, held) = (opened.bytes, opened.reservation);
-                return hand_on(entry, Parcel { bytes, hash, fifth, fault: None, held }).await;
+                return hand_on(entry, Parcel { generation, bytes, hash, fifth, fault: None, held }).await;
             }
             Ok(Err(Failure::TooLarge(_))) => self.too_large(),
             Ok(Err(failure)) => Refusal::new(StatusCode::BAD_REQUEST, failure.to_string()),
@@ -152,13 +162,14 @@ impl Desk {
         }
         let kept = if refusal.status == StatusCode::PAYLOAD_TOO_LARGE { raw.len().min(BEGINNING) } else { raw.len() };
         let (bytes, held) = (raw.get(..kept).unwrap_or_default().to_vec(), self.room(kept as u64).await?);
-        hand_on(entry, Parcel { bytes, hash, fifth, fault: Some(refusal.words), held }).await
+        hand_on(entry, Parcel { generation, bytes, hash, fifth, fault: Some(refusal.words), held }).await
     }
 
     /// `known` says that its sender has shown the secret already.
     async fn take_too_large(
         &self,
         entry: &Entry,
+        generation: Generation,
         mut large: TooLarge,
         known: bool,
         peer: Option<&Peer>,
@@ -176,7 +187,7 @@ impl Desk {
         }
         large.pass_over(self.max).await;
         let (bytes, held) = (large.beginning, large.held);
-        hand_on(entry, Parcel { bytes, hash, fifth: true, fault: Some(refusal.words), held }).await
+        hand_on(entry, Parcel { generation, bytes, hash, fifth: true, fault: Some(refusal.words), held }).await
     }
 
     /// Room in the mirror's own budget, for what is known to be a publisher's.
@@ -235,6 +246,7 @@ fn identity(bytes: &[u8], too_large: Option<Option<u64>>) -> u64 {
 
 /// What the loop gets, without the way to answer.
 struct Parcel {
+    generation: Generation,
     bytes: Vec<u8>,
     hash: u64,
     fifth: bool,
@@ -244,9 +256,9 @@ struct Parcel {
 
 /// Queues the body and waits for the loop's word. It is applied even if nobody waits any more.
 async fn hand_on(entry: &Entry, parcel: Parcel) -> Result<(), Refusal> {
-    let Parcel { bytes, hash, fifth, fault, held } = parcel;
+    let Parcel { generation, bytes, hash, fifth, fault, held } = parcel;
     let (answer, answered) = oneshot::channel();
-    match entry.door.sender.try_send(Posted { bytes, hash, fifth, fault, held, answer }) {
+    match entry.door.sender.try_send(Posted { generation, bytes, hash, fifth, fault, held, answer }) {
         Ok(()) => {}
         Err(TrySendError::Full(_)) => return Err(Refusal::busy(AGAIN, "earlier pages still wait")),
         Err(TrySendError::Closed(_)) => return Err(Refusal::busy(AGAIN, "the feed is being started")),

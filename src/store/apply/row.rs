@@ -10,10 +10,12 @@ pub(super) const SWEPT: i64 = 2;
 pub(super) const SWEPT_BY_TRUST: i64 = 4;
 pub(in crate::store) const NUMBER: i64 = 8;
 pub(in crate::store) const FORGOTTEN: i64 = 16;
+/// Of a forgotten one: it was a tombstone before, and stays one if it is taken again.
+pub(in crate::store) const WAS_DELETED: i64 = 32;
 
 /// Whether a row can have these flags: only a tombstone is swept or forgotten, and there are no others.
 pub(in crate::store) fn is_possible(flags: i64) -> bool {
-    let of_tombstones = SWEPT | SWEPT_BY_TRUST | FORGOTTEN;
+    let of_tombstones = SWEPT | SWEPT_BY_TRUST | FORGOTTEN | WAS_DELETED;
     let deleted = flags & DELETED != 0;
     flags & !(DELETED | NUMBER | of_tombstones) == 0 && (deleted || flags & of_tombstones == 0)
 }

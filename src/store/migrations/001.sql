@@ -104,6 +104,7 @@ CREATE TABLE item (
     transport  INTEGER NOT NULL,
     flags      INTEGER NOT NULL,                 -- 1 deleted · 2 swept · 4 swept by trust-source · 8 modified was a JSON number
                                                  -- 16 forgotten on request: kept a while for those who follow
+                                                 -- 32 and was a tombstone before
     changed_at INTEGER NOT NULL,
     id         TEXT    NOT NULL,
     modified   NOT NULL,                         -- no affinity: an integer stays one, text stays text

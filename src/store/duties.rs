@@ -1,0 +1,91 @@
+//! What is to be done for a feed, or not before a time, stored until it is over: look-backs, holds, times away, times gone.
+
+use std::time::Duration;
+
+use rusqlite::params;
+
+use super::writer::Weight;
+use super::{Millis, Store, StoreError, journal};
+
+impl Store {
+    /// Notes that a look-back that began at `at` came to its end, and was as many as `due` that were to be made at once.
+    ///
+    /// # Errors
+    /// When a statement fails or the writer has stopped.
+    pub async fn looked_back(&self, feed: i64, at: Millis, due: i64) -> Result<(), StoreError> {
+        self.submit(Weight::default(), move |bench| {
+            let sql = "UPDATE feed SET looked_back_at = ?2, look_back_due = max(look_back_due - ?3, 0) WHERE id = ?1";
+            bench.db.prepare_cached(sql)?.execute([feed, at, due])?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Notes that a look-back is due at once, until one has come to its end.
+    ///
+    /// # Errors
+    /// When a statement fails or the writer has stopped.
+    pub async fn look_back(&self, feed: i64) -> Result<(), StoreError> {
+        self.submit(Weight::default(), move |bench| {
+            bench.db.execute("UPDATE feed SET look_back_due = look_back_due + 1 WHERE id = ?1", [feed])?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Notes until when a feed's publisher is to be left alone; no longer, where that is nothing.
+    ///
+    /// # Errors
+    /// When a statement fails or the writer has stopped.
+    pub async fn hold(&self, feed: i64, until: Option<Millis>) -> Result<(), StoreError> {
+        self.submit(Weight::default(), move |bench| {
+            let sql = "UPDATE feed SET held_until = ?2, next_poll_at = iif(?2 > next_poll_at, ?2, next_poll_at) WHERE id = ?1";
+            bench.db.prepare_cached(sql)?.execute(params![feed, until])?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Notes how long a feed has been gone, by the waits between probes; nothing while it is not.
+    ///
+    /// # Errors
+    /// When a statement fails or the writer has stopped.
+    pub async fn gone_for(&self, feed: i64, time: Duration) -> Result<(), StoreError> {
+        let time = Millis::try_from(time.as_millis()).unwrap_or(Millis::MAX);
+        self.submit(Weight::default(), move |bench| {
+            bench.db.prepare_cached("UPDATE feed SET gone_ms = ?2 WHERE id = ?1")?.execute([feed, time])?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Notes since when a feed seems to have been away, before its next page says otherwise; judged by
+    /// [`Store::judge_away`], restarts or not.
+    ///
+    /// # Errors
+    /// When a statement fails or the writer has stopped.
+    pub async fn seems_away(&self, feed: i64, since: Millis) -> Result<(), StoreError> {
+        self.submit(Weight::default(), move |bench| {
+            bench.db.execute("UPDATE feed SET away_since = coalesce(away_since, ?2) WHERE id = ?1", [feed, since])?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Notes whether a feed was away for longer than its publisher remembers deletions, and why: it is to be read anew
+    /// then.
+    ///
+    /// # Errors
+    /// When a statement fails or the writer has stopped.
+    pub async fn judge_away(&self, feed: i64, at: Millis, stale: Option<String>) -> Result<(), StoreError> {
+        self.submit(Weight::default(), move |bench| {
+            let sql = "UPDATE feed SET away_since = NULL, stale = iif(?2, 1, stale) WHERE id = ?1";
+            bench.db.execute(sql, params![feed, stale.is_some()])?;
+            match &stale {
+                Some(detail) => Ok(journal::event(bench, Some(feed), at, "stale", detail)?),
+                None => Ok(()),
+            }
+        })
+        .await
+    }
+}
