@@ -1,6 +1,6 @@
 //! The SQLite file: opening it, and the one writer.
 //!
-//! Guarantees: one writer a file (a lock beside it); a delivery's items, quarantine rows, change numbers and cursor
+//! Guarantees: one writer a file (a lock on it); a delivery's items, quarantine rows, change numbers and cursor
 //! commit together or not at all; no change number is ever given twice; what the environment refuses (a full disk, a
 //! locked file) is tried again and never acknowledged before it is done. Only this module and its children know SQL.
 
@@ -15,10 +15,13 @@ pub mod endpoints;
 mod erase;
 mod feed_url;
 pub mod feeds;
+mod files;
 pub mod forget;
 mod journal;
 pub mod keep;
 mod keys;
+mod lock;
+mod mark;
 mod positions;
 pub mod purge;
 mod queue;
@@ -26,11 +29,11 @@ pub mod read;
 pub mod rename;
 pub mod restore;
 pub mod resync;
+mod schema;
 pub mod sift;
 pub mod snapshot;
 mod writer;
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -39,6 +42,8 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
 use tokio::sync::watch;
 
+use lock::Lock;
+pub use lock::is_held;
 use queue::Queue;
 use writer::Writer;
 
@@ -170,7 +175,7 @@ pub struct Store {
 pub struct Closing {
     queue: Arc<Queue>,
     threads: Vec<std::thread::JoinHandle<()>>,
-    _lock: File,
+    _lock: Lock,
 }
 
 impl Closing {
@@ -203,22 +208,22 @@ impl Store {
     }
 
     fn open_with(path: &Path, key_shift: u32) -> Result<(Self, Closing), StoreError> {
-        let unavailable = |error: std::io::Error| unavailable(path, error);
-        let lock = lock(path)?;
-        let mut connection = connect(path).map_err(|error| explain(path, error))?;
+        let lock = Lock::take(path)?;
+        mark::set_foreign_wal_aside(&lock).map_err(|error| unavailable(path, error))?;
+        let mut connection = connect(lock.path()).map_err(|error| explain(path, error))?;
         migrate(&mut connection, path)?;
-        let checkpointer = connect(path).map_err(|error| explain(path, error))?;
+        let checkpointer = connect(lock.path()).map_err(|error| explain(path, error))?;
         let (intake_sender, intake) = watch::channel(Intake::Open);
         let queue = Arc::new(Queue::default());
         let gate = Arc::new(checkpoint::Gate::default());
         let pinned = gate.pinned();
         let writer = Writer::new(connection, Arc::clone(&queue), Arc::clone(&gate), intake_sender, key_shift)
             .map_err(|error| explain(path, error))?;
-        let file = checkpoint::open(path).map_err(unavailable)?;
+        let file = lock.file();
         let checkpointed = Arc::clone(&queue);
         let kept = Arc::clone(&gate);
         let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| {
-            std::thread::Builder::new().name(name.into()).spawn(work).map_err(unavailable)
+            std::thread::Builder::new().name(name.into()).spawn(work).map_err(|error| unavailable(path, error))
         };
         let threads = vec![
             spawn("writer", Box::new(move || writer.run()))?,
@@ -279,23 +284,10 @@ impl Store {
     }
 }
 
-/// The lock file stays: removing it would let two processes lock two files of one name.
-fn lock(path: &Path) -> Result<File, StoreError> {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".lock");
-    let file = File::options().create(true).truncate(false).write(true).open(&name);
-    let file =
-        file.map_err(|error| unavailable(path, format!("cannot open its lock file {}: {error}", name.display())))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(std::fs::TryLockError::WouldBlock) => Err(StoreError::Held(path.to_owned())),
-        Err(std::fs::TryLockError::Error(error)) => Err(unavailable(path, format!("cannot lock it: {error}"))),
-    }
-}
-
 fn connect(path: &Path) -> rusqlite::Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags)?;
+    schema::harden(&connection)?;
     connection.busy_timeout(Duration::from_secs(5))?;
     // Readers of the file's group can't create the WAL files, so they are kept when the last connection closes.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
@@ -307,13 +299,14 @@ fn unavailable(path: &Path, problem: impl std::fmt::Display) -> StoreError {
     StoreError::Unavailable { path: path.to_owned(), problem: problem.to_string() }
 }
 
-fn explain(path: &Path, error: rusqlite::Error) -> StoreError {
+fn explain(path: &Path, error: impl std::borrow::Borrow<rusqlite::Error>) -> StoreError {
+    let error = error.borrow();
     let problem = match error.sqlite_error_code() {
         Some(rusqlite::ErrorCode::NotADatabase) => "it is not a SQLite database: name another file".to_owned(),
         Some(rusqlite::ErrorCode::DatabaseCorrupt) => {
             format!("it is damaged ({error}): restore a snapshot, or move it away and let the feeds be read anew")
         }
-        _ if refused_by_surroundings(&error) => return unavailable(path, error),
+        _ if refused_by_surroundings(error) => return unavailable(path, error),
         _ => error.to_string(),
     };
     StoreError::Unusable { path: path.to_owned(), problem }
@@ -334,7 +327,9 @@ fn migrate(connection: &mut Connection, path: &Path) -> Result<(), StoreError> {
             "it has layout {version}, this feedmirror knows up to {ours}: upgrade feedmirror"
         )));
     }
-    if tables == 0 {
+    if tables > 0 {
+        schema::check(connection, path, version).map_err(|error| of_file(path, error))?;
+    } else {
         connection.pragma_update(None, "page_size", PAGE_BYTES).map_err(sql)?;
     }
     connection.pragma_update(None, "journal_mode", "WAL").map_err(sql)?;
@@ -354,7 +349,15 @@ fn migrate(connection: &mut Connection, path: &Path) -> Result<(), StoreError> {
         transaction.pragma_update(None, "user_version", done as i32 + 1).map_err(sql)?;
         transaction.commit().map_err(sql)?;
     }
-    Ok(())
+    mark::begin_anew(connection).map_err(|error| of_file(path, error))
+}
+
+/// A failed statement, said of the file.
+fn of_file(path: &Path, error: StoreError) -> StoreError {
+    match error {
+        StoreError::Sql(error) => explain(path, error),
+        error => error,
+    }
 }
 
 /// Damage is found at the start where that takes under a second; in a larger file it shows when it is met.

@@ -30,6 +30,8 @@ const DIRECTIVES: &[(&str, &str, &str)] = &[
     ("StateDirectory", "feedmirror", "the one writable place"),
     ("StateDirectoryMode", "0750", "the group may look in"),
     ("UMask", "0027", "the group may read the file, others may not"),
+    ("LimitCORE", "0", "no core file holds a secret"),
+    ("MemoryMax", "1G", "a mirror that goes wrong takes nothing else with it"),
     ("LoadCredential", "secret:/etc/feedmirror/credentials", "secrets come from a directory that root alone reads"),
     ("SetCredential", "secret:unset", "a missing credentials directory doesn't fail the start"),
     ("NoNewPrivileges", "yes", "hardening"),
@@ -64,6 +66,8 @@ fn the_snapshot_s_unit_is_hardly_exposed_and_reaches_no_network() {
             "README says what it keeps",
         ),
         ("PrivateNetwork", "yes", "it needs none"),
+        ("LimitCORE", "0", "no core file holds what is mirrored"),
+        ("MemoryMax", "512M", "it copies in steps"),
         ("ProtectSystem", "strict", "nothing but the state directory is writable"),
     ];
     for (key, value, why) in expected {

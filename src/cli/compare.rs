@@ -6,11 +6,11 @@
 use std::io::{self, BufWriter, Write};
 use std::time::{Duration, Instant};
 
-use super::control::is_held;
 use super::place::Place;
 use super::walk::{Source, Walk};
 use super::{Exit, Globals, stdout};
 use crate::output::line;
+use crate::store::is_held;
 use crate::store::read::{Comparison, Difference, Fresh, Reader};
 use crate::terminal;
 

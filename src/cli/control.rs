@@ -15,11 +15,11 @@ use url::Url;
 use super::place::Place;
 use super::{Exit, Globals, stdout};
 use crate::feed::FeedName;
+use crate::store::is_held;
 use crate::supervisor::control::{Chosen, Named, Order, QuarantineOrder};
 use crate::terminal;
 use daemon::Daemon;
 use file::AtRest;
-pub(super) use file::is_held;
 
 /// What `pause`, `resume` and `poll-now` are told.
 #[derive(Clone, Debug, clap::Args)]
@@ -194,7 +194,7 @@ impl Holder {
         if !path.try_exists().with_context(|| format!("cannot look for {}", path.display()))? {
             bail!("there is no mirror at {}: `feedmirror run` or `sync` makes it", path.display());
         }
-        match file::is_held(&path) {
+        match is_held(&path) {
             true => Ok(Self::Daemon(Daemon::of(globals, place, &path)?)),
             false => Ok(Self::Nobody(AtRest::open(&path)?)),
         }

@@ -8,7 +8,7 @@ use reqwest::header::HeaderValue;
 use tracing_subscriber::EnvFilter;
 use url::Url;
 
-use super::secrets::secret;
+use super::secrets::guarded;
 use super::table::{Given, Table};
 use super::units::{count, duration, duration_text, or_off, rate, share, size, text, word};
 use super::{FailedFeed, LogFormat, LogSettings, OpsSettings};
@@ -220,7 +220,7 @@ pub(super) fn check_tombstones(root: &Table<'_>, keep: &KeepSettings, feeds: &[R
 pub(super) fn ops(table: Table<'_>) -> OpsSettings {
     let mut ops = OpsSettings::default();
     table.set("listen", &mut ops.listen, listen);
-    ops.token = secret(&table, "token");
+    ops.token = guarded(&table, "token");
     table.finish();
     ops
 }

@@ -43,6 +43,18 @@ pub(super) fn secret(table: &Table<'_>, key: &str) -> Option<SecretSource> {
     }
 }
 
+/// A secret that gives power over the mirror: as [`secret`], and its file must not be others' to use.
+pub(super) fn guarded(table: &Table<'_>, key: &str) -> Option<SecretSource> {
+    let source = secret(table, key)?;
+    match source.read_guarded() {
+        Ok(_) => Some(source),
+        Err(error) => {
+            table.problem(key, error.to_string());
+            None
+        }
+    }
+}
+
 /// Secrets of which any will do, each a reference: one or a list, at `key` or, as paths, at `key_file`.
 pub(super) fn secrets(table: &Table<'_>, key: &str) -> Option<Vec<SecretSource>> {
     let short = format!("{key}_file");
@@ -250,10 +262,15 @@ fn warn_of_readable_by_all(table: &Table<'_>, key: &str, path: &Path) {
     use std::os::unix::fs::PermissionsExt;
     let Ok(metadata) = path.metadata() else { return };
     let mode = metadata.permissions().mode() & 0o777;
-    if mode & 0o004 != 0 {
-        let path = path.display();
-        table.warn(key, format!("secret file {path} can be read by everyone (mode {mode:04o}): chmod 0600 {path}"));
-    }
+    let who = if mode & 0o004 != 0 {
+        "read by everyone"
+    } else if mode & 0o022 != 0 {
+        "written by others"
+    } else {
+        return;
+    };
+    let path = path.display();
+    table.warn(key, format!("secret file {path} can be {who} (mode {mode:04o}): chmod 0600 {path}"));
 }
 
 #[cfg(not(unix))]

@@ -5,18 +5,20 @@
 
 use std::ffi::OsString;
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rand::TryRng;
+use rustix::fs::OFlags;
 use secrecy::SecretString;
 
 use crate::source::secret::{SecretError, SecretSource};
 
 const BYTES: usize = 32;
 const OWNER_ONLY: u32 = 0o600;
-const OTHERS: u32 = 0o007;
+/// Whoever can write the file chooses the token, and the database's group may read and not rule.
+const OTHERS: u32 = 0o077;
 
 /// Why there is no token. No message shows one.
 #[derive(Debug, thiserror::Error)]
@@ -43,7 +45,7 @@ pub fn path(database: &Path) -> PathBuf {
 /// hex. Blocking: a small local file.
 ///
 /// # Errors
-/// When it can't be read or made, is empty, or can be read by others.
+/// When it can't be read or made, is empty, or can be used by others.
 pub fn token(given: Option<&SecretSource>, database: &Path) -> Result<SecretString, TokenError> {
     match read(given, database) {
         Err(TokenError::File { path, source }) if source.kind() == io::ErrorKind::NotFound => {
@@ -56,10 +58,10 @@ pub fn token(given: Option<&SecretSource>, database: &Path) -> Result<SecretStri
 /// The token that the configuration names, or the database's own. Blocking: a small local file.
 ///
 /// # Errors
-/// When there is none, it can't be read, is empty, or can be read by others.
+/// When there is none, it can't be read, is empty, or can be used by others.
 pub fn read(given: Option<&SecretSource>, database: &Path) -> Result<SecretString, TokenError> {
     if let Some(given) = given {
-        return Ok(given.read()?);
+        return Ok(given.read_guarded()?);
     }
     let path = path(database);
     read_own(&path).map_err(|source| TokenError::File { path, source })
@@ -67,10 +69,18 @@ pub fn read(given: Option<&SecretSource>, database: &Path) -> Result<SecretStrin
 
 fn read_own(path: &Path) -> io::Result<SecretString> {
     let invalid = |problem: &str| io::Error::new(io::ErrorKind::InvalidData, problem);
-    if fs::metadata(path)?.permissions().mode() & OTHERS != 0 {
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let mut file = File::options().read(true).custom_flags(flags.bits().cast_signed()).open(path)?;
+    let found = file.metadata()?;
+    if !found.is_file() {
+        return Err(invalid("it is not a file"));
+    }
+    if found.permissions().mode() & OTHERS != 0 {
         return Err(invalid("others can use it: chmod 600"));
     }
-    match fs::read_to_string(path)?.trim() {
+    let mut text = String::new();
+    file.read_to_string(&mut text)?;
+    match text.trim() {
         "" => Err(invalid("it is empty: remove it, and the next start makes another")),
         token => Ok(SecretString::from(token)),
     }
@@ -146,17 +156,61 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let given = folder.path().join("ops.token");
         fs::write(&given, "chosen\n").unwrap();
+        fs::set_permissions(&given, fs::Permissions::from_mode(0o600)).unwrap();
         let found = token(Some(&SecretSource::File(given)), &folder.path().join("mirror.db")).unwrap();
         assert_eq!(found.expose_secret(), "chosen");
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 
     #[test]
-    fn a_token_that_others_can_read_is_refused() {
+    fn a_token_that_others_can_use_is_refused_wherever_it_stands() {
         let folder = tempfile::tempdir().unwrap();
         let database = folder.path().join("mirror.db");
         token(None, &database).unwrap();
-        fs::set_permissions(path(&database), fs::Permissions::from_mode(0o644)).unwrap();
-        assert!(token(None, &database).unwrap_err().to_string().contains("chmod 600"));
+        let own = path(&database);
+        let given = folder.path().join("ops.token");
+        fs::copy(&own, &given).unwrap();
+        let chosen = SecretSource::File(given.clone());
+        for mode in [0o644, 0o640, 0o660, 0o620, 0o604, 0o602] {
+            fs::set_permissions(&own, fs::Permissions::from_mode(mode)).unwrap();
+            fs::set_permissions(&given, fs::Permissions::from_mode(mode)).unwrap();
+            assert!(token(None, &database).unwrap_err().to_string().contains("chmod 600"), "{mode:o}");
+            assert!(read(None, &database).is_err(), "{mode:o}");
+            let words = token(Some(&chosen), &database).unwrap_err().to_string();
+            assert!(words.contains("can be used by others than its owner") && words.contains("ops.token"), "{words}");
+        }
+        for mode in [0o600, 0o400] {
+            fs::set_permissions(&own, fs::Permissions::from_mode(mode)).unwrap();
+            fs::set_permissions(&given, fs::Permissions::from_mode(mode)).unwrap();
+            assert!(token(None, &database).is_ok() && token(Some(&chosen), &database).is_ok(), "{mode:o}");
+        }
+    }
+
+    /// As a service is given one: root's, and read by a group of its own. Only root can make such a file.
+    #[test]
+    fn a_token_that_root_lets_a_service_s_group_read_is_taken() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("ops.token");
+        fs::write(&file, "chosen").unwrap();
+        if std::os::unix::fs::chown(&file, Some(0), Some(54_321)).is_err() {
+            return;
+        }
+        let chosen = SecretSource::File(file.clone());
+        for (mode, taken) in [(0o640, true), (0o440, true), (0o660, false), (0o644, false)] {
+            fs::set_permissions(&file, fs::Permissions::from_mode(mode)).unwrap();
+            assert_eq!(token(Some(&chosen), Path::new("mirror.db")).is_ok(), taken, "{mode:o}");
+        }
+    }
+
+    #[test]
+    fn a_link_in_the_token_s_place_is_not_followed() {
+        let folder = tempfile::tempdir().unwrap();
+        let database = folder.path().join("mirror.db");
+        let other = folder.path().join("other");
+        fs::write(&other, "another's").unwrap();
+        fs::set_permissions(&other, fs::Permissions::from_mode(0o600)).unwrap();
+        std::os::unix::fs::symlink(&other, path(&database)).unwrap();
+        assert!(read(None, &database).is_err() && token(None, &database).is_err());
+        assert_eq!(fs::read_to_string(other).unwrap(), "another's");
     }
 }

@@ -1,6 +1,7 @@
 //! Where secrets come from: files, the environment, systemd's credentials. No message shows one.
 
 use std::fmt;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
 use secrecy::SecretString;
@@ -36,6 +37,14 @@ pub enum SecretError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// Others than its owner can use the file.
+    #[error("secret file {path} can be used by others than its owner (mode {mode:04o}): chmod 0600 {path}")]
+    Shared {
+        /// The file.
+        path: PathBuf,
+        /// Its permissions.
+        mode: u32,
+    },
     /// The variable is not set, or is not UTF-8.
     #[error("environment variable {0} is not set")]
     Env(String),
@@ -58,6 +67,23 @@ impl fmt::Display for SecretSource {
 }
 
 impl SecretSource {
+    /// Reads a secret that gives power over the mirror: a file must be its owner's alone, or root's, who lets a group other
+    /// than root's read it, as a service is given one in `/etc`. Blocking: a small local file at most.
+    ///
+    /// # Errors
+    /// As [`SecretSource::read`], and when others can use the file.
+    pub fn read_guarded(&self) -> Result<SecretString, SecretError> {
+        if let Self::File(path) = self
+            && let Ok(found) = std::fs::metadata(path)
+        {
+            let (mode, given) = (found.mode() & 0o777, found.uid() == 0 && found.gid() != 0);
+            if mode & if given { 0o037 } else { 0o077 } != 0 {
+                return Err(SecretError::Shared { path: path.clone(), mode });
+            }
+        }
+        self.read()
+    }
+
     /// Reads the secret now. Blocking: a small local file at most.
     ///
     /// # Errors

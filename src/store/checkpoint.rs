@@ -5,7 +5,6 @@
 //! that stays long keeps the WAL from being reset, never the writer from writing.
 
 use std::fs::File;
-use std::path::Path;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -137,19 +136,8 @@ impl Gate {
     }
 }
 
-/// The database file, to synchronise it apart from SQLite, which does that only in the pass that copies the last page:
-/// the one that the writer waits for.
-///
-/// It is never closed. Closing any descriptor of a file drops all locks that the process holds on it (fcntl(2)), those of
-/// SQLite's own connections among them, and another process could then take the WAL away under them.
-///
-/// # Errors
-/// When it can't be opened.
-pub(super) fn open(path: &Path) -> std::io::Result<&'static File> {
-    Ok(Box::leak(Box::new(File::open(path)?)))
-}
-
-/// Until the writer ends.
+/// Until the writer ends. `file` is the database, to synchronise it apart from SQLite, which does that only in the pass
+/// that copies the last page: the one that the writer waits for.
 pub(super) fn run(db: &Connection, file: &File, gate: &Gate, queue: &Queue) {
     let mut failing = false;
     let mut stuck_at = 0;

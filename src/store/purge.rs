@@ -8,7 +8,7 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
+use rusqlite::{OpenFlags, OptionalExtension, params};
 use tokio::sync::Notify;
 
 use super::feeds::{self, set_health};
@@ -176,8 +176,7 @@ impl Store {
     async fn find_rows(&self, feed: i64) -> Result<Vec<i64>, StoreError> {
         let path = self.path().to_owned();
         let find = move || -> rusqlite::Result<Vec<i64>> {
-            let db = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
-            db.busy_timeout(Duration::from_secs(5))?;
+            let db = super::read::connect(path, OpenFlags::empty())?;
             let mut select = db.prepare("SELECT seq FROM item INDEXED BY item_key WHERE feed = ?1 LIMIT ?2")?;
             let mut seqs = select.query_map([feed, FOUND], |row| row.get(0))?.collect::<rusqlite::Result<Vec<_>>>()?;
             seqs.sort_unstable();

@@ -20,7 +20,7 @@ use std::time::Duration;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Params};
 
 pub use super::StoreError;
-use super::{APPLICATION_ID, SCHEMA_VERSION, explain};
+use super::{APPLICATION_ID, SCHEMA_VERSION, explain, schema};
 pub use crate::feed::Seq;
 pub use fresh::{Comparison, Content, Difference, Fresh, Sample};
 pub use journals::QuarantineFilter;
@@ -251,7 +251,12 @@ impl Reader {
             value.map_err(|error| refuse(&self.path, error))
         };
         let problem = match (pragma("application_id")?, pragma("user_version")?) {
-            (APPLICATION_ID, SCHEMA_VERSION) => return Ok(()),
+            (APPLICATION_ID, SCHEMA_VERSION) => {
+                return schema::check(&self.db, &self.path, SCHEMA_VERSION).map_err(|error| match error {
+                    StoreError::Sql(error) => refuse(&self.path, error),
+                    error => error,
+                });
+            }
             (APPLICATION_ID, version) if version > SCHEMA_VERSION => {
                 format!("it has layout {version}, this feedmirror knows up to {SCHEMA_VERSION}: upgrade feedmirror")
             }
@@ -272,6 +277,7 @@ fn mirror(db: &Connection) -> rusqlite::Result<MirrorRow> {
 pub(super) fn connect(path: impl AsRef<Path>, more: OpenFlags) -> rusqlite::Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX | more;
     let db = Connection::open_with_flags(path, flags)?;
+    schema::harden(&db)?;
     db.busy_timeout(Duration::from_secs(5))?;
     db.pragma_update(None, "query_only", true)?;
     // The file is looked at only by the first real read.
@@ -299,7 +305,8 @@ fn immutable(name: &str) -> rusqlite::Result<Connection> {
     connect(format!("file:{name}?immutable=1"), OpenFlags::SQLITE_OPEN_URI)
 }
 
-fn refuse(path: &Path, error: rusqlite::Error) -> StoreError {
+fn refuse(path: &Path, error: impl std::borrow::Borrow<rusqlite::Error>) -> StoreError {
+    let error = error.borrow();
     let problem = match error.sqlite_error_code() {
         Some(rusqlite::ErrorCode::CannotOpen | rusqlite::ErrorCode::PermissionDenied) => {
             "this user may not read it or its -wal and -shm files: join the file's group"

@@ -64,6 +64,9 @@ impl Store {
 
 fn rename(bench: &mut Bench<'_>, at: Millis, old: &FeedName, new: &FeedName) -> Result<(), StoreError> {
     let feed = feeds::read(bench, old.as_str())?.id;
+    if old == new {
+        return Err(StoreError::Refused(format!("{old} has this name already")));
+    }
     match standing(bench, new)? {
         None => {}
         // A feed that could not run yet, its settings being wrong, stands in nobody's way.
@@ -100,9 +103,21 @@ fn standing(bench: &Bench<'_>, name: &FeedName) -> Result<Option<Standing>, Stor
 
 /// Removes a feed that holds nothing.
 fn remove(bench: &Bench<'_>, feed: i64) -> Result<(), StoreError> {
-    for table in
-        ["finding", "event", "endpoint", "refusal", "position", "resync", "seen", "spared", "newest", "feed_kind"]
-    {
+    const TABLES: [&str; 12] = [
+        "finding",
+        "event",
+        "endpoint",
+        "refusal",
+        "position",
+        "resync",
+        "seen",
+        "spared",
+        "newest",
+        "feed_kind",
+        "delivery",
+        "activity",
+    ];
+    for table in TABLES {
         bench.db.execute(&format!("DELETE FROM {table} WHERE feed = ?1"), [feed])?;
     }
     bench.db.execute("DELETE FROM feed WHERE id = ?1", [feed])?;

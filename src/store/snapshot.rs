@@ -2,13 +2,12 @@
 //!
 //! Guarantees: a snapshot that stands under its name is whole, synced, checked, and described by the manifest beside it;
 //! what a killed run left is removed by the next; nothing is pruned before a new snapshot stands, and nothing that is
-//! not a snapshot of this database by name and manifest. The source is read in one read transaction, for as long as
+//! not a snapshot of this mirror by name and manifest, its epoch among them. A snapshot carries a mark (`store/mark`). The source is read in one read transaction, for as long as
 //! copying its pages takes: the writer goes on meanwhile, and the WAL can't be reset. Nothing is written to the source.
 
 mod manifest;
 mod shelf;
 
-use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
@@ -16,11 +15,11 @@ use rusqlite::backup::{Backup, StepResult};
 use rusqlite::{Connection, OpenFlags};
 use sha2::{Digest, Sha256};
 
+use super::files::{self, Directory, Place};
 use super::read::{self, Reader, Report};
-use super::{Millis, StoreError, now};
+use super::{Millis, StoreError, mark, now, schema};
 pub use manifest::{FeedCount, Manifest};
 use shelf::Shelf;
-pub(super) use shelf::give;
 
 /// Pages copied at once: 16 MiB.
 const STEP_PAGES: i32 = 1_024;
@@ -43,7 +42,7 @@ pub struct Taken {
 
 /// Where snapshots of a database go unless told otherwise: `snapshots` beside it.
 pub fn default_directory(database: &Path) -> PathBuf {
-    beside(database).join("snapshots")
+    database.with_file_name("snapshots")
 }
 
 /// Makes a snapshot of `database` in `directory`, which is made too, then keeps the newest `keep` of its snapshots there.
@@ -53,24 +52,27 @@ pub fn default_directory(database: &Path) -> PathBuf {
 /// [`StoreError::Refused`] when the disk can't hold it, another run makes one there, or the copy is not sound; then
 /// nothing is left of it and nothing is pruned. [`StoreError::Unusable`] when the database is not a mirror.
 pub fn take(database: &Path, directory: &Path, keep: Option<usize>) -> Result<Taken, StoreError> {
-    let reader = Reader::open(database)?;
-    let shelf = Shelf::open(database, directory)?;
-    let source = Source::open(database)?;
-    check_room(directory, source.bytes()?)?;
+    let place = Place::find(database).map_err(|error| refused(database, error))?;
+    let database = place.path();
+    let reader = Reader::open(&database)?;
+    let shelf = Shelf::open(&place, directory)?;
+    let source = Source::open(&database)?;
+    check_room(shelf.directory(), source.bytes()?)?;
     drop(reader);
     let part = shelf.begin(now())?;
     let began = std::time::Instant::now();
-    let at = source.copy(part.path())?;
+    let at = source.copy(&part.path())?;
     let pinned_s = began.elapsed().as_secs_f64();
     drop(source);
-    let copy = Reader::open(part.path())?;
-    sound(part.path(), &copy.verify(false)?)?;
+    finish(&part.path(), at)?;
+    let copy = Reader::open(&part.path())?;
+    sound(&part.path(), &copy.verify(false)?)?;
     let mut manifest = Manifest::of(&copy, at)?;
     drop(copy);
     manifest.file = part.name().to_owned();
-    (manifest.bytes, manifest.sha256) = digest(part.path())?;
+    (manifest.bytes, manifest.sha256) = digest(&part.path())?;
     let path = part.publish(&manifest)?;
-    let pruned = keep.map_or(Ok(Vec::new()), |keep| shelf.prune(keep))?;
+    let pruned = keep.map_or(Ok(Vec::new()), |keep| shelf.prune(keep, &manifest.epoch))?;
     Ok(Taken { path, manifest, pruned, pinned_s })
 }
 
@@ -95,8 +97,9 @@ impl Source {
     fn copy(&self, to: &Path) -> Result<Millis, StoreError> {
         let at = now();
         let mut copy = Connection::open_with_flags(to, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
-        // The file counts only once it has been synced whole: no journal is needed to undo what was half copied.
-        copy.execute_batch("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF")?;
+        schema::harden(&copy)?;
+        // The file counts only once it has been synced whole: nothing has to be undone of what was half copied.
+        copy.execute_batch("PRAGMA journal_mode = MEMORY; PRAGMA synchronous = OFF")?;
         let backup = Backup::new(&self.0, &mut copy)?;
         loop {
             match backup.step(STEP_PAGES)? {
@@ -107,16 +110,22 @@ impl Source {
         }
         drop(backup);
         close(copy)?;
-        // One file and no other: whoever reads a snapshot leaves nothing beside it, and its digest stays true.
-        let copy = Connection::open_with_flags(to, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
-        let mode: String = copy.query_row("PRAGMA journal_mode = DELETE", [], |row| row.get(0))?;
-        close(copy)?;
-        if mode != "delete" {
-            return Err(StoreError::Refused(format!("{} could not be made a single file", to.display())));
-        }
-        synced(to)?;
         Ok(at)
     }
+}
+
+/// Makes a copy one file and no other, so that whoever reads it leaves nothing beside it and its digest stays true, and
+/// marks it as what it is.
+fn finish(copy: &Path, at: Millis) -> Result<(), StoreError> {
+    let db = Connection::open_with_flags(copy, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+    schema::harden(&db)?;
+    let mode: String = db.query_row("PRAGMA journal_mode = DELETE", [], |row| row.get(0))?;
+    if mode != "delete" {
+        return Err(StoreError::Refused(format!("{} could not be made a single file", copy.display())));
+    }
+    mark::mark(&db, at)?;
+    close(db)?;
+    files::open(copy).and_then(|file| file.sync_all()).map_err(|error| refused(copy, error))
 }
 
 fn close(connection: Connection) -> Result<(), StoreError> {
@@ -135,12 +144,13 @@ pub(super) fn sound(path: &Path, report: &Report) -> Result<(), StoreError> {
 }
 
 /// Refuses when the disk of `directory` can't hold so many more bytes.
-pub(super) fn check_room(directory: &Path, bytes: u64) -> Result<(), StoreError> {
-    let (wanted, free) = (wanted(bytes), free(directory)?);
+pub(super) fn check_room(directory: &Directory, bytes: u64) -> Result<(), StoreError> {
+    let free = directory.free().map_err(|error| refused(directory.path(), error))?;
+    let wanted = wanted(bytes);
     if free >= wanted {
         return Ok(());
     }
-    let directory = directory.display();
+    let directory = directory.path().display();
     Err(StoreError::Refused(format!(
         "{directory} has {free} bytes free, and {wanted} are wanted: make room, or name another directory"
     )))
@@ -151,15 +161,9 @@ pub(super) fn wanted(bytes: u64) -> u64 {
     bytes.saturating_add(MARGIN_BYTES.max(bytes / 20))
 }
 
-/// Bytes that this user may still write on the disk of `directory`.
-pub(super) fn free(directory: &Path) -> Result<u64, StoreError> {
-    let disk = rustix::fs::statvfs(directory).map_err(|error| refused(directory, error))?;
-    Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
-}
-
 /// Size and SHA-256 of a file that no connection of this process has open.
 pub(super) fn digest(path: &Path) -> Result<(u64, String), StoreError> {
-    let mut file = File::open(path).map_err(|error| refused(path, error))?;
+    let mut file = files::open(path).map_err(|error| refused(path, error))?;
     let (mut hash, mut bytes, mut buffer) = (Sha256::new(), 0, vec![0; 1 << 20]);
     loop {
         let count = file.read(&mut buffer).map_err(|error| refused(path, error))?;
@@ -171,19 +175,6 @@ pub(super) fn digest(path: &Path) -> Result<(u64, String), StoreError> {
     }
     let hex = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
     Ok((bytes, hex))
-}
-
-/// On the disk; also of a directory, whose names then are.
-pub(super) fn synced(path: &Path) -> Result<(), StoreError> {
-    File::open(path).and_then(|file| file.sync_all()).map_err(|error| refused(path, error))
-}
-
-/// The directory that a file is in.
-pub(super) fn beside(path: &Path) -> &Path {
-    match path.parent() {
-        Some(parent) if parent != Path::new("") => parent,
-        _ => Path::new("."),
-    }
 }
 
 pub(super) fn refused(path: &Path, error: impl std::fmt::Display) -> StoreError {

@@ -38,6 +38,34 @@ fn every_configuration_is_one_that_check_accepts() {
 }
 
 #[test]
+fn every_recipe_for_a_secret_makes_a_file_that_is_its_owner_s_alone_and_that_check_is_content_with() {
+    use std::os::unix::fs::PermissionsExt;
+    let documents = ["README.md", "config.example.toml", "packaging/config.toml", "systemd/feedmirror.service"];
+    let texts = documents.map(|name| fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(name)).unwrap());
+    let lines = texts.iter().flat_map(|text| text.lines()).filter(|line| line.contains("openssl rand"));
+    let recipes: Vec<&str> = lines.map(|line| line.rsplit("made by: ").next().unwrap()).collect();
+    for recipe in &recipes {
+        let folder = tempfile::tempdir().unwrap();
+        let script = format!("umask 022; {recipe}");
+        let made = Command::new("sh").args(["-ec", &script]).current_dir(folder.path()).status().unwrap();
+        assert!(made.success(), "{recipe}");
+        let files: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap()).collect();
+        assert_eq!(files.len(), 1, "{recipe}");
+        assert_eq!(files[0].metadata().unwrap().permissions().mode() & 0o777, 0o600, "{recipe}");
+
+        let name = files[0].file_name().into_string().unwrap();
+        let config = format!("[feeds.a]\nurl = \"https://a.example/\"\nwebhook.secret_file = \"{name}\"\n");
+        fs::write(folder.path().join("feedmirror.toml"), config).unwrap();
+        let mut check = Command::new(env!("CARGO_BIN_EXE_feedmirror"));
+        check.arg("check").current_dir(folder.path()).env_remove("FEEDMIRROR_CONFIG").stdin(Stdio::null());
+        let checked = check.output().unwrap();
+        let said = format!("{}{}", String::from_utf8_lossy(&checked.stdout), String::from_utf8_lossy(&checked.stderr));
+        assert!(checked.status.success() && !said.contains("secret file"), "{recipe}: {said}");
+    }
+    assert!(!recipes.is_empty());
+}
+
+#[test]
 fn a_page_is_posted_to_the_webhook_as_the_example_does_it() {
     // given README's webhook, but for the addresses
     let publisher = Publisher::start(|request| Reply::page(page(&[], &request.target)));

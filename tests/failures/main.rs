@@ -10,7 +10,6 @@ mod duties;
 mod held;
 mod hidden_end;
 mod history;
-mod large_pages;
 mod lost;
 mod not_before;
 mod origins;

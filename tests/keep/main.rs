@@ -5,7 +5,10 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod epoch;
+mod links;
 mod restore;
+mod schema;
 mod snapshot;
 mod verify;
 
@@ -57,6 +60,18 @@ fn names(directory: &Path) -> Vec<String> {
 
 fn text(path: &Path) -> &str {
     path.to_str().unwrap()
+}
+
+/// Makes a snapshot's manifest say of a changed file what the file is.
+fn refit(snapshot: &Path) {
+    use sha2::{Digest, Sha256};
+    let bytes = std::fs::read(snapshot).unwrap();
+    let path = snapshot.with_extension("json");
+    let mut manifest: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    let sha256: String = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+    manifest["bytes"] = bytes.len().into();
+    manifest["sha256"] = sha256.into();
+    std::fs::write(path, manifest.to_string()).unwrap();
 }
 
 /// Rows of a kilobyte that stand for much data.

@@ -54,6 +54,7 @@ async fn the_configuration_leads_to_the_daemon_too() {
     let config = folder.path().join("feedmirror.toml");
     let token = folder.path().join("chosen.token");
     std::fs::write(&token, &bench.token).unwrap();
+    std::fs::set_permissions(&token, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
     let text = format!(
         "database = {:?}\n[ops]\nlisten = \"{}\"\ntoken_file = \"chosen.token\"\n\
          [feeds.acme]\nurl = \"https://acme.example/\"\n",

@@ -21,3 +21,4 @@ mod program;
 mod property;
 mod readers;
 mod resync;
+mod sound;

@@ -1,6 +1,5 @@
 //! Orders to a database that nothing holds: what they change is in the file, and the next run goes on from there.
 
-use std::fs::{File, TryLockError};
 use std::path::Path;
 
 use anyhow::{Context, bail};
@@ -15,17 +14,6 @@ use crate::supervisor::housekeeping::remove_purged;
 
 /// Quarantine rows dropped in one go.
 const DROPPED: usize = 500;
-
-/// Whether another process writes this database, as far as one can see: whoever may not look at the lock asks the
-/// daemon.
-pub(in crate::cli) fn is_held(database: &Path) -> bool {
-    let mut name = database.as_os_str().to_owned();
-    name.push(".lock");
-    match File::open(&name) {
-        Ok(file) => matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)),
-        Err(error) => error.kind() == std::io::ErrorKind::PermissionDenied,
-    }
-}
 
 /// A database that this process holds for as long as it acts on it.
 pub(super) struct AtRest {

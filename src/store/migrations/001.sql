@@ -11,7 +11,8 @@ CREATE TABLE mirror_state (
     started_at       INTEGER,
     ops_address      TEXT,
     webhooks_address TEXT,
-    salt             BLOB    NOT NULL DEFAULT (randomblob(16)) -- the key of its hashes; mixed into the digests of forgotten ids
+    salt             BLOB    NOT NULL DEFAULT (randomblob(16)), -- the key of its hashes; mixed into the digests of forgotten ids
+    snapshot_at      INTEGER                     -- this file is a snapshot of then: its first writer begins a new epoch
 );
 INSERT INTO mirror_state (one, epoch) VALUES (1, lower(hex(randomblob(8))));
 

@@ -1,12 +1,17 @@
 //! What a snapshot says of itself, in a JSON file beside it.
 
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use super::refused;
 use crate::store::read::Reader;
-use crate::store::{Millis, SCHEMA_VERSION, StoreError};
+use crate::store::{Millis, SCHEMA_VERSION, StoreError, files};
+
+/// No manifest is larger: it names each feed in 200 bytes.
+const MOST_BYTES: u64 = 64 << 20;
 
 /// What a snapshot holds, and how to know it again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,6 +40,12 @@ pub struct Manifest {
     pub sha256: String,
 }
 
+fn read_to_end(mut file: File) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    file.by_ref().take(MOST_BYTES).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
 /// What a snapshot holds of one feed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FeedCount {
@@ -58,7 +69,7 @@ impl Manifest {
     /// [`StoreError::Refused`] when there is none that can be read.
     pub fn read(snapshot: &Path) -> Result<Self, StoreError> {
         let path = Self::path(snapshot);
-        let text = std::fs::read(&path).map_err(|error| {
+        let text = files::open(&path).and_then(read_to_end).map_err(|error| {
             let (snapshot, path) = (snapshot.display(), path.display());
             StoreError::Refused(format!("{snapshot} can't be trusted without its manifest {path}: {error}"))
         })?;

@@ -3,13 +3,16 @@
 //! `mirror-20261124T155254123Z.db` stands once it is whole; until then it is `.mirror-20261124T155254123Z.db.part`. Its
 //! manifest is put in place first, so that a snapshot is never without.
 
-use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::ffi::OsStr;
+use std::fs::{File, TryLockError};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use super::{Manifest, StoreError, refused, synced};
+use rustix::fs::OFlags;
+
+use super::{Manifest, StoreError, refused};
 use crate::store::Millis;
+use crate::store::files::{Directory, Owner, Place};
 
 /// As the database: its group may read it.
 const MODE: u32 = 0o640;
@@ -17,79 +20,106 @@ const PART: &str = ".part";
 
 /// The directory, held by this run.
 pub(super) struct Shelf {
-    directory: PathBuf,
+    directory: Directory,
+    /// As it was named.
+    shown: PathBuf,
     stem: String,
-    owner: (u32, u32),
+    owner: Owner,
     _lock: File,
 }
 
 impl Shelf {
     /// Makes the directory where there is none, and removes what a killed run left.
-    pub(super) fn open(database: &Path, directory: &Path) -> Result<Self, StoreError> {
-        let stem = database.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        let model = fs::metadata(database).map_err(|error| refused(database, error))?;
-        let owner = (model.uid(), model.gid());
-        if !directory.is_dir() {
-            DirBuilder::new().recursive(true).mode(0o750).create(directory).map_err(|e| refused(directory, e))?;
-            give(directory, owner)?;
-        }
-        let lock = lock(&directory.join(format!(".{stem}.lock")), directory)?;
-        let shelf = Self { directory: directory.to_owned(), stem, owner, _lock: lock };
+    pub(super) fn open(database: &Place, shown: &Path) -> Result<Self, StoreError> {
+        let stem = Path::new(database.name()).file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let owner = database.owner().map_err(|error| refused(&database.path(), error))?;
+        let directory = Directory::make(shown, owner).map_err(|error| refused(shown, error))?;
+        let lock = lock(&directory, &format!(".{stem}.lock"), shown, owner)?;
+        let shelf = Self { directory, shown: shown.to_owned(), stem, owner, _lock: lock };
         shelf.clean()?;
         Ok(shelf)
+    }
+
+    pub(super) fn directory(&self) -> &Directory {
+        &self.directory
     }
 
     /// An empty file for a snapshot of this moment.
     pub(super) fn begin(&self, at: Millis) -> Result<Part<'_>, StoreError> {
         let time = jiff::Timestamp::from_millisecond(at).unwrap_or_default();
         let name = format!("{}-{}.db", self.stem, time.strftime("%Y%m%dT%H%M%S%3fZ"));
-        if self.directory.join(&name).exists() {
-            return Err(refused(&self.directory, format!("there is a {name} already: try again")));
+        if self.is_there(&name)? {
+            return Err(self.refused(format!("there is a {name} already: try again")));
         }
-        let path = self.directory.join(format!(".{name}{PART}"));
-        let part = Part { shelf: self, name, path };
-        create(&part.path, self.owner)?;
+        let part = Part { shelf: self, half: format!(".{name}{PART}"), name };
+        self.create(&part.half)?;
         Ok(part)
     }
 
-    /// Removes all but the newest `keep` snapshots, and gives their names.
-    pub(super) fn prune(&self, keep: usize) -> Result<Vec<PathBuf>, StoreError> {
-        let mut ours: Vec<PathBuf> = Vec::new();
+    /// Removes all but the newest `keep` snapshots of the mirror with this epoch, and gives their names.
+    pub(super) fn prune(&self, keep: usize, epoch: &str) -> Result<Vec<PathBuf>, StoreError> {
+        let mut ours: Vec<String> = Vec::new();
         for name in self.names()?.into_iter().filter(|name| self.is_snapshot(name)) {
-            let path = self.directory.join(&name);
             // What has another's manifest, or none, was put here by somebody else.
-            if Manifest::read(&path).is_ok_and(|manifest| manifest.file == name) {
-                ours.push(path);
+            let manifest = Manifest::read(&self.directory.path().join(&name));
+            if manifest.is_ok_and(|manifest| manifest.file == name && manifest.epoch == epoch) {
+                ours.push(name);
             }
         }
         ours.sort();
         ours.truncate(ours.len().saturating_sub(keep));
-        for path in &ours {
-            remove(path)?;
-            remove(&Manifest::path(path))?;
+        for name in &ours {
+            self.remove(name)?;
+            self.remove(&manifest_of(name))?;
         }
-        synced(&self.directory)?;
-        Ok(ours)
+        self.sync()?;
+        Ok(ours.iter().map(|name| self.shown.join(name)).collect())
     }
 
     /// Half-written snapshots, and manifests whose snapshot never came or went first.
     fn clean(&self) -> Result<(), StoreError> {
         for name in self.names()? {
-            let path = self.directory.join(&name);
             let part = name.strip_prefix('.').and_then(|name| name.split_once(PART));
             let half = part.is_some_and(|(name, _)| self.is_snapshot(name) || self.is_manifest(name));
-            let alone = self.is_manifest(&name) && !path.with_extension("db").exists();
+            let snapshot = Path::new(&name).with_extension("db").to_string_lossy().into_owned();
+            let alone = self.is_manifest(&name) && !self.is_there(&snapshot)?;
             if half || alone {
-                remove(&path)?;
+                self.remove(&name)?;
             }
         }
         Ok(())
     }
 
     fn names(&self) -> Result<Vec<String>, StoreError> {
-        let entries = fs::read_dir(&self.directory).map_err(|error| refused(&self.directory, error))?;
-        let names = entries.map(|entry| entry.map(|entry| entry.file_name().to_string_lossy().into_owned()));
-        names.collect::<io::Result<_>>().map_err(|error| refused(&self.directory, error))
+        let names = self.directory.names().map_err(|error| self.refused(error))?;
+        Ok(names.into_iter().map(|name| name.to_string_lossy().into_owned()).collect())
+    }
+
+    fn is_there(&self, name: &str) -> Result<bool, StoreError> {
+        Ok(self.directory.size(OsStr::new(name)).map_err(|error| self.refused(error))?.is_some())
+    }
+
+    fn create(&self, name: &str) -> Result<File, StoreError> {
+        let made = self.directory.create(OsStr::new(name), MODE, self.owner);
+        made.map_err(|error| refused(&self.shown.join(name), error))
+    }
+
+    fn rename(&self, from: &str, to: &str) -> Result<(), StoreError> {
+        let renamed = self.directory.rename(OsStr::new(from), OsStr::new(to));
+        renamed.map_err(|error| refused(&self.shown.join(to), error))?;
+        self.sync()
+    }
+
+    fn remove(&self, name: &str) -> Result<(), StoreError> {
+        self.directory.remove(OsStr::new(name)).map_err(|error| refused(&self.shown.join(name), error))
+    }
+
+    fn sync(&self) -> Result<(), StoreError> {
+        self.directory.sync().map_err(|error| self.refused(error))
+    }
+
+    fn refused(&self, error: impl std::fmt::Display) -> StoreError {
+        refused(&self.shown, error)
     }
 
     fn is_snapshot(&self, name: &str) -> bool {
@@ -106,6 +136,11 @@ impl Shelf {
     }
 }
 
+/// The name of a snapshot's manifest.
+fn manifest_of(name: &str) -> String {
+    Manifest::path(Path::new(name)).to_string_lossy().into_owned()
+}
+
 /// `20261124T155254123Z`.
 fn is_time(text: &str) -> bool {
     let digits = |text: &str, count| text.len() == count && text.bytes().all(|byte| byte.is_ascii_digit());
@@ -117,12 +152,13 @@ fn is_time(text: &str) -> bool {
 pub(super) struct Part<'a> {
     shelf: &'a Shelf,
     name: String,
-    path: PathBuf,
+    half: String,
 }
 
 impl Part<'_> {
-    pub(super) fn path(&self) -> &Path {
-        &self.path
+    /// Its real path, for SQLite.
+    pub(super) fn path(&self) -> PathBuf {
+        self.shelf.directory.path().join(&self.half)
     }
 
     /// Its name once it stands.
@@ -132,67 +168,39 @@ impl Part<'_> {
 
     /// Puts manifest and snapshot in place, in this order.
     pub(super) fn publish(self, manifest: &Manifest) -> Result<PathBuf, StoreError> {
-        let path = self.shelf.directory.join(&self.name);
-        let stands = Manifest::path(&path);
-        let json = stands.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let half = self.shelf.directory.join(format!(".{json}{PART}"));
-        let mut file = create(&half, self.shelf.owner)?;
-        serde_json::to_writer_pretty(&mut file, manifest).map_err(|error| refused(&half, error))?;
-        file.write_all(b"\n").and_then(|()| file.sync_all()).map_err(|error| refused(&half, error))?;
-        fs::rename(&half, &stands).map_err(|error| refused(&half, error))?;
-        synced(&self.shelf.directory)?;
-        fs::rename(&self.path, &path).map_err(|error| refused(&path, error))?;
-        synced(&self.shelf.directory)?;
-        Ok(path)
+        let stands = manifest_of(&self.name);
+        let half = format!(".{stands}{PART}");
+        let mut file = self.shelf.create(&half)?;
+        let failed = |error: std::io::Error| refused(&self.shelf.shown.join(&half), error);
+        serde_json::to_writer_pretty(&mut file, manifest).map_err(|error| failed(error.into()))?;
+        file.write_all(b"\n").and_then(|()| file.sync_all()).map_err(failed)?;
+        self.shelf.rename(&half, &stands)?;
+        self.shelf.rename(&self.half, &self.name)?;
+        Ok(self.shelf.shown.join(&self.name))
     }
 }
 
 impl Drop for Part<'_> {
     fn drop(&mut self) {
         for side in ["", "-wal", "-shm", "-journal"] {
-            let mut path = self.path.clone().into_os_string();
-            path.push(side);
             // What can't be removed now is removed by the next run, which says so when it can't either.
-            let _ = remove(Path::new(&path));
+            let _ = self.shelf.remove(&format!("{}{side}", self.half));
         }
     }
 }
 
-fn lock(path: &Path, directory: &Path) -> Result<File, StoreError> {
-    let file = OpenOptions::new().create(true).truncate(false).write(true).mode(MODE).open(path);
-    let file = file.map_err(|error| refused(path, error))?;
+fn lock(directory: &Directory, name: &str, shown: &Path, owner: Owner) -> Result<File, StoreError> {
+    let name = OsStr::new(name);
+    let failed = |error| refused(&shown.join(name), error);
+    let file = match directory.create(name, MODE, owner) {
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => directory.file(name, OFlags::RDONLY),
+        made => made,
+    };
+    let file = file.map_err(failed)?;
     match file.try_lock() {
         Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(refused(directory, "another run makes a snapshot here")),
-        Err(TryLockError::Error(error)) => Err(refused(path, error)),
-    }
-}
-
-/// Whatever the umask says, the group may read it and others may not.
-fn create(path: &Path, owner: (u32, u32)) -> Result<File, StoreError> {
-    let file = OpenOptions::new().create_new(true).write(true).mode(MODE).open(path);
-    let file = file.map_err(|error| refused(path, error))?;
-    file.set_permissions(Permissions::from_mode(MODE)).map_err(|error| refused(path, error))?;
-    give(path, owner)?;
-    Ok(file)
-}
-
-/// What root makes belongs to whom the database belongs to; what anybody else makes stays theirs.
-pub(in crate::store) fn give(path: &Path, (user, group): (u32, u32)) -> Result<(), StoreError> {
-    let now = fs::metadata(path).map_err(|error| refused(path, error))?;
-    if (now.uid(), now.gid()) == (user, group) {
-        return Ok(());
-    }
-    match std::os::unix::fs::chown(path, Some(user), Some(group)) {
-        Err(error) if error.kind() != io::ErrorKind::PermissionDenied => Err(refused(path, error)),
-        _ => Ok(()),
-    }
-}
-
-fn remove(path: &Path) -> Result<(), StoreError> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(refused(path, error)),
-        _ => Ok(()),
+        Err(TryLockError::WouldBlock) => Err(refused(shown, "another run makes a snapshot here")),
+        Err(TryLockError::Error(error)) => Err(failed(error)),
     }
 }
 

@@ -1,0 +1,361 @@
+//! Files that this program opens, makes and gives away, found without being led elsewhere.
+//!
+//! Guarantees: root follows only links that root laid, so that whoever owns the database's directory can't send a verb of
+//! root's to another file; anybody else follows what the system follows. What is opened is a regular file, what is made is
+//! new, and what is given away is what was opened. The last step goes by the directory's descriptor and follows nothing.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Component, Path, PathBuf};
+
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid};
+use rustix::io::Errno;
+
+/// Links followed on the way to one file, as the kernel does at most.
+const MOST_LINKS: usize = 40;
+/// A directory that is passed through.
+const THROUGH: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+
+/// User and group that something belongs to.
+pub(super) type Owner = (u32, u32);
+
+/// A file's or directory's place, by its real path; there need not be anything yet.
+#[derive(Debug)]
+pub(super) struct Place {
+    directory: Directory,
+    name: OsString,
+}
+
+/// A directory, held open: what is done in it is done there, whatever becomes of its path.
+#[derive(Debug)]
+pub(super) struct Directory {
+    fd: OwnedFd,
+    path: PathBuf,
+}
+
+impl Place {
+    /// Where `path` leads.
+    ///
+    /// # Errors
+    /// When a directory on the way is missing or can't be entered, and for root, when a link on it is not root's.
+    pub(super) fn find(path: &Path) -> io::Result<Self> {
+        let path = std::path::absolute(path)?;
+        let mut directory = Directory::root()?;
+        let mut pending = steps(&path);
+        let mut links = 0;
+        while let Some(name) = pending.pop() {
+            if name == ".." {
+                directory = directory.parent()?;
+                continue;
+            }
+            match directory.stat(&name) {
+                Ok(found) if FileType::from_raw_mode(found.st_mode) == FileType::Symlink => {
+                    links += 1;
+                    if links > MOST_LINKS {
+                        return Err(Errno::LOOP.into());
+                    }
+                    directory.may_follow(&name, found.st_uid)?;
+                    let target = directory.link(&name)?;
+                    if target.is_absolute() {
+                        directory = Directory::root()?;
+                    }
+                    pending.extend(steps(&target));
+                }
+                Err(Errno::NOENT) | Ok(_) if pending.is_empty() => return Ok(Self { directory, name }),
+                Ok(_) => directory = directory.enter(&name)?,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        // The path was `/`, or ended in `..`.
+        Ok(Self { directory, name: ".".into() })
+    }
+
+    /// The same place with more behind its name.
+    pub(super) fn with(&self, more: &str) -> OsString {
+        let mut name = self.name.clone();
+        name.push(more);
+        name
+    }
+
+    pub(super) fn name(&self) -> &OsStr {
+        &self.name
+    }
+
+    pub(super) fn directory(&self) -> &Directory {
+        &self.directory
+    }
+
+    /// The real path, for those who take no descriptor.
+    pub(super) fn path(&self) -> PathBuf {
+        self.directory.path.join(&self.name)
+    }
+
+    /// Whom the file belongs to; where there is none, its directory.
+    ///
+    /// # Errors
+    /// When neither can be looked at.
+    pub(super) fn owner(&self) -> io::Result<Owner> {
+        match self.directory.stat(&self.name) {
+            Ok(found) => Ok((found.st_uid, found.st_gid)),
+            Err(Errno::NOENT) => self.directory.owner(),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The directory that stands here.
+    fn into_directory(self) -> io::Result<Directory> {
+        self.directory.enter(&self.name)
+    }
+}
+
+impl Directory {
+    fn root() -> io::Result<Self> {
+        Ok(Self { fd: rustix::fs::open("/", THROUGH, Mode::empty())?, path: "/".into() })
+    }
+
+    /// The directory that `path` leads to.
+    ///
+    /// # Errors
+    /// As [`Place::find`]; when there is none.
+    pub(super) fn open(path: &Path) -> io::Result<Self> {
+        Place::find(path)?.into_directory()
+    }
+
+    /// The directory that `path` leads to; it and those above it are made where they are missing, and given to `owner`.
+    ///
+    /// # Errors
+    /// As [`Directory::open`]; when one can't be made.
+    pub(super) fn make(path: &Path, owner: Owner) -> io::Result<Self> {
+        match Self::open(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            found => return found,
+        }
+        let (Some(above), Some(name)) = (path.parent(), path.file_name()) else { return Self::open(path) };
+        let above = if above == Path::new("") { Path::new(".") } else { above };
+        let above = Self::make(above, owner)?;
+        match rustix::fs::mkdirat(&above.fd, name, Mode::from_raw_mode(0o750)) {
+            Err(Errno::EXIST) => return above.enter(name),
+            made => made?,
+        }
+        let made = above.enter(name)?;
+        give(&made.readable()?, owner)?;
+        Ok(made)
+    }
+
+    fn enter(&self, name: &OsStr) -> io::Result<Self> {
+        let path = if name == "." { self.path.clone() } else { self.path.join(name) };
+        Ok(Self { fd: rustix::fs::openat(&self.fd, name, THROUGH, Mode::empty())?, path })
+    }
+
+    fn parent(&self) -> io::Result<Self> {
+        let mut path = self.path.clone();
+        path.pop();
+        Ok(Self { fd: rustix::fs::openat(&self.fd, "..", THROUGH, Mode::empty())?, path })
+    }
+
+    fn stat(&self, name: &OsStr) -> rustix::io::Result<rustix::fs::Stat> {
+        rustix::fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW)
+    }
+
+    fn link(&self, name: &OsStr) -> io::Result<PathBuf> {
+        let target = rustix::fs::readlinkat(&self.fd, name, Vec::new())?;
+        Ok(OsString::from_vec(target.into_bytes()).into())
+    }
+
+    fn may_follow(&self, name: &OsStr, layer: u32) -> io::Result<()> {
+        if layer == 0 || !rustix::process::geteuid().is_root() {
+            return Ok(());
+        }
+        let path = self.path.join(name);
+        let problem = format!("{} is a link that user {layer} laid: root follows none but root's own", path.display());
+        Err(io::Error::new(io::ErrorKind::PermissionDenied, problem))
+    }
+
+    /// The real path.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The regular file of this name.
+    ///
+    /// # Errors
+    /// When there is none, it is something else, or it can't be opened.
+    pub(super) fn file(&self, name: &OsStr, flags: OFlags) -> io::Result<File> {
+        // A pipe would be waited for.
+        let flags = flags | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let file = File::from(rustix::fs::openat(&self.fd, name, flags, Mode::from_raw_mode(0o644))?);
+        if !file.metadata()?.is_file() {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a file"));
+        }
+        Ok(file)
+    }
+
+    /// A new file; whatever the umask says, it has this mode, and belongs to `owner`.
+    ///
+    /// # Errors
+    /// When something has this name; when it can't be made.
+    pub(super) fn create(&self, name: &OsStr, mode: u32, owner: Owner) -> io::Result<File> {
+        let file = self.file(name, OFlags::RDWR | OFlags::CREATE | OFlags::EXCL)?;
+        rustix::fs::fchmod(&file, Mode::from_raw_mode(mode))?;
+        give(&file, owner)?;
+        Ok(file)
+    }
+
+    /// Size of what has this name; none when nothing has.
+    ///
+    /// # Errors
+    /// When it can't be looked at.
+    pub(super) fn size(&self, name: &OsStr) -> io::Result<Option<u64>> {
+        match self.stat(name) {
+            Ok(found) => Ok(Some(u64::try_from(found.st_size).unwrap_or(0))),
+            Err(Errno::NOENT) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Device and number of what has this name.
+    pub(super) fn identity(&self, name: &OsStr) -> io::Result<(u64, u64)> {
+        let found = self.stat(name)?;
+        Ok((found.st_dev, found.st_ino))
+    }
+
+    pub(super) fn rename(&self, from: &OsStr, to: &OsStr) -> io::Result<()> {
+        Ok(rustix::fs::renameat(&self.fd, from, &self.fd, to)?)
+    }
+
+    /// A second name for a file.
+    pub(super) fn hard_link(&self, from: &OsStr, to: &OsStr) -> io::Result<()> {
+        Ok(rustix::fs::linkat(&self.fd, from, &self.fd, to, AtFlags::empty())?)
+    }
+
+    /// Removes a file, or finds it gone.
+    pub(super) fn remove(&self, name: &OsStr) -> io::Result<()> {
+        match rustix::fs::unlinkat(&self.fd, name, AtFlags::empty()) {
+            Err(Errno::NOENT) => Ok(()),
+            removed => Ok(removed?),
+        }
+    }
+
+    /// All names in it.
+    pub(super) fn names(&self) -> io::Result<Vec<OsString>> {
+        let mut names = Vec::new();
+        for entry in rustix::fs::Dir::read_from(self.readable()?)? {
+            let name = entry?.file_name().to_bytes().to_vec();
+            if name != b"." && name != b".." {
+                names.push(OsString::from_vec(name));
+            }
+        }
+        Ok(names)
+    }
+
+    /// Its names are on the disk.
+    pub(super) fn sync(&self) -> io::Result<()> {
+        self.readable()?.sync_all()
+    }
+
+    /// Bytes that this user may still write on its disk.
+    pub(super) fn free(&self) -> io::Result<u64> {
+        let disk = rustix::fs::fstatvfs(&self.fd)?;
+        Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
+    }
+
+    fn owner(&self) -> io::Result<Owner> {
+        let found = rustix::fs::fstat(&self.fd)?;
+        Ok((found.st_uid, found.st_gid))
+    }
+
+    fn readable(&self) -> io::Result<File> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        Ok(File::from(rustix::fs::openat(&self.fd, ".", flags, Mode::empty())?))
+    }
+}
+
+/// Names still to be passed, the next one last.
+fn steps(path: &Path) -> Vec<OsString> {
+    let name = |step: Component<'_>| match step {
+        Component::Normal(name) => Some(name.to_owned()),
+        Component::ParentDir => Some("..".into()),
+        Component::RootDir | Component::CurDir | Component::Prefix(_) => None,
+    };
+    path.components().rev().filter_map(name).collect()
+}
+
+/// The regular file that `path` leads to, to be read.
+///
+/// # Errors
+/// As [`Place::find`] and [`Directory::file`].
+pub(super) fn open(path: &Path) -> io::Result<File> {
+    let place = Place::find(path)?;
+    place.directory.file(&place.name, OFlags::RDONLY)
+}
+
+/// What root makes belongs to whom the database belongs to; what anybody else makes stays theirs.
+///
+/// # Errors
+/// When it has another name elsewhere; when it can't be given.
+pub(super) fn give(file: &File, (user, group): Owner) -> io::Result<()> {
+    let found = file.metadata()?;
+    if (found.uid(), found.gid()) == (user, group) {
+        return Ok(());
+    }
+    if found.is_file() && found.nlink() > 1 {
+        let problem = "it has a second name elsewhere, and is not given to anybody";
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, problem));
+    }
+    match rustix::fs::fchown(file.as_fd(), Some(Uid::from_raw(user)), Some(Gid::from_raw(group))) {
+        Err(Errno::PERM) => Ok(()),
+        given => Ok(given?),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn a_place_is_found_through_links_and_by_its_real_path() {
+        let folder = tempfile::tempdir().unwrap();
+        let real = fs::canonicalize(folder.path()).unwrap();
+        fs::create_dir(real.join("data")).unwrap();
+        symlink("data", real.join("now")).unwrap();
+        symlink("../now/mirror.db", real.join("data/other.db")).unwrap();
+        for path in ["now/mirror.db", "data/../now/./mirror.db", "data/other.db"] {
+            assert_eq!(Place::find(&real.join(path)).unwrap().path(), real.join("data/mirror.db"), "{path}");
+        }
+        assert_eq!(Place::find(&real.join("none/mirror.db")).unwrap_err().kind(), io::ErrorKind::NotFound);
+        symlink("round", real.join("round")).unwrap();
+        assert!(Place::find(&real.join("round")).is_err());
+    }
+
+    #[test]
+    fn neither_a_link_nor_a_pipe_is_opened_as_a_file() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("file"), "text").unwrap();
+        symlink("file", folder.path().join("link")).unwrap();
+        nix::unistd::mkfifo(&folder.path().join("pipe"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let directory = Directory::open(folder.path()).unwrap();
+        assert!(directory.file(OsStr::new("file"), OFlags::RDONLY).is_ok());
+        for name in ["link", "pipe", "."] {
+            assert!(directory.file(OsStr::new(name), OFlags::RDONLY).is_err(), "{name}");
+            assert!(directory.create(OsStr::new(name), 0o600, (0, 0)).is_err(), "{name}");
+        }
+    }
+
+    #[test]
+    fn missing_directories_are_made() {
+        let folder = tempfile::tempdir().unwrap();
+        let owner = Directory::open(folder.path()).unwrap().owner().unwrap();
+        let made = Directory::make(&folder.path().join("a/b"), owner).unwrap();
+        made.create(OsStr::new("c"), 0o640, owner).unwrap();
+        assert_eq!(made.names().unwrap(), ["c"]);
+        assert!(folder.path().join("a/b/c").is_file());
+    }
+}
