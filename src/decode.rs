@@ -5,11 +5,11 @@
 pub mod next;
 pub mod rpde;
 
-/// Why a body was refused whole: nothing of it is written and the cursor stays.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+/// Why a body was refused whole: nothing of it is written and the cursor stays. It holds the publisher's own words, so it
+/// has words of its own only by [`Refused::words`].
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Refused {
     /// Not UTF-8 (RFC 8259 §8.1).
-    #[error("wrong-encoding: the page is not UTF-8 at byte {at}; it begins {beginning:?}")]
     Encoding {
         /// Offset of the first bad byte.
         at: usize,
@@ -17,7 +17,6 @@ pub enum Refused {
         beginning: String,
     },
     /// Not JSON, or cut short.
-    #[error("not-json: {problem}; the page begins {beginning:?}")]
     NotJson {
         /// What the parser said.
         problem: String,
@@ -25,22 +24,47 @@ pub enum Refused {
         beginning: String,
     },
     /// HTML where JSON should be.
-    #[error("html: the publisher sent a web page; it begins {beginning:?}")]
     Html {
         /// The first bytes.
         beginning: String,
     },
     /// JSON, but no list of items.
-    #[error("no-items: the page has no list `items`; it begins {beginning:?}")]
     NoItems {
         /// The first bytes.
         beginning: String,
     },
 }
 
-/// The first bytes of a body, for a reason in words.
+impl Refused {
+    /// The reason in words. `hide` takes secrets out of what the body says; only then is that cut to what is shown.
+    pub fn words(&self, hide: impl Fn(&str) -> String) -> String {
+        let shown = |beginning: &str| shown(&hide(beginning)).to_owned();
+        match self {
+            Self::Encoding { at, beginning } => {
+                format!("wrong-encoding: the page is not UTF-8 at byte {at}; it begins {:?}", shown(beginning))
+            }
+            Self::NotJson { problem, beginning } => {
+                format!("not-json: {}; the page begins {:?}", hide(problem), shown(beginning))
+            }
+            Self::Html { beginning } => {
+                format!("html: the publisher sent a web page; it begins {:?}", shown(beginning))
+            }
+            Self::NoItems { beginning } => {
+                format!("no-items: the page has no list `items`; it begins {:?}", shown(beginning))
+            }
+        }
+    }
+}
+
+/// The first bytes of a body, more than are shown: a secret that stands where it is cut has to be known as one.
 pub fn beginning(bytes: &[u8]) -> String {
+    const LOOKED_AT: usize = 4 << 10;
+    let beginning = String::from_utf8_lossy(&bytes[..bytes.len().min(LOOKED_AT)]).into_owned();
+    beginning.trim().to_owned()
+}
+
+fn shown(beginning: &str) -> &str {
     const SHOWN: usize = 80;
-    let shown = String::from_utf8_lossy(&bytes[..bytes.len().min(SHOWN)]).into_owned();
-    shown.trim().to_owned()
+    let fits = (0..=SHOWN.min(beginning.len())).rev().find(|at| beginning.is_char_boundary(*at));
+    beginning.get(..fits.unwrap_or(0)).unwrap_or_default().trim()
 }

@@ -274,6 +274,8 @@ pub struct Unreadable {
     pub detail: String,
     /// The record as published.
     pub raw: String,
+    /// What is shown in its place where it holds one of the feed's secrets.
+    pub shown: Option<String>,
     /// Its id, where that much could be read.
     pub id: Option<Box<str>>,
     /// How often it came, word for word the same.

@@ -28,7 +28,7 @@ use crate::source::amqp::AmqpSettings;
 use crate::source::budget::Budget;
 use crate::source::client::Clients;
 use crate::source::http::{Failure, HostSettings, HttpSettings, Requests};
-use crate::source::secret::Value;
+use crate::source::secret::{SecretSource, Value};
 use crate::source::sse::SseSettings;
 use crate::source::turns::Turns;
 use crate::source::webhook::WebhookSettings;
@@ -124,6 +124,7 @@ impl FeedSettings {
         waits: Option<Waits>,
     ) -> Result<PageSource, Failure> {
         let requests = Requests::new(clients, &self.url, &self.http, &self.headers, &self.query)?;
+        let requests = requests.hiding(self.secrets());
         Ok(PageSource {
             name: self.name.clone(),
             host: turns.host(requests.home()),
@@ -139,6 +140,20 @@ impl FeedSettings {
             not_before: Default::default(),
             waits,
         })
+    }
+
+    /// Every secret that it has, by the name that stands in its place where a publisher shows it.
+    pub fn secrets(&self) -> Vec<(String, SecretSource)> {
+        let register = self.webhook.iter().filter_map(|webhook| webhook.register.as_ref());
+        let sent = self.headers.iter().chain(&self.query).chain(register.flat_map(|register| &register.headers));
+        let sent = sent.filter_map(|(name, value)| match value {
+            Value::Plain(_) => None,
+            Value::Secret(source) => Some((name.clone(), source.clone())),
+        });
+        let shown = self.webhook.iter().flat_map(|webhook| &webhook.secrets);
+        let shown = shown.map(|source| ("webhook.secret".to_owned(), source.clone()));
+        let broker = self.amqp.iter().map(|amqp| ("amqp.url".to_owned(), amqp.url.clone()));
+        sent.chain(shown).chain(broker).collect()
     }
 
     /// A feed at `url` with the defaults of everything else.

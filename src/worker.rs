@@ -17,8 +17,8 @@ mod visited;
 pub mod walk;
 pub mod webhook;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, Semaphore, watch};
@@ -113,7 +113,9 @@ impl Feed {
         self.look_back_now.notify_one();
     }
 
-    fn delivery(&self, generation: Generation, transport: Transport, page: Page, purpose: Purpose) -> Delivery {
+    /// Whatever is handed to the store passes here, and leaves the feed's secrets behind; `data` stays as published.
+    fn delivery(&self, generation: Generation, transport: Transport, mut page: Page, purpose: Purpose) -> Delivery {
+        self.redact(&mut page);
         Delivery {
             feed: self.id,
             generation,
@@ -130,15 +132,28 @@ impl Feed {
         }
     }
 
+    fn redact(&self, page: &mut Page) {
+        for finding in &mut page.findings {
+            finding.detail = self.source.requests.redact(&finding.detail);
+        }
+        for record in &mut page.unreadable {
+            record.detail = self.source.requests.redact(&record.detail);
+            record.shown = Some(self.source.requests.redact(&record.raw)).filter(|shown| *shown != record.raw);
+        }
+        page.license = page.license.take().map(|license| self.source.requests.redact(&license));
+    }
+
     /// Reads a quarantined record again and applies it.
     ///
     /// # Errors
     /// In words, when it still can't be read or applied.
     pub async fn read_again(&self, raw: &str, transport: Transport) -> Result<(), String> {
         let page = format!("{{\"items\":[{raw}]}}");
-        let page = rpde::page(page.into_bytes(), &self.source.reading).map_err(|refused| refused.to_string())?;
+        let page = rpde::page(page.into_bytes(), &self.source.reading)
+            .map_err(|refused| refused.words(|text| self.source.requests.redact(text)))?;
         if let Some(record) = page.unreadable.first() {
-            return Err(format!("it still can't be read: {}: {}", record.reason, record.detail));
+            let detail = self.source.requests.redact(&record.detail);
+            return Err(format!("it still can't be read: {}: {detail}", record.reason));
         }
         let generation = self.shared.store.feed(&self.name).await.map_err(|error| error.to_string())?.generation;
         let applied = self.shared.store.apply(self.delivery(generation, transport, page, Purpose::Again)).await;
@@ -170,9 +185,23 @@ pub struct Counts {
     polls: [AtomicU64; Asked::ALL.len()],
     /// The likely size of its next page, bytes once decompressed.
     pub expected: AtomicU64,
+    /// What it waits for after a failure, and until when.
+    waits: Mutex<Option<(String, Instant)>>,
 }
 
 impl Counts {
+    /// Why it waits, and for how long; nothing once it no longer does.
+    pub fn waits(&self, why: Option<(String, Duration)>) {
+        let waits = why.map(|(why, wait)| (why, Instant::now() + wait));
+        *self.waits.lock().unwrap_or_else(PoisonError::into_inner) = waits;
+    }
+
+    /// Why it waits, and for how much longer.
+    pub fn waits_for(&self) -> Option<(String, Duration)> {
+        let waits = self.waits.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        waits.map(|(why, until)| (why, until.saturating_duration_since(Instant::now())))
+    }
+
     fn add(counter: &AtomicU64, n: u64) {
         counter.fetch_add(n, Ordering::Relaxed);
     }

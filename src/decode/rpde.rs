@@ -64,6 +64,7 @@ pub fn records<'a>(records: impl IntoIterator<Item = &'a [u8]>, reading: &Readin
                 reason: "wrong-encoding",
                 detail: format!("the record is not UTF-8 at byte {}", error.valid_up_to()),
                 raw: String::from_utf8_lossy(record).into_owned(),
+                shown: None,
                 id: None,
                 count: 1,
             }),

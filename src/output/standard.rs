@@ -73,6 +73,16 @@ const JSON_ENCODING: Section = Section {
 };
 const JSON_GRAMMAR: Section =
     Section { title: "RFC 8259, section 2, \"JSON Grammar\"", url: "https://www.rfc-editor.org/rfc/rfc8259#section-2" };
+const HTTP_FIELDS: Section =
+    Section { title: "RFC 9110, section 5, \"Fields\"", url: "https://www.rfc-editor.org/rfc/rfc9110#section-5" };
+const HTTP_CODING: Section = Section {
+    title: "RFC 9110, section 8.4, \"Content-Encoding\"",
+    url: "https://www.rfc-editor.org/rfc/rfc9110#section-8.4",
+};
+const HTTP_STATUS: Section = Section {
+    title: "RFC 9110, section 15.3, \"Successful 2xx\"",
+    url: "https://www.rfc-editor.org/rfc/rfc9110#section-15.3",
+};
 const DRAFT: &str = "https://openactive.io/realtime-paged-data-exchange/0.2.1/";
 const WEBHOOKS: Section = Section { title: "RPDE 0.2.1 (draft), section 3b, \"Webhooks\"", url: DRAFT };
 const EVENTS: Section = Section { title: "RPDE 0.2.1 (draft), section 3c, \"Server-Sent Events\"", url: DRAFT };
@@ -97,6 +107,14 @@ pub const RULES: &[Departure] = &[
         severity: Severity::Failure,
         section: JSON_ENCODING,
         remedy: "write the pages as UTF-8 without a byte order mark",
+        validator: &[],
+    },
+    Departure {
+        word: "content-encoding",
+        title: "pages are not compressed as `Content-Encoding` says",
+        severity: Severity::Failure,
+        section: HTTP_CODING,
+        remedy: "name in `Content-Encoding` the one coding that the page was compressed with, if any, and send nothing behind its end",
         validator: &[],
     },
     Departure {
@@ -137,6 +155,22 @@ pub const RULES: &[Departure] = &[
         severity: Severity::Warning,
         section: FILTERING,
         remedy: "filter in the query, so that a page is filled before it is sent: every consumer pays for each empty one",
+        validator: &[],
+    },
+    Departure {
+        word: "header-line",
+        title: "the head of an answer has lines that are no headers",
+        severity: Severity::Failure,
+        section: HTTP_FIELDS,
+        remedy: "send `name: value` lines alone, without a blank before the colon or control characters: look for programs that print warnings before the page",
+        validator: &[],
+    },
+    Departure {
+        word: "http-next",
+        title: "`next` or a redirect names http where the feed is asked by https",
+        severity: Severity::Warning,
+        section: RESPONSE,
+        remedy: "write https into `next`: tell the program behind the proxy by which scheme it is asked",
         validator: &[],
     },
     Departure {
@@ -249,6 +283,22 @@ pub const RULES: &[Departure] = &[
         severity: Severity::Warning,
         section: EVENTS,
         remedy: "send items as events named `itemupdate`, and keep a connection alive by comments",
+        validator: &[],
+    },
+    Departure {
+        word: "status",
+        title: "pages are sent with a status other than 200",
+        severity: Severity::Failure,
+        section: HTTP_STATUS,
+        remedy: "send whole pages with status 200",
+        validator: &[],
+    },
+    Departure {
+        word: "unreadable-header",
+        title: "a header of a page can't be read",
+        severity: Severity::Warning,
+        section: HTTP_FIELDS,
+        remedy: "write dates as `Sat, 28 Nov 2026 12:00:00 GMT`, `Age` as seconds, and `ETag` in plain ASCII",
         validator: &[],
     },
 ];

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use reqwest::header::{self, HeaderValue};
 
-use super::http::{Failure, Secrets};
+use super::credentials::Credentials;
+use super::failure::Failure;
 
 const ACCEPT: &str = "application/vnd.openactive.rpde+json, application/json;q=0.9, */*;q=0.1";
 pub(super) const EVENT_STREAM: &str = "text/event-stream";
@@ -46,13 +47,13 @@ impl Asked<'_> {
 /// The body of an event stream, as it comes.
 pub struct Streaming {
     response: reqwest::Response,
-    secrets: Arc<Secrets>,
+    credentials: Arc<Credentials>,
     max_page_bytes: u64,
 }
 
 impl Streaming {
-    pub(super) fn new(response: reqwest::Response, secrets: Arc<Secrets>, max_page_bytes: u64) -> Self {
-        Self { response, secrets, max_page_bytes }
+    pub(super) fn new(response: reqwest::Response, credentials: Arc<Credentials>, max_page_bytes: u64) -> Self {
+        Self { response, credentials, max_page_bytes }
     }
 
     /// `http.max_page_bytes` of the feed.
@@ -65,6 +66,6 @@ impl Streaming {
     /// # Errors
     /// [`Failure::Broken`] and the like when the connection breaks.
     pub async fn chunk(&mut self) -> Result<Option<bytes::Bytes>, Failure> {
-        self.response.chunk().await.map_err(|error| self.secrets.explain(&error))
+        self.response.chunk().await.map_err(|error| self.credentials.explain(&error))
     }
 }

@@ -1,11 +1,15 @@
 //! A response's body: read within limits, then decompressed within them too, in steps that the budget allows.
 
 use std::io::Read;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use flate2::bufread::GzDecoder;
 use tokio::sync::Semaphore;
 
 use super::budget::Reservation;
 use super::http::Failure;
+use crate::feed::Finding;
 
 /// How a body is compressed (RFC 9110 §8.4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,18 +23,65 @@ pub(super) enum Coding {
 /// How much smaller compressed JSON is, mostly.
 const LIKELY_RATIO: u64 = 8;
 
+/// Codings that there are (IANA, HTTP Content Coding Registry), and that are not asked for.
+const UNREAD: &[&str] = &["compress", "x-compress", "deflate", "exi", "pack200-gzip", "aes128gcm", "dcb", "dcz"];
+
 /// A body of more bytes, on the wire or once opened, is not blank.
 const BLANK_BYTES: usize = 64;
 
 impl Coding {
+    /// The one coding that a request may name.
     pub(super) fn from_header(value: Option<&str>) -> Result<Self, Failure> {
         match value.map(|value| value.trim().to_ascii_lowercase()).as_deref() {
             None | Some("" | "identity") => Ok(Self::Identity),
-            Some("gzip" | "x-gzip") => Ok(Self::Gzip),
-            Some("br") => Ok(Self::Brotli),
-            Some("zstd") => Ok(Self::Zstd),
-            Some(other) => Err(Failure::Coding(format!("content coding {other:?} was not asked for"))),
+            Some(name) => {
+                Self::named(name).ok_or_else(|| Failure::Coding(format!("content coding {name:?} was not asked for")))
+            }
         }
+    }
+
+    fn named(name: &str) -> Option<Self> {
+        match name {
+            "gzip" | "x-gzip" => Some(Self::Gzip),
+            "br" => Some(Self::Brotli),
+            "zstd" => Some(Self::Zstd),
+            _ => None,
+        }
+    }
+
+    /// What an answer's `Content-Encoding` says that it is, among words that name no coding.
+    pub(super) fn declared(header: Option<&str>) -> Self {
+        let header = header.unwrap_or_default().to_ascii_lowercase();
+        let named = header.split(',').filter_map(|name| Self::named(name.trim())).next_back();
+        named.unwrap_or(Self::Identity)
+    }
+
+    /// What an answer's body is, and what is to be said of it. A coding that is named is believed; where none is, what can
+    /// be seen counts, as it does for browsers: gzip and zstd by their first bytes (RFC 1952 §2.3.1, RFC 8878 §3.1.1).
+    pub(super) fn of_body(header: Option<&str>, body: &[u8]) -> Result<(Self, Option<Finding>), Failure> {
+        let said = header.map_or("no Content-Encoding".to_owned(), |header| format!("Content-Encoding {header:?}"));
+        let departs = |detail: String| Some(Finding { rule: "content-encoding", detail, count: 1 });
+        let lower = header.unwrap_or_default().to_ascii_lowercase();
+        let names = || lower.split(',').map(str::trim).filter(|name| !["", "identity"].contains(name));
+        if names().any(|name| UNREAD.contains(&name)) {
+            return Err(Failure::Coding(format!("it was sent with {said}, which was not asked for")));
+        }
+        let odd = names().any(|name| Self::named(name).is_none());
+        let declared = Self::declared(header);
+        let seen = match body {
+            _ if declared != Self::Identity => declared,
+            [0x1f, 0x8b, 8, ..] => Self::Gzip,
+            [0x28, 0xb5, 0x2f, 0xfd, ..] => Self::Zstd,
+            [first, ..] if odd && !is_text(*first) => {
+                return Err(Failure::Coding(format!("it was sent with {said}, which was not asked for")));
+            }
+            _ => Self::Identity,
+        };
+        Ok(match (seen == declared, odd, seen) {
+            (true, false, _) => (seen, None),
+            (_, _, Self::Identity) => (seen, departs(format!("a plain page was sent with {said}"))),
+            _ => (seen, departs(format!("a page compressed with {seen:?} was sent with {said}"))),
+        })
     }
 
     /// The room that a body of `length` bytes on the wire is likely to need, with what it is decompressed to.
@@ -38,14 +89,48 @@ impl Coding {
         if self == Self::Identity { length } else { length + length.saturating_mul(LIKELY_RATIO).min(max) }
     }
 
-    fn reader(self, bytes: Vec<u8>) -> std::io::Result<Box<dyn Read + Send>> {
+    /// `padded` is set once zeros were found behind the last member of a gzip stream.
+    fn reader(self, bytes: Vec<u8>, padded: &Arc<AtomicBool>) -> std::io::Result<Box<dyn Read + Send>> {
         let bytes = std::io::Cursor::new(bytes);
         Ok(match self {
             Self::Identity => Box::new(bytes),
-            Self::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(bytes)),
+            Self::Gzip => Box::new(Members { open: Some(GzDecoder::new(bytes)), padded: Arc::clone(padded) }),
             Self::Brotli => Box::new(brotli::Decompressor::new(bytes, 4096)),
             Self::Zstd => Box::new(zstd::stream::read::Decoder::with_buffer(bytes)?),
         })
+    }
+}
+
+/// What JSON, or a web page in its place, begins with (RFC 8259 §2; a byte order mark, too).
+fn is_text(first: u8) -> bool {
+    matches!(first, b'\t' | b'\n' | b'\r' | b' ' | b'{' | b'[' | b'<' | 0xef)
+}
+
+/// The members of a gzip stream, one after the other (RFC 1952 §2.2). Zeros behind the last one are what tape and block
+/// devices leave, and gzip itself passes them over.
+struct Members {
+    open: Option<GzDecoder<std::io::Cursor<Vec<u8>>>>,
+    padded: Arc<AtomicBool>,
+}
+
+impl Read for Members {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        loop {
+            let Some(member) = &mut self.open else { return Ok(0) };
+            match member.read(buffer)? {
+                0 if !buffer.is_empty() => {}
+                read => return Ok(read),
+            }
+            let Some(member) = self.open.take() else { return Ok(0) };
+            let rest = member.into_inner();
+            let behind =
+                rest.get_ref().get(usize::try_from(rest.position()).unwrap_or(usize::MAX)..).unwrap_or_default();
+            if behind.iter().any(|byte| *byte != 0) {
+                self.open = Some(GzDecoder::new(rest));
+            } else if !behind.is_empty() {
+                self.padded.store(true, Ordering::Relaxed);
+            }
+        }
     }
 }
 
@@ -63,6 +148,8 @@ pub struct Opened {
     pub bytes: Vec<u8>,
     /// Drop it with them.
     pub reservation: Reservation,
+    /// How it departs from what its coding says.
+    pub findings: Vec<Finding>,
 }
 
 impl Body {
@@ -77,8 +164,10 @@ impl Body {
             return false;
         }
         let mut text = Vec::new();
-        let read =
-            self.coding.reader(self.bytes.clone()).map(|reader| reader.take(BLANK_BYTES as u64).read_to_end(&mut text));
+        let read = self
+            .coding
+            .reader(self.bytes.clone(), &Arc::default())
+            .map(|reader| reader.take(BLANK_BYTES as u64).read_to_end(&mut text));
         matches!(read, Ok(Ok(_))) && text.len() < BLANK_BYTES && text.trim_ascii().is_empty()
     }
 
@@ -92,11 +181,12 @@ impl Body {
         let compressed = bytes.len() as u64;
         if coding == Coding::Identity {
             reservation.shrink_to(compressed);
-            return Ok(Opened { bytes, reservation });
+            return Ok(Opened { bytes, reservation, findings: Vec::new() });
         }
         reservation.grow_to(coding.likely(compressed, max)).await;
         let mut room = reservation.bytes().saturating_sub(compressed).clamp(1, max);
-        let mut reader = coding.reader(bytes).map_err(|error| damaged(&error))?;
+        let padded = Arc::default();
+        let mut reader = coding.reader(bytes, &padded).map_err(|error| damaged(&error))?;
         // What is small is not given a buffer of the size that is reserved: it would cost the clearing of it.
         let mut opened = reservation.buffer(length(room.min(compressed.saturating_mul(LIKELY_RATIO))) + 1);
         let mut filled = 0;
@@ -117,7 +207,10 @@ impl Body {
         }
         opened.truncate(filled);
         reservation.shrink_to(filled as u64);
-        Ok(Opened { bytes: opened, reservation })
+        let padding = padded.load(Ordering::Relaxed).then(|| "zeros stand behind the page's gzip stream".to_owned());
+        let findings =
+            padding.map(|detail| Finding { rule: "content-encoding", detail, count: 1 }).into_iter().collect();
+        Ok(Opened { bytes: opened, reservation, findings })
     }
 }
 
@@ -191,6 +284,47 @@ mod tests {
         assert_eq!(open(bomb.clone(), Coding::Gzip, 8 << 20).await.unwrap().len(), 8 << 20);
         let torso = bomb[..bomb.len() / 2].to_vec();
         assert!(matches!(open(torso, Coding::Gzip, 16 << 20).await, Err(Failure::Coding(_))));
+    }
+
+    #[tokio::test]
+    async fn zeros_behind_a_gzip_stream_are_passed_over_and_nothing_else_is() {
+        let (text, mut padded) = (b"{\"items\":[]}".repeat(100), [gzip(b""), gzip(b"{}")].concat());
+        padded.extend([0; 512]);
+        let body = |bytes, reservation| Body { bytes, coding: Coding::Gzip, reservation, max: 1 << 20 };
+        let opened = body(padded, Budget::new(1 << 20).reserve(4096).await).open(&Semaphore::new(1)).await.unwrap();
+        assert_eq!((&opened.bytes[..], opened.findings.len()), (&b"{}"[..], 1));
+        let members = [gzip(&text), gzip(&text)].concat();
+        assert_eq!(open(members, Coding::Gzip, 1 << 20).await.unwrap(), [&text[..], &text[..]].concat());
+        let mut torn = gzip(&text);
+        torn.extend(*b"\0\0x");
+        assert!(matches!(open(torn, Coding::Gzip, 1 << 20).await, Err(Failure::Coding(_))));
+    }
+
+    #[test]
+    fn a_body_is_what_it_can_be_seen_to_be() {
+        let json = b"{\"items\":[]}";
+        for (header, body, coding, found) in [
+            (None, &json[..], Coding::Identity, false),
+            (Some("identity"), json, Coding::Identity, false),
+            (Some("utf-8"), json, Coding::Identity, true),
+            (Some("none"), json, Coding::Identity, true),
+            (Some("aws-chunked"), json, Coding::Identity, true),
+            (Some("UTF-8"), b"\xef\xbb\xbf{}", Coding::Identity, true),
+            (None, &gzip(json), Coding::Gzip, true),
+            (Some("gzip"), &gzip(json), Coding::Gzip, false),
+            (Some("GZIP"), &gzip(json), Coding::Gzip, false),
+            (Some("aws-chunked, gzip"), &gzip(json), Coding::Gzip, true),
+            (Some("br"), b"\x0b\x05\x80{}", Coding::Brotli, false),
+            (Some("zstd"), &zstd::encode_all(&json[..], 1).unwrap(), Coding::Zstd, false),
+        ] {
+            let (seen, finding) = Coding::of_body(header, body).unwrap();
+            assert_eq!((seen, finding.is_some()), (coding, found), "{header:?}");
+        }
+        // What is named is believed.
+        assert_eq!(Coding::of_body(Some("gzip"), json).unwrap(), (Coding::Gzip, None));
+        for (header, body) in [("deflate", &b"\x78\x9c"[..]), ("compress", json), ("none", b"\x78\x9c")] {
+            assert!(matches!(Coding::of_body(Some(header), body), Err(Failure::Coding(_))), "{header}");
+        }
     }
 
     #[tokio::test]

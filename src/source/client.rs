@@ -3,25 +3,38 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use super::failure::Failure;
 use super::guard::Guard;
-use super::http::{Failure, HttpSettings};
+use super::http::HttpSettings;
 
 /// Clients are made here alone, one for each set of connection settings, and share their connections.
 #[derive(Clone, Default)]
 pub struct Clients(Arc<Mutex<HashMap<ClientKey, reqwest::Client>>>);
 
-type ClientKey = (Option<String>, Option<PathBuf>, Duration);
+/// The last says whether odd heads are read.
+type ClientKey = (Option<String>, Option<PathBuf>, Duration, bool);
 
 impl Clients {
+    /// One that reads what the standard allows.
     pub(super) fn get(&self, settings: &HttpSettings) -> Result<reqwest::Client, Failure> {
-        let key = (settings.proxy.clone(), settings.ca_file.clone(), settings.connect_timeout);
+        self.made_once(settings, false)
+    }
+
+    /// One that reads what browsers read: blanks before the colon, folded lines, lines that are no headers passed over, a
+    /// thousand headers. For publishers that the other could not read: they have nobody behind them to be deceived.
+    pub(super) fn lenient(&self, settings: &HttpSettings) -> Result<reqwest::Client, Failure> {
+        self.made_once(settings, true)
+    }
+
+    fn made_once(&self, settings: &HttpSettings, lenient: bool) -> Result<reqwest::Client, Failure> {
+        let key = (settings.proxy.clone(), settings.ca_file.clone(), settings.connect_timeout, lenient);
         let mut clients = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(client) = clients.get(&key) {
             return Ok(client.clone());
         }
-        let client = build(settings)?;
+        let client = build(settings, lenient)?;
         clients.insert(key, client.clone());
         Ok(client)
     }
@@ -48,12 +61,52 @@ fn builder() -> reqwest::ClientBuilder {
     reqwest::Client::builder().redirect(reqwest::redirect::Policy::none())
 }
 
+fn lenient_builder() -> reqwest::ClientBuilder {
+    builder()
+        .http1_allow_obsolete_multiline_headers_in_responses(true)
+        .http1_allow_spaces_after_header_name_in_responses(true)
+        .http1_ignore_invalid_headers_in_responses(true)
+        .http1_max_headers(1_000)
+}
+
+/// Whether a feed's answers are read leniently: once that helped, for an hour, and then it is tried strictly again.
+#[derive(Default)]
+pub(super) struct Leniency(Mutex<Option<Instant>>);
+
+impl Leniency {
+    /// How long strict reading is not tried again.
+    const LASTS: Duration = Duration::from_secs(3_600);
+
+    pub(super) fn is_on(&self) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|helped| helped.elapsed() < Self::LASTS)
+    }
+
+    pub(super) fn helped(&self) {
+        let mut helped = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if helped.is_none_or(|helped| helped.elapsed() >= Self::LASTS) {
+            *helped = Some(Instant::now());
+        }
+    }
+
+    /// Whether the answer's head was what could not be read.
+    pub(super) fn may_help(error: &reqwest::Error) -> bool {
+        let mut cause = std::error::Error::source(error);
+        while let Some(inner) = cause {
+            if inner.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_parse) {
+                return true;
+            }
+            cause = inner.source();
+        }
+        false
+    }
+}
+
 fn made(builder: reqwest::ClientBuilder) -> Result<reqwest::Client, Failure> {
     builder.build().map_err(|error| Failure::Settings(format!("the HTTP client can't be made: {}", chain(&error))))
 }
 
-fn build(settings: &HttpSettings) -> Result<reqwest::Client, Failure> {
-    let mut builder = builder()
+fn build(settings: &HttpSettings, lenient: bool) -> Result<reqwest::Client, Failure> {
+    let mut builder = if lenient { lenient_builder() } else { builder() }
         .connect_timeout(settings.connect_timeout)
         .pool_idle_timeout(Duration::from_secs(60))
         .tcp_keepalive(Duration::from_secs(60));

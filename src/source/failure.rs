@@ -6,7 +6,7 @@ use std::time::Duration;
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Failure {
     /// A status other than 200 and 304.
-    #[error("http-{code}: the publisher answered {code}{}", shown(.beginning))]
+    #[error("http-{code}: the publisher answered {code}{}{}", shown(.beginning), remarked(.remark.as_deref()))]
     Status {
         /// The status code.
         code: u16,
@@ -14,6 +14,8 @@ pub enum Failure {
         retry_after: Option<Duration>,
         /// The first bytes of the answer.
         beginning: String,
+        /// What else is worth a word: a header that can't be read, a cookie that is not sent back.
+        remark: Option<String>,
     },
     /// A 304 to a request that carried no validator: an answer to a question that was not put (RFC 9110 §15.4.5).
     #[error("unasked-304: the publisher answered 304 to a request without a validator")]
@@ -61,4 +63,8 @@ pub enum Failure {
 
 fn shown(beginning: &str) -> String {
     if beginning.is_empty() { String::new() } else { format!(": {beginning:?}") }
+}
+
+fn remarked(remark: Option<&str>) -> String {
+    remark.map(|remark| format!("; {remark}")).unwrap_or_default()
 }

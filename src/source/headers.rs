@@ -24,23 +24,77 @@ pub struct Meta {
     /// Where redirects led, secrets masked, if what the URL asked for was lost on the way: the answer is to another
     /// question, so it is never the feed's end.
     pub lost_cursor: Option<String>,
+    /// The cookies that it sets, in words: a publisher that sends a web page may want one sent back.
+    pub cookies: Option<String>,
     /// How the answer departs from what HTTP and RPDE say; what came is read all the same.
     pub findings: Vec<Finding>,
 }
 
-/// What they say.
-pub(super) fn meta(headers: &HeaderMap) -> Meta {
+impl Meta {
+    pub(super) fn find(&mut self, rule: &'static str, detail: String) {
+        self.findings.push(Finding { rule, detail, count: 1 });
+    }
+}
+
+/// What they say; `hide` is for what is shown of it. The entity tag is sent back as it came.
+pub(super) fn meta(headers: &HeaderMap, hide: &dyn Fn(&str) -> String) -> Meta {
     let text = |name: HeaderName| headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
-    Meta {
+    let mut meta = Meta {
         etag: text(header::ETAG),
         fresh_for: fresh_for(headers),
-        content_type: text(header::CONTENT_TYPE),
+        content_type: readable(headers, &header::CONTENT_TYPE).map(|media| hide(&media)),
         date: text(header::DATE).as_deref().and_then(http_date),
         age: text(header::AGE).and_then(|age| age.trim().parse().ok()),
         last_modified: text(header::LAST_MODIFIED).as_deref().and_then(http_date),
         lost_cursor: None,
+        cookies: cookies(headers, hide),
         findings: Vec::new(),
+    };
+    let read = [
+        (header::ETAG, meta.etag.is_some()),
+        (header::DATE, meta.date.is_some()),
+        (header::AGE, meta.age.is_some()),
+        (header::LAST_MODIFIED, meta.last_modified.is_some()),
+    ];
+    for (name, _) in read.into_iter().filter(|(_, read)| !read) {
+        if let Some(value) = readable(headers, &name) {
+            let detail = format!("the header {name} can't be read, {:?}", shortened(&hide(&value)));
+            meta.find("unreadable-header", detail);
+        }
     }
+    meta
+}
+
+/// A header's value, whatever its bytes.
+pub(super) fn readable(headers: &HeaderMap, name: &HeaderName) -> Option<String> {
+    headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned())
+}
+
+/// The names of the cookies that are set, in words: we send none back, and some publishers want one.
+pub(super) fn cookies(headers: &HeaderMap, hide: &dyn Fn(&str) -> String) -> Option<String> {
+    let named = headers.get_all(header::SET_COOKIE).iter().filter_map(|value| {
+        let text = String::from_utf8_lossy(value.as_bytes());
+        text.split_once('=').map(|(name, _)| format!("{:?}", shortened(&hide(name.trim()))))
+    });
+    let names: Vec<String> = named.take(3).collect();
+    let cookies = if names.len() == 1 { "the cookie" } else { "the cookies" };
+    (!names.is_empty()).then(|| format!("it sets {cookies} {}, and none is sent back", names.join(", ")))
+}
+
+/// Whether a partial answer is all there is (RFC 9110 §14.4).
+pub(super) fn is_whole(headers: &HeaderMap) -> bool {
+    let range = readable(headers, &header::CONTENT_RANGE);
+    let whole = |range: &str| {
+        let (places, total) = range.trim().strip_prefix("bytes")?.trim().split_once('/')?;
+        let (first, last) = places.split_once('-')?;
+        let (last, total): (u64, u64) = (last.trim().parse().ok()?, total.trim().parse().ok()?);
+        Some(first.trim() == "0" && last.checked_add(1) == Some(total))
+    };
+    range.as_deref().and_then(whole).unwrap_or(false)
+}
+
+fn shortened(text: &str) -> String {
+    text.chars().take(80).collect()
 }
 
 /// RFC 9111 §4.2.1: `max-age`, or `Expires` against `Date`; less `Age`.
@@ -64,15 +118,17 @@ fn fresh_for(headers: &HeaderMap) -> Option<Duration> {
     lifetime.checked_sub(age).filter(|left| *left > 0).map(Duration::from_secs)
 }
 
-/// RFC 9110 §10.2.3: seconds or a date.
-pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let value = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
+/// RFC 9110 §10.2.3: seconds or a date; an error is what can't be read.
+pub(super) fn retry_after(headers: &HeaderMap) -> Result<Option<Duration>, String> {
+    let Some(text) = readable(headers, &header::RETRY_AFTER) else { return Ok(None) };
+    let value = text.trim();
     if let Ok(seconds) = value.parse() {
-        return Some(Duration::from_secs(seconds));
+        return Ok(Some(Duration::from_secs(seconds)));
     }
+    let Some(until) = http_date(value) else { return Err(shortened(value)) };
     let now = headers.get(header::DATE).and_then(|date| http_date(date.to_str().ok()?));
     let now = now.unwrap_or_else(|| jiff::Timestamp::now().as_millisecond());
-    Some(Duration::from_millis(u64::try_from(http_date(value)? - now).unwrap_or(0)))
+    Ok(Some(Duration::from_millis(u64::try_from(until.saturating_sub(now)).unwrap_or(0))))
 }
 
 /// RFC 9110 §5.6.7, in milliseconds since 1970 UTC.

@@ -1,23 +1,25 @@
 //! The one HTTP client: limits, redirects, origins, secrets.
 
-use std::error::Error as _;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use reqwest::header::{self, HeaderMap, HeaderName, HeaderValue};
-use secrecy::{ExposeSecret, SecretString};
+use reqwest::header::{self, HeaderMap};
 use tokio::time::{Instant, timeout, timeout_at};
 use url::Url;
 
 use super::asked::{Asked, EVENT_STREAM, Streaming};
 use super::body::{Body, Coding};
 use super::budget::Reservation;
-use super::client::{Clients, chain};
+use super::client::{Clients, Leniency};
+use super::credentials::{Credentials, Sources};
 pub use super::failure::Failure;
-use super::headers::{Meta, meta, retry_after};
-use super::secret::Value;
-use super::{mask, redirect};
+use super::headers::{self, Meta, meta, retry_after};
+use super::origin::{as_asked, is_home};
+use super::redirect;
+use super::secret::{SecretSource, Value};
+use crate::feed::Finding;
 
 /// `[http]`, and a feed's `http.*`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -95,26 +97,25 @@ struct Reached {
     response: reqwest::Response,
     /// Where redirects led, if what the URL asked for was lost on the way.
     lost_cursor: Option<String>,
+    findings: Vec<Finding>,
 }
 
 /// Requests of one feed: its client, limits, origin and secrets.
 pub struct Requests {
+    clients: Clients,
     client: reqwest::Client,
+    leniency: Leniency,
     settings: HttpSettings,
     home: Url,
-    headers: Vec<(String, Value)>,
-    query: Vec<(String, Value)>,
-    secrets: RwLock<Arc<Secrets>>,
-}
-
-#[derive(Default)]
-pub(super) struct Secrets {
-    headers: HeaderMap,
-    /// Parameter, value as sent, and whether it must not be shown.
-    query: Vec<(String, SecretString, bool)>,
+    sources: Sources,
+    credentials: RwLock<Arc<Credentials>>,
+    /// How often they have changed.
+    changes: AtomicU64,
 }
 
 const REDIRECTS: usize = 5;
+/// A feed whose secret was refused has its secrets looked at this often: a new one is used at once.
+pub(super) const SECRETS_LOOKED_AT: Duration = Duration::from_secs(5);
 
 impl Requests {
     /// Requests to the origin of `url`. Reads the secrets: blocking, small local files.
@@ -130,15 +131,27 @@ impl Requests {
     ) -> Result<Self, Failure> {
         let home = parse(url)?;
         let requests = Self {
+            clients: clients.clone(),
             client: clients.get(settings)?,
+            leniency: Leniency::default(),
             settings: settings.clone(),
             home,
-            headers: headers.to_vec(),
-            query: query.to_vec(),
-            secrets: RwLock::default(),
+            sources: Sources { headers: headers.to_vec(), query: query.to_vec(), others: Vec::new() },
+            credentials: RwLock::default(),
+            changes: AtomicU64::new(0),
         };
         requests.read_secrets()?;
         Ok(requests)
+    }
+
+    /// With the feed's other secrets, by name: they are not sent, and hidden all the same. Reads them as
+    /// [`Requests::new`] does.
+    #[must_use]
+    pub fn hiding(mut self, others: Vec<(String, SecretSource)>) -> Self {
+        self.sources.others = others;
+        // What is sent was read a moment ago.
+        let _ = self.read_secrets();
+        self
     }
 
     /// The feed's own URL.
@@ -146,26 +159,45 @@ impl Requests {
         &self.home
     }
 
-    /// Reads the secrets again; whether any has changed. Blocking, small local files.
+    /// Reads the secrets again; how often any has changed so far. Blocking, small local files.
     ///
     /// # Errors
     /// [`Failure::Settings`] when one can't be read.
-    pub fn read_secrets(&self) -> Result<bool, Failure> {
-        let fresh = Secrets::read(&self.headers, &self.query)?;
-        let mut secrets = self.secrets.write().unwrap_or_else(PoisonError::into_inner);
-        let changed = !fresh.equals(&secrets);
-        *secrets = Arc::new(fresh);
-        Ok(changed)
+    pub fn read_secrets(&self) -> Result<u64, Failure> {
+        let fresh = Credentials::read(&self.sources)?;
+        let mut credentials = self.credentials.write().unwrap_or_else(PoisonError::into_inner);
+        if !fresh.equals(&credentials) {
+            self.changes.fetch_add(1, Ordering::Relaxed);
+        }
+        *credentials = Arc::new(fresh);
+        Ok(self.changes.load(Ordering::Relaxed))
     }
 
-    fn secrets(&self) -> Arc<Secrets> {
-        Arc::clone(&self.secrets.read().unwrap_or_else(PoisonError::into_inner))
+    /// How often a secret has changed, to know later whether one has.
+    pub fn secret_changes(&self) -> u64 {
+        self.changes.load(Ordering::Relaxed)
     }
 
-    /// `text` with every secret query value, however it is percent-encoded, replaced by its parameter's name in braces:
-    /// what may be stored and shown.
-    pub fn mask(&self, text: &str) -> String {
-        self.secrets().mask(text)
+    /// Until a secret has changed since there were so many changes: who was refused need not wait for the hour.
+    pub async fn secrets_changed(&self, changes: u64) {
+        while !matches!(self.read_secrets(), Ok(now) if now != changes) {
+            tokio::time::sleep(SECRETS_LOOKED_AT).await;
+        }
+    }
+
+    fn credentials(&self) -> Arc<Credentials> {
+        Arc::clone(&self.credentials.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// A place that the publisher names, such as its `next`, without the feed's secrets, each replaced by its name in
+    /// braces: what may be stored and shown. They are put in again when it is asked for.
+    pub fn mask(&self, place: &str) -> String {
+        self.credentials().mask().masked(place)
+    }
+
+    /// The publisher's words without the feed's secrets, before they are cut, shown, logged or stored.
+    pub fn redact(&self, text: &str) -> String {
+        self.credentials().mask().redact(text)
     }
 
     /// Whether `url` may be asked for at all: the feed's own origin, its https, or one that is allowed.
@@ -174,39 +206,26 @@ impl Requests {
     /// [`Failure::ForeignNext`], [`Failure::Url`].
     pub fn permit(&self, url: &str) -> Result<(), Failure> {
         let target = parse(url)?;
-        if self.permitted(&target) { Ok(()) } else { Err(Failure::ForeignNext(origin(&target))) }
+        if self.permitted(&target) { Ok(()) } else { Err(Failure::ForeignNext(self.redact(&origin(&target)))) }
     }
 
     fn permitted(&self, target: &Url) -> bool {
         let host = target.host_str().unwrap_or_default();
         let address = format!("{host}:{}", target.port_or_known_default().unwrap_or(0));
         let allowed = |entry: &String| entry.eq_ignore_ascii_case(host) || entry.eq_ignore_ascii_case(&address);
-        self.is_home(target) || self.settings.allow_hosts.iter().any(allowed)
+        is_home(&self.home, target)
+            || as_asked(&self.home, target).is_some()
+            || self.settings.allow_hosts.iter().any(allowed)
     }
 
-    /// The feed's origin, or the https of the same host where that is http.
-    fn is_home(&self, target: &Url) -> bool {
-        let upgraded = self.home.scheme() == "http" && target.scheme() == "https";
-        self.home.origin() == target.origin() || upgraded && self.home.host() == target.host()
-    }
-
-    /// The URL with secrets put in: placeholders are filled, missing parameters added.
+    /// The URL as it is asked: by https where the feed's own is, and with its secrets in it where it is the feed's own.
     fn address(&self, url: &str) -> Result<Url, Failure> {
         let target = parse(url)?;
-        if !self.is_home(&target) {
-            return Ok(target);
+        match as_asked(&self.home, &target) {
+            Some(target) => self.credentials().filled(target.as_str()),
+            None if is_home(&self.home, &target) => self.credentials().filled(url),
+            None => Ok(target),
         }
-        let mut full = url.to_owned();
-        for (name, value, hidden) in &self.secrets().query {
-            let placeholder = format!("{{{name}}}");
-            if *hidden && full.contains(&placeholder) {
-                full = full.replace(&placeholder, value.expose_secret());
-            } else if !target.query_pairs().any(|(key, _)| key == name.as_str()) {
-                let joint = if full.contains('?') { '&' } else { '?' };
-                full = format!("{full}{joint}{}={}", escape(name), value.expose_secret());
-            }
-        }
-        parse(&full)
     }
 
     /// Asks for a page; `etag` makes it conditional, `reservation` is the room for what it is expected to be.
@@ -223,18 +242,28 @@ impl Requests {
     }
 
     async fn follow(&self, url: &str, etag: Option<&str>, reservation: Reservation) -> Result<Answer, Failure> {
-        let Reached { response, lost_cursor } = self.reach(url, Asked::Page { etag }).await?;
-        let meta = Meta { lost_cursor, ..meta(response.headers()) };
-        match (response.status().as_u16(), etag) {
-            (304, Some(_)) => Ok(Answer::NotModified(meta)),
-            (304, None) => Err(Failure::UnaskedNotModified),
-            (412, Some(_)) => Ok(Answer::ValidatorRefused(meta)),
-            (200, _) => {
-                let body = self.read(response, reservation).await?;
-                let refused = etag.is_some() && body.is_blank();
-                Ok(if refused { Answer::ValidatorRefused(meta) } else { Answer::Page(body, meta) })
+        let Reached { response, lost_cursor, findings } = self.reach(url, Asked::Page { etag }).await?;
+        let mut meta = Meta { lost_cursor, ..meta(response.headers(), &|text| self.redact(text)) };
+        meta.findings.extend(findings);
+        let code = response.status().as_u16();
+        match (code, etag) {
+            (304, Some(_)) => return Ok(Answer::NotModified(meta)),
+            (304, None) => return Err(Failure::UnaskedNotModified),
+            (412, Some(_)) => return Ok(Answer::ValidatorRefused(meta)),
+            (200, _) => {}
+            (202 | 203, _) => meta.find("status", format!("a page was sent with status {code}")),
+            (206, _) if headers::is_whole(response.headers()) => {
+                meta.find("status", "a whole page was sent with status 206, as if it were a part".to_owned());
             }
-            (code, _) => Err(self.status(code, response).await),
+            _ => return Err(self.status(code, response).await),
+        }
+        let body = self.read(response, reservation, &mut meta).await?;
+        match (body.is_blank(), etag, code) {
+            (true, Some(_), _) => Ok(Answer::ValidatorRefused(meta)),
+            (true, None, 202 | 203 | 206) => {
+                Err(Failure::Status { code, retry_after: None, beginning: String::new(), remark: meta.cookies })
+            }
+            _ => Ok(Answer::Page(body, meta)),
         }
     }
 
@@ -243,20 +272,23 @@ impl Requests {
     /// # Errors
     /// Whatever kept it from opening; [`Failure::Broken`] for what is no event stream.
     pub async fn stream(&self, url: &str, last_event_id: Option<&str>) -> Result<Streaming, Failure> {
+        let last_event_id = last_event_id.map(|id| self.credentials().mask().filled_raw(id));
+        let last_event_id = last_event_id.as_deref();
         let Reached { response, .. } = self.reach(url, Asked::Stream { last_event_id }).await?;
         let code = response.status().as_u16();
         if code != 200 {
             return Err(self.status(code, response).await);
         }
-        let text = |name: HeaderName| response.headers().get(name).and_then(|value| value.to_str().ok());
-        let media = text(header::CONTENT_TYPE).unwrap_or("none").split(';').next().unwrap_or_default().trim();
+        let text = |name| headers::readable(response.headers(), &name);
+        let media = text(header::CONTENT_TYPE);
+        let media = media.as_deref().unwrap_or("none").split(';').next().unwrap_or_default().trim();
         if !media.eq_ignore_ascii_case(EVENT_STREAM) {
-            return Err(Failure::Broken(format!("no event stream: its content type is {media:?}")));
+            return Err(Failure::Broken(format!("no event stream: its content type is {:?}", self.redact(media))));
         }
-        if Coding::from_header(text(header::CONTENT_ENCODING))? != Coding::Identity {
+        if Coding::declared(text(header::CONTENT_ENCODING).as_deref()) != Coding::Identity {
             return Err(Failure::Coding("the stream is compressed, which was not asked for".into()));
         }
-        Ok(Streaming::new(response, self.secrets(), self.settings.max_page_bytes))
+        Ok(Streaming::new(response, self.credentials(), self.settings.max_page_bytes))
     }
 
     /// Sends `body` to the home URL with this method; a 2xx is all that is wanted. No redirect is followed: what they
@@ -268,11 +300,13 @@ impl Requests {
         let method = reqwest::Method::from_bytes(method.as_bytes())
             .map_err(|_| Failure::Settings(format!("{method:?} is no HTTP method")))?;
         let target = self.address(self.home.as_str())?;
-        let request = self.client.request(method, target).header(header::USER_AGENT, &self.settings.user_agent);
-        let request = request.headers(self.secrets().headers.clone()).body(body);
+        // Nothing is made of the answer but its status: it may be written as it likes.
+        let client = self.clients.lenient(&self.settings)?;
+        let request = client.request(method, target).header(header::USER_AGENT, &self.settings.user_agent);
+        let request = request.headers(self.credentials().headers().clone()).body(body);
         let silence = self.settings.read_timeout;
         let response = match timeout(silence, request.send()).await {
-            Ok(sent) => sent.map_err(|error| self.secrets().explain(&error))?,
+            Ok(sent) => sent.map_err(|error| self.credentials().explain(&error))?,
             Err(_) => return Err(Failure::Timeout(format!("no answer for {silence:?} (http.read_timeout)"))),
         };
         match response.status() {
@@ -285,46 +319,85 @@ impl Requests {
     async fn reach(&self, url: &str, asked: Asked<'_>) -> Result<Reached, Failure> {
         self.permit(url)?;
         let mut target = self.address(url)?;
+        let (mut findings, mut cookies) = (Vec::new(), None);
+        if parse(url).is_ok_and(|sent| as_asked(&self.home, &sent).is_some()) {
+            let detail = format!("a page of a feed that is asked by https is said to be at {url}");
+            findings.push(Finding { rule: "http-next", detail, count: 1 });
+        }
         for redirects in 0..=REDIRECTS {
-            let response = self.send(&target, asked).await?;
+            let (response, lenient) = self.send(&target, asked).await?;
+            if lenient && findings.iter().all(|finding| finding.rule != "header-line") {
+                let detail = "the head of an answer has a line that is no header, or one written as none may be";
+                findings.push(Finding { rule: "header-line", detail: detail.to_owned(), count: 1 });
+            }
             match response.status().as_u16() {
-                301 | 302 | 303 | 307 | 308 => target = self.redirected(&target, response.headers())?,
+                301 | 302 | 303 | 307 | 308 => {
+                    cookies = headers::cookies(response.headers(), &|text| self.redact(text)).or(cookies);
+                    target = self.redirected(&target, response.headers())?;
+                }
                 _ => {
                     let lost = redirects > 0 && redirect::loses_cursor(&self.home, url, &target);
-                    return Ok(Reached { response, lost_cursor: lost.then(|| self.mask(target.as_str())) });
+                    let lost_cursor = lost.then(|| self.mask(target.as_str()));
+                    return Ok(Reached { response, lost_cursor, findings });
                 }
             }
         }
-        Err(Failure::Redirect(format!("more than {REDIRECTS} redirects")))
+        let cookies = cookies.map(|cookies| format!("; {cookies}")).unwrap_or_default();
+        Err(Failure::Redirect(format!("more than {REDIRECTS} redirects{cookies}")))
     }
 
-    async fn send(&self, target: &Url, asked: Asked<'_>) -> Result<reqwest::Response, Failure> {
-        let mut request = self.client.get(target.clone()).header(header::USER_AGENT, &self.settings.user_agent);
+    /// The answer, and whether it was only readable leniently.
+    async fn send(&self, target: &Url, asked: Asked<'_>) -> Result<(reqwest::Response, bool), Failure> {
+        if !self.leniency.is_on() {
+            match self.attempt(&self.client, target, asked).await? {
+                Ok(response) => return Ok((response, false)),
+                Err(error) if !Leniency::may_help(&error) => return Err(self.credentials().explain(&error)),
+                Err(_) => {}
+            }
+        }
+        let answer = self.attempt(&self.clients.lenient(&self.settings)?, target, asked).await?;
+        let response = answer.map_err(|error| self.credentials().explain(&error))?;
+        self.leniency.helped();
+        Ok((response, true))
+    }
+
+    async fn attempt(
+        &self,
+        client: &reqwest::Client,
+        target: &Url,
+        asked: Asked<'_>,
+    ) -> Result<reqwest::Result<reqwest::Response>, Failure> {
+        let mut request = client.get(target.clone()).header(header::USER_AGENT, &self.settings.user_agent);
         request = asked.headers(request);
-        if self.is_home(target) {
-            request = request.headers(self.secrets().headers.clone());
+        if is_home(&self.home, target) {
+            request = request.headers(self.credentials().headers().clone());
         }
         let silence = self.settings.read_timeout;
-        match timeout(silence, request.send()).await {
-            Ok(sent) => sent.map_err(|error| self.secrets().explain(&error)),
-            Err(_) => Err(Failure::Timeout(format!("no answer for {silence:?} (http.read_timeout)"))),
-        }
+        let answer = timeout(silence, request.send()).await;
+        answer.map_err(|_| Failure::Timeout(format!("no answer for {silence:?} (http.read_timeout)")))
     }
 
     fn redirected(&self, from: &Url, headers: &HeaderMap) -> Result<Url, Failure> {
-        let location = headers.get(header::LOCATION).and_then(|value| value.to_str().ok());
-        let location = location.ok_or_else(|| Failure::Redirect("a redirect without a readable Location".into()))?;
-        let target = from.join(location).map_err(|error| Failure::Redirect(format!("to no URL: {error}")))?;
+        let location = headers::readable(headers, &header::LOCATION);
+        let location = location.ok_or_else(|| Failure::Redirect("a redirect without a Location".into()))?;
+        let target = from.join(&location).map_err(|error| {
+            Failure::Redirect(format!("its Location can't be read, {:?}: {error}", self.redact(&location)))
+        })?;
         if !["http", "https"].contains(&target.scheme()) || !self.permitted(&target) {
-            return Err(Failure::ForeignRedirect(origin(&target)));
+            return Err(Failure::ForeignRedirect(self.redact(&origin(&target))));
         }
-        Ok(target)
+        self.address(target.as_str())
     }
 
-    async fn read(&self, mut response: reqwest::Response, mut reservation: Reservation) -> Result<Body, Failure> {
+    async fn read(
+        &self,
+        mut response: reqwest::Response,
+        mut reservation: Reservation,
+        meta: &mut Meta,
+    ) -> Result<Body, Failure> {
         let max = self.settings.max_page_bytes;
-        let coding = response.headers().get(header::CONTENT_ENCODING).and_then(|value| value.to_str().ok());
-        let coding = Coding::from_header(coding)?;
+        let header = headers::readable(response.headers(), &header::CONTENT_ENCODING);
+        let coding = Coding::declared(header.as_deref());
         let length = response.content_length().unwrap_or(0);
         if length > max {
             return Err(Failure::TooLarge(max));
@@ -339,92 +412,33 @@ impl Requests {
             reservation.grow_to(size).await;
             bytes.extend_from_slice(&chunk);
         }
+        let (coding, finding) = Coding::of_body(header.as_deref().map(|text| self.redact(text)).as_deref(), &bytes)?;
+        meta.findings.extend(finding);
         Ok(Body { bytes, coding, reservation, max })
     }
 
     async fn chunk(&self, response: &mut reqwest::Response) -> Result<Option<bytes::Bytes>, Failure> {
         let silence = self.settings.read_timeout;
         match timeout(silence, response.chunk()).await {
-            Ok(chunk) => chunk.map_err(|error| self.secrets().explain(&error)),
+            Ok(chunk) => chunk.map_err(|error| self.credentials().explain(&error)),
             Err(_) => Err(Failure::Timeout(format!("no bytes for {silence:?} (http.read_timeout)"))),
         }
     }
 
     async fn status(&self, code: u16, mut response: reqwest::Response) -> Failure {
-        let retry_after = retry_after(response.headers());
+        let hide = |text: &str| self.redact(text);
+        let (retry_after, mut remarks) = match retry_after(response.headers()) {
+            Ok(told) => (told, Vec::new()),
+            Err(unreadable) => (None, vec![format!("its Retry-After can't be read, {:?}", hide(&unreadable))]),
+        };
+        if [401, 403, 429, 503].contains(&code) {
+            remarks.extend(headers::cookies(response.headers(), &hide));
+        }
         // Only the words for the operator: an error while reading them changes nothing.
         let first = self.chunk(&mut response).await.ok().flatten().unwrap_or_default();
-        let beginning = String::from_utf8_lossy(&first[..first.len().min(80)]).trim().to_owned();
-        Failure::Status { code, retry_after, beginning: self.mask(&beginning) }
-    }
-}
-
-impl Secrets {
-    fn read(headers: &[(String, Value)], query: &[(String, Value)]) -> Result<Self, Failure> {
-        let mut secrets = Self::default();
-        for (name, value) in headers {
-            let (value, hidden) = resolve(value)?;
-            let unusable = |what: &str| Failure::Settings(format!("header {name}: its {what} can't be sent"));
-            let key = HeaderName::from_bytes(name.as_bytes()).map_err(|_| unusable("name"))?;
-            let mut value = HeaderValue::from_str(value.expose_secret()).map_err(|_| unusable("value"))?;
-            value.set_sensitive(hidden);
-            secrets.headers.insert(key, value);
-        }
-        for (name, value) in query {
-            let (value, hidden) = resolve(value)?;
-            secrets.query.push((name.clone(), SecretString::from(escape(value.expose_secret())), hidden));
-        }
-        Ok(secrets)
-    }
-
-    fn equals(&self, other: &Self) -> bool {
-        let values = |secrets: &Self| -> Vec<String> {
-            secrets.query.iter().map(|(_, value, _)| value.expose_secret().to_owned()).collect()
-        };
-        self.headers == other.headers && values(self) == values(other)
-    }
-
-    fn mask(&self, text: &str) -> String {
-        let mut masked = text.to_owned();
-        for (name, value, _) in self.query.iter().filter(|(_, _, hidden)| *hidden) {
-            masked = mask::without(&masked, value.expose_secret(), &format!("{{{name}}}"));
-        }
-        masked
-    }
-
-    /// Sorts what the client says; its own words may hold the URL with secrets, so only the causes are passed on.
-    pub(super) fn explain(&self, error: &reqwest::Error) -> Failure {
-        let words = self.mask(&chain(error));
-        let mut cause = error.source();
-        while let Some(inner) = cause {
-            if inner.is::<rustls::Error>() {
-                return Failure::Tls(words);
-            }
-            let io = inner.downcast_ref::<std::io::Error>();
-            if io.is_some_and(|io| io.kind() == std::io::ErrorKind::ConnectionRefused) {
-                return Failure::ConnectionRefused(words);
-            }
-            // Asked for its source, an I/O error passes over the error that it wraps.
-            let wrapped = io.and_then(std::io::Error::get_ref);
-            cause = wrapped.map(|wrapped| wrapped as &(dyn std::error::Error + 'static)).or_else(|| inner.source());
-        }
-        if error.is_timeout() {
-            Failure::Timeout(words)
-        } else if error.is_connect() {
-            Failure::Connect(words)
-        } else {
-            Failure::Broken(words)
-        }
-    }
-}
-
-fn resolve(value: &Value) -> Result<(SecretString, bool), Failure> {
-    match value {
-        Value::Plain(text) => Ok((SecretString::from(text.as_str()), false)),
-        Value::Secret(source) => {
-            let secret = source.read().map_err(|error| Failure::Settings(error.to_string()))?;
-            Ok((secret, true))
-        }
+        let beginning = self.credentials().mask().beginning(&first);
+        let remark = Some(remarks.join("; ")).filter(|remark| !remark.is_empty());
+        Failure::Status { code, retry_after, beginning, remark }
     }
 }
 
@@ -433,7 +447,7 @@ pub(super) fn escape(text: &str) -> String {
     url::form_urlencoded::byte_serialize(text.as_bytes()).collect::<String>().replace('+', "%20")
 }
 
-fn parse(url: &str) -> Result<Url, Failure> {
+pub(super) fn parse(url: &str) -> Result<Url, Failure> {
     let parsed = Url::parse(url).map_err(|error| Failure::Url(format!("{url:?}: {error}")))?;
     if !["http", "https"].contains(&parsed.scheme()) || parsed.host().is_none() {
         return Err(Failure::Url(format!("{url:?} is neither http nor https")));

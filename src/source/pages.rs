@@ -16,8 +16,10 @@ use url::Url;
 use super::body::{Body, Coding};
 use super::budget::Budget;
 use super::client::guarded_client;
+use super::credentials::Credentials;
 use super::guard::{Guard, PrivateAddress, told};
-use super::http::{Failure, HttpSettings, Secrets};
+use super::headers::readable;
+use super::http::{Failure, HttpSettings};
 
 const ACCEPT: &str = "application/ld+json, text/html;q=0.9, application/json;q=0.8, */*;q=0.1";
 /// Requests at once, over all hosts.
@@ -118,14 +120,13 @@ impl Pages {
         match response.status().as_u16() {
             200 => self.read(response).await.map(Hop::Page),
             301 | 302 | 303 | 307 | 308 => redirected(target, response.headers()).map(Hop::Redirect),
-            code => Err(Failure::Status { code, retry_after: None, beginning: String::new() }),
+            code => Err(Failure::Status { code, retry_after: None, beginning: String::new(), remark: None }),
         }
     }
 
     async fn read(&self, mut response: reqwest::Response) -> Result<Vec<u8>, Failure> {
         let max = self.settings.max_page_bytes;
-        let coding = response.headers().get(header::CONTENT_ENCODING).and_then(|value| value.to_str().ok());
-        let coding = Coding::from_header(coding)?;
+        let header = readable(response.headers(), &header::CONTENT_ENCODING);
         let mut reservation = self.budget.reserve(64 << 10).await;
         let mut bytes = Vec::new();
         while let Some(chunk) = self.chunk(&mut response).await? {
@@ -136,6 +137,7 @@ impl Pages {
             reservation.grow_to(size).await;
             bytes.extend_from_slice(&chunk);
         }
+        let (coding, _) = Coding::of_body(header.as_deref(), &bytes)?;
         // As many are decompressed at once as are fetched: each holds its place meanwhile.
         let opened = Body { bytes, coding, reservation, max }.open(&Semaphore::new(1)).await?;
         Ok(opened.bytes)
@@ -171,5 +173,5 @@ fn explained(error: &reqwest::Error) -> Failure {
         }
         cause = inner.source();
     }
-    Secrets::default().explain(error)
+    Credentials::default().explain(error)
 }

@@ -2,7 +2,7 @@
 
 use url::Url;
 
-use super::mask;
+use super::spelling::decoded;
 
 /// Whether `reached` no longer says where `asked` wanted to read on: a value of its query that the feed's own URL doesn't
 /// have is found neither in the query nor in the path, or the redirect led back to the feed's own page. `asked` is
@@ -14,7 +14,7 @@ pub(super) fn loses_cursor(home: &Url, asked: &str, reached: &Url) -> bool {
     if cursor.is_empty() {
         return asked.path() != home.path() && reached.path() == home.path();
     }
-    let segments = reached.path_segments().into_iter().flatten().map(mask::decoded);
+    let segments = reached.path_segments().into_iter().flatten().map(decoded);
     let kept: Vec<Vec<u8>> = values(reached).into_iter().chain(segments).collect();
     cursor.iter().any(|value| !kept.contains(value))
 }

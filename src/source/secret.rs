@@ -4,7 +4,9 @@ use std::fmt;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
+
+use super::http::SECRETS_LOOKED_AT;
 
 /// Where a secret comes from; read again on SIGHUP and on a 401.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -82,6 +84,14 @@ impl SecretSource {
             }
         }
         self.read()
+    }
+
+    /// Until it can be read and is another one than `known`.
+    pub async fn changed(&self, known: Option<&SecretString>) {
+        let known = known.map(ExposeSecret::expose_secret);
+        while !matches!(self.read(), Ok(secret) if Some(secret.expose_secret()) != known) {
+            tokio::time::sleep(SECRETS_LOOKED_AT).await;
+        }
     }
 
     /// Reads the secret now. Blocking: a small local file at most.

@@ -57,10 +57,20 @@ pub(super) fn quarantine(
         return dropped(bench, feed, at, record.count, record.reason);
     }
     db.prepare_cached(
-        "INSERT INTO quarantined (feed, transport, digest, reason, detail, raw, first_at, last_at, count)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?7, ?8)",
+        "INSERT INTO quarantined (feed, transport, digest, reason, detail, raw, first_at, last_at, count, shown)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?7, ?8, ?9)",
     )?
-    .execute(params![feed, transport.code(), digest, record.reason, detail, record.raw, at, count])?;
+    .execute(params![
+        feed,
+        transport.code(),
+        digest,
+        record.reason,
+        detail,
+        record.raw,
+        at,
+        count,
+        record.shown
+    ])?;
     Ok(())
 }
 

@@ -55,6 +55,7 @@ impl Endpoints {
             Some(sse) => {
                 let (headers, query) = (&settings.headers, &settings.query);
                 let requests = Requests::new(clients, &sse.url, &settings.http, headers, query)?;
+                let requests = requests.hiding(settings.secrets());
                 Some(SseEndpoint { settings: sse.clone(), requests })
             }
             None => None,
@@ -69,6 +70,7 @@ impl Endpoints {
         let registration = match &webhook.register {
             Some(register) => {
                 let requests = Requests::new(clients, &register.url, &settings.http, &register.headers, &[])?;
+                let requests = requests.hiding(settings.secrets());
                 Some(Registration { settings: register.clone(), requests })
             }
             None => None,

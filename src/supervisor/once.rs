@@ -56,12 +56,16 @@ pub async fn bring_level(feed: &Arc<Feed>, tries: u32, cancel: &CancellationToke
             // A dead cursor fails and begins a resync at the same time: that is what comes next.
             Next::GiveUp(_) if !resync && resync_began(feed).await => continue,
             Next::GiveUp(reason) => return Brought::GivenUp(reason),
-            Next::Wait(wait) => wait,
+            Next::Wait(wait, why) => {
+                feed.source.counts.waits(why.map(|why| (why, wait)));
+                wait
+            }
         };
         tokio::select! {
             () = cancel.cancelled() => return Brought::Stopped,
             () = tokio::time::sleep(wait) => {}
         }
+        feed.source.counts.waits(None);
     }
 }
 
@@ -77,7 +81,8 @@ fn is_due(resync: &Resync) -> bool {
 
 enum Next {
     Level,
-    Wait(Duration),
+    /// Why it waits, if not for itself.
+    Wait(Duration, Option<String>),
     GiveUp(String),
     Stopped,
 }
@@ -86,9 +91,12 @@ impl Next {
     fn of_poll(turn: poll::Turn, tries: u32) -> Self {
         match turn {
             poll::Turn::Level(_) => Self::Level,
-            poll::Turn::Again => Self::Wait(PAUSE),
+            poll::Turn::Again => Self::Wait(PAUSE, None),
             poll::Turn::NoCursor => Self::GiveUp("no-cursor: there is no position to read from: resync it".to_owned()),
             poll::Turn::Stopped => Self::Stopped,
+            poll::Turn::Failed { trouble, reason, .. } if asks_for_long(trouble) => {
+                Self::GiveUp(later(trouble, reason))
+            }
             poll::Turn::Failed { trouble, reason, failures, unavailable, wait } => {
                 let patience = failures < tries && unavailable < UNAVAILABLE;
                 Self::after_failure(trouble, reason, patience, wait)
@@ -98,8 +106,11 @@ impl Next {
 
     fn of_resync(turn: resync::Turn, tries: u32) -> Self {
         match turn {
-            resync::Turn::Idle | resync::Turn::Again | resync::Turn::Later(_) => Self::Wait(Duration::ZERO),
+            resync::Turn::Idle | resync::Turn::Again | resync::Turn::Later(_) => Self::Wait(Duration::ZERO, None),
             resync::Turn::Stopped => Self::Stopped,
+            resync::Turn::Failed { trouble, reason, .. } if asks_for_long(trouble) => {
+                Self::GiveUp(later(trouble, reason))
+            }
             resync::Turn::Failed { trouble, reason, failures, wait } => {
                 Self::after_failure(trouble, reason, failures < tries, wait)
             }
@@ -107,6 +118,34 @@ impl Next {
     }
 
     fn after_failure(trouble: Trouble, reason: String, patience: bool, wait: Duration) -> Self {
-        if patience && trouble.heals() { Self::Wait(wait) } else { Self::GiveUp(reason) }
+        if patience && trouble.heals() { Self::Wait(wait, Some(reason)) } else { Self::GiveUp(reason) }
     }
+}
+
+/// How long the publisher asks not to be asked.
+fn told(trouble: Trouble) -> Option<Duration> {
+    match trouble {
+        Trouble::Status { retry_after, .. } => retry_after,
+        _ => None,
+    }
+}
+
+/// Who wants to read a feed once doesn't stay for longer than this because the publisher asks for it.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn asks_for_long(trouble: Trouble) -> bool {
+    told(trouble).is_some_and(|told| told > PATIENCE)
+}
+
+/// When it may be asked again, in words.
+fn later(trouble: Trouble, reason: String) -> String {
+    let Some(told) = told(trouble) else { return reason };
+    let words = match told.as_secs() {
+        seconds @ 0..120 => format!("{seconds} s"),
+        seconds @ 120..7_200 => format!("{} min", seconds.div_ceil(60)),
+        seconds => format!("{} h", seconds.div_ceil(3_600)),
+    };
+    let at = jiff::SignedDuration::try_from(told).ok().and_then(|told| jiff::Timestamp::now().checked_add(told).ok());
+    let at = at.map(|at| format!(", at {at:.0}")).unwrap_or_default();
+    format!("{reason}; it asks to be left alone for {words}: try again then{at}")
 }

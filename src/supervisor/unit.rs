@@ -226,9 +226,10 @@ impl Unit {
                 Err(failure) => stay(failure),
             }
         }
+        let before = running.feed.source.requests.secret_changes();
         match running.feed.source.requests.read_secrets() {
-            Ok(true) => running.feed.poll_now.notify_one(),
-            Ok(false) => {}
+            Ok(changes) if changes != before => running.feed.poll_now.notify_one(),
+            Ok(_) => {}
             Err(failure) => stay(failure),
         }
     }

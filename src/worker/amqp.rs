@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
+use secrecy::SecretString;
 use tokio_util::sync::CancellationToken;
 
 use super::push::{BATCH_BYTES, BATCH_ITEMS, BATCH_TIME, BATCHES, Pending};
@@ -26,6 +27,10 @@ pub struct AmqpLoop<'a> {
     settings: &'a AmqpSettings,
     cancel: &'a CancellationToken,
     failures: u32,
+    /// The broker's URL as it was used last.
+    url: Option<SecretString>,
+    /// Whether the broker, or what the URL says, is for the operator.
+    refused: bool,
 }
 
 /// Why a connection ended.
@@ -73,7 +78,7 @@ struct Connection<'a> {
 impl<'a> AmqpLoop<'a> {
     /// A loop for `feed`'s queue, to be cancelled by `cancel`.
     pub fn new(feed: &'a Arc<Feed>, settings: &'a AmqpSettings, cancel: &'a CancellationToken) -> Self {
-        Self { feed, settings, cancel, failures: 0 }
+        Self { feed, settings, cancel, failures: 0, url: None, refused: false }
     }
 
     /// Until cancelled.
@@ -94,6 +99,7 @@ impl<'a> AmqpLoop<'a> {
             tokio::select! {
                 () = self.cancel.cancelled() => return,
                 () = tokio::time::sleep(wait) => {}
+                () = self.settings.url.changed(self.url.as_ref()), if self.refused => {}
             }
         }
     }
@@ -122,7 +128,7 @@ impl<'a> AmqpLoop<'a> {
         (brought, end)
     }
 
-    async fn open(&self) -> Result<Connection<'a>, End> {
+    async fn open(&mut self) -> Result<Connection<'a>, End> {
         let feed: &'a Arc<Feed> = self.feed;
         feed.pulses[QUEUE_PULSE].within(feed.page_timeout);
         let stored = feed.shared.store.feed(&feed.name).await?;
@@ -130,13 +136,13 @@ impl<'a> AmqpLoop<'a> {
             return Err(End::Purged);
         }
         let url = match self.settings.url.read() {
-            Ok(url) => url,
+            Ok(url) => self.url.insert(url),
             Err(error) => return Err(End::Failed { operator: true, reason: format!("settings: {error}") }),
         };
         let tag = format!("feedmirror-{}", feed.name);
         let consumer = tokio::select! {
             () = self.cancel.cancelled() => return Err(End::Stopped),
-            consumer = Consumer::open(self.settings, &url, &tag) => consumer?,
+            consumer = Consumer::open(self.settings, url, &tag) => consumer?,
         };
         let batch_items = usize::from(self.settings.prefetch / 2).clamp(1, BATCH_ITEMS);
         let (generation, pending) = (stored.generation, std::collections::VecDeque::new());
@@ -144,6 +150,8 @@ impl<'a> AmqpLoop<'a> {
     }
 
     async fn failed(&mut self, operator: bool, reason: String, brought: u64, lasted: Duration) -> Duration {
+        self.refused = operator;
+        let reason = self.feed.source.requests.redact(&reason);
         self.failures = if brought > 0 || lasted >= LASTED { 1 } else { self.failures.saturating_add(1) };
         let (health, wait) = if operator { (Health::Failed, Wait::Hourly) } else { (Health::Retrying, Wait::Backoff) };
         let wait = schedule::after_failure(&self.feed.retry, wait, self.failures, chance());

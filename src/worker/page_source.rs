@@ -10,6 +10,7 @@ use tokio::sync::Semaphore;
 use super::not_before::NotBefore;
 use super::walk::explain;
 use super::{Counts, Pulse};
+use crate::decode::Refused;
 use crate::decode::rpde::{Body, Reading};
 use crate::feed::{Asked, Dialect, FeedName, Page};
 use crate::mode::Trouble;
@@ -106,7 +107,7 @@ impl PageSource {
         }
         let answer = self.requests.get(url, etag, reservation).await;
         drop(turn);
-        let (body, meta) = match answer.map_err(|failure| explain(&failure))? {
+        let (body, mut meta) = match answer.map_err(|failure| explain(&failure))? {
             Answer::NotModified(meta) => {
                 self.host.succeeded();
                 return Ok(Downloaded::NotModified(meta));
@@ -117,15 +118,21 @@ impl PageSource {
         self.host.succeeded();
         Counts::add(&self.counts.bytes, body.wire_bytes());
         let opened = body.open(&self.decoders).await.map_err(|failure| explain(&failure))?;
+        meta.findings.extend_from_slice(&opened.findings);
         self.counts.expected.store(opened.bytes.len() as u64 * 5 / 4, Ordering::Relaxed);
         Ok(Downloaded::Page(opened, meta))
     }
 
-    /// Reads a page to its end, off the async threads; its first part is decoded on the way.
-    pub(super) async fn check(&self, bytes: Vec<u8>) -> Result<Body, Failed> {
+    /// Reads a page to its end, off the async threads; its first part is decoded on the way. Where a web page came in its
+    /// place, the `cookies` that it wants to set are told too.
+    pub(super) async fn check(&self, bytes: Vec<u8>, cookies: Option<&str>) -> Result<Body, Failed> {
         let reading = self.reading.clone();
         let checked = self.off_thread(move || Body::check(bytes, &reading)).await?;
-        checked.map_err(|refused| (Trouble::Page, self.requests.mask(&refused.to_string())))
+        checked.map_err(|refused| {
+            let cookies = cookies.filter(|_| matches!(refused, Refused::Html { .. }));
+            let cookies = cookies.map(|cookies| format!("; {cookies}")).unwrap_or_default();
+            (Trouble::Page, refused.words(|text| self.requests.redact(text)) + &cookies)
+        })
     }
 
     /// Decodes the next part of a page off the async threads.

@@ -50,6 +50,10 @@ pub struct PollLoop<'a> {
     /// What the walks before learnt of the feed's end.
     memory: EndMemory,
     level: Option<LevelMark>,
+    /// How often the secrets had changed when the walk under way, or the last one, began.
+    secret_changes: u64,
+    /// Whether a secret was what the publisher refused.
+    refused: bool,
     /// When the walk under way began.
     began: Moment,
 }
@@ -98,6 +102,8 @@ impl<'a> PollLoop<'a> {
             validator: None,
             memory: EndMemory::default(),
             level: None,
+            secret_changes: 0,
+            refused: false,
             began: Moment::ZERO,
         }
     }
@@ -168,6 +174,7 @@ impl<'a> PollLoop<'a> {
     /// and for what its publisher said, who has put something in order for that word alone, and the operator for neither.
     async fn rest(&self, mut due: Instant) -> ControlFlow<()> {
         let feed = self.feed;
+        let mut refused = self.refused;
         loop {
             let wake = due.max(Instant::now() + feed.source.not_before.left());
             feed.pulses[POLL_PULSE].within(wake.saturating_duration_since(Instant::now()));
@@ -181,6 +188,9 @@ impl<'a> PollLoop<'a> {
                 () = feed.poll_now.notified() => {
                     feed.lift_hold().await;
                     return ControlFlow::Continue(());
+                }
+                () = feed.source.requests.secrets_changed(self.secret_changes), if refused => {
+                    (due, refused) = (Instant::now(), false);
                 }
                 () = feed.poll_anew.notified() => due = Instant::now(),
                 () = feed.poll_soon.notified() => due = due.min(self.earliest),
@@ -205,6 +215,8 @@ impl<'a> PollLoop<'a> {
         let probed = if std::mem::take(&mut self.probe_first) { Some(self.probe().await) } else { None };
         let level = stored.mode != Mode::Refresh;
         self.began = feed.book.moment();
+        self.secret_changes = feed.source.requests.secret_changes();
+        self.refused = false;
         let walk = Walk::new(feed, Kind::Poll { level }, stored.generation, self.cancel, &feed.pulses[POLL_PULSE]);
         let memory = std::mem::take(&mut self.memory);
         let mut walked = walk.asked_at(stored.seq).run(cursor, self.validator.clone(), memory).await;
@@ -344,9 +356,8 @@ impl<'a> PollLoop<'a> {
         }
         let failures = self.history.failures;
         match ruling.step {
-            Step::Secrets if self.secrets_changed(&mut reason) && failures == 1 => {
-                return Turn::Failed { trouble, reason, failures, unavailable: 0, wait: OVERTAKEN_PAUSE };
-            }
+            Step::Secrets if self.secrets_changed(&mut reason) => return Turn::Again,
+            Step::Secrets => self.refused = true,
             Step::Resync => reason = self.dead_cursor(stored, &mut ruling, &reason).await,
             _ => {}
         }
@@ -389,7 +400,7 @@ impl<'a> PollLoop<'a> {
 
     fn secrets_changed(&self, reason: &mut String) -> bool {
         match self.feed.source.requests.read_secrets() {
-            Ok(changed) => changed,
+            Ok(changes) => changes != self.secret_changes,
             Err(failure) => {
                 *reason = format!("{failure}; {reason}");
                 false

@@ -105,6 +105,12 @@ impl Feed {
         from: Option<&str>,
     ) -> Pending {
         let bytes = page.text.len();
+        let place = |place: String| self.source.requests.mask(&place);
+        let position = Position {
+            cursor: position.cursor.map(place),
+            event_id: position.event_id.map(place),
+            after: position.after.map(place),
+        };
         let origin = Origin { url: from.map(str::to_owned), event_id: position.event_id.clone(), ..Origin::default() };
         let mut delivery = self.delivery(generation, transport, page, Purpose::Push(position));
         delivery.origin = origin;
@@ -142,6 +148,7 @@ impl Feed {
     /// An endpoint is lost: the feed is polled at once, until it is back.
     pub(super) async fn push_down(&self, transport: Transport, health: Health, reason: String) {
         self.book.ledger().down(transport);
+        let reason = self.source.requests.redact(&reason);
         let why = format!("push-lost: {transport}: {reason}");
         self.note_endpoint(transport, health, Some(reason)).await;
         self.settle(None, &why).await;
@@ -150,6 +157,7 @@ impl Feed {
     /// The publisher was told where to post, or could not be, and why.
     pub(super) async fn registered(&self, failure: Option<String>) {
         let health = if failure.is_some() { Health::Retrying } else { Health::Ok };
+        let failure = failure.map(|failure| self.source.requests.redact(&failure));
         self.note_endpoint(Transport::Webhook, health, failure).await;
     }
 

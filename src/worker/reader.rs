@@ -260,7 +260,7 @@ impl<'a> PageReader<'a> {
         if self.manner.ahead && self.ahead.is_none() {
             self.ahead = ReadAhead::begin(self.source, &self.visited, url, &opened.bytes);
         }
-        let body = Some(self.source.check(opened.bytes).await?);
+        let body = Some(self.source.check(opened.bytes, meta.cookies.as_deref()).await?);
         let (reservation, records) = (Some(Arc::new(opened.reservation)), PageRecords::default());
         Ok(Box::new(ReadPage { url: url.to_owned(), meta, body, begun: false, reservation, records }))
     }

@@ -44,6 +44,10 @@ pub struct SseLoop<'a> {
     endpoint: &'a SseEndpoint,
     cancel: &'a CancellationToken,
     history: History,
+    /// How often the secrets had changed when the stream was opened last.
+    secret_changes: u64,
+    /// Whether a secret was what the publisher refused.
+    refused: bool,
 }
 
 /// Why a connection ended.
@@ -124,7 +128,7 @@ impl<'a> SseLoop<'a> {
     /// A loop for `feed`'s stream, to be cancelled by `cancel`.
     pub fn new(feed: &'a Arc<Feed>, endpoint: &'a SseEndpoint, cancel: &'a CancellationToken) -> Self {
         let history = History { first_page: true, ..History::default() };
-        Self { feed, endpoint, cancel, history }
+        Self { feed, endpoint, cancel, history, secret_changes: 0, refused: false }
     }
 
     /// Until cancelled.
@@ -135,6 +139,7 @@ impl<'a> SseLoop<'a> {
         loop {
             let began = Instant::now();
             let mut retry = None;
+            (self.secret_changes, self.refused) = (self.endpoint.requests.secret_changes(), false);
             let (brought, end) = self.connect(&mut retry).await;
             let wait = match end {
                 End::Stopped => return,
@@ -150,6 +155,7 @@ impl<'a> SseLoop<'a> {
             tokio::select! {
                 () = self.cancel.cancelled() => return,
                 () = tokio::time::sleep(wait) => {}
+                () = self.endpoint.requests.secrets_changed(self.secret_changes), if self.refused => {}
             }
         }
     }
@@ -221,7 +227,8 @@ impl<'a> SseLoop<'a> {
     ) -> Duration {
         let good = brought > 0 || lasted >= LASTED;
         self.history.failures = if good { 1 } else { self.history.failures.saturating_add(1) };
-        if matches!(trouble, Trouble::Status { code: 401 | 403, .. })
+        self.refused = matches!(trouble, Trouble::Status { code: 401 | 403, .. });
+        if self.refused
             && let Err(failure) = self.endpoint.requests.read_secrets()
         {
             tracing::warn!(feed = %self.feed.name, %failure, "secrets can't be read again: the old ones stay");

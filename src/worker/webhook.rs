@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::walk::explain;
 use super::{Feed, REGISTER_PULSE, WEBHOOK_PULSE, chance};
 use crate::feed::{Generation, Page, Transport, Unreadable, cut};
-use crate::mode::{self, History};
+use crate::mode::{self, History, Trouble};
 use crate::schedule;
 use crate::source::http::Requests;
 use crate::source::webhook::{Answer, Posted, RegisterSettings};
@@ -79,7 +79,7 @@ impl<'a> WebhookLoop<'a> {
     /// again, and what was written of it is equal then.
     async fn answer(&mut self, generation: Generation, bytes: Vec<u8>) -> Answer {
         let source = &self.feed.source;
-        let mut body = match source.check(bytes).await {
+        let mut body = match source.check(bytes, None).await {
             Ok(body) => body,
             Err((_, reason)) => return Answer::Refused(reason),
         };
@@ -127,7 +127,7 @@ impl<'a> WebhookLoop<'a> {
     async fn give_in(&mut self, generation: Generation, bytes: &[u8], hash: u64, why: &str) -> Answer {
         let raw = String::from_utf8_lossy(bytes).into_owned();
         let detail = format!("posted for the fifth time (SHA-256 {hash:016x}…): {why}");
-        let refused = Unreadable { reason: "refused-body", detail: cut(detail), raw, id: None, count: 1 };
+        let refused = Unreadable { reason: "refused-body", detail: cut(detail), raw, shown: None, id: None, count: 1 };
         let page = Page { unreadable: vec![refused], ..Page::default() };
         let answer = self.apply(generation, page).await;
         if matches!(answer, Answer::Taken) {
@@ -152,6 +152,8 @@ impl Registration {
         let mut failures = 0_u32;
         loop {
             feed.pulses[REGISTER_PULSE].within(REGISTERS);
+            let changes = self.requests.secret_changes();
+            let mut refused = false;
             let body = self.settings.body.replace("{callback}", &self.settings.callback);
             let done = tokio::select! {
                 () = cancel.cancelled() => return,
@@ -167,6 +169,7 @@ impl Registration {
                 Err(failure) => {
                     failures = failures.saturating_add(1);
                     let (trouble, reason) = explain(&failure);
+                    refused = matches!(trouble, Trouble::Status { code: 401 | 403, .. });
                     if let Err(failure) = self.requests.read_secrets() {
                         tracing::warn!(feed = %feed.name, %failure, "secrets can't be read again");
                     }
@@ -191,6 +194,7 @@ impl Registration {
             tokio::select! {
                 () = cancel.cancelled() => return,
                 () = rest => {}
+                () = self.requests.secrets_changed(changes), if refused => {}
             }
         }
     }

@@ -1,7 +1,7 @@
 //! `sync`: feeds given by URL or by name, the summary, and what is refused before anything is read.
 
 use crate::desk::{Desk, Simulated};
-use crate::support::{Publisher, Reply};
+use crate::support::{Publisher, Reply, page};
 
 /// What `sync` makes of a URL's host and path.
 fn made_name(url: &str) -> String {
@@ -84,6 +84,36 @@ fn a_feed_is_given_up_after_as_many_failures_as_told() {
         assert_eq!(publisher.requests().len() - before, tries);
     }
     assert_eq!(Desk::new().run(&["sync", &publisher.url("/feed"), "--tries", "0"]).code, Some(2));
+}
+
+#[test]
+fn a_publisher_that_asks_for_a_day_is_given_up_within_a_minute_with_the_time_it_may_come_back() {
+    let (desk, publisher) = (Desk::new(), Publisher::start(|_| Reply::status(429).header("Retry-After", "86400")));
+    let began = std::time::Instant::now();
+
+    let ran = desk.run(&["sync", &publisher.url("/feed"), "--json"]);
+
+    assert_eq!(ran.code, Some(3), "{ran:?}");
+    assert!(began.elapsed() < std::time::Duration::from_secs(60));
+    let trouble = ran.rows()[0]["trouble"].as_str().unwrap().to_owned();
+    assert!(trouble.starts_with("http-429: ") && trouble.contains("for 24 h: try again then, at 20"), "{trouble}");
+    assert_eq!(publisher.requests().len(), 1);
+}
+
+#[test]
+fn what_is_waited_for_is_told_meanwhile() {
+    // Given: a publisher that wants 12 s of rest, longer than a line of progress takes to come.
+    let publisher = Publisher::start(|request| match request.count {
+        1 => Reply::status(503).header("Retry-After", "12").body("down for a moment"),
+        _ => Reply::page(page(&[], &request.target)),
+    });
+
+    let ran = Desk::new().run(&["sync", &format!("own={}", publisher.url("/feed"))]);
+
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    let told =
+        ran.err.lines().find(|line| line.starts_with("own: asked again in ")).unwrap_or_else(|| panic!("{ran:?}"));
+    assert!(told.contains(" s: http-503: ") && told.contains("down for a moment"), "{told}");
 }
 
 #[test]

@@ -45,7 +45,7 @@ fn every_reason_for_a_refusal_is_listed() {
 /// The rules that the code counts.
 pub(crate) fn rules() -> BTreeSet<String> {
     let source = modules(&["source", "decode", "worker", "supervisor", "store"]);
-    let forms = ["page.find(", "rule: "];
+    let forms = ["page.find(", "meta.find(", "rule: "];
     let mut real: BTreeSet<String> = forms.iter().flat_map(|form| quoted_behind(&source, form)).collect();
     for pairs in source.split("for (rule, ").skip(1) {
         real.append(&mut quoted_behind(pairs.split(']').next().unwrap(), "("));

@@ -18,6 +18,8 @@ mod paging;
 mod politeness;
 mod recovery;
 mod resync;
+mod secrets;
 mod signals;
 mod statuses;
+mod tolerant;
 mod unasked;

@@ -63,22 +63,26 @@ fn next_and_redirects_to_another_origin_are_refused_and_nothing_is_asked_there()
 
 #[test]
 fn https_of_the_same_host_is_no_other_origin_and_broken_tls_needs_the_operator() {
-    // Given: publishers that send on to https at their own host, where nothing speaks TLS.
-    let port = Publisher::start(|_| Reply::status(500)).address().port();
-    let plain = Publisher::start(|_| Reply::status(500));
-    let own = format!("https://127.0.0.1:{}/feed", plain.address().port());
-    let other = format!("https://127.0.0.2:{port}/feed");
-    let upgraded = own.clone();
-    let publisher = Publisher::start(move |request| match request.path() {
-        "/redirect" => Reply::redirect(301, &upgraded),
-        "/next" => Reply::page(page(&[item("a", 1)], &upgraded)),
-        _ => Reply::redirect(301, &other),
+    // Given: a publisher that sends on to https at its own host and port, at another port, and at another host; none of
+    // them speaks TLS.
+    let elsewhere = Publisher::start(|_| Reply::status(500));
+    let port = elsewhere.address().port();
+    let publisher = Publisher::start(move |request| {
+        let own = format!("https://{}/feed", request.header("host").unwrap());
+        match request.path() {
+            "/redirect" => Reply::redirect(301, &own),
+            "/next" => Reply::page(page(&[item("a", 1)], &own)),
+            "/port" => Reply::page(page(&[item("a", 1)], &format!("https://127.0.0.1:{port}/feed"))),
+            _ => Reply::redirect(301, &format!("https://127.0.0.2:{port}/feed")),
+        }
     });
+    let own = format!("https://{}/feed", publisher.address());
     let mirror = Mirror::new()
         .http("per_host = 4")
         .feed("redirect", &publisher.url("/redirect"))
         .feed("next", &publisher.url("/next"))
         .feed("other", &publisher.url("/other"))
+        .feed("port", &publisher.url("/port"))
         .feed("direct", &own)
         .start();
 
@@ -88,6 +92,8 @@ fn https_of_the_same_host_is_no_other_origin_and_broken_tls_needs_the_operator()
     }
     assert_eq!(mirror.row("next").cursor, own);
     mirror.until_health("other", "failed", "foreign-redirect");
+    mirror.until_health("port", "failed", "foreign-next");
+    assert_eq!(elsewhere.requests().len(), 0);
 }
 
 #[test]

@@ -143,6 +143,7 @@ impl File {
             reason,
             detail: format!("{reason} it is"),
             raw: (*raw).to_owned(),
+            shown: None,
             id: None,
             count: 1,
         };

@@ -50,7 +50,14 @@ pub(crate) fn many(prefix: &str, count: usize, modified: i64) -> Vec<Record> {
 
 /// A record that could not be understood.
 pub(crate) fn unreadable(reason: &'static str, raw: &str, id: Option<&str>) -> Unreadable {
-    Unreadable { reason, detail: "made by a test".into(), raw: raw.into(), id: id.map(Into::into), count: 1 }
+    Unreadable {
+        reason,
+        detail: "made by a test".into(),
+        raw: raw.into(),
+        shown: None,
+        id: id.map(Into::into),
+        count: 1,
+    }
 }
 
 /// A page that holds these records, their data in one text as in a body.

@@ -144,7 +144,12 @@ impl Progress {
         let words = format!("{} of {} feeds level{failed}; {words}", self.level, self.feeds);
         match &mut self.shown {
             Shown::Nothing => {}
-            Shown::Lines => say(&words),
+            Shown::Lines => {
+                say(&words);
+                for (name, (counts, _)) in &self.running {
+                    counts.waits_for().iter().for_each(|wait| say(&format!("{name}: {}", waiting(wait))));
+                }
+            }
             Shown::Bars { multi, total, bars } => {
                 total.set_message(words);
                 for (name, (counts, expected)) in &self.running {
@@ -154,7 +159,8 @@ impl Progress {
                         bars.insert(name.clone(), bar);
                     }
                     if let Some(bar) = bars.get(name) {
-                        bar.set_message(one(Sum::of(counts), *expected, self.began.elapsed()));
+                        let words = one(Sum::of(counts), *expected, self.began.elapsed());
+                        bar.set_message(counts.waits_for().as_ref().map_or(words, waiting));
                     }
                 }
             }
@@ -187,6 +193,11 @@ fn one(sum: Sum, expected: Option<Expected>, time: Duration) -> String {
             format!("{far}; {words}")
         }
     }
+}
+
+/// What a feed waits for.
+fn waiting((why, left): &(String, Duration)) -> String {
+    format!("asked again in {} s: {}", left.as_secs_f64().ceil(), crate::terminal::line(why))
 }
 
 fn line() -> ProgressBar {

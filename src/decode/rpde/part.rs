@@ -217,7 +217,14 @@ impl<'a> Part<'a> {
         (memory.quarantine_rows, memory.quarantine_bytes) = (rows, bytes);
         let place = self.page.unreadable.len();
         let Fault { reason, detail } = fault;
-        self.page.unreadable.push(Unreadable { reason, detail: cut(detail), raw: raw.to_owned(), id, count: 1 });
+        self.page.unreadable.push(Unreadable {
+            reason,
+            detail: cut(detail),
+            raw: raw.to_owned(),
+            shown: None,
+            id,
+            count: 1,
+        });
         self.bad.insert(raw, place);
         self.last_bad = Some((raw, place));
         self.records += 1;

@@ -9,7 +9,7 @@ fn read(json: &str) -> Page {
     page(json.as_bytes().to_vec(), &Reading::default()).unwrap()
 }
 fn refusal(bytes: &[u8]) -> String {
-    page(bytes.to_vec(), &Reading::default()).unwrap_err().to_string()
+    page(bytes.to_vec(), &Reading::default()).unwrap_err().words(str::to_owned)
 }
 fn word(text: &str) -> &str {
     text.split(':').next().unwrap()

@@ -2,7 +2,7 @@
 
 use std::io::ErrorKind;
 
-use crate::source::{http::escape, mask};
+use crate::source::mask::Mask;
 
 /// Why a queue could not be consumed, or is not any more. Each begins with a fixed word.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -45,18 +45,20 @@ impl Failure {
 
 /// Tells of failures without ever showing the password.
 pub(super) struct Words {
-    password: secrecy::SecretString,
+    mask: Mask,
     anonymous: bool,
 }
 
 impl Words {
     /// `anonymous` says that the connection is encrypted and we show no certificate.
     pub(super) fn new(password: &str, anonymous: bool) -> Self {
-        Self { password: escape(password).into(), anonymous }
+        let mut mask = Mask::default();
+        mask.hide("password", password);
+        Self { mask, anonymous }
     }
 
     fn of(&self, error: &dyn std::error::Error) -> String {
-        mask::without(&error.to_string(), secrecy::ExposeSecret::expose_secret(&self.password), "{password}")
+        self.mask.redact(&error.to_string())
     }
 
     /// What went wrong before there was a connection.

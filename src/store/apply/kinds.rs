@@ -28,7 +28,14 @@ pub(super) fn set_aside(bench: &mut Bench<'_>, delivery: &mut Delivery) -> Resul
     for item in page.items.extract_if(.., |item| !is_taken(&item.kind)) {
         let detail = cut(format!("the feed has {KINDS} kinds already; this one is {:?}", item.kind));
         let raw = page.text.get(item.record).unwrap_or_default().to_owned();
-        page.unreadable.push(Unreadable { reason: "too-many-kinds", detail, raw, id: Some(item.id), count: 1 });
+        page.unreadable.push(Unreadable {
+            reason: "too-many-kinds",
+            detail,
+            raw,
+            shown: None,
+            id: Some(item.id),
+            count: 1,
+        });
     }
     Ok(())
 }

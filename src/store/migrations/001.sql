@@ -153,7 +153,8 @@ CREATE TABLE quarantined (
     digest    INTEGER NOT NULL,                  -- of reason and raw, keyed with the salt: the same record again only counts
     reason    TEXT    NOT NULL,
     detail    TEXT,
-    raw       TEXT    NOT NULL,
+    raw       TEXT    NOT NULL,                  -- as published, to be read again
+    shown     TEXT,                              -- where raw holds a secret: what is shown in its place
     count     INTEGER NOT NULL DEFAULT 1,
     first_at  INTEGER NOT NULL,
     last_at   INTEGER NOT NULL
@@ -338,7 +339,7 @@ FROM purge;
 CREATE VIEW quarantine AS
 SELECT q.id AS id, f.name AS feed,
        CASE q.transport WHEN 0 THEN 'poll' WHEN 1 THEN 'sse' WHEN 2 THEN 'webhook' ELSE 'amqp' END AS transport,
-       q.reason AS reason, q.detail AS detail, q.raw AS raw, q.count AS count,
+       q.reason AS reason, q.detail AS detail, coalesce(q.shown, q.raw) AS raw, q.count AS count,
        strftime('%Y-%m-%dT%H:%M:%fZ', q.first_at / 1000.0, 'unixepoch') AS first_at,
        strftime('%Y-%m-%dT%H:%M:%fZ', q.last_at / 1000.0, 'unixepoch') AS last_at
 FROM quarantined q JOIN feed f ON f.id = q.feed;

@@ -70,7 +70,8 @@ impl Reader {
             "(SELECT ?2 AS feed, s.reason AS reason, s.records AS records, s.count AS count,
                   strftime('%Y-%m-%dT%H:%M:%fZ', s.first_at / 1000.0, 'unixepoch') AS first_at,
                   strftime('%Y-%m-%dT%H:%M:%fZ', s.last_at / 1000.0, 'unixepoch') AS last_at,
-                  n.detail AS detail, substr(n.raw, 1, {SAMPLE}) AS sample, length(n.raw) > {SAMPLE} AS cut
+                  n.detail AS detail, substr(coalesce(n.shown, n.raw), 1, {SAMPLE}) AS sample,
+                  length(coalesce(n.shown, n.raw)) > {SAMPLE} AS cut
               FROM (SELECT reason, count(*) AS records, sum(count) AS count, min(first_at) AS first_at,
                         max(last_at) AS last_at, max(id) AS newest
                     FROM quarantined WHERE feed = ?1 GROUP BY reason) s

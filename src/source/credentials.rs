@@ -1,0 +1,141 @@
+//! The secrets of a feed's requests: what is sent with each, and what is hidden of what comes back.
+
+use std::error::Error as _;
+
+use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
+use secrecy::{ExposeSecret, SecretString};
+use url::Url;
+
+use super::client::chain;
+use super::failure::Failure;
+use super::http::{escape, parse};
+use super::mask::Mask;
+use super::secret::{SecretSource, Value};
+
+/// Where they come from.
+#[derive(Default)]
+pub(super) struct Sources {
+    pub(super) headers: Vec<(String, Value)>,
+    pub(super) query: Vec<(String, Value)>,
+    /// The feed's other secrets, which these requests don't send.
+    pub(super) others: Vec<(String, SecretSource)>,
+}
+
+/// As they were read last.
+#[derive(Default)]
+pub(super) struct Credentials {
+    headers: HeaderMap,
+    /// Parameter, and value as sent.
+    query: Vec<(String, SecretString)>,
+    others: Vec<SecretString>,
+    mask: Mask,
+}
+
+impl Credentials {
+    /// Reads them: blocking, small local files. What isn't sent and can't be read keeps nothing from being sent.
+    pub(super) fn read(sources: &Sources) -> Result<Self, Failure> {
+        let mut read = Self::default();
+        for (name, value) in &sources.headers {
+            let (value, hidden) = resolve(value)?;
+            let unusable = |what: &str| Failure::Settings(format!("header {name}: its {what} can't be sent"));
+            let key = HeaderName::from_bytes(name.as_bytes()).map_err(|_| unusable("name"))?;
+            let mut sent = HeaderValue::from_str(value.expose_secret()).map_err(|_| unusable("value"))?;
+            sent.set_sensitive(hidden);
+            read.headers.insert(key, sent);
+            if hidden {
+                let parameter = sources.query.iter().any(|(parameter, _)| parameter == name);
+                let shown = if parameter { format!("header.{name}") } else { name.clone() };
+                read.mask.hide(&shown, value.expose_secret());
+            }
+        }
+        for (name, value) in &sources.query {
+            let (value, hidden) = resolve(value)?;
+            if hidden {
+                read.mask.hide_parameter(name, value.expose_secret());
+            }
+            read.query.push((name.clone(), SecretString::from(escape(value.expose_secret()))));
+        }
+        let sent = |source: &SecretSource| {
+            let mut values = sources.headers.iter().chain(&sources.query).map(|(_, value)| value);
+            values.any(|value| matches!(value, Value::Secret(sent) if sent == source))
+        };
+        for (name, source) in sources.others.iter().filter(|(_, source)| !sent(source)) {
+            if let Ok(secret) = source.read() {
+                read.mask.hide(name, secret.expose_secret());
+                read.others.push(secret);
+            }
+        }
+        Ok(read)
+    }
+
+    pub(super) fn equals(&self, other: &Self) -> bool {
+        let exposed = |secrets: &Self| -> Vec<String> {
+            let sent = secrets.query.iter().map(|(_, value)| value);
+            sent.chain(&secrets.others).map(|secret| secret.expose_secret().to_owned()).collect()
+        };
+        self.headers == other.headers && exposed(self) == exposed(other)
+    }
+
+    pub(super) fn headers(&self) -> &HeaderMap {
+        &self.headers
+    }
+
+    pub(super) fn mask(&self) -> &Mask {
+        &self.mask
+    }
+
+    /// A URL of the feed's own origin as it is sent: what was hidden of it is put in again, missing parameters are added.
+    pub(super) fn filled(&self, url: &str) -> Result<Url, Failure> {
+        let mut full = self.mask.filled(url);
+        let target = parse(&full).map_err(|failure| self.redacted(failure))?;
+        for (name, value) in &self.query {
+            if !target.query_pairs().any(|(key, _)| key == name.as_str()) {
+                let joint = if full.contains('?') { '&' } else { '?' };
+                full = format!("{full}{joint}{}={}", escape(name), value.expose_secret());
+            }
+        }
+        parse(&full).map_err(|failure| self.redacted(failure))
+    }
+
+    fn redacted(&self, failure: Failure) -> Failure {
+        match failure {
+            Failure::Url(words) => Failure::Url(self.mask.redact(&words)),
+            other => other,
+        }
+    }
+
+    /// Sorts what the client says; its own words may hold the URL with secrets, so only the causes are passed on.
+    pub(super) fn explain(&self, error: &reqwest::Error) -> Failure {
+        let words = self.mask.redact(&chain(error));
+        let mut cause = error.source();
+        while let Some(inner) = cause {
+            if inner.is::<rustls::Error>() {
+                return Failure::Tls(words);
+            }
+            let io = inner.downcast_ref::<std::io::Error>();
+            if io.is_some_and(|io| io.kind() == std::io::ErrorKind::ConnectionRefused) {
+                return Failure::ConnectionRefused(words);
+            }
+            // Asked for its source, an I/O error passes over the error that it wraps.
+            let wrapped = io.and_then(std::io::Error::get_ref);
+            cause = wrapped.map(|wrapped| wrapped as &(dyn std::error::Error + 'static)).or_else(|| inner.source());
+        }
+        if error.is_timeout() {
+            Failure::Timeout(words)
+        } else if error.is_connect() {
+            Failure::Connect(words)
+        } else {
+            Failure::Broken(words)
+        }
+    }
+}
+
+fn resolve(value: &Value) -> Result<(SecretString, bool), Failure> {
+    match value {
+        Value::Plain(text) => Ok((SecretString::from(text.as_str()), false)),
+        Value::Secret(source) => {
+            let secret = source.read().map_err(|error| Failure::Settings(error.to_string()))?;
+            Ok((secret, true))
+        }
+    }
+}
