@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use secrecy::SecretString;
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -16,6 +16,7 @@ use crate::feed::FeedName;
 use crate::output::metrics::{FeedCounts, Own};
 use crate::server;
 use crate::source::budget::Budget;
+use crate::source::decoders::Decoders;
 use crate::source::webhook::places::Places;
 use crate::source::webhook::tls::Tls;
 use crate::source::webhook::{self, Inbox, WebhooksSettings};
@@ -80,7 +81,7 @@ pub struct Webhooks {
 pub fn open(database: &std::path::Path) -> Result<(Shared, Closing), StoreError> {
     let (store, closing) = Store::open(database)?;
     let cores = std::thread::available_parallelism().map_or(2, usize::from);
-    let shared = Shared { store, budget: Budget::new(BUDGET_BYTES), decoders: Arc::new(Semaphore::new(cores)) };
+    let shared = Shared { store, budget: Budget::new(BUDGET_BYTES), decoders: Decoders::new(cores) };
     Ok((shared, closing))
 }
 

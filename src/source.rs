@@ -6,6 +6,7 @@ pub mod body;
 pub mod budget;
 pub mod client;
 mod credentials;
+pub mod decoders;
 mod failure;
 pub mod guard;
 pub mod headers;

@@ -19,14 +19,13 @@ mod unit;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
-
 use crate::feed::{Attribution, Dialect, FeedName, Order, Ties, Transport};
 use crate::mode::PushSettings;
 use crate::schedule::{PollSettings, RetrySettings};
 use crate::source::amqp::AmqpSettings;
 use crate::source::budget::Budget;
 use crate::source::client::Clients;
+use crate::source::decoders::Decoders;
 use crate::source::http::{Failure, HostSettings, HttpSettings, Requests};
 use crate::source::secret::{SecretSource, Value};
 use crate::source::sse::SseSettings;
@@ -119,7 +118,7 @@ impl FeedSettings {
     pub fn page_source(
         &self,
         (clients, turns): (&Clients, &Turns),
-        (budget, decoders): (Budget, Arc<Semaphore>),
+        (budget, decoders): (Budget, Decoders),
         counts: Arc<Counts>,
         waits: Option<Waits>,
     ) -> Result<PageSource, Failure> {

@@ -21,7 +21,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{Notify, Semaphore, watch};
+use tokio::sync::{Notify, watch};
 
 use self::page_source::PageSource;
 use self::push::Book;
@@ -29,6 +29,7 @@ use crate::decode::rpde::{self, Reading};
 use crate::feed::{Asked, FeedName, Generation, Order as ModifiedOrder, Outcome, Page, Seq, Ties, Transport};
 use crate::schedule::{PollSettings, RetrySettings};
 use crate::source::budget::Budget;
+use crate::source::decoders::Decoders;
 use crate::store::apply::{Applied, Delivery, Held, Origin, Purpose, Verdict};
 use crate::store::{Store, now};
 
@@ -40,7 +41,7 @@ pub struct Shared {
     /// Bytes in flight.
     pub budget: Budget,
     /// Pages decoded at once: more than there are cores would only hold memory.
-    pub decoders: Arc<Semaphore>,
+    pub decoders: Decoders,
 }
 
 /// One feed at work.

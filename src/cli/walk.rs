@@ -7,14 +7,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
-
 use crate::config::{self, Overrides};
 use crate::feed::{FeedName, Page};
 use crate::mode::{self, History};
 use crate::schedule;
 use crate::source::budget::{Budget, Reservation};
 use crate::source::client::Clients;
+use crate::source::decoders::Decoders;
 use crate::source::headers::Meta;
 use crate::source::http::HostSettings;
 use crate::source::turns::{Priority, Turns};
@@ -79,7 +78,7 @@ impl Source {
     /// When its URL or a secret can't be used.
     pub(super) fn pages(&self) -> anyhow::Result<Arc<PageSource>> {
         let turns = Turns::new(self.hosts.clone());
-        let limits = (Budget::new(BUDGET_BYTES), Arc::new(Semaphore::new(1)));
+        let limits = (Budget::new(BUDGET_BYTES), Decoders::new(1));
         let source = self.settings.page_source((&Clients::default(), &turns), limits, Arc::default(), None)?;
         Ok(Arc::new(source))
     }

@@ -190,6 +190,14 @@ pub const RULES: &[Departure] = &[
         validator: &[],
     },
     Departure {
+        word: "long-event-id",
+        title: "a stream's event id is longer than 2 KiB",
+        severity: Severity::Warning,
+        section: EVENTS,
+        remedy: "send ids that a client can keep and send back in `Last-Event-ID`: at most 2 KiB",
+        validator: &[],
+    },
+    Departure {
         word: "loop",
         title: "`next` leads back to a page that was read before",
         severity: Severity::Failure,

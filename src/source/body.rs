@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use flate2::bufread::GzDecoder;
-use tokio::sync::Semaphore;
 
-use super::budget::Reservation;
+use super::budget::{Reservation, Watch};
+use super::decoders::{Decoders, Stop};
 use super::http::Failure;
 use crate::feed::Finding;
 
@@ -20,8 +20,9 @@ pub(super) enum Coding {
     Zstd,
 }
 
-/// How much smaller compressed JSON is, mostly.
+/// How much smaller compressed JSON is, mostly, and rarely more.
 const LIKELY_RATIO: u64 = 8;
+const RARE_RATIO: u64 = 32;
 
 /// Codings that there are (IANA, HTTP Content Coding Registry), and that are not asked for.
 const UNREAD: &[&str] = &["compress", "x-compress", "deflate", "exi", "pack200-gzip", "aes128gcm", "dcb", "dcz"];
@@ -84,9 +85,14 @@ impl Coding {
         })
     }
 
-    /// The room that a body of `length` bytes on the wire is likely to need, with what it is decompressed to.
-    pub(super) fn likely(self, length: u64, max: u64) -> u64 {
-        if self == Self::Identity { length } else { length + length.saturating_mul(LIKELY_RATIO).min(max) }
+    /// The room that a body of `length` bytes on the wire is likely to need, with what it is decompressed to: that is
+    /// `expected`, as far as it can be.
+    pub(super) fn likely(self, length: u64, expected: u64, max: u64) -> u64 {
+        if self == Self::Identity {
+            return length;
+        }
+        let ratio = |ratio: u64| length.saturating_mul(ratio);
+        length + expected.clamp(ratio(LIKELY_RATIO), ratio(RARE_RATIO)).min(max)
     }
 
     /// `padded` is set once zeros were found behind the last member of a gzip stream.
@@ -153,6 +159,11 @@ pub struct Opened {
 }
 
 impl Body {
+    /// A look at its share of the budget.
+    pub fn watch(&self) -> Watch {
+        self.reservation.watch()
+    }
+
     /// Bytes on the wire.
     pub fn wire_bytes(&self) -> u64 {
         self.bytes.len() as u64
@@ -171,19 +182,20 @@ impl Body {
         matches!(read, Ok(Ok(_))) && text.len() < BLANK_BYTES && text.trim_ascii().is_empty()
     }
 
-    /// Decompresses off the async threads, growing the share of the budget only where it has to. A permit of `at_once`
-    /// is held while it decompresses, and never while it waits for the budget: whoever holds that may need a permit.
+    /// Decompresses off the async threads, growing the share of the budget only where it has to. A place of `decoders`
+    /// is held while it decompresses, and never while it waits for the budget: whoever holds that may need a place.
     ///
     /// # Errors
     /// [`Failure::TooLarge`] beyond the page limit, [`Failure::Coding`] when the compressed bytes are damaged.
-    pub async fn open(self, at_once: &Semaphore) -> Result<Opened, Failure> {
+    pub async fn open(self, decoders: &Decoders) -> Result<Opened, Failure> {
         let Self { bytes, coding, mut reservation, max } = self;
         let compressed = bytes.len() as u64;
         if coding == Coding::Identity {
             reservation.shrink_to(compressed);
             return Ok(Opened { bytes, reservation, findings: Vec::new() });
         }
-        reservation.grow_to(coding.likely(compressed, max)).await;
+        let expected = reservation.expected().saturating_sub(compressed);
+        reservation.grow_to(coding.likely(compressed, expected, max)).await?;
         let mut room = reservation.bytes().saturating_sub(compressed).clamp(1, max);
         let padded = Arc::default();
         let mut reader = coding.reader(bytes, &padded).map_err(|error| damaged(&error))?;
@@ -191,11 +203,11 @@ impl Body {
         let mut opened = reservation.buffer(length(room.min(compressed.saturating_mul(LIKELY_RATIO))) + 1);
         let mut filled = 0;
         loop {
-            (reader, opened, filled) = off_thread(at_once, move || {
-                let filled = fill(&mut reader, &mut opened, filled, length(room) + 1);
-                Ok((reader, opened, filled.map_err(|error| damaged(&error))?))
-            })
-            .await??;
+            let step = decoders.run(move |stop| {
+                let filled = fill(&mut reader, &mut opened, filled, length(room) + 1, stop);
+                filled.map(|filled| (reader, opened, filled)).map_err(|error| damaged(&error))
+            });
+            (reader, opened, filled) = step.await.map_err(|panic| Failure::Coding(panic.to_string()))??;
             if filled as u64 <= room {
                 break;
             }
@@ -203,7 +215,7 @@ impl Body {
                 return Err(Failure::TooLarge(max));
             }
             room = room.saturating_mul(2).min(max);
-            reservation.grow_to(compressed + room).await;
+            reservation.grow_to(compressed + room).await?;
         }
         opened.truncate(filled);
         reservation.shrink_to(filled as u64);
@@ -220,8 +232,14 @@ fn length(bytes: u64) -> usize {
 
 /// Reads on, `filled` bytes being there, until the body ends or there are `most`; how many there are then. What the
 /// buffer held before is never cleared first, as reading to the end of a vector does.
-fn fill(reader: &mut impl Read, buffer: &mut Vec<u8>, mut filled: usize, most: usize) -> std::io::Result<usize> {
-    while filled < most {
+fn fill(
+    reader: &mut impl Read,
+    buffer: &mut Vec<u8>,
+    mut filled: usize,
+    most: usize,
+    stop: &Stop,
+) -> std::io::Result<usize> {
+    while filled < most && !stop.is_set() {
         if filled == buffer.len() {
             buffer.resize(most.min(2 * filled), 0);
         }
@@ -237,15 +255,6 @@ fn fill(reader: &mut impl Read, buffer: &mut Vec<u8>, mut filled: usize, most: u
 
 fn damaged(error: &std::io::Error) -> Failure {
     Failure::Coding(format!("the compressed page is damaged: {error}"))
-}
-
-async fn off_thread<T: Send + 'static>(
-    at_once: &Semaphore,
-    work: impl FnOnce() -> T + Send + 'static,
-) -> Result<T, Failure> {
-    // The semaphore is never closed; without a permit the work would only go on unbounded.
-    let _permit = at_once.acquire().await.ok();
-    tokio::task::spawn_blocking(work).await.map_err(|error| Failure::Coding(error.to_string()))
 }
 
 #[cfg(test)]
@@ -264,7 +273,7 @@ mod tests {
 
     async fn open(bytes: Vec<u8>, coding: Coding, max: u64) -> Result<Vec<u8>, Failure> {
         let reservation = Budget::new(1 << 20).reserve(4096).await;
-        Body { bytes, coding, reservation, max }.open(&Semaphore::new(1)).await.map(|opened| opened.bytes)
+        Body { bytes, coding, reservation, max }.open(&Decoders::new(1)).await.map(|opened| opened.bytes)
     }
 
     #[tokio::test]
@@ -291,7 +300,7 @@ mod tests {
         let (text, mut padded) = (b"{\"items\":[]}".repeat(100), [gzip(b""), gzip(b"{}")].concat());
         padded.extend([0; 512]);
         let body = |bytes, reservation| Body { bytes, coding: Coding::Gzip, reservation, max: 1 << 20 };
-        let opened = body(padded, Budget::new(1 << 20).reserve(4096).await).open(&Semaphore::new(1)).await.unwrap();
+        let opened = body(padded, Budget::new(1 << 20).reserve(4096).await).open(&Decoders::new(1)).await.unwrap();
         assert_eq!((&opened.bytes[..], opened.findings.len()), (&b"{}"[..], 1));
         let members = [gzip(&text), gzip(&text)].concat();
         assert_eq!(open(members, Coding::Gzip, 1 << 20).await.unwrap(), [&text[..], &text[..]].concat());
@@ -328,18 +337,18 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn pages_that_wait_for_the_budget_keep_no_permit_from_the_one_that_holds_it() {
-        let (budget, at_once) = (Budget::new(64 << 10), Semaphore::new(1));
+    async fn pages_that_wait_for_the_budget_keep_no_place_from_the_one_that_holds_it() {
+        let (budget, decoders) = (Budget::new(64 << 10), Decoders::new(1));
         let body =
             |bytes: &[u8], reservation| Body { bytes: gzip(bytes), coding: Coding::Gzip, reservation, max: 8 << 20 };
         let (text, mut first) = (vec![b' '; 1 << 20], budget.reserve(16 << 10).await);
         // Given: one page is beyond the budget, and another waits to be.
-        first.grow_to(1 << 20).await;
+        first.grow_to(1 << 20).await.unwrap();
         let second = body(&text, budget.reserve(16 << 10).await);
-        let mut waiting = Box::pin(second.open(&at_once));
+        let mut waiting = Box::pin(second.open(&decoders));
         assert!(tokio::time::timeout(std::time::Duration::from_millis(20), &mut waiting).await.is_err());
         // Then the first is opened all the same, and the second after it.
-        let opened = tokio::time::timeout(std::time::Duration::from_secs(5), body(&text, first).open(&at_once));
+        let opened = tokio::time::timeout(std::time::Duration::from_secs(5), body(&text, first).open(&decoders));
         drop(opened.await.unwrap().unwrap());
         assert_eq!(waiting.await.unwrap().bytes.len(), text.len());
     }

@@ -1,181 +1,261 @@
 //! A global budget for bytes in flight: bodies being read, decoded or waiting for the writer.
 //!
-//! A page reserves what it is likely to need, compressed and decompressed, before it is asked for, and gives back what
-//! it turns out not to. Pages that grow beyond it never deadlock: when the budget is used up, one at a time may exceed
-//! it, so that memory is bounded by the budget and one largest page. A few buffers that pages no longer need are kept
-//! for the next ones: memory fresh from the kernel is dear, since it comes page by page and zeroed.
+//! Guarantees: memory is charged as bytes come, and nothing is held before an answer begins; what is held together is
+//! bounded by the budget and one largest page; nothing deadlocks. No publisher holds it against others: a page that it
+//! lets wait, or that its host's share doesn't cover, gives way when pages of others have waited for a moment
+//! ([`ledger`]). Knows nothing of what the bytes say.
 
-use std::sync::{Arc, Mutex as Lock, PoisonError};
+mod ledger;
+mod pace;
+mod spare;
 
-use tokio::sync::{Mutex, OwnedMutexGuard, OwnedSemaphorePermit, Semaphore};
+use std::future::Future;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-const UNIT: u64 = 4 << 10;
-/// Buffers kept for the next pages, how large they may be, and the steps their sizes come in, so that they fit again.
-const SPARE: usize = 4;
-const SPARE_BYTES: usize = 4 << 20;
-const SPARE_STEP: usize = 256 << 10;
+use tokio::sync::Notify;
+use tokio::time::{Instant, timeout};
+
+use ledger::{Ledger, PATIENCE, Wish};
+use spare::Spare;
+
+/// Who has waited for a while asks others to give way so often: the next to be served and pages that have begun, and whoever
+/// waits behind.
+const NEXT_PRESSES: Duration = Duration::from_millis(20);
+const OTHERS_PRESS: Duration = Duration::from_millis(100);
 
 /// The bytes that all pages together may hold.
 #[derive(Clone)]
 pub struct Budget {
-    free: Arc<Semaphore>,
-    beyond: Arc<Mutex<()>>,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    ledger: Mutex<Ledger>,
+    spare: Spare,
+    /// Wakes one that waits until what is ours leaves room.
+    freed: Notify,
     total: u64,
-    spare: Arc<Lock<Vec<Vec<u8>>>>,
 }
 
 /// A page's share, given back when dropped.
 pub struct Reservation {
     budget: Budget,
-    permit: OwnedSemaphorePermit,
-    held: u64,
-    beyond: Option<OwnedMutexGuard<()>>,
+    number: u64,
+    changed: Arc<Notify>,
+}
+
+/// Looks at a page's share from outside.
+#[derive(Clone)]
+pub struct Watch {
+    budget: Budget,
+    number: u64,
+}
+
+/// The page has to be given up: others waited for the memory that it held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GivesWay {
+    /// What it held, bytes.
+    pub held: u64,
 }
 
 impl Budget {
     /// A budget of `bytes`.
     pub fn new(bytes: u64) -> Self {
-        let total = bytes / UNIT;
-        let free = Arc::new(Semaphore::new(usize::try_from(total).unwrap_or(Semaphore::MAX_PERMITS)));
-        Self { free, beyond: Arc::default(), total, spare: Arc::default() }
+        let ledger = Mutex::new(Ledger::new(bytes));
+        Self { shared: Arc::new(Shared { ledger, spare: Spare::default(), freed: Notify::new(), total: bytes }) }
+    }
+
+    fn ledger(&self) -> MutexGuard<'_, Ledger> {
+        self.shared.ledger.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// All its bytes, and how many of them are in use; what one page holds beyond them doesn't count.
     pub fn bytes(&self) -> (u64, u64) {
-        let free = u64::try_from(self.free.available_permits()).unwrap_or(self.total);
-        (self.total * UNIT, self.total.saturating_sub(free) * UNIT)
+        (self.shared.total, self.ledger().used())
     }
 
-    /// Waits for room for `bytes`; never for more than the whole budget.
+    /// The share of a page of `host`'s, which is expected to need `bytes`: it holds nothing yet.
+    pub fn page(&self, host: &str, bytes: u64) -> Reservation {
+        let (number, changed) = self.ledger().enter(Some(host), bytes);
+        Reservation { budget: self.clone(), number, changed }
+    }
+
+    /// Waits for room for `bytes` that never give way; never for more than the whole budget.
     pub async fn reserve(&self, bytes: u64) -> Reservation {
-        let units = bytes.div_ceil(UNIT).clamp(1, self.total);
-        let units = u32::try_from(units).unwrap_or(u32::MAX);
-        // The semaphore is never closed; an empty share would only make the page count as beyond the budget.
-        let permit = match Arc::clone(&self.free).acquire_many_owned(units).await {
-            Ok(permit) => permit,
-            Err(_) => unreachable!("the budget's semaphore is never closed"),
-        };
-        Reservation { budget: self.clone(), permit, held: u64::from(units) * UNIT, beyond: None }
+        let bytes = bytes.clamp(1, self.shared.total);
+        let (number, changed) = self.ledger().enter(None, bytes);
+        let mut reservation = Reservation { budget: self.clone(), number, changed };
+        // Who has no host never gives way.
+        let _ = reservation.grow_to(bytes).await;
+        reservation
+    }
+
+    /// In words, what a page that can't grow waits for.
+    pub fn waiting_for(&self) -> String {
+        let ledger = self.ledger();
+        let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+        let (waiting, most) = ledger.overview();
+        let most = most.map(|(host, held)| format!(", {} MiB by {host}", mib(held))).unwrap_or_default();
+        let (used, total) = (mib(ledger.used()), mib(self.shared.total));
+        format!("waiting: for memory ({used} of {total} MiB are in use{most}; {waiting} wait)")
+    }
+}
+
+impl Watch {
+    /// Whether the page waits for memory now.
+    pub fn is_waiting(&self) -> bool {
+        self.budget.ledger().is_waiting(self.number)
     }
 }
 
 impl Reservation {
-    /// The bytes it may hold without growing.
+    /// The bytes it holds.
     pub fn bytes(&self) -> u64 {
-        self.held
+        self.budget.ledger().held(self.number)
+    }
+
+    /// A look at it from outside.
+    pub fn watch(&self) -> Watch {
+        Watch { budget: self.budget.clone(), number: self.number }
+    }
+
+    /// How long it has waited for memory.
+    pub fn waited(&self) -> Duration {
+        self.budget.ledger().waited(self.number, Instant::now())
+    }
+
+    /// Waits while what is ours alone, to be decoded or written, leaves no room for `bytes`: nothing is asked for that
+    /// there would be no place for. No publisher can make this wait last.
+    pub async fn ready(&self, bytes: u64) {
+        loop {
+            let freed = self.budget.shared.freed.notified();
+            if self.budget.ledger().is_admitted(self.number, bytes) {
+                // The next one has to look for itself.
+                self.budget.shared.freed.notify_one();
+                return;
+            }
+            freed.await;
+        }
+    }
+
+    /// What the page is expected to need in all, bytes.
+    pub fn expected(&self) -> u64 {
+        self.budget.ledger().claim(self.number)
+    }
+
+    /// The page is expected to need `bytes` in all.
+    pub fn expect(&self, bytes: u64) {
+        self.budget.ledger().expect(self.number, bytes);
+    }
+
+    /// Waits for what comes from its publisher, and meanwhile for others who need what it holds.
+    ///
+    /// # Errors
+    /// [`GivesWay`].
+    pub async fn receive<T>(&self, bytes: impl Future<Output = T>) -> Result<T, GivesWay> {
+        let _receiving = Receiving::begin(self);
+        let mut bytes = std::pin::pin!(bytes);
+        loop {
+            tokio::select! {
+                biased;
+                came = &mut bytes => return Ok(came),
+                () = self.changed.notified() => self.stands()?,
+            }
+        }
+    }
+
+    fn stands(&self) -> Result<(), GivesWay> {
+        let ledger = self.budget.ledger();
+        if ledger.gives_way(self.number) { Err(GivesWay { held: ledger.held(self.number) }) } else { Ok(()) }
+    }
+
+    /// All of it has come: from here on it doesn't depend on its publisher.
+    pub fn arrived(&self) {
+        self.budget.ledger().arrived(self.number);
     }
 
     /// A buffer of so many bytes for the page, whatever they are: one kept from another page, or a new one.
     pub(super) fn buffer(&self, bytes: usize) -> Vec<u8> {
-        if bytes < SPARE_STEP / 2 {
-            return vec![0; bytes];
-        }
-        let mut spare = self.budget.spare.lock().unwrap_or_else(PoisonError::into_inner);
-        let fitting = spare.iter().position(|buffer| (bytes..=2 * bytes).contains(&buffer.capacity()));
-        let kept = fitting.map(|place| spare.swap_remove(place));
-        drop(spare);
-        let mut buffer = kept.unwrap_or_else(|| vec![0; bytes.next_multiple_of(SPARE_STEP)]);
-        buffer.resize(bytes, 0);
-        buffer
+        self.budget.shared.spare.take(bytes)
     }
 
     /// Ends the share; the page's buffer may serve another.
     pub fn recycle(self, buffer: Vec<u8>) {
-        if !(SPARE_STEP..=SPARE_BYTES).contains(&buffer.capacity()) {
-            return;
-        }
-        let mut spare = self.budget.spare.lock().unwrap_or_else(PoisonError::into_inner);
-        if spare.len() >= SPARE {
-            spare.remove(0);
-        }
-        spare.push(buffer);
+        self.budget.shared.spare.keep(buffer);
     }
 
-    /// Makes sure that the page may hold `bytes`, waiting where others must finish first.
-    pub async fn grow_to(&mut self, bytes: u64) {
-        if bytes <= self.held || self.beyond.is_some() {
-            return;
+    /// Makes sure that the page may hold `bytes`, waiting where others must finish first. Dropped while it waits, it
+    /// leaves the page as it was.
+    ///
+    /// # Errors
+    /// [`GivesWay`], where others need what it holds more; never one that has no host.
+    pub async fn grow_to(&mut self, bytes: u64) -> Result<(), GivesWay> {
+        let wish = self.budget.ledger().wish(self.number, bytes, Instant::now());
+        match wish {
+            Wish::Granted => return Ok(()),
+            Wish::GivesWay => return self.stands(),
+            Wish::Waits => {}
         }
-        let more = (bytes - self.held).div_ceil(UNIT);
-        let beyond = Arc::clone(&self.budget.beyond).lock_owned();
-        // A wait for more than there is would keep what others give back.
-        if self.held / UNIT + more > self.budget.total {
-            self.beyond = Some(beyond.await);
-            return;
-        }
-        let units = u32::try_from(more).unwrap_or(u32::MAX);
-        tokio::select! {
-            biased;
-            Ok(permit) = Arc::clone(&self.budget.free).acquire_many_owned(units) => {
-                self.permit.merge(permit);
-                self.held += more * UNIT;
+        let waiting = Waiting(self);
+        let mut patience = PATIENCE.saturating_sub(waiting.0.waited()).max(NEXT_PRESSES);
+        loop {
+            let woken = timeout(patience, self.changed.notified()).await.is_ok();
+            self.stands()?;
+            if !self.budget.ledger().is_waiting(self.number) {
+                return Ok(());
             }
-            guard = beyond => self.beyond = Some(guard),
+            if !woken {
+                let mut ledger = self.budget.ledger();
+                ledger.press(self.number, Instant::now());
+                patience = if ledger.is_pressing(self.number) { NEXT_PRESSES } else { OTHERS_PRESS };
+            }
         }
     }
 
-    /// Gives back what is not needed to hold `bytes`.
+    /// Gives back what is not needed to hold `bytes`, which is all that it will need.
     pub fn shrink_to(&mut self, bytes: u64) {
-        if bytes > self.held {
-            return;
-        }
-        self.beyond = None;
-        let excess = usize::try_from(self.held / UNIT - bytes.div_ceil(UNIT)).unwrap_or(0);
-        if let Some(excess) = self.permit.split(excess) {
-            self.held -= excess.num_permits() as u64 * UNIT;
-        }
+        self.budget.ledger().shrink(self.number, bytes, Instant::now());
+        self.budget.shared.freed.notify_one();
+    }
+
+    /// Hands on the share of `bytes` that are taken from it, which have arrived.
+    pub fn split(&mut self, bytes: u64) -> Self {
+        let (number, changed) = self.budget.ledger().split(self.number, bytes);
+        Self { budget: self.budget.clone(), number, changed }
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        self.budget.ledger().leave(self.number, Instant::now());
+        self.budget.shared.freed.notify_one();
+    }
+}
+
+/// A wish that ends with the wait for it.
+struct Waiting<'a>(&'a Reservation);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.budget.ledger().withdraw(self.0.number, Instant::now());
+    }
+}
+
+struct Receiving<'a>(&'a Reservation);
+
+impl<'a> Receiving<'a> {
+    fn begin(reservation: &'a Reservation) -> Self {
+        reservation.budget.ledger().receives(reservation.number, true, Instant::now());
+        Self(reservation)
+    }
+}
+
+impl Drop for Receiving<'_> {
+    fn drop(&mut self) {
+        self.0.budget.ledger().receives(self.0.number, false, Instant::now());
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn one_page_at_a_time_exceeds_the_budget_and_nobody_deadlocks() {
-        let budget = Budget::new(64 << 10);
-        assert_eq!(budget.bytes(), (64 << 10, 0));
-        let mut first = budget.reserve(32 << 10).await;
-        assert_eq!(budget.bytes(), (64 << 10, 32 << 10));
-        let mut second = budget.reserve(32 << 10).await;
-        first.grow_to(1 << 20).await;
-        let waiting = tokio::spawn(async move {
-            second.grow_to(1 << 20).await;
-        });
-        tokio::task::yield_now().await;
-        assert!(!waiting.is_finished());
-        drop(first);
-        assert!(tokio::time::timeout(std::time::Duration::from_secs(5), waiting).await.is_ok());
-        drop(budget.reserve(1 << 30).await);
-    }
-
-    #[tokio::test]
-    async fn a_large_buffer_serves_the_next_page_of_its_size_and_no_smaller_one() {
-        let budget = Budget::new(64 << 10);
-        let first = budget.reserve(1).await.buffer(300 << 10);
-        let place = first.as_ptr();
-        budget.reserve(1).await.recycle(first);
-        let reservation = budget.reserve(1).await;
-        for smaller in [1 << 10, 200 << 10] {
-            let buffer = reservation.buffer(smaller);
-            assert_ne!(buffer.as_ptr(), place);
-        }
-        let next = reservation.buffer(400 << 10);
-        assert_eq!((next.as_ptr(), next.len()), (place, 400 << 10));
-    }
-
-    #[tokio::test]
-    async fn what_a_page_gives_back_lets_another_grow() {
-        let budget = Budget::new(64 << 10);
-        let (mut first, mut second) = (budget.reserve(48 << 10).await, budget.reserve(16 << 10).await);
-        first.shrink_to(1);
-        assert_eq!(first.bytes(), 4 << 10);
-        let mut beyond = budget.reserve(0).await;
-        // Even while a third is beyond the budget, which only one may be.
-        beyond.grow_to(1 << 20).await;
-        second.grow_to(32 << 10).await;
-        assert_eq!(second.bytes(), 32 << 10);
-        drop((first, second, beyond));
-        assert_eq!(budget.reserve(64 << 10).await.bytes(), 64 << 10);
-    }
-}
+mod tests;

@@ -16,6 +16,9 @@ pub struct Clients(Arc<Mutex<HashMap<ClientKey, reqwest::Client>>>);
 /// The last says whether odd heads are read.
 type ClientKey = (Option<String>, Option<PathBuf>, Duration, bool);
 
+/// What an HTTP/2 peer may send ahead of its reader, bytes: it stands outside the memory budget.
+const HTTP2_WINDOW: u32 = 256 << 10;
+
 impl Clients {
     /// One that reads what the standard allows.
     pub(super) fn get(&self, settings: &HttpSettings) -> Result<reqwest::Client, Failure> {
@@ -108,6 +111,8 @@ fn made(builder: reqwest::ClientBuilder) -> Result<reqwest::Client, Failure> {
 fn build(settings: &HttpSettings, lenient: bool) -> Result<reqwest::Client, Failure> {
     let mut builder = if lenient { lenient_builder() } else { builder() }
         .connect_timeout(settings.connect_timeout)
+        .http2_initial_stream_window_size(HTTP2_WINDOW)
+        .http2_initial_connection_window_size(2 * HTTP2_WINDOW)
         .pool_idle_timeout(Duration::from_secs(60))
         .tcp_keepalive(Duration::from_secs(60));
     if let Some(proxy) = &settings.proxy {

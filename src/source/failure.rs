@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use super::budget::GivesWay;
+
 /// Why a request brought no page. Each begins with a fixed word.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Failure {
@@ -35,6 +37,9 @@ pub enum Failure {
     /// The publisher's certificate or TLS was refused.
     #[error("tls: {0}")]
     Tls(String),
+    /// Others waited for the memory that the page held.
+    #[error("no-memory: other feeds waited for the memory that this page held; it is asked for again ({0} bytes)")]
+    GaveWay(u64),
     /// Larger than `max_page_bytes` once decompressed, or an event larger than the limit for one.
     #[error("too-large: more than the {0} bytes that are taken (http.max_page_bytes, and 16 MiB for an event)")]
     TooLarge(u64),
@@ -67,4 +72,10 @@ fn shown(beginning: &str) -> String {
 
 fn remarked(remark: Option<&str>) -> String {
     remark.map(|remark| format!("; {remark}")).unwrap_or_default()
+}
+
+impl From<GivesWay> for Failure {
+    fn from(given: GivesWay) -> Self {
+        Self::GaveWay(given.held)
+    }
 }

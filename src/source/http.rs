@@ -116,6 +116,8 @@ pub struct Requests {
 const REDIRECTS: usize = 5;
 /// A feed whose secret was refused has its secrets looked at this often: a new one is used at once.
 pub(super) const SECRETS_LOOKED_AT: Duration = Duration::from_secs(5);
+/// Of a page that says how long it is, so much is made room for at once.
+const FIRST_BYTES: u64 = 1 << 20;
 
 impl Requests {
     /// Requests to the origin of `url`. Reads the secrets: blocking, small local files.
@@ -228,21 +230,15 @@ impl Requests {
         }
     }
 
-    /// Asks for a page; `etag` makes it conditional, `reservation` is the room for what it is expected to be.
+    /// Asks for a page; `etag` makes it conditional, `reservation` is what it is expected to need. Time that it
+    /// waits for memory of ours counts towards no limit.
     ///
     /// # Errors
     /// Whatever kept a page from coming.
     pub async fn get(&self, url: &str, etag: Option<&str>, reservation: Reservation) -> Result<Answer, Failure> {
         let deadline = Instant::now() + self.settings.page_timeout;
-        let limit = self.settings.page_timeout;
-        let answer = timeout_at(deadline, self.follow(url, etag, reservation)).await;
-        answer.unwrap_or_else(|_| {
-            Err(Failure::Timeout(format!("the page took longer than {limit:?} (http.page_timeout)")))
-        })
-    }
-
-    async fn follow(&self, url: &str, etag: Option<&str>, reservation: Reservation) -> Result<Answer, Failure> {
-        let Reached { response, lost_cursor, findings } = self.reach(url, Asked::Page { etag }).await?;
+        let reached = self.in_time(deadline, self.reach(url, Asked::Page { etag })).await??;
+        let Reached { response, lost_cursor, findings } = reached;
         let mut meta = Meta { lost_cursor, ..meta(response.headers(), &|text| self.redact(text)) };
         meta.findings.extend(findings);
         let code = response.status().as_u16();
@@ -255,9 +251,9 @@ impl Requests {
             (206, _) if headers::is_whole(response.headers()) => {
                 meta.find("status", "a whole page was sent with status 206, as if it were a part".to_owned());
             }
-            _ => return Err(self.status(code, response).await),
+            _ => return Err(self.in_time(deadline, self.status(code, response)).await?),
         }
-        let body = self.read(response, reservation, &mut meta).await?;
+        let body = self.read(response, reservation, deadline, &mut meta).await?;
         match (body.is_blank(), etag, code) {
             (true, Some(_), _) => Ok(Answer::ValidatorRefused(meta)),
             (true, None, 202 | 203 | 206) => {
@@ -265,6 +261,12 @@ impl Requests {
             }
             _ => Ok(Answer::Page(body, meta)),
         }
+    }
+
+    async fn in_time<T>(&self, deadline: Instant, work: impl Future<Output = T>) -> Result<T, Failure> {
+        let limit = self.settings.page_timeout;
+        let late = |_| Failure::Timeout(format!("the page took longer than {limit:?} (http.page_timeout)"));
+        timeout_at(deadline, work).await.map_err(late)
     }
 
     /// Opens an event stream (WHATWG HTML §9.2.3). `http.read_timeout` is for its head; what follows may be silent.
@@ -393,25 +395,32 @@ impl Requests {
         &self,
         mut response: reqwest::Response,
         mut reservation: Reservation,
+        deadline: Instant,
         meta: &mut Meta,
     ) -> Result<Body, Failure> {
         let max = self.settings.max_page_bytes;
         let header = headers::readable(response.headers(), &header::CONTENT_ENCODING);
         let coding = Coding::declared(header.as_deref());
-        let length = response.content_length().unwrap_or(0);
-        if length > max {
+        let length = response.content_length();
+        if length.is_some_and(|length| length > max) {
             return Err(Failure::TooLarge(max));
         }
-        reservation.grow_to(coding.likely(length, max)).await;
-        let mut bytes = Vec::with_capacity(usize::try_from(length).unwrap_or(0));
-        while let Some(chunk) = self.chunk(&mut response).await? {
+        if let Some(length) = length {
+            reservation.expect(coding.likely(length, reservation.expected(), max));
+        }
+        reservation.grow_to(1).await?;
+        let mut bytes = Vec::with_capacity(usize::try_from(length.unwrap_or(0).min(FIRST_BYTES)).unwrap_or(0));
+        loop {
+            let chunk = reservation.receive(self.chunk(&mut response));
+            let Some(chunk) = self.in_time(deadline + reservation.waited(), chunk).await??? else { break };
             let size = (bytes.len() + chunk.len()) as u64;
             if size > max {
                 return Err(Failure::TooLarge(max));
             }
-            reservation.grow_to(size).await;
+            reservation.grow_to(size).await?;
             bytes.extend_from_slice(&chunk);
         }
+        reservation.arrived();
         let (coding, finding) = Coding::of_body(header.as_deref().map(|text| self.redact(text)).as_deref(), &bytes)?;
         meta.findings.extend(finding);
         Ok(Body { bytes, coding, reservation, max })

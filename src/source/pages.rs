@@ -17,6 +17,7 @@ use super::body::{Body, Coding};
 use super::budget::Budget;
 use super::client::guarded_client;
 use super::credentials::Credentials;
+use super::decoders::Decoders;
 use super::guard::{Guard, PrivateAddress, told};
 use super::headers::readable;
 use super::http::{Failure, HttpSettings};
@@ -134,12 +135,12 @@ impl Pages {
             if size > max {
                 return Err(Failure::TooLarge(max));
             }
-            reservation.grow_to(size).await;
+            reservation.grow_to(size).await?;
             bytes.extend_from_slice(&chunk);
         }
         let (coding, _) = Coding::of_body(header.as_deref(), &bytes)?;
         // As many are decompressed at once as are fetched: each holds its place meanwhile.
-        let opened = Body { bytes, coding, reservation, max }.open(&Semaphore::new(1)).await?;
+        let opened = Body { bytes, coding, reservation, max }.open(&Decoders::new(1)).await?;
         Ok(opened.bytes)
     }
 

@@ -6,6 +6,7 @@
 
 mod parse;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::asked::Streaming;
@@ -34,8 +35,8 @@ pub struct Event {
     /// Its data, lines joined by line feeds; what is not UTF-8 is replaced by U+FFFD.
     pub data: String,
     /// The last event id: this event's, or else the newest before it on this stream; empty when the publisher took it
-    /// back.
-    pub id: Option<String>,
+    /// back. One of more than 2 KiB is passed over.
+    pub id: Option<Arc<str>>,
     /// How long to wait before connecting again, where this event says so.
     pub retry: Option<Duration>,
 }
@@ -79,10 +80,19 @@ impl Stream {
                 return Ok(Some(event));
             }
             match connection.chunk().await? {
-                Some(chunk) => self.parser.take(chunk),
+                Some(chunk) => {
+                    self.parser.take(chunk);
+                    // A stream that always has more leaves the others their time.
+                    tokio::task::yield_now().await;
+                }
                 None => return Ok(None),
             }
         }
+    }
+
+    /// How many ids were passed over since this was asked last, since they are too long to be kept and sent back.
+    pub fn long_ids(&mut self) -> u64 {
+        self.parser.long_ids()
     }
 
     /// How long the publisher last asked to wait before connecting again, with an event or without one.

@@ -449,7 +449,7 @@ pub fn feed(
     book: Book,
 ) -> Result<Feed, Failure> {
     let waits = Some(Waits { store: shared.store.clone(), feed: id });
-    let limits = (shared.budget.clone(), Arc::clone(&shared.decoders));
+    let limits = (shared.budget.clone(), shared.decoders.clone());
     let source = settings.page_source((clients, turns), limits, counts, waits)?;
     Ok(Feed {
         shared: shared.clone(),

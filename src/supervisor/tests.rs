@@ -15,6 +15,7 @@ use super::fleet::Supervisor;
 use super::{Configured, FeedSettings, Fleet, control};
 use crate::feed::{Attribution, FeedName, Health};
 use crate::source::budget::Budget;
+use crate::source::decoders::Decoders;
 use crate::store::read::Reader;
 use crate::store::{Store, now};
 use crate::worker::Shared;
@@ -58,7 +59,7 @@ async fn a_feed_that_panics_is_started_again_and_the_others_never_notice() {
     let base = format!("http://{}", listener.local_addr().unwrap());
     let asked = Arc::new(Semaphore::new(0));
     let serving = tokio::spawn(publisher(listener, Arc::clone(&asked)));
-    let shared = Shared { store, budget: Budget::new(1 << 20), decoders: Arc::new(Semaphore::new(1)) };
+    let shared = Shared { store, budget: Budget::new(1 << 20), decoders: Decoders::new(1) };
     let mut supervisor = Supervisor::new(shared, Default::default());
     let feeds = vec![quick("panics", format!("{base}/panics")), quick("sound", format!("{base}/sound"))];
 

@@ -194,7 +194,12 @@ impl Connection<'_> {
                     }
                 }
             }
-            let page = rpde::records(batch.iter().map(Vec::as_slice), &self.feed.source.reading);
+            let reading = self.feed.source.reading.clone();
+            let read = move || rpde::records(batch.iter().map(Vec::as_slice), &reading);
+            let page = match self.feed.read(bytes, read).await {
+                Ok(page) => page,
+                Err(panic) => return End::Failed { operator: false, reason: panic.to_string() },
+            };
             let pending = self.feed.push_batch(self.generation, Transport::Amqp, page, Position::default(), None).await;
             self.pending.push_back((tag, pending));
             if let Some(end) = ended {

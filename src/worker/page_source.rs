@@ -5,8 +5,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
-
 use super::not_before::NotBefore;
 use super::walk::explain;
 use super::{Counts, Pulse};
@@ -15,15 +13,16 @@ use crate::decode::rpde::{Body, Reading};
 use crate::feed::{Asked, Dialect, FeedName, Page};
 use crate::mode::Trouble;
 use crate::source::body::Opened;
-use crate::source::budget::{Budget, Reservation};
+use crate::source::budget::{Budget, Watch};
+use crate::source::decoders::Decoders;
 use crate::source::headers::Meta;
-use crate::source::http::{Answer, Requests};
+use crate::source::http::{Answer, Failure, Requests};
 use crate::source::turns::{Host, Priority, Turn};
 use crate::store::Store;
 
-/// A wait for a place at the host is told after this long.
+/// A wait for a place at the host, or for memory, is told after this long.
 pub(super) const TELL_WAITING: Duration = Duration::from_secs(5);
-/// A feed's first page is expected to be this large, and no page is expected to be smaller.
+/// A feed's first page is expected to be this large.
 const EXPECTED_BYTES: u64 = 256 << 10;
 
 /// All that reading a feed's pages needs.
@@ -45,7 +44,7 @@ pub struct PageSource {
     /// Bytes in flight.
     pub budget: Budget,
     /// Pages decoded at once: more than there are cores would only hold memory.
-    pub decoders: Arc<Semaphore>,
+    pub decoders: Decoders,
     /// What it has done since the start.
     pub counts: Arc<Counts>,
     /// Set once it has answered a conditional request in a way that says nothing: it is asked without from then on.
@@ -101,11 +100,7 @@ impl PageSource {
         pulse: Option<&Pulse>,
     ) -> Result<Downloaded, Failed> {
         let turn = self.permitted(priority, pulse).await;
-        let reservation = self.room(pulse).await;
-        if let Some(pulse) = pulse {
-            pulse.within(self.page_timeout);
-        }
-        let answer = self.requests.get(url, etag, reservation).await;
+        let answer = self.answer(url, etag, pulse).await;
         drop(turn);
         let (body, mut meta) = match answer.map_err(|failure| explain(&failure))? {
             Answer::NotModified(meta) => {
@@ -117,7 +112,9 @@ impl PageSource {
         };
         self.host.succeeded();
         Counts::add(&self.counts.bytes, body.wire_bytes());
-        let opened = body.open(&self.decoders).await.map_err(|failure| explain(&failure))?;
+        let watch = body.watch();
+        let opened = self.telling(watch, pulse, body.open(&self.decoders)).await;
+        let opened = opened.map_err(|failure| explain(&failure))?;
         meta.findings.extend_from_slice(&opened.findings);
         self.counts.expected.store(opened.bytes.len() as u64 * 5 / 4, Ordering::Relaxed);
         Ok(Downloaded::Page(opened, meta))
@@ -145,19 +142,44 @@ impl PageSource {
     }
 
     async fn off_thread<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, Failed> {
-        let _permit = self.decoders.acquire().await.ok();
-        let done = tokio::task::spawn_blocking(work).await;
-        done.map_err(|panic| (Trouble::Page, format!("decoder-panic: {panic}")))
+        let done = self.decoders.run(move |_| work()).await;
+        done.map_err(|panic| (Trouble::Page, panic.to_string()))
     }
 
-    /// The room for what the page is expected to be. While the writer is kept from writing, that takes as long as it
+    /// Asks once there is a place for what may come. While the writer is kept from writing, that takes as long as it
     /// does.
-    pub(super) async fn room(&self, pulse: Option<&Pulse>) -> Reservation {
-        if let Some(pulse) = pulse {
-            pulse.rest();
+    pub(super) async fn answer(&self, url: &str, etag: Option<&str>, pulse: Option<&Pulse>) -> Result<Answer, Failure> {
+        let expected = match self.counts.expected.load(Ordering::Relaxed) {
+            0 => EXPECTED_BYTES,
+            bytes => bytes,
+        };
+        let reservation = self.budget.page(self.host.name(), expected);
+        let watch = reservation.watch();
+        let answer = async {
+            reservation.ready(expected).await;
+            self.requests.get(url, etag, reservation).await
+        };
+        self.telling(watch, pulse, answer).await
+    }
+
+    /// Waits for a page under way; where it waits for memory itself, that is told, and is no hang.
+    async fn telling<T>(&self, watch: Watch, pulse: Option<&Pulse>, work: impl Future<Output = T>) -> T {
+        let alive = || pulse.inspect(|pulse| pulse.within(self.page_timeout));
+        alive();
+        let tell = async {
+            loop {
+                tokio::time::sleep(TELL_WAITING).await;
+                if watch.is_waiting() {
+                    alive();
+                    self.tell_waiting(self.budget.waiting_for()).await;
+                }
+            }
+        };
+        tokio::select! {
+            biased;
+            done = work => done,
+            never = tell => never,
         }
-        let expected = self.counts.expected.load(Ordering::Relaxed).max(EXPECTED_BYTES);
-        self.budget.reserve(expected).await
     }
 
     /// A place at the host, once the publisher may be asked: what another loop was told while this one waited counts too.

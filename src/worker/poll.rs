@@ -414,9 +414,7 @@ impl<'a> PollLoop<'a> {
             return Probe::Fails;
         }
         let _turn = feed.source.host.turn(&feed.name, Priority::Refresh).await;
-        let room = feed.source.room(Some(&feed.pulses[POLL_PULSE])).await;
-        feed.pulses[POLL_PULSE].within(feed.page_timeout);
-        match feed.source.requests.get(&feed.url, None, room).await {
+        match feed.source.answer(&feed.url, None, Some(&feed.pulses[POLL_PULSE])).await {
             Ok(Answer::Page(..) | Answer::NotModified(_) | Answer::ValidatorRefused(_)) => Probe::Answers,
             Err(Failure::Status { code: 404 | 410, .. }) => Probe::Gone,
             Err(failure) => {

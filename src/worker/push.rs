@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::Feed;
 use crate::feed::{Brought, Generation, Health, Mode, Page, Push, Transport};
 use crate::mode::push::{Change, Ledger, Moment, Polled, Tally};
+use crate::source::decoders::Panicked;
 use crate::store::apply::{Applied, Held, Origin, Position, Purpose, Verdict};
 use crate::store::endpoints::Standing;
 use crate::store::{Intake, StoreError, now};
@@ -93,6 +94,15 @@ impl Feed {
             () = cancel.cancelled() => false,
             seen = level.wait_for(|level| *level) => seen.is_ok(),
         }
+    }
+
+    /// Reads what was pushed, off the async threads where it is large.
+    pub(super) async fn read(
+        &self,
+        bytes: usize,
+        read: impl FnOnce() -> Page + Send + 'static,
+    ) -> Result<Page, Panicked> {
+        if bytes < COUNTED_BYTES { Ok(read()) } else { self.shared.decoders.run(move |_| read()).await }
     }
 
     /// Hands a batch that a stream or queue brought to the store, once there is room for it; `from`: the stream's URL.

@@ -99,7 +99,7 @@ struct Connection<'a> {
 struct Batch {
     records: Vec<String>,
     bytes: usize,
-    event_id: Option<String>,
+    event_id: Option<Arc<str>>,
     other_events: Vec<String>,
 }
 
@@ -275,7 +275,9 @@ impl Connection<'_> {
             let mut batch = Batch::default();
             batch.add(event);
             let ended = self.fill(&mut batch).await;
-            self.hand_over(batch).await;
+            if let Err(end) = self.hand_over(batch).await {
+                return end;
+            }
             if let Some(end) = ended {
                 return end;
             }
@@ -325,17 +327,33 @@ impl Connection<'_> {
         None
     }
 
-    async fn hand_over(&mut self, batch: Batch) {
-        let mut page = rpde::records(batch.records.iter().map(String::as_bytes), &self.feed.source.reading);
-        if let Some(first) = batch.other_events.first() {
+    async fn hand_over(&mut self, batch: Batch) -> Result<(), End> {
+        let Batch { records, bytes, event_id, other_events } = batch;
+        let reading = self.feed.source.reading.clone();
+        let read = move || rpde::records(records.iter().map(String::as_bytes), &reading);
+        let mut page = match self.feed.read(bytes, read).await {
+            Ok(page) => page,
+            Err(panic) => return Err(End::Failed(Trouble::Page, panic.to_string())),
+        };
+        let long_ids = self.stream.long_ids();
+        if long_ids > 0 {
+            let detail = "an event id of more than 2 KiB was passed over".to_owned();
+            page.findings.push(Finding { rule: "long-event-id", detail, count: long_ids });
+        }
+        if let Some(first) = other_events.first() {
             let detail = format!("an event named {first:?}, where items are named {ITEM_EVENT:?}");
-            page.findings.push(Finding { rule: "sse-event", detail, count: batch.other_events.len() as u64 });
+            page.findings.push(Finding { rule: "sse-event", detail, count: other_events.len() as u64 });
         }
         let cursor = self.cursor(&page);
-        let position = Position { cursor: cursor.clone(), event_id: batch.event_id, after: self.left_at.clone() };
+        let position = Position {
+            cursor: cursor.clone(),
+            event_id: event_id.map(|id| id.to_string()),
+            after: self.left_at.clone(),
+        };
         self.left_at = cursor.or(self.left_at.take());
         self.pending
             .push_back(self.feed.push_batch(self.generation, Transport::Sse, page, position, Some(&self.url)).await);
+        Ok(())
     }
 
     fn cursor(&self, page: &Page) -> Option<String> {

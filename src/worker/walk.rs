@@ -312,7 +312,7 @@ pub fn explain(failure: &Failure) -> (Trouble, String) {
     let trouble = match failure {
         Failure::Status { code, retry_after, .. } => Trouble::Status { code: *code, retry_after: *retry_after },
         Failure::ConnectionRefused(_) => Trouble::ConnectionRefused,
-        Failure::Connect(_) | Failure::Timeout(_) | Failure::Broken(_) => Trouble::Network,
+        Failure::Connect(_) | Failure::Timeout(_) | Failure::Broken(_) | Failure::GaveWay(_) => Trouble::Network,
         Failure::TooLarge(_) | Failure::Coding(_) | Failure::UnaskedNotModified => Trouble::Page,
         Failure::Tls(_)
         | Failure::ForeignNext(_)

@@ -11,6 +11,7 @@ mod held;
 mod hidden_end;
 mod history;
 mod lost;
+mod memory;
 mod not_before;
 mod origins;
 mod pages;

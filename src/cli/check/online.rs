@@ -3,7 +3,6 @@
 
 use std::sync::Arc;
 
-use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use super::Probe;
@@ -11,6 +10,7 @@ use crate::feed::Page;
 use crate::source::amqp::{self, AmqpSettings};
 use crate::source::budget::Budget;
 use crate::source::client::Clients;
+use crate::source::decoders::Decoders;
 use crate::source::http::{Failure, Requests};
 use crate::source::sse::Stream;
 use crate::source::turns::{Priority, Turns};
@@ -64,7 +64,7 @@ async fn look(settings: &AmqpSettings) -> Result<String, String> {
 }
 
 async fn ask(settings: &FeedSettings, clients: &Clients, turns: &Turns, budget: &Budget) -> Result<String, String> {
-    let limits = (budget.clone(), Arc::new(Semaphore::new(1)));
+    let limits = (budget.clone(), Decoders::new(1));
     let source = settings.page_source((clients, turns), limits, Arc::default(), None);
     let source = Arc::new(source.map_err(|failure| failure.to_string())?);
     let manner = Manner { first: Priority::Level, ahead: false };

@@ -2,12 +2,16 @@
 //!
 //! Of what has been read it keeps the last chunk, a line that is not complete and the event that is being put together.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 
 use super::Event;
 use crate::source::http::Failure;
+
+/// The longest id taken: it is stored, and sent back in a header.
+const MAX_ID_BYTES: usize = 2 << 10;
 
 /// A stream's state between events.
 pub(super) struct Parser {
@@ -20,7 +24,8 @@ pub(super) struct Parser {
     /// Nothing but perhaps a byte order mark has been read.
     first_line: bool,
     block: Block,
-    id: Option<String>,
+    id: Option<Arc<str>>,
+    long_ids: u64,
     retry: Option<Duration>,
     max: u64,
 }
@@ -43,9 +48,15 @@ impl Parser {
             first_line: true,
             block: Block::default(),
             id: None,
+            long_ids: 0,
             retry: None,
             max,
         }
+    }
+
+    /// Ids passed over since the last call.
+    pub(super) fn long_ids(&mut self) -> u64 {
+        std::mem::take(&mut self.long_ids)
     }
 
     pub(super) fn retry(&self) -> Option<Duration> {
@@ -120,7 +131,8 @@ impl Parser {
         match field {
             b"data" => self.block.append(value),
             b"event" => self.block.name = text(value.to_vec()),
-            b"id" if !value.contains(&0) => self.id = Some(text(value.to_vec())),
+            b"id" if value.len() > MAX_ID_BYTES => self.long_ids += 1,
+            b"id" if !value.contains(&0) => self.id = Some(text(value.to_vec()).into()),
             b"retry" => self.wait(value),
             _ => {}
         }
@@ -247,6 +259,17 @@ mod tests {
         let (read, _) = events(&[b"id: 7\n\ndata: a\n\nid: 8\0\ndata: b\n\nid\ndata: c\n\n"]);
         let ids: Vec<_> = read.iter().map(|event| event.id.as_deref()).collect();
         assert_eq!(ids, [Some("7"), Some("7"), Some("")]);
+    }
+
+    #[test]
+    fn an_id_that_is_too_long_is_passed_over_and_one_is_shared_by_all_events_behind_it() {
+        let long = "x".repeat(MAX_ID_BYTES + 1);
+        let stream = format!("id: 7\nid: {long}\ndata: a\n\ndata: b\n\nid: {}\ndata: c\n\n", &long[1..]);
+        let (read, mut parser) = events(&[stream.as_bytes()]);
+        let ids: Vec<_> = read.iter().map(|event| event.id.clone().unwrap()).collect();
+        assert_eq!((&*ids[0], &*ids[2]), ("7", &long[1..]));
+        assert!(Arc::ptr_eq(&ids[0], &ids[1]));
+        assert_eq!((parser.long_ids(), parser.long_ids()), (1, 0));
     }
 
     #[test]

@@ -118,9 +118,9 @@ async fn read_within(
         }
         if count > held.bytes() {
             let wanted = count.saturating_mul(2).min(max);
-            if let Err(busy) = soon(held.grow_to(wanted)).await {
+            if let Err(busy) = grown(&mut held, wanted).await {
                 rival.ok_or(busy)?.wants_room();
-                soon(held.grow_to(wanted)).await?;
+                grown(&mut held, wanted).await?;
             }
         }
         bytes.extend_from_slice(&chunk);
@@ -129,6 +129,10 @@ async fn read_within(
         return Err(Unread::TooLarge(Box::new(TooLarge { beginning: bytes, length, held, signed, rest: stream })));
     }
     Ok(Whole { bytes, held, signed })
+}
+
+async fn grown(held: &mut Reservation, bytes: u64) -> Result<(), Unread> {
+    soon(held.grow_to(bytes)).await?.map_err(|_| Unread::Busy)
 }
 
 /// What is granted within the time that anyone waits for memory.

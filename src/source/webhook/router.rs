@@ -15,7 +15,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use sha2::{Digest, Sha256};
 use tokio::sync::mpsc::error::TrySendError;
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::oneshot;
 use tokio::time::{sleep, timeout};
 
 use super::credentials::{Shown, Signed, shown};
@@ -26,6 +26,7 @@ use super::{Answer, DoorState, Entry, Inbox, Posted, WebhooksSettings};
 use crate::feed::Generation;
 use crate::source::body::{self, Coding};
 use crate::source::budget::{Budget, Reservation};
+use crate::source::decoders::Decoders;
 use crate::source::http::Failure;
 
 /// What bodies may hold together whose signature is not compared yet: apart from the mirror's own budget, since anybody
@@ -44,7 +45,7 @@ pub fn router(inbox: Inbox, settings: &WebhooksSettings, budget: Budget) -> Rout
         inbox,
         budget,
         unverified: Budget::new(UNVERIFIED),
-        opening: Semaphore::new(1),
+        opening: Decoders::new(1),
         max: settings.max_body_bytes,
         strikes: Strikes::default(),
     };
@@ -60,7 +61,7 @@ struct Desk {
     budget: Budget,
     unverified: Budget,
     /// Decompressing keeps a core busy: one at a time leaves some to the feeds.
-    opening: Semaphore,
+    opening: Decoders,
     max: u64,
     /// Wrong secrets, by address.
     strikes: Strikes,
@@ -155,6 +156,7 @@ impl Desk {
                 return hand_on(entry, Parcel { generation, bytes, hash, fifth, fault: None, held }).await;
             }
             Ok(Err(Failure::TooLarge(_))) => self.too_large(),
+            Ok(Err(Failure::GaveWay(_))) => return Err(Refusal::no_room()),
             Ok(Err(failure)) => Refusal::new(StatusCode::BAD_REQUEST, failure.to_string()),
         };
         if !fifth {
@@ -194,10 +196,9 @@ impl Desk {
     async fn room(&self, bytes: u64) -> Result<Reservation, Refusal> {
         let room = async {
             let mut held = self.budget.reserve(bytes).await;
-            held.grow_to(bytes).await;
-            held
+            held.grow_to(bytes).await.map(|()| held)
         };
-        soon(room).await.map_err(|_| Refusal::no_room())
+        soon(room).await.ok().and_then(Result::ok).ok_or_else(Refusal::no_room)
     }
 
     fn too_large(&self) -> Refusal {
