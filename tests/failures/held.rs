@@ -199,7 +199,9 @@ fn a_purge_hides_everything_at_once_and_a_resume_waits_for_the_rest() {
     // Then: it is read anew, and nothing of what was is left.
     mirror.until("read anew", |mirror| mirror.live("a").len() == ITEMS);
     mirror.until("all is gone", |mirror| mirror.number("SELECT count(*) FROM removal") == 0);
-    assert_eq!((asked(&publisher), mirror.number("SELECT count(*) FROM item")), (2, ITEMS as i64));
+    // Once more where it was killed within the page.
+    assert!((2..=3).contains(&asked(&publisher)), "asked {} times", asked(&publisher));
+    assert_eq!(mirror.number("SELECT count(*) FROM item"), ITEMS as i64);
     assert!(mirror.stop().success());
     let verified = mirror.verb(&["verify"]);
     assert!(verified.status.success(), "{}", String::from_utf8_lossy(&verified.stdout));
