@@ -175,7 +175,6 @@ async fn what_needs_a_daemon_or_a_feed_says_so() {
         (vec!["ack", "acme", "--until", "2020-01-01T00:00:00Z"], 2, "must lie ahead"),
         (vec!["ack", "acme", "--clear", "--note", "x"], 2, "cannot be used with"),
         (vec!["seek", "acme", "/relative"], 1, "no URL"),
-        (vec!["resync", "acme", "--accept", "--trust-source"], 2, "cannot be used with"),
         (vec!["pause"], 2, "FEED"),
     ] {
         let (exit, out, error) = run(&file.path(), &arguments).await;
