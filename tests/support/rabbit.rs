@@ -90,6 +90,8 @@ impl Rabbit {
         let [amqp, tls, ..] = self.ports;
         self.wait_for(amqp);
         self.wait_for(tls);
+        // It listens before it obeys.
+        self.ctl(&["await_startup", "--timeout", "60"]);
     }
 
     fn wait_for(&mut self, port: u16) {
