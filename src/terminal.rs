@@ -2,7 +2,7 @@
 //! line read as another one.
 //!
 //! Everything that goes to a terminal passes here: verbs and progress by [`Shown`] or [`text`], a stranger's words
-//! within a line by [`line`], the log by [`log_line`]. What is hidden is replaced by U+FFFD, so that it can be seen that
+//! within a line by [`line()`], the log by [`log_line`]. What is hidden is replaced by U+FFFD, so that it can be seen that
 //! something stood there; in JSON, where nothing may be lost, by its escape.
 
 use std::io::{self, Write};

@@ -3,7 +3,7 @@
 //! Guarantees: memory is charged as bytes come, and nothing is held before an answer begins; what is held together is
 //! bounded by the budget and one largest page; nothing deadlocks. No publisher holds it against others: a page that it
 //! lets wait, or that its host's share doesn't cover, gives way when pages of others have waited for a moment
-//! ([`ledger`]). Knows nothing of what the bytes say.
+//! (`ledger`). Knows nothing of what the bytes say.
 
 mod ledger;
 mod pace;
