@@ -28,6 +28,8 @@ pub enum Refused {
         /// The first bytes.
         beginning: String,
     },
+    /// Nobody waited for it any more.
+    Stopped,
     /// JSON, but no list of items.
     NoItems {
         /// The first bytes.
@@ -49,6 +51,7 @@ impl Refused {
             Self::Html { beginning } => {
                 format!("html: the publisher sent a web page; it begins {:?}", shown(beginning))
             }
+            Self::Stopped => "decoder-stopped: nobody waited for the page any more".to_owned(),
             Self::NoItems { beginning } => {
                 format!("no-items: the page has no list `items`; it begins {:?}", shown(beginning))
             }

@@ -325,6 +325,7 @@ pub struct Page {
 
 impl Page {
     /// The item's data as published; empty for a tombstone.
+    #[inline]
     pub fn data(&self, item: &Item) -> &str {
         self.text.get(item.data.clone()).unwrap_or_default()
     }

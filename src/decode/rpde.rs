@@ -30,7 +30,7 @@ pub struct Reading {
 /// # Errors
 /// [`Refused`] when the body as a whole can't be read; single bad records land in [`Page::unreadable`].
 pub fn page(bytes: Vec<u8>, reading: &Reading) -> Result<Page, Refused> {
-    let mut body = Body::check(bytes, reading)?;
+    let mut body = Body::check(bytes, reading, &|| false)?;
     let mut page = body.next_part().unwrap_or_default();
     while let Some(part) = body.next_part() {
         page.items.extend(part.items);

@@ -56,10 +56,18 @@ impl Bench<'_> {
 
     /// The number that stands for a kind, made when it is new; the feed is known to have it from now on.
     pub(super) fn kind(&mut self, feed: i64, name: &str) -> rusqlite::Result<i64> {
+        // Mostly it is the item before's.
+        if let Some((last_feed, last, id)) = &self.kinds.last
+            && *last_feed == feed
+            && last == name
+        {
+            return Ok(*id);
+        }
         let id = self.kind_number(name)?;
         if self.kinds.of_feeds.insert((feed, id)) {
             self.db.prepare_cached("INSERT OR IGNORE INTO feed_kind VALUES (?1, ?2)")?.execute([feed, id])?;
         }
+        self.kinds.last = Some((feed, name.to_owned(), id));
         Ok(id)
     }
 
@@ -103,12 +111,15 @@ impl Bench<'_> {
 struct Kinds {
     numbers: HashMap<String, i64>,
     of_feeds: HashSet<(i64, i64)>,
+    /// Feed, kind and number that were asked for last.
+    last: Option<(i64, String, i64)>,
 }
 
 impl Kinds {
     fn clear(&mut self) {
         self.numbers.clear();
         self.of_feeds.clear();
+        self.last = None;
     }
 }
 

@@ -14,7 +14,7 @@ use crate::feed::{Asked, Dialect, FeedName, Page};
 use crate::mode::Trouble;
 use crate::source::body::Opened;
 use crate::source::budget::{Budget, Watch};
-use crate::source::decoders::Decoders;
+use crate::source::decoders::{Decoders, Stop};
 use crate::source::headers::Meta;
 use crate::source::http::{Answer, Failure, Requests};
 use crate::source::turns::{Host, Priority, Turn};
@@ -124,7 +124,7 @@ impl PageSource {
     /// place, the `cookies` that it wants to set are told too.
     pub(super) async fn check(&self, bytes: Vec<u8>, cookies: Option<&str>) -> Result<Body, Failed> {
         let reading = self.reading.clone();
-        let checked = self.off_thread(move || Body::check(bytes, &reading)).await?;
+        let checked = self.off_thread(move |stop| Body::check(bytes, &reading, &|| stop.is_set())).await?;
         checked.map_err(|refused| {
             let cookies = cookies.filter(|_| matches!(refused, Refused::Html { .. }));
             let cookies = cookies.map(|cookies| format!("; {cookies}")).unwrap_or_default();
@@ -134,15 +134,15 @@ impl PageSource {
 
     /// Decodes the next part of a page off the async threads.
     pub(super) async fn part(&self, mut body: Body) -> Result<(Body, Option<Page>), Failed> {
-        self.off_thread(move || {
+        self.off_thread(move |_| {
             let part = body.next_part();
             (body, part)
         })
         .await
     }
 
-    async fn off_thread<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, Failed> {
-        let done = self.decoders.run(move |_| work()).await;
+    async fn off_thread<T: Send + 'static>(&self, work: impl FnOnce(&Stop) -> T + Send + 'static) -> Result<T, Failed> {
+        let done = self.decoders.run(work).await;
         done.map_err(|panic| (Trouble::Page, panic.to_string()))
     }
 

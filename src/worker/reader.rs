@@ -297,10 +297,10 @@ impl<'a> PageReader<'a> {
         self.visited.insert(&read.url);
         let published = page.next.as_deref().map(|next| self.source.requests.mask(next));
         let next = next::place(&read.url, page, published.as_deref(), self.source.dialect);
-        let mut place = self.follow(&read.url, next, page);
-        if let Some(reached) = &read.meta.lost_cursor {
-            place = lost(&read.url, reached, place, page);
-        }
+        let place = match &read.meta.lost_cursor {
+            Some(reached) => lost(&read.url, reached, page),
+            None => self.follow(&read.url, next, page),
+        };
         self.place = matches!(place.onward, Onward::Page).then(|| place.cursor.clone());
         place
     }
@@ -348,18 +348,12 @@ impl<'a> PageReader<'a> {
     }
 }
 
-/// A redirect lost what was asked for: the answer is to another question. Its items are taken and its `next` is followed,
-/// but no end of it is the feed's.
-fn lost(url: &str, reached: &str, place: Place, page: &mut Page) -> Place {
+/// A redirect lost what was asked for: the answer is to another question. Its items are taken, since newest wins, and
+/// the page is asked for again.
+fn lost(url: &str, reached: &str, page: &mut Page) -> Place {
     page.find("lost-cursor", || format!("{url} redirects to {reached}, which asks for something else"));
-    let onward = match place.onward {
-        Onward::Level | Onward::AsLevel(_) => {
-            let reason = format!("lost-cursor: a redirect to {reached} asks for something else than {url}");
-            return Place { cursor: url.to_owned(), clean: false, onward: Onward::Failed(Trouble::Page, reason) };
-        }
-        onward => onward,
-    };
-    Place { clean: false, onward, ..place }
+    let reason = format!("lost-cursor: a redirect to {reached} asks for something else than {url}");
+    Place { cursor: url.to_owned(), clean: false, onward: Onward::Failed(Trouble::Page, reason) }
 }
 
 fn notice_content_type(page: &mut Page, meta: &Meta) {

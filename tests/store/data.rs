@@ -33,7 +33,7 @@ fn a_resync_gives_no_new_seq_for_white_space_whatever_the_data() {
 }
 
 fn pages(json: String) -> Vec<Page> {
-    let mut body = Body::check(json.into_bytes(), &Reading::default()).unwrap();
+    let mut body = Body::check(json.into_bytes(), &Reading::default(), &|| false).unwrap();
     std::iter::from_fn(|| body.next_part()).collect()
 }
 

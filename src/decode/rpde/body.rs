@@ -8,6 +8,20 @@ use crate::json::{self, Problem, Scanner};
 
 /// The longest `license`, in bytes.
 const LICENSE: usize = 4 << 10;
+/// After so many records it is asked whether anybody still waits for the page.
+const ASK_AFTER: u64 = 4_096;
+
+/// Why a page was not read to its end.
+enum Ended {
+    Problem(Problem),
+    Stopped,
+}
+
+impl From<Problem> for Ended {
+    fn from(problem: Problem) -> Self {
+        Self::Problem(problem)
+    }
+}
 
 /// A page that has been read to its last byte. What it keeps beside the text doesn't grow with its records, but for eight
 /// bytes an item, to notice those that come twice.
@@ -25,11 +39,12 @@ pub struct Body {
 }
 
 impl Body {
-    /// Reads a poll response or webhook body to its end. Its first part is decoded on the way.
+    /// Reads a poll response or webhook body to its end, unless nobody waits for it any more. Its first part is decoded on
+    /// the way.
     ///
     /// # Errors
     /// [`Refused`] when the body as a whole can't be read; single bad records land in [`Page::unreadable`].
-    pub fn check(bytes: Vec<u8>, reading: &Reading) -> Result<Self, Refused> {
+    pub fn check(bytes: Vec<u8>, reading: &Reading, is_stopped: &dyn Fn() -> bool) -> Result<Self, Refused> {
         let mut text = utf8(bytes)?;
         let marked = text.starts_with('\u{feff}');
         if marked {
@@ -48,9 +63,10 @@ impl Body {
             body.page.find("bom", || "the page begins with a byte order mark (RFC 8259 §8.1)".into());
         }
         let text = body.text.clone();
-        let read = body.read(&text).map_err(|problem| match beginning(text.as_bytes()) {
-            beginning if beginning.starts_with('<') => Refused::Html { beginning },
-            beginning => Refused::NotJson { problem: problem.to_string(), beginning },
+        let read = body.read(&text, is_stopped).map_err(|ended| match (ended, beginning(text.as_bytes())) {
+            (Ended::Stopped, _) => Refused::Stopped,
+            (_, beginning) if beginning.starts_with('<') => Refused::Html { beginning },
+            (Ended::Problem(problem), beginning) => Refused::NotJson { problem: problem.to_string(), beginning },
         });
         if body.first.is_none() {
             read?;
@@ -119,17 +135,17 @@ impl Body {
         part.end()
     }
 
-    fn read(&mut self, text: &str) -> Result<(), Problem> {
+    fn read(&mut self, text: &str, is_stopped: &dyn Fn() -> bool) -> Result<(), Ended> {
         let mut scanner = Scanner::new(text, 0);
         if !scanner.take(b'{') {
             scanner.value()?;
-            return scanner.end();
+            return Ok(scanner.end()?);
         }
         let mut first = true;
         while let Some(key) = scanner.key(first)? {
             first = false;
             match json::strict(key).as_deref() {
-                Some("items") => self.items(&mut scanner, text)?,
+                Some("items") => self.items(&mut scanner, text, is_stopped)?,
                 Some("next") => self.page.next = json::strict(scanner.value()?.text).map(Into::into),
                 Some("license") => self.license(scanner.value()?.text),
                 _ => {
@@ -137,11 +153,11 @@ impl Body {
                 }
             }
         }
-        scanner.end()
+        Ok(scanner.end()?)
     }
 
     /// As everywhere, the last of several counts.
-    fn items(&mut self, scanner: &mut Scanner<'_>, text: &str) -> Result<(), Problem> {
+    fn items(&mut self, scanner: &mut Scanner<'_>, text: &str, is_stopped: &dyn Fn() -> bool) -> Result<(), Ended> {
         (self.first, self.rest, self.records, self.memory) = (None, None, 0, Memory::default());
         self.page.null_items = false;
         if !scanner.take(b'[') {
@@ -155,6 +171,9 @@ impl Body {
         let mut part = Part::new(text, &self.reading, &mut self.memory);
         while scanner.element(self.records == 0)? {
             self.records += 1;
+            if self.records.is_multiple_of(ASK_AFTER) && is_stopped() {
+                return Err(Ended::Stopped);
+            }
             if self.rest.is_some() {
                 scanner.value()?;
                 continue;

@@ -191,7 +191,7 @@ fn data_that_is_no_object_is_kept_and_found() {
 }
 
 fn parts(json: String) -> (Body, Vec<Page>) {
-    let mut body = Body::check(json.into_bytes(), &Reading::default()).unwrap();
+    let mut body = Body::check(json.into_bytes(), &Reading::default(), &|| false).unwrap();
     let mut parts = Vec::new();
     while body.has_more() {
         parts.push(body.next_part().unwrap());
@@ -292,7 +292,7 @@ proptest! {
                 .prop_map(String::into_bytes),
         ]
     ) {
-        if let Ok(mut body) = Body::check(bytes, &Reading::default()) {
+        if let Ok(mut body) = Body::check(bytes, &Reading::default(), &|| false) {
             let mut records = 0;
             while let Some(part) = body.next_part() {
                 records += part.records();
@@ -300,4 +300,16 @@ proptest! {
             prop_assert_eq!(records, body.records());
         }
     }
+}
+
+#[test]
+fn a_page_that_nobody_waits_for_is_read_no_further() {
+    let json = format!("{{\"items\":[0{}]}}", ",0".repeat(100_000));
+    let asked = std::cell::Cell::new(0);
+    let stopped = || {
+        asked.set(asked.get() + 1);
+        asked.get() == 2
+    };
+    let refused = Body::check(json.into_bytes(), &Reading::default(), &stopped).err();
+    assert_eq!((refused, asked.get()), (Some(Refused::Stopped), 2));
 }
