@@ -30,7 +30,7 @@ use crate::feed::{Asked, FeedName, Generation, Order as ModifiedOrder, Outcome, 
 use crate::schedule::{PollSettings, RetrySettings};
 use crate::source::budget::Budget;
 use crate::source::decoders::Decoders;
-use crate::store::apply::{Applied, Delivery, Held, Origin, Purpose, Verdict};
+use crate::store::apply::{Applied, Delivery, Held, Origin, Purpose, Redactor, Verdict};
 use crate::store::{Store, now};
 
 /// What all endpoints share.
@@ -130,6 +130,7 @@ impl Feed {
             ties: self.ties,
             follows: false,
             held: Held::default(),
+            redactor: Redactor(Some(Arc::<PageSource>::clone(&self.source))),
         }
     }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use feedmirror::decode::rpde::{self, Reading};
 use feedmirror::feed::{FeedName, Order, Ties, Transport};
-use feedmirror::store::apply::{Delivery, Held, Purpose};
+use feedmirror::store::apply::{Delivery, Held, Purpose, Redactor};
 use feedmirror::store::feeds::{Registration, StoredFeed};
 use feedmirror::store::{Store, now};
 
@@ -100,6 +100,7 @@ fn delivery(feed: &StoredFeed, items: std::ops::Range<u64>) -> Delivery {
         stood: i64::MAX,
         follows: false,
         held: Held::default(),
+        redactor: Redactor::default(),
         origin: Default::default(),
     }
 }

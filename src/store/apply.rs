@@ -4,6 +4,7 @@
 //! older generation, or from a cursor that is no longer the stored one, is not written at all.
 
 mod activity;
+mod applied;
 mod cursor;
 mod decide;
 mod hold;
@@ -11,6 +12,7 @@ mod kinds;
 mod lookup;
 mod notice;
 mod origin;
+mod redactor;
 mod row;
 
 use std::sync::Arc;
@@ -20,13 +22,15 @@ use tokio::sync::oneshot;
 
 use super::writer::{Bench, Weight};
 use super::{Millis, Store, StoreError, forget, journal};
-use crate::feed::{Brought, Generation, Item, Modified, Order, Outcome, Page, Seq, State, Ties, Transport};
+use crate::feed::{Brought, Generation, Item, Modified, Order, Page, Seq, State, Ties, Transport};
+pub use applied::{Applied, Verdict};
 use cursor::{cursor_stands, move_cursor};
 use decide::{Decision, Rules};
 pub use hold::{Held, Hold};
 use lookup::{Met, Prepared, Wanted};
 use notice::{notice_class, notice_going_back};
 pub use origin::Origin;
+pub use redactor::{Redact, Redactor};
 pub(super) use row::{
     DELETED, FORGOTTEN, NUMBER, ROW_BYTES, SqlModified, WAS_DELETED, forgotten_flags, is_possible, stored_modified,
     swept_flags,
@@ -59,6 +63,8 @@ pub struct Delivery {
     pub follows: bool,
     /// Released once the delivery is committed or given up: its share of the memory budget.
     pub held: Held,
+    /// Hides the feed's secrets in words that the store makes of the page.
+    pub redactor: Redactor,
 }
 
 /// What a delivery is for, and which cursor moves with it.
@@ -99,94 +105,8 @@ pub struct Position {
     pub after: Option<String>,
 }
 
-/// Whether a delivery was taken.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Verdict {
-    /// Committed.
-    #[default]
-    Taken,
-    /// Of an older generation, or its feed is gone from the store: discarded.
-    OldGeneration,
-    /// The stored cursor is no longer the one it was asked with: discarded.
-    CursorMoved,
-}
-
-/// What became of a delivery's records.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Applied {
-    /// Whether it was taken at all.
-    pub verdict: Verdict,
-    /// Items the mirror did not hold.
-    pub new: u64,
-    /// Items written over older ones.
-    pub changed: u64,
-    /// Of the written ones, tombstones.
-    pub deleted: u64,
-    /// Of the new ones, tombstones.
-    pub new_deleted: u64,
-    /// Items held already.
-    pub same: u64,
-    /// Items refused as older.
-    pub older: u64,
-    /// Items refused as tied.
-    pub tied: u64,
-    /// Records quarantined.
-    pub quarantined: u64,
-    /// Records dropped, since they were forgotten on request.
-    pub forgotten: u64,
-    /// Why the feed became suspect with this delivery.
-    pub suspect: Option<String>,
-    /// What a push endpoint brought, or what a poll found that push should bring too; some of it where that is much.
-    pub brought: Vec<Brought>,
-}
-
 /// So many items of a delivery are named.
 const NAMED: usize = 1_000;
-/// So many items of several deliveries are named.
-const NAMED_IN_ALL: usize = 4_000;
-
-impl Applied {
-    /// Items written.
-    pub fn written(&self) -> u64 {
-        self.new + self.changed
-    }
-
-    /// Records looked at.
-    pub fn records(&self) -> u64 {
-        self.written() + self.same + self.older + self.tied + self.quarantined + self.forgotten
-    }
-
-    /// Each record once, by what became of it: `new` and `changed` are updates, `deleted` are tombstones of either sort.
-    pub fn outcomes(&self) -> [(Outcome, u64); 7] {
-        [
-            (Outcome::New, self.new - self.new_deleted),
-            (Outcome::Changed, self.changed - (self.deleted - self.new_deleted)),
-            (Outcome::Deleted, self.deleted),
-            (Outcome::Same, self.same),
-            (Outcome::Older, self.older),
-            (Outcome::Tied, self.tied),
-            (Outcome::Quarantined, self.quarantined),
-        ]
-    }
-
-    /// Adds what became of another delivery.
-    pub fn add(&mut self, other: Self) {
-        self.new += other.new;
-        self.changed += other.changed;
-        self.deleted += other.deleted;
-        self.new_deleted += other.new_deleted;
-        self.same += other.same;
-        self.older += other.older;
-        self.tied += other.tied;
-        self.quarantined += other.quarantined;
-        self.forgotten += other.forgotten;
-        self.suspect = other.suspect.or(self.suspect.take());
-        if self.brought.len() < NAMED_IN_ALL {
-            self.brought.extend(other.brought);
-        }
-    }
-}
-
 impl Store {
     /// Queues a delivery; the answer comes once it is committed.
     pub fn apply(&self, mut delivery: Delivery) -> oneshot::Receiver<Result<Applied, StoreError>> {
@@ -421,7 +341,7 @@ fn keep(
     if let Some(reason) = reason {
         tally.refusals += 1;
         if tally.refusals <= journal::REFUSALS_A_DELIVERY {
-            let reason = format!("{reason}: the mirror holds {before}");
+            let reason = delivery.redactor.redact(&format!("{reason}: the mirror holds {before}"));
             journal::refusal(bench, feed.id, delivery.transport, delivery.at, item, &reason)?;
         }
     }

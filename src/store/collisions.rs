@@ -4,7 +4,7 @@
 
 use rusqlite::Connection;
 
-use super::apply::{Applied, Delivery, Held, Purpose, Step};
+use super::apply::{Applied, Delivery, Held, Purpose, Redactor, Step};
 use super::feeds::Registration;
 use super::resync::{Ended, Trust};
 use super::{Closing, Store};
@@ -64,6 +64,7 @@ impl Crowded {
             stood: i64::MAX,
             follows: false,
             held: Held::default(),
+            redactor: Redactor::default(),
             origin: Default::default(),
         };
         self.runtime.block_on(self.store.apply(delivery)).unwrap().unwrap()

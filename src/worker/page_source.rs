@@ -19,6 +19,7 @@ use crate::source::headers::Meta;
 use crate::source::http::{Answer, Failure, Requests};
 use crate::source::turns::{Host, Priority, Turn};
 use crate::store::Store;
+use crate::store::apply::Redact;
 
 /// A wait for a place at the host, or for memory, is told after this long.
 pub(super) const TELL_WAITING: Duration = Duration::from_secs(5);
@@ -53,6 +54,12 @@ pub struct PageSource {
     pub not_before: NotBefore,
     /// Where long waits are told, if anywhere.
     pub waits: Option<Waits>,
+}
+
+impl Redact for PageSource {
+    fn redact(&self, text: &str) -> String {
+        self.requests.redact(text)
+    }
 }
 
 /// A feed of the store, whose operators are told what it waits for.

@@ -57,15 +57,7 @@ fn ordered(mirror: &Mirror, order: &[&str]) -> String {
 }
 
 fn ready(mirror: &Mirror) -> (u16, String) {
-    let line = mirror.log().lines().rev().find_map(|line| Some(line.split_once(" ops=")?.1.to_owned()));
-    let Some(line) = line else { return (0, String::new()) };
-    let address = line.split_whitespace().next().unwrap().trim_matches('"').to_owned();
-    let Ok(mut stream) = std::net::TcpStream::connect(&address) else { return (0, String::new()) };
-    let request = format!("GET /readyz HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
-    std::io::Write::write_all(&mut stream, request.as_bytes()).unwrap();
-    let mut answer = String::new();
-    std::io::Read::read_to_string(&mut stream, &mut answer).unwrap();
-    (answer.split_whitespace().nth(1).unwrap().parse().unwrap(), answer)
+    mirror.get("/readyz")
 }
 
 #[test]

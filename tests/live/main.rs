@@ -13,6 +13,7 @@ mod fallback;
 mod kill;
 mod post;
 mod proxy;
+mod secrets;
 mod stream;
 mod webhook;
 

@@ -12,7 +12,7 @@ use feedmirror::feed::{
 use feedmirror::output::metrics::{FeedCounts, Own};
 use feedmirror::server::{self, Ops, token};
 use feedmirror::source::client::plain_client;
-use feedmirror::store::apply::{Delivery, Held, Purpose, Step};
+use feedmirror::store::apply::{Delivery, Held, Purpose, Redactor, Step};
 use feedmirror::store::feeds::{Note, Registration, StoredFeed};
 use feedmirror::store::{Closing, Store, now};
 use feedmirror::supervisor::control::{Asked, Control, ControlError};
@@ -117,6 +117,7 @@ impl File {
             stood: i64::MAX,
             follows: false,
             held: Held::default(),
+            redactor: Redactor::default(),
             origin: Default::default(),
         };
         self.store().apply(delivery).await.unwrap().unwrap();

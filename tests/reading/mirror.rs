@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use feedmirror::decode::rpde::{self, Reading};
 use feedmirror::feed::{FeedName, Order, Ties, Transport};
-use feedmirror::store::apply::{Applied, Delivery, Held, Purpose, Step};
+use feedmirror::store::apply::{Applied, Delivery, Held, Purpose, Redactor, Step};
 use feedmirror::store::feeds::{Registration, StoredFeed};
 use feedmirror::store::{Closing, Store};
 use tokio::runtime::Runtime;
@@ -77,6 +77,7 @@ impl Mirror {
             stood: i64::MAX,
             follows: false,
             held: Held::default(),
+            redactor: Redactor::default(),
             origin: Default::default(),
         };
         self.store().apply(delivery)

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use feedmirror::feed::{Order, Ties, Transport};
 use feedmirror::store::Store;
-use feedmirror::store::apply::{Delivery, Held, Purpose};
+use feedmirror::store::apply::{Delivery, Held, Purpose, Redactor};
 use rusqlite::Connection;
 
 use crate::mirror::{AT, Record, page, registration, step, updated};
@@ -52,6 +52,7 @@ pub(crate) fn child(file: &Path) {
             stood: i64::MAX,
             follows: false,
             held: Held::default(),
+            redactor: Redactor::default(),
             origin: Default::default(),
         };
         let mut round = place_number(feed.cursor.as_deref().unwrap());

@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use feedmirror::feed::{Order, Ties, Transport};
-use feedmirror::store::apply::{Delivery, Held, Purpose};
+use feedmirror::store::apply::{Delivery, Held, Purpose, Redactor};
 use feedmirror::store::{Intake, Store, StoreError};
 use rusqlite::Connection;
 
@@ -36,6 +36,7 @@ pub(crate) fn child(file: &Path) {
                 stood: i64::MAX,
                 follows: false,
                 held: Held::default(),
+                redactor: Redactor::default(),
                 origin: Default::default(),
             });
             let blocked = tokio::select! {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use feedmirror::feed::{FeedName, Item, Modified, Order, Page, State, Ties, Transport, Unreadable};
-use feedmirror::store::apply::{Applied, Delivery, Held, Purpose, Step};
+use feedmirror::store::apply::{Applied, Delivery, Held, Purpose, Redactor, Step};
 use feedmirror::store::feeds::{Registration, StoredFeed};
 use feedmirror::store::{Closing, Store, StoreError};
 use rusqlite::types::Value;
@@ -180,6 +180,7 @@ impl Mirror {
             stood: i64::MAX,
             follows: false,
             held: Held::default(),
+            redactor: Redactor::default(),
             origin: Default::default(),
         }
     }

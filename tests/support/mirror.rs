@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
@@ -342,6 +344,21 @@ impl Mirror {
             }
         }
         holding
+    }
+
+    /// Status and whole answer of a GET at the ops listener; 0 while nobody listens there.
+    pub(crate) fn get(&self, path: &str) -> (u16, String) {
+        let log = self.log();
+        let Some(line) = log.lines().rev().find_map(|line| Some(line.split_once(" ops=")?.1)) else {
+            return (0, String::new());
+        };
+        let address = line.split_whitespace().next().unwrap().trim_matches('"');
+        let Ok(mut connection) = TcpStream::connect(address) else { return (0, String::new()) };
+        // HTTP/1.0: the answer comes in one piece.
+        write!(connection, "GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        connection.read_to_string(&mut answer).unwrap();
+        (answer.split_whitespace().nth(1).unwrap().parse().unwrap(), answer)
     }
 
     /// The most memory the process ever held, in bytes.

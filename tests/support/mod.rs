@@ -8,6 +8,7 @@
 pub(crate) mod mirror;
 pub(crate) mod publisher;
 pub(crate) mod rabbit;
+pub(crate) mod secrets;
 pub(crate) mod shelf;
 
 pub(crate) use mirror::Mirror;

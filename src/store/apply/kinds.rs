@@ -26,16 +26,11 @@ pub(super) fn set_aside(bench: &mut Bench<'_>, delivery: &mut Delivery) -> Resul
     }
     let is_taken = |kind: &Arc<str>| taken.get(kind).copied().unwrap_or(true);
     for item in page.items.extract_if(.., |item| !is_taken(&item.kind)) {
-        let detail = cut(format!("the feed has {KINDS} kinds already; this one is {:?}", item.kind));
+        let redact = |text: &str| delivery.redactor.redact(text);
+        let detail = cut(redact(&format!("the feed has {KINDS} kinds already; this one is {:?}", item.kind)));
         let raw = page.text.get(item.record).unwrap_or_default().to_owned();
-        page.unreadable.push(Unreadable {
-            reason: "too-many-kinds",
-            detail,
-            raw,
-            shown: None,
-            id: Some(item.id),
-            count: 1,
-        });
+        let shown = Some(redact(&raw)).filter(|shown| *shown != raw);
+        page.unreadable.push(Unreadable { reason: "too-many-kinds", detail, raw, shown, id: Some(item.id), count: 1 });
     }
     Ok(())
 }

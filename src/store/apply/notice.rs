@@ -20,7 +20,8 @@ pub(super) fn notice_class(bench: &Bench<'_>, delivery: &Delivery, feed: &mut Fe
         feed.class = class;
     }
     if changes > 0 {
-        let finding = crate::feed::Finding { rule: "modified-class", detail: sample, count: changes };
+        let finding =
+            crate::feed::Finding { rule: "modified-class", detail: delivery.redactor.redact(&sample), count: changes };
         journal::finding(bench, feed.id, delivery.at, &finding)?;
     }
     Ok(())
@@ -38,6 +39,7 @@ pub(super) fn notice_going_back(delivery: &Delivery, feed: &mut Feed, tally: &Ta
     if feed.suspect || feed.differing.count_ones() <= 10 {
         return None;
     }
+    let (incoming, stored) = (delivery.redactor.redact(incoming), delivery.redactor.redact(stored));
     Some(format!(
         "went-back: most of what it sends is older than the mirror (it says {incoming}, the mirror holds {stored}); \
          if it was restored or replaced: feedmirror resync --trust-source"
