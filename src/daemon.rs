@@ -2,7 +2,6 @@
 //! together. Knows no signals, no command line and no configuration files.
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -134,8 +133,7 @@ async fn serve(
         let inbox = Inbox::default();
         let mut supervisor = Supervisor::new(shared.clone(), inbox.clone());
         // It is set once.
-        let _ =
-            mirror.set(Mirror { shared: shared.clone(), roster: supervisor.roster(), running: AtomicBool::new(false) });
+        let _ = mirror.set(Mirror { shared: shared.clone(), roster: supervisor.roster() });
         tokio::select! {
             begun = begin(&mut supervisor, &store, setup.fleet, (address.clone(), webhooks.clone())) => begun?,
             broken = broken(&store) => return Err(broken),
@@ -157,7 +155,6 @@ async fn serve(
             }
         });
         tasks.push(taking.abort_handle());
-        mirror.get().inspect(|mirror| mirror.running.store(true, Ordering::Relaxed));
         tracing::info!(ops = address, webhooks, database = %store.path().display(), "running");
         notify(&[sd_notify::NotifyState::Ready, sd_notify::NotifyState::Status(MIRRORING)]);
         tokio::select! {
@@ -242,8 +239,6 @@ async fn tell_of_strangers(store: &Store, places: &Places) {
 struct Mirror {
     shared: Shared,
     roster: Roster,
-    /// Whether the supervisor answers.
-    running: AtomicBool,
 }
 
 /// A file that is being opened.
@@ -402,7 +397,7 @@ async fn watch(
         }
         while recording.try_join_next().is_some() {}
         let due = fed.is_none_or(|fed: Instant| fed.elapsed() >= every);
-        if due && writer_answers(store) && supervisor_answers(mirror, &control).await {
+        if due && writer_answers(store) && supervisor_answers(&control).await {
             feed_watchdog(&mut fed, every);
         }
     }
@@ -433,11 +428,8 @@ fn writer_answers(store: &Store) -> bool {
     *store.intake().borrow() != Intake::Open || store.overdue() < WRITER_HANGS
 }
 
-/// It waits for nobody, so it answers at once; before it runs there is nobody to ask.
-async fn supervisor_answers(mirror: &Mirror, control: &Control) -> bool {
-    if !mirror.running.load(Ordering::Relaxed) {
-        return true;
-    }
+/// It waits for nobody, so it answers at once.
+async fn supervisor_answers(control: &Control) -> bool {
     tokio::time::timeout(SUPERVISOR_ANSWERS, control.ping()).await.is_ok_and(|answer| answer.is_ok())
 }
 

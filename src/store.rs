@@ -43,7 +43,7 @@ use rusqlite::{Connection, OpenFlags};
 use tokio::sync::watch;
 
 use lock::Lock;
-pub use lock::is_held;
+pub use lock::{is_held, is_seen_held};
 use queue::Queue;
 use writer::Writer;
 
@@ -84,7 +84,7 @@ pub enum StoreError {
     },
     /// The surroundings keep it from being opened: a lock, a full disk, rights, a directory that is not there. It opens
     /// once they don't.
-    #[error("{path} can't be opened: {problem}")]
+    #[error("{path} can't be used for now: {problem}")]
     Unavailable {
         /// The file.
         path: PathBuf,

@@ -1,9 +1,11 @@
 //! `run`: the daemon under signals. SIGTERM and SIGINT end it, a second one at once; SIGHUP reloads.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::Context;
 use sd_notify::NotifyState;
+use secrecy::SecretString;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
@@ -12,9 +14,13 @@ use tokio_util::sync::CancellationToken;
 use super::{Exit, Globals, log};
 use crate::config::{self, Config, Errors, Overrides};
 use crate::daemon::{self, Setup, Webhooks};
-use crate::server;
+use crate::server::token;
 use crate::source::webhook::tls::Tls;
+use crate::store::{self, StoreError};
 use crate::supervisor::{Configured, Fleet};
+
+/// Between two tries to write a token down.
+const TOKEN_TRIED: Duration = Duration::from_secs(1);
 
 /// What `run` is told.
 #[derive(Clone, Debug, clap::Args)]
@@ -49,6 +55,10 @@ pub fn run(globals: &Globals, args: Args) -> anyhow::Result<Exit> {
     let config = config::load(globals.config.as_deref(), &overrides)?;
     log::start(globals, &config.log)?;
     tell_problems(&config);
+    // Before its listeners are looked at: another daemon on the same file mostly has those too, and says less by them.
+    if store::is_seen_held(&config.database).unwrap_or(false) {
+        return Err(StoreError::Held(config.database).into());
+    }
     let runtime = super::runtime()?;
     let exit = runtime.block_on(under_signals(globals.config.as_deref(), &overrides, config));
     // What still runs has been told to end and had its time.
@@ -62,13 +72,14 @@ async fn under_signals(path: Option<&Path>, overrides: &Overrides, config: Confi
     let listener = TcpListener::bind(config.ops.listen)
         .await
         .with_context(|| format!("ops.listen = {}: can't listen there", config.ops.listen))?;
+    let (token, unkept) = token(&config)?;
     let (sender, reloads) = mpsc::channel(1);
     let (begins, later) = mpsc::channel(1);
     let setup = Setup {
         database: config.database.clone(),
         fleet: fleet(&config),
         listener,
-        token: server::token::token(config.ops.token.as_ref(), &config.database)?,
+        token,
         webhooks: webhooks(&config).await?,
         webhooks_later: Some(later),
     };
@@ -76,11 +87,13 @@ async fn under_signals(path: Option<&Path>, overrides: &Overrides, config: Confi
     let reloaded = Reloaded { feeds: sender, webhooks: begins, listening };
     let shutdown = CancellationToken::new();
     let mut running = std::pin::pin!(daemon::run(setup, reloads, shutdown.clone()));
+    let mut keeping = std::pin::pin!(keep_token(config.database.clone(), unkept));
     let mut reloading = std::pin::pin!(reload_on(hangup, path, overrides, config, reloaded));
     loop {
         tokio::select! {
             ended = &mut running => return ended.map(|()| Exit::Done).map_err(Into::into),
             never = &mut reloading => match never {},
+            never = &mut keeping => match never {},
             _ = next(&mut end, &mut interrupt) => {
                 if shutdown.is_cancelled() {
                     return Ok(Exit::Failed);
@@ -89,6 +102,28 @@ async fn under_signals(path: Option<&Path>, overrides: &Overrides, config: Confi
             }
         }
     }
+}
+
+/// The admin token; where there is no room for it yet, it stands in the second place too.
+fn token(config: &Config) -> anyhow::Result<(SecretString, Option<SecretString>)> {
+    match token::token(config.ops.token.as_ref(), &config.database) {
+        Err(error) if error.is_full() => {
+            tracing::error!(%error, "the admin token is written down once there is room");
+            let token = token::drawn()?;
+            Ok((token.clone(), Some(token)))
+        }
+        token => Ok((token?, None)),
+    }
+}
+
+async fn keep_token(database: PathBuf, unkept: Option<SecretString>) -> std::convert::Infallible {
+    if let Some(token) = unkept {
+        while token::keep(&database, &token).is_err() {
+            tokio::time::sleep(TOKEN_TRIED).await;
+        }
+        tracing::info!("the admin token is written down");
+    }
+    std::future::pending().await
 }
 
 /// The listener that publishers post to, if there is to be one.

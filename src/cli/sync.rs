@@ -7,7 +7,7 @@ mod targets;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
@@ -20,7 +20,7 @@ use crate::feed::Mode;
 use crate::source::client::Clients;
 use crate::source::turns::Turns;
 use crate::store::read::Reader;
-use crate::store::{Intake, StoreError, now};
+use crate::store::{Intake, Store, StoreError, now};
 use crate::supervisor::Configured;
 use crate::supervisor::endpoints::no_push;
 use crate::supervisor::fleet::{feed, registrations, take_names_over};
@@ -47,6 +47,9 @@ pub struct Args {
     #[arg(long)]
     json: bool,
 }
+
+/// How long a database that can't be written is waited for.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// One feed on its way.
 struct Run {
@@ -92,12 +95,11 @@ async fn bring(globals: &Globals, targets: Targets, args: &Args) -> anyhow::Resu
     let cancel = CancellationToken::new();
     let interrupted = tokio::spawn(cancel_on_signals(cancel.clone()));
     let began = Instant::now();
-    let rows = bring_all(globals, &targets, &shared, args.tries, &cancel).await;
+    let rows = tokio::select! {
+        rows = bring_and_keep_house(globals, &targets, &shared, args.tries, &cancel) => rows,
+        blocked = blocked(&shared.store) => Err(blocked.into()),
+    };
     interrupted.abort();
-    if rows.is_ok() && !cancel.is_cancelled() && *shared.store.intake().borrow() == Intake::Open {
-        housekeeping::remove_purged(&shared.store).await?;
-        housekeeping::once(&shared.store, &targets.fleet.keep).await?;
-    }
     let broken = match &*shared.store.intake().borrow() {
         Intake::Broken(problem) => {
             Some(StoreError::Unusable { path: targets.database.clone(), problem: problem.clone() })
@@ -113,6 +115,36 @@ async fn bring(globals: &Globals, targets: Targets, args: &Args) -> anyhow::Resu
     read_counts(&targets, &mut rows)?;
     summary::print(&mut stdout(args.json), &rows, began.elapsed(), args.json, &targets.database)?;
     Ok(if rows.iter().all(Row::is_well) { Exit::Done } else { Exit::NotLevel })
+}
+
+async fn bring_and_keep_house(
+    globals: &Globals,
+    targets: &Targets,
+    shared: &Shared,
+    tries: u32,
+    cancel: &CancellationToken,
+) -> anyhow::Result<Vec<Row>> {
+    let rows = bring_all(globals, targets, shared, tries, cancel).await?;
+    if !cancel.is_cancelled() && *shared.store.intake().borrow() == Intake::Open {
+        housekeeping::remove_purged(&shared.store).await?;
+        housekeeping::once(&shared.store, &targets.fleet.keep).await?;
+    }
+    Ok(rows)
+}
+
+/// Returns once nothing could be written for so long that whoever waits for the end is better told why.
+async fn blocked(store: &Store) -> StoreError {
+    let mut intake = store.intake();
+    loop {
+        let problem = match intake.wait_for(|intake| matches!(intake, Intake::Blocked(_))).await.as_deref() {
+            Ok(Intake::Blocked(problem)) => problem.clone(),
+            _ => return std::future::pending().await,
+        };
+        let open = intake.wait_for(|intake| *intake == Intake::Open);
+        if tokio::time::timeout(PATIENCE, open).await.is_err() {
+            return StoreError::Unavailable { path: store.path().to_owned(), problem };
+        }
+    }
 }
 
 async fn bring_all(

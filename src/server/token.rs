@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use rand::TryRng;
 use rustix::fs::OFlags;
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
 
 use crate::source::secret::{SecretError, SecretSource};
 
@@ -36,6 +36,14 @@ pub enum TokenError {
     },
 }
 
+impl TokenError {
+    /// Whether there is only no room for it.
+    pub fn is_full(&self) -> bool {
+        use io::ErrorKind::{QuotaExceeded, StorageFull};
+        matches!(self, Self::File { source, .. } if matches!(source.kind(), StorageFull | QuotaExceeded))
+    }
+}
+
 /// Where a database's token stands: its path with `.token` behind it.
 pub fn path(database: &Path) -> PathBuf {
     beside(database, ".token")
@@ -53,6 +61,22 @@ pub fn token(given: Option<&SecretSource>, database: &Path) -> Result<SecretStri
         }
         read => read,
     }
+}
+
+/// A token for a daemon that begins on a full disk: nobody knows it before [`keep`] has found room for it.
+///
+/// # Errors
+/// When the system gives no random bytes.
+pub fn drawn() -> io::Result<SecretString> {
+    random().map(SecretString::from)
+}
+
+/// Writes such a token down as the database's own. Blocking: a small local file.
+///
+/// # Errors
+/// While there is no room.
+pub fn keep(database: &Path, token: &SecretString) -> io::Result<()> {
+    write(&path(database), &beside(database, ".token.new"), token.expose_secret())
 }
 
 /// The token that the configuration names, or the database's own. Blocking: a small local file.
@@ -88,14 +112,18 @@ fn read_own(path: &Path) -> io::Result<SecretString> {
 
 /// Written under another name first: whoever looks finds a whole token or none, also after a crash in between.
 fn make(path: &Path, draft: &Path) -> io::Result<SecretString> {
+    let token = random()?;
+    write(path, draft, &token)?;
+    Ok(SecretString::from(token))
+}
+
+fn write(path: &Path, draft: &Path, token: &str) -> io::Result<()> {
     match fs::remove_file(draft) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    let token = random()?;
-    write_new(draft, &token)?;
-    fs::rename(draft, path)?;
-    Ok(SecretString::from(token))
+    write_new(draft, token)?;
+    fs::rename(draft, path)
 }
 
 fn write_new(path: &Path, token: &str) -> io::Result<()> {
@@ -119,8 +147,6 @@ fn beside(database: &Path, ending: &str) -> PathBuf {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use secrecy::ExposeSecret;
-
     use super::*;
 
     #[test]

@@ -125,18 +125,22 @@ impl Drop for Lock {
 
 /// Whether somebody writes this database, as far as one can see: whoever may not look at it asks the daemon.
 pub fn is_held(path: &Path) -> bool {
-    let looked = Place::find(path).and_then(|place| look_at(&place, OFlags::empty()));
-    let identity = match looked {
-        Ok((identity, _)) => identity,
-        Err(error) => return error.kind() == io::ErrorKind::PermissionDenied,
-    };
+    is_seen_held(path).unwrap_or_else(|error| error.kind() == io::ErrorKind::PermissionDenied)
+}
+
+/// Whether somebody writes this database.
+///
+/// # Errors
+/// When it can't be looked at, as where there is none.
+pub fn is_seen_held(path: &Path) -> io::Result<bool> {
+    let (identity, _) = look_at(&Place::find(path)?, OFlags::empty())?;
     let files = known_files();
-    let Some(known) = files.get(&identity).filter(|known| !known.locked) else { return true };
-    match known.file.try_lock_shared() {
+    let Some(known) = files.get(&identity).filter(|known| !known.locked) else { return Ok(true) };
+    Ok(match known.file.try_lock_shared() {
         Ok(()) => known.file.unlock().is_err(),
         Err(TryLockError::WouldBlock) => true,
         Err(TryLockError::Error(_)) => false,
-    }
+    })
 }
 
 /// The one descriptor of the file that stands there.

@@ -1,5 +1,7 @@
 //! What operators can ask of a running mirror, and the handle to ask with.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::sync::mpsc::error::TrySendError;
@@ -134,10 +136,25 @@ pub(super) enum Request {
 
 /// Asks the supervisor; cheap to clone.
 #[derive(Clone)]
-pub struct Control(mpsc::Sender<Request>);
+pub struct Control {
+    requests: mpsc::Sender<Request>,
+    begun: Arc<AtomicBool>,
+}
 
 /// The supervisor's end: what it is asked.
-pub struct Orders(pub(super) mpsc::Receiver<Request>);
+pub struct Orders {
+    requests: mpsc::Receiver<Request>,
+    /// Whether anybody has taken a request: before, as while the database can't be opened, nobody is there to answer.
+    begun: Arc<AtomicBool>,
+}
+
+impl Orders {
+    /// The next request; nothing once nobody can ask any more.
+    pub(super) async fn next(&mut self) -> Option<Request> {
+        self.begun.store(true, Ordering::Relaxed);
+        self.requests.recv().await
+    }
+}
 
 /// Orders that may wait for the supervisor.
 const WAITING: usize = 64;
@@ -147,7 +164,8 @@ pub const PATIENCE: Duration = Duration::from_millis(1_500);
 /// A handle and what it leads to.
 pub fn channel() -> (Control, Orders) {
     let (sender, receiver) = mpsc::channel(WAITING);
-    (Control(sender), Orders(receiver))
+    let begun = Arc::<AtomicBool>::default();
+    (Control { requests: sender, begun: Arc::clone(&begun) }, Orders { requests: receiver, begun })
 }
 
 /// What a stand-in for the supervisor is asked.
@@ -187,8 +205,9 @@ impl Control {
         A: Future<Output = Result<String, ControlError>> + Send,
     {
         let (control, mut orders) = channel();
+        control.begun.store(true, Ordering::Relaxed);
         tokio::spawn(async move {
-            while let Some(request) = orders.0.recv().await {
+            while let Some(request) = orders.next().await {
                 // Whoever asked may be gone.
                 match request {
                     Request::Feed(name, order, reply) => {
@@ -238,7 +257,7 @@ impl Control {
     ) -> Result<Answer, ControlError> {
         let (reply, answer) = oneshot::channel();
         // A full queue says that nothing of it is being carried out: that is better told than added to.
-        self.0.try_send(request(reply)).map_err(|error| match error {
+        self.requests.try_send(request(reply)).map_err(|error| match error {
             TrySendError::Full(_) => ControlError::Refused("too many orders wait already".to_owned()),
             TrySendError::Closed(_) => ControlError::Stopping,
         })?;
@@ -266,17 +285,20 @@ impl Control {
         }
     }
 
-    /// Returns once the supervisor has answered: it is alive.
+    /// Returns once the supervisor has answered: it is alive. One that has not begun yet need not.
     ///
     /// # Errors
     /// When it is stopping.
     pub async fn ping(&self) -> Result<(), ControlError> {
+        if !self.begun.load(Ordering::Relaxed) {
+            return Ok(());
+        }
         self.ask(Request::Ping).await
     }
 
     async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> Result<T, ControlError> {
         let (reply, answer) = oneshot::channel();
-        self.0.send(request(reply)).await.map_err(|_| ControlError::Stopping)?;
+        self.requests.send(request(reply)).await.map_err(|_| ControlError::Stopping)?;
         answer.await.map_err(|_| ControlError::Stopping)
     }
 }

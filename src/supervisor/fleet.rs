@@ -191,7 +191,7 @@ impl Supervisor {
                 () = shutdown.cancelled() => break,
                 Some(ended) = self.tasks.join_next_with_id() => self.ended(ended),
                 Some(_) = self.errands.join_next() => {}
-                Some(request) = orders.0.recv() => match (&request, loading.is_some()) {
+                Some(request) = orders.next() => match (&request, loading.is_some()) {
                     (Request::Feed(name, ..), true) if !self.is_member(name) && deferred.len() < WAITING => {
                         deferred.push(request);
                     }

@@ -14,11 +14,11 @@ use crate::support::{Mirror, Publisher, Reply, Shelf, item, page, until};
 const SOON: Duration = Duration::from_millis(2_000 + 1_000);
 
 /// What systemd is told.
-struct Systemd(Arc<Mutex<Vec<String>>>);
+pub(crate) struct Systemd(Arc<Mutex<Vec<String>>>);
 
 impl Systemd {
     /// Expects a sign of life every 300 ms.
-    fn of(mirror: Mirror) -> (Self, Mirror) {
+    pub(crate) fn of(mirror: Mirror) -> (Self, Mirror) {
         let path = mirror.path("notify");
         let socket = UnixDatagram::bind(&path).unwrap();
         let lines = Arc::new(Mutex::new(Vec::new()));
@@ -34,12 +34,12 @@ impl Systemd {
         (Self(lines), mirror)
     }
 
-    fn count(&self, wanted: &str) -> usize {
+    pub(crate) fn count(&self, wanted: &str) -> usize {
         self.0.lock().unwrap().iter().filter(|line| line.starts_with(wanted)).count()
     }
 }
 
-fn lock(mirror: &Mirror) -> Connection {
+pub(crate) fn lock(mirror: &Mirror) -> Connection {
     let db = Connection::open(mirror.path("mirror.db")).unwrap();
     db.busy_timeout(Duration::from_secs(10)).unwrap();
     db.execute_batch("BEGIN IMMEDIATE").unwrap();

@@ -7,6 +7,7 @@
 mod support;
 
 mod duties;
+mod full;
 mod held;
 mod hidden_end;
 mod history;

@@ -143,13 +143,19 @@ fn whatever_run_cannot_use_has_its_own_exit_code_and_says_what() {
         (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
     };
 
-    // A second daemon, and `sync` beside one: 5.
+    // A second daemon, also where the first one has its listener, and `sync` beside one: 5.
     let running = Mirror::running("a", &publisher.url("/a"));
-    for verb in ["run", "sync"] {
-        let (code, words) = refused(&running, &[verb]);
-        assert_eq!(code, Some(5), "{verb}: {words}");
+    let taken = running.ops_address().unwrap();
+    for verb in [&["run"][..], &["run", "--listen", &taken], &["sync"]] {
+        let (code, words) = refused(&running, verb);
+        assert_eq!(code, Some(5), "{verb:?}: {words}");
         assert!(words.contains("mirror.db"), "{words}");
     }
+
+    // A listener that is another's, of a mirror that nobody writes: 1.
+    let other = Mirror::new().feed("a", &publisher.url("/a"));
+    let (code, words) = refused(&other, &["run", "--listen", &taken]);
+    assert_eq!((code, words.contains(&taken)), (Some(1), true), "{words}");
 
     // A foreign or damaged database: 4, and the file stays as it was.
     let foreign = Mirror::new().feed("a", &publisher.url("/a"));

@@ -33,6 +33,8 @@ pub(crate) struct Mirror {
     feeds: BTreeMap<String, String>,
     tables: String,
     environment: Vec<(String, String)>,
+    /// A command that runs the binary, if it isn't run by itself.
+    before: Vec<String>,
     child: Option<Child>,
 }
 
@@ -67,6 +69,7 @@ impl Mirror {
             feeds: BTreeMap::new(),
             tables: String::new(),
             environment: Vec::new(),
+            before: Vec::new(),
             child: None,
         }
     }
@@ -112,6 +115,33 @@ impl Mirror {
         self
     }
 
+    /// Puts the database on a disk of 4 MB of its own, made ready by `prepare`, a shell's command in which `$0` is the disk.
+    ///
+    /// # Panics
+    /// Where neither root nor user namespaces are to be had.
+    pub(crate) fn on_small_disk(mut self, prepare: &str) -> Self {
+        let disk = self.path("disk");
+        fs::create_dir(&disk).unwrap();
+        let namespace = if nix::unistd::geteuid().is_root() { "-m" } else { "-rm" };
+        let tried =
+            Command::new("unshare").args([namespace, "true"]).output().expect("unshare, of Debian's util-linux");
+        let told = String::from_utf8_lossy(&tried.stderr);
+        assert!(
+            tried.status.success(),
+            "a small disk takes root, or sysctl kernel.unprivileged_userns_clone=1: {told}"
+        );
+        let script = format!("mount -t tmpfs -o size=4m none \"$0\" && {prepare} && exec \"$@\"");
+        let before = ["unshare", namespace, "sh", "-c", &script, disk.to_str().unwrap()];
+        self.before = before.map(str::to_owned).to_vec();
+        self.env("FEEDMIRROR_DB", disk.join("mirror.db").to_str().unwrap())
+    }
+
+    /// Removes the file `filler` from the disk that the running daemon's database is on.
+    pub(crate) fn make_room(&self) {
+        let disk = self.path("disk/filler");
+        fs::remove_file(format!("/proc/{}/root{}", self.pid(), disk.display())).unwrap();
+    }
+
     /// A file in the mirror's folder; relative paths of the configuration lead there.
     pub(crate) fn write(&self, name: &str, text: &str) {
         // Moved into place: a daemon that reads it just now gets the old text or the new.
@@ -132,8 +162,15 @@ impl Mirror {
 
     /// The binary with this mirror's configuration.
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_feedmirror"));
-        command.arg("--config").arg(self.path("config.toml")).args(arguments).current_dir(self.folder.path());
+        let binary = env!("CARGO_BIN_EXE_feedmirror");
+        let mut words = self.before.iter().map(String::as_str).chain([binary]);
+        let mut command = Command::new(words.next().unwrap());
+        command
+            .args(words)
+            .arg("--config")
+            .arg(self.path("config.toml"))
+            .args(arguments)
+            .current_dir(self.folder.path());
         for name in ["FEEDMIRROR_CONFIG", "FEEDMIRROR_DB", "NOTIFY_SOCKET", "HTTP_PROXY", "http_proxy"] {
             command.env_remove(name);
         }
@@ -346,14 +383,17 @@ impl Mirror {
         holding
     }
 
+    /// Where operators ask, if it has been said.
+    pub(crate) fn ops_address(&self) -> Option<String> {
+        let log = self.log();
+        let line = log.lines().rev().find_map(|line| Some(line.split_once(" ops=")?.1))?;
+        Some(line.split_whitespace().next()?.trim_matches('"').to_owned())
+    }
+
     /// Status and whole answer of a GET at the ops listener; 0 while nobody listens there.
     pub(crate) fn get(&self, path: &str) -> (u16, String) {
-        let log = self.log();
-        let Some(line) = log.lines().rev().find_map(|line| Some(line.split_once(" ops=")?.1)) else {
-            return (0, String::new());
-        };
-        let address = line.split_whitespace().next().unwrap().trim_matches('"');
-        let Ok(mut connection) = TcpStream::connect(address) else { return (0, String::new()) };
+        let Some(address) = self.ops_address() else { return (0, String::new()) };
+        let Ok(mut connection) = TcpStream::connect(&address) else { return (0, String::new()) };
         // HTTP/1.0: the answer comes in one piece.
         write!(connection, "GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n").unwrap();
         let mut answer = String::new();

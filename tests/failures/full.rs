@@ -1,0 +1,120 @@
+//! A disk that is full, or a file that is locked, when the mirror begins: a daemon waits and says so, `sync` ends and says
+//! why (DESIGN §2, rule 7).
+
+use std::sync::Arc;
+
+use crate::held::{Systemd, lock};
+use crate::support::{Mirror, Publisher, Reply, Shelf, item, page, until};
+
+/// Takes all the room there is.
+const FILL: &str = "{ head -c 8000000 /dev/zero > \"$0/filler\" 2>/dev/null; true; }";
+
+fn publisher(shelf: &Arc<Shelf>) -> Publisher {
+    let serving = Arc::clone(shelf);
+    Publisher::start(move |request| serving.page(request))
+}
+
+/// A mirror that was level once, stopped, and moved to a disk that is full.
+fn moved(publisher: &Publisher) -> Mirror {
+    let mut mirror = Mirror::running("a", &publisher.url("/a"));
+    mirror.until_level("a");
+    assert!(mirror.stop().success());
+    let from = mirror.path("mirror.db").display().to_string();
+    mirror.on_small_disk(&format!("cp {from} {from}.token \"$0\" && {FILL}"))
+}
+
+fn waits_for_room_and_begins(mirror: Mirror, publisher: &Publisher, shelf: &Shelf) {
+    let (systemd, mut mirror) = Systemd::of(mirror);
+    let asked = publisher.requests().len();
+
+    // When
+    mirror.write_config();
+    mirror.spawn();
+
+    // Then
+    until("READY", || systemd.count("READY=1") == 1);
+    mirror.until("not ready", |mirror| mirror.get("/readyz").0 == 503);
+    let told = mirror.get("/readyz").1;
+    assert!(told.contains("full") || told.contains("I/O"), "{told}");
+    assert_eq!(mirror.get("/healthz").0, 200);
+    until("signs of life", || systemd.count("WATCHDOG=1") >= 3);
+    assert_eq!(publisher.requests().len(), asked, "nothing is read that could not be written");
+
+    // When
+    mirror.make_room();
+
+    // Then
+    mirror.until("ready", |mirror| mirror.get("/readyz").0 == 200);
+    shelf.put("new");
+    mirror.until("the news", |mirror| mirror.get("/api/items").1.contains("\"new\""));
+    mirror.until("a token", |mirror| {
+        std::fs::exists(format!("/proc/{}/root{}", mirror.pid(), mirror.path("disk/mirror.db.token").display()))
+            .unwrap()
+    });
+    assert!(mirror.stop().success());
+}
+
+#[test]
+fn a_daemon_started_on_a_full_disk_says_so_and_begins_when_there_is_room() {
+    let shelf = Shelf::of(5, 2);
+    let publisher = publisher(&shelf);
+    let mirror = moved(&publisher);
+
+    waits_for_room_and_begins(mirror, &publisher, &shelf);
+}
+
+#[test]
+fn a_daemon_started_for_the_first_time_on_a_full_disk_begins_when_there_is_room() {
+    let shelf = Shelf::of(5, 2);
+    let publisher = publisher(&shelf);
+    let mirror = Mirror::new().feed("a", &publisher.url("/a")).on_small_disk(FILL);
+
+    waits_for_room_and_begins(mirror, &publisher, &shelf);
+}
+
+/// Exit 4, and why in words.
+fn is_unusable(mirror: &Mirror, words: &[&str]) {
+    let ran = mirror.verb(&["sync"]);
+    let told = String::from_utf8_lossy(&ran.stderr).into_owned();
+    assert_eq!(ran.status.code(), Some(4), "{told}");
+    assert!(told.contains("mirror.db can't be used for now") && words.iter().any(|word| told.contains(word)), "{told}");
+}
+
+#[test]
+fn sync_on_a_full_disk_ends_and_says_why() {
+    let shelf = Shelf::of(5, 2);
+    let publisher = publisher(&shelf);
+    let mirror = moved(&publisher);
+
+    is_unusable(&mirror, &["full", "I/O"]);
+}
+
+#[test]
+fn sync_that_fills_the_disk_ends_and_says_why() {
+    // Given: room for some of the items.
+    let publisher = Publisher::start(|request| {
+        let large = item("x", 1).replace("x@1", &"large".repeat(50_000));
+        let at: usize = request.query().strip_prefix("at=").map_or(0, |at| at.parse().unwrap());
+        let large = large.replace("\"id\":\"x\"", &format!("\"id\":\"x{at}\""));
+        Reply::page(page(&[large], &format!("/a?at={}", at + 1)))
+    });
+    let mirror = Mirror::new().feed("a", &publisher.url("/a")).on_small_disk("true");
+
+    is_unusable(&mirror, &["full"]);
+}
+
+#[test]
+fn sync_on_a_locked_file_ends_and_says_why() {
+    // Given
+    let shelf = Shelf::of(5, 2);
+    let publisher = publisher(&shelf);
+    let mut mirror = Mirror::running("a", &publisher.url("/a"));
+    mirror.until_level("a");
+    assert!(mirror.stop().success());
+    let asked = publisher.requests().len();
+    let _locked = lock(&mirror);
+
+    // Then
+    is_unusable(&mirror, &["locked"]);
+    assert_eq!(publisher.requests().len(), asked);
+}
