@@ -23,7 +23,7 @@ use crate::store::read::Reader;
 use crate::store::{Intake, Store, StoreError, now};
 use crate::supervisor::Configured;
 use crate::supervisor::endpoints::no_push;
-use crate::supervisor::fleet::{feed, registrations, take_names_over};
+use crate::supervisor::fleet::{configure, feed};
 use crate::supervisor::housekeeping;
 use crate::supervisor::once::{Brought, bring_level};
 use crate::worker::{Counts, Feed, Shared};
@@ -156,8 +156,7 @@ async fn bring_all(
 ) -> anyhow::Result<Vec<Row>> {
     let store = &shared.store;
     store.started(now(), None, None).await?;
-    take_names_over(store, &targets.fleet).await?;
-    let stored = store.register(now(), registrations(&targets.fleet), targets.all).await?;
+    let stored = configure(store, &targets.fleet, targets.all).await?;
     let (clients, turns) = (Clients::default(), Turns::new(targets.fleet.hosts.clone()));
     let expected = expected(&targets.database)?;
     let mut progress = Progress::start(globals, &targets.database);

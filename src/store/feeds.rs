@@ -131,16 +131,7 @@ impl Store {
         feeds: Vec<Registration>,
         all: bool,
     ) -> Result<Vec<StoredFeed>, StoreError> {
-        self.submit(Weight::default(), move |bench| {
-            for feed in &feeds {
-                register(bench, at, feed)?;
-            }
-            if all {
-                remove_others(bench, at, &feeds)?;
-            }
-            feeds.iter().map(|feed| read(bench, feed.name.as_str())).collect()
-        })
-        .await
+        self.submit(Weight::default(), move |bench| register_all(bench, at, &feeds, all)).await
     }
 
     /// The feed as stored now.
@@ -258,6 +249,21 @@ pub(super) fn pause(bench: &mut Bench<'_>, name: &str, at: Millis, paused: bool)
     let health = if paused { Health::Paused } else { Health::Ok };
     set_health(bench, feed.id, at, health, paused.then_some("paused: by the operator"))?;
     read(bench, name)
+}
+
+pub(super) fn register_all(
+    bench: &mut Bench<'_>,
+    at: Millis,
+    feeds: &[Registration],
+    all: bool,
+) -> Result<Vec<StoredFeed>, StoreError> {
+    for feed in feeds {
+        register(bench, at, feed)?;
+    }
+    if all {
+        remove_others(bench, at, feeds)?;
+    }
+    feeds.iter().map(|feed| read(bench, feed.name.as_str())).collect()
 }
 
 fn register(bench: &mut Bench<'_>, at: Millis, feed: &Registration) -> Result<(), StoreError> {

@@ -6,6 +6,7 @@
 
 use rusqlite::{OptionalExtension, params};
 
+use super::feeds::{Registration, StoredFeed};
 use super::resync;
 use super::writer::{Bench, Weight};
 use super::{Millis, Store, StoreError, feeds, journal};
@@ -15,6 +16,9 @@ use crate::feed::{FeedName, Seq};
 const STEP_ROWS: usize = 500;
 /// Rows of all feeds looked at in one step.
 const SCANNED: i64 = 5_000;
+
+/// A feed's old name and its new one.
+pub type Rename = (FeedName, FeedName);
 
 impl Store {
     /// Gives a feed a new name.
@@ -28,20 +32,29 @@ impl Store {
         self.submit(weight, move |bench| rename(bench, at, &old, &new)).await
     }
 
-    /// Renames a feed that is configured under another name than before. False when there is nothing to do: the mirror
-    /// doesn't know the old name, or holds something under the new one.
+    /// Takes a configuration over, whole or not at all: feeds that are configured under another name than before are
+    /// renamed, unless the mirror doesn't know the old name or holds something under the new one; then all are
+    /// registered, as [`Store::register`] does. The renames that were made, and the feeds as they are stored now.
     ///
     /// # Errors
     /// When a statement fails or the writer has stopped.
-    pub async fn take_over(&self, at: Millis, old: &FeedName, new: &FeedName) -> Result<bool, StoreError> {
-        let (old, new) = (old.clone(), new.clone());
-        let weight = Weight { seqs: 1, durable: true, ..Weight::default() };
+    pub async fn configure(
+        &self,
+        at: Millis,
+        renames: Vec<Rename>,
+        feeds: Vec<Registration>,
+        all: bool,
+    ) -> Result<(Vec<Rename>, Vec<StoredFeed>), StoreError> {
+        let weight = Weight { seqs: renames.len(), durable: !renames.is_empty(), ..Weight::default() };
         self.submit(weight, move |bench| {
-            let due = standing(bench, &old)?.is_some() && standing(bench, &new)?.is_none_or(|feed| !feed.filled);
-            if due {
-                rename(bench, at, &old, &new)?;
+            let mut made = Vec::new();
+            for (old, new) in &renames {
+                if standing(bench, old)?.is_some() && standing(bench, new)?.is_none_or(|feed| !feed.filled) {
+                    rename(bench, at, old, new)?;
+                    made.push((old.clone(), new.clone()));
+                }
             }
-            Ok(due)
+            Ok((made, feeds::register_all(bench, at, &feeds, all)?))
         })
         .await
     }

@@ -22,7 +22,7 @@ use crate::source::client::Clients;
 use crate::source::http::Failure;
 use crate::source::turns::Turns;
 use crate::source::webhook::{DoorState, Inbox};
-use crate::store::feeds::Registration;
+use crate::store::feeds::{Registration, StoredFeed};
 use crate::store::keep::KeepSettings;
 use crate::store::{Store, StoreError, now};
 use crate::worker::page_source::Waits;
@@ -149,6 +149,13 @@ struct Loading {
     left: Vec<FeedName>,
 }
 
+/// A configuration that the store could not take over.
+struct Refused {
+    error: StoreError,
+    /// The feeds that were stopped for it.
+    stopped: Vec<(Configured, Arc<Counts>)>,
+}
+
 impl Supervisor {
     /// With nothing to do yet; its feeds take what is posted to `inbox`.
     pub fn new(shared: Shared, inbox: Inbox) -> Self {
@@ -183,7 +190,7 @@ impl Supervisor {
         self.tasks.spawn(keep_house(store.clone(), self.keep.subscribe(), shutdown.clone()));
         let (sender, mut to_look_again) = mpsc::channel(WAITING);
         self.tasks.spawn(keep_removing(store.clone(), sender, shutdown.clone()));
-        let mut loading: Option<BoxFuture<'static, Result<Loading, StoreError>>> = None;
+        let mut loading: Option<BoxFuture<'static, Result<Loading, Refused>>> = None;
         // Orders to feeds that the configuration being taken over has stopped, or is about to start.
         let mut deferred = Vec::new();
         loop {
@@ -306,7 +313,7 @@ impl Supervisor {
     /// # Errors
     /// When the store can't register the feeds.
     pub async fn load(&mut self, fleet: Fleet) -> Result<(), StoreError> {
-        let loading = self.begin_load(fleet).await?;
+        let loading = self.begin_load(fleet).await.map_err(|refused| refused.error)?;
         for started in self.take_over(loading) {
             // Its end tells as much as a word would.
             drop(started.await);
@@ -315,7 +322,7 @@ impl Supervisor {
     }
 
     /// Stops the feeds that change. What is returned waits for them and for the store, and needs nothing of the supervisor.
-    fn begin_load(&mut self, fleet: Fleet) -> impl Future<Output = Result<Loading, StoreError>> + Send + use<> {
+    fn begin_load(&mut self, fleet: Fleet) -> impl Future<Output = Result<Loading, Refused>> + Send + use<> {
         let same_hosts = self.fleet.hosts == fleet.hosts;
         let is_same = |configured: &&Configured| {
             let member = self.members.get(configured.name());
@@ -326,12 +333,16 @@ impl Supervisor {
         let leaving: Vec<Member> = left.iter().filter_map(|name| self.leave(name)).collect();
         let store = self.common.shared.store.clone();
         async move {
-            for member in leaving {
+            for member in &leaving {
                 member.commands.closed().await;
             }
-            take_names_over(&store, &fleet).await?;
-            store.register(now(), registrations(&fleet), true).await?;
-            Ok(Loading { fleet, same_hosts, kept, left })
+            match configure(&store, &fleet, true).await {
+                Ok(_) => Ok(Loading { fleet, same_hosts, kept, left }),
+                Err(error) => {
+                    let stopped = leaving.into_iter().map(|member| (member.configured, member.counts)).collect();
+                    Err(Refused { error, stopped })
+                }
+            }
         }
     }
 
@@ -347,13 +358,18 @@ impl Supervisor {
         Some(member)
     }
 
-    fn take_over_or_tell(&mut self, loaded: Option<Result<Loading, StoreError>>) {
+    fn take_over_or_tell(&mut self, loaded: Option<Result<Loading, Refused>>) {
         match loaded {
             Some(Ok(loading)) => {
                 drop(self.take_over(loading));
                 tracing::info!(feeds = self.members.len(), "configuration reloaded");
             }
-            Some(Err(error)) => tracing::error!(%error, "the reload failed; a further one may succeed"),
+            Some(Err(Refused { error, stopped })) => {
+                tracing::error!(%error, "the reload failed, and changed nothing; a further one may succeed");
+                for (configured, counts) in stopped {
+                    drop(self.admit(configured, counts));
+                }
+            }
             None => {}
         }
     }
@@ -399,23 +415,26 @@ fn too_many() -> ControlError {
     ControlError::Refused("too many orders wait already: wait for them, or look at what keeps the mirror".to_owned())
 }
 
-/// Renames in the store what is configured under another name than before.
+/// Tells the store what is configured, and renames there what is configured under another name than before: whole or not at
+/// all. With `all`, feeds that are not named become `removed`.
 ///
 /// # Errors
 /// When the store can't do it.
-pub async fn take_names_over(store: &Store, fleet: &Fleet) -> Result<(), StoreError> {
-    for configured in &fleet.feeds {
-        let Configured::Ready(settings) = configured else { continue };
-        let Some(was) = &settings.was else { continue };
-        if store.take_over(now(), was, &settings.name).await? {
-            tracing::info!(feed = %settings.name, was = %was, "renamed");
-        }
+pub async fn configure(store: &Store, fleet: &Fleet, all: bool) -> Result<Vec<StoredFeed>, StoreError> {
+    let rename = |configured: &Configured| match configured {
+        Configured::Ready(settings) => Some((settings.was.clone()?, settings.name.clone())),
+        Configured::Broken { .. } => None,
+    };
+    let renames = fleet.feeds.iter().filter_map(rename).collect();
+    let (made, stored) = store.configure(now(), renames, registrations(fleet), all).await?;
+    for (was, feed) in made {
+        tracing::info!(%feed, %was, "renamed");
     }
-    Ok(())
+    Ok(stored)
 }
 
 /// How the store knows the configured feeds.
-pub fn registrations(fleet: &Fleet) -> Vec<Registration> {
+fn registrations(fleet: &Fleet) -> Vec<Registration> {
     let registration = |configured: &Configured| match configured {
         Configured::Ready(settings) => Registration {
             name: settings.name.clone(),

@@ -103,6 +103,65 @@ fn a_live_daemon_renames_on_reload_and_reads_nothing_again() {
     assert_eq!(mirror.events("new", "renamed").len(), 1);
 }
 
+/// Two feeds and a database that takes no two names of one length; a reload that renames one feed, changes the other and
+/// begins a third is refused, and done once the database refuses nothing any more.
+fn a_refused_reload_changes_nothing(new: &str, third: &str) {
+    // given
+    let shelf = Shelf::of(30, 10);
+    let publisher = serve(&shelf);
+    let mirror = Mirror::new().feed("old", &publisher.url("/f")).feed("other", &publisher.url("/g"));
+    let mut mirror = mirror.start();
+    mirror.until_level("old");
+    mirror.until_level("other");
+    let operator = rusqlite::Connection::open(mirror.path("mirror.db")).unwrap();
+    operator.busy_timeout(std::time::Duration::from_secs(10)).unwrap();
+    operator.execute_batch("CREATE UNIQUE INDEX lengths ON feed (length(name))").unwrap();
+    let read = first_pages(&publisher);
+
+    // when
+    mirror.drop_feed("old");
+    mirror.set_feed(new, &publisher.url("/f"), "was = \"old\"");
+    mirror.set_feed("other", &publisher.url("/g"), "poll = { min = \"60ms\" }");
+    mirror.set_feed(third, &publisher.url("/h"), "");
+    mirror.write_config();
+    mirror.signal(Signal::SIGHUP);
+    mirror.until("refused", |mirror| mirror.log().contains("the reload failed"));
+
+    // then all is as it was, and goes on
+    shelf.put("fresh");
+    for feed in ["old", "other"] {
+        mirror.until("a change", |mirror| mirror.ids(feed).contains(&"fresh".to_owned()));
+    }
+    assert_eq!(mirror.column("SELECT name FROM feeds ORDER BY name"), ["old", "other"]);
+    assert_eq!(mirror.column("SELECT DISTINCT health FROM feeds"), ["ok"]);
+    assert!(mirror.events("old", "renamed").is_empty());
+    assert_eq!((first_pages(&publisher), publisher.count("/h")), (read, 0), "nothing is read anew");
+    let (code, _, error) = told(mirror.verb(&["poll-now", "old"]));
+    assert_eq!(code, 0, "{error}");
+
+    // when
+    operator.execute_batch("DROP INDEX lengths").unwrap();
+    mirror.signal(Signal::SIGHUP);
+
+    // then
+    mirror.until_level(third);
+    let mut names = [new, "other", third];
+    names.sort_unstable();
+    assert_eq!(mirror.column("SELECT name FROM feeds ORDER BY name"), names);
+    assert_eq!(mirror.live(new), shelf.live());
+    assert!(mirror.stop().success());
+}
+
+#[test]
+fn a_reload_whose_rename_is_refused_changes_nothing_and_stops_no_feed() {
+    a_refused_reload_changes_nothing("newer", "a-third");
+}
+
+#[test]
+fn a_reload_that_is_refused_after_its_rename_takes_that_back() {
+    a_refused_reload_changes_nothing("new", "third");
+}
+
 #[test]
 fn at_rest_the_verb_renames_what_the_configuration_has_under_the_new_name_alone() {
     let shelf = Shelf::of(30, 10);
