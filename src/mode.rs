@@ -1,4 +1,4 @@
-//! What a failure means for a feed: pure rules from what happened to health, wait and what to try next (DESIGN §8).
+//! What a failure means for a feed: pure rules from what happened to health, wait and what to try next.
 //!
 //! Knows no clock; durations are passed in. Never reads message text.
 
@@ -50,6 +50,8 @@ pub enum Trouble {
     Loop,
     /// TLS, a refused redirect or origin, settings: nothing that waiting heals.
     Operator,
+    /// The mirror's own store: the publisher has nothing to do with it, and is not asked what is wrong.
+    Store,
 }
 
 /// What is known of a feed when it fails.
@@ -61,9 +63,9 @@ pub struct History {
     pub unavailable: u32,
     /// Whether it has ever answered well.
     pub answered: bool,
-    /// Since when it has been failing.
+    /// For how long it has been failing.
     pub failing_for: Duration,
-    /// Since when it has been gone.
+    /// For how long it has been gone.
     pub gone_for: Duration,
     /// Whether what failed was the feed's own URL, its first page.
     pub first_page: bool,
@@ -136,6 +138,7 @@ pub fn judge(trouble: Trouble, history: &History) -> Ruling {
         Trouble::ConnectionRefused => Ruling { slow_host: true, ..retrying(Wait::Backoff) },
         Trouble::Status { .. } | Trouble::Page | Trouble::Loop => stuck_or(history, retrying(Wait::Backoff)),
         Trouble::Network => stuck_or(history, retrying(Wait::Backoff)),
+        Trouble::Store => retrying(Wait::Backoff),
     }
 }
 
@@ -219,6 +222,7 @@ mod tests {
             (Trouble::Page, known, (Health::Retrying, Step::None)),
             (Trouble::Loop, known, (Health::Retrying, Step::None)),
             (Trouble::Operator, known, (Health::Failed, Step::None)),
+            (Trouble::Store, long(None), (Health::Retrying, Step::None)),
             (status(401), known, (Health::Failed, Step::Secrets)),
             (status(403), new, (Health::Failed, Step::Secrets)),
             (status(403), known, (Health::Retrying, Step::None)),

@@ -1,7 +1,7 @@
 //! A feed's endpoints and mode: starts their loops, restarts them after a panic or a hang, pauses and drains them.
 //!
-//! Guarantees: one feed's trouble, a panic in its loops included, never reaches another feed; an order is carried out
-//! between a feed's turns, never in the middle of one; nothing runs after the end of [`fleet::Supervisor::run`].
+//! Guarantees: one feed's trouble, a panic in its loops included, never reaches another feed; an order is carried
+//! out beside a feed's loops, which are stopped first where it must not meet them; nothing runs after the end of [`fleet::Supervisor::run`].
 //! Reads no page and decides nothing about items itself.
 
 pub mod ack;

@@ -126,7 +126,7 @@ impl Plan {
                 let start = format!("http://{authority}/recorded/{}", stem(file));
                 (if page.items.is_empty() { next.clone() } else { start }, next)
             }
-            // Without `next` one is made in the dialect of the URL, from the last item (DESIGN §2, rule 5).
+            // Without `next` one is made in the dialect of the URL, from the last item.
             None => {
                 let last: Record<'_> = serde_json::from_str(page.items.last().unwrap().get()).unwrap();
                 let at = |change: &str| format!("http://no-next.example/recorded?afterChangeNumber={change}");

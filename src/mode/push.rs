@@ -166,11 +166,6 @@ impl Ledger {
         Self { settings, order, level: false, polled: None, refused: None, accounts: accounts.collect() }
     }
 
-    /// Whether the feed has any push endpoint.
-    pub fn has_push(&self) -> bool {
-        !self.accounts.is_empty()
-    }
-
     /// What keeps the feed current: the first endpoint that is believed, up, and has been polled behind.
     pub fn mode(&self) -> Mode {
         if !self.level {

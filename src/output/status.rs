@@ -6,6 +6,7 @@
 
 mod endpoints;
 
+use std::cmp::Reverse;
 use std::io::{self, Write};
 
 use comfy_table::{Cell, CellAlignment, Color, ColumnConstraint, ContentArrangement, Table, Width};
@@ -49,6 +50,20 @@ pub struct Closer {
     pub turned: Option<EventRow>,
 }
 
+/// How much a feed needs somebody to look; a health of a later version needs most.
+pub(super) fn attention(health: &str, demoted: bool) -> u8 {
+    match Health::from_word(health) {
+        None | Some(Health::Failed) => 8,
+        Some(Health::Suspect) => 7,
+        Some(Health::Stuck) => 6,
+        Some(Health::Gone) => 5,
+        Some(Health::Retrying) => 4,
+        Some(Health::Paused) => 3,
+        Some(Health::Removed) => 2,
+        Some(Health::Ok) => u8::from(demoted),
+    }
+}
+
 impl Closer {
     fn read(reader: &Reader, feed: &str) -> Result<Self, StoreError> {
         let turned = reader.events(Some(feed), usize::MAX)?.into_iter().rev().find(|event| event.what == "mode");
@@ -68,10 +83,12 @@ impl Status {
         Ok(Self { mirror, feeds, loads: reader.loads()?, resyncs, closer })
     }
 
-    /// Feeds in the order of the table: those that need attention first, then by name.
+    /// Feeds in the order of the table: those that need attention first, the worst of them before the others; then by
+    /// name.
     pub fn by_attention(&self) -> Vec<&FeedRow> {
         let mut feeds: Vec<&FeedRow> = self.feeds.iter().collect();
-        feeds.sort_by(|a, b| (a.health == "ok", &a.name).cmp(&(b.health == "ok", &b.name)));
+        let demoted = |feed: &FeedRow| feed.push == Push::Demoted.as_str();
+        feeds.sort_by_key(|feed| (Reverse(attention(&feed.health, demoted(feed))), &feed.name));
         feeds
     }
 

@@ -82,7 +82,8 @@ pub struct Posted {
     pub generation: Generation,
     /// The body; when it is the fifth time and it is too large, its beginning alone (at most 1 KiB).
     pub bytes: Vec<u8>,
-    /// XXH3 of the body as it came; of one that is too large, of its beginning and its declared length.
+    /// The first 8 bytes of the SHA-256 of the body as it came; of one that is too large, of its beginning and its
+    /// declared length.
     pub hash: u64,
     /// It was refused four times within an hour: to be quarantined if it still can't be read, then taken, and the feed
     /// walked again from a while ago.

@@ -173,7 +173,7 @@ fn apply(bench: &mut Bench<'_>, delivery: &mut Delivery, forgotten: &mut u64) ->
     }
     let beyond = &delivery.page.beyond;
     if beyond.count > 0 {
-        journal::dropped(bench, feed.id, delivery.at, beyond.count, "of many")?;
+        journal::dropped(bench, feed.id, delivery.at, beyond.count, None)?;
     }
     if feed.resync.is_some() {
         let kept = delivery.page.unreadable.iter().filter_map(|record| record.id.as_ref());

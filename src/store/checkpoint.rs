@@ -124,8 +124,9 @@ impl Gate {
             }
             if wal.asked > wal.emptied {
                 // Again and again, for as long as a reader is in the way.
-                let later = self.changed.wait_timeout(wal, EMPTYING).unwrap_or_else(PoisonError::into_inner).0;
-                return if later.closed { None } else { Some(()) };
+                let waits = |wal: &mut Wal| !wal.closed && wal.asked == wal.tried;
+                let waited = self.changed.wait_timeout_while(wal, EMPTYING, waits);
+                return if waited.unwrap_or_else(PoisonError::into_inner).0.closed { None } else { Some(()) };
             }
             if wal.pages - done.min(wal.pages) >= START_PAGES || (left.is_zero() && wal.pages > done) {
                 return Some(());
@@ -156,7 +157,10 @@ pub(super) fn run(db: &Connection, file: &File, gate: &Gate, queue: &Queue) {
                     tracing::error!(%error, "the WAL can't be written back");
                 }
                 failing = true;
-                stuck_at = gate.wal().pages;
+                let mut wal = gate.wal();
+                stuck_at = wal.pages;
+                // Emptying waits like the rest: whatever keeps it from being written back stays for a while.
+                wal.tried = wal.asked;
             }
         }
     }

@@ -63,7 +63,9 @@ impl Forgot {
 pub fn erased_words(erased: bool) -> &'static str {
     match erased {
         true => "its bytes are erased from the database's files",
-        false => "its bytes stay in the WAL until a long reader has gone",
+        false => {
+            "its bytes stay in the WAL until it can be written back: once long readers have gone, and the disk takes it"
+        }
     }
 }
 

@@ -54,7 +54,7 @@ pub(super) fn quarantine(
         )?
         .execute(params![feed, size, QUARANTINE_ROWS, QUARANTINE_BYTES])?;
     if taken == 0 {
-        return dropped(bench, feed, at, record.count, record.reason);
+        return dropped(bench, feed, at, record.count, Some(record.reason));
     }
     db.prepare_cached(
         "INSERT INTO quarantined (feed, transport, digest, reason, detail, raw, first_at, last_at, count, shown)
@@ -75,12 +75,20 @@ pub(super) fn quarantine(
 }
 
 /// Counts records that quarantine has no room for.
-pub(super) fn dropped(bench: &Bench<'_>, feed: i64, at: Millis, count: u64, reason: &str) -> rusqlite::Result<()> {
+pub(super) fn dropped(
+    bench: &Bench<'_>,
+    feed: i64,
+    at: Millis,
+    count: u64,
+    reason: Option<&str>,
+) -> rusqlite::Result<()> {
     bench
         .db
         .prepare_cached("UPDATE feed SET quarantine_dropped = quarantine_dropped + ?2 WHERE id = ?1")?
         .execute(params![feed, i64::try_from(count).unwrap_or(i64::MAX)])?;
-    let detail = format!("quarantine is full: a record with reason {reason} was dropped");
+    let records = if count == 1 { "1 record was".to_owned() } else { format!("{count} records were") };
+    let reason = reason.map_or_else(String::new, |reason| format!(", with reason {reason}"));
+    let detail = format!("quarantine is full: {records} dropped{reason}");
     finding(bench, feed, at, &Finding { rule: "quarantine-full", detail, count })
 }
 

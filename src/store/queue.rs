@@ -161,14 +161,11 @@ impl Queue {
         self.lock().closed
     }
 
-    /// Waits for so long, or for news; false once closed.
+    /// Waits for so long; false once closed, which ends the wait.
     pub(super) fn pause(&self, time: Duration) -> bool {
-        let waiting = self.lock();
-        if waiting.closed {
-            return false;
-        }
-        let (waiting, _) = self.changed.wait_timeout(waiting, time).unwrap_or_else(PoisonError::into_inner);
-        !waiting.closed
+        let open = |waiting: &mut Waiting| !waiting.closed;
+        let waited = self.changed.wait_timeout_while(self.lock(), time, open);
+        !waited.unwrap_or_else(PoisonError::into_inner).0.closed
     }
 }
 

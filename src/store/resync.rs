@@ -184,14 +184,6 @@ impl Store {
         .await
     }
 
-    /// Forgets a resync under way; nothing is swept.
-    ///
-    /// # Errors
-    /// When a statement fails or the writer has stopped.
-    pub async fn cancel_resync(&self, feed: i64) -> Result<(), StoreError> {
-        self.submit(Weight::default(), move |bench| Ok(clear(bench, feed)?)).await
-    }
-
     /// Accepts a held sweep.
     ///
     /// # Errors

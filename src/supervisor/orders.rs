@@ -7,6 +7,7 @@ use super::ack::Ack;
 use super::control::{Answer, ControlError, Named, Order};
 use super::unit::{PAUSED, PURGED, Reply, Running, Unit};
 use crate::feed::Health;
+use crate::source::http::Failure;
 use crate::store::forget::erased_words;
 use crate::store::resync::Trust;
 use crate::store::{StoreError, now};
@@ -51,7 +52,7 @@ impl Unit {
         if stored.paused {
             return Ok(Answer::Accepted(format!("{name} goes on once the rows that its purge left are removed")));
         }
-        self.running()?.feed.poll_now.notify_one();
+        self.running()?.feed.poll_anew.notify_one();
         Ok(Answer::Done(format!("{name} goes on")))
     }
 
@@ -69,11 +70,18 @@ impl Unit {
         store.begin_resync(name, now(), trust, false).await.map_err(refused)?;
         running.feed.resync_now.notify_one();
         running.feed.poll_anew.notify_one();
-        Ok(Answer::Done(match (trust, underway) {
+        let words = match (trust, underway) {
             (Trust::No, false) => format!("{name} is read anew; what is gone is swept at the end"),
             (Trust::No, true) => format!("{name} is being read anew already"),
             _ => format!("{name} is read anew, and what its source says replaces what is stored"),
-        }))
+        };
+        Ok(match running.feed.source.not_before.left() {
+            Duration::ZERO => Answer::Done(words),
+            left => Answer::Accepted(format!(
+                "{words}; that begins in {} s, when its publisher may be asked again (poll-now asks at once)",
+                left.as_secs() + 1
+            )),
+        })
     }
 
     async fn accept_sweep(&self) -> Result<Answer, ControlError> {
@@ -86,7 +94,15 @@ impl Unit {
     async fn seek(&self, url: &str) -> Result<Answer, ControlError> {
         let (store, name) = (&self.common.shared.store, &self.name);
         let running = self.running()?;
-        running.feed.source.requests.permit(url).map_err(|failure| ControlError::Refused(failure.to_string()))?;
+        running.feed.source.requests.permit(url).map_err(|failure| {
+            let refused = match failure {
+                Failure::ForeignNext(origin) => {
+                    format!("{origin} is not {name}'s own origin; allow it with http.allow_hosts")
+                }
+                failure => failure.to_string(),
+            };
+            ControlError::Refused(refused)
+        })?;
         if store.feed(name).await.map_err(refused)?.cursor.is_none() {
             let reason = format!("{name} is being read anew and has no poll cursor yet");
             return Err(ControlError::Refused(reason));

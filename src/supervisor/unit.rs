@@ -228,7 +228,7 @@ impl Unit {
         }
         let before = running.feed.source.requests.secret_changes();
         match running.feed.source.requests.read_secrets() {
-            Ok(changes) if changes != before => running.feed.poll_now.notify_one(),
+            Ok(changes) if changes != before => running.feed.poll_anew.notify_one(),
             Ok(_) => {}
             Err(failure) => stay(failure),
         }

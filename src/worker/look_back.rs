@@ -13,7 +13,7 @@ use super::{Feed, LOOK_BACK_PULSE, chance};
 use crate::mode::{self, History, Trouble};
 use crate::schedule;
 use crate::store::feeds::StoredFeed;
-use crate::store::{Millis, now};
+use crate::store::{Millis, StoreError, now};
 
 /// One feed's look-backs.
 pub struct LookBackLoop<'a> {
@@ -65,13 +65,20 @@ impl<'a> LookBackLoop<'a> {
         let store = &feed.shared.store;
         let began = now();
         self.at = Instant::now() + feed.poll.lookback.mul_f64(1.0 + 0.05 * chance());
-        let Ok(stored) = store.feed(&feed.name).await else { return };
+        let stored = match store.feed(&feed.name).await {
+            Ok(stored) => stored,
+            Err(error) => return self.store_failed(error).await,
+        };
         let lookback = millis(feed.poll.lookback);
         let due = stored.looked_back_at.map_or(began, |at| at.saturating_add(lookback)).min(began);
         let before = due.saturating_sub(lookback.saturating_mul(2));
         // Of a young feed no position is old enough: it is looked at as far back as a look-back reaches. What was
         // committed late while it was read the first time would be found by none of the later ones.
-        let Ok(Some(position)) = store.position(feed.id, before, LOOK_BACK_PAGES).await else { return };
+        let position = match store.position(feed.id, before, LOOK_BACK_PAGES).await {
+            Ok(Some(position)) => position,
+            Ok(None) => return,
+            Err(error) => return self.store_failed(error).await,
+        };
         let walk = Walk::new(feed, Kind::LookBack, stored.generation, self.cancel, &feed.pulses[LOOK_BACK_PULSE]);
         let walked = walk.run(position.clone(), None, EndMemory::default()).await;
         self.tell_found(&walked, began, &position).await;
@@ -80,7 +87,8 @@ impl<'a> LookBackLoop<'a> {
             End::Level { .. } | End::Limit => {}
             End::Overtaken | End::Stopped => return,
             End::Failed { trouble, reason, asked } => {
-                return self.failed(trouble, &reason, asked == position, position).await;
+                let dead = asked == position && matches!(trouble, Trouble::Status { code: 404 | 410, .. });
+                return self.failed(trouble, &reason, Some(position).filter(|_| dead)).await;
             }
         }
         (self.failures, self.unavailable) = (0, 0);
@@ -96,9 +104,10 @@ impl<'a> LookBackLoop<'a> {
         }
     }
 
-    async fn failed(&mut self, trouble: Trouble, reason: &str, at_position: bool, position: String) {
+    /// `dead`: the position that it began at, if the publisher no longer knows it.
+    async fn failed(&mut self, trouble: Trouble, reason: &str, dead: Option<String>) {
         let feed = self.feed;
-        if at_position && matches!(trouble, Trouble::Status { code: 404 | 410, .. }) {
+        if let Some(position) = dead {
             feed.told(feed.shared.store.forget_position(feed.id, position).await);
         }
         self.failures = self.failures.saturating_add(1);
@@ -115,7 +124,15 @@ impl<'a> LookBackLoop<'a> {
             feed.hold(wait).await;
         }
         self.at = Instant::now() + if ruling.holds { wait } else { wait.min(feed.poll.lookback) };
-        tracing::info!(feed = %feed.name, reason, failures, "a look-back failed and is tried again");
+        if failures.is_power_of_two() {
+            tracing::info!(feed = %feed.name, reason, failures, "a look-back failed and is tried again");
+        }
+    }
+
+    async fn store_failed(&mut self, error: StoreError) {
+        if !matches!(error, StoreError::Closed) {
+            self.failed(Trouble::Store, &format!("store: {error}"), None).await;
+        }
     }
 
     async fn went_back(&self, position: &str) {

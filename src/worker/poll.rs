@@ -9,13 +9,12 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::reader::{EndMemory, Validator};
-use super::walk::{End, Kind, Walk, Walked, explain};
+use super::walk::{End, Kind, Walk, Walked};
 use super::{Feed, POLL_PULSE, chance};
 use crate::feed::{Health, Mode};
 use crate::mode::push::Moment;
 use crate::mode::{self, History, Probe, Ruling, Step, Trouble};
 use crate::schedule::{self, Pace, Polled, Wait};
-use crate::source::http::{Answer, Failure};
 use crate::source::turns::{LevelMark, Priority};
 use crate::store::feeds::{Note, StoredFeed};
 use crate::store::resync::Trust;
@@ -26,6 +25,7 @@ const WEEK: Duration = Duration::from_secs(7 * 24 * 3_600);
 /// The longest waits that can have been stored, jitter included: after the third 503, and of a gone feed.
 const LONGEST_RETRY: Duration = Duration::from_secs(2 * 3_600);
 const LONGEST_GONE: Duration = Duration::from_secs(27 * 3_600);
+const UNAVAILABLE: &str = "; the third in a row that doesn't say for how long: it is asked again in one to two hours";
 /// How long an overtaken walk waits before it begins again: what overtook it may still be going on.
 const OVERTAKEN_PAUSE: Duration = Duration::from_millis(100);
 
@@ -204,7 +204,7 @@ impl<'a> PollLoop<'a> {
         let mut stored = match feed.shared.store.feed(&feed.name).await {
             Ok(stored) => stored,
             Err(StoreError::Closed) => return Turn::Stopped,
-            Err(error) => return self.failed(None, Trouble::Page, format!("store: {error}"), "").await,
+            Err(error) => return self.failed(None, Trouble::Store, format!("store: {error}"), "").await,
         };
         if stored.paused {
             // Paused by its own purge: the supervisor stops loops that the operator pauses.
@@ -212,7 +212,10 @@ impl<'a> PollLoop<'a> {
         }
         let Some(cursor) = stored.cursor.clone() else { return Turn::NoCursor };
         self.notice_away(&mut stored).await;
-        let probed = if std::mem::take(&mut self.probe_first) { Some(self.probe().await) } else { None };
+        let probed = match std::mem::take(&mut self.probe_first) {
+            true => Some(self.probe().await),
+            false => None,
+        };
         let level = stored.mode != Mode::Refresh;
         self.began = feed.book.moment();
         self.secret_changes = feed.source.requests.secret_changes();
@@ -305,10 +308,12 @@ impl<'a> PollLoop<'a> {
     /// A level feed is read anew when it was away too long, or when its time has come.
     async fn resync_if_due(&self) {
         let feed = self.feed;
-        let Ok(stored) = feed.shared.store.feed(&feed.name).await else { return };
-        if stored.resync.is_some() {
-            return;
-        }
+        let stored = match feed.shared.store.feed(&feed.name).await {
+            Ok(stored) if stored.resync.is_none() => stored,
+            Ok(_) => return,
+            // The next poll sees it.
+            Err(error) => return self.logged("whether a resync is due could not be seen", Err(error)),
+        };
         let due = |every: Duration, at: Millis| {
             let next = at.saturating_add(millis(every));
             schedule::left(Some(next), now(), every.mul_f64(1.1)).is_zero()
@@ -364,13 +369,17 @@ impl<'a> PollLoop<'a> {
         if ruling.slow_host {
             feed.source.host.slow_down();
         }
+        let unavailable = ruling.wait == Wait::Unavailable;
+        if unavailable {
+            reason.push_str(UNAVAILABLE);
+        }
         let wait = schedule::after_failure(&feed.retry, ruling.wait, failures, chance());
         if ruling.holds {
             feed.hold(wait).await;
         }
         self.count_gone(&ruling).await;
-        // A failure that persists is told at its start and rarely after.
-        if failures.is_power_of_two() {
+        // A failure that persists is told at its start and rarely after, and when the long waits begin.
+        if failures.is_power_of_two() || unavailable && self.history.unavailable == 3 {
             let health = ruling.health.as_str();
             tracing::warn!(feed = %feed.name, health, failures, wait_s = wait.as_millis() as f64 / 1000.0, reason, "polling failed");
         }
@@ -413,12 +422,14 @@ impl<'a> PollLoop<'a> {
         if !feed.source.not_before.left().is_zero() {
             return Probe::Fails;
         }
-        let _turn = feed.source.host.turn(&feed.name, Priority::Refresh).await;
-        match feed.source.answer(&feed.url, None, Some(&feed.pulses[POLL_PULSE])).await {
-            Ok(Answer::Page(..) | Answer::NotModified(_) | Answer::ValidatorRefused(_)) => Probe::Answers,
-            Err(Failure::Status { code: 404 | 410, .. }) => Probe::Gone,
-            Err(failure) => {
-                let (trouble, reason) = explain(&failure);
+        let asked = tokio::select! {
+            () = self.cancel.cancelled() => return Probe::Fails,
+            asked = feed.source.download(&feed.url, None, Priority::Refresh, Some(&feed.pulses[POLL_PULSE])) => asked,
+        };
+        match asked {
+            Ok(_) => Probe::Answers,
+            Err((Trouble::Status { code: 404 | 410, .. }, _)) => Probe::Gone,
+            Err((trouble, reason)) => {
                 let ruling = mode::judge(trouble, &History { answered: true, ..History::default() });
                 if ruling.holds {
                     feed.hold(schedule::after_failure(&feed.retry, ruling.wait, 1, chance())).await;

@@ -183,7 +183,8 @@ impl Feed {
         for change in changes {
             self.settle(Some(change), why).await;
         }
-        self.settle(None, why).await;
+        let mode = self.book.ledger().mode();
+        self.settle(None, if mode.is_push() { "push is proven, and was polled behind to the end" } else { why }).await;
         self.book.changed.notify_one();
         self.book.level.send_if_modified(|level| !std::mem::replace(level, true));
         self.book.ledger().mode()

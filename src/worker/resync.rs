@@ -9,7 +9,7 @@ use super::reader::EndMemory;
 use super::walk::{End, Kind, Walk, Walked};
 use super::{Feed, RESYNC_PULSE, chance};
 use crate::mode::{self, History, Step, Trouble};
-use crate::schedule;
+use crate::schedule::{self, Wait};
 use crate::store::feeds::{Note, StoredFeed};
 use crate::store::resync::{Ended, Resync, Stage, Trust};
 use crate::store::{Millis, StoreError, now};
@@ -194,7 +194,7 @@ impl<'a> ResyncLoop<'a> {
     async fn store_failed(&mut self, error: StoreError) -> Turn {
         match error {
             StoreError::Closed => Turn::Stopped,
-            error => self.failed(None, Trouble::Page, format!("store: {error}"), false, Duration::ZERO).await,
+            error => self.failed(None, Trouble::Store, format!("store: {error}"), false, Duration::ZERO).await,
         }
     }
 
@@ -211,7 +211,8 @@ impl<'a> ResyncLoop<'a> {
         self.unavailable = if trouble.is_unavailable() { self.unavailable + 1 } else { 0 };
         let (failures, unavailable) = (self.failures, self.unavailable);
         let answered = stored.is_some_and(|stored| stored.polled_at.is_some());
-        let history = History { failures, unavailable, answered, first_page, ..History::default() };
+        let gone_for = stored.map_or(Duration::ZERO, |stored| stored.gone_for);
+        let history = History { failures, unavailable, answered, first_page, gone_for, ..History::default() };
         let ruling = mode::judge(trouble, &history);
         if ruling.step == Step::Secrets
             && let Err(failure) = feed.source.requests.read_secrets()
@@ -224,6 +225,9 @@ impl<'a> ResyncLoop<'a> {
         let wait = schedule::after_failure(&feed.retry, ruling.wait, failures, chance()).max(again);
         if ruling.holds {
             feed.hold(wait).await;
+        }
+        if matches!(ruling.wait, Wait::Gone { .. }) && stored.is_some_and(|stored| stored.cursor.is_none()) {
+            feed.told(feed.shared.store.gone_for(feed.id, gone_for + wait).await);
         }
         if failures.is_power_of_two() {
             tracing::warn!(feed = %feed.name, reason, failures, "a resync failed and goes on later");

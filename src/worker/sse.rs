@@ -75,7 +75,7 @@ impl From<StoreError> for End {
     fn from(error: StoreError) -> Self {
         match error {
             StoreError::Closed => Self::Stopped,
-            error => Self::Failed(Trouble::Page, format!("store: {error}")),
+            error => Self::Failed(Trouble::Store, format!("store: {error}")),
         }
     }
 }

@@ -90,7 +90,12 @@ impl Walked {
     }
 }
 
-type Pending = oneshot::Receiver<Result<Applied, StoreError>>;
+/// A delivery on its way into the store.
+struct Pending {
+    /// Whether a page ends with it.
+    ends_page: bool,
+    answer: oneshot::Receiver<Result<Applied, StoreError>>,
+}
 
 /// A walk under way.
 pub struct Walk<'a> {
@@ -190,13 +195,13 @@ impl<'a> Walk<'a> {
             let (url, origin) = (read.url.clone(), self.origin(&read.url, &read.meta));
             let Some(place) = place else {
                 let step = Step { asked: url.clone(), cursor: url, level: false, clean: true };
-                self.deliver(page, step, origin, reservation);
+                self.deliver(page, step, origin, reservation, false);
                 self.settle_ready().await?;
                 continue;
             };
             let (level, cursor) = (matches!(place.onward, Onward::Level | Onward::AsLevel(_)), place.cursor.clone());
             let step = Step { asked: url.clone(), cursor, level, clean: place.clean };
-            self.deliver(page, step, origin, reservation);
+            self.deliver(page, step, origin, reservation, true);
             return self.end(url, place, &read.meta).map_or(Ok(()), Err);
         }
     }
@@ -221,7 +226,7 @@ impl<'a> Walk<'a> {
         self.walked.pages += 1;
         self.walked.date = meta.date;
         let step = Step { asked: asked.clone(), cursor: asked, level: true, clean: true };
-        self.deliver(Page::default(), step, Origin::default(), None);
+        self.deliver(Page::default(), step, Origin::default(), None, false);
         End::Level { reason: None, fresh_for: meta.fresh_for }
     }
 
@@ -238,7 +243,14 @@ impl<'a> Walk<'a> {
         }
     }
 
-    fn deliver(&mut self, page: Page, step: Step, origin: Origin, reservation: Option<Arc<Reservation>>) {
+    fn deliver(
+        &mut self,
+        page: Page,
+        step: Step,
+        origin: Origin,
+        reservation: Option<Arc<Reservation>>,
+        ends_page: bool,
+    ) {
         let purpose = match self.kind {
             Kind::Poll { .. } => Purpose::Poll(step),
             Kind::Resync => Purpose::Resync(step),
@@ -249,14 +261,15 @@ impl<'a> Walk<'a> {
         delivery.stood = self.stood;
         delivery.follows = !self.pending.is_empty();
         delivery.held = Held(reservation.map(|reservation| Box::new(reservation) as _));
-        self.pending.push_back(self.feed.shared.store.apply(delivery));
+        let answer = self.feed.shared.store.apply(delivery);
+        self.pending.push_back(Pending { ends_page, answer });
     }
 
     /// Takes in what has been committed; waits where too much is not.
     async fn settle_ready(&mut self) -> Result<(), End> {
         while let Some(mut pending) = self.pending.pop_front() {
-            match pending.try_recv() {
-                Ok(result) => self.tally(result)?,
+            match pending.answer.try_recv() {
+                Ok(result) => self.tally(result, pending.ends_page)?,
                 Err(oneshot::error::TryRecvError::Closed) => return Err(End::Stopped),
                 Err(oneshot::error::TryRecvError::Empty) if self.pending.len() + 1 >= WINDOW => {
                     self.settle(pending).await?;
@@ -273,26 +286,26 @@ impl<'a> Walk<'a> {
     async fn settle(&mut self, pending: Pending) -> Result<(), End> {
         // A full disk may keep the writer for as long as it likes: that is told elsewhere, and is no hang of this loop.
         self.pulse.rest();
-        match pending.await {
-            Ok(result) => self.tally(result),
+        match pending.answer.await {
+            Ok(result) => self.tally(result, pending.ends_page),
             Err(_) => Err(End::Stopped),
         }
     }
 
-    fn tally(&mut self, result: Result<Applied, StoreError>) -> Result<(), End> {
+    fn tally(&mut self, result: Result<Applied, StoreError>, ends_page: bool) -> Result<(), End> {
         let applied = match result {
             Ok(applied) => applied,
             Err(StoreError::Closed) => return Err(End::Stopped),
             Err(error) => {
                 let reason = format!("store: {error}");
-                return Err(End::Failed { trouble: Trouble::Page, reason, asked: String::new() });
+                return Err(End::Failed { trouble: Trouble::Store, reason, asked: String::new() });
             }
         };
         if applied.verdict != Verdict::Taken {
             return Err(End::Overtaken);
         }
         let counts = &self.feed.source.counts;
-        Counts::add(&counts.pages, 1);
+        Counts::add(&counts.pages, u64::from(ends_page));
         counts.applied(Transport::Poll, &applied);
         self.walked.applied.add(applied);
         Ok(())

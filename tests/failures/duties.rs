@@ -1,4 +1,4 @@
-//! A duty is over when it is done, and a clock that was set decides nothing (DESIGN §2, rule 12; §3 "clocks").
+//! A duty is over when it is done, and a clock that was set decides nothing.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

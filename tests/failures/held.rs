@@ -1,5 +1,5 @@
 //! What is shared is held by nobody: orders, systemd's watchdog and other feeds while a publisher hangs, or the database is
-//! locked (DESIGN §2, rules 7 and 14; §3, "Purge").
+//! locked.
 
 use std::os::unix::net::UnixDatagram;
 use std::sync::{Arc, Mutex};

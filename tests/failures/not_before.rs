@@ -1,5 +1,5 @@
 //! "Not before" belongs to the feed: what a publisher asks for holds whoever wants to ask it, and only the operator goes
-//! before (DESIGN §2, rule 13).
+//! before.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -43,7 +43,7 @@ fn what_a_look_back_or_a_resync_is_told_holds_the_whole_feed_and_its_polls() {
 }
 
 #[test]
-fn an_operators_poll_now_goes_before_what_the_publisher_asked_for_and_a_restart_does_not() {
+fn an_operators_poll_now_goes_before_what_the_publisher_asked_for_and_a_restart_or_resume_does_not() {
     // Given: told by a look-back to come again in ten minutes.
     let (shelf, enough) = (Shelf::of(6, 2), Arc::new(AtomicBool::new(false)));
     let (serving, annoyed) = (Arc::clone(&shelf), Arc::clone(&enough));
@@ -64,11 +64,18 @@ fn an_operators_poll_now_goes_before_what_the_publisher_asked_for_and_a_restart_
     // When
     assert!(mirror.stop().success());
     mirror.start_again();
+    assert!(mirror.verb(&["pause", "f"]).status.success());
+    assert!(mirror.verb(&["resume", "f"]).status.success());
+    assert!(mirror.row("f").next_poll_in_s > 400.0);
+    let ran = mirror.verb(&["resync", "f"]);
+    assert!(String::from_utf8_lossy(&ran.stdout).contains("when its publisher may be asked again"), "{ran:?}");
     assert!(mirror.verb(&["poll-now", "f"]).status.success());
 
     // Then: one request, by the order, for the end.
     until("asked", || publisher.requests().len() > before);
-    assert!(publisher.requests()[before].query().contains("from=6&"));
+    until("the end asked for", || publisher.requests()[before..].iter().any(|asked| asked.query().contains("from=6&")));
+    let others = publisher.requests()[before..].iter().filter(|asked| !asked.query().contains("from=6&")).count();
+    assert!(others <= 1, "the resync, by the same order: {others}");
 }
 
 #[test]

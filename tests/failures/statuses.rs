@@ -141,12 +141,13 @@ fn the_third_503_without_a_word_when_waits_one_to_two_hours() {
     let mirror = Mirror::running("busy", &publisher.url("/feed"));
 
     // Then: five requests, and none more.
-    mirror.until("a wait beyond retry.max", |mirror| mirror.row("busy").next_poll_in_s > 60.0);
+    mirror.until("a long wait", |mirror| mirror.row("busy").reason.ends_with("asked again in one to two hours"));
     let row = mirror.row("busy");
     assert_eq!((row.health.as_str(), row.word()), ("retrying", "http-503"));
     let wait = row.next_poll_in_s;
     assert!((HOUR - 40.0..=2.0 * HOUR).contains(&wait), "{wait} s");
     assert_eq!(publisher.requests().len(), 5);
+    assert!(mirror.log().contains("failures=5"), "{}", mirror.log());
 }
 
 #[test]

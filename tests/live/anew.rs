@@ -1,4 +1,4 @@
-//! Push while a feed begins anew, and while its stream comes and goes (DESIGN §2, rules 10 and 13; §8).
+//! Push while a feed begins anew, and while its stream comes and goes.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;

@@ -1,5 +1,5 @@
 //! One suite over every transport: the same history of changes, delivered in its order or not, once or often, ends in
-//! the same mirror (DESIGN §2, rule 1).
+//! the same mirror.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};

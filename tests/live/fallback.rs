@@ -1,5 +1,5 @@
 //! A stream that fails, lies or lags: polling takes over at once and hands back, and it is all written down
-//! (DESIGN §3 "push is a hint until proven", §8).
+//!.
 
 use std::sync::Arc;
 

@@ -1,5 +1,5 @@
 //! SIGKILL at any moment while a stream brings 200 items a second: after it nothing is lost, and the stream was never
-//! taken up from a place ahead of the data (DESIGN §2, rule 2).
+//! taken up from a place ahead of the data.
 
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};

@@ -1,4 +1,4 @@
-//! What is posted: a 2xx means committed, everything else leaves the page with the publisher (DESIGN §4, §8).
+//! What is posted: a 2xx means committed, everything else leaves the page with the publisher.
 
 use std::fmt::Write as _;
 use std::io::{BufRead, BufReader, Read, Write};

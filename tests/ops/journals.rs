@@ -1,4 +1,4 @@
-//! Lists of what went wrong and what happened, single items and records, and the ways of HTTP around them (DESIGN §7).
+//! Lists of what went wrong and what happened, single items and records, and the ways of HTTP around them.
 
 use feedmirror::store::now;
 use serde_json::{Value, json};

@@ -1,4 +1,4 @@
-//! What a request makes of the supervisor, and what its answer makes of the request (DESIGN §7).
+//! What a request makes of the supervisor, and what its answer makes of the request.
 
 use feedmirror::supervisor::ack::Ack;
 use feedmirror::supervisor::control::{Asked, ControlError, Order, QuarantineOrder};

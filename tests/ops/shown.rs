@@ -1,4 +1,4 @@
-//! What the listener shows of the moment: page, health, metrics, feeds (DESIGN §7).
+//! What the listener shows of the moment: page, health, metrics, feeds.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -1,5 +1,5 @@
 //! A client that asks for everything and then reads nothing, for as long as it takes: it is dropped, and meanwhile the
-//! WAL is written back as if it weren't there (DESIGN §7).
+//! WAL is written back as if it weren't there.
 
 use std::net::SocketAddr;
 use std::time::Duration;

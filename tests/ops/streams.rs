@@ -1,4 +1,4 @@
-//! Items and the change log over HTTP: once, followed, resumed, refused, and with a client that stalls (DESIGN §7).
+//! Items and the change log over HTTP: once, followed, resumed, refused, and with a client that stalls.
 
 use rusqlite::Connection;
 use serde_json::{Value, json};

@@ -1,4 +1,4 @@
-//! The verbs that steer a daemon, as the real binary: to a listener, and to a file that nothing holds (DESIGN §6).
+//! The verbs that steer a daemon, as the real binary: to a listener, and to a file that nothing holds.
 
 use std::net::TcpListener;
 

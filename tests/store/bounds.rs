@@ -1,4 +1,4 @@
-//! What is kept of trouble, and how much of it (DESIGN §5; figures from there).
+//! What is kept of trouble, and how much of it.
 
 use feedmirror::feed::{Finding, Modified, Transport, Unreadable};
 use feedmirror::store::apply::Purpose;

@@ -1,4 +1,4 @@
-//! Any order and any repetition of deliveries over any mix of transports ends in the same mirror (DESIGN §2, rule 1).
+//! Any order and any repetition of deliveries over any mix of transports ends in the same mirror.
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;

@@ -1,4 +1,4 @@
-//! Where items came from: one row for each delivery that wrote something (DESIGN §6, `explain`).
+//! Where items came from: one row for each delivery that wrote something.
 
 use feedmirror::feed::Transport;
 use feedmirror::store::apply::{Origin, Position, Purpose, Step, Verdict};

@@ -1,4 +1,4 @@
-//! Own trouble: a full disk, a locked file, a foreign, damaged or newer one, and a second writer (DESIGN §2, rule 7).
+//! Own trouble: a full disk, a locked file, a foreign, damaged or newer one, and a second writer.
 
 use std::path::Path;
 use std::process::Command;

@@ -1,4 +1,4 @@
-//! Feeds that come, go, are purged and come back (DESIGN §3, "Configuration changes" and "Purge").
+//! Feeds that come, go, are purged and come back.
 
 use feedmirror::feed::{Attribution, Health, Transport};
 use feedmirror::store::StoreError;

@@ -1,4 +1,4 @@
-//! What is written, and what is refused (DESIGN §2, rules 1, 2, 4 and 10).
+//! What is written, and what is refused.
 
 use feedmirror::feed::{Modified, Ties, Transport};
 use feedmirror::store::StoreError;

@@ -1,4 +1,4 @@
-//! What a mirror must hold, by DESIGN §2, said once more and as simply as it can be. Shares no code with the mirror:
+//! What a mirror must hold, said once more and as simply as it can be. Shares no code with the mirror:
 //! even `modified` has an order of its own, over values whose place in it is known since they are made here.
 
 use std::cmp::Ordering;
@@ -38,7 +38,7 @@ impl Place {
         Self::Number { negative: negative && !(whole.is_empty() && fraction.is_empty()), whole, fraction }
     }
 
-    /// DESIGN §2, "Comparing `modified`".
+    /// The order of `modified`.
     pub(crate) fn compare(&self, other: &Self) -> Ordering {
         let class = |place: &Self| match place {
             Self::Number { .. } => 1,

@@ -45,7 +45,6 @@ enum Act {
     },
     EndWalk,
     Accept,
-    Cancel,
     Seek,
     Purge,
     Resume,
@@ -75,7 +74,6 @@ fn acts() -> impl Strategy<Value = (usize, Act)> {
         6 => (loads(), prop::bool::weighted(0.9)).prop_map(|(load, clean)| Act::WalkPage { load, clean }),
         3 => Just(Act::EndWalk),
         2 => Just(Act::Accept),
-        1 => Just(Act::Cancel),
         1 => Just(Act::Seek),
         1 => Just(Act::Purge),
         2 => Just(Act::Resume),
@@ -165,11 +163,6 @@ impl Pair {
             Act::WalkPage { load, clean } => self.walk_page(feed, load, *clean),
             Act::EndWalk => self.end_walk(feed),
             Act::Accept => self.accept(feed),
-            Act::Cancel => {
-                let id = self.mirror.feed(FEEDS[feed]).id;
-                self.mirror.wait(store.cancel_resync(id)).unwrap();
-                self.feeds[feed].walk = None;
-            }
             Act::Seek => {
                 let place = self.place(feed);
                 self.mirror.wait(store.seek(&called, AT, place.clone())).unwrap();

@@ -1,4 +1,4 @@
-//! Readers beside the writer, and after it: long ones stop nothing, and the file's group may read (DESIGN §5).
+//! Readers beside the writer, and after it: long ones stop nothing, and the file's group may read.
 
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};

@@ -1,4 +1,4 @@
-//! Resyncs: what they keep, what they sweep, what is spared, and what is held until the operator accepts it (DESIGN §3).
+//! Resyncs: what they keep, what they sweep, what is spared, and what is held until the operator accepts it.
 
 use feedmirror::feed::{Health, Modified, Transport};
 use feedmirror::store::StoreError;
@@ -8,7 +8,7 @@ use feedmirror::store::resync::{Ended, Stage, Trust};
 
 use crate::mirror::{AT, Mirror, Record, deleted, many, name, registration, unreadable, updated};
 
-/// The share of live items that may go unasked, as DESIGN §3 has it.
+/// The share of live items that may go unasked.
 const MAX_SWEEP: f64 = 0.2;
 pub(crate) const END: &str = "https://acme.example/rpde?afterTimestamp=99";
 

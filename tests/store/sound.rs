@@ -29,7 +29,6 @@ enum Act {
     Walk(Vec<(u8, bool)>),
     EndResync,
     Accept,
-    CancelResync,
     Forget(u8, bool),
     Unforget(u8, bool),
     Rename(usize),
@@ -61,7 +60,6 @@ fn acts() -> impl Strategy<Value = (usize, Act)> {
         5 => records().prop_map(Act::Walk),
         3 => Just(Act::EndResync),
         2 => Just(Act::Accept),
-        1 => Just(Act::CancelResync),
         5 => (0..5u8, any::<bool>()).prop_map(|(id, any)| Act::Forget(id, any)),
         2 => (0..5u8, any::<bool>()).prop_map(|(id, any)| Act::Unforget(id, any)),
         2 => (0..FEEDS.len()).prop_map(Act::Rename),
@@ -154,7 +152,6 @@ impl Life {
                     let _ = self.mirror.wait(store.sweep(stored.id, resync.walk, now));
                 }
             }
-            Act::CancelResync => self.mirror.wait(store.cancel_resync(stored.id)).unwrap(),
             Act::Forget(id, any) => drop(self.mirror.wait(store.forget(&called, now, named(*id, *any))).unwrap()),
             Act::Unforget(id, any) => drop(self.mirror.wait(store.unforget(&called, now, named(*id, *any))).unwrap()),
             Act::Rename(to) => drop(self.mirror.wait(store.rename(now, &called, &name(FEEDS[*to])))),

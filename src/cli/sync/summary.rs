@@ -88,8 +88,8 @@ pub(super) fn print(out: &mut impl Write, rows: &[Row], took: Duration, json: bo
             writeln!(out, "{}: {}: {trouble}", row.feed, row.result)?;
         }
         if row.quarantined > 0 {
-            let n = HumanCount(row.quarantined);
-            writeln!(out, "{}: {n} records quarantined: feedmirror quarantine list {}", row.feed, row.feed)?;
+            let records = counted(row.quarantined, "record");
+            writeln!(out, "{}: {records} quarantined: feedmirror quarantine list {}", row.feed, row.feed)?;
         }
         if let Some(remark) = &row.remark {
             writeln!(out, "{}: {remark}", row.feed)?;
@@ -121,15 +121,19 @@ fn table(rows: &[Row]) -> Table {
     table
 }
 
+fn counted(count: u64, what: &str) -> String {
+    format!("{} {what}{}", HumanCount(count), if count == 1 { "" } else { "s" })
+}
+
 fn closing(rows: &[Row], took: Duration, database: &Path) -> String {
     let level = rows.iter().filter(|row| row.result == "level").count();
     let read: u64 = rows.iter().map(|row| row.read).sum();
     let a_second = read as f64 / took.as_secs_f64().max(0.001);
     format!(
-        "{level} of {} feeds level in {:.1} s: {} records, {}/s; {}",
-        rows.len(),
+        "{level} of {} level in {:.1} s: {}, {}/s; {}",
+        counted(rows.len() as u64, "feed"),
         took.as_secs_f64(),
-        HumanCount(read),
+        counted(read, "record"),
         HumanCount(a_second as u64),
         database.display()
     )

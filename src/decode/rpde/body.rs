@@ -85,11 +85,6 @@ impl Body {
         self.records == 0
     }
 
-    /// Whether `items` was null: read as empty, and no sign of the end.
-    pub fn null_items(&self) -> bool {
-        self.page.null_items
-    }
-
     /// The publisher's `next`, verbatim.
     pub fn next(&self) -> Option<&str> {
         self.page.next.as_deref()

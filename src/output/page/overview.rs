@@ -12,7 +12,7 @@ use super::seen::{DAY, Overview};
 use super::time::{Says, Time};
 use super::{Frame, SCRIPT, STYLE, class};
 use crate::feed::{Health, Push};
-use crate::output::status::next_poll_at;
+use crate::output::status::{attention, next_poll_at};
 use crate::output::vitals::{Vitals, size};
 use crate::output::words::{counted, number, plain};
 use crate::store::read::{FeedRow, MirrorRow};
@@ -123,7 +123,7 @@ fn parts(
     let seen = seen.ok();
     let mut rows = Vec::new();
     let mut shown = 0;
-    for feed in seen.map(by_attention).unwrap_or_default() {
+    for feed in seen.map(|seen| seen.status.by_attention()).unwrap_or_default() {
         let row = row(frame.now, seen, feed, filter);
         shown += usize::from(!row.hidden);
         rows.push(Part { id: format!("feed-{}", feed.name), html: row.render()? });
@@ -133,27 +133,6 @@ fn parts(
         Part { id: "vitals".into(), html: state(frame.now, seen, vitals).render()? },
     ];
     Ok((Parts { title: title(trouble, seen), single, rows }, shown))
-}
-
-/// Those that need attention first, the worst of them before the others; then by name.
-fn by_attention(seen: &Overview) -> Vec<&FeedRow> {
-    let mut feeds: Vec<&FeedRow> = seen.status.feeds.iter().collect();
-    feeds.sort_by_key(|feed| (Reverse(need(&feed.health, feed.push == Push::Demoted.as_str())), &feed.name));
-    feeds
-}
-
-/// How much a feed needs somebody to look; a health of a later version needs most.
-fn need(health: &str, demoted: bool) -> u8 {
-    match Health::from_word(health) {
-        None | Some(Health::Failed) => 8,
-        Some(Health::Suspect) => 7,
-        Some(Health::Stuck) => 6,
-        Some(Health::Retrying) => 5,
-        Some(Health::Gone) => 4,
-        Some(Health::Paused) => 3,
-        Some(Health::Removed) => 2,
-        Some(Health::Ok) => u8::from(demoted),
-    }
 }
 
 fn summary<'a>(trouble: Option<&'a str>, seen: Option<&Overview>) -> Summary<'a> {
@@ -167,7 +146,7 @@ fn summary<'a>(trouble: Option<&'a str>, seen: Option<&Overview>) -> Summary<'a>
         format!("{feeds}, {}", counted(seen.status.live_items(), "live item"))
     };
     let mut healths = Health::ALL.to_vec();
-    healths.sort_by_key(|health| Reverse(need(health.as_str(), false)));
+    healths.sort_by_key(|health| Reverse(attention(health.as_str(), false)));
     Summary { trouble, words: seen.map(words), counts: healths.iter().filter_map(of).collect() }
 }
 

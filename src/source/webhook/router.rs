@@ -84,7 +84,9 @@ async fn receive(State(desk): State<Arc<Desk>>, Path(feed): Path<String>, reques
     match desk.take(&entry, generation, request, peer.as_ref()).await {
         Ok(()) => StatusCode::NO_CONTENT.into_response(),
         Err(refusal) => {
-            if matches!(refusal.status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::CONFLICT) {
+            // Strangers turn nobody's pages away.
+            let ours = matches!(refusal.status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::CONFLICT);
+            if ours && !refusal.of_unknown {
                 entry.door.turned_away.fetch_add(1, Ordering::Relaxed);
             }
             refusal.tell(&feed, &entry, from);
@@ -124,7 +126,7 @@ impl Desk {
             Err(Unread::TooLarge(large)) => self.take_too_large(entry, generation, *large, known, peer).await,
             Err(Unread::Stalled) => Err(Refusal::new(StatusCode::REQUEST_TIMEOUT, "the body did not come in time")),
             Err(Unread::Broken) => Err(Refusal::new(StatusCode::BAD_REQUEST, "the body was cut short")),
-            Err(Unread::Busy) => Err(Refusal::no_room()),
+            Err(Unread::Busy) => Err(Refusal { of_unknown: !known, ..Refusal::no_room() }),
         }
     }
 
@@ -282,11 +284,13 @@ struct Refusal {
     status: StatusCode,
     words: String,
     retry_after: Option<Duration>,
+    /// Whether its sender has not shown the secret yet.
+    of_unknown: bool,
 }
 
 impl Refusal {
     fn new(status: StatusCode, words: impl Into<String>) -> Self {
-        Self { status, words: words.into(), retry_after: None }
+        Self { status, words: words.into(), retry_after: None, of_unknown: false }
     }
 
     fn stranger() -> Self {

@@ -27,7 +27,7 @@ pub(super) fn notice_class(bench: &Bench<'_>, delivery: &Delivery, feed: &mut Fe
     Ok(())
 }
 
-/// Over half of the last 20 differing items polled at the cursor were refused as older: the feed went back (DESIGN §8).
+/// Over half of the last 20 differing items polled at the cursor were refused as older: the feed went back.
 pub(super) fn notice_going_back(delivery: &Delivery, feed: &mut Feed, tally: &Tally) -> Option<String> {
     const WINDOW: i64 = (1 << 20) - 1;
     if !matches!(delivery.purpose, Purpose::Poll(_)) || tally.differing_count == 0 {
