@@ -1,4 +1,4 @@
-//! What bad input and bad luck get (DESIGN §3 and §8), each row against the real binary, a scripted publisher on a real
+//! What bad input and bad luck get, each row against the real binary, a scripted publisher on a real
 //! socket, and the SQLite file that operators look into.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
@@ -11,6 +11,7 @@ mod full;
 mod held;
 mod hidden_end;
 mod history;
+mod large_pages;
 mod lost;
 mod memory;
 mod not_before;

@@ -1,4 +1,4 @@
-//! Who is let in: the Host, the token, and how a listener ends (DESIGN §7).
+//! Who is let in: the Host, the token, and how a listener ends.
 
 use std::time::{Duration, Instant};
 
@@ -32,6 +32,22 @@ async fn an_order_without_the_token_is_refused_and_never_reaches_the_supervisor(
 
     assert_eq!(told(pause().bearer_auth(&bench.token)).await.0, 200);
     assert_eq!(bench.asked().len(), 1);
+}
+
+#[tokio::test]
+async fn wrong_tokens_are_answered_ever_more_slowly_and_the_right_one_at_once() {
+    let bench = Bench::with(&["acme"]).await;
+    let mut waits = Vec::new();
+    for _ in 0..8 {
+        let begun = Instant::now();
+        assert_eq!(told(bench.post("/api/feeds/acme/pause").bearer_auth("wrong")).await.0, 401);
+        waits.push(begun.elapsed());
+    }
+    // 200, 400 and 800 ms after five that are free.
+    assert!(waits[5] >= Duration::from_millis(200) && waits[7] >= Duration::from_millis(800), "{waits:?}");
+    let begun = Instant::now();
+    assert_eq!(told(bench.post("/api/feeds/acme/pause").bearer_auth(&bench.token)).await.0, 200);
+    assert!(begun.elapsed() < Duration::from_millis(800), "{:?}", begun.elapsed());
 }
 
 #[tokio::test]

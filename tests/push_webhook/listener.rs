@@ -126,6 +126,46 @@ async fn what_the_configuration_speaks_of_listens_without_a_feed_and_a_reload_ca
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_operator_is_told_of_wrong_secrets_wrong_tokens_and_crowds_at_a_bounded_rate() {
+    // Given: a proxy of ours in front
+    let mirror = Mirror::new().feed_with("a", "http://127.0.0.1:9/", "webhook.secret_file = \"key\"");
+    mirror.write("key", NEW);
+    let tables = "[webhooks]\nlisten = \"127.0.0.1:0\"\npath = \"/in\"\ntrusted_proxies = [\"127.0.0.1\"]\n";
+    let mut mirror = mirror.tables(tables).start();
+    assert!(holds_within(DEADLINE, || address(&mirror).is_some()), "{}", mirror.log());
+    let address = address(&mirror).unwrap();
+
+    // When
+    for n in 0..4 {
+        let headers = format!("{}X-Forwarded-For: 198.51.100.{n}, 203.0.113.9\r\n", bearer("a-wrong-secret"));
+        let mut stream = TcpStream::connect(&address).await.unwrap();
+        assert_eq!(ask(&mut stream, &post("/in/a", &headers, b"{}")).await.status, 401);
+    }
+    let ops = mirror.column("SELECT ops_address FROM mirror").remove(0);
+    for _ in 0..3 {
+        let mut stream = TcpStream::connect(&ops).await.unwrap();
+        let wrong =
+            format!("POST /api/feeds/a/pause HTTP/1.1\r\nHost: {ops}\r\nConnection: close\r\n{}\r\n", bearer("no"));
+        assert_eq!(ask(&mut stream, wrong.as_bytes()).await.status, 401);
+    }
+    let mut crowd = Vec::new();
+    for _ in 0..300 {
+        crowd.push(TcpStream::connect(&address).await.unwrap());
+    }
+
+    // Then
+    assert!(holds_within(DEADLINE, || mirror.number("SELECT count(*) FROM events WHERE what = 'crowded'") == 1));
+    let log = mirror.log();
+    let told = |words: &str| log.lines().filter(|line| line.contains(words)).count();
+    assert_eq!(told("status=401 why=\"the feed's secret is needed\" from=\"203.0.113.9\""), 1, "{log}");
+    assert_eq!(told("a wrong admin token was shown"), 1, "{log}");
+    assert_eq!(told("all places are taken"), 1, "{log}");
+    assert!(!log.contains("a-wrong-secret"), "{log}");
+    drop(crowd);
+    assert!(mirror.stop().success(), "{}", mirror.log());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_place_that_is_taken_ends_the_start() {
     let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let listen = taken.local_addr().unwrap();

@@ -25,7 +25,9 @@ const MOST: usize = 256;
 /// Of them, from one address, that have shown no secret.
 const MOST_UNKNOWN: usize = 64;
 /// A connection that was asked to go has gone by then, or another is asked.
-const GOES: Duration = Duration::from_millis(20);
+const GOES: Duration = Duration::from_millis(5);
+/// What a younger one sends may be on its way still.
+const UNDER_WAY: Duration = Duration::from_millis(100);
 /// One that was let in before is idle after so long: streams say something more often.
 const LONG_IDLE: Duration = Duration::from_secs(20);
 /// The time over which a body's pace is taken.
@@ -195,10 +197,12 @@ impl Places {
 impl State {
     /// In which order it goes; nothing while it is let in.
     fn dispensable(&self, now: Instant) -> Option<(u8, f64, Instant)> {
+        let age = now.saturating_duration_since(self.since);
         match self.standing {
+            Standing::Silent | Standing::Unknown if age < UNDER_WAY => Some((2, 0.0, self.since)),
             Standing::Silent => Some((0, 0.0, self.since)),
             Standing::Unknown => Some((1, self.pace(now), self.since)),
-            Standing::Answered if now.saturating_duration_since(self.since) >= LONG_IDLE => Some((2, 0.0, self.since)),
+            Standing::Answered if age >= LONG_IDLE => Some((3, 0.0, self.since)),
             Standing::Answered | Standing::Known => None,
         }
     }
@@ -247,6 +251,8 @@ impl Place {
         let client = state.client;
         drop(state);
         self.places.note_dropped(client);
+        // What is left of it, a refusal that nobody reads, keeps nobody waiting.
+        self.give_back();
         Poll::Ready(())
     }
 
@@ -256,10 +262,16 @@ impl Place {
     }
 }
 
-impl Drop for Place {
-    fn drop(&mut self) {
+impl Place {
+    fn give_back(&self) {
         lock(&self.places.0.slots).retain(|slot| !Arc::ptr_eq(slot, &self.slot));
         self.places.0.freed.notify_waiters();
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.give_back();
     }
 }
 

@@ -97,8 +97,7 @@ async fn read_within(
     let mut large = length.is_some_and(|length| length > max);
     let (mut stream, mut bytes, mut count) = (body.into_data_stream(), Vec::new(), 0);
     let began = Instant::now();
-    let fast_enough = |count: u64| began + SLOW_START + Duration::from_secs(count / SLOWEST);
-    while let Some(chunk) = next(&mut stream, silence, (began + whole).min(fast_enough(count))).await? {
+    while let Some(chunk) = next(&mut stream, silence, latest(began, whole, count)).await? {
         signed.iter_mut().for_each(|signed| signed.update(&chunk));
         count += chunk.len() as u64;
         large |= count > max;
@@ -133,6 +132,11 @@ async fn read_within(
 
 async fn grown(held: &mut Reservation, bytes: u64) -> Result<(), Unread> {
     soon(held.grow_to(bytes)).await?.map_err(|_| Unread::Busy)
+}
+
+/// When the next bytes must be there, of a body of which so many have come.
+fn latest(began: Instant, whole: Duration, count: u64) -> Instant {
+    began + whole.min(SLOW_START + Duration::from_secs(count / SLOWEST))
 }
 
 /// What is granted within the time that anyone waits for memory.
@@ -176,6 +180,8 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use futures_util::stream;
 
+    use super::super::credentials::{Shown, shown};
+
     use super::*;
 
     fn body(chunks: &[&'static [u8]]) -> Body {
@@ -190,6 +196,34 @@ mod tests {
         let read = read_within(Duration::from_millis(1), body(&[b"{"]), 100, &budget, None, None);
         assert!(matches!(timeout(SILENCE, read).await.unwrap(), Err(Unread::Stalled)));
         assert_eq!(timeout(PATIENCE, budget.reserve(1 << 20)).await.unwrap().bytes(), 1 << 20);
+    }
+
+    #[test]
+    fn a_body_that_drips_ends_soon_and_a_slow_one_has_its_time() {
+        let began = Instant::now();
+        let left = |whole: Duration, count: u64| latest(began, whole, count).duration_since(began).as_secs();
+        for (whole, count, seconds) in [
+            (WHOLE, 0, 10),
+            (WHOLE, 5, 10),
+            (WHOLE, 20 << 10, 30),
+            (WHOLE, 32 << 20, 300),
+            (UNKNOWN_WHOLE, 32 << 20, 60),
+        ] {
+            assert_eq!(left(whole, count), seconds, "{count}");
+        }
+    }
+
+    #[tokio::test]
+    async fn who_is_unknown_and_sends_little_holds_little() {
+        let budget = Budget::new(1 << 20);
+        let name = axum::http::HeaderName::from_static("x-hub-signature-256");
+        let headers = axum::http::HeaderMap::from_iter([(name, axum::http::HeaderValue::from_static("sha256=00"))]);
+        let Shown::Signature(signed) = shown(&headers, &axum::http::Uri::from_static("/"), &["secret".into()]) else {
+            panic!("no signature");
+        };
+        let mut reading = std::pin::pin!(read(body(&[b"{"]), 32 << 20, &budget, Some(signed), None));
+        assert!(timeout(Duration::from_millis(50), &mut reading).await.is_err());
+        assert_eq!(budget.bytes().1, 4 << 10);
     }
 
     #[tokio::test]
