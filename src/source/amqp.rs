@@ -2,6 +2,8 @@
 //!
 //! A consumer is one connection, and ends for good with its first failure: when to connect again is for others to say.
 //! What was not acknowledged by then, the broker delivers again, to whoever connects next. No message shows the password.
+//! Whatever a broker sends, a connection holds 8 MiB of it, or one message of 16 MiB: beyond that it is not read from. A
+//! larger message, more messages than were asked for, and what is no answer to a consumer end it.
 
 use std::net::Shutdown;
 use std::path::PathBuf;
@@ -20,9 +22,16 @@ use super::secret::SecretSource;
 use connect::{Socket, connect};
 pub use failure::Failure;
 use failure::Words;
+use flow_control::FlowControl;
+use frames::FRAME_MAX;
 
 mod connect;
 mod failure;
+mod flow_control;
+mod frames;
+mod limited_stream;
+mod table;
+mod window;
 
 /// `amqp` of a feed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,6 +62,7 @@ pub struct Consumer {
     consumer: Option<lapin::Consumer>,
     channel: Channel,
     connection: Connection,
+    flow: FlowControl,
     words: Words,
     _socket: Socket,
 }
@@ -73,10 +83,11 @@ impl Consumer {
     /// # Errors
     /// Whatever kept it from consuming.
     pub async fn open(settings: &AmqpSettings, url: &SecretString, tag: &str) -> Result<Self, Failure> {
-        let (connection, words, socket) = log_in(settings, url, tag).await?;
+        let flow = FlowControl::new(prefetch(settings));
+        let (connection, words, socket) = log_in(settings, url, tag, &flow).await?;
         let (channel, consumer) =
             patient("consumer", consume(&connection, settings, tag)).await?.map_err(|error| words.explain(&error))?;
-        Ok(Self { consumer: Some(consumer), channel, connection, words, _socket: socket })
+        Ok(Self { consumer: Some(consumer), channel, connection, flow, words, _socket: socket })
     }
 
     /// The next message; `None` when the broker has ended it (the queue was deleted), and after a failure. No message is
@@ -102,6 +113,7 @@ impl Consumer {
     /// # Errors
     /// When the connection is gone: the messages come again.
     pub async fn ack_up_to(&self, tag: u64) -> Result<(), Failure> {
+        let _acknowledging = self.flow.acknowledge(tag);
         let acknowledged = self.channel.basic_ack(tag, BasicAckOptions { multiple: true }).await;
         acknowledged.map_err(|error| self.words.consuming(&error))
     }
@@ -119,7 +131,7 @@ impl Consumer {
 /// # Errors
 /// Whatever would keep [`Consumer::open`] from consuming.
 pub async fn look(settings: &AmqpSettings, url: &SecretString) -> Result<Option<u32>, Failure> {
-    let (connection, words, _socket) = log_in(settings, url, "feedmirror-check").await?;
+    let (connection, words, _socket) = log_in(settings, url, "feedmirror-check", &FlowControl::new(0)).await?;
     let found = patient("queue", async {
         let channel = connection.create_channel().await?;
         let passive = QueueDeclareOptions { passive: true, durable: true, ..Default::default() };
@@ -140,12 +152,14 @@ async fn log_in(
     settings: &AmqpSettings,
     url: &SecretString,
     name: &str,
+    flow: &FlowControl,
 ) -> Result<(Connection, Words, Socket), Failure> {
     let uri = uri(url)?;
-    let words = Words::new(&uri.authority.userinfo.password, encrypted(&uri) && settings.identity.is_none());
+    let anonymous = encrypted(&uri) && settings.identity.is_none();
+    let words = Words::new(&uri.authority.userinfo.password, anonymous, &settings.queue, flow);
     let tls = tls(settings)?;
     let properties = ConnectionProperties::default().with_connection_name(name.into());
-    let socket = Socket::default();
+    let socket = Socket::new(flow);
     let connection = patient("connection", connect(uri, tls, properties, &socket)).await?;
     let connection = connection.map_err(|error| words.connecting(&error))?;
     Ok((connection, words, socket))
@@ -162,14 +176,18 @@ async fn consume(
     tag: &str,
 ) -> Result<(Channel, lapin::Consumer), lapin::Error> {
     let channel = connection.create_channel().await?;
-    // AMQP takes 0 for "no limit".
-    channel.basic_qos(settings.prefetch.max(1), BasicQosOptions::default()).await?;
+    channel.basic_qos(prefetch(settings), BasicQosOptions::default()).await?;
     let declared = QueueDeclareOptions { passive: !settings.declare, durable: true, ..Default::default() };
     let queue = settings.queue.as_str();
     channel.queue_declare(queue.into(), declared, FieldTable::default()).await?;
     let options = BasicConsumeOptions::default();
     let consumer = channel.basic_consume(queue.into(), tag.into(), options, FieldTable::default()).await?;
     Ok((channel, consumer))
+}
+
+/// AMQP takes 0 for "no limit".
+fn prefetch(settings: &AmqpSettings) -> u16 {
+    settings.prefetch.max(1)
 }
 
 /// The URL's parts; the words of what can't be parsed may hold the password.
@@ -184,6 +202,9 @@ fn uri(url: &SecretString) -> Result<AMQPUri, Failure> {
     // The parser takes every IPv6 address for localhost.
     host.trim_matches(['[', ']']).clone_into(&mut uri.authority.host);
     uri.query.heartbeat = uri.query.heartbeat.or(Some(HEARTBEAT));
+    // The library makes room for 32 frames as large as the broker likes, unless we say how large they may be; 0 is no limit.
+    let frame_max = uri.query.frame_max.filter(|bytes| *bytes > 0);
+    uri.query.frame_max = Some(frame_max.unwrap_or(FRAME_MAX).min(FRAME_MAX));
     Ok(uri)
 }
 
@@ -225,6 +246,14 @@ mod tests {
             ("broker.example".into(), 5671, "acme".into(), Some(HEARTBEAT))
         );
         assert_eq!(parts("amqp://[2001:db8::1]:99/%2f?heartbeat=5"), ("2001:db8::1".into(), 99, "/".into(), Some(5)));
+    }
+
+    #[test]
+    fn frames_are_limited_whatever_the_url_says() {
+        for (query, bytes) in [("", FRAME_MAX), ("frame_max=0", FRAME_MAX), ("frame_max=8192", 8_192)] {
+            let uri = uri(&SecretString::from(format!("amqp://h/?{query}"))).unwrap();
+            assert_eq!(uri.query.frame_max, Some(bytes), "{query}");
+        }
     }
 
     #[test]

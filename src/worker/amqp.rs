@@ -41,13 +41,31 @@ enum End {
     OldGeneration,
     /// The feed was purged by itself: it begins anew when it is resumed.
     Purged,
-    /// An error, in words; `operator`: nothing that waiting heals.
-    Failed { operator: bool, reason: String },
+    /// An error, in words.
+    Failed { kind: FailureKind, reason: String },
+}
+
+/// What is to be expected after a failure.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum FailureKind {
+    /// The next connection may be a good one.
+    Transient,
+    /// The next connection will most likely meet it again, however much it brings before that.
+    Recurring,
+    /// It stays until the operator has done something.
+    Permanent,
 }
 
 impl From<Failure> for End {
     fn from(failure: Failure) -> Self {
-        Self::Failed { operator: failure.needs_operator(), reason: failure.to_string() }
+        let kind = if failure.needs_operator() {
+            FailureKind::Permanent
+        } else if failure.recurs() {
+            FailureKind::Recurring
+        } else {
+            FailureKind::Transient
+        };
+        Self::Failed { kind, reason: failure.to_string() }
     }
 }
 
@@ -55,7 +73,7 @@ impl From<StoreError> for End {
     fn from(error: StoreError) -> Self {
         match error {
             StoreError::Closed => Self::Stopped,
-            error => Self::Failed { operator: false, reason: format!("store: {error}") },
+            error => Self::Failed { kind: FailureKind::Transient, reason: format!("store: {error}") },
         }
     }
 }
@@ -93,7 +111,7 @@ impl<'a> AmqpLoop<'a> {
                 End::Stopped => return,
                 End::OldGeneration => BEGUN_ANEW,
                 End::Purged => return self.cancel.cancelled().await,
-                End::Failed { operator, reason } => self.failed(operator, reason, brought, began.elapsed()).await,
+                End::Failed { kind, reason } => self.failed(kind, reason, brought, began.elapsed()).await,
             };
             self.feed.pulses[QUEUE_PULSE].within(wait);
             tokio::select! {
@@ -137,7 +155,9 @@ impl<'a> AmqpLoop<'a> {
         }
         let url = match self.settings.url.read() {
             Ok(url) => self.url.insert(url),
-            Err(error) => return Err(End::Failed { operator: true, reason: format!("settings: {error}") }),
+            Err(error) => {
+                return Err(End::Failed { kind: FailureKind::Permanent, reason: format!("settings: {error}") });
+            }
         };
         let tag = format!("feedmirror-{}", feed.name);
         let consumer = tokio::select! {
@@ -149,11 +169,13 @@ impl<'a> AmqpLoop<'a> {
         Ok(Connection { feed, generation, consumer, batch_items, pending, brought: 0 })
     }
 
-    async fn failed(&mut self, operator: bool, reason: String, brought: u64, lasted: Duration) -> Duration {
-        self.refused = operator;
+    async fn failed(&mut self, kind: FailureKind, reason: String, brought: u64, lasted: Duration) -> Duration {
+        let permanent = kind == FailureKind::Permanent;
+        self.refused = permanent;
         let reason = self.feed.source.requests.redact(&reason);
-        self.failures = if brought > 0 || lasted >= LASTED { 1 } else { self.failures.saturating_add(1) };
-        let (health, wait) = if operator { (Health::Failed, Wait::Hourly) } else { (Health::Retrying, Wait::Backoff) };
+        let was_good = lasted >= LASTED || (brought > 0 && kind != FailureKind::Recurring);
+        self.failures = if was_good { 1 } else { self.failures.saturating_add(1) };
+        let (health, wait) = if permanent { (Health::Failed, Wait::Hourly) } else { (Health::Retrying, Wait::Backoff) };
         let wait = schedule::after_failure(&self.feed.retry, wait, self.failures, chance());
         if self.failures.is_power_of_two() {
             tracing::info!(feed = %self.feed.name, failures = self.failures, reason, "the queue is lost");
@@ -198,7 +220,7 @@ impl Connection<'_> {
             let read = move || rpde::records(batch.iter().map(Vec::as_slice), &reading);
             let page = match self.feed.read(bytes, read).await {
                 Ok(page) => page,
-                Err(panic) => return End::Failed { operator: false, reason: panic.to_string() },
+                Err(panic) => return End::Failed { kind: FailureKind::Transient, reason: panic.to_string() },
             };
             let pending = self.feed.push_batch(self.generation, Transport::Amqp, page, Position::default(), None).await;
             self.pending.push_back((tag, pending));
@@ -256,7 +278,9 @@ impl Connection<'_> {
 fn message(came: Result<Option<Message>, Failure>) -> Result<Message, End> {
     match came {
         Ok(Some(message)) => Ok(message),
-        Ok(None) => Err(End::Failed { operator: false, reason: "queue-ended: the broker ended it".to_owned() }),
+        Ok(None) => {
+            Err(End::Failed { kind: FailureKind::Transient, reason: "queue-ended: the broker ended it".to_owned() })
+        }
         Err(failure) => Err(failure.into()),
     }
 }

@@ -169,6 +169,11 @@ pub(crate) const HOMES: &[Home] = &[
         because: "a broker is a transport like any other: no loop knows one library's words",
     },
     Home {
+        dependency: "async-rs",
+        only_in: &["source"],
+        because: "it is there to limit what the broker's library is fed with",
+    },
+    Home {
         dependency: "anyhow",
         only_in: &["cli", "main"],
         because: "each stage has its own error enum, which policy can match",

@@ -1,5 +1,5 @@
 //! Push endpoints over real sockets: event streams of a server that does exactly what a test says, and queues of a real
-//! RabbitMQ.
+//! RabbitMQ, or of a broker that does what a test says.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -7,6 +7,8 @@
 mod support;
 
 mod amqp;
+mod fake_broker;
+mod hostile_broker;
 mod live;
 mod sse;
 mod streamer;

@@ -5,15 +5,20 @@ use std::io;
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use async_rs::Tokio;
 use lapin::tcp::{AsyncTcpStream, OwnedTLSConfig};
 use lapin::uri::AMQPUri;
 use lapin::{Connection, ConnectionProperties};
 
+use super::flow_control::FlowControl;
+use super::limited_stream::{LimitedStream, runtime};
 use super::{PATIENCE, Shutdown, encrypted, timeout};
 
 /// A handle on the connection's socket; the connection is cut when it is dropped.
-#[derive(Default)]
-pub(super) struct Socket(Arc<Mutex<Hold>>);
+pub(super) struct Socket {
+    hold: Arc<Mutex<Hold>>,
+    flow: FlowControl,
+}
 
 #[derive(Default)]
 struct Hold {
@@ -21,9 +26,18 @@ struct Hold {
     cut: bool,
 }
 
+impl Socket {
+    /// Of a connection that this limits.
+    pub(super) fn new(flow: &FlowControl) -> Self {
+        Self { hold: Arc::default(), flow: flow.clone() }
+    }
+}
+
 impl Drop for Socket {
     fn drop(&mut self) {
-        let mut hold = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // The library's thread may wait for room, and not for the socket.
+        self.flow.close();
+        let mut hold = self.hold.lock().unwrap_or_else(PoisonError::into_inner);
         hold.cut = true;
         if let Some(socket) = hold.socket.take() {
             // It may be closed already.
@@ -39,10 +53,9 @@ pub(super) async fn connect(
     properties: ConnectionProperties,
     socket: &Socket,
 ) -> lapin::Result<Connection> {
-    let hold = Arc::clone(&socket.0);
-    let runtime = lapin::runtime::default_runtime()?;
+    let (hold, flow) = (Arc::clone(&socket.hold), socket.flow.clone());
     let addresses: Vec<_> = tokio::net::lookup_host((uri.authority.host.as_str(), uri.authority.port)).await?.collect();
-    let reactor = runtime.clone();
+    let reactor = Tokio::current();
     let dial = async move |uri: AMQPUri, _| {
         let stream = timeout(PATIENCE, AsyncTcpStream::connect(&reactor, addresses.clone())).await;
         let stream = stream.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?;
@@ -54,10 +67,8 @@ pub(super) async fn connect(
             }
             hold.socket = Some(copy);
         }
-        if !encrypted(&uri) {
-            return Ok(stream);
-        }
-        Ok(stream.into_tls(&uri.authority.host, tls.as_ref()).await?)
+        let stream = if encrypted(&uri) { stream.into_tls(&uri.authority.host, tls.as_ref()).await? } else { stream };
+        Ok(AsyncTcpStream::Plain(LimitedStream::new(stream, flow.clone())))
     };
-    Connection::connector(uri, runtime, dial, properties).await
+    Connection::connector(uri, runtime(), dial, properties).await
 }

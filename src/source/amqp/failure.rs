@@ -2,6 +2,8 @@
 
 use std::io::ErrorKind;
 
+use super::flow_control::FlowControl;
+use super::window::{MAX_MESSAGE_BYTES, Violation};
 use crate::source::mask::Mask;
 
 /// Why a queue could not be consumed, or is not any more. Each begins with a fixed word.
@@ -31,6 +33,15 @@ pub enum Failure {
     /// The connection broke, or the broker closed it.
     #[error("broken-connection: {0}")]
     Broken(String),
+    /// A message is larger than what is taken, and comes again until somebody takes it out of the queue.
+    #[error("too-large: {0}")]
+    TooLarge(String),
+    /// The broker sends more messages than were asked for.
+    #[error("over-prefetch: {0}")]
+    OverPrefetch(String),
+    /// The broker sends what is no AMQP 0-9-1, or what nobody asked for.
+    #[error("bad-frame: {0}")]
+    BadFrame(String),
 }
 
 impl Failure {
@@ -39,7 +50,14 @@ impl Failure {
         match self {
             Self::Refused(_) | Self::Queue(_) | Self::Tls(_) | Self::Settings(_) => true,
             Self::ConnectionRefused(_) | Self::Connect(_) | Self::Timeout(_) | Self::Broken(_) => false,
+            Self::TooLarge(_) | Self::OverPrefetch(_) | Self::BadFrame(_) => false,
         }
+    }
+
+    /// Whether the broker sent what is not taken, which the next connection will most likely meet again, however much it
+    /// brings before it.
+    pub fn recurs(&self) -> bool {
+        matches!(self, Self::TooLarge(_) | Self::OverPrefetch(_) | Self::BadFrame(_))
     }
 }
 
@@ -47,14 +65,16 @@ impl Failure {
 pub(super) struct Words {
     mask: Mask,
     anonymous: bool,
+    queue: String,
+    flow: FlowControl,
 }
 
 impl Words {
     /// `anonymous` says that the connection is encrypted and we show no certificate.
-    pub(super) fn new(password: &str, anonymous: bool) -> Self {
+    pub(super) fn new(password: &str, anonymous: bool, queue: &str, flow: &FlowControl) -> Self {
         let mut mask = Mask::default();
         mask.hide("password", password);
-        Self { mask, anonymous }
+        Self { mask, anonymous, queue: queue.to_owned(), flow: flow.clone() }
     }
 
     fn of(&self, error: &dyn std::error::Error) -> String {
@@ -84,6 +104,33 @@ impl Words {
 
     /// What went wrong.
     pub(super) fn explain(&self, error: &lapin::Error) -> Failure {
+        if let Some(violation) = self.flow.violation() {
+            return self.of_violation(violation);
+        }
+        match self.of_error(error) {
+            Failure::Broken(words) if self.flow.is_full() => {
+                Failure::Broken(format!("{words}; nothing was read while what had come waited to be written"))
+            }
+            other => other,
+        }
+    }
+
+    fn of_violation(&self, violation: Violation) -> Failure {
+        let queue = &self.queue;
+        match violation {
+            Violation::TooLarge(bytes) => Failure::TooLarge(format!(
+                "the queue {queue:?} holds a message of {bytes} bytes, and {MAX_MESSAGE_BYTES} are taken at most: what \
+                 waits behind it comes once it is taken out of the queue"
+            )),
+            Violation::OverPrefetch(prefetch) => Failure::OverPrefetch(format!(
+                "the broker sent more than {prefetch} messages of the queue {queue:?} ahead of their acknowledgement, \
+                 which is what amqp.prefetch allows"
+            )),
+            Violation::BadFrame(what) => Failure::BadFrame(format!("the broker sent {what}")),
+        }
+    }
+
+    fn of_error(&self, error: &lapin::Error) -> Failure {
         match error.kind() {
             lapin::ErrorKind::IOError(error) => self.of_io(error),
             lapin::ErrorKind::ProtocolError(error) => self.of_protocol(error),
@@ -130,7 +177,8 @@ mod tests {
     fn a_queue_whose_node_is_away_heals_and_a_missing_one_is_the_operators() {
         let explained = |text: &str| {
             let error = lapin::protocol::AMQPError::from_id(404, text.into()).unwrap();
-            Words::new("hunter2", false).explain(&lapin::ErrorKind::ProtocolError(error).into())
+            Words::new("hunter2", false, "q", &FlowControl::new(1))
+                .explain(&lapin::ErrorKind::ProtocolError(error).into())
         };
         // The broker's words, RabbitMQ 3.x and 4.x.
         let away = "NOT_FOUND - home node 'rabbit@b' of durable queue 'q' in vhost '/' is down or inaccessible";
