@@ -9,6 +9,7 @@ mod support;
 mod amqp;
 mod fake_broker;
 mod hostile_broker;
+mod hostile_stream;
 mod live;
 mod sse;
 mod streamer;
