@@ -12,6 +12,7 @@ pub mod housekeeping;
 pub mod once;
 mod orders;
 mod quarantine;
+pub mod registration;
 #[cfg(test)]
 mod tests;
 mod unit;

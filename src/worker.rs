@@ -145,13 +145,15 @@ impl Feed {
         page.license = page.license.take().map(|license| self.source.requests.redact(&license));
     }
 
-    /// Reads a quarantined record again and applies it.
+    /// Reads a quarantined record again, off the async threads, and applies it.
     ///
     /// # Errors
     /// In words, when it still can't be read or applied.
     pub async fn read_again(&self, raw: &str, transport: Transport) -> Result<(), String> {
-        let page = format!("{{\"items\":[{raw}]}}");
-        let page = rpde::page(page.into_bytes(), &self.source.reading)
+        let (page, reading) = (format!("{{\"items\":[{raw}]}}").into_bytes(), self.source.reading.clone());
+        let read = self.shared.decoders.run(move |_| rpde::page(page, &reading)).await;
+        let page = read
+            .map_err(|panicked| panicked.to_string())?
             .map_err(|refused| refused.words(|text| self.source.requests.redact(text)))?;
         if let Some(record) = page.unreadable.first() {
             let detail = self.source.requests.redact(&record.detail);

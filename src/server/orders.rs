@@ -61,9 +61,13 @@ async fn sort(shared: &Shared, order: QuarantineOrder, body: Body) -> Result<Res
     if all == (chosen != Chosen::default()) {
         return Err(Problem::bad("name ids, a feed or a reason, or say \"all\": true"));
     }
-    let sorted = shared.ops.control.sort(chosen, order).await?;
-    let words = sorted.words(order);
-    Ok(json(&serde_json::json!({ "done": words, "gone": sorted.gone, "failed": sorted.failed })))
+    Ok(match shared.ops.control.sort(chosen, order).await? {
+        Answer::Done(sorted) => {
+            let words = sorted.words(order);
+            json(&serde_json::json!({ "done": words, "gone": sorted.gone, "failed": sorted.failed }))
+        }
+        Answer::Accepted(words) => accepted(&words),
+    })
 }
 
 fn quarantine_order(verb: &str) -> Result<QuarantineOrder, Problem> {

@@ -60,12 +60,12 @@ impl Order {
     }
 }
 
-/// What an order comes to, in words.
+/// What an order comes to, mostly in words.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Answer {
+pub enum Answer<T = String> {
     /// It was carried out.
-    Done(String),
-    /// It is being carried out, or will be as soon as it can be.
+    Done(T),
+    /// It is being carried out, or will be as soon as it can be; in words.
     Accepted(String),
 }
 
@@ -87,20 +87,7 @@ pub enum QuarantineOrder {
     Drop,
 }
 
-/// Some of an order to many quarantine rows: rows after one number and up to another.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Batch {
-    /// Which rows.
-    pub chosen: Chosen,
-    /// What is done to each.
-    pub order: QuarantineOrder,
-    /// Rows up to this number were seen to.
-    pub after: i64,
-    /// The newest row when the order was given; found out when none.
-    pub newest: Option<i64>,
-}
-
-/// What came of a [`Batch`].
+/// What came of an order to many quarantine rows.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Sorted {
     /// Rows that have left quarantine.
@@ -109,8 +96,6 @@ pub struct Sorted {
     pub failed: u64,
     /// The first of those, and why.
     pub why: Option<String>,
-    /// Where to go on: after this number and up to that one.
-    pub next: Option<(i64, i64)>,
 }
 
 /// Why an order was not carried out.
@@ -130,7 +115,7 @@ pub enum ControlError {
 pub(super) enum Request {
     Feed(String, Order, oneshot::Sender<Result<Answer, ControlError>>),
     Quarantine(i64, QuarantineOrder, oneshot::Sender<Result<Answer, ControlError>>),
-    Batch(Batch, oneshot::Sender<Result<Sorted, ControlError>>),
+    Sort(Chosen, QuarantineOrder, oneshot::Sender<Result<Answer<Sorted>, ControlError>>),
     Ping(oneshot::Sender<()>),
 }
 
@@ -176,7 +161,7 @@ pub enum Asked {
     /// An order to a quarantine row, by its number.
     Quarantine(i64, QuarantineOrder),
     /// An order to many quarantine rows.
-    Batch(Batch),
+    Sort(Chosen, QuarantineOrder),
     /// Whether it is alive; the words it answers are not looked at.
     Ping,
 }
@@ -216,9 +201,9 @@ impl Control {
                     Request::Quarantine(id, order, reply) => {
                         let _ = reply.send(answer(Asked::Quarantine(id, order)).await.map(Answer::Done));
                     }
-                    Request::Batch(batch, reply) => {
-                        let sorted = answer(Asked::Batch(batch)).await.map(|_| Sorted { gone: 1, ..Sorted::default() });
-                        let _ = reply.send(sorted);
+                    Request::Sort(chosen, order, reply) => {
+                        let sorted = |_| Answer::Done(Sorted { gone: 1, ..Sorted::default() });
+                        let _ = reply.send(answer(Asked::Sort(chosen, order)).await.map(sorted));
                     }
                     Request::Ping(reply) => {
                         if answer(Asked::Ping).await.is_ok() {
@@ -250,11 +235,22 @@ impl Control {
         self.within_patience(accepted, |reply| Request::Quarantine(id, order, reply)).await
     }
 
-    async fn within_patience(
+    /// Gives many quarantine rows an order.
+    ///
+    /// # Errors
+    /// When there is no such feed, or the mirror can't be written.
+    pub async fn sort(&self, chosen: Chosen, order: QuarantineOrder) -> Result<Answer<Sorted>, ControlError> {
+        let accepted =
+            "this is accepted: the records are seen to one after the other, and the log says what came of it"
+                .to_owned();
+        self.within_patience(accepted, |reply| Request::Sort(chosen, order, reply)).await
+    }
+
+    async fn within_patience<T>(
         &self,
         accepted: String,
-        request: impl FnOnce(oneshot::Sender<Result<Answer, ControlError>>) -> Request,
-    ) -> Result<Answer, ControlError> {
+        request: impl FnOnce(oneshot::Sender<Result<Answer<T>, ControlError>>) -> Request,
+    ) -> Result<Answer<T>, ControlError> {
         let (reply, answer) = oneshot::channel();
         // A full queue says that nothing of it is being carried out: that is better told than added to.
         self.requests.try_send(request(reply)).map_err(|error| match error {
@@ -264,24 +260,6 @@ impl Control {
         match tokio::time::timeout(PATIENCE, answer).await {
             Ok(answer) => answer.map_err(|_| ControlError::Stopping)?,
             Err(_) => Ok(Answer::Accepted(accepted)),
-        }
-    }
-
-    /// Gives many quarantine rows an order, batch by batch, so that other orders are carried out in between.
-    ///
-    /// # Errors
-    /// When there is no such feed, or the mirror can't be written.
-    pub async fn sort(&self, chosen: Chosen, order: QuarantineOrder) -> Result<Sorted, ControlError> {
-        let mut batch = Batch { chosen, order, after: 0, newest: None };
-        let mut all = Sorted::default();
-        loop {
-            let asked = batch.clone();
-            let sorted = self.ask(|reply| Request::Batch(asked, reply)).await??;
-            all.gone += sorted.gone;
-            all.failed += sorted.failed;
-            all.why = all.why.or(sorted.why);
-            let Some((after, newest)) = sorted.next else { return Ok(all) };
-            (batch.after, batch.newest) = (after, Some(newest));
         }
     }
 

@@ -11,20 +11,20 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
-use super::control::{ControlError, Order, Request};
+use super::control::{Answer, ControlError, Order, Request, Sorted};
 use super::endpoints;
 use super::housekeeping::{keep_house, keep_removing};
 use super::quarantine::Sorter;
+use super::registration::configure;
 use super::unit::{Command, Reply, Unit};
 use super::{Configured, FeedSettings, Fleet};
-use crate::feed::{Asked, Attribution, FeedName, Outcome, Transport};
+use crate::feed::{Asked, FeedName, Outcome, Transport};
 use crate::source::client::Clients;
 use crate::source::http::Failure;
 use crate::source::turns::Turns;
 use crate::source::webhook::{DoorState, Inbox};
-use crate::store::feeds::{Registration, StoredFeed};
+use crate::store::StoreError;
 use crate::store::keep::KeepSettings;
-use crate::store::{Store, StoreError, now};
 use crate::worker::page_source::Waits;
 use crate::worker::push::Book;
 use crate::worker::{Counts, Feed, Shared};
@@ -233,11 +233,12 @@ impl Supervisor {
             Request::Ping(reply) => drop(reply.send(())),
             Request::Quarantine(id, order, reply) => {
                 let sorter = self.sorter();
-                self.errand(reply, async move { sorter.one(id, order).await });
+                self.errand(reply, String::clone, async move { sorter.one(id, order).await });
             }
-            Request::Batch(batch, reply) => {
+            Request::Sort(chosen, order, reply) => {
                 let sorter = self.sorter();
-                self.errand(reply, async move { sorter.sort(batch).await });
+                let sorting = async move { sorter.sort(chosen, order).await.map(Answer::Done) };
+                self.errand(reply, move |sorted: &Sorted| sorted.words(order), sorting);
             }
         }
     }
@@ -246,17 +247,26 @@ impl Supervisor {
         Sorter { store: self.common.shared.store.clone(), at_work: self.common.at_work.clone() }
     }
 
-    /// Does something beside the units, and answers for it.
+    /// Does something beside the units, and answers for it; where nobody waits any more, the log has the words.
     fn errand<T: Send + 'static>(
         &mut self,
-        reply: oneshot::Sender<Result<T, ControlError>>,
-        work: impl Future<Output = Result<T, ControlError>> + Send + 'static,
+        reply: oneshot::Sender<Result<Answer<T>, ControlError>>,
+        words: impl FnOnce(&T) -> String + Send + 'static,
+        work: impl Future<Output = Result<Answer<T>, ControlError>> + Send + 'static,
     ) {
         if self.errands.len() >= WAITING {
             return drop(reply.send(Err(too_many())));
         }
-        // Whoever asked may be gone; what was asked for is done all the same.
-        self.errands.spawn(async move { drop(reply.send(work.await)) });
+        self.errands.spawn(async move {
+            let Err(answer) = reply.send(work.await) else { return };
+            match answer {
+                Ok(Answer::Done(done)) => {
+                    tracing::info!(done = words(&done), "an order that was accepted is carried out")
+                }
+                Ok(Answer::Accepted(words)) => tracing::info!(words, "an order is accepted"),
+                Err(error) => tracing::error!(%error, "an order that was accepted can't be carried out"),
+            }
+        });
     }
 
     fn order(&mut self, name: &str, order: Order, reply: Reply) {
@@ -413,45 +423,6 @@ impl Supervisor {
 
 fn too_many() -> ControlError {
     ControlError::Refused("too many orders wait already: wait for them, or look at what keeps the mirror".to_owned())
-}
-
-/// Tells the store what is configured, and renames there what is configured under another name than before: whole or not at
-/// all. With `all`, feeds that are not named become `removed`.
-///
-/// # Errors
-/// When the store can't do it.
-pub async fn configure(store: &Store, fleet: &Fleet, all: bool) -> Result<Vec<StoredFeed>, StoreError> {
-    let rename = |configured: &Configured| match configured {
-        Configured::Ready(settings) => Some((settings.was.clone()?, settings.name.clone())),
-        Configured::Broken { .. } => None,
-    };
-    let renames = fleet.feeds.iter().filter_map(rename).collect();
-    let (made, stored) = store.configure(now(), renames, registrations(fleet), all).await?;
-    for (was, feed) in made {
-        tracing::info!(%feed, %was, "renamed");
-    }
-    Ok(stored)
-}
-
-/// How the store knows the configured feeds.
-fn registrations(fleet: &Fleet) -> Vec<Registration> {
-    let registration = |configured: &Configured| match configured {
-        Configured::Ready(settings) => Registration {
-            name: settings.name.clone(),
-            provider: settings.provider.clone(),
-            url: settings.url.clone(),
-            attribution: settings.attribution.clone(),
-            broken: None,
-        },
-        Configured::Broken { name, reason } => Registration {
-            name: name.clone(),
-            provider: None,
-            url: String::new(),
-            attribution: Attribution::default(),
-            broken: Some(format!("settings: {reason}")),
-        },
-    };
-    fleet.feeds.iter().map(registration).collect()
 }
 
 /// A feed at work, from its settings. Reads its secrets: blocking, small local files.

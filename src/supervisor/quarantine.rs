@@ -1,13 +1,13 @@
 //! Carrying out what operators ask of quarantined records: beside the feeds, so that none waits for it.
 
-use super::control::{Answer, Batch, ControlError, QuarantineOrder, Sorted};
+use super::control::{Answer, Chosen, ControlError, QuarantineOrder, Sorted};
 use super::fleet::AtWork;
 use super::orders::refused;
 use crate::feed::FeedName;
+use crate::store::Store;
 use crate::store::sift::Sifted;
-use crate::store::{Intake, Store};
 
-/// Rows read again in one go, and rows dropped.
+/// Rows looked up in one go to be read again, and rows dropped.
 const READ_AGAIN: usize = 50;
 const DROPPED: usize = 500;
 
@@ -18,16 +18,7 @@ pub(super) struct Sorter {
 }
 
 impl Sorter {
-    /// What is asked for is answered for at once, with what came of it: it is not put off.
-    fn writable(&self) -> Result<(), ControlError> {
-        match &*self.store.intake().borrow() {
-            Intake::Open => Ok(()),
-            Intake::Blocked(reason) | Intake::Broken(reason) => Err(ControlError::Refused(reason.clone())),
-        }
-    }
-
     pub(super) async fn one(&self, id: i64, order: QuarantineOrder) -> Result<Answer, ControlError> {
-        self.writable()?;
         let unknown = || ControlError::Unknown(format!("there is no quarantined record {id}"));
         let store = &self.store;
         if order == QuarantineOrder::Retry {
@@ -45,34 +36,43 @@ impl Sorter {
         }
     }
 
-    /// A part of an order to many rows; the rest is another order, so that no other waits for all of it.
-    pub(super) async fn sort(&self, batch: Batch) -> Result<Sorted, ControlError> {
-        self.writable()?;
-        let Batch { chosen, order, after, newest } = batch;
-        let store = self.store.clone();
-        let newest = match newest {
-            Some(newest) => newest,
-            None => store.newest_quarantined(chosen.clone()).await.map_err(refused)?,
-        };
+    /// In steps, between which the writer does other work. Rows that come meanwhile are none of the order's business.
+    pub(super) async fn sort(&self, chosen: Chosen, order: QuarantineOrder) -> Result<Sorted, ControlError> {
+        let newest = self.store.newest_quarantined(chosen.clone()).await.map_err(refused)?;
         let mut sorted = Sorted::default();
-        if order == QuarantineOrder::Drop {
-            let (gone, last) = store.sift_out(chosen, after, newest, DROPPED).await.map_err(refused)?;
-            return Ok(Sorted { gone, next: last.map(|last| (last, newest)), ..sorted });
-        }
-        for row in store.sift(chosen, after, newest, READ_AGAIN).await.map_err(refused)? {
-            sorted.next = Some((row.id, newest));
-            match self.read_again(&row).await {
-                Ok(()) => {
-                    store.quarantine_drop(row.id).await.map_err(refused)?;
-                    sorted.gone += 1;
+        let mut next = Some(0);
+        while let Some(after) = next {
+            next = match order {
+                QuarantineOrder::Drop => {
+                    let step = self.store.sift_out(chosen.clone(), after, newest, DROPPED).await;
+                    let (gone, last) = step.map_err(refused)?;
+                    sorted.gone += gone;
+                    last
                 }
-                Err(why) => {
-                    sorted.failed += 1;
-                    sorted.why.get_or_insert_with(|| format!("record {}: {why}", row.id));
+                QuarantineOrder::Retry => {
+                    let rows = self.store.sift(chosen.clone(), after, newest, READ_AGAIN).await.map_err(refused)?;
+                    for row in &rows {
+                        self.sort_one(row, &mut sorted).await?;
+                    }
+                    rows.last().map(|row| row.id)
                 }
-            }
+            };
         }
         Ok(sorted)
+    }
+
+    async fn sort_one(&self, row: &Sifted, sorted: &mut Sorted) -> Result<(), ControlError> {
+        match self.read_again(row).await {
+            Ok(()) => {
+                self.store.quarantine_drop(row.id).await.map_err(refused)?;
+                sorted.gone += 1;
+            }
+            Err(why) => {
+                sorted.failed += 1;
+                sorted.why.get_or_insert_with(|| format!("record {}: {why}", row.id));
+            }
+        }
+        Ok(())
     }
 
     async fn read_again(&self, row: &Sifted) -> Result<(), String> {

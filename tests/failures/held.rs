@@ -97,6 +97,40 @@ fn while_the_database_is_locked_orders_are_accepted_and_systemd_gets_its_signs_o
 }
 
 #[test]
+fn orders_to_many_records_are_accepted_while_the_database_is_locked_and_carried_out_though_nobody_waits() {
+    // Given: two feeds with records in quarantine.
+    let bad = |n: usize| format!(r#"{{"state":"odd","kind":"thing","id":"x{n}","modified":1}}"#);
+    let bad: Vec<String> = (0..120).map(bad).collect();
+    let publisher = Publisher::start(move |request| match request.query() {
+        "" => Reply::page(page(&bad, &format!("{}?at=1", request.path()))),
+        _ => Reply::page(page(&[], &request.target)),
+    });
+    let mirror = Mirror::new().feed("a", &publisher.url("/a")).feed("b", &publisher.url("/b")).start();
+    mirror.until_level("a");
+    mirror.until_level("b");
+    let left = |feed: &str| format!("SELECT quarantine_rows FROM feed WHERE name = '{feed}'");
+    assert_eq!((mirror.number(&left("a")), mirror.number(&left("b"))), (120, 120));
+    let locked = lock(&mirror);
+
+    // When: before it is known that the database is locked, and after.
+    let mut told = ordered(&mirror, &["quarantine", "retry", "--feed", "a"]);
+    mirror.until("not ready", |mirror| ready(mirror).0 == 503);
+    told += &ordered(&mirror, &["quarantine", "drop", "--feed", "b"]);
+
+    // Then
+    assert_eq!(told.matches("accepted").count(), 2, "{told}");
+
+    // When
+    drop(locked);
+
+    // Then
+    mirror.until("dropped", |mirror| mirror.number(&left("b")) == 0);
+    mirror.until("told", |mirror| mirror.log().contains("120 records dropped"));
+    mirror.until("told", |mirror| mirror.log().contains("still there: 120 records, the first: record "));
+    assert_eq!(mirror.number(&left("a")), 120);
+}
+
+#[test]
 fn a_daemon_started_on_a_locked_file_says_so_and_begins_when_it_can() {
     // Given
     let shelf = Shelf::of(5, 2);

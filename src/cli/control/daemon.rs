@@ -16,8 +16,8 @@ use crate::source::client::plain_client;
 use crate::store::read::Reader;
 use crate::supervisor::control::{Chosen, Order, QuarantineOrder};
 
-/// For a whole answer: many quarantined records are read again one by one.
-const PATIENCE: Duration = Duration::from_secs(600);
+/// For a whole answer: an order that takes longer than a moment is accepted, and carried out later.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// For a word on readiness.
 const READY_WITHIN: Duration = Duration::from_secs(5);
@@ -61,19 +61,16 @@ impl Daemon {
         self.post(&["quarantine", &id.to_string(), verb(order)], &json!({})).await
     }
 
-    /// What came of it in words, and how many records stay that were to be read.
+    /// What came of it in words, and how many records stay that were to be read, as far as that is known yet.
     pub(super) async fn sort(&self, chosen: &Chosen, order: QuarantineOrder) -> anyhow::Result<(String, u64)> {
         let all = *chosen == Chosen::default();
         let options = json!({ "ids": chosen.ids, "feed": chosen.feed, "reason": chosen.reason, "all": all });
         let answer = self.ask(&["quarantine", verb(order)], &options).await?;
-        let words = answer.get("done").and_then(Value::as_str).unwrap_or_default();
-        Ok((words.to_owned(), answer.get("failed").and_then(Value::as_u64).unwrap_or(0)))
+        Ok((words(&answer), answer.get("failed").and_then(Value::as_u64).unwrap_or(0)))
     }
 
     async fn post(&self, path: &[&str], options: &Value) -> anyhow::Result<String> {
-        let answer = self.ask(path, options).await?;
-        let words = ["done", "accepted"].iter().find_map(|key| answer.get(key).and_then(Value::as_str));
-        Ok(words.unwrap_or_default().to_owned())
+        Ok(words(&self.ask(path, options).await?))
     }
 
     /// The whole answer, which says at least what was done.
@@ -98,6 +95,12 @@ impl Daemon {
         let why = if error.is_timeout() { "does not answer in time" } else { "does not answer" };
         anyhow!("{} is held by a feedmirror that {why} at {}", self.database.display(), self.address)
     }
+}
+
+/// What was done, or is going to be.
+fn words(answer: &Value) -> String {
+    let words = ["done", "accepted"].iter().find_map(|key| answer.get(key).and_then(Value::as_str));
+    words.unwrap_or_default().to_owned()
 }
 
 fn verb(order: QuarantineOrder) -> &'static str {

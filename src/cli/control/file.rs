@@ -101,11 +101,11 @@ impl AtRest {
             bail!("no daemon is running on {}: reading records again needs one", self.store.path().display());
         }
         let newest = self.store.newest_quarantined(chosen.clone()).await?;
-        let mut sorted = Sorted { next: Some((0, newest)), ..Sorted::default() };
-        while let Some((after, _)) = sorted.next {
+        let (mut sorted, mut next) = (Sorted::default(), Some(0));
+        while let Some(after) = next {
             let (gone, last) = self.store.sift_out(chosen.clone(), after, newest, DROPPED).await?;
             sorted.gone += gone;
-            sorted.next = last.map(|last| (last, newest));
+            next = last;
         }
         Ok((sorted.words(order), 0))
     }
