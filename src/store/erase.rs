@@ -11,6 +11,7 @@ use rusqlite::Connection;
 
 use super::writer::{Bench, Weight};
 use super::{Store, StoreError};
+use crate::feed::Seq;
 
 /// Free pages filled in one step: 4 MiB.
 const STEP_PAGES: i64 = 256;
@@ -24,7 +25,11 @@ impl Store {
     /// When a statement fails or the writer has stopped.
     pub async fn erase(&self) -> Result<bool, StoreError> {
         let large = Weight { large: true, ..Weight::default() };
-        let mut free = self.submit(large, |bench| Ok(free_pages(bench.db)?)).await?;
+        let begun = self.submit(large, |bench| {
+            let sql = "SELECT coalesce(max(n), 0) FROM erasure WHERE id IS NULL";
+            Ok((free_pages(bench.db)?, bench.db.query_row(sql, [], |row| row.get::<_, Seq>(0))?))
+        });
+        let (mut free, up_to) = begun.await?;
         while free > 0 {
             let filled = self.submit(large, fill).await?;
             if filled == 0 {
@@ -35,7 +40,12 @@ impl Store {
         self.release_blanks().await?;
         let gate = std::sync::Arc::clone(&self.gate);
         let emptied = tokio::task::spawn_blocking(move || gate.empty(PATIENCE)).await;
-        emptied.map_err(|error| StoreError::Refused(format!("a thread failed: {error}")))
+        let emptied = emptied.map_err(|error| StoreError::Refused(format!("a thread failed: {error}")))?;
+        if emptied {
+            let over = "DELETE FROM erasure WHERE n <= ?1 AND id IS NULL";
+            self.submit(Weight::default(), move |bench| Ok(bench.db.execute(over, [up_to])?)).await?;
+        }
+        Ok(emptied)
     }
 
     /// Gives back the pages that were filled, also those of an erasure that was cut short.

@@ -83,35 +83,45 @@ pub struct Named {
 }
 
 impl Store {
-    /// Forgets an item. Its bytes are gone from the files after [`Store::erase`].
+    /// Forgets an item. Its bytes are gone from the files after [`Store::erase`]. What is cut short goes on with
+    /// [`Store::go_on_erasing`].
     ///
     /// # Errors
     /// When there is no such feed, a statement fails or the writer has stopped.
     pub async fn forget(&self, name: &FeedName, at: Millis, item: Named) -> Result<Forgot, StoreError> {
+        let (feed, named) = (name.clone(), item.clone());
+        let weight = Weight { durable: true, seqs: 1, ..Weight::default() };
+        let begun = self.submit(weight, move |bench| {
+            let feed = feeds::read(bench, feed.as_str())?.id;
+            let before = !remember(bench, feed, at, &named)?;
+            let detail = "an item was forgotten on request, and is not taken again";
+            journal::event(bench, Some(feed), at, "forgotten", detail)?;
+            let n = bench.seq();
+            bench.db.execute("INSERT INTO erasure VALUES (?1, ?2, ?3, ?4)", params![n, feed, named.id, named.kind])?;
+            Ok((n, before))
+        });
+        let (n, before) = begun.await?;
+        Ok(Forgot { before, ..self.remove(n, name, at, item).await? })
+    }
+
+    /// Removes whatever names an item that is forgotten already; `n` is its erasure's.
+    async fn remove(&self, n: Seq, name: &FeedName, at: Millis, item: Named) -> Result<Forgot, StoreError> {
         let mut forgot = Forgot::default();
         let weight = Weight { durable: true, seqs: STEP_KINDS, ..Weight::default() };
         loop {
             let (name, item) = (name.clone(), item.clone());
-            let first = forgot.items == 0;
             let step = self.submit(weight, move |bench| {
                 let feed = feeds::read(bench, name.as_str())?.id;
                 thoroughly(bench, |bench| {
-                    let before = first && !remember(bench, feed, at, &item)?;
                     let items = remove_items(bench, feed, at, &item)?;
                     remove_mentions(bench, feed, &item)?;
-                    let in_cursor = in_cursor(bench, feed, &item.id)?;
-                    if first {
-                        let detail = "an item was forgotten on request, and is not taken again";
-                        journal::event(bench, Some(feed), at, "forgotten", detail)?;
-                    }
-                    Ok(Forgot { items, quarantined: 0, in_cursor, before })
+                    Ok((items, in_cursor(bench, feed, &item.id)?))
                 })
             });
-            let step = step.await?;
-            forgot.items += step.items;
-            forgot.in_cursor = step.in_cursor;
-            forgot.before |= step.before;
-            if step.items < STEP_KINDS as u64 {
+            let (items, in_cursor) = step.await?;
+            forgot.items += items;
+            forgot.in_cursor = in_cursor;
+            if items < STEP_KINDS as u64 {
                 break;
             }
         }
@@ -121,13 +131,40 @@ impl Store {
             let weight = Weight { durable: true, ..Weight::default() };
             let step = self.submit(weight, move |bench| {
                 let feed = feeds::read(bench, name.as_str())?.id;
-                thoroughly(bench, |bench| remove_quarantined(bench, feed, after, &item))
+                thoroughly(bench, |bench| {
+                    let (removed, last) = remove_quarantined(bench, feed, after, &item)?;
+                    if last.is_none() {
+                        unname(bench, n)?;
+                    }
+                    Ok((removed, last))
+                })
             });
             let (removed, last) = step.await?;
             forgot.quarantined += removed;
             let Some(last) = last else { return Ok(forgot) };
             after = last;
         }
+    }
+
+    /// Ends what was cut short of forgetting and erasing, as by the end of the process.
+    ///
+    /// # Errors
+    /// When a statement fails or the writer has stopped.
+    pub async fn go_on_erasing(&self, at: Millis) -> Result<(), StoreError> {
+        let pending = self.submit(Weight::default(), |bench| Ok(pending(bench)?)).await?;
+        if pending.is_empty() {
+            return Ok(());
+        }
+        for (n, name, item) in pending {
+            let Some(item) = item else { continue };
+            match name.as_deref().and_then(FeedName::new) {
+                Some(name) => drop(self.remove(n, &name, at, item).await?),
+                None => self.submit(Weight::default(), move |bench| Ok(unname(bench, n)?)).await?,
+            }
+        }
+        let erased = self.erase().await?;
+        tracing::info!(erased, "what was forgotten before is erased from the files");
+        Ok(())
     }
 
     /// Lets a forgotten item be taken again; false when it was not forgotten.
@@ -144,6 +181,8 @@ impl Store {
                 return Ok(false);
             }
             bench.db.execute("UPDATE feed SET forgotten = forgotten - 1 WHERE id = ?1", [feed])?;
+            let sql = "UPDATE erasure SET id = NULL, kind = NULL WHERE feed = ?1 AND id = ?2 AND kind IS ?3";
+            bench.db.execute(sql, params![feed, item.id, item.kind])?;
             // Our own tombstone would refuse the very version that was forgotten; the publisher's refuses what is older.
             for row in rows(bench, feed, &item)?.iter().filter(|row| row.flags & FORGOTTEN != 0) {
                 if row.flags & WAS_DELETED != 0 {
@@ -160,6 +199,24 @@ impl Store {
         })
         .await
     }
+}
+
+/// An erasure that has not ended: its number, its feed's name, and the item where rows may still name it.
+type Pending = (Seq, Option<String>, Option<Named>);
+
+fn pending(bench: &Bench<'_>) -> rusqlite::Result<Vec<Pending>> {
+    let sql = "SELECT e.n, f.name, e.id, e.kind FROM erasure e LEFT JOIN feed f ON f.id = e.feed ORDER BY e.n";
+    let mut select = bench.db.prepare_cached(sql)?;
+    let rows = select.query_map([], |row| {
+        let (id, kind): (Option<String>, _) = (row.get(2)?, row.get(3)?);
+        Ok((row.get(0)?, row.get(1)?, id.map(|id| Named { kind, id })))
+    })?;
+    rows.collect()
+}
+
+/// No row names the item any more.
+fn unname(bench: &Bench<'_>, n: Seq) -> rusqlite::Result<()> {
+    bench.db.execute("UPDATE erasure SET id = NULL, kind = NULL WHERE n = ?1", [n]).map(drop)
 }
 
 /// Drops from a delivery what was forgotten; how many records that were. For feeds that have forgotten something.

@@ -269,7 +269,7 @@ fn begin_anew(bench: &Bench<'_>, was: i64) -> rusqlite::Result<i64> {
              updated_at = NULL, push = 'none', delivered = 0, missed = 0, late = 0, proven_at = NULL WHERE feed = ?1",
         [id],
     )?;
-    for table in ["event", "finding", "forgotten"] {
+    for table in ["event", "finding", "forgotten", "erasure"] {
         bench.db.execute(&format!("UPDATE {table} SET feed = ?2 WHERE feed = ?1"), [was, id])?;
     }
     Ok(id)

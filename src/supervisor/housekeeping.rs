@@ -1,5 +1,5 @@
-//! What is done beside the feeds: renamed feeds' items get their new numbers, what is too old to be kept is removed, and so
-//! is what purges left.
+//! What is done beside the feeds: renamed feeds' items get their new numbers, what is too old to be kept is removed, what was
+//! forgotten is erased where the end of a run cut that short, and what purges left is removed.
 //!
 //! The last at once; the others at the start, after each reload, and hourly. A failure is told and ends nothing: the next run
 //! does it.
@@ -86,5 +86,7 @@ const AGAIN: Duration = Duration::from_secs(30);
 /// When a statement fails or the writer has stopped.
 pub async fn once(store: &Store, settings: &KeepSettings) -> Result<u64, StoreError> {
     store.renumber().await?;
-    store.keep(settings, now()).await
+    let removed = store.keep(settings, now()).await?;
+    store.go_on_erasing(now()).await?;
+    Ok(removed)
 }

@@ -1,7 +1,11 @@
 //! Erasure: the item is gone from the files, stays gone however it comes again, and those who follow learn of it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use feedmirror::feed::FeedName;
+use feedmirror::store::forget::Named;
+use feedmirror::store::{Store, now};
 use rusqlite::Connection;
 
 use crate::support::{Mirror, Publisher, Reply, Request, Shelf, item, page};
@@ -228,5 +232,70 @@ fn a_reader_that_stays_is_told_of_and_the_wal_is_cut_once_it_has_gone() {
     shelf.put("fresh");
     mirror.until("intake goes on", |mirror| mirror.ids("f").contains(&"fresh".to_owned()));
     reader.execute_batch("COMMIT").unwrap();
+    mirror.until("the WAL is cut", |mirror| files_with(mirror, SECRET).is_empty());
+}
+
+#[test]
+fn what_the_end_of_a_run_cut_short_of_forgetting_and_erasing_goes_on_with_the_next() {
+    // given an item, its records in quarantine, and free pages with an old version of it
+    let large = format!(r#"{{"name":"{}"}}"#, format!("{SECRET}large ").repeat(8_000));
+    let large = item(ID, 1).replace(&format!(r#"{{"name":"{SECRET}1"}}"#), &large);
+    let bad = |n: usize| format!(r#"{{"state":"odd","kind":"thing","id":"{ID}","modified":{n},"data":"{SECRET}{n}"}}"#);
+    let bad: Vec<String> = (0..500).map(bad).collect();
+    let publisher = Publisher::start(move |request| match request.query() {
+        "" => Reply::page(page(std::slice::from_ref(&large), "/f?from=1&after=1")),
+        "from=1&after=1" => Reply::page(page(&[item(ID, 2), item("last", 3)], "/f?from=3&after=last")),
+        "from=3&after=last" => Reply::page(page(&bad, "/f?from=4&after=last")),
+        _ => Reply::page(page(&[], "/f?from=4&after=last")),
+    });
+    let mut mirror = Mirror::new().feed("f", &publisher.url("/f"));
+    assert_eq!(told(mirror.verb(&["sync"])).0, 0);
+    assert_eq!(mirror.number("SELECT quarantine_rows FROM feed"), 500);
+    assert!(mirror.number("PRAGMA freelist_count") > 0, "the test frees pages");
+
+    // when a run ends as soon as the item is forgotten
+    let name = FeedName::new("f").unwrap();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let (store, closing) = Store::open(&mirror.path("mirror.db")).unwrap();
+        let named = Named { id: ID.to_owned(), kind: None };
+        let cut_short = tokio::time::timeout(Duration::ZERO, store.forget(&name, now(), named)).await;
+        assert!(cut_short.is_err());
+        closing.finish();
+    });
+    assert_eq!(mirror.number("SELECT forgotten FROM feed"), 1);
+    assert!(!files_with(&mirror, SECRET).is_empty());
+
+    // then the next run removes and erases the rest, and it is over
+    mirror.start_again();
+    mirror.until("erased", |mirror| {
+        mirror.number("SELECT count(*) FROM erasure") == 0 && files_with(mirror, SECRET).is_empty()
+    });
+    assert_eq!(mirror.number("SELECT count(*) FROM blank") + mirror.number("SELECT count(*) FROM quarantine"), 0);
+    assert_eq!(mirror.ids("f"), ["last"]);
+    assert!(mirror.stop().success());
+    let (code, out, _) = told(mirror.verb(&["verify"]));
+    assert_eq!(code, 0, "{out}");
+}
+
+#[test]
+fn a_wal_that_a_reader_kept_until_the_end_of_a_run_is_cut_by_the_next() {
+    // given a reader in the middle of a query, and an item that was forgotten
+    let shelf = shelf();
+    let publisher = serve(&shelf);
+    let mut mirror = Mirror::running("f", &publisher.url("/f"));
+    mirror.until_level("f");
+    let reader = Connection::open(mirror.path("mirror.db")).unwrap();
+    reader.execute_batch("BEGIN; SELECT count(*) FROM items").unwrap();
+    let (code, out, _) = told(mirror.verb(&["forget", "f", ID]));
+    assert_eq!((code, out.contains("stay in the WAL")), (0, true), "{out}");
+
+    // when the run is killed, and the reader goes
+    mirror.kill();
+    reader.execute_batch("COMMIT").unwrap();
+    assert!(!files_with(&mirror, SECRET).is_empty());
+
+    // then the next run cuts the WAL
+    mirror.start_again();
     mirror.until("the WAL is cut", |mirror| files_with(mirror, SECRET).is_empty());
 }

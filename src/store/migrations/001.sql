@@ -125,6 +125,14 @@ CREATE TABLE forgotten (
     PRIMARY KEY (feed, digest, kind)
 ) WITHOUT ROWID;
 
+-- What was forgotten and is not erased yet: that goes on after a restart.
+CREATE TABLE erasure (
+    n    INTEGER PRIMARY KEY,                    -- a change number: none is used twice
+    feed INTEGER NOT NULL,
+    id   TEXT,                                   -- null once no row names it, and only its bytes are left
+    kind TEXT                                    -- null: any
+);
+
 -- Free pages are filled with zeros through here (see store/erase).
 CREATE TABLE blank (
     n     INTEGER PRIMARY KEY,
