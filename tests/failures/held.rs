@@ -5,7 +5,10 @@ use std::os::unix::net::UnixDatagram;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use nix::sys::ptrace;
 use nix::sys::signal::Signal;
+use nix::sys::wait::{WaitPidFlag, waitpid};
+use nix::unistd::Pid;
 use rusqlite::Connection;
 
 use crate::support::{Mirror, Publisher, Reply, Shelf, item, page, until};
@@ -93,6 +96,57 @@ fn while_the_database_is_locked_orders_are_accepted_and_systemd_gets_its_signs_o
     mirror.until_health("a", "paused", "paused");
     mirror.until("purged", |mirror| !mirror.events("b", "purged").is_empty());
     mirror.until("ready", |mirror| ready(mirror).0 == 200);
+    assert!(mirror.stop().success());
+}
+
+/// Stops a thread of the daemon, as a disk does that answers no more; the others run on.
+fn stop_thread(mirror: &Mirror, name: &str) -> Pid {
+    let threads =
+        std::fs::read_dir(format!("/proc/{}/task", mirror.pid())).unwrap().map(|thread| thread.unwrap().path());
+    let is_named = |thread: &std::path::PathBuf| std::fs::read_to_string(thread.join("comm")).unwrap().trim() == name;
+    let thread = threads.filter(is_named).map(|thread| thread.file_name().unwrap().to_str().unwrap().parse().unwrap());
+    let [thread] = thread.collect::<Vec<i32>>()[..] else { panic!("one thread is called {name}") };
+    let thread = Pid::from_raw(thread);
+    ptrace::attach(thread).expect("a child can be traced");
+    waitpid(thread, Some(WaitPidFlag::__WALL)).unwrap();
+    thread
+}
+
+#[test]
+fn a_writer_that_is_held_makes_the_mirror_unready_by_its_own_age() {
+    // Given
+    let shelf = Shelf::of(5, 2);
+    let serving = Arc::clone(&shelf);
+    let publisher = Publisher::start(move |request| serving.page(request));
+    let (systemd, mirror) = Systemd::of(Mirror::new().feed("a", &publisher.url("/a")));
+    let mut mirror = mirror.start();
+    mirror.until_level("a");
+    let says_ready =
+        |mirror: &Mirror, ready: &str| mirror.get("/metrics").1.contains(&format!("\nfeedmirror_ready {ready}\n"));
+    assert!(ready(&mirror).0 == 200 && says_ready(&mirror, "1"));
+
+    // When: nothing refuses to be written, and nothing is.
+    let began = Instant::now();
+    let writer = stop_thread(&mirror, "writer");
+    shelf.put("new");
+
+    // Then
+    mirror.until("not ready", |mirror| ready(mirror).0 == 503);
+    assert!(began.elapsed() > Duration::from_secs(8), "a large commit is none: {:?}", began.elapsed());
+    let told = ready(&mirror).1;
+    assert!(told.contains("the database's writer is held: nothing was committed for over 10 s"), "{told}");
+    assert!(says_ready(&mirror, "0"));
+    assert_eq!(mirror.get("/healthz").0, 200);
+    let signs = systemd.count("WATCHDOG=1");
+    until("signs of life", || systemd.count("WATCHDOG=1") > signs + 3);
+    mirror.until("its age", |mirror| ready(mirror).1.contains("for over 20 s"));
+
+    // When
+    ptrace::detach(writer, None).unwrap();
+
+    // Then
+    mirror.until("ready", |mirror| ready(mirror).0 == 200 && says_ready(mirror, "1"));
+    mirror.until("the news", |mirror| mirror.live("a") == shelf.live());
     assert!(mirror.stop().success());
 }
 
