@@ -2,6 +2,8 @@
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -94,4 +96,69 @@ fn a_feed_whose_last_page_was_large_and_which_then_hangs_holds_nothing_of_others
     // Then
     mirror.until_level("healthy");
     stays_current(&mirror, &shelf);
+}
+
+/// A host whose page of 24 MB comes steadily but slowly, until `go`.
+fn steady(go: &Arc<AtomicBool>) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/feed", listener.local_addr().unwrap());
+    let go = Arc::clone(go);
+    thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let go = Arc::clone(&go);
+            thread::spawn(move || answer_steadily(stream, &go));
+        }
+    });
+    url
+}
+
+fn answer_steadily(mut stream: TcpStream, go: &AtomicBool) -> Option<()> {
+    let mut head = [0; 4096];
+    let length = stream.read(&mut head).ok()?;
+    let first = !String::from_utf8_lossy(&head[..length]).contains("?after=1 ");
+    let large = format!("{{{}", " ".repeat(if first { 24_000_000 } else { 0 }));
+    let body = page(&[item("one", 1)][..usize::from(first)], "?after=1").replacen('{', &large, 1);
+    let length = body.len();
+    write!(stream, "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n").ok()?;
+    write!(stream, "Connection: close\r\n\r\n").ok()?;
+    let (at_once, rest) = body.as_bytes().split_at(length * 3 / 4);
+    stream.write_all(at_once).ok()?;
+    let (_never, pause) = std::sync::mpsc::sync_channel::<()>(0);
+    for some in rest.chunks(40_000) {
+        if !go.load(Ordering::Relaxed) {
+            let _ = pause.recv_timeout(Duration::from_millis(100));
+        }
+        stream.write_all(some).ok()?;
+    }
+    Some(())
+}
+
+#[test]
+fn who_waits_for_memory_says_so_until_there_is_some() {
+    // Given: two pages that fill the memory, one that goes beyond it, and one that waits, all of them steady and as large.
+    let go = Arc::new(AtomicBool::new(false));
+    let mut mirror = Mirror::new();
+    for n in 0..4 {
+        mirror = mirror.feed_with(&format!("large-{n}"), &steady(&go), "http.page_timeout = \"60s\"");
+    }
+    let mirror = mirror.start();
+
+    // Then
+    let waiting = "SELECT name, health, reason FROM feeds WHERE reason LIKE 'waiting: for memory (%'";
+    mirror.until("one says so", |mirror| !mirror.rows(waiting).is_empty());
+    let [name, health, reason] = &mirror.rows(waiting)[0][..] else { panic!("three columns") };
+    assert_eq!(health, "ok");
+    assert!(reason.contains(" MiB are in use, ") && reason.contains(" MiB by 127.0.0.1"), "{reason}");
+    for told in [mirror.get("/api/feeds").1, String::from_utf8(mirror.verb(&["status", name]).stdout).unwrap()] {
+        assert!(told.contains("waiting: for memory ("), "{told}");
+    }
+
+    // When
+    go.store(true, Ordering::Relaxed);
+
+    // Then
+    for n in 0..4 {
+        mirror.until_level(&format!("large-{n}"));
+    }
+    mirror.until("no longer", |mirror| mirror.rows(waiting).is_empty());
 }
