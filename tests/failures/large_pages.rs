@@ -1,5 +1,6 @@
 //! What a page turns into: it is checked whole, and written in parts of a bounded size.
 
+use std::io::Write;
 use std::time::{Duration, Instant};
 
 use crate::support::{Mirror, Publisher, Reply, Shelf, item, page, until};
@@ -43,6 +44,38 @@ fn a_page_of_nothing_but_bad_records_costs_little_memory_and_keeps_nobody_waitin
     mirror.until_level("zeros");
     assert_eq!(mirror.number("SELECT sum(count) FROM quarantine WHERE feed = 'zeros'"), (4 << 20) + 1);
     assert!(slowest < Duration::from_secs(2), "news took {slowest:?}");
+    let most = mirror.most_memory();
+    assert!(most < 3 * 16 * MIB + 64 * MIB, "{} MiB", most / MIB);
+}
+
+#[test]
+fn a_posted_body_of_nothing_but_bad_records_costs_little_memory() {
+    // Given: a feed with a webhook, and four million records in a body of a few kilobytes.
+    let shelf = Shelf::of(10, 10);
+    let publisher = level(&shelf);
+    let mirror = Mirror::new().feed_with("f", &publisher.url("/feed"), "webhook.secret_file = \"hook\"");
+    let mut mirror = mirror.tables("[webhooks]\nlisten = \"127.0.0.1:0\"\nmax_body_bytes = \"16MiB\"\n");
+    mirror.write("hook", "a-secret-of-a-webhook");
+    mirror.start_again();
+    mirror.until_level("f");
+    let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+    write!(packed, "{{\"items\":[0{}]}}", ",0".repeat(4 << 20)).unwrap();
+    let packed = packed.finish().unwrap();
+    assert!(packed.len() < 10_000, "{}", packed.len());
+
+    // When
+    let url = format!("http://{}/webhooks/f", mirror.column("SELECT webhooks_address FROM mirror").remove(0));
+    let client = feedmirror::source::client::plain_client(Duration::from_secs(120)).unwrap();
+    let post = || {
+        client.post(&url).bearer_auth("a-secret-of-a-webhook").header("Content-Encoding", "gzip").body(packed.clone())
+    };
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let status = runtime.block_on(async { post().send().await.unwrap().status().as_u16() });
+
+    // Then: each is counted, few are kept, and the body cost what a page may cost.
+    assert_eq!(status, 204);
+    assert_eq!(mirror.number("SELECT sum(count) FROM quarantine WHERE feed = 'f'"), (4 << 20) + 1);
+    assert!(mirror.number("SELECT quarantine_bytes FROM feed") < 1 << 20);
     let most = mirror.most_memory();
     assert!(most < 3 * 16 * MIB + 64 * MIB, "{} MiB", most / MIB);
 }
