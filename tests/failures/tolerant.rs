@@ -1,6 +1,13 @@
 //! What browsers and curl read is read, and told.
 
-use std::io::Write;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
 use crate::support::{Mirror, Publisher, Reply, Request, item, page};
 
@@ -154,4 +161,86 @@ fn what_keeps_a_page_away_is_named_down_to_the_cookie_and_the_header() {
     }
     mirror.until_level("dated");
     assert!(mirror.finding("dated", "unreadable-header") > 0);
+}
+
+fn of_localhost(file: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/certificate").join(file)
+}
+
+/// A proxy that speaks TLS for the publisher, which knows nothing of it; its port.
+fn in_tls(publisher: &Publisher) -> u16 {
+    let certificate = CertificateDer::from_pem_file(of_localhost("localhost.pem")).unwrap();
+    let key = PrivateKeyDer::from_pem_file(of_localhost("localhost.key")).unwrap();
+    let builder = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()));
+    let builder = builder.with_safe_default_protocol_versions().unwrap().with_no_client_auth();
+    let config = Arc::new(builder.with_single_cert(vec![certificate], key).unwrap());
+    let (listener, behind) = (TcpListener::bind("127.0.0.1:0").unwrap(), publisher.address());
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let tls = StreamOwned::new(ServerConnection::new(Arc::clone(&config)).unwrap(), stream);
+            std::thread::spawn(move || hand_on(tls, TcpStream::connect(behind).unwrap()));
+        }
+    });
+    port
+}
+
+/// One request and its answer.
+fn hand_on(mut tls: StreamOwned<ServerConnection, TcpStream>, mut publisher: TcpStream) -> std::io::Result<()> {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        tls.read_exact(&mut byte)?;
+        head.extend(byte);
+    }
+    publisher.write_all(&head)?;
+    let mut answer = Vec::new();
+    publisher.read_to_end(&mut answer)?;
+    tls.write_all(&answer)?;
+    tls.conn.send_close_notify();
+    tls.flush()
+}
+
+#[test]
+fn an_http_next_of_an_https_feed_is_asked_by_https_stored_as_sent_and_told() {
+    // Given: a publisher behind something that speaks TLS for it; of one feed it knows the port, of the other it doesn't.
+    const FEEDS: [&str; 2] = ["port", "portless"];
+    let publisher = Publisher::start(|request| {
+        let host = request.header("host").unwrap();
+        let host = if request.path() == "/port" { host } else { host.split(':').next().unwrap() };
+        let next = format!("http://{host}{}?from=1", request.path());
+        let items = if request.query().is_empty() { vec![item("a", 1)] } else { Vec::new() };
+        raw("200 OK", JSON, page(&items, &next).as_bytes())
+    });
+    let port = in_tls(&publisher);
+    let mut mirror = Mirror::new().http(&format!("per_host = 8, ca_file = {:?}", of_localhost("localhost.pem")));
+    for name in FEEDS {
+        let keys = "headers.Authorization = { file = \"token\" }";
+        mirror = mirror.feed_with(name, &format!("https://localhost:{port}/{name}"), keys);
+    }
+    mirror.write("token", "a-secret-of-the-feed");
+    let mut mirror = mirror.start();
+
+    // Then: it is level, as the text of `next` is the one that was asked for.
+    for (name, host) in FEEDS.iter().zip([format!("localhost:{port}"), "localhost".to_owned()]) {
+        let row = mirror.until_level(name);
+        assert_eq!(row.cursor, format!("http://{host}/{name}?from=1"), "as sent");
+        assert_eq!(mirror.ids(name), ["a"]);
+        let polled = publisher.count(&format!("/{name}"));
+        mirror.until("it is polled on", |_| publisher.count(&format!("/{name}")) > polled + 1);
+        mirror.until("told", |mirror| mirror.finding(name, "http-next") >= 1);
+        assert_eq!(mirror.finding(name, "no-next") + mirror.finding(name, "foreign-next"), 0);
+    }
+    // And what is secret goes only there.
+    assert!(publisher.requests().iter().all(|request| request.header("authorization") == Some("a-secret-of-the-feed")));
+    let asked = publisher.requests().iter().filter(|request| request.query().is_empty()).count();
+    assert_eq!(asked, FEEDS.len(), "each is read from its beginning once");
+
+    // And a restart goes on from there.
+    assert!(mirror.stop().success());
+    mirror.start_again();
+    let polled = publisher.count("/portless");
+    mirror.until("it goes on", |_| publisher.count("/portless") > polled + 1);
+    let asked = publisher.requests().iter().filter(|request| request.query().is_empty()).count();
+    assert_eq!((asked, mirror.row("portless").health.as_str()), (FEEDS.len(), "ok"));
 }
