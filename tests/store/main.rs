@@ -14,6 +14,7 @@ mod deliveries;
 mod duties;
 mod environment;
 mod feeds;
+mod keys;
 mod mirror;
 mod newest_wins;
 mod oracle;
