@@ -108,16 +108,16 @@ async fn what_the_configuration_speaks_of_listens_without_a_feed_and_a_reload_ca
 
     // Then
     let body = br#"{"items":[]}"#;
-    let mut status = 0;
-    for _ in 0..200 {
-        let mut stream = TcpStream::connect(address(&mirror).unwrap()).await.unwrap();
-        status = ask(&mut stream, &post("/webhooks/a", &bearer(NEW), body)).await.status;
-        if status == 204 {
-            break;
+    let taken = async {
+        loop {
+            let mut stream = TcpStream::connect(address(&mirror).unwrap()).await.unwrap();
+            if ask(&mut stream, &post("/webhooks/a", &bearer(NEW), body)).await.status == 204 {
+                return;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
         }
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-    }
-    assert_eq!(status, 204, "{}", mirror.log());
+    };
+    timeout(DEADLINE, taken).await.unwrap_or_else(|_| panic!("never taken: {}", mirror.log()));
 
     // When: a restart finds it in the configuration
     assert!(mirror.stop().success(), "{}", mirror.log());

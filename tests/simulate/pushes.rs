@@ -15,7 +15,7 @@ use serde_json::Value;
 use sha2::Sha256;
 
 use crate::reader::{Read, get, record};
-use crate::{held, start};
+use crate::{held, start, until};
 
 const FEED: &str = "sessions-1";
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -173,11 +173,7 @@ async fn a_webhook_that_is_not_there_yet_loses_nothing() {
     let webhook = Webhook::open(format!("http://{address}/hook"));
     let simulator = start(Settings { webhook: Some(webhook), ..settings() }).await;
     simulator.change(FEED, 3);
-    let since = Instant::now();
-    while simulator.pushed(FEED).0.failures == 0 {
-        assert!(since.elapsed() < DEADLINE);
-        tokio::time::sleep(PAUSE).await;
-    }
+    until(async || simulator.pushed(FEED).0.failures > 0).await;
     assert!(simulator.pushed(FEED).0.trouble.is_some());
     // when somebody does
     let receiver = Receiver::default();
@@ -241,11 +237,7 @@ async fn arrives(name: &str) -> (Simulator, Vec<Post>) {
     let url = receiver.listen().await;
     let faults = vec![(Fault::named(name).unwrap(), 1.0)];
     let simulator = start(Settings { webhook: Some(from_start(&url)), faults, ..settings() }).await;
-    let since = Instant::now();
-    while simulator.fired().get(name) != Some(&3) || simulator.pushed(FEED).0.items < 22 {
-        assert!(since.elapsed() < DEADLINE, "{:?} {:?}", simulator.fired(), simulator.pushed(FEED));
-        tokio::time::sleep(PAUSE).await;
-    }
+    until(async || simulator.fired().get(name) == Some(&3) && simulator.pushed(FEED).0.items >= 22).await;
     assert_eq!(simulator.fired(), BTreeMap::from([(Fault::named(name).unwrap().name(), 3)]));
     (simulator, receiver.posts())
 }
@@ -305,12 +297,8 @@ async fn what_is_refused_for_good_is_forgotten_once_calm_and_the_right_page_come
     };
     receiver.until(came).await;
     let base = format!("http://{}", simulator.address());
-    let since = Instant::now();
     let pushed = async || get(&format!("{base}/_pushed")).await.page()["webhook"][FEED].clone();
-    while pushed().await["items"].as_u64() < Some(200) {
-        assert!(since.elapsed() < DEADLINE);
-        tokio::time::sleep(PAUSE).await;
-    }
+    until(async || pushed().await["items"].as_u64() >= Some(200)).await;
     assert_eq!(pushed().await["trouble"], Value::Null);
 }
 
@@ -318,11 +306,7 @@ async fn what_is_refused_for_good_is_forgotten_once_calm_and_the_right_page_come
 async fn a_broker_that_can_t_be_reached_is_tried_again_and_keeps_nobody_from_ending() {
     let amqp = Amqp { url: "amqp://127.0.0.1:1".into(), queue: "{feed}".to_owned(), from_start: true };
     let simulator = start(Settings { amqp: Some(amqp), ..settings() }).await;
-    let since = Instant::now();
-    while simulator.pushed(FEED).1.failures < 2 {
-        assert!(since.elapsed() < DEADLINE, "{:?}", simulator.pushed(FEED));
-        tokio::time::sleep(PAUSE).await;
-    }
+    until(async || simulator.pushed(FEED).1.failures >= 2).await;
     assert!(simulator.pushed(FEED).1.trouble.is_some_and(|trouble| trouble.contains("refused")));
     tokio::time::timeout(DEADLINE, simulator.stop()).await.expect("it never ends");
 }
