@@ -43,7 +43,7 @@ use rusqlite::{Connection, OpenFlags};
 use tokio::sync::watch;
 
 use lock::Lock;
-pub use lock::{is_held, is_seen_held};
+pub use lock::{is_held, stays_held};
 use queue::Queue;
 use writer::Writer;
 

@@ -56,7 +56,7 @@ pub fn run(globals: &Globals, args: Args) -> anyhow::Result<Exit> {
     log::start(globals, &config.log)?;
     tell_problems(&config);
     // Before its listeners are looked at: another daemon on the same file mostly has those too, and says less by them.
-    if store::is_seen_held(&config.database).unwrap_or(false) {
+    if store::stays_held(&config.database) {
         return Err(StoreError::Held(config.database).into());
     }
     let runtime = super::runtime()?;

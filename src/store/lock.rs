@@ -128,11 +128,19 @@ pub fn is_held(path: &Path) -> bool {
     is_seen_held(path).unwrap_or_else(|error| error.kind() == io::ErrorKind::PermissionDenied)
 }
 
-/// Whether somebody writes this database.
-///
-/// # Errors
-/// When it can't be looked at, as where there is none.
-pub fn is_seen_held(path: &Path) -> io::Result<bool> {
+/// Whether somebody is seen to write this database, and not for a moment only. Blocking.
+pub fn stays_held(path: &Path) -> bool {
+    let deadline = Instant::now() + LOOKED_AT;
+    while is_seen_held(path).unwrap_or(false) {
+        if Instant::now() >= deadline {
+            return true;
+        }
+        std::thread::park_timeout(AGAIN);
+    }
+    false
+}
+
+fn is_seen_held(path: &Path) -> io::Result<bool> {
     let (identity, _) = look_at(&Place::find(path)?, OFlags::empty())?;
     let files = known_files();
     let Some(known) = files.get(&identity).filter(|known| !known.locked) else { return Ok(true) };
