@@ -37,8 +37,8 @@ pub enum Failure {
     /// The publisher's certificate or TLS was refused.
     #[error("tls: {0}")]
     Tls(String),
-    /// Others waited for the memory that the page held.
-    #[error("no-memory: other feeds waited for the memory that this page held; it is asked for again ({0} bytes)")]
+    /// Others waited for the memory that the page, or an event of a stream, held.
+    #[error("no-memory: other feeds waited for the memory that this one held; it is asked for again ({0} bytes)")]
     GaveWay(u64),
     /// Larger than `max_page_bytes` once decompressed, or an event larger than the limit for one.
     #[error("too-large: more than the {0} bytes that are taken (http.max_page_bytes, and 16 MiB for an event)")]

@@ -2,7 +2,8 @@
 //!
 //! A stream ends for good with its first failure or its end: when to connect again, and from where, is for others to
 //! say. What is no event (comments, unknown fields, other junk) is passed over. Memory is bounded by one event and what
-//! the connection delivers at once; nothing is read ahead of the reader.
+//! the connection delivers at once; nothing is read ahead of the reader. What it holds is charged to the budget of bytes
+//! in flight, as a page is: a publisher that lets an event wait half sent gives way to others.
 
 mod parse;
 
@@ -10,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::asked::Streaming;
+use super::budget::{GivesWay, Reservation};
 use super::http::{Failure, Requests, escape};
 use parse::Parser;
 
@@ -41,45 +43,67 @@ pub struct Event {
     pub retry: Option<Duration>,
 }
 
+/// A stream that holds less than this is not charged, so that a lone item never waits for the memory of pages.
+const CHARGED_BYTES: u64 = 64 << 10;
+
 /// One connection.
 pub struct Stream {
     connection: Option<Streaming>,
     parser: Parser,
+    /// Of the event under way, and of those returned since [`Stream::take_share`].
+    share: Reservation,
+    returned: u64,
 }
 
 impl Stream {
     /// Connects. `requests` are those of the stream's own URL, since its origin is home to the feed's secrets;
-    /// `last_event_id` is what the last event committed had.
+    /// `last_event_id` is what the last event committed had; what it holds is charged to `share`, which holds nothing yet.
     ///
     /// # Errors
     /// Whatever kept a stream from being there; a status other than 200, 204 among them (the publisher wants nobody to
     /// connect again), is [`Failure::Status`].
-    pub async fn open(requests: &Requests, url: &str, last_event_id: Option<&str>) -> Result<Self, Failure> {
+    pub async fn open(
+        requests: &Requests,
+        url: &str,
+        last_event_id: Option<&str>,
+        share: Reservation,
+    ) -> Result<Self, Failure> {
         let connection = requests.stream(url, last_event_id).await?;
         let max = MAX_EVENT_BYTES.min(connection.max_page_bytes());
-        Ok(Self { connection: Some(connection), parser: Parser::new(max) })
+        Ok(Self { connection: Some(connection), parser: Parser::new(max), share, returned: 0 })
     }
 
     /// The next event; `None` at the stream's end, and after a failure. Nothing is lost when a call is dropped before
     /// it is ready.
     ///
     /// # Errors
-    /// [`Failure::Broken`] and the like when the connection breaks, [`Failure::TooLarge`] for an event beyond the limit.
+    /// [`Failure::Broken`] and the like when the connection breaks, [`Failure::TooLarge`] for an event beyond the limit,
+    /// [`Failure::GaveWay`] where others waited for the memory of one that didn't come.
     pub async fn next(&mut self) -> Result<Option<Event>, Failure> {
         let next = self.read().await;
         if !matches!(next, Ok(Some(_))) {
             self.connection = None;
+            self.parser.discard();
+            self.share.shrink_to(self.returned);
         }
         next
+    }
+
+    /// What is held of the events that were returned since the last call, to be kept as long as they are.
+    pub fn take_share(&mut self) -> Option<Reservation> {
+        let returned = std::mem::take(&mut self.returned);
+        (self.share.bytes() > 0).then(|| self.share.split(returned))
     }
 
     async fn read(&mut self) -> Result<Option<Event>, Failure> {
         let Some(connection) = &mut self.connection else { return Ok(None) };
         loop {
             if let Some(event) = self.parser.next()? {
+                self.returned += (event.name.len() + event.data.len()) as u64;
                 return Ok(Some(event));
             }
-            match connection.chunk().await? {
+            charge(&mut self.share, self.returned + self.parser.held()).await?;
+            match self.share.receive(connection.chunk()).await?? {
                 Some(chunk) => {
                     self.parser.take(chunk);
                     // A stream that always has more leaves the others their time.
@@ -99,6 +123,16 @@ impl Stream {
     pub fn retry(&self) -> Option<Duration> {
         self.parser.retry()
     }
+}
+
+async fn charge(share: &mut Reservation, bytes: u64) -> Result<(), GivesWay> {
+    if bytes >= CHARGED_BYTES {
+        return share.grow_to(bytes).await;
+    }
+    if share.bytes() > 0 {
+        share.shrink_to(0);
+    }
+    Ok(())
 }
 
 /// Where to connect to go on behind `position`, an item's `modified` and id: the configured URL with the two parameters,

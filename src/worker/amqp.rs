@@ -7,7 +7,7 @@ use futures_util::FutureExt;
 use secrecy::SecretString;
 use tokio_util::sync::CancellationToken;
 
-use super::push::{BATCH_BYTES, BATCH_ITEMS, BATCH_TIME, BATCHES, Pending};
+use super::push::{BATCH_BYTES, BATCH_ITEMS, BATCH_TIME, BATCHES, Pending, PushBatch};
 use super::{Feed, QUEUE_PULSE, chance};
 use crate::decode::rpde;
 use crate::feed::{Generation, Health, Transport};
@@ -222,7 +222,8 @@ impl Connection<'_> {
                 Ok(page) => page,
                 Err(panic) => return End::Failed { kind: FailureKind::Transient, reason: panic.to_string() },
             };
-            let pending = self.feed.push_batch(self.generation, Transport::Amqp, page, Position::default(), None).await;
+            let batch = PushBatch { page, position: Position::default(), from: None, share: None };
+            let pending = self.feed.push_batch(self.generation, Transport::Amqp, batch).await;
             self.pending.push_back((tag, pending));
             if let Some(end) = ended {
                 return end;

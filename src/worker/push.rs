@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::Feed;
 use crate::feed::{Brought, Generation, Health, Mode, Page, Push, Transport};
 use crate::mode::push::{Change, Ledger, Moment, Polled, Tally};
+use crate::source::budget::Reservation;
 use crate::source::decoders::Panicked;
 use crate::store::apply::{Applied, Held, Origin, Position, Purpose, Verdict};
 use crate::store::endpoints::Standing;
@@ -83,6 +84,16 @@ impl Book {
     }
 }
 
+/// What a stream or queue brought.
+pub(super) struct PushBatch<'a> {
+    pub(super) page: Page,
+    pub(super) position: Position,
+    /// The stream's URL.
+    pub(super) from: Option<&'a str>,
+    /// What is charged for it already.
+    pub(super) share: Option<Reservation>,
+}
+
 /// A batch on its way into the store.
 pub(super) type Pending = oneshot::Receiver<Result<Applied, StoreError>>;
 
@@ -105,14 +116,12 @@ impl Feed {
         if bytes < COUNTED_BYTES { Ok(read()) } else { self.shared.decoders.run(move |_| read()).await }
     }
 
-    /// Hands a batch that a stream or queue brought to the store, once there is room for it; `from`: the stream's URL.
+    /// Hands a batch that a stream or queue brought to the store, once there is room for it.
     pub(super) async fn push_batch(
         &self,
         generation: Generation,
         transport: Transport,
-        page: Page,
-        position: Position,
-        from: Option<&str>,
+        PushBatch { page, position, from, share }: PushBatch<'_>,
     ) -> Pending {
         let bytes = page.text.len();
         let place = |place: String| self.source.requests.mask(&place);
@@ -125,9 +134,18 @@ impl Feed {
         let mut delivery = self.delivery(generation, transport, page, Purpose::Push(position));
         delivery.origin = origin;
         if bytes >= COUNTED_BYTES {
-            delivery.held = Held(Some(Box::new(Arc::new(self.shared.budget.reserve(bytes as u64).await))));
+            delivery.held = Held(Some(Box::new(Arc::new(self.room(bytes as u64, share).await))));
         }
         self.shared.store.apply(delivery)
+    }
+
+    /// A place in the budget for so many bytes, which begins with what is charged for them already.
+    async fn room(&self, bytes: u64, share: Option<Reservation>) -> Reservation {
+        let Some(mut share) = share else { return self.shared.budget.reserve(bytes).await };
+        share.shrink_to(bytes);
+        // Where others need what it holds it goes on with that: soon it is committed, and gives back all of it.
+        let _ = share.grow_to(bytes).await;
+        share
     }
 
     /// Hands what was posted to the store; its room is held by whoever took the post in.

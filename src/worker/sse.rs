@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use futures_util::FutureExt;
 use tokio_util::sync::CancellationToken;
 
-use super::push::{BATCH_BYTES, BATCH_ITEMS, BATCH_TIME, BATCHES, Pending};
+use super::push::{BATCH_BYTES, BATCH_ITEMS, BATCH_TIME, BATCHES, Pending, PushBatch};
 use super::walk::explain;
 use super::{Feed, STREAM_PULSE, chance};
 use crate::decode::rpde;
@@ -200,7 +200,8 @@ impl<'a> SseLoop<'a> {
         }
         let endpoints = feed.shared.store.endpoints(feed.id).await?;
         let (url, event_id) = place(&endpoint.settings, &endpoints);
-        let opening = Stream::open(&endpoint.requests, &url, event_id.as_deref());
+        let share = feed.shared.budget.page(feed.source.host.name(), 0);
+        let opening = Stream::open(&endpoint.requests, &url, event_id.as_deref(), share);
         let stream = tokio::select! {
             () = self.cancel.cancelled() => return Err(End::Stopped),
             stream = opening => stream?,
@@ -329,6 +330,7 @@ impl Connection<'_> {
 
     async fn hand_over(&mut self, batch: Batch) -> Result<(), End> {
         let Batch { records, bytes, event_id, other_events } = batch;
+        let share = self.stream.take_share();
         let reading = self.feed.source.reading.clone();
         let read = move || rpde::records(records.iter().map(String::as_bytes), &reading);
         let mut page = match self.feed.read(bytes, read).await {
@@ -351,8 +353,8 @@ impl Connection<'_> {
             after: self.left_at.clone(),
         };
         self.left_at = cursor.or(self.left_at.take());
-        self.pending
-            .push_back(self.feed.push_batch(self.generation, Transport::Sse, page, position, Some(&self.url)).await);
+        let batch = PushBatch { page, position, from: Some(&self.url), share };
+        self.pending.push_back(self.feed.push_batch(self.generation, Transport::Sse, batch).await);
         Ok(())
     }
 

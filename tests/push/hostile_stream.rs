@@ -6,10 +6,13 @@ use std::sync::mpsc::sync_channel;
 use std::time::{Duration, Instant};
 
 use crate::streamer::{Connection, Streamer};
-use crate::support::{Mirror, Publisher, Shelf, item};
+use crate::support::{Mirror, Publisher, Reply, Shelf, item, page};
 
 const HEAD: &str = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n";
 const ID_BYTES: usize = 15_000_000;
+
+/// What a debug build may hold: half of it, and all that pages and streams may have in flight.
+const MEMORY: u64 = 160 << 20;
 
 /// An event of an item, with an id.
 fn send(connection: &mut Connection, event_id: &str, item_id: &str) {
@@ -55,5 +58,38 @@ fn event_ids_of_megabytes_are_passed_over_and_never_sent_back_and_delay_no_answe
     assert_eq!(second.header("Last-Event-ID"), Some("short"));
     // nothing of them is in any file, and memory held one event.
     assert_eq!(mirror.holds_bytes(&"x".repeat(2_049), &[]), Vec::<String>::new());
-    assert!(mirror.most_memory() < 160 << 20, "{} MiB", mirror.most_memory() >> 20);
+    assert!(mirror.most_memory() < MEMORY, "{} MiB", mirror.most_memory() >> 20);
+}
+
+#[test]
+fn streams_that_leave_large_events_half_sent_hold_no_more_memory_than_pages_and_delay_nobody() {
+    // Given more of them than memory is to hold.
+    let publisher = Publisher::start(|_| Reply::page(page(&[], "?after=1")));
+    let mut mirror = Mirror::new();
+    for n in 0..16 {
+        let streamer = Streamer::start();
+        let keys = format!("sse.url = \"{}\"", streamer.url("/stream"));
+        mirror = mirror.feed_with(&format!("stranger-{n}"), &publisher.url(&format!("/{n}")), &keys);
+        std::thread::spawn(move || {
+            let mut open = Vec::new();
+            while let Some(mut connection) = streamer.next_within(crate::support::DEADLINE) {
+                connection.send(HEAD);
+                connection.send(format!("event: itemupdate\ndata: {}", "x".repeat(ID_BYTES)));
+                open.push(connection);
+            }
+        });
+    }
+    let shelf = Shelf::of(300, 100);
+    let serving = Arc::clone(&shelf);
+    let healthy = Publisher::start(move |request| serving.page(request));
+    let mirror = mirror.feed("healthy", &healthy.url("/healthy")).start();
+    // When they have taken all that there is
+    let gave_way = "SELECT count(*) FROM endpoints WHERE transport = 'sse' AND reason LIKE 'no-memory: %'";
+    mirror.until("one that gives way", |mirror| mirror.number(gave_way) > 0);
+    // Then a healthy feed gets its news in time, again and again, and memory is bounded.
+    for n in 0..10 {
+        shelf.put(&format!("news-{n}"));
+        mirror.until_within(Duration::from_secs(5), "the news", |mirror| mirror.live("healthy") == shelf.live());
+    }
+    assert!(mirror.most_memory() < MEMORY, "{} MiB", mirror.most_memory() >> 20);
 }

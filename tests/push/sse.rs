@@ -1,5 +1,6 @@
 use std::time::Duration;
 
+use feedmirror::source::budget::{Budget, Reservation};
 use feedmirror::source::client::Clients;
 use feedmirror::source::http::{Failure, HttpSettings, Requests};
 use feedmirror::source::secret::Value;
@@ -18,7 +19,16 @@ fn requests(url: &str, settings: &HttpSettings) -> Requests {
 }
 
 async fn open(url: &str, settings: &HttpSettings) -> Result<Stream, Failure> {
-    timeout(DEADLINE, Stream::open(&requests(url, settings), url, None)).await.unwrap()
+    open_with(url, settings, share()).await
+}
+
+async fn open_with(url: &str, settings: &HttpSettings, share: Reservation) -> Result<Stream, Failure> {
+    timeout(DEADLINE, Stream::open(&requests(url, settings), url, None, share)).await.unwrap()
+}
+
+/// Of a budget that nobody else has a part in.
+fn share() -> Reservation {
+    Budget::new(48 << 20).page("publisher", 0)
 }
 
 async fn next(stream: &mut Stream) -> Result<Option<Event>, Failure> {
@@ -46,7 +56,7 @@ async fn a_request_says_where_it_goes_on_and_carries_the_feeds_secrets() {
     let streamer = Streamer::start();
     let url = streamer.url("/stream?from=1&after=%7Bx%7D");
     let requests = requests(&streamer.url("/stream"), &HttpSettings::default());
-    let opening = tokio::spawn(async move { Stream::open(&requests, &url, Some("id-7")).await.map(drop) });
+    let opening = tokio::spawn(async move { Stream::open(&requests, &url, Some("id-7"), share()).await.map(drop) });
     let mut connection = tokio::task::spawn_blocking(move || streamer.next()).await.unwrap();
     connection.send(OPEN);
     opening.await.unwrap().unwrap();
@@ -171,4 +181,53 @@ async fn a_stream_that_is_busy_says_when_to_come_again() {
     let failure = open(&url, &HttpSettings::default()).await.map(drop).unwrap_err();
     let wait = Some(Duration::from_secs(7));
     assert!(matches!(failure, Failure::Status { code: 503, retry_after, .. } if retry_after == wait));
+}
+
+#[tokio::test]
+async fn events_are_charged_until_their_share_is_dropped_and_a_lone_item_never_is() {
+    let budget = Budget::new(1 << 20);
+    let streamer = Streamer::start();
+    let (url, answered) = streamer.answering(OPEN);
+    let mut stream = open_with(&url, &HttpSettings::default(), budget.page("publisher", 0)).await.unwrap();
+    let mut connection = answered.recv().unwrap();
+    // A lone item.
+    connection.send_chunk(b"data: 1\n\n");
+    next(&mut stream).await.unwrap().unwrap();
+    assert!(stream.take_share().is_none());
+    // A large one, whose end is still to come, beside one that is there.
+    connection.send_chunk(format!("data: {}\n\n", "x".repeat(300_000)).as_bytes());
+    let first = next(&mut stream).await.unwrap().unwrap();
+    connection.send_chunk(format!("data: {}", "x".repeat(200_000)).as_bytes());
+    assert!(timeout(Duration::from_secs(1), stream.next()).await.is_err());
+    assert!(budget.bytes().1 >= 500_000);
+    let share = stream.take_share().unwrap();
+    assert!(share.bytes() >= first.data.len() as u64);
+    connection.send_chunk(b"\n\n");
+    next(&mut stream).await.unwrap().unwrap();
+    drop((share, stream.take_share()));
+    connection.send_chunk(b"data: 1\n\n");
+    next(&mut stream).await.unwrap().unwrap();
+    assert!(timeout(Duration::from_millis(200), stream.next()).await.is_err());
+    assert_eq!(budget.bytes().1, 0);
+}
+
+#[tokio::test]
+async fn an_event_that_waits_half_sent_gives_way_to_whom_it_lets_wait() {
+    // Given a budget that half an event takes.
+    let budget = Budget::new(1 << 20);
+    let streamer = Streamer::start();
+    let (url, answered) = streamer.answering(OPEN);
+    let mut stream = open_with(&url, &HttpSettings::default(), budget.page("publisher", 0)).await.unwrap();
+    let mut connection = answered.recv().unwrap();
+    connection.send_chunk(format!("data: good\n\ndata: {}", "x".repeat(900_000)).as_bytes());
+    assert_eq!(next(&mut stream).await.unwrap().unwrap().data, "good");
+    // When pages of other hosts need it, of which one may go beyond
+    let mut beyond = budget.page("a third", 0);
+    let (_, _) = tokio::join!(timeout(Duration::from_millis(100), stream.next()), beyond.grow_to(400_000));
+    let mut page = budget.page("another", 0);
+    let (end, grown) = tokio::join!(next(&mut stream), timeout(DEADLINE, page.grow_to(800_000)));
+    // Then
+    assert!(end.unwrap_err().to_string().starts_with("no-memory: "));
+    grown.unwrap().unwrap();
+    assert_eq!(next(&mut stream).await.unwrap(), None);
 }

@@ -50,7 +50,12 @@ impl Streamer {
     }
 
     pub(crate) fn next(&self) -> Connection {
-        self.connections.recv_timeout(Duration::from_secs(30)).unwrap()
+        self.next_within(Duration::from_secs(30)).unwrap()
+    }
+
+    /// The next connection, if one comes within that time.
+    pub(crate) fn next_within(&self, time: Duration) -> Option<Connection> {
+        self.connections.recv_timeout(time).ok()
     }
 }
 

@@ -39,7 +39,7 @@ async fn endpoints(settings: &FeedSettings, clients: &Clients, turns: &Turns, bu
     let probe = |key, url: &str, answer| Probe { feed: settings.name.to_string(), key, url: url.to_owned(), answer };
     let mut probes = vec![probe("url", &settings.url, ask(settings, clients, turns, budget).await)];
     if let Some(sse) = &settings.sse {
-        probes.push(probe("sse.url", &sse.url, open(settings, &sse.url, clients, turns).await));
+        probes.push(probe("sse.url", &sse.url, open(settings, &sse.url, clients, turns, budget).await));
     }
     if let Some(amqp) = &settings.amqp {
         probes.push(probe("amqp.queue", &amqp.queue, look(amqp).await));
@@ -47,11 +47,21 @@ async fn endpoints(settings: &FeedSettings, clients: &Clients, turns: &Turns, bu
     probes
 }
 
-async fn open(settings: &FeedSettings, url: &str, clients: &Clients, turns: &Turns) -> Result<String, String> {
+async fn open(
+    settings: &FeedSettings,
+    url: &str,
+    clients: &Clients,
+    turns: &Turns,
+    budget: &Budget,
+) -> Result<String, String> {
     let failed = |failure: Failure| failure.to_string();
     let requests = Requests::new(clients, url, &settings.http, &settings.headers, &settings.query).map_err(failed)?;
-    let _turn = turns.host(requests.home()).turn(&settings.name, Priority::Level).await;
-    Stream::open(&requests, url, None).await.map(|_| "a stream of events".to_owned()).map_err(failed)
+    let host = turns.host(requests.home());
+    let _turn = host.turn(&settings.name, Priority::Level).await;
+    Stream::open(&requests, url, None, budget.page(host.name(), 0))
+        .await
+        .map(|_| "a stream of events".to_owned())
+        .map_err(failed)
 }
 
 async fn look(settings: &AmqpSettings) -> Result<String, String> {

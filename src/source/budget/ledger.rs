@@ -310,6 +310,8 @@ impl Ledger {
         let bytes = bytes.next_multiple_of(UNIT).min(page.held);
         page.claim = bytes;
         page.came = page.came.min(bytes);
+        // Whoever waits for it has what it held.
+        page.gives_way &= bytes > 0;
         self.set_pending(number, 0);
         if self.beyond == Some(number) && self.used + bytes <= self.total {
             self.set_held(number, 0);
@@ -337,6 +339,7 @@ impl Ledger {
             page.claim = left;
             page.came = page.came.min(left);
             page.begun = false;
+            page.gives_way &= left > 0;
         }
         (part, changed)
     }

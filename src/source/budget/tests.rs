@@ -233,6 +233,26 @@ async fn a_wait_that_is_dropped_holds_nothing() {
 }
 
 #[tokio::test]
+async fn who_has_given_back_what_others_waited_for_goes_on() {
+    // Given a page that lets others wait, and is told so.
+    let budget = Budget::new(MIB);
+    let mut slow = budget.page("a", 0);
+    slow.grow_to(MIB).await.unwrap();
+    let _beyond = read(&budget, "c", 64 * KIB).await.unwrap();
+    let waiting = tokio::spawn({
+        let budget = budget.clone();
+        async move { read(&budget, "b", 512 * KIB).await.map(drop) }
+    });
+    assert!(slow.receive(std::future::pending::<()>()).await.is_err());
+    // When
+    slow.shrink_to(0);
+    // Then
+    waiting.await.unwrap().unwrap();
+    slow.grow_to(MIB).await.unwrap();
+    assert_eq!(slow.receive(std::future::ready(7)).await, Ok(7));
+}
+
+#[tokio::test]
 async fn what_a_page_hands_on_is_held_until_that_is_dropped() {
     let budget = Budget::new(MIB);
     let mut page = budget.page("a", 0);

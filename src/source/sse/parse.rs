@@ -88,7 +88,7 @@ impl Parser {
         }
         let end = self.chunk.iter().position(|byte| matches!(byte, b'\n' | b'\r'));
         let more = end.unwrap_or(self.chunk.len());
-        if (self.held() + more) as u64 > self.max {
+        if self.held() + more as u64 > self.max {
             return Err(Failure::TooLarge(self.max));
         }
         let part = self.chunk.split_to(more);
@@ -107,9 +107,15 @@ impl Parser {
         Ok(Some(self.without_mark(line)))
     }
 
-    fn held(&self) -> usize {
+    /// Bytes of the event under way, those of the last chunk aside.
+    pub(super) fn held(&self) -> u64 {
         let data = self.block.data.as_ref().map_or(0, Vec::len);
-        self.line.len() + self.block.name.len() + data
+        (self.line.len() + self.block.name.len() + data) as u64
+    }
+
+    /// Gives up the event under way: nothing follows.
+    pub(super) fn discard(&mut self) {
+        (self.chunk, self.line, self.block) = (Bytes::new(), Vec::new(), Block::default());
     }
 
     /// A byte order mark may stand before the first line.
@@ -294,7 +300,7 @@ mod tests {
                 held = parser.held();
             };
             assert!(matches!(refused, Failure::TooLarge(4096)));
-            assert!(held > 4096 - 2 * part.len() && held <= 4096, "{held}");
+            assert!(held > 4096 - 2 * part.len() as u64 && held <= 4096, "{held}");
         }
     }
 
