@@ -99,17 +99,31 @@ fn while_the_database_is_locked_orders_are_accepted_and_systemd_gets_its_signs_o
     assert!(mirror.stop().success());
 }
 
-/// Stops a thread of the daemon, as a disk does that answers no more; the others run on.
-fn stop_thread(mirror: &Mirror, name: &str) -> Pid {
-    let threads =
-        std::fs::read_dir(format!("/proc/{}/task", mirror.pid())).unwrap().map(|thread| thread.unwrap().path());
-    let is_named = |thread: &std::path::PathBuf| std::fs::read_to_string(thread.join("comm")).unwrap().trim() == name;
-    let thread = threads.filter(is_named).map(|thread| thread.file_name().unwrap().to_str().unwrap().parse().unwrap());
-    let [thread] = thread.collect::<Vec<i32>>()[..] else { panic!("one thread is called {name}") };
-    let thread = Pid::from_raw(thread);
-    ptrace::attach(thread).expect("a child can be traced");
-    waitpid(thread, Some(WaitPidFlag::__WALL)).unwrap();
-    thread
+/// A thread of the daemon that stands still, as one does whose disk answers no more, while the others run on. It goes on
+/// when this is dropped.
+struct Stopped(Pid);
+
+impl Stopped {
+    fn thread(mirror: &Mirror, name: &str) -> Self {
+        let threads = std::fs::read_dir(format!("/proc/{}/task", mirror.pid())).unwrap();
+        let threads = threads.map(|thread| thread.unwrap().path());
+        let is_named =
+            |thread: &std::path::PathBuf| std::fs::read_to_string(thread.join("comm")).unwrap().trim() == name;
+        let number = |thread: std::path::PathBuf| thread.file_name().unwrap().to_str().unwrap().parse().unwrap();
+        let found: Vec<i32> = threads.filter(is_named).map(number).collect();
+        let [thread] = found[..] else { panic!("one thread is called {name}, not {found:?}") };
+        let thread = Pid::from_raw(thread);
+        ptrace::attach(thread).expect("a child can be traced");
+        let stopped = Self(thread);
+        waitpid(thread, Some(WaitPidFlag::__WALL)).unwrap();
+        stopped
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        ptrace::detach(self.0, None).unwrap();
+    }
 }
 
 #[test]
@@ -127,7 +141,7 @@ fn a_writer_that_is_held_makes_the_mirror_unready_by_its_own_age() {
 
     // When: nothing refuses to be written, and nothing is.
     let began = Instant::now();
-    let writer = stop_thread(&mirror, "writer");
+    let writer = Stopped::thread(&mirror, "writer");
     shelf.put("new");
 
     // Then
@@ -142,7 +156,7 @@ fn a_writer_that_is_held_makes_the_mirror_unready_by_its_own_age() {
     mirror.until("its age", |mirror| ready(mirror).1.contains("for over 20 s"));
 
     // When
-    ptrace::detach(writer, None).unwrap();
+    drop(writer);
 
     // Then
     mirror.until("ready", |mirror| ready(mirror).0 == 200 && says_ready(mirror, "1"));

@@ -294,8 +294,10 @@ fn a_wal_that_a_reader_kept_until_the_end_of_a_run_is_cut_by_the_next() {
     mirror.kill();
     reader.execute_batch("COMMIT").unwrap();
     assert!(!files_with(&mirror, SECRET).is_empty());
+    let left = "SELECT count(*) FROM erasure";
+    assert_eq!(mirror.number(left), 1);
 
-    // then the next run cuts the WAL
+    // then the next run cuts the WAL, and knows that it has
     mirror.start_again();
-    mirror.until("the WAL is cut", |mirror| files_with(mirror, SECRET).is_empty());
+    mirror.until("the WAL is cut", |mirror| mirror.number(left) == 0 && files_with(mirror, SECRET).is_empty());
 }
