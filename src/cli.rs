@@ -14,9 +14,9 @@ pub mod explain;
 pub mod export;
 pub mod findings;
 pub mod forget;
-mod lasting;
+mod stop_signal;
 pub mod log;
-pub mod place;
+pub mod database_path;
 pub mod quarantine;
 pub mod rename;
 pub mod restore;
@@ -27,7 +27,7 @@ pub mod snapshot;
 pub mod status;
 pub mod sync;
 pub mod verify;
-mod walk;
+mod read_only_walk;
 
 use std::ffi::OsString;
 use std::io::IsTerminal;
@@ -37,10 +37,10 @@ use std::process::ExitCode;
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand};
 
-use crate::config::Errors;
+use crate::config::ConfigErrors;
 use crate::output::{self, OutputError};
 use crate::store::StoreError;
-use crate::terminal::{self, Shown};
+use crate::terminal::{self, SanitisingWriter};
 
 /// What the process says with its exit code; `systemd/feedmirror.service` and README list them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,15 +54,15 @@ pub enum Exit {
     /// Some feeds did not get level.
     NotLevel,
     /// The database is unusable: damaged, foreign, or from a newer version.
-    Database,
+    DatabaseUnusable,
     /// Another daemon holds the database.
-    Held,
+    DatabaseInUse,
 }
 
 /// The command line is wrong in a way that its parser can't see.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-pub struct Usage(pub String);
+pub struct UsageError(pub String);
 
 impl Exit {
     /// The process's exit code.
@@ -72,8 +72,8 @@ impl Exit {
             Self::Failed => 1,
             Self::Usage => 2,
             Self::NotLevel => 3,
-            Self::Database => 4,
-            Self::Held => 5,
+            Self::DatabaseUnusable => 4,
+            Self::DatabaseInUse => 5,
         }
     }
 
@@ -81,13 +81,13 @@ impl Exit {
         if broken_pipe(error) {
             return Self::Done;
         }
-        if error.is::<Errors>() || error.is::<Usage>() {
+        if error.is::<ConfigErrors>() || error.is::<UsageError>() {
             return Self::Usage;
         }
         match error.downcast_ref::<StoreError>() {
-            Some(StoreError::Held(_)) => Self::Held,
-            Some(StoreError::Unavailable { .. }) => Self::Database,
-            Some(error) if error.is_fatal() => Self::Database,
+            Some(StoreError::InUse(_)) => Self::DatabaseInUse,
+            Some(StoreError::Unavailable { .. }) => Self::DatabaseUnusable,
+            Some(error) if error.is_fatal() => Self::DatabaseUnusable,
             _ => Self::Failed,
         }
     }
@@ -98,7 +98,7 @@ const TO_THE_TOP: &str = "\x1b[H\x1b[J";
 
 /// What all verbs are told.
 #[derive(Clone, Debug, Default, clap::Args)]
-pub struct Globals {
+pub struct GlobalArgs {
     /// The configuration; by default feedmirror.toml here, else /etc/feedmirror/config.toml
     #[arg(long, global = true, value_name = "FILE", env = "FEEDMIRROR_CONFIG")]
     pub config: Option<PathBuf>,
@@ -115,7 +115,7 @@ pub struct Globals {
 #[command(name = "feedmirror", version, max_term_width = 100, arg_required_else_help = true)]
 pub struct Cli {
     #[command(flatten)]
-    globals: Globals,
+    globals: GlobalArgs,
     #[command(subcommand)]
     verb: Verb,
 }
@@ -135,17 +135,17 @@ enum Verb {
     /// Print or follow the change log
     Changes(changes::Args),
     /// Stop reading feeds, restarts included
-    Pause(control::Feeds),
+    Pause(control::FeedsArgs),
     /// Go on with paused feeds; a purged one begins anew
-    Resume(control::Feeds),
+    Resume(control::FeedsArgs),
     /// Ask feeds now, whatever they wait for
-    PollNow(control::Feeds),
+    PollNow(control::FeedsArgs),
     /// Read feeds anew, and sweep what is gone
-    Resync(control::Resync),
+    Resync(control::ResyncArgs),
     /// Put a feed's poll cursor at a URL
-    Seek(control::Seek),
+    Seek(control::SeekArgs),
     /// Remove a feed's rows, quarantine and cursors
-    Purge(control::Purge),
+    Purge(control::PurgeArgs),
     /// Silence feeds' alerts for a while, without pausing them
     Ack(ack::Args),
     /// Records that could not be understood
@@ -173,9 +173,9 @@ enum Verb {
     /// See it at work: a simulated publisher, mirrored before your eyes
     Demo(demo::Args),
     /// Print a completion script for a shell
-    Completions(shell::Completions),
+    Completions(shell::CompletionsArgs),
     /// Print the manual page, or write all of them to a directory
-    Man(shell::Man),
+    Man(shell::ManArgs),
 }
 
 /// Runs the command line that the process was given.
@@ -191,7 +191,7 @@ pub fn main() -> ExitCode {
         }
     };
     let exit = act(cli).unwrap_or_else(|error| {
-        tell(&error);
+        print_error(&error);
         Exit::of(&error)
     });
     ExitCode::from(exit.code())
@@ -254,7 +254,7 @@ fn act(cli: Cli) -> anyhow::Result<Exit> {
 }
 
 #[expect(clippy::print_stderr, reason = "the one place where a verb's failure is told")]
-fn tell(error: &anyhow::Error) {
+fn print_error(error: &anyhow::Error) {
     // A reader that went away, as `| head` does, is no mistake to report, and none to fail for.
     if broken_pipe(error) {
         return;
@@ -268,7 +268,7 @@ fn broken_pipe(error: &anyhow::Error) -> bool {
     io.is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
 }
 
-impl Globals {
+impl GlobalArgs {
     /// The level of the log when the configuration doesn't say, or the flags overrule it.
     fn log_level(&self, configured: &str) -> String {
         match (self.quiet, self.verbose) {
@@ -285,7 +285,7 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
 }
 
 /// An output's error as the exit code needs it.
-fn told(error: OutputError) -> anyhow::Error {
+fn into_anyhow(error: OutputError) -> anyhow::Error {
     match error {
         OutputError::Store(error) => error.into(),
         OutputError::Write(error) => error.into(),
@@ -294,9 +294,9 @@ fn told(error: OutputError) -> anyhow::Error {
 }
 
 /// Standard output, of words or of JSON: on a terminal with nothing in it that the terminal would obey.
-fn stdout(json: bool) -> Shown<std::io::StdoutLock<'static>> {
+fn stdout(json: bool) -> SanitisingWriter<std::io::StdoutLock<'static>> {
     let (out, terminal) = (std::io::stdout().lock(), std::io::stdout().is_terminal());
-    if json { Shown::json(out, terminal) } else { Shown::words(out, terminal) }
+    if json { SanitisingWriter::json(out, terminal) } else { SanitisingWriter::words(out, terminal) }
 }
 
 /// How wide a table may be: as the terminal is, or as fits most places.
@@ -306,7 +306,7 @@ fn width() -> u16 {
 
 /// Rows as JSON, one a line.
 fn lines(out: &mut impl std::io::Write, rows: &[impl serde::Serialize]) -> std::io::Result<()> {
-    rows.iter().try_for_each(|row| output::line(out, row))
+    rows.iter().try_for_each(|row| output::write_json_line(out, row))
 }
 
 #[cfg(test)]

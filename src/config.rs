@@ -9,7 +9,7 @@
 //! value that may be a secret, be it at the wrong key.
 
 mod feeds;
-mod groups;
+mod sections;
 mod layers;
 mod problem;
 mod push;
@@ -28,19 +28,19 @@ use std::path::{Path, PathBuf};
 use figment::value::{Dict, Value as Raw};
 
 pub use layers::Overrides;
-pub use problem::{Errors, Origin, Problem, Scope};
+pub use problem::{ConfigErrors, ConfigProblem, ProblemScope, ValueOrigin};
 
 use crate::feed::FeedName;
 use crate::source::http::HostSettings;
 use crate::source::secret::SecretSource;
-use crate::source::webhook::WebhooksSettings;
-use crate::store::keep::KeepSettings;
+use crate::source::webhook::WebhookListenerSettings;
+use crate::store::retention::RetentionSettings;
 use crate::supervisor::FeedSettings;
 use layers::Layers;
-use table::{Report, Table};
+use table::{ConfigReport, Table};
 
 /// Where a configuration is looked for when none is named, in this order.
-pub const PLACES: [&str; 2] = ["feedmirror.toml", "/etc/feedmirror/config.toml"];
+pub const DEFAULT_PATHS: [&str; 2] = ["feedmirror.toml", "/etc/feedmirror/config.toml"];
 
 /// The whole configuration, checked; some feeds may have failed.
 #[derive(Clone, Debug, PartialEq)]
@@ -56,7 +56,7 @@ pub struct Config {
     /// The ops listener.
     pub ops: OpsSettings,
     /// The webhook listener.
-    pub webhooks: WebhooksSettings,
+    pub webhooks: WebhookListenerSettings,
     /// Whether it is spoken of: then it listens, with or without a feed that has a webhook.
     pub webhooks_stands: bool,
     /// What is logged and how.
@@ -64,14 +64,14 @@ pub struct Config {
     /// Budgets of hosts.
     pub hosts: HostSettings,
     /// How long what happened is kept.
-    pub keep: KeepSettings,
+    pub keep: RetentionSettings,
     /// Each feed by name, or why it can't run.
     pub feeds: Vec<Result<FeedSettings, FailedFeed>>,
     /// Every mistake, none of them [`Scope::Fatal`]: also those of providers without feeds, and of `[feeds.*]` whose
     /// name can't be one.
-    pub problems: Vec<Problem>,
+    pub problems: Vec<ConfigProblem>,
     /// What is allowed but unwise.
-    pub warnings: Vec<Problem>,
+    pub warnings: Vec<ConfigProblem>,
 }
 
 /// A feed that can't run as it is configured.
@@ -80,7 +80,7 @@ pub struct FailedFeed {
     /// Its name.
     pub name: FeedName,
     /// Its mistakes and its provider's.
-    pub errors: Vec<Problem>,
+    pub errors: Vec<ConfigProblem>,
 }
 
 /// `[ops]`: the operators' listener.
@@ -143,35 +143,36 @@ impl LogFormat {
 ///
 /// # Errors
 /// When `run` can't start from it; a mistake confined to feeds is in [`Config::feeds`] and [`Config::problems`].
-pub fn load(path: Option<&Path>, overrides: &Overrides) -> Result<Config, Errors> {
+pub fn load(path: Option<&Path>, overrides: &Overrides) -> Result<Config, ConfigErrors> {
     let mut problems = Vec::new();
     let environment = environment(&mut problems);
     let path = match path {
         Some(path) => path,
-        None => find(&PLACES)?,
+        None => find(&DEFAULT_PATHS)?,
     };
     load_from(path, &environment, overrides, problems)
 }
 
-fn find(places: &[&'static str]) -> Result<&'static Path, Errors> {
+fn find(places: &[&'static str]) -> Result<&'static Path, ConfigErrors> {
     // One that is there but can't be read is found all the same, and its reading says why it can't.
     let there = |place: &&Path| place.try_exists().unwrap_or(true);
     places.iter().copied().map(Path::new).find(there).ok_or_else(|| {
         let message = format!("no configuration: there is no {}; name one with --config FILE", places.join(" and no "));
-        let problem = Problem { scope: Scope::Fatal, origin: None, key: String::new(), value: None, message };
-        Errors { problems: vec![problem], warnings: Vec::new() }
+        let problem =
+            ConfigProblem { scope: ProblemScope::Fatal, origin: None, key: String::new(), value: None, message };
+        ConfigErrors { problems: vec![problem], warnings: Vec::new() }
     })
 }
 
-fn environment(problems: &mut Vec<Problem>) -> Vec<(String, String)> {
+fn environment(problems: &mut Vec<ConfigProblem>) -> Vec<(String, String)> {
     let mut variables = Vec::new();
     for (name, value) in std::env::vars_os() {
         let Ok(name) = name.into_string() else { continue };
         match value.into_string() {
             Ok(value) => variables.push((name, value)),
-            Err(_) if name.starts_with("FEEDMIRROR_") => problems.push(Problem {
-                scope: Scope::Fatal,
-                origin: Some(Origin::Environment(name)),
+            Err(_) if name.starts_with("FEEDMIRROR_") => problems.push(ConfigProblem {
+                scope: ProblemScope::Fatal,
+                origin: Some(ValueOrigin::Environment(name)),
                 key: String::new(),
                 value: None,
                 message: "is not UTF-8".to_owned(),
@@ -187,20 +188,20 @@ fn load_from(
     path: &Path,
     environment: &[(String, String)],
     overrides: &Overrides,
-    mut problems: Vec<Problem>,
-) -> Result<Config, Errors> {
+    mut problems: Vec<ConfigProblem>,
+) -> Result<Config, ConfigErrors> {
     let layers = Layers::read(path, environment, overrides, &mut problems);
-    let report = Report::new(&layers, problems);
+    let report = ConfigReport::new(&layers, problems);
     let mut config = resolve(&report);
     config.problems = report.problems.take();
     config.warnings = report.warnings.take();
-    if config.problems.iter().any(|problem| problem.scope == Scope::Fatal) {
-        return Err(Errors { problems: config.problems, warnings: config.warnings });
+    if config.problems.iter().any(|problem| problem.scope == ProblemScope::Fatal) {
+        return Err(ConfigErrors { problems: config.problems, warnings: config.warnings });
     }
     Ok(config)
 }
 
-fn resolve(report: &Report<'_>) -> Config {
+fn resolve(report: &ConfigReport<'_>) -> Config {
     let root = Table::root(report);
     let mut database = PathBuf::from("mirror.db");
     root.set("database", &mut database, |given| given.path().ok_or_else(|| "must be the path of a file".to_owned()));
@@ -208,25 +209,25 @@ fn resolve(report: &Report<'_>) -> Config {
     let include = root.ask("include").and_then(|given| given.list()).unwrap_or_default();
     let base = report.layers.files.first().and_then(|main| main.parent()).unwrap_or(Path::new(""));
     let include = include.into_iter().map(|pattern| base.join(pattern)).collect();
-    let ops = groups::ops(root.table("ops"));
+    let ops = sections::ops(root.table("ops"));
     let webhooks = root.table("webhooks");
     let webhooks_stands = webhooks.stands();
     let webhooks = push::webhooks(webhooks);
     if ops.listen == webhooks.listen && ops.listen.port() != 0 {
         root.table("webhooks").problem("listen", format!("is ops.listen too ({}): each needs its own", ops.listen));
     }
-    let log = groups::log(root.table("log"));
-    let (http, each) = groups::global_http(root.table("http"));
-    let hosts = groups::hosts(&root, each);
-    let poll = groups::poll(root.table("poll"), &Default::default());
-    let retry = groups::retry(root.table("retry"), &Default::default());
-    let resync = groups::resync(root.table("resync"), &Default::default());
+    let log = sections::log(root.table("log"));
+    let (http, each) = sections::global_http(root.table("http"));
+    let hosts = sections::hosts(&root, each);
+    let poll = sections::poll(root.table("poll"), &Default::default());
+    let retry = sections::retry(root.table("retry"), &Default::default());
+    let resync = sections::resync(root.table("resync"), &Default::default());
     let push = push::push(root.table("push"), &Default::default());
-    let keep = groups::keep(root.table("keep"));
-    let global = feeds::Base::global(poll, retry, resync, http, push);
+    let keep = sections::keep(root.table("keep"));
+    let global = feeds::FeedDefaults::global(poll, retry, resync, http, push);
     let providers = feeds::providers(&root, &global);
     let feeds = feeds::feeds(report, &root, &global, &providers, &webhooks);
-    groups::check_tombstones(&root, &keep, &feeds);
+    sections::check_tombstones(&root, &keep, &feeds);
     if feeds.is_empty() {
         root.warn("feeds", "there are none: nothing will be mirrored".to_owned());
     }
@@ -255,7 +256,7 @@ pub fn known_keys() -> BTreeSet<String> {
     let one = || Raw::from(Dict::from([("x".to_owned(), Dict::new().into())]));
     let tables = ["feeds", "providers", "hosts"].map(|key| (key.to_owned(), one()));
     let layers = Layers::of(Dict::from(tables));
-    let report = Report::new(&layers, Vec::new());
+    let report = ConfigReport::new(&layers, Vec::new());
     resolve(&report);
     report.known.take()
 }

@@ -8,7 +8,7 @@ pub mod rpde;
 /// Why a body was refused whole: nothing of it is written and the cursor stays. It holds the publisher's own words, so it
 /// has words of its own only by [`Refused::words`].
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Refused {
+pub enum DecodeError {
     /// Not UTF-8 (RFC 8259 §8.1).
     Encoding {
         /// Offset of the first bad byte.
@@ -37,9 +37,9 @@ pub enum Refused {
     },
 }
 
-impl Refused {
+impl DecodeError {
     /// The reason in words. `hide` takes secrets out of what the body says; only then is that cut to what is shown.
-    pub fn words(&self, hide: impl Fn(&str) -> String) -> String {
+    pub fn reason(&self, hide: impl Fn(&str) -> String) -> String {
         let shown = |beginning: &str| shown(&hide(beginning)).to_owned();
         match self {
             Self::Encoding { at, beginning } => {

@@ -5,9 +5,9 @@
 //! problem in words for the rest. Knows schema.org's words as OpenActive uses them (Dataset API Discovery 1.0,
 //! "dataset sites" and "data catalogs"), not JSON-LD as a whole: no context is fetched, no graph is expanded.
 
-mod block;
+mod json_block;
 pub mod changes;
-pub mod file;
+pub mod provider_file;
 mod html;
 mod jsonld;
 pub mod names;
@@ -25,7 +25,7 @@ pub struct Listing {
     /// URLs of dataset sites.
     pub sites: Vec<Url>,
     /// Where a page that holds nothing else sends its reader (`<meta http-equiv=refresh>`).
-    pub elsewhere: Option<Url>,
+    pub meta_refresh: Option<Url>,
     /// Whether it is no page that tells of feeds but a feed's own (RPDE).
     pub is_feed: bool,
     /// What could not be understood, in words.
@@ -46,12 +46,12 @@ pub struct Dataset {
     /// Under which licence, mostly a URL.
     pub license: Option<String>,
     /// Its RPDE feeds, in the order of the page, each URL once.
-    pub feeds: Vec<Download>,
+    pub feeds: Vec<DatasetFeed>,
 }
 
 /// One RPDE feed of a dataset.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Download {
+pub struct DatasetFeed {
     /// What tells it from the others: its identifier, name, type, or the end of its URL.
     pub name: String,
     /// The last part of its `additionalType`: `SessionSeries`.
@@ -67,9 +67,9 @@ pub fn read(bytes: &[u8], at: &Url) -> Listing {
     let text = text::decode(bytes);
     let text = text.trim_start();
     if text.starts_with(['{', '[']) {
-        return match block::parse(text) {
+        return match json_block::parse(text) {
             Ok(tree) if is_feed(&tree) => Listing { is_feed: true, ..Listing::default() },
-            Ok(tree) => jsonld::listing(&[tree], at, false),
+            Ok(tree) => jsonld::read_trees(&[tree], at, false),
             Err(problem) => {
                 Listing { problems: vec![format!("the page is not JSON: {problem}")], ..Listing::default() }
             }
@@ -78,15 +78,15 @@ pub fn read(bytes: &[u8], at: &Url) -> Listing {
     let page = html::read(text);
     let (mut trees, mut problems) = (Vec::new(), Vec::new());
     for block in &page.blocks {
-        match block::parse_block(block) {
+        match json_block::parse_block(block) {
             Ok(tree) => trees.push(tree),
             Err(problem) => problems.push(format!("a JSON-LD block of the page is not JSON: {problem}")),
         }
     }
-    let mut listing = jsonld::listing(&trees, at, true);
+    let mut listing = jsonld::read_trees(&trees, at, true);
     listing.problems.splice(0..0, problems);
     if listing.is_empty() {
-        listing.elsewhere = page.refresh.and_then(|target| jsonld::link(&target, at).ok());
+        listing.meta_refresh = page.meta_refresh.and_then(|target| jsonld::link(&target, at).ok());
     }
     listing
 }

@@ -9,8 +9,8 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
-pub use modified::{Modified, Order};
-pub use text::{Text, cut};
+pub use modified::{Modified, ModifiedOrder};
+pub use text::{BodyText, truncate_text};
 
 /// Declares an enum whose values have one fixed spelling everywhere: SQL, metrics, logs, JSON and documents.
 macro_rules! words {
@@ -103,7 +103,7 @@ words! {
 
 words! {
     /// How far push is believed.
-    Push {
+    PushTrust {
         /// Not configured.
         None = "none",
         /// Configured, and has not shown that it works.
@@ -117,7 +117,7 @@ words! {
 
 words! {
     /// What became of a record that was brought.
-    Outcome {
+    RecordOutcome {
         /// An update of an item that the mirror did not hold.
         New = "new",
         /// An update written over an older version.
@@ -137,7 +137,7 @@ words! {
 
 words! {
     /// What a request for a page got.
-    Asked {
+    RequestOutcome {
         /// A page.
         Page = "page",
         /// Word that nothing has changed.
@@ -149,7 +149,7 @@ words! {
 
 words! {
     /// An item's state (RPDE 1.0 spelling).
-    State {
+    ItemState {
         /// There, with data.
         Updated = "updated",
         /// A tombstone: no data, kept so that a late update can't revive it.
@@ -159,7 +159,7 @@ words! {
 
 words! {
     /// What becomes of an update that equals the stored one in `modified` but not in content.
-    Ties {
+    TiePolicy {
         /// The stored one stands.
         Keep = "keep",
         /// The incoming one stands.
@@ -245,16 +245,16 @@ pub struct Item {
     /// As the publisher sent it.
     pub modified: Modified,
     /// Updated or deleted.
-    pub state: State,
+    pub state: ItemState,
     /// Where in the page's text the data stand; empty when deleted.
-    pub data: Range<usize>,
+    pub data_range: Range<usize>,
     /// Where in the page's text the record stands, whole.
-    pub record: Range<usize>,
+    pub record_range: Range<usize>,
 }
 
 /// An item that a delivery brought, once it is committed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Brought {
+pub struct ItemVersion {
     /// Its kind.
     pub kind: Arc<str>,
     /// Its id.
@@ -267,7 +267,7 @@ pub struct Brought {
 
 /// A record that could not be understood, kept whole with the reason.
 #[derive(Clone, Debug)]
-pub struct Unreadable {
+pub struct UnreadableRecord {
     /// A fixed kebab-case word.
     pub reason: &'static str,
     /// What exactly was wrong.
@@ -275,7 +275,7 @@ pub struct Unreadable {
     /// The record as published.
     pub raw: String,
     /// What is shown in its place where it holds one of the feed's secrets.
-    pub shown: Option<String>,
+    pub redacted: Option<String>,
     /// Its id, where that much could be read.
     pub id: Option<Box<str>>,
     /// How often it came, word for word the same.
@@ -284,7 +284,7 @@ pub struct Unreadable {
 
 /// Records that could not be understood, beyond what quarantine can hold.
 #[derive(Clone, Debug, Default)]
-pub struct Beyond {
+pub struct OverflowCount {
     /// How many.
     pub count: u64,
     /// The ids of those whose id could be read.
@@ -306,13 +306,13 @@ pub struct Finding {
 #[derive(Clone, Debug, Default)]
 pub struct Page {
     /// The body, as UTF-8; items' data are ranges of it.
-    pub text: Text,
+    pub text: BodyText,
     /// In the publisher's order.
     pub items: Vec<Item>,
     /// Records that could not be understood, each once.
-    pub unreadable: Vec<Unreadable>,
+    pub unreadable: Vec<UnreadableRecord>,
     /// More of those, counted but not kept.
-    pub beyond: Beyond,
+    pub overflow: OverflowCount,
     /// Departures from the standard.
     pub findings: Vec<Finding>,
     /// The publisher's `next`, verbatim.
@@ -327,47 +327,47 @@ impl Page {
     /// The item's data as published; empty for a tombstone.
     #[inline]
     pub fn data(&self, item: &Item) -> &str {
-        self.text.get(item.data.clone()).unwrap_or_default()
+        self.text.get(item.data_range.clone()).unwrap_or_default()
     }
 
     /// Whether the page's `items` were empty, quarantined records included.
     pub fn is_empty(&self) -> bool {
-        self.records() == 0
+        self.record_count() == 0
     }
 
     /// Records on the page, those that can't be understood included.
-    pub fn records(&self) -> u64 {
-        self.items.len() as u64 + self.unread()
+    pub fn record_count(&self) -> u64 {
+        self.items.len() as u64 + self.unreadable_count()
     }
 
     /// Records that could not be understood.
-    pub fn unread(&self) -> u64 {
-        self.unreadable.iter().map(|record| record.count).sum::<u64>() + self.beyond.count
+    pub fn unreadable_count(&self) -> u64 {
+        self.unreadable.iter().map(|record| record.count).sum::<u64>() + self.overflow.count
     }
 
     /// Counts a departure from the standard; the first sample is kept.
-    pub fn find(&mut self, rule: &'static str, detail: impl FnOnce() -> String) {
+    pub fn add_finding(&mut self, rule: &'static str, detail: impl FnOnce() -> String) {
         match self.findings.iter_mut().find(|f| f.rule == rule) {
             Some(finding) => finding.count += 1,
-            None => self.findings.push(Finding { rule, detail: cut(detail()), count: 1 }),
+            None => self.findings.push(Finding { rule, detail: truncate_text(detail()), count: 1 }),
         }
     }
 }
 
 /// Where a page sends its reader.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Next {
+pub enum NextPage {
     /// To another URL.
     Follow {
         /// Where to, resolved against the URL asked for.
         url: String,
         /// Whether we had to make it, the publisher having sent none.
-        made: bool,
+        generated: bool,
     },
     /// Nowhere: the end has been seen (empty `items` and `next` equal to the URL asked for).
     Level,
     /// Nowhere, though not by the standard's sign; the word says why.
-    AsLevel(&'static str),
+    TreatedAsLevel(&'static str),
 }
 
 #[cfg(test)]

@@ -6,15 +6,15 @@
 mod equal;
 mod grammar;
 mod lookup;
-mod text;
+mod unescape;
 
-pub use equal::{Digest, Token, equal};
+pub use equal::{JsonHasher, JsonToken, equal};
 pub use lookup::{elements, member};
-pub use text::{chars, lossy, strict};
+pub use unescape::{code_points, unescape_lossy, unescape_strict};
 
 /// Why a text is no JSON.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Problem {
+pub enum JsonError {
     /// It ends too early.
     #[error("it is cut short at byte {0}")]
     CutShort(usize),
@@ -25,7 +25,7 @@ pub enum Problem {
 
 /// A value as it stands in its text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Raw<'a> {
+pub struct RawJson<'a> {
     /// From its first to its last byte.
     pub text: &'a str,
     /// Levels of lists and objects: none for a number.
@@ -64,7 +64,7 @@ impl<'a> Scanner<'a> {
 
     /// Passes `byte` where it comes next.
     #[inline]
-    pub fn take(&mut self, byte: u8) -> bool {
+    pub fn consume(&mut self, byte: u8) -> bool {
         let there = self.peek() == Some(byte);
         self.at += usize::from(there);
         there
@@ -75,15 +75,15 @@ impl<'a> Scanner<'a> {
     /// # Errors
     /// When something else does.
     #[inline]
-    pub fn expect(&mut self, byte: u8) -> Result<(), Problem> {
-        if self.take(byte) { Ok(()) } else { Err(self.problem(self.at)) }
+    pub fn expect(&mut self, byte: u8) -> Result<(), JsonError> {
+        if self.consume(byte) { Ok(()) } else { Err(self.problem(self.at)) }
     }
 
     /// Nothing but white space may follow.
     ///
     /// # Errors
     /// When something else does.
-    pub fn end(&mut self) -> Result<(), Problem> {
+    pub fn end(&mut self) -> Result<(), JsonError> {
         self.peek().map_or(Ok(()), |_| Err(self.problem(self.at)))
     }
 
@@ -93,8 +93,8 @@ impl<'a> Scanner<'a> {
     /// # Errors
     /// When neither comes next.
     #[inline]
-    pub fn key(&mut self, first: bool) -> Result<Option<&'a str>, Problem> {
-        if self.take(b'}') {
+    pub fn key(&mut self, first: bool) -> Result<Option<&'a str>, JsonError> {
+        if self.consume(b'}') {
             return Ok(None);
         }
         if !first {
@@ -114,8 +114,8 @@ impl<'a> Scanner<'a> {
     /// # Errors
     /// When neither comes next.
     #[inline]
-    pub fn element(&mut self, first: bool) -> Result<bool, Problem> {
-        if self.take(b']') {
+    pub fn element(&mut self, first: bool) -> Result<bool, JsonError> {
+        if self.consume(b']') {
             return Ok(false);
         }
         if !first {
@@ -128,37 +128,37 @@ impl<'a> Scanner<'a> {
     ///
     /// # Errors
     /// When none comes next.
-    pub fn value(&mut self) -> Result<Raw<'a>, Problem> {
+    pub fn value(&mut self) -> Result<RawJson<'a>, JsonError> {
         if !matches!(self.peek(), Some(b'{' | b'[')) {
-            return self.scalar().map(|text| Raw { text, depth: 0 });
+            return self.scalar().map(|text| RawJson { text, depth: 0 });
         }
         let nested = grammar::nested(self.text.as_bytes(), self.at);
         let (end, depth) = nested.map_err(|at| self.problem(at))?;
         let text = &self.text[self.at..end];
         self.at = end;
-        Ok(Raw { text, depth })
+        Ok(RawJson { text, depth })
     }
 
     /// The next word, whatever stands before it; `None` at the end.
     ///
     /// # Errors
     /// When it is none.
-    pub fn token(&mut self) -> Result<Option<Token<'a>>, Problem> {
+    pub fn token(&mut self) -> Result<Option<JsonToken<'a>>, JsonError> {
         let Some(first) = self.peek() else { return Ok(None) };
         if b"{}[],:".contains(&first) {
             self.at += 1;
-            return Ok(Some(Token::Sign(first)));
+            return Ok(Some(JsonToken::Punctuation(first)));
         }
         let text = self.scalar()?;
         Ok(Some(match first {
-            b'"' => Token::Text(text),
-            b't' | b'f' | b'n' => Token::Word(text),
-            _ => Token::Number(text),
+            b'"' => JsonToken::Text(text),
+            b't' | b'f' | b'n' => JsonToken::Literal(text),
+            _ => JsonToken::Number(text),
         }))
     }
 
     #[inline]
-    fn scalar(&mut self) -> Result<&'a str, Problem> {
+    fn scalar(&mut self) -> Result<&'a str, JsonError> {
         let end = grammar::scalar(self.text.as_bytes(), self.at).map_err(|at| self.problem(at))?;
         let text = &self.text[self.at..end];
         self.at = end;
@@ -166,8 +166,8 @@ impl<'a> Scanner<'a> {
     }
 
     #[cold]
-    fn problem(&self, at: usize) -> Problem {
-        if at < self.text.len() { Problem::Unexpected(at) } else { Problem::CutShort(at) }
+    fn problem(&self, at: usize) -> JsonError {
+        if at < self.text.len() { JsonError::Unexpected(at) } else { JsonError::CutShort(at) }
     }
 }
 
@@ -178,7 +178,7 @@ mod tests {
     use proptest::prelude::*;
     use serde_json::value::RawValue;
 
-    fn depth(text: &str) -> Result<usize, Problem> {
+    fn depth(text: &str) -> Result<usize, JsonError> {
         let mut scanner = Scanner::new(text, 0);
         let raw = scanner.value()?;
         scanner.end().map(|()| raw.depth)
@@ -204,17 +204,17 @@ mod tests {
     #[test]
     fn what_it_does_not_allow_is_named_by_its_place() {
         for (text, problem) in [
-            ("", Problem::CutShort(0)),
-            ("[1,", Problem::CutShort(3)),
-            ("[1}", Problem::Unexpected(2)),
-            ("{\"a\":1,}", Problem::Unexpected(7)),
-            ("01", Problem::Unexpected(1)),
-            ("1.", Problem::CutShort(2)),
-            ("\"a\nb\"", Problem::Unexpected(2)),
-            (r#""\x""#, Problem::Unexpected(2)),
-            (r#""\u12g4""#, Problem::Unexpected(5)),
-            ("nul", Problem::CutShort(3)),
-            ("'a'", Problem::Unexpected(0)),
+            ("", JsonError::CutShort(0)),
+            ("[1,", JsonError::CutShort(3)),
+            ("[1}", JsonError::Unexpected(2)),
+            ("{\"a\":1,}", JsonError::Unexpected(7)),
+            ("01", JsonError::Unexpected(1)),
+            ("1.", JsonError::CutShort(2)),
+            ("\"a\nb\"", JsonError::Unexpected(2)),
+            (r#""\x""#, JsonError::Unexpected(2)),
+            (r#""\u12g4""#, JsonError::Unexpected(5)),
+            ("nul", JsonError::CutShort(3)),
+            ("'a'", JsonError::Unexpected(0)),
         ] {
             assert_eq!(depth(text), Err(problem), "{text}");
         }

@@ -7,7 +7,7 @@ pub mod push;
 use std::time::Duration;
 
 use crate::feed::Health;
-use crate::schedule::Wait;
+use crate::schedule::RetryWait;
 
 /// `push`: when push is believed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,7 +32,7 @@ impl Default for PushSettings {
 
 /// A failure, as far as the rules tell failures apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Trouble {
+pub enum FailureKind {
     /// An HTTP status.
     Status {
         /// The code.
@@ -49,20 +49,20 @@ pub enum Trouble {
     /// A walk that came round again: its pages answer, and yet it gets nowhere.
     Loop,
     /// TLS, a refused redirect or origin, settings: nothing that waiting heals.
-    Operator,
+    NeedsOperator,
     /// The mirror's own store: the publisher has nothing to do with it, and is not asked what is wrong.
     Store,
 }
 
 /// What is known of a feed when it fails.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct History {
+pub struct FailureHistory {
     /// Failures in a row, this one included.
     pub failures: u32,
     /// 503s in a row without `Retry-After`, this one included.
     pub unavailable: u32,
     /// Whether it has ever answered well.
-    pub answered: bool,
+    pub ever_answered: bool,
     /// For how long it has been failing.
     pub failing_for: Duration,
     /// For how long it has been gone.
@@ -70,12 +70,12 @@ pub struct History {
     /// Whether what failed was the feed's own URL, its first page.
     pub first_page: bool,
     /// What asking the feed's own URL brought, once it was asked.
-    pub probe: Option<Probe>,
+    pub probe: Option<ProbeResult>,
 }
 
 /// What the feed's own URL answers while its cursor fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Probe {
+pub enum ProbeResult {
     /// A page.
     Answers,
     /// 404 or 410 as well.
@@ -86,22 +86,22 @@ pub enum Probe {
 
 /// What to do about a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ruling {
+pub struct FailurePolicy {
     /// The endpoint's health.
     pub health: Health,
     /// How long to wait.
-    pub wait: Wait,
+    pub wait: RetryWait,
     /// What to do first.
-    pub step: Step,
+    pub first_step: FirstStep,
     /// Whether the whole host should be asked less.
     pub slow_host: bool,
     /// Whether nobody may ask the feed before the wait is over: its publisher said so, or had enough.
-    pub holds: bool,
+    pub sets_not_before: bool,
 }
 
 /// What to do before waiting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Step {
+pub enum FirstStep {
     /// Nothing.
     None,
     /// Ask the feed's own URL, then judge again with what it answered.
@@ -116,76 +116,97 @@ pub enum Step {
 const STUCK_AFTER: Duration = Duration::from_secs(3_600);
 
 /// The ruling on a failure.
-pub fn judge(trouble: Trouble, history: &History) -> Ruling {
-    let retrying = |wait| Ruling { health: Health::Retrying, wait, step: Step::None, slow_host: false, holds: false };
-    let failed = |step| Ruling { health: Health::Failed, wait: Wait::Hourly, step, slow_host: false, holds: false };
+pub fn classify(trouble: FailureKind, history: &FailureHistory) -> FailurePolicy {
+    let retrying = |wait| FailurePolicy {
+        health: Health::Retrying,
+        wait,
+        first_step: FirstStep::None,
+        slow_host: false,
+        sets_not_before: false,
+    };
+    let failed = |step| FailurePolicy {
+        health: Health::Failed,
+        wait: RetryWait::Hourly,
+        first_step: step,
+        slow_host: false,
+        sets_not_before: false,
+    };
     match trouble {
-        Trouble::Operator => failed(Step::None),
-        Trouble::Status { code: 401, .. } => failed(Step::Secrets),
-        Trouble::Status { code: 403, .. } if !history.answered => failed(Step::Secrets),
-        Trouble::Status { code: 403 | 429, retry_after } => Ruling {
-            slow_host: matches!(trouble, Trouble::Status { code: 429, .. }),
-            holds: true,
-            ..retrying(retry_after.map_or(Wait::Backoff, Wait::Told))
+        FailureKind::NeedsOperator => failed(FirstStep::None),
+        FailureKind::Status { code: 401, .. } => failed(FirstStep::Secrets),
+        FailureKind::Status { code: 403, .. } if !history.ever_answered => failed(FirstStep::Secrets),
+        FailureKind::Status { code: 403 | 429, retry_after } => FailurePolicy {
+            slow_host: matches!(trouble, FailureKind::Status { code: 429, .. }),
+            sets_not_before: true,
+            ..retrying(retry_after.map_or(RetryWait::Backoff, RetryWait::RetryAfter))
         },
-        Trouble::Status { code: 404 | 410, .. } => lost(history),
-        Trouble::Status { code: 503, retry_after: None } if history.unavailable >= 3 => {
-            Ruling { holds: true, ..retrying(Wait::Unavailable) }
+        FailureKind::Status { code: 404 | 410, .. } => classify_not_found(history),
+        FailureKind::Status { code: 503, retry_after: None } if history.unavailable >= 3 => {
+            FailurePolicy { sets_not_before: true, ..retrying(RetryWait::Unavailable) }
         }
-        Trouble::Status { retry_after: Some(told), .. } => {
-            Ruling { slow_host: true, holds: true, ..stuck_or(history, retrying(Wait::Told(told))) }
+        FailureKind::Status { retry_after: Some(told), .. } => FailurePolicy {
+            slow_host: true,
+            sets_not_before: true,
+            ..stuck_or(history, retrying(RetryWait::RetryAfter(told)))
+        },
+        FailureKind::ConnectionRefused => FailurePolicy { slow_host: true, ..retrying(RetryWait::Backoff) },
+        FailureKind::Status { .. } | FailureKind::Page | FailureKind::Loop => {
+            stuck_or(history, retrying(RetryWait::Backoff))
         }
-        Trouble::ConnectionRefused => Ruling { slow_host: true, ..retrying(Wait::Backoff) },
-        Trouble::Status { .. } | Trouble::Page | Trouble::Loop => stuck_or(history, retrying(Wait::Backoff)),
-        Trouble::Network => stuck_or(history, retrying(Wait::Backoff)),
-        Trouble::Store => retrying(Wait::Backoff),
+        FailureKind::Network => stuck_or(history, retrying(RetryWait::Backoff)),
+        FailureKind::Store => retrying(RetryWait::Backoff),
     }
 }
 
 /// 404 and 410: the feed's own URL tells a dead cursor from a removed feed.
-fn lost(history: &History) -> Ruling {
-    let gone = Ruling {
+fn classify_not_found(history: &FailureHistory) -> FailurePolicy {
+    let gone = FailurePolicy {
         health: Health::Gone,
-        wait: Wait::Gone { since: history.gone_for },
-        step: Step::None,
+        wait: RetryWait::Gone { since: history.gone_for },
+        first_step: FirstStep::None,
         slow_host: false,
-        holds: false,
+        sets_not_before: false,
     };
-    let retrying =
-        |step| Ruling { health: Health::Retrying, wait: Wait::Backoff, step, slow_host: false, holds: false };
+    let retrying = |step| FailurePolicy {
+        health: Health::Retrying,
+        wait: RetryWait::Backoff,
+        first_step: step,
+        slow_host: false,
+        sets_not_before: false,
+    };
     match (history.first_page, history.probe) {
-        (true, _) | (_, Some(Probe::Gone)) => gone,
-        (_, None) => retrying(Step::Probe),
-        (_, Some(Probe::Answers)) => retrying(Step::Resync),
-        (_, Some(Probe::Fails)) => retrying(Step::None),
+        (true, _) | (_, Some(ProbeResult::Gone)) => gone,
+        (_, None) => retrying(FirstStep::Probe),
+        (_, Some(ProbeResult::Answers)) => retrying(FirstStep::Resync),
+        (_, Some(ProbeResult::Fails)) => retrying(FirstStep::None),
     }
 }
 
 /// The ruling on a failure of a push endpoint: the rule of the third 503, and the waits for a feed that is gone, are
 /// polling's. A stream that is away while its publisher is deployed anew is back within minutes.
-pub fn judge_push(trouble: Trouble, history: &History) -> Ruling {
-    let ruling = judge(trouble, &History { unavailable: 0, ..*history });
+pub fn classify_push(trouble: FailureKind, history: &FailureHistory) -> FailurePolicy {
+    let ruling = classify(trouble, &FailureHistory { unavailable: 0, ..*history });
     match ruling.wait {
-        Wait::Unavailable | Wait::Gone { .. } => Ruling { wait: Wait::Backoff, ..ruling },
-        Wait::Backoff | Wait::Told(_) | Wait::Hourly => ruling,
+        RetryWait::Unavailable | RetryWait::Gone { .. } => FailurePolicy { wait: RetryWait::Backoff, ..ruling },
+        RetryWait::Backoff | RetryWait::RetryAfter(_) | RetryWait::Hourly => ruling,
     }
 }
 
-fn stuck_or(history: &History, otherwise: Ruling) -> Ruling {
+fn stuck_or(history: &FailureHistory, otherwise: FailurePolicy) -> FailurePolicy {
     if history.first_page || history.failing_for < STUCK_AFTER {
         return otherwise;
     }
     match history.probe {
-        None => Ruling { step: Step::Probe, ..otherwise },
-        Some(Probe::Answers) => Ruling { health: Health::Stuck, ..otherwise },
-        Some(Probe::Gone | Probe::Fails) => otherwise,
+        None => FailurePolicy { first_step: FirstStep::Probe, ..otherwise },
+        Some(ProbeResult::Answers) => FailurePolicy { health: Health::Stuck, ..otherwise },
+        Some(ProbeResult::Gone | ProbeResult::Fails) => otherwise,
     }
 }
 
-impl Trouble {
+impl FailureKind {
     /// Whether waiting can heal it, for one who only wants to read a feed once.
     pub fn heals(self) -> bool {
-        !matches!(self, Self::Operator | Self::Status { code: 401 | 404 | 410, .. })
+        !matches!(self, Self::NeedsOperator | Self::Status { code: 401 | 404 | 410, .. })
     }
 
     /// Whether it is a 503 that doesn't say when to come again.
@@ -200,42 +221,42 @@ mod tests {
 
     const HOUR: Duration = Duration::from_secs(3_600);
 
-    fn status(code: u16) -> Trouble {
-        Trouble::Status { code, retry_after: None }
+    fn status(code: u16) -> FailureKind {
+        FailureKind::Status { code, retry_after: None }
     }
-    fn health(trouble: Trouble, history: History) -> (Health, Step) {
-        let ruling = judge(trouble, &history);
-        (ruling.health, ruling.step)
+    fn health(trouble: FailureKind, history: FailureHistory) -> (Health, FirstStep) {
+        let ruling = classify(trouble, &history);
+        (ruling.health, ruling.first_step)
     }
 
     #[test]
     fn the_failure_table() {
-        let new = History { failures: 1, ..History::default() };
-        let known = History { answered: true, ..new };
-        let first = History { first_page: true, ..known };
-        let probed = |probe| History { probe: Some(probe), ..known };
-        let long = |probe| History { failing_for: HOUR, probe, ..known };
+        let new = FailureHistory { failures: 1, ..FailureHistory::default() };
+        let known = FailureHistory { ever_answered: true, ..new };
+        let first = FailureHistory { first_page: true, ..known };
+        let probed = |probe| FailureHistory { probe: Some(probe), ..known };
+        let long = |probe| FailureHistory { failing_for: HOUR, probe, ..known };
         for (trouble, history, expected) in [
-            (status(500), known, (Health::Retrying, Step::None)),
-            (status(425), known, (Health::Retrying, Step::None)),
-            (Trouble::Network, known, (Health::Retrying, Step::None)),
-            (Trouble::Page, known, (Health::Retrying, Step::None)),
-            (Trouble::Loop, known, (Health::Retrying, Step::None)),
-            (Trouble::Operator, known, (Health::Failed, Step::None)),
-            (Trouble::Store, long(None), (Health::Retrying, Step::None)),
-            (status(401), known, (Health::Failed, Step::Secrets)),
-            (status(403), new, (Health::Failed, Step::Secrets)),
-            (status(403), known, (Health::Retrying, Step::None)),
-            (status(404), first, (Health::Gone, Step::None)),
-            (status(404), known, (Health::Retrying, Step::Probe)),
-            (status(410), probed(Probe::Gone), (Health::Gone, Step::None)),
-            (status(410), probed(Probe::Answers), (Health::Retrying, Step::Resync)),
-            (status(410), probed(Probe::Fails), (Health::Retrying, Step::None)),
-            (status(500), long(None), (Health::Retrying, Step::Probe)),
-            (status(500), long(Some(Probe::Answers)), (Health::Stuck, Step::None)),
-            (Trouble::Page, long(Some(Probe::Answers)), (Health::Stuck, Step::None)),
-            (status(500), long(Some(Probe::Fails)), (Health::Retrying, Step::None)),
-            (status(500), History { first_page: true, ..long(None) }, (Health::Retrying, Step::None)),
+            (status(500), known, (Health::Retrying, FirstStep::None)),
+            (status(425), known, (Health::Retrying, FirstStep::None)),
+            (FailureKind::Network, known, (Health::Retrying, FirstStep::None)),
+            (FailureKind::Page, known, (Health::Retrying, FirstStep::None)),
+            (FailureKind::Loop, known, (Health::Retrying, FirstStep::None)),
+            (FailureKind::NeedsOperator, known, (Health::Failed, FirstStep::None)),
+            (FailureKind::Store, long(None), (Health::Retrying, FirstStep::None)),
+            (status(401), known, (Health::Failed, FirstStep::Secrets)),
+            (status(403), new, (Health::Failed, FirstStep::Secrets)),
+            (status(403), known, (Health::Retrying, FirstStep::None)),
+            (status(404), first, (Health::Gone, FirstStep::None)),
+            (status(404), known, (Health::Retrying, FirstStep::Probe)),
+            (status(410), probed(ProbeResult::Gone), (Health::Gone, FirstStep::None)),
+            (status(410), probed(ProbeResult::Answers), (Health::Retrying, FirstStep::Resync)),
+            (status(410), probed(ProbeResult::Fails), (Health::Retrying, FirstStep::None)),
+            (status(500), long(None), (Health::Retrying, FirstStep::Probe)),
+            (status(500), long(Some(ProbeResult::Answers)), (Health::Stuck, FirstStep::None)),
+            (FailureKind::Page, long(Some(ProbeResult::Answers)), (Health::Stuck, FirstStep::None)),
+            (status(500), long(Some(ProbeResult::Fails)), (Health::Retrying, FirstStep::None)),
+            (status(500), FailureHistory { first_page: true, ..long(None) }, (Health::Retrying, FirstStep::None)),
         ] {
             assert_eq!(health(trouble, history), expected, "{trouble:?} {history:?}");
         }
@@ -243,52 +264,61 @@ mod tests {
 
     #[test]
     fn waits_follow_the_publisher_and_the_standard() {
-        let wait = |trouble, history| judge(trouble, &history).wait;
-        let third = History { unavailable: 3, answered: true, ..History::default() };
-        assert_eq!(wait(status(503), third), Wait::Unavailable);
-        assert_eq!(wait(status(503), History { unavailable: 2, ..third }), Wait::Backoff);
-        let told = Trouble::Status { code: 503, retry_after: Some(HOUR) };
-        assert_eq!(wait(told, third), Wait::Told(HOUR));
-        assert_eq!(wait(Trouble::Status { code: 429, retry_after: Some(HOUR) }, third), Wait::Told(HOUR));
-        assert_eq!(wait(status(401), third), Wait::Hourly);
+        let wait = |trouble, history| classify(trouble, &history).wait;
+        let third = FailureHistory { unavailable: 3, ever_answered: true, ..FailureHistory::default() };
+        assert_eq!(wait(status(503), third), RetryWait::Unavailable);
+        assert_eq!(wait(status(503), FailureHistory { unavailable: 2, ..third }), RetryWait::Backoff);
+        let told = FailureKind::Status { code: 503, retry_after: Some(HOUR) };
+        assert_eq!(wait(told, third), RetryWait::RetryAfter(HOUR));
+        assert_eq!(
+            wait(FailureKind::Status { code: 429, retry_after: Some(HOUR) }, third),
+            RetryWait::RetryAfter(HOUR)
+        );
+        assert_eq!(wait(status(401), third), RetryWait::Hourly);
     }
 
     #[test]
     fn a_429_a_retry_after_or_a_refused_connection_slows_the_host_and_the_publishers_word_holds_the_feed() {
-        let known = History { answered: true, ..History::default() };
-        let third = History { unavailable: 3, ..known };
-        let told = |code| Trouble::Status { code, retry_after: Some(HOUR) };
+        let known = FailureHistory { ever_answered: true, ..FailureHistory::default() };
+        let third = FailureHistory { unavailable: 3, ..known };
+        let told = |code| FailureKind::Status { code, retry_after: Some(HOUR) };
         for (trouble, history, slow_host, holds) in [
             (status(429), known, true, true),
             (told(429), known, true, true),
             (told(503), known, true, true),
-            (told(500), History { failing_for: HOUR, ..known }, true, true),
+            (told(500), FailureHistory { failing_for: HOUR, ..known }, true, true),
             (status(403), known, false, true),
             (told(403), known, false, true),
             (status(503), known, false, false),
             (status(503), third, false, true),
-            (Trouble::ConnectionRefused, known, true, false),
-            (Trouble::Network, known, false, false),
+            (FailureKind::ConnectionRefused, known, true, false),
+            (FailureKind::Network, known, false, false),
             (status(404), known, false, false),
             (status(401), known, false, false),
         ] {
-            let ruling = judge(trouble, &history);
-            assert_eq!((ruling.slow_host, ruling.holds), (slow_host, holds), "{trouble:?}");
+            let ruling = classify(trouble, &history);
+            assert_eq!((ruling.slow_host, ruling.sets_not_before), (slow_host, holds), "{trouble:?}");
         }
     }
 
     #[test]
     fn a_push_endpoint_backs_off_however_often_it_is_unavailable_or_not_found() {
-        let known = History { answered: true, first_page: true, unavailable: 3, gone_for: HOUR, ..History::default() };
-        let told = Trouble::Status { code: 503, retry_after: Some(HOUR) };
+        let known = FailureHistory {
+            ever_answered: true,
+            first_page: true,
+            unavailable: 3,
+            gone_for: HOUR,
+            ..FailureHistory::default()
+        };
+        let told = FailureKind::Status { code: 503, retry_after: Some(HOUR) };
         for (trouble, health, wait) in [
-            (status(503), Health::Retrying, Wait::Backoff),
-            (status(404), Health::Gone, Wait::Backoff),
-            (status(410), Health::Gone, Wait::Backoff),
-            (told, Health::Retrying, Wait::Told(HOUR)),
-            (status(401), Health::Failed, Wait::Hourly),
+            (status(503), Health::Retrying, RetryWait::Backoff),
+            (status(404), Health::Gone, RetryWait::Backoff),
+            (status(410), Health::Gone, RetryWait::Backoff),
+            (told, Health::Retrying, RetryWait::RetryAfter(HOUR)),
+            (status(401), Health::Failed, RetryWait::Hourly),
         ] {
-            let ruling = judge_push(trouble, &known);
+            let ruling = classify_push(trouble, &known);
             assert_eq!((ruling.health, ruling.wait), (health, wait), "{trouble:?}");
         }
     }

@@ -8,15 +8,15 @@ pub mod changes;
 pub mod estimate;
 pub mod explain;
 pub mod export;
-pub mod journal;
+pub mod listings;
 pub mod metrics;
 pub mod page;
 pub mod report;
-pub mod standard;
+pub mod rules;
 pub mod sizes;
 pub mod status;
-pub mod vitals;
-mod words;
+pub mod storage_stats;
+mod format;
 
 use std::io::{self, Write};
 
@@ -40,7 +40,7 @@ pub enum OutputError {
 ///
 /// # Errors
 /// When `out` can't be written.
-pub fn line(out: &mut impl Write, row: &impl serde::Serialize) -> io::Result<()> {
+pub fn write_json_line(out: &mut impl Write, row: &impl serde::Serialize) -> io::Result<()> {
     serde_json::to_writer(&mut *out, row)?;
     out.write_all(b"\n")
 }

@@ -38,7 +38,7 @@ impl Default for RetrySettings {
 
 /// How often a level feed is asked: learns how often it really changes.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Pace {
+pub struct PollPace {
     wait: Duration,
     /// The usual time between two changes, once there were two.
     gap: Option<Duration>,
@@ -47,7 +47,7 @@ pub struct Pace {
 
 /// What a poll of a level feed brought.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Polled {
+pub struct PollObservation {
     /// Whether anything came.
     pub changed: bool,
     /// The time since the poll before.
@@ -56,12 +56,12 @@ pub struct Polled {
     pub fresh_for: Option<Duration>,
 }
 
-impl Pace {
+impl PollPace {
     /// The wait before the next poll; `chance` (0 to 1) spreads hundreds of feeds.
     ///
     /// Something came: the wait shrinks towards half the usual gap between changes. Nothing came: it stretches by half,
     /// up to `poll.max`, and no faster than the usual gap warrants. An answer is not asked for again while it is fresh.
-    pub fn wait(&mut self, settings: &PollSettings, polled: Polled, chance: f64) -> Duration {
+    pub fn next_wait(&mut self, settings: &PollSettings, polled: PollObservation, chance: f64) -> Duration {
         self.since_change += polled.elapsed;
         if polled.changed {
             let gap = self.since_change.max(settings.min);
@@ -76,22 +76,22 @@ impl Pace {
         let longest = if overdue { settings.max } else { usual.clamp(settings.min, settings.max) };
         self.wait = self.wait.clamp(settings.min, longest);
         let fresh = polled.fresh_for.unwrap_or_default().min(settings.max);
-        spread(self.wait.max(fresh), chance)
+        add_jitter(self.wait.max(fresh), chance)
     }
 }
 
 /// Up to a tenth longer.
-fn spread(wait: Duration, chance: f64) -> Duration {
+fn add_jitter(wait: Duration, chance: f64) -> Duration {
     wait.mul_f64(1.0 + 0.1 * chance.clamp(0.0, 1.0))
 }
 
 /// What a failure asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Wait {
+pub enum RetryWait {
     /// Exponential backoff with full jitter.
     Backoff,
     /// What `Retry-After` said, clamped.
-    Told(Duration),
+    RetryAfter(Duration),
     /// The third 503 in a row without a word when to come again: 60 to 120 minutes (RPDE 1.0).
     Unavailable,
     /// Only an operator can help; asked now and then all the same.
@@ -106,22 +106,22 @@ pub enum Wait {
 const HOUR: Duration = Duration::from_secs(3_600);
 
 /// The wait after a failure, the `failures`-th in a row (from 1); `chance` is 0 to 1.
-pub fn after_failure(settings: &RetrySettings, wait: Wait, failures: u32, chance: f64) -> Duration {
+pub fn wait_after_failure(settings: &RetrySettings, wait: RetryWait, failures: u32, chance: f64) -> Duration {
     match wait {
-        Wait::Backoff => {
-            let longest = doubled(settings, failures);
+        RetryWait::Backoff => {
+            let longest = max_backoff(settings, failures);
             settings.min + longest.saturating_sub(settings.min).mul_f64(chance.clamp(0.0, 1.0))
         }
-        Wait::Told(told) => spread(told.clamp(settings.min, settings.max), chance).min(settings.max),
-        Wait::Unavailable => HOUR.mul_f64(1.0 + chance.clamp(0.0, 1.0)),
-        Wait::Hourly => spread(HOUR, chance),
-        Wait::Gone { since } if since < HOUR * 24 => spread(HOUR, chance),
-        Wait::Gone { .. } => spread(HOUR * 24, chance),
+        RetryWait::RetryAfter(told) => add_jitter(told.clamp(settings.min, settings.max), chance).min(settings.max),
+        RetryWait::Unavailable => HOUR.mul_f64(1.0 + chance.clamp(0.0, 1.0)),
+        RetryWait::Hourly => add_jitter(HOUR, chance),
+        RetryWait::Gone { since } if since < HOUR * 24 => add_jitter(HOUR, chance),
+        RetryWait::Gone { .. } => add_jitter(HOUR * 24, chance),
     }
 }
 
 /// The longest wait after so many failures: doubled with each, up to `retry.max`.
-fn doubled(settings: &RetrySettings, failures: u32) -> Duration {
+fn max_backoff(settings: &RetrySettings, failures: u32) -> Duration {
     // Beyond this any two bounds are reached.
     let steps = failures.min(64) as usize;
     let waits = ExponentialBuilder::new().with_min_delay(settings.min).with_max_delay(settings.max);
@@ -130,7 +130,7 @@ fn doubled(settings: &RetrySettings, failures: u32) -> Duration {
 
 /// How much of a stored wait is left: a stored time beyond `now` plus the longest wait is due at once, since the clock
 /// was set back. Milliseconds since 1970 UTC.
-pub fn left(stored: Option<i64>, now: i64, longest: Duration) -> Duration {
+pub fn remaining_wait(stored: Option<i64>, now: i64, longest: Duration) -> Duration {
     let left = stored.map_or(0, |at| at.saturating_sub(now));
     let left = Duration::from_millis(u64::try_from(left).unwrap_or(0));
     if left > longest { Duration::ZERO } else { left }
@@ -142,22 +142,22 @@ mod tests {
 
     const S: Duration = Duration::from_secs(1);
 
-    fn idle(elapsed: Duration) -> Polled {
-        Polled { changed: false, elapsed, fresh_for: None }
+    fn idle(elapsed: Duration) -> PollObservation {
+        PollObservation { changed: false, elapsed, fresh_for: None }
     }
-    fn change(elapsed: Duration) -> Polled {
-        Polled { changed: true, elapsed, fresh_for: None }
+    fn change(elapsed: Duration) -> PollObservation {
+        PollObservation { changed: true, elapsed, fresh_for: None }
     }
 
     #[test]
     fn an_idle_feed_is_asked_ever_more_rarely() {
         let settings = PollSettings::default();
-        let mut pace = Pace::default();
+        let mut pace = PollPace::default();
         let mut last = Duration::ZERO;
-        let first = pace.wait(&settings, idle(S), 0.0);
+        let first = pace.next_wait(&settings, idle(S), 0.0);
         assert_eq!(first, settings.min);
         for _ in 0..20 {
-            let wait = pace.wait(&settings, idle(last), 0.0);
+            let wait = pace.next_wait(&settings, idle(last), 0.0);
             assert!(wait >= last && wait <= settings.max);
             last = wait;
         }
@@ -167,7 +167,7 @@ mod tests {
     #[test]
     fn a_feed_that_changes_every_minute_is_asked_about_every_half() {
         let settings = PollSettings::default();
-        let mut pace = Pace::default();
+        let mut pace = PollPace::default();
         let (mut now, mut next_change) = (0.0, 60.0);
         let mut wait = Duration::ZERO;
         for _ in 0..200 {
@@ -176,7 +176,7 @@ mod tests {
             while next_change <= now {
                 next_change += 60.0;
             }
-            wait = pace.wait(&settings, Polled { changed, elapsed: wait, fresh_for: None }, 0.5);
+            wait = pace.next_wait(&settings, PollObservation { changed, elapsed: wait, fresh_for: None }, 0.5);
         }
         assert!(wait >= settings.min && wait <= S * 60, "{wait:?}");
     }
@@ -184,13 +184,13 @@ mod tests {
     #[test]
     fn something_new_brings_a_sleepy_feed_back() {
         let settings = PollSettings::default();
-        let mut pace = Pace::default();
+        let mut pace = PollPace::default();
         for _ in 0..30 {
-            pace.wait(&settings, idle(S * 600), 0.0);
+            pace.next_wait(&settings, idle(S * 600), 0.0);
         }
         let mut wait = settings.max;
         for _ in 0..12 {
-            wait = pace.wait(&settings, change(S * 10), 0.0);
+            wait = pace.next_wait(&settings, change(S * 10), 0.0);
         }
         assert!(wait < S * 120, "{wait:?}");
     }
@@ -198,16 +198,16 @@ mod tests {
     #[test]
     fn a_fresh_answer_is_not_asked_for_again_but_freshness_is_clamped() {
         let settings = PollSettings::default();
-        let fresh = |seconds| Polled { changed: false, elapsed: S, fresh_for: Some(S * seconds) };
-        assert_eq!(Pace::default().wait(&settings, fresh(100), 0.0), S * 100);
-        assert_eq!(Pace::default().wait(&settings, fresh(1_000_000), 0.0), settings.max);
-        assert_eq!(Pace::default().wait(&settings, fresh(0), 0.0), settings.min);
+        let fresh = |seconds| PollObservation { changed: false, elapsed: S, fresh_for: Some(S * seconds) };
+        assert_eq!(PollPace::default().next_wait(&settings, fresh(100), 0.0), S * 100);
+        assert_eq!(PollPace::default().next_wait(&settings, fresh(1_000_000), 0.0), settings.max);
+        assert_eq!(PollPace::default().next_wait(&settings, fresh(0), 0.0), settings.min);
     }
 
     #[test]
     fn errors_back_off_with_full_jitter_within_bounds() {
         let settings = RetrySettings::default();
-        let wait = |failures, chance| after_failure(&settings, Wait::Backoff, failures, chance);
+        let wait = |failures, chance| wait_after_failure(&settings, RetryWait::Backoff, failures, chance);
         assert_eq!(wait(1, 0.0), S);
         assert_eq!(wait(1, 1.0), S * 2);
         assert_eq!(wait(5, 1.0), S * 32);
@@ -218,29 +218,29 @@ mod tests {
     #[test]
     fn what_the_publisher_asks_for_is_clamped_both_ways() {
         let settings = RetrySettings::default();
-        let told = |told| after_failure(&settings, Wait::Told(told), 1, 0.0);
+        let told = |told| wait_after_failure(&settings, RetryWait::RetryAfter(told), 1, 0.0);
         assert_eq!(told(Duration::ZERO), settings.min);
         assert_eq!(told(S * 30), S * 30);
         assert_eq!(told(S * 1_000_000), settings.max);
-        assert_eq!(after_failure(&settings, Wait::Told(S * 1_000_000), 1, 1.0), settings.max);
+        assert_eq!(wait_after_failure(&settings, RetryWait::RetryAfter(S * 1_000_000), 1, 1.0), settings.max);
     }
 
     #[test]
     fn the_third_503_waits_an_hour_or_two_and_a_gone_feed_hours_then_days() {
         let settings = RetrySettings::default();
-        let wait = |wait, chance| after_failure(&settings, wait, 3, chance);
-        assert_eq!(wait(Wait::Unavailable, 0.0), HOUR);
-        assert_eq!(wait(Wait::Unavailable, 1.0), HOUR * 2);
-        assert_eq!(wait(Wait::Gone { since: HOUR }, 0.0), HOUR);
-        assert_eq!(wait(Wait::Gone { since: HOUR * 25 }, 0.0), HOUR * 24);
+        let wait = |wait, chance| wait_after_failure(&settings, wait, 3, chance);
+        assert_eq!(wait(RetryWait::Unavailable, 0.0), HOUR);
+        assert_eq!(wait(RetryWait::Unavailable, 1.0), HOUR * 2);
+        assert_eq!(wait(RetryWait::Gone { since: HOUR }, 0.0), HOUR);
+        assert_eq!(wait(RetryWait::Gone { since: HOUR * 25 }, 0.0), HOUR * 24);
     }
 
     #[test]
     fn a_stored_time_that_lies_too_far_ahead_is_due() {
         let longest = S * 600;
-        assert_eq!(left(None, 1_000, longest), Duration::ZERO);
-        assert_eq!(left(Some(500), 1_000, longest), Duration::ZERO);
-        assert_eq!(left(Some(61_000), 1_000, longest), S * 60);
-        assert_eq!(left(Some(10_000_000), 1_000, longest), Duration::ZERO);
+        assert_eq!(remaining_wait(None, 1_000, longest), Duration::ZERO);
+        assert_eq!(remaining_wait(Some(500), 1_000, longest), Duration::ZERO);
+        assert_eq!(remaining_wait(Some(61_000), 1_000, longest), S * 60);
+        assert_eq!(remaining_wait(Some(10_000_000), 1_000, longest), Duration::ZERO);
     }
 }

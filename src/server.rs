@@ -8,9 +8,9 @@
 //! The listener that publishers post to is another one, since it faces the internet: what it serves is the webhooks'
 //! own router, over connections bounded in the same way.
 
-mod answer;
+mod response;
 mod connection;
-mod gate;
+mod access;
 mod journals;
 mod options;
 mod orders;
@@ -37,18 +37,18 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-use crate::output::metrics::{FeedCounts, Own};
-use crate::source::webhook::places::{Peer, Places};
-use crate::source::webhook::tls::Tls;
+use crate::output::metrics::{FeedCounts, MirrorStats};
+use crate::source::webhook::connection_slots::{ConnectionSlots, Peer};
+use crate::source::webhook::tls::ReloadableTls;
 use crate::store::read::{Reader, StoreError};
 use crate::supervisor::control::Control;
-use answer::Problem;
-use connection::{Bounded, Encrypted};
-use gate::Gate;
+use access::AccessControl;
+use connection::{BoundedListener, TlsListener};
+use response::Problem;
 
 /// What the listener shows and whom it asks.
 #[derive(Clone)]
-pub struct Ops {
+pub struct OpsContext {
     /// The mirror's file.
     pub database: PathBuf,
     /// The supervisor.
@@ -56,29 +56,34 @@ pub struct Ops {
     /// The admin token.
     pub token: SecretString,
     /// Why the mirror can't take writes; none when it can.
-    pub ready: watch::Receiver<Option<String>>,
+    pub unready_reason: watch::Receiver<Option<String>>,
     /// What each feed's workers have done since the start.
-    pub live: Arc<dyn Fn() -> Vec<FeedCounts> + Send + Sync>,
+    pub feed_counts: Arc<dyn Fn() -> Vec<FeedCounts> + Send + Sync>,
     /// How the mirror itself is doing.
-    pub own: Arc<dyn Fn() -> Own + Send + Sync>,
+    pub own_metrics: Arc<dyn Fn() -> MirrorStats + Send + Sync>,
 }
 
 /// After the shutdown, for answers that are being given.
-const GRACE: Duration = Duration::from_millis(1500);
+const SHUTDOWN_GRACE: Duration = Duration::from_millis(1500);
 
 /// Pages that are kept current at once: each reads the file once a second at most.
-const MOST_PAGES: usize = 32;
+const MAX_LIVE_PAGES: usize = 32;
 
 /// Serves until the shutdown, and returns at most 2 s after it; streams end at once.
 ///
 /// # Errors
 /// When the listener has no address.
-pub async fn serve(listener: TcpListener, ops: Ops, shutdown: CancellationToken) -> io::Result<()> {
+pub async fn serve(listener: TcpListener, ops: OpsContext, shutdown: CancellationToken) -> io::Result<()> {
     let loopback = listener.local_addr()?.ip().to_canonical().is_loopback();
-    let gate = Arc::new(Gate::new(ops.token.clone(), loopback));
-    let pages = Arc::new(Semaphore::new(MOST_PAGES));
-    let router = router(Shared { ops: Arc::new(ops), gate, pages, shutdown: shutdown.clone() });
-    serve_until(shutdown, Bounded::new(listener, Places::of_operators()), router).await
+    let gate = Arc::new(AccessControl::new(ops.token.clone(), loopback));
+    let pages = Arc::new(Semaphore::new(MAX_LIVE_PAGES));
+    let router = router(AppState {
+        ops: Arc::new(ops),
+        access_control: gate,
+        live_page_permits: pages,
+        shutdown: shutdown.clone(),
+    });
+    serve_until(shutdown, BoundedListener::new(listener, ConnectionSlots::of_operators()), router).await
 }
 
 /// Serves what publishers post to, over TLS where there is a certificate, until the shutdown; returns at most 2 s after
@@ -88,14 +93,14 @@ pub async fn serve(listener: TcpListener, ops: Ops, shutdown: CancellationToken)
 /// When the listener fails.
 pub async fn serve_webhooks(
     listener: TcpListener,
-    tls: Option<Tls>,
-    places: Places,
+    tls: Option<ReloadableTls>,
+    places: ConnectionSlots,
     router: Router,
     shutdown: CancellationToken,
 ) -> io::Result<()> {
     match tls {
-        Some(tls) => serve_until(shutdown, Encrypted::new(listener, tls, places), router).await,
-        None => serve_until(shutdown, Bounded::new(listener, places), router).await,
+        Some(tls) => serve_until(shutdown, TlsListener::new(listener, tls, places), router).await,
+        None => serve_until(shutdown, BoundedListener::new(listener, places), router).await,
     }
 }
 
@@ -109,7 +114,7 @@ where
     let serving = axum::serve(listener, service).with_graceful_shutdown(shutdown.clone().cancelled_owned());
     let patience = async {
         shutdown.cancelled().await;
-        sleep(GRACE).await;
+        sleep(SHUTDOWN_GRACE).await;
     };
     tokio::select! {
         served = serving.into_future() => served,
@@ -117,10 +122,10 @@ where
     }
 }
 
-fn router(shared: Shared) -> Router {
-    let gate = Arc::clone(&shared.gate);
+fn router(shared: AppState) -> Router {
+    let gate = Arc::clone(&shared.access_control);
     Router::new()
-        .route("/", get(show::page))
+        .route("/", get(show::overview_page))
         .route("/feeds/{name}", get(show::feed_page))
         .route("/live", get(stream::live))
         .route("/login", get(session::ask))
@@ -144,15 +149,15 @@ fn router(shared: Shared) -> Router {
         .route("/api/quarantine/retry", post(orders::retry_many))
         .route("/api/quarantine/drop", post(orders::drop_many))
         .route("/api/quarantine/{id}/{verb}", post(orders::quarantine))
-        .fallback(async || Problem::missing("there is nothing here"))
+        .fallback(async || Problem::not_found("there is nothing here"))
         .method_not_allowed_fallback(async || Problem::new(StatusCode::METHOD_NOT_ALLOWED, "not with this method"))
         .with_state(shared)
-        .layer(from_fn_with_state(gate, gate::check))
-        .layer(map_response(careful))
+        .layer(from_fn_with_state(gate, access::check_access))
+        .layer(map_response(add_security_headers))
 }
 
 /// Nothing here is to be kept, framed, or taken for another type.
-async fn careful(mut response: Response) -> Response {
+async fn add_security_headers(mut response: Response) -> Response {
     let headers = response.headers_mut();
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
@@ -162,15 +167,15 @@ async fn careful(mut response: Response) -> Response {
 
 /// What all routes share.
 #[derive(Clone)]
-struct Shared {
-    ops: Arc<Ops>,
-    gate: Arc<Gate>,
+struct AppState {
+    ops: Arc<OpsContext>,
+    access_control: Arc<AccessControl>,
     /// Places for pages that are kept current.
-    pages: Arc<Semaphore>,
+    live_page_permits: Arc<Semaphore>,
     shutdown: CancellationToken,
 }
 
-impl Shared {
+impl AppState {
     /// Opens the file and reads from it, off the async threads.
     async fn read<T, E>(&self, work: impl FnOnce(Reader) -> Result<T, E> + Send + 'static) -> Result<T, Problem>
     where

@@ -8,22 +8,22 @@
 mod amqp;
 mod bodies;
 mod dialect;
-mod dice;
+mod random;
 mod event;
 mod fault;
 mod feed;
-mod form;
-mod line;
-mod misbehave;
+mod value_forms;
+mod connection;
+mod poll_faults;
 mod page;
-mod paging;
+mod next_faults;
 mod publisher;
 mod push;
-mod records;
+mod record_faults;
 mod serve;
 mod stream;
 mod webhook;
-mod wire;
+mod wire_response;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -36,20 +36,20 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-pub use amqp::Amqp;
+pub use amqp::AmqpTarget;
 pub use dialect::Dialect;
-pub use fault::{Carrier, FAULTS, Fault, Misbehaviour};
-pub use push::Pushed;
-pub use webhook::Webhook;
+pub use fault::{FAULTS, Fault, FaultChannel, FaultInfo};
+pub use push::PushStats;
+pub use webhook::WebhookTarget;
 
-use line::Lines;
-use publisher::Publisher;
+use connection::CuttableListener;
+use publisher::PublisherState;
 use push::Pusher;
-use webhook::Hook;
+use webhook::WebhookClient;
 
 /// How many feeds, of what, and how badly they behave.
 #[derive(Clone, Debug)]
-pub struct Settings {
+pub struct SimulatorSettings {
     /// How many feeds.
     pub feeds: usize,
     /// Items of each at the start, deleted ones included.
@@ -70,9 +70,9 @@ pub struct Settings {
     /// hour); none when not set.
     pub max_age: Option<Duration>,
     /// Where the feeds are pushed to.
-    pub webhook: Option<Webhook>,
+    pub webhook: Option<WebhookTarget>,
     /// Where their changes are published.
-    pub amqp: Option<Amqp>,
+    pub amqp: Option<AmqpTarget>,
     /// Whether a stream's events carry an id, for `Last-Event-ID`; the draft has none.
     pub sse_ids: bool,
     /// The `retry` that a stream asks for.
@@ -87,7 +87,7 @@ pub struct Settings {
     pub large: u64,
 }
 
-impl Default for Settings {
+impl Default for SimulatorSettings {
     fn default() -> Self {
         Self {
             feeds: 3,
@@ -113,7 +113,7 @@ impl Default for Settings {
 
 /// What a feed says of one item now.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Truth {
+pub struct ExpectedItem {
     /// The item's kind.
     pub kind: String,
     /// Its id; one that is a number is given by its digits.
@@ -135,7 +135,7 @@ fn as_json<S: serde::Serializer>(data: &Option<String>, serializer: S) -> Result
 
 /// A publisher at work; it ends when dropped, or by [`stop`](Self::stop).
 pub struct Simulator {
-    publisher: Arc<Publisher>,
+    publisher: Arc<PublisherState>,
     address: SocketAddr,
     cut: CancellationToken,
     tasks: JoinSet<()>,
@@ -146,10 +146,10 @@ impl Simulator {
     ///
     /// # Errors
     /// When the listener can't tell its address, and as [`push_to`](Self::push_to) and [`publish_to`](Self::publish_to).
-    pub fn start(listener: TcpListener, settings: Settings) -> io::Result<Self> {
+    pub fn start(listener: TcpListener, settings: SimulatorSettings) -> io::Result<Self> {
         let address = listener.local_addr()?;
         let (webhook, amqp) = (settings.webhook.clone(), settings.amqp.clone());
-        let publisher = Arc::new(Publisher::new(settings, address));
+        let publisher = Arc::new(PublisherState::new(settings, address));
         let cut = CancellationToken::new();
         let mut simulator =
             Self { publisher: Arc::clone(&publisher), address, cut: cut.clone(), tasks: JoinSet::new() };
@@ -159,7 +159,7 @@ impl Simulator {
         if let Some(amqp) = amqp {
             simulator.publish_to(&amqp)?;
         }
-        simulator.tasks.spawn(serve::serve(Lines { listener, cut }, Arc::clone(&publisher)));
+        simulator.tasks.spawn(serve::serve(CuttableListener { listener, cut }, Arc::clone(&publisher)));
         simulator.tasks.spawn(publisher::keep_changing(publisher));
         Ok(simulator)
     }
@@ -168,8 +168,8 @@ impl Simulator {
     ///
     /// # Errors
     /// When the URL is none or several feeds share it, or the token can't be sent.
-    pub fn push_to(&mut self, webhook: &Webhook) -> io::Result<()> {
-        let names = self.apart("webhook url", &webhook.url)?;
+    pub fn push_to(&mut self, webhook: &WebhookTarget) -> io::Result<()> {
+        let names = self.names_for_receiver("webhook url", &webhook.url)?;
         names.iter().try_for_each(|name| self.push_feed_to(name, webhook))
     }
 
@@ -177,8 +177,8 @@ impl Simulator {
     ///
     /// # Errors
     /// When the URL is none, or the token can't be sent.
-    pub fn push_feed_to(&mut self, feed: &str, webhook: &Webhook) -> io::Result<()> {
-        let hook = Hook::new(webhook::client()?, webhook, feed)?;
+    pub fn push_feed_to(&mut self, feed: &str, webhook: &WebhookTarget) -> io::Result<()> {
+        let hook = WebhookClient::new(webhook::client()?, webhook, feed)?;
         if let Some(pusher) = Pusher::new(&self.publisher, feed, "webhook", webhook.from_start) {
             self.tasks.spawn(webhook::push(pusher, hook));
         }
@@ -189,8 +189,8 @@ impl Simulator {
     ///
     /// # Errors
     /// When several feeds share a queue. A broker that can't be reached is tried again and again.
-    pub fn publish_to(&mut self, amqp: &Amqp) -> io::Result<()> {
-        for name in self.apart("amqp queue", &amqp.queue)? {
+    pub fn publish_to(&mut self, amqp: &AmqpTarget) -> io::Result<()> {
+        for name in self.names_for_receiver("amqp queue", &amqp.queue)? {
             if let Some(pusher) = Pusher::new(&self.publisher, &name, "amqp", amqp.from_start) {
                 self.tasks.spawn(amqp::publish(pusher, amqp.clone()));
             }
@@ -199,7 +199,7 @@ impl Simulator {
     }
 
     /// The feeds' names, if the receiver can tell them apart.
-    fn apart(&self, what: &str, receiver: &str) -> io::Result<Vec<String>> {
+    fn names_for_receiver(&self, what: &str, receiver: &str) -> io::Result<Vec<String>> {
         let names = self.names();
         if names.len() > 1 && !receiver.contains(webhook::FEED) {
             return Err(webhook::invalid(format!("{what}: {} feeds need a {{feed}} in it", names.len())));
@@ -228,15 +228,15 @@ impl Simulator {
     }
 
     /// What the feed's webhook has taken, and its queue.
-    pub fn pushed(&self, feed: &str) -> (Pushed, Pushed) {
-        let ledger = self.publisher.pushed();
+    pub fn push_stats(&self, feed: &str) -> (PushStats, PushStats) {
+        let ledger = self.publisher.push_stats();
         let of = |receiver: &str| ledger.get(receiver).and_then(|feeds| feeds.get(feed)).cloned().unwrap_or_default();
         (of("webhook"), of("amqp"))
     }
 
     /// All that the feed says now, in its order; nothing for an unknown feed.
-    pub fn truth(&self, feed: &str) -> Vec<Truth> {
-        self.publisher.feed(feed).map(|feed| feed.lock().feed.truth()).unwrap_or_default()
+    pub fn expected_items(&self, feed: &str) -> Vec<ExpectedItem> {
+        self.publisher.feed(feed).map(|feed| feed.lock().feed.expected_items()).unwrap_or_default()
     }
 
     /// Makes `count` changes to the feed now; whether there is such a feed.
@@ -266,8 +266,8 @@ impl Simulator {
     }
 
     /// How often each fault has really happened, by its name; those that never did are left out.
-    pub fn fired(&self) -> BTreeMap<&'static str, u64> {
-        self.publisher.fired()
+    pub fn fault_counts(&self) -> BTreeMap<&'static str, u64> {
+        self.publisher.fault_counts()
     }
 
     /// Ends streams and answers in good order, then every connection, and waits until all is over.

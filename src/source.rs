@@ -1,22 +1,22 @@
 //! What a transport gives: bytes, where they were asked for, and how to acknowledge them. Never decodes, never stores.
 
 pub mod amqp;
-mod asked;
+mod request_kind;
 pub mod body;
 pub mod budget;
 pub mod client;
 mod credentials;
-pub mod decoders;
+pub mod decoder_pool;
 mod failure;
-pub mod guard;
+pub mod address_policy;
 pub mod headers;
 pub mod http;
 mod mask;
 mod origin;
-pub mod pages;
+pub mod web_page_fetcher;
 mod redirect;
 pub mod secret;
-mod spelling;
+mod encodings;
 pub mod sse;
-pub mod turns;
+pub mod host_limiter;
 pub mod webhook;

@@ -18,19 +18,19 @@ pub mod feeds;
 mod files;
 pub mod forget;
 mod journal;
-pub mod keep;
+pub mod retention;
 mod keys;
 mod lock;
-mod mark;
+mod epoch;
 mod positions;
 pub mod purge;
-mod queue;
+mod write_queue;
 pub mod read;
 pub mod rename;
 pub mod restore;
 pub mod resync;
 mod schema;
-pub mod sift;
+pub mod quarantine_batch;
 pub mod snapshot;
 mod writer;
 
@@ -42,9 +42,9 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
 use tokio::sync::watch;
 
-use lock::Lock;
-pub use lock::{is_held, stays_held};
-use queue::Queue;
+use lock::DatabaseLock;
+pub use lock::{is_in_use, stays_held};
+use write_queue::WriteQueue;
 use writer::Writer;
 
 /// "fmir": marks a SQLite file as ours.
@@ -73,7 +73,7 @@ pub fn now() -> Millis {
 pub enum StoreError {
     /// Another process writes this file.
     #[error("{0} is in use by another feedmirror: stop it first, or name another database")]
-    Held(PathBuf),
+    InUse(PathBuf),
     /// Not a database, not ours, from a newer version, or damaged.
     #[error("{path} can't be used: {problem}")]
     Unusable {
@@ -112,7 +112,7 @@ impl StoreError {
     /// Whether the file itself is damaged or gone, so that nothing can be written until someone acts.
     pub fn is_fatal(&self) -> bool {
         match self {
-            Self::Unusable { .. } | Self::Held(_) => true,
+            Self::Unusable { .. } | Self::InUse(_) => true,
             Self::Sql(error) => matches!(
                 error.sqlite_error_code(),
                 Some(rusqlite::ErrorCode::DatabaseCorrupt | rusqlite::ErrorCode::NotADatabase)
@@ -125,13 +125,13 @@ impl StoreError {
     pub fn is_environment(&self) -> bool {
         match self {
             Self::Unavailable { .. } => true,
-            Self::Sql(error) => refused_by_surroundings(error),
-            Self::Held(_) | Self::Unusable { .. } | Self::Refused(_) | Self::Closed => false,
+            Self::Sql(error) => is_environment_error(error),
+            Self::InUse(_) | Self::Unusable { .. } | Self::Refused(_) | Self::Closed => false,
         }
     }
 }
 
-fn refused_by_surroundings(error: &rusqlite::Error) -> bool {
+fn is_environment_error(error: &rusqlite::Error) -> bool {
     use rusqlite::ErrorCode as Code;
     matches!(
         error.sqlite_error_code(),
@@ -163,22 +163,22 @@ pub enum Intake {
 /// A handle to the one writer; cheap to clone. It does not keep the writer alive: [`Closing`] does.
 #[derive(Clone)]
 pub struct Store {
-    queue: Arc<Queue>,
+    queue: Arc<WriteQueue>,
     intake: watch::Receiver<Intake>,
-    pinned: watch::Receiver<i64>,
-    gate: Arc<checkpoint::Gate>,
-    purged: Arc<purge::Purged>,
+    pinned_wal_pages: watch::Receiver<i64>,
+    checkpoint_gate: Arc<checkpoint::CheckpointGate>,
+    purge_notices: Arc<purge::PurgeNotices>,
     path: Arc<Path>,
 }
 
 /// The writer's thread and the file's lock; [`Closing::finish`] waits for the last commit.
-pub struct Closing {
-    queue: Arc<Queue>,
+pub struct StoreGuard {
+    queue: Arc<WriteQueue>,
     threads: Vec<std::thread::JoinHandle<()>>,
-    _lock: Lock,
+    _lock: DatabaseLock,
 }
 
-impl Closing {
+impl StoreGuard {
     /// Lets what is queued commit, writes the WAL back and releases the file. Blocking.
     pub fn finish(self) {
         drop(self);
@@ -186,7 +186,7 @@ impl Closing {
 }
 
 /// The lock is a field, so it goes last: no other writer gets in while ours still works.
-impl Drop for Closing {
+impl Drop for StoreGuard {
     fn drop(&mut self) {
         self.queue.close();
         for thread in self.threads.drain(..) {
@@ -203,22 +203,22 @@ impl Store {
     /// # Errors
     /// [`StoreError::Held`] when another process writes it, [`StoreError::Unusable`] when it is damaged or not ours,
     /// [`StoreError::Unavailable`] when the surroundings keep it from being opened.
-    pub fn open(path: &Path) -> Result<(Self, Closing), StoreError> {
+    pub fn open(path: &Path) -> Result<(Self, StoreGuard), StoreError> {
         Self::open_with(path, keys::KEY_SHIFT)
     }
 
-    fn open_with(path: &Path, key_shift: u32) -> Result<(Self, Closing), StoreError> {
-        let lock = Lock::take(path)?;
-        mark::set_foreign_wal_aside(&lock).map_err(|error| unavailable(path, error))?;
-        let mut connection = connect(lock.path()).map_err(|error| explain(path, error))?;
+    fn open_with(path: &Path, key_shift: u32) -> Result<(Self, StoreGuard), StoreError> {
+        let lock = DatabaseLock::acquire(path)?;
+        epoch::set_foreign_wal_aside(&lock).map_err(|error| unavailable(path, error))?;
+        let mut connection = connect(lock.path()).map_err(|error| open_error(path, error))?;
         migrate(&mut connection, path)?;
-        let checkpointer = connect(lock.path()).map_err(|error| explain(path, error))?;
+        let checkpointer = connect(lock.path()).map_err(|error| open_error(path, error))?;
         let (intake_sender, intake) = watch::channel(Intake::Open);
-        let queue = Arc::new(Queue::default());
-        let gate = Arc::new(checkpoint::Gate::default());
+        let queue = Arc::new(WriteQueue::default());
+        let gate = Arc::new(checkpoint::CheckpointGate::default());
         let pinned = gate.pinned();
         let writer = Writer::new(connection, Arc::clone(&queue), Arc::clone(&gate), intake_sender, key_shift)
-            .map_err(|error| explain(path, error))?;
+            .map_err(|error| open_error(path, error))?;
         let file = lock.file();
         let checkpointed = Arc::clone(&queue);
         let kept = Arc::clone(&gate);
@@ -229,9 +229,15 @@ impl Store {
             spawn("writer", Box::new(move || writer.run()))?,
             spawn("checkpointer", Box::new(move || checkpoint::run(&checkpointer, file, &gate, &checkpointed)))?,
         ];
-        let store =
-            Self { queue: Arc::clone(&queue), intake, pinned, gate: kept, purged: Arc::default(), path: path.into() };
-        Ok((store, Closing { queue, threads, _lock: lock }))
+        let store = Self {
+            queue: Arc::clone(&queue),
+            intake,
+            pinned_wal_pages: pinned,
+            checkpoint_gate: kept,
+            purge_notices: Arc::default(),
+            path: path.into(),
+        };
+        Ok((store, StoreGuard { queue, threads, _lock: lock }))
     }
 
     /// The file.
@@ -245,8 +251,8 @@ impl Store {
     }
 
     /// Pages of a WAL that a long reader keeps from being written back; 0 when none does.
-    pub fn pinned(&self) -> watch::Receiver<i64> {
-        self.pinned.clone()
+    pub fn pinned_wal_pages(&self) -> watch::Receiver<i64> {
+        self.pinned_wal_pages.clone()
     }
 
     /// Returns once the writer has committed something: it is alive.
@@ -254,7 +260,7 @@ impl Store {
     /// # Errors
     /// When it has stopped.
     pub async fn ping(&self) -> Result<(), StoreError> {
-        self.submit(queue::Weight::default(), |_| Ok(())).await
+        self.submit(write_queue::JobClass::default(), |_| Ok(())).await
     }
 
     /// Deliveries and other work waiting for the writer.
@@ -264,8 +270,8 @@ impl Store {
     }
 
     /// How long the writer has owed an answer without giving any: work waits, or is under way, and nothing is committed.
-    pub fn overdue(&self) -> Duration {
-        self.queue.overdue()
+    pub fn busy_for(&self) -> Duration {
+        self.queue.busy_for()
     }
 
     /// Small and large work waiting for the writer.
@@ -279,8 +285,8 @@ impl Store {
     }
 
     /// Bytes of a WAL that a long reader keeps from being written back; 0 when none does.
-    pub fn pinned_bytes(&self) -> u64 {
-        u64::try_from(*self.pinned.borrow()).unwrap_or(0) * u64::from(PAGE_BYTES)
+    pub fn pinned_wal_bytes(&self) -> u64 {
+        u64::try_from(*self.pinned_wal_pages.borrow()).unwrap_or(0) * u64::from(PAGE_BYTES)
     }
 }
 
@@ -299,14 +305,14 @@ fn unavailable(path: &Path, problem: impl std::fmt::Display) -> StoreError {
     StoreError::Unavailable { path: path.to_owned(), problem: problem.to_string() }
 }
 
-fn explain(path: &Path, error: impl std::borrow::Borrow<rusqlite::Error>) -> StoreError {
+fn open_error(path: &Path, error: impl std::borrow::Borrow<rusqlite::Error>) -> StoreError {
     let error = error.borrow();
     let problem = match error.sqlite_error_code() {
         Some(rusqlite::ErrorCode::NotADatabase) => "it is not a SQLite database: name another file".to_owned(),
         Some(rusqlite::ErrorCode::DatabaseCorrupt) => {
             format!("it is damaged ({error}): restore a snapshot, or move it away and let the feeds be read anew")
         }
-        _ if refused_by_surroundings(error) => return unavailable(path, error),
+        _ if is_environment_error(error) => return unavailable(path, error),
         _ => error.to_string(),
     };
     StoreError::Unusable { path: path.to_owned(), problem }
@@ -314,7 +320,7 @@ fn explain(path: &Path, error: impl std::borrow::Borrow<rusqlite::Error>) -> Sto
 
 fn migrate(connection: &mut Connection, path: &Path) -> Result<(), StoreError> {
     let unusable = |problem: String| StoreError::Unusable { path: path.to_owned(), problem };
-    let sql = |error| explain(path, error);
+    let sql = |error| open_error(path, error);
     let pragma = |name: &str| connection.pragma_query_value(None, name, |row| row.get::<_, i32>(0)).map_err(sql);
     let (application, version) = (pragma("application_id")?, pragma("user_version")?);
     let tables: i64 = connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0)).map_err(sql)?;
@@ -328,7 +334,7 @@ fn migrate(connection: &mut Connection, path: &Path) -> Result<(), StoreError> {
         )));
     }
     if tables > 0 {
-        schema::check(connection, path, version).map_err(|error| of_file(path, error))?;
+        schema::check(connection, path, version).map_err(|error| with_path(path, error))?;
     } else {
         connection.pragma_update(None, "page_size", PAGE_BYTES).map_err(sql)?;
     }
@@ -349,13 +355,13 @@ fn migrate(connection: &mut Connection, path: &Path) -> Result<(), StoreError> {
         transaction.pragma_update(None, "user_version", done as i32 + 1).map_err(sql)?;
         transaction.commit().map_err(sql)?;
     }
-    mark::begin_anew(connection).map_err(|error| of_file(path, error))
+    epoch::begin_epoch_if_snapshot(connection).map_err(|error| with_path(path, error))
 }
 
 /// A failed statement, said of the file.
-fn of_file(path: &Path, error: StoreError) -> StoreError {
+fn with_path(path: &Path, error: StoreError) -> StoreError {
     match error {
-        StoreError::Sql(error) => explain(path, error),
+        StoreError::Sql(error) => open_error(path, error),
         error => error,
     }
 }
@@ -367,7 +373,7 @@ fn check_small_files(connection: &Connection, path: &Path) -> Result<(), StoreEr
         return Ok(());
     }
     let problem: String =
-        connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)).map_err(|error| explain(path, error))?;
+        connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)).map_err(|error| open_error(path, error))?;
     if problem == "ok" {
         return Ok(());
     }

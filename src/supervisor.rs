@@ -9,32 +9,32 @@ pub mod control;
 pub mod endpoints;
 pub mod fleet;
 pub mod housekeeping;
-pub mod once;
+pub mod sync;
 mod orders;
 mod quarantine;
 pub mod registration;
 #[cfg(test)]
 mod tests;
-mod unit;
+mod feed_supervisor;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::feed::{Attribution, Dialect, FeedName, Order, Ties, Transport};
+use crate::feed::{Attribution, Dialect, FeedName, ModifiedOrder, TiePolicy, Transport};
 use crate::mode::PushSettings;
 use crate::schedule::{PollSettings, RetrySettings};
 use crate::source::amqp::AmqpSettings;
-use crate::source::budget::Budget;
-use crate::source::client::Clients;
-use crate::source::decoders::Decoders;
-use crate::source::http::{Failure, HostSettings, HttpSettings, Requests};
-use crate::source::secret::{SecretSource, Value};
+use crate::source::budget::MemoryBudget;
+use crate::source::client::HttpClients;
+use crate::source::decoder_pool::DecoderPool;
+use crate::source::host_limiter::HostLimiter;
+use crate::source::http::{EndpointClient, HostSettings, HttpFailure, HttpSettings};
+use crate::source::secret::{ConfiguredValue, SecretSource};
 use crate::source::sse::SseSettings;
-use crate::source::turns::Turns;
 use crate::source::webhook::WebhookSettings;
-use crate::store::keep::KeepSettings;
-use crate::worker::Counts;
-use crate::worker::page_source::{PageSource, Waits};
+use crate::store::retention::RetentionSettings;
+use crate::worker::FeedCounters;
+use crate::worker::page_source::{PageSource, WaitReporter};
 
 /// `[resync]`.
 #[derive(Clone, Debug, PartialEq)]
@@ -69,17 +69,17 @@ pub struct FeedSettings {
     /// How to make a `next` where the publisher sends none.
     pub dialect: Option<Dialect>,
     /// How `modified` text is ordered.
-    pub modified: Order,
+    pub modified: ModifiedOrder,
     /// What becomes of ties.
-    pub ties: Ties,
+    pub ties: TiePolicy,
     /// How long the publisher remembers deleted items.
     pub retention: Duration,
     /// How long a gone feed's rows are kept; for good unless set.
     pub purge_gone_after: Option<Duration>,
     /// Sent with each request to the feed's own origin.
-    pub headers: Vec<(String, Value)>,
+    pub headers: Vec<(String, ConfiguredValue)>,
     /// Query parameters sent with each request to the feed's own origin.
-    pub query: Vec<(String, Value)>,
+    pub query: Vec<(String, ConfiguredValue)>,
     /// How often it is asked.
     pub poll: PollSettings,
     /// How errors back off.
@@ -99,7 +99,7 @@ pub struct FeedSettings {
 }
 
 /// How long a publisher must remember what it deleted (RPDE 1.0).
-pub const RETENTION: Duration = Duration::from_secs(7 * 86_400);
+pub const DEFAULT_RETENTION: Duration = Duration::from_secs(7 * 86_400);
 
 impl FeedSettings {
     /// The push endpoints it has.
@@ -118,27 +118,27 @@ impl FeedSettings {
     /// When its URL or a secret can't be used.
     pub fn page_source(
         &self,
-        (clients, turns): (&Clients, &Turns),
-        (budget, decoders): (Budget, Decoders),
-        counts: Arc<Counts>,
-        waits: Option<Waits>,
-    ) -> Result<PageSource, Failure> {
-        let requests = Requests::new(clients, &self.url, &self.http, &self.headers, &self.query)?;
+        (clients, turns): (&HttpClients, &HostLimiter),
+        (budget, decoders): (MemoryBudget, DecoderPool),
+        counts: Arc<FeedCounters>,
+        waits: Option<WaitReporter>,
+    ) -> Result<PageSource, HttpFailure> {
+        let requests = EndpointClient::new(clients, &self.url, &self.http, &self.headers, &self.query)?;
         let requests = requests.hiding(self.secrets());
         Ok(PageSource {
             name: self.name.clone(),
-            host: turns.host(requests.home()),
+            host: turns.queue_for(requests.endpoint_url()),
             requests,
-            reading: crate::worker::reading(self.kind.as_deref(), self.modified),
+            decode_options: crate::worker::decode_options(self.kind.as_deref(), self.modified),
             dialect: self.dialect,
             interval: self.poll.min,
             page_timeout: self.http.page_timeout,
             budget,
             decoders,
             counts,
-            unconditional: Default::default(),
+            skip_validators: Default::default(),
             not_before: Default::default(),
-            waits,
+            wait_reporter: waits,
         })
     }
 
@@ -147,8 +147,8 @@ impl FeedSettings {
         let register = self.webhook.iter().filter_map(|webhook| webhook.register.as_ref());
         let sent = self.headers.iter().chain(&self.query).chain(register.flat_map(|register| &register.headers));
         let sent = sent.filter_map(|(name, value)| match value {
-            Value::Plain(_) => None,
-            Value::Secret(source) => Some((name.clone(), source.clone())),
+            ConfiguredValue::Plain(_) => None,
+            ConfiguredValue::Secret(source) => Some((name.clone(), source.clone())),
         });
         let shown = self.webhook.iter().flat_map(|webhook| &webhook.secrets);
         let shown = shown.map(|source| ("webhook.secret".to_owned(), source.clone()));
@@ -157,7 +157,7 @@ impl FeedSettings {
     }
 
     /// A feed at `url` with the defaults of everything else.
-    pub fn plain(name: FeedName, url: String) -> Self {
+    pub fn with_defaults(name: FeedName, url: String) -> Self {
         Self {
             name,
             was: None,
@@ -166,9 +166,9 @@ impl FeedSettings {
             attribution: Attribution::default(),
             kind: None,
             dialect: None,
-            modified: Order::default(),
-            ties: Ties::Keep,
-            retention: RETENTION,
+            modified: ModifiedOrder::default(),
+            ties: TiePolicy::Keep,
+            retention: DEFAULT_RETENTION,
             purge_gone_after: None,
             headers: Vec::new(),
             query: Vec::new(),
@@ -186,7 +186,7 @@ impl FeedSettings {
 
 /// A feed as configured.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Configured {
+pub enum ConfiguredFeed {
     /// It can run.
     Ready(Box<FeedSettings>),
     /// Its own settings are wrong: it fails, and the others run.
@@ -198,9 +198,9 @@ pub enum Configured {
     },
 }
 
-impl Configured {
+impl ConfiguredFeed {
     /// Whether it does the same as another: who publishes a feed changes nothing about how it is read.
-    pub fn works_as(&self, other: &Self) -> bool {
+    pub fn runs_same_as(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Ready(one), Self::Ready(other)) => {
                 let other = FeedSettings { attribution: one.attribution.clone(), ..FeedSettings::clone(other) };
@@ -221,11 +221,11 @@ impl Configured {
 
 /// All that is configured about feeds.
 #[derive(Clone, Debug, PartialEq, Default)]
-pub struct Fleet {
+pub struct FleetSettings {
     /// Each feed.
-    pub feeds: Vec<Configured>,
+    pub feeds: Vec<ConfiguredFeed>,
     /// Budgets of hosts.
     pub hosts: HostSettings,
     /// How long what happened is kept.
-    pub keep: KeepSettings,
+    pub keep_settings: RetentionSettings,
 }

@@ -21,7 +21,7 @@ pub fn is_hidden(sign: char) -> bool {
 }
 
 /// On one line.
-pub fn line(text: &str) -> String {
+pub fn sanitise_line(text: &str) -> String {
     let shown = |sign: char| match sign {
         sign if sign.is_whitespace() => ' ',
         sign if is_hidden(sign) => REPLACED,
@@ -33,7 +33,7 @@ pub fn line(text: &str) -> String {
 /// With its line breaks and tabs.
 pub fn text(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
-    Kind::Text.show(text, &mut out);
+    TextFormat::Text.show(text, &mut out);
     out
 }
 
@@ -41,9 +41,9 @@ pub fn text(text: &str) -> String {
 /// `json` loses nothing.
 pub fn log_line(event: &str, coloured: bool, json: bool) -> String {
     let kind = match (json, coloured) {
-        (true, _) => Kind::Json,
-        (false, true) => Kind::Coloured,
-        (false, false) => Kind::Text,
+        (true, _) => TextFormat::Json,
+        (false, true) => TextFormat::Coloured,
+        (false, false) => TextFormat::Text,
     };
     let mut out = String::with_capacity(event.len());
     kind.show(&event.trim_end_matches('\n').replace('\n', " "), &mut out);
@@ -53,7 +53,7 @@ pub fn log_line(event: &str, coloured: bool, json: bool) -> String {
 
 /// What is written, and so what may pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+enum TextFormat {
     /// Words.
     Text,
     /// Words, with colours of our own.
@@ -64,18 +64,18 @@ enum Kind {
     Raw,
 }
 
-impl Kind {
+impl TextFormat {
     fn show(self, text: &str, out: &mut String) {
         let mut rest = text;
         while let Some(sign) = rest.chars().next() {
-            let colour = if self == Self::Coloured { colour(rest) } else { Colour::None };
+            let colour = if self == Self::Coloured { colour(rest) } else { ColourSequence::None };
             let length = match colour {
-                Colour::Whole(length) => length,
+                ColourSequence::Complete(length) => length,
                 _ => sign.len_utf8(),
             };
             let (shown, after) = rest.split_at(length);
             match sign {
-                _ if matches!(colour, Colour::Whole(_)) => out.push_str(shown),
+                _ if matches!(colour, ColourSequence::Complete(_)) => out.push_str(shown),
                 '\n' | '\t' => out.push(sign),
                 '\r' if self == Self::Json => out.push(' '),
                 _ if !is_hidden(sign) => out.push(sign),
@@ -93,65 +93,65 @@ impl Kind {
 
 /// A sequence that sets colours (ECMA-48 §8.3.117, SGR), at the beginning of a text.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Colour {
+enum ColourSequence {
     None,
     /// Of so many bytes.
-    Whole(usize),
+    Complete(usize),
     /// What is there may become one.
-    Begun,
+    Partial,
 }
 
-fn colour(text: &str) -> Colour {
-    let Some(rest) = text.strip_prefix('\u{1b}') else { return Colour::None };
+fn colour(text: &str) -> ColourSequence {
+    let Some(rest) = text.strip_prefix('\u{1b}') else { return ColourSequence::None };
     if rest.is_empty() {
-        return Colour::Begun;
+        return ColourSequence::Partial;
     }
-    let Some(rest) = rest.strip_prefix('[') else { return Colour::None };
+    let Some(rest) = rest.strip_prefix('[') else { return ColourSequence::None };
     let parameters =
         rest.bytes().take(32).take_while(|byte| byte.is_ascii_digit() || matches!(byte, b';' | b':')).count();
     match rest.as_bytes().get(parameters) {
-        Some(b'm') => Colour::Whole("\u{1b}[".len() + parameters + 1),
-        None => Colour::Begun,
-        Some(_) => Colour::None,
+        Some(b'm') => ColourSequence::Complete("\u{1b}[".len() + parameters + 1),
+        None => ColourSequence::Partial,
+        Some(_) => ColourSequence::None,
     }
 }
 
 /// An output that people see, or that programs read.
-pub struct Shown<W: Write> {
+pub struct SanitisingWriter<W: Write> {
     out: W,
-    kind: Kind,
+    kind: TextFormat,
     /// The beginning of a character or of a colour, whose rest has not been written yet.
-    begun: Vec<u8>,
+    incomplete: Vec<u8>,
 }
 
-impl<W: Write> Shown<W> {
+impl<W: Write> SanitisingWriter<W> {
     /// Words; `terminal` says whether they may be coloured.
     pub fn words(out: W, terminal: bool) -> Self {
-        Self::new(out, if terminal { Kind::Coloured } else { Kind::Text })
+        Self::new(out, if terminal { TextFormat::Coloured } else { TextFormat::Text })
     }
 
     /// JSON; elsewhere than on a terminal it passes byte for byte.
     pub fn json(out: W, terminal: bool) -> Self {
-        Self::new(out, if terminal { Kind::Json } else { Kind::Raw })
+        Self::new(out, if terminal { TextFormat::Json } else { TextFormat::Raw })
     }
 
     /// What is neither words nor JSON: bytes for programs, words on a terminal.
     pub fn bytes(out: W, terminal: bool) -> Self {
-        Self::new(out, if terminal { Kind::Text } else { Kind::Raw })
+        Self::new(out, if terminal { TextFormat::Text } else { TextFormat::Raw })
     }
 
-    fn new(out: W, kind: Kind) -> Self {
-        Self { out, kind, begun: Vec::new() }
+    fn new(out: W, kind: TextFormat) -> Self {
+        Self { out, kind, incomplete: Vec::new() }
     }
 
     /// Writes what has come; at the `end` also what is not whole.
     fn pass(&mut self, end: bool) -> io::Result<()> {
-        let bytes = std::mem::take(&mut self.begun);
+        let bytes = std::mem::take(&mut self.incomplete);
         let (mut shown, mut whole) = (String::with_capacity(bytes.len()), bytes.as_slice());
         if !end {
-            let begun = self.begun_at(&bytes);
+            let begun = self.incomplete_start(&bytes);
             whole = &bytes[..begun];
-            self.begun = bytes[begun..].to_vec();
+            self.incomplete = bytes[begun..].to_vec();
         }
         for chunk in whole.utf8_chunks() {
             self.kind.show(chunk.valid(), &mut shown);
@@ -163,24 +163,25 @@ impl<W: Write> Shown<W> {
     }
 
     /// Where what may go on in the next bytes begins.
-    fn begun_at(&self, bytes: &[u8]) -> usize {
+    fn incomplete_start(&self, bytes: &[u8]) -> usize {
         let torn = match std::str::from_utf8(bytes) {
             Err(error) if error.error_len().is_none() => error.valid_up_to(),
             _ => bytes.len(),
         };
-        let escape = bytes[..torn].iter().rposition(|byte| *byte == 0x1b).filter(|_| self.kind == Kind::Coloured);
-        let colour =
-            escape.filter(|at| std::str::from_utf8(&bytes[*at..torn]).is_ok_and(|rest| colour(rest) == Colour::Begun));
+        let escape = bytes[..torn].iter().rposition(|byte| *byte == 0x1b).filter(|_| self.kind == TextFormat::Coloured);
+        let colour = escape.filter(|at| {
+            std::str::from_utf8(&bytes[*at..torn]).is_ok_and(|rest| colour(rest) == ColourSequence::Partial)
+        });
         colour.unwrap_or(torn)
     }
 }
 
-impl<W: Write> Write for Shown<W> {
+impl<W: Write> Write for SanitisingWriter<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.kind == Kind::Raw {
+        if self.kind == TextFormat::Raw {
             return self.out.write(bytes);
         }
-        self.begun.extend_from_slice(bytes);
+        self.incomplete.extend_from_slice(bytes);
         self.pass(false)?;
         Ok(bytes.len())
     }
@@ -191,7 +192,7 @@ impl<W: Write> Write for Shown<W> {
     }
 }
 
-impl<W: Write> Drop for Shown<W> {
+impl<W: Write> Drop for SanitisingWriter<W> {
     fn drop(&mut self) {
         // Whoever must know of an error has flushed.
         let _ = self.pass(true);
@@ -203,7 +204,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    fn shown(make: fn(Vec<u8>) -> Shown<Vec<u8>>, parts: &[&[u8]]) -> String {
+    fn shown(make: fn(Vec<u8>) -> SanitisingWriter<Vec<u8>>, parts: &[&[u8]]) -> String {
         let mut out = make(Vec::new());
         parts.iter().for_each(|part| out.write_all(part).unwrap());
         out.flush().unwrap();
@@ -212,11 +213,11 @@ mod tests {
 
     #[test]
     fn a_stranger_s_text_can_t_command_the_terminal() {
-        assert_eq!(line("a\u{1b}[2J\nb\u{202e}c\u{7f}"), "a\u{fffd}[2J b\u{fffd}c\u{fffd}");
+        assert_eq!(sanitise_line("a\u{1b}[2J\nb\u{202e}c\u{7f}"), "a\u{fffd}[2J b\u{fffd}c\u{fffd}");
         assert_eq!(text("a\u{9b}31m\n\tb\u{2066}\u{200b}\r"), "a\u{fffd}31m\n\tb\u{fffd}\u{fffd}\u{fffd}");
         for sign in ['\u{85}', '\u{2028}', '\u{2029}'] {
             assert!(is_hidden(sign));
-            assert_eq!(line(&format!("a{sign}b")), "a b");
+            assert_eq!(sanitise_line(&format!("a{sign}b")), "a b");
             assert_eq!(text(&format!("a{sign}b")), "a\u{fffd}b");
         }
         for sign in "aé–…’日🚲ß\u{301} ".chars() {
@@ -229,20 +230,20 @@ mod tests {
         let words = "é日\u{1b}[2J\u{202e}\u{1b}[31mred\u{1b}[0m".as_bytes();
         for size in 1..=words.len() {
             let parts: Vec<&[u8]> = words.chunks(size).collect();
-            let plain = shown(|out| Shown::words(out, false), &parts);
+            let plain = shown(|out| SanitisingWriter::words(out, false), &parts);
             assert_eq!(plain, "é日\u{fffd}[2J\u{fffd}\u{fffd}[31mred\u{fffd}[0m", "{size}");
-            let coloured = shown(|out| Shown::words(out, true), &parts);
+            let coloured = shown(|out| SanitisingWriter::words(out, true), &parts);
             assert_eq!(coloured, "é日\u{fffd}[2J\u{fffd}\u{1b}[31mred\u{1b}[0m", "{size}");
         }
-        assert_eq!(shown(|out| Shown::words(out, true), &[b"a\xffb\xc3"]), "a\u{fffd}b\u{fffd}");
-        assert_eq!(shown(|out| Shown::words(out, true), &[b"a\x1b["]), "a\u{fffd}[");
+        assert_eq!(shown(|out| SanitisingWriter::words(out, true), &[b"a\xffb\xc3"]), "a\u{fffd}b\u{fffd}");
+        assert_eq!(shown(|out| SanitisingWriter::words(out, true), &[b"a\x1b["]), "a\u{fffd}[");
     }
 
     #[test]
     fn json_says_the_same_on_a_terminal_and_elsewhere_is_left_alone() {
         let row = "{\"a\":\"\u{202e}\u{9b}\u{e0041}é\",\r\n\"b\":1}\n";
-        assert_eq!(shown(|out| Shown::json(out, false), &[row.as_bytes()]), row);
-        let seen = shown(|out| Shown::json(out, true), &[row.as_bytes()]);
+        assert_eq!(shown(|out| SanitisingWriter::json(out, false), &[row.as_bytes()]), row);
+        let seen = shown(|out| SanitisingWriter::json(out, true), &[row.as_bytes()]);
         assert_eq!(seen, "{\"a\":\"\\u202e\\u009b\\udb40\\udc41é\", \n\"b\":1}\n");
         let value = |text: &str| serde_json::from_str::<serde_json::Value>(text).unwrap();
         assert_eq!(value(&seen), value(row));

@@ -24,30 +24,32 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Notify, watch};
 
 use self::page_source::PageSource;
-use self::push::Book;
-use crate::decode::rpde::{self, Reading};
-use crate::feed::{Asked, FeedName, Generation, Order as ModifiedOrder, Outcome, Page, Seq, Ties, Transport};
+use self::push::PushState;
+use crate::decode::rpde::{self, DecodeSettings};
+use crate::feed::{
+    FeedName, Generation, ModifiedOrder, Page, RecordOutcome, RequestOutcome, Seq, TiePolicy, Transport,
+};
 use crate::schedule::{PollSettings, RetrySettings};
-use crate::source::budget::Budget;
-use crate::source::decoders::Decoders;
-use crate::store::apply::{Applied, Delivery, Held, Origin, Purpose, Redactor, Verdict};
+use crate::source::budget::MemoryBudget;
+use crate::source::decoder_pool::DecoderPool;
+use crate::store::apply::{Applied, Delivery, DeliveryVerdict, Provenance, Purpose, Redactor, ReleaseOnCommit};
 use crate::store::{Store, now};
 
 /// What all endpoints share.
 #[derive(Clone)]
-pub struct Shared {
+pub struct WorkerContext {
     /// The mirror.
     pub store: Store,
     /// Bytes in flight.
-    pub budget: Budget,
+    pub budget: MemoryBudget,
     /// Pages decoded at once: more than there are cores would only hold memory.
-    pub decoders: Decoders,
+    pub decoders: DecoderPool,
 }
 
 /// One feed at work.
-pub struct Feed {
+pub struct FeedRuntime {
     /// What it shares with the others.
-    pub shared: Shared,
+    pub context: WorkerContext,
     /// Its number in the store.
     pub id: i64,
     /// Its name.
@@ -57,7 +59,7 @@ pub struct Feed {
     /// Its publisher, as it is asked for pages.
     pub source: Arc<PageSource>,
     /// Its rule for ties.
-    pub ties: Ties,
+    pub ties: TiePolicy,
     /// How often it is asked.
     pub poll: PollSettings,
     /// How often it is asked while push keeps it level.
@@ -79,57 +81,63 @@ pub struct Feed {
     /// Has it polled now, whatever the wait: the operator's order alone.
     pub poll_now: Notify,
     /// Has it polled as soon as its publisher may be asked: something was put in order.
-    pub poll_anew: Notify,
+    pub poll_when_allowed: Notify,
     /// Has it polled as soon as its pace allows: something may have come to pass.
-    pub poll_soon: Notify,
+    pub poll_at_pace: Notify,
     /// Wakes its resync loop.
     pub resync_now: Notify,
     /// What is known of its push endpoints.
-    pub book: Book,
+    pub push_state: PushState,
     /// Ends its stream, which is opened anew: what was known of its place no longer holds.
-    pub begun_anew: Notify,
+    pub reopen_stream: Notify,
     /// Wakes its look-back loop.
     pub look_back_now: Notify,
     /// When its loops must have shown a sign of life.
-    pub pulses: [Pulse; 7],
+    pub heartbeats: [Heartbeat; 7],
 }
 
-const POLL_PULSE: usize = 0;
-const RESYNC_PULSE: usize = 1;
-const STREAM_PULSE: usize = 2;
-const QUEUE_PULSE: usize = 3;
-const WEBHOOK_PULSE: usize = 4;
-const REGISTER_PULSE: usize = 5;
-const LOOK_BACK_PULSE: usize = 6;
+const POLL_HEARTBEAT: usize = 0;
+const RESYNC_HEARTBEAT: usize = 1;
+const STREAM_HEARTBEAT: usize = 2;
+const QUEUE_HEARTBEAT: usize = 3;
+const WEBHOOK_HEARTBEAT: usize = 4;
+const REGISTER_HEARTBEAT: usize = 5;
+const LOOK_BACK_HEARTBEAT: usize = 6;
 
 /// How a feed's records are read: the kind of those that carry none, and the order of `modified`.
-pub fn reading(kind: Option<&str>, order: ModifiedOrder) -> Reading {
-    Reading { kind: kind.map(Arc::from), order }
+pub fn decode_options(kind: Option<&str>, order: ModifiedOrder) -> DecodeSettings {
+    DecodeSettings { kind: kind.map(Arc::from), order }
 }
 
-impl Feed {
+impl FeedRuntime {
     /// Has it look back at once, restarts included, until it has.
-    pub async fn look_back_soon(&self) {
-        self.told(self.shared.store.look_back(self.id).await);
+    pub async fn request_look_back(&self) {
+        self.log_store_error(self.context.store.request_look_back(self.id).await);
         self.look_back_now.notify_one();
     }
 
     /// Whatever is handed to the store passes here, and leaves the feed's secrets behind; `data` stays as published.
-    fn delivery(&self, generation: Generation, transport: Transport, mut page: Page, purpose: Purpose) -> Delivery {
+    fn build_delivery(
+        &self,
+        generation: Generation,
+        transport: Transport,
+        mut page: Page,
+        purpose: Purpose,
+    ) -> Delivery {
         self.redact(&mut page);
         Delivery {
             feed: self.id,
             generation,
             transport,
             at: now(),
-            stood: Seq::MAX,
-            origin: Origin::default(),
+            start_seq: Seq::MAX,
+            provenance: Provenance::default(),
             page,
             purpose,
-            order: self.source.reading.order,
+            order: self.source.decode_options.order,
             ties: self.ties,
-            follows: false,
-            held: Held::default(),
+            keep_order: false,
+            release_on_commit: ReleaseOnCommit::default(),
             redactor: Redactor(Some(Arc::<PageSource>::clone(&self.source))),
         }
     }
@@ -140,7 +148,7 @@ impl Feed {
         }
         for record in &mut page.unreadable {
             record.detail = self.source.requests.redact(&record.detail);
-            record.shown = Some(self.source.requests.redact(&record.raw)).filter(|shown| *shown != record.raw);
+            record.redacted = Some(self.source.requests.redact(&record.raw)).filter(|shown| *shown != record.raw);
         }
         page.license = page.license.take().map(|license| self.source.requests.redact(&license));
     }
@@ -149,20 +157,21 @@ impl Feed {
     ///
     /// # Errors
     /// In words, when it still can't be read or applied.
-    pub async fn read_again(&self, raw: &str, transport: Transport) -> Result<(), String> {
-        let (page, reading) = (format!("{{\"items\":[{raw}]}}").into_bytes(), self.source.reading.clone());
-        let read = self.shared.decoders.run(move |_| rpde::page(page, &reading)).await;
+    pub async fn retry_quarantined(&self, raw: &str, transport: Transport) -> Result<(), String> {
+        let (page, decode_options) =
+            (format!("{{\"items\":[{raw}]}}").into_bytes(), self.source.decode_options.clone());
+        let read = self.context.decoders.run(move |_| rpde::page(page, &decode_options)).await;
         let page = read
             .map_err(|panicked| panicked.to_string())?
-            .map_err(|refused| refused.words(|text| self.source.requests.redact(text)))?;
+            .map_err(|refused| refused.reason(|text| self.source.requests.redact(text)))?;
         if let Some(record) = page.unreadable.first() {
             let detail = self.source.requests.redact(&record.detail);
             return Err(format!("it still can't be read: {}: {detail}", record.reason));
         }
-        let generation = self.shared.store.feed(&self.name).await.map_err(|error| error.to_string())?.generation;
-        let applied = self.shared.store.apply(self.delivery(generation, transport, page, Purpose::Again)).await;
+        let generation = self.context.store.feed(&self.name).await.map_err(|error| error.to_string())?.generation;
+        let applied = self.context.store.apply(self.build_delivery(generation, transport, page, Purpose::Reread)).await;
         match applied {
-            Ok(Ok(applied)) if applied.verdict == Verdict::Taken => Ok(()),
+            Ok(Ok(applied)) if applied.verdict == DeliveryVerdict::Committed => Ok(()),
             Ok(Ok(_)) => Err("the feed has begun anew meanwhile".to_owned()),
             Ok(Err(error)) => Err(error.to_string()),
             Err(_) => Err("the writer has stopped".to_owned()),
@@ -172,7 +181,7 @@ impl Feed {
 
 /// What a feed has done since the start.
 #[derive(Debug, Default)]
-pub struct Counts {
+pub struct FeedCounters {
     /// Pages committed.
     pub pages: AtomicU64,
     /// Bytes over the wire.
@@ -184,25 +193,25 @@ pub struct Counts {
     /// Records quarantined.
     pub quarantined: AtomicU64,
     /// Records, by transport and by what became of them.
-    outcomes: [[AtomicU64; Outcome::ALL.len()]; Transport::ALL.len()],
+    outcomes: [[AtomicU64; RecordOutcome::ALL.len()]; Transport::ALL.len()],
     /// Requests for pages, by what they got.
-    polls: [AtomicU64; Asked::ALL.len()],
+    polls: [AtomicU64; RequestOutcome::ALL.len()],
     /// The likely size of its next page, bytes once decompressed.
-    pub expected: AtomicU64,
+    pub expected_page_bytes: AtomicU64,
     /// What it waits for after a failure, and until when.
-    waits: Mutex<Option<(String, Instant)>>,
+    failure_wait: Mutex<Option<(String, Instant)>>,
 }
 
-impl Counts {
+impl FeedCounters {
     /// Why it waits, and for how long; nothing once it no longer does.
-    pub fn waits(&self, why: Option<(String, Duration)>) {
+    pub fn set_failure_wait(&self, why: Option<(String, Duration)>) {
         let waits = why.map(|(why, wait)| (why, Instant::now() + wait));
-        *self.waits.lock().unwrap_or_else(PoisonError::into_inner) = waits;
+        *self.failure_wait.lock().unwrap_or_else(PoisonError::into_inner) = waits;
     }
 
     /// Why it waits, and for how much longer.
-    pub fn waits_for(&self) -> Option<(String, Duration)> {
-        let waits = self.waits.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    pub fn failure_wait(&self) -> Option<(String, Duration)> {
+        let waits = self.failure_wait.lock().unwrap_or_else(PoisonError::into_inner).clone();
         waits.map(|(why, until)| (why, until.saturating_duration_since(Instant::now())))
     }
 
@@ -211,8 +220,8 @@ impl Counts {
     }
 
     /// Counts what became of a delivery's records.
-    fn applied(&self, transport: Transport, applied: &Applied) {
-        Self::add(&self.records, applied.records());
+    fn count_applied(&self, transport: Transport, applied: &Applied) {
+        Self::add(&self.records, applied.record_count());
         Self::add(&self.written, applied.written());
         Self::add(&self.quarantined, applied.quarantined);
         for (outcome, n) in applied.outcomes() {
@@ -220,59 +229,59 @@ impl Counts {
         }
     }
 
-    fn asked(&self, got: Asked) {
+    fn count_request(&self, got: RequestOutcome) {
         Self::add(&self.polls[got as usize], 1);
     }
 
     /// Records since the start, by transport and by what became of them.
-    pub fn outcomes(&self) -> Vec<(Transport, Outcome, u64)> {
-        let count = |transport: Transport, outcome: Outcome| {
+    pub fn outcomes(&self) -> Vec<(Transport, RecordOutcome, u64)> {
+        let count = |transport: Transport, outcome: RecordOutcome| {
             let counter = &self.outcomes[transport as usize][outcome as usize];
             (transport, outcome, counter.load(Ordering::Relaxed))
         };
-        let of = |transport: Transport| Outcome::ALL.iter().map(move |outcome| count(transport, *outcome));
+        let of = |transport: Transport| RecordOutcome::ALL.iter().map(move |outcome| count(transport, *outcome));
         Transport::ALL.iter().copied().flat_map(of).collect()
     }
 
     /// Requests for pages since the start, by what they got.
-    pub fn polls(&self) -> Vec<(Asked, u64)> {
-        Asked::ALL.iter().map(|got| (*got, self.polls[*got as usize].load(Ordering::Relaxed))).collect()
+    pub fn polls(&self) -> Vec<(RequestOutcome, u64)> {
+        RequestOutcome::ALL.iter().map(|got| (*got, self.polls[*got as usize].load(Ordering::Relaxed))).collect()
     }
 }
 
 /// A loop's promise to show a sign of life; what a watchdog watches.
 #[derive(Debug)]
-pub struct Pulse {
-    origin: Instant,
+pub struct Heartbeat {
+    created: Instant,
     due_ms: AtomicU64,
 }
 
-impl Default for Pulse {
+impl Default for Heartbeat {
     fn default() -> Self {
-        Self { origin: Instant::now(), due_ms: AtomicU64::new(u64::MAX) }
+        Self { created: Instant::now(), due_ms: AtomicU64::new(u64::MAX) }
     }
 }
 
-impl Pulse {
+impl Heartbeat {
     /// The loop will be back within `time`, or it hangs.
-    pub fn within(&self, time: Duration) {
+    pub fn expect_within(&self, time: Duration) {
         const SLACK: Duration = Duration::from_secs(120);
-        let due = self.origin.elapsed() + time + SLACK;
+        let due = self.created.elapsed() + time + SLACK;
         self.due_ms.store(u64::try_from(due.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
     /// The loop waits for something that may take forever, by design.
-    pub fn rest(&self) {
+    pub fn suspend(&self) {
         self.due_ms.store(u64::MAX, Ordering::Relaxed);
     }
 
     /// Whether the loop has missed its promise.
     pub fn is_overdue(&self) -> bool {
-        u128::from(self.due_ms.load(Ordering::Relaxed)) < self.origin.elapsed().as_millis()
+        u128::from(self.due_ms.load(Ordering::Relaxed)) < self.created.elapsed().as_millis()
     }
 }
 
 /// A random number from 0 to 1, for jitter.
-fn chance() -> f64 {
+fn jitter() -> f64 {
     rand::random()
 }

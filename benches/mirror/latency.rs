@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use feedmirror::decode::rpde::{self, Reading};
-use feedmirror::feed::{FeedName, Order, Ties, Transport};
-use feedmirror::store::apply::{Delivery, Held, Purpose, Redactor};
-use feedmirror::store::feeds::{Registration, StoredFeed};
+use feedmirror::decode::rpde::{self, DecodeSettings};
+use feedmirror::feed::{FeedName, ModifiedOrder, TiePolicy, Transport};
+use feedmirror::store::apply::{Delivery, Purpose, Redactor, ReleaseOnCommit};
+use feedmirror::store::feeds::{FeedRegistration, StoredFeed};
 use feedmirror::store::{Store, now};
 
 use crate::publisher::item;
@@ -38,12 +38,12 @@ pub(crate) fn beside_a_refresh(path: &Path) -> Result<(), Box<dyn std::error::Er
 }
 
 async fn measure(store: &Store) -> Result<Vec<Duration>, Box<dyn std::error::Error>> {
-    let feeds = ["large", "small"].map(|name| Registration {
+    let feeds = ["large", "small"].map(|name| FeedRegistration {
         name: FeedName::new(name).expect("a plain name"),
         provider: None,
         url: format!("http://{name}.example/"),
         attribution: Default::default(),
-        broken: None,
+        config_error: None,
     });
     let stored = store.register(now(), feeds.to_vec(), true).await?;
     let done = Arc::new(AtomicBool::new(false));
@@ -87,20 +87,20 @@ fn delivery(feed: &StoredFeed, items: std::ops::Range<u64>) -> Delivery {
         })
         .collect();
     let page = format!("{{\"items\":[{}]}}", records.join(","));
-    let page = rpde::page(page.into_bytes(), &Reading::default()).expect("a page of our own");
+    let page = rpde::page(page.into_bytes(), &DecodeSettings::default()).expect("a page of our own");
     Delivery {
         feed: feed.id,
         generation: feed.generation,
         transport: Transport::Poll,
         at: now(),
         page,
-        purpose: Purpose::Again,
-        order: Order::Standard,
-        ties: Ties::Keep,
-        stood: i64::MAX,
-        follows: false,
-        held: Held::default(),
+        purpose: Purpose::Reread,
+        order: ModifiedOrder::Standard,
+        ties: TiePolicy::Keep,
+        start_seq: i64::MAX,
+        keep_order: false,
+        release_on_commit: ReleaseOnCommit::default(),
         redactor: Redactor::default(),
-        origin: Default::default(),
+        provenance: Default::default(),
     }
 }

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use publisher::Publisher;
+use publisher::BenchPublisher;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
@@ -52,7 +52,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 fn refresh(folder: &Path, items: usize) -> Result<(), Box<dyn std::error::Error>> {
     const ROUNDS: usize = 3;
     println!("one feed of {items} items, gzip, pages of {}; {ROUNDS} rounds", publisher::PAGE);
-    let publisher = Publisher::start(1, items)?;
+    let publisher = BenchPublisher::start(1, items)?;
     let (database, bare) = (folder.join("refresh.db"), folder.join("bare.db"));
     let feed = format!("bench={}", publisher.url(0));
     let sync = ["sync", &feed, "--json", "--db", path(&database)];
@@ -61,16 +61,16 @@ fn refresh(folder: &Path, items: usize) -> Result<(), Box<dyn std::error::Error>
         remove(&database)?;
         remove(&bare)?;
         let rate = |seconds: f64| items as f64 / seconds;
-        settle()?;
-        let first = Run::of(&sync)?;
+        sync_disk()?;
+        let first = BinaryRun::of(&sync)?;
         let loaded = rate(first.seconds());
         println!("  first load      {loaded:9.0} items/s   {}   (at least 80,000, 128 MiB)", first.figures());
-        settle()?;
+        sync_disk()?;
         let bare = rate(bare::write(&bare, items as u64)?.as_secs_f64());
         println!("  bare writer     {bare:9.0} items/s   ratio {:.2}", loaded / bare);
-        settle()?;
-        Run::of(&["seek", "bench", &publisher.url(0), "--db", path(&database)])?;
-        let replay = Run::of(&sync)?;
+        sync_disk()?;
+        BinaryRun::of(&["seek", "bench", &publisher.url(0), "--db", path(&database)])?;
+        let replay = BinaryRun::of(&sync)?;
         let replayed = rate(replay.seconds());
         println!("  replay          {replayed:9.0} items/s   ratio {:.2}   {}", replayed / loaded, replay.figures());
         ratios[0].push(loaded / bare);
@@ -89,7 +89,7 @@ fn median(mut figures: Vec<f64>) -> f64 {
 }
 
 /// Waits until what was written before is on the disk, so that no part pays for the one before it.
-fn settle() -> Result<(), Box<dyn std::error::Error>> {
+fn sync_disk() -> Result<(), Box<dyn std::error::Error>> {
     if !Command::new("sync").status()?.success() {
         return Err("sync failed".into());
     }
@@ -111,10 +111,10 @@ fn remove(database: &Path) -> std::io::Result<()> {
 fn feeds(folder: &Path, items: usize) -> Result<(), Box<dyn std::error::Error>> {
     let (feeds, each) = (500, items.min(1_000_000) / 500);
     println!("{feeds} feeds of {each} items at once");
-    let publisher = Publisher::start(feeds, each)?;
+    let publisher = BenchPublisher::start(feeds, each)?;
     let config = folder.join("feeds.toml");
     write_config(&config, &publisher, feeds, "feeds.db", "")?;
-    let run = Run::of(&["--config", path(&config), "sync", "--json"])?;
+    let run = BinaryRun::of(&["--config", path(&config), "sync", "--json"])?;
     let rate = (feeds * each) as f64 / run.seconds();
     println!("  in total        {rate:9.0} items/s   {}   (at least 130,000, 256 MiB)", run.figures());
     Ok(())
@@ -122,31 +122,31 @@ fn feeds(folder: &Path, items: usize) -> Result<(), Box<dyn std::error::Error>> 
 
 /// 1,000 level feeds where nothing happens, polled as rarely as they are after a while. They were loaded by a run before.
 fn idle(folder: &Path) -> Result<(), Box<dyn std::error::Error>> {
-    const SETTLE: Duration = Duration::from_secs(20);
-    const WATCHED: Duration = Duration::from_secs(60);
+    const IDLE_WARMUP_TIME: Duration = Duration::from_secs(20);
+    const IDLE_MEASURE_TIME: Duration = Duration::from_secs(60);
     println!("1,000 level, idle feeds");
-    let publisher = Publisher::start(1_000, 100)?;
+    let publisher = BenchPublisher::start(1_000, 100)?;
     let config = folder.join("idle.toml");
     write_config(&config, &publisher, 1_000, "idle.db", "[poll]\nmin = \"9m\"\n[ops]\nlisten = \"127.0.0.1:0\"\n")?;
-    let loaded = Run::of(&["--config", path(&config), "sync", "--json"])?;
+    let loaded = BinaryRun::of(&["--config", path(&config), "sync", "--json"])?;
     println!("  their load                {}", loaded.figures());
     let mut child = binary(&["--config", path(&config), "-q", "run"]).spawn()?;
-    std::thread::sleep(SETTLE);
+    std::thread::sleep(IDLE_WARMUP_TIME);
     let before = cpu(&child)?;
-    std::thread::sleep(WATCHED);
+    std::thread::sleep(IDLE_MEASURE_TIME);
     let spent = cpu(&child)? - before;
     let peak = peak(&child);
     child.kill()?;
     child.wait()?;
     println!(
         "  one core        {:9.2} %   {:.0} MiB   (under 2 %, 150 MiB)",
-        100.0 * spent / WATCHED.as_secs_f64(),
+        100.0 * spent / IDLE_MEASURE_TIME.as_secs_f64(),
         peak as f64 / 1024.0
     );
     Ok(())
 }
 
-fn write_config(path: &Path, publisher: &Publisher, feeds: usize, db: &str, more: &str) -> std::io::Result<()> {
+fn write_config(path: &Path, publisher: &BenchPublisher, feeds: usize, db: &str, more: &str) -> std::io::Result<()> {
     let mut text = format!("database = \"{db}\"\n{more}[http]\nper_host = 16\n");
     for feed in 0..feeds {
         text.push_str(&format!("[feeds.f{feed}]\nurl = \"{}\"\n", publisher.url(feed)));
@@ -155,13 +155,13 @@ fn write_config(path: &Path, publisher: &Publisher, feeds: usize, db: &str, more
 }
 
 /// A run of the real binary, to its end.
-struct Run {
+struct BinaryRun {
     wall: Duration,
     cpu: f64,
     peak_kib: u64,
 }
 
-impl Run {
+impl BinaryRun {
     fn of(arguments: &[&str]) -> Result<Self, Box<dyn std::error::Error>> {
         let began = Instant::now();
         let mut child = binary(arguments).spawn()?;

@@ -15,14 +15,14 @@ const PARAMETER: &str = "afterTimestamp=";
 const FIRST: u64 = 1_700_000_000_000;
 
 /// One item as the writer benchmark needs it.
-pub(crate) struct Made {
+pub(crate) struct BenchItem {
     pub(crate) id: String,
     pub(crate) modified: u64,
     pub(crate) data: Option<String>,
 }
 
 /// The `n`-th item: a GUID, every twentieth deleted, else about 1.7 KB whose words differ from item to item.
-pub(crate) fn item(n: u64) -> Made {
+pub(crate) fn item(n: u64) -> BenchItem {
     let a = mix(n);
     let b = mix(a);
     let id = format!(
@@ -34,7 +34,7 @@ pub(crate) fn item(n: u64) -> Made {
         b & 0xffff_ffff_ffff
     );
     let data = (n % 20 != 7).then(|| body(n, &id));
-    Made { id, modified: FIRST + n, data }
+    BenchItem { id, modified: FIRST + n, data }
 }
 
 /// A finaliser in the manner of SplitMix64: every input gives another output.
@@ -193,12 +193,12 @@ fn answer(stream: &TcpStream, pages: &[Vec<Arc<Vec<u8>>>], origin: &str) {
 }
 
 /// The publisher's process; killed when dropped.
-pub(crate) struct Publisher {
+pub(crate) struct BenchPublisher {
     child: Child,
     address: String,
 }
 
-impl Publisher {
+impl BenchPublisher {
     /// Returns once every page is made.
     pub(crate) fn start(feeds: usize, items: usize) -> std::io::Result<Self> {
         let mut child = Command::new(std::env::current_exe()?)
@@ -217,7 +217,7 @@ impl Publisher {
     }
 }
 
-impl Drop for Publisher {
+impl Drop for BenchPublisher {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();

@@ -18,24 +18,24 @@ use rusqlite::{Connection, OpenFlags};
 
 use crate::publisher::item;
 
-type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
+type BenchResult<T> = Result<T, Box<dyn std::error::Error>>;
 
 const SECRET: &str = "bench-secret";
 /// Changes a second, and for how long, where latency is measured.
 const RATE: u32 = 200;
-const WATCHED: Duration = Duration::from_secs(15);
+const PUSH_MEASURE_TIME: Duration = Duration::from_secs(15);
 const PAGE: usize = 500;
 /// More than the default: what the broker sends ahead bounds how much one commit can take.
 const PREFETCH: u16 = 2_000;
 
 #[derive(Clone, Copy, PartialEq)]
-enum Way {
+enum PushTransport {
     Sse,
     Webhook,
     Amqp,
 }
 
-impl Way {
+impl PushTransport {
     const ALL: [(Self, &'static str, usize, u32); 3] = [
         (Self::Sse, "sse", 300_000, 50_000),
         (Self::Webhook, "webhook", 100_000, 20_000),
@@ -44,22 +44,22 @@ impl Way {
 }
 
 /// Prints a line for each transport.
-pub(crate) fn measure(folder: &Path) -> Outcome<()> {
+pub(crate) fn measure(folder: &Path) -> BenchResult<()> {
     println!("push: {RATE} changes a second, and as many as will go");
-    for (way, name, items, wanted) in Way::ALL {
-        if way == Way::Amqp && std::env::var_os("FEED_BENCH_AMQP").is_none() {
+    for (way, name, items, wanted) in PushTransport::ALL {
+        if way == PushTransport::Amqp && std::env::var_os("FEED_BENCH_AMQP").is_none() {
             println!("  amqp            not measured: FEED_BENCH_AMQP names no broker");
             continue;
         }
-        let steady = Bench::start(folder, way, "steady")?.steady()?;
+        let steady = PushBench::start(folder, way, "steady")?.steady()?;
         let (p50, p99) = (at(&steady, 0.5), at(&steady, 0.99));
         println!(
             "  {name:<15} p50 {p50:.1} ms, p99 {p99:.1} ms, at most {:.1} ms   (p99 within 50 ms)",
             at(&steady, 1.0)
         );
         let (rate, peak) = match way {
-            Way::Amqp => drain(folder, items)?,
-            Way::Sse | Way::Webhook => Bench::start(folder, way, "flood")?.flood(items)?,
+            PushTransport::Amqp => drain(folder, items)?,
+            PushTransport::Sse | PushTransport::Webhook => PushBench::start(folder, way, "flood")?.flood(items)?,
         };
         println!("  {name:<15} {rate:9.0} items/s, {peak:.0} MiB   (at least {wanted}, 128 MiB)");
     }
@@ -71,7 +71,7 @@ fn at(waits: &[Duration], share: f64) -> f64 {
 }
 
 /// A mirror of one feed, and the side that pushes to it.
-struct Bench {
+struct PushBench {
     child: Child,
     database: PathBuf,
     push: Pusher,
@@ -83,12 +83,12 @@ enum Pusher {
     Queue { runtime: tokio::runtime::Runtime, channel: lapin::Channel, queue: String },
 }
 
-impl Bench {
-    fn start(folder: &Path, way: Way, name: &str) -> Outcome<Self> {
+impl PushBench {
+    fn start(folder: &Path, way: PushTransport, name: &str) -> BenchResult<Self> {
         Self::start_with(folder, way, name, &format!("bench-{name}-{}", std::process::id()))
     }
 
-    fn start_with(folder: &Path, way: Way, name: &str, queue: &str) -> Outcome<Self> {
+    fn start_with(folder: &Path, way: PushTransport, name: &str, queue: &str) -> BenchResult<Self> {
         let listener = TcpListener::bind("127.0.0.1:0")?;
         let origin = format!("http://{}", listener.local_addr()?);
         let (streams, opened) = mpsc::channel();
@@ -102,9 +102,9 @@ impl Bench {
         let _ = std::fs::remove_file(&database);
         std::fs::write(&secret, SECRET)?;
         let endpoint = match way {
-            Way::Sse => format!("sse.url = \"{origin}/stream\"\n"),
-            Way::Webhook => format!("webhook = {{ secret_file = \"{}\" }}\n", secret.display()),
-            Way::Amqp => {
+            PushTransport::Sse => format!("sse.url = \"{origin}/stream\"\n"),
+            PushTransport::Webhook => format!("webhook = {{ secret_file = \"{}\" }}\n", secret.display()),
+            PushTransport::Amqp => {
                 format!(
                     "amqp = {{ url = {{ env = \"FEED_BENCH_AMQP\" }}, queue = \"{queue}\", declare = \"durable\", prefetch = {PREFETCH} }}\n"
                 )
@@ -123,21 +123,21 @@ impl Bench {
         let file = wait_for(|| Connection::open_with_flags(&database, OpenFlags::SQLITE_OPEN_READ_ONLY).ok())?;
         wait_for(|| file.query_row("SELECT level_at FROM feeds WHERE level_at IS NOT NULL", [], |_| Ok(())).ok())?;
         let push = match way {
-            Way::Sse => Pusher::Stream(opened.recv_timeout(Duration::from_secs(20))?),
-            Way::Webhook => {
+            PushTransport::Sse => Pusher::Stream(opened.recv_timeout(Duration::from_secs(20))?),
+            PushTransport::Webhook => {
                 let address: String = file.query_row("SELECT webhooks_address FROM mirror", [], |row| row.get(0))?;
                 Pusher::Posts { address, feed: "bench".into() }
             }
-            Way::Amqp => queue_at(queue)?,
+            PushTransport::Amqp => queue_at(queue)?,
         };
         Ok(Self { child, database, push })
     }
 
     /// One item at a time, `RATE` a second; how long each took to be seen in the file, sorted.
-    fn steady(mut self) -> Outcome<Vec<Duration>> {
+    fn steady(mut self) -> BenchResult<Vec<Duration>> {
         let file = Connection::open_with_flags(&self.database, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
         let (told, sent) = mpsc::channel::<(u64, Instant)>();
-        let count = u64::from(RATE) * WATCHED.as_secs();
+        let count = u64::from(RATE) * PUSH_MEASURE_TIME.as_secs();
         let watching = std::thread::spawn(move || watch(&file, &sent, count));
         let began = Instant::now();
         for n in 0..count {
@@ -152,7 +152,7 @@ impl Bench {
     }
 
     /// `items` as fast as they go, until the last is in the file: items a second, and the mirror's peak in MiB.
-    fn flood(mut self, items: usize) -> Outcome<(f64, f64)> {
+    fn flood(mut self, items: usize) -> BenchResult<(f64, f64)> {
         let pages: Vec<Vec<String>> = pages(items).collect();
         let began = Instant::now();
         for page in pages {
@@ -163,7 +163,7 @@ impl Bench {
     }
 
     /// Waits until the file holds so many items.
-    fn holds(&self, items: usize) -> Outcome<()> {
+    fn holds(&self, items: usize) -> BenchResult<()> {
         let file = Connection::open_with_flags(&self.database, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
         let all = i64::try_from(items)?;
         wait_for(|| {
@@ -178,7 +178,7 @@ fn pages(items: usize) -> impl Iterator<Item = Vec<String>> {
 }
 
 /// Empties a queue of `items`, first with a bare consumer, then into the mirror: its items a second and peak in MiB.
-fn drain(folder: &Path, items: usize) -> Outcome<(f64, f64)> {
+fn drain(folder: &Path, items: usize) -> BenchResult<(f64, f64)> {
     let queue = format!("bench-drain-{}", std::process::id());
     let mut pusher = queue_at(&queue)?;
     for page in pages(items) {
@@ -189,7 +189,7 @@ fn drain(folder: &Path, items: usize) -> Outcome<(f64, f64)> {
     for page in pages(items) {
         pusher.send(&page)?;
     }
-    let bench = Bench::start_with(folder, Way::Amqp, "drain", &queue)?;
+    let bench = PushBench::start_with(folder, PushTransport::Amqp, "drain", &queue)?;
     bench.holds(1)?;
     let began = Instant::now();
     bench.holds(items)?;
@@ -197,7 +197,7 @@ fn drain(folder: &Path, items: usize) -> Outcome<(f64, f64)> {
 }
 
 /// Takes everything and acknowledges it in batches, with the prefetch of the mirror; items a second.
-fn bare_consumer(queue: &str, items: usize) -> Outcome<f64> {
+fn bare_consumer(queue: &str, items: usize) -> BenchResult<f64> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let url = std::env::var("FEED_BENCH_AMQP")?;
     runtime.block_on(async {
@@ -220,7 +220,7 @@ fn bare_consumer(queue: &str, items: usize) -> Outcome<f64> {
     })
 }
 
-impl Drop for Bench {
+impl Drop for PushBench {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -228,7 +228,7 @@ impl Drop for Bench {
 }
 
 impl Pusher {
-    fn send(&mut self, records: &[String]) -> Outcome<()> {
+    fn send(&mut self, records: &[String]) -> BenchResult<()> {
         match self {
             Self::Stream(stream) => {
                 let mut events = String::with_capacity(records.len() * 2_000);
@@ -254,7 +254,7 @@ impl Pusher {
     }
 }
 
-fn queue_at(queue: &str) -> Outcome<Pusher> {
+fn queue_at(queue: &str) -> BenchResult<Pusher> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let url = std::env::var("FEED_BENCH_AMQP")?;
     let channel = runtime.block_on(async {
@@ -273,7 +273,7 @@ thread_local! {
 }
 
 /// One connection is kept; a page is posted once the one before was answered.
-fn post(address: &str, feed: &str, records: &[String]) -> Outcome<()> {
+fn post(address: &str, feed: &str, records: &[String]) -> BenchResult<()> {
     POSTING.with_borrow_mut(|kept| {
         let stream = match kept {
             Some(stream) if stream.peer_addr().is_ok_and(|peer| peer.to_string() == address) => stream,
@@ -340,7 +340,7 @@ fn serve(stream: TcpStream, streams: &mpsc::Sender<TcpStream>) -> std::io::Resul
 fn watch(file: &Connection, sent: &mpsc::Receiver<(u64, Instant)>, count: u64) -> Result<Vec<Duration>, String> {
     let mut new = file.prepare("SELECT seq, id FROM changes WHERE seq > ?1 ORDER BY seq").map_err(|e| e.to_string())?;
     let (mut last, mut waits, mut when) = (0_i64, Vec::new(), HashMap::new());
-    let deadline = Instant::now() + WATCHED + Duration::from_secs(30);
+    let deadline = Instant::now() + PUSH_MEASURE_TIME + Duration::from_secs(30);
     while (waits.len() as u64) < count {
         let rows: Vec<(i64, String)> = new
             .query_map([last], |row| Ok((row.get(0)?, row.get(1)?)))
@@ -362,7 +362,7 @@ fn watch(file: &Connection, sent: &mpsc::Receiver<(u64, Instant)>, count: u64) -
     Ok(waits)
 }
 
-fn wait_for<T>(mut found: impl FnMut() -> Option<T>) -> Outcome<T> {
+fn wait_for<T>(mut found: impl FnMut() -> Option<T>) -> BenchResult<T> {
     let deadline = Instant::now() + Duration::from_secs(120);
     while Instant::now() < deadline {
         if let Some(found) = found() {

@@ -2,8 +2,8 @@
 
 use jiff::Timestamp;
 
-use super::place::Place;
-use super::{Exit, Globals, Usage, control};
+use super::database_path::DatabasePath;
+use super::{Exit, GlobalArgs, UsageError, control};
 use crate::supervisor::ack::{self, Ack};
 use crate::supervisor::control::Order;
 
@@ -23,17 +23,17 @@ pub struct Args {
     #[arg(long, conflicts_with_all = ["until", "note"])]
     clear: bool,
     #[command(flatten)]
-    place: Place,
+    database_path: DatabasePath,
 }
 
 /// Silences feeds' alerts, or lets them come again.
 ///
 /// # Errors
 /// When the time can't be read or lies in the past, and as [`control::pause`].
-pub fn run(globals: &Globals, args: Args) -> anyhow::Result<Exit> {
+pub fn run(globals: &GlobalArgs, args: Args) -> anyhow::Result<Exit> {
     let order = match args.clear {
         true => Order::Ack(None),
-        false => Order::Ack(Some(Ack::parse(Some(&args.until), args.note, Timestamp::now()).map_err(Usage)?)),
+        false => Order::Ack(Some(Ack::parse(Some(&args.until), args.note, Timestamp::now()).map_err(UsageError)?)),
     };
-    control::tell(globals, &args.place, &args.feeds, &order)
+    control::send_orders(globals, &args.database_path, &args.feeds, &order)
 }

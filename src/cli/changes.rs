@@ -3,11 +3,11 @@
 use std::io::Write;
 use std::time::{Duration, Instant};
 
-use super::lasting::{Stop, until_stopped};
-use super::place::Place;
-use super::{Exit, Globals, stdout, told};
-use crate::output::changes::{Position, Selection, mark, page};
-use crate::store::read::{Filter, Reader};
+use super::database_path::DatabasePath;
+use super::stop_signal::{StopSignal, until_stopped};
+use super::{Exit, GlobalArgs, into_anyhow, stdout};
+use crate::output::changes::{ChangeSelection, LogPosition, mark, page};
+use crate::store::read::{FeedKindFilter, Reader};
 
 /// Changes of one page.
 const PAGE_ROWS: usize = 1_000;
@@ -21,7 +21,7 @@ const TELL: Duration = Duration::from_secs(15);
 pub struct Args {
     /// Changes after this position: a change number, or epoch:number
     #[arg(long, value_name = "POS", default_value = "0")]
-    since: Position,
+    since: LogPosition,
     /// Changes of this feed; may be repeated
     #[arg(long, value_name = "FEED")]
     feed: Vec<String>,
@@ -38,45 +38,45 @@ pub struct Args {
     #[arg(long)]
     follow: bool,
     #[command(flatten)]
-    place: Place,
+    database_path: DatabasePath,
 }
 
 /// Prints changes, and after each batch the position to come back with.
 ///
 /// # Errors
 /// For a position of another mirror; when the file can't be read, has no such feed, or standard output can't be written.
-pub fn run(globals: &Globals, args: Args) -> anyhow::Result<Exit> {
-    let reader = args.place.open(globals)?;
-    let filter = Filter { feeds: args.feed, kinds: args.kind };
-    let mut log = Log {
+pub fn run(globals: &GlobalArgs, args: Args) -> anyhow::Result<Exit> {
+    let reader = args.database_path.open(globals)?;
+    let filter = FeedKindFilter { feeds: args.feed, kinds: args.kind };
+    let mut log = ChangeLogReader {
         reader,
-        selection: Selection { filter, data: args.data },
+        selection: ChangeSelection { filter, data: args.data },
         position: args.since,
         left: args.limit.map(|limit| usize::try_from(limit).unwrap_or(usize::MAX)),
-        told: None,
+        last_written: None,
     };
     if args.follow {
         return until_stopped(move |stop| log.follow(stop));
     }
     log.catch_up()?;
-    if log.told.as_ref().is_none_or(|(position, _)| *position != log.position) {
+    if log.last_written.as_ref().is_none_or(|(position, _)| *position != log.position) {
         log.tell(Vec::new())?;
     }
     Ok(Exit::Done)
 }
 
 /// A reader of the log and how far it has come.
-struct Log {
+struct ChangeLogReader {
     reader: Reader,
-    selection: Selection,
-    position: Position,
+    selection: ChangeSelection,
+    position: LogPosition,
     /// Changes still wanted.
     left: Option<usize>,
     /// Which position was told last, and when.
-    told: Option<(Position, Instant)>,
+    last_written: Option<(LogPosition, Instant)>,
 }
 
-impl Log {
+impl ChangeLogReader {
     /// Prints what there is, each page with its position.
     fn catch_up(&mut self) -> anyhow::Result<()> {
         loop {
@@ -85,7 +85,7 @@ impl Log {
                 return Ok(());
             }
             let mut out = Vec::new();
-            let batch = page(&self.reader, &self.position, &self.selection, limit, &mut out).map_err(told)?;
+            let batch = page(&self.reader, &self.position, &self.selection, limit, &mut out).map_err(into_anyhow)?;
             self.left = self.left.map(|left| left.saturating_sub(batch.rows));
             self.position = batch.position;
             if batch.rows > 0 {
@@ -98,7 +98,7 @@ impl Log {
     }
 
     /// Prints what changes as it does.
-    fn follow(&mut self, stop: &Stop) -> anyhow::Result<Exit> {
+    fn follow(&mut self, stop: &StopSignal) -> anyhow::Result<Exit> {
         let mut seen = None;
         loop {
             // Looked at before the log is read: what is committed in between is read again rather than missed.
@@ -107,7 +107,7 @@ impl Log {
                 self.catch_up()?;
                 seen = version;
             }
-            if self.told.as_ref().is_none_or(|(_, at)| at.elapsed() >= TELL) {
+            if self.last_written.as_ref().is_none_or(|(_, at)| at.elapsed() >= TELL) {
                 self.tell(Vec::new())?;
             }
             if self.left == Some(0) || stop.within(LOOK) {
@@ -126,7 +126,7 @@ impl Log {
         let mut out = stdout(true);
         out.write_all(&batch)?;
         out.flush()?;
-        self.told = Some((self.position.clone(), Instant::now()));
+        self.last_written = Some((self.position.clone(), Instant::now()));
         Ok(())
     }
 }

@@ -6,8 +6,8 @@ use std::io::{self, Write};
 
 use serde::Serialize;
 
-use super::{Exit, Globals, stdout};
-use crate::config::{self, Config, Errors, Overrides, Problem, Scope};
+use super::{Exit, GlobalArgs, stdout};
+use crate::config::{self, Config, ConfigErrors, ConfigProblem, Overrides, ProblemScope};
 
 /// What `check` is told.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -22,7 +22,7 @@ pub struct Args {
 
 /// What one endpoint answered; whoever asked sees to it that no secret is in it.
 #[derive(Clone, Debug)]
-pub struct Probe {
+pub struct EndpointProbe {
     /// The feed's name.
     pub feed: String,
     /// The endpoint's key in the configuration: `url`, `sse.url`, `amqp.queue`.
@@ -35,13 +35,13 @@ pub struct Probe {
 
 /// What the check comes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum CheckVerdict {
     /// Nothing is wrong, warnings aside.
-    Sound,
+    Valid,
     /// The configuration is fine, and an endpoint did not answer as it should (exit code 1).
     Unreachable,
     /// The configuration has mistakes (exit code 2).
-    Mistaken,
+    Invalid,
 }
 
 /// One thing found, as `--json` prints it.
@@ -63,7 +63,7 @@ struct Row<'a> {
 ///
 /// # Errors
 /// When standard output can't be written.
-pub fn run(globals: &Globals, args: Args) -> anyhow::Result<Exit> {
+pub fn run(globals: &GlobalArgs, args: Args) -> anyhow::Result<Exit> {
     let loaded = config::load(globals.config.as_deref(), &Overrides::default());
     let probes = match &loaded {
         Ok(config) if args.online => super::runtime()?.block_on(online::probe(&super::run::fleet(config))),
@@ -71,9 +71,9 @@ pub fn run(globals: &Globals, args: Args) -> anyhow::Result<Exit> {
     };
     let verdict = print(&mut stdout(args.json), &args, &loaded, &probes)?;
     Ok(match verdict {
-        Verdict::Sound => Exit::Done,
-        Verdict::Unreachable => Exit::Failed,
-        Verdict::Mistaken => Exit::Usage,
+        CheckVerdict::Valid => Exit::Done,
+        CheckVerdict::Unreachable => Exit::Failed,
+        CheckVerdict::Invalid => Exit::Usage,
     })
 }
 
@@ -84,9 +84,9 @@ pub fn run(globals: &Globals, args: Args) -> anyhow::Result<Exit> {
 pub fn print(
     out: &mut impl Write,
     args: &Args,
-    loaded: &Result<Config, Errors>,
-    probes: &[Probe],
-) -> io::Result<Verdict> {
+    loaded: &Result<Config, ConfigErrors>,
+    probes: &[EndpointProbe],
+) -> io::Result<CheckVerdict> {
     let (problems, warnings) = match loaded {
         Ok(config) => (&config.problems, &config.warnings),
         Err(errors) => (&errors.problems, &errors.warnings),
@@ -98,20 +98,25 @@ pub fn print(
         print_summary(out, loaded, problems.len(), warnings.len())?;
     }
     Ok(match () {
-        () if !problems.is_empty() || loaded.is_err() => Verdict::Mistaken,
-        () if probes.iter().any(|probe| probe.answer.is_err()) => Verdict::Unreachable,
-        () => Verdict::Sound,
+        () if !problems.is_empty() || loaded.is_err() => CheckVerdict::Invalid,
+        () if probes.iter().any(|probe| probe.answer.is_err()) => CheckVerdict::Unreachable,
+        () => CheckVerdict::Valid,
     })
 }
 
-fn print_lines(out: &mut impl Write, problems: &[Problem], warnings: &[Problem], probes: &[Probe]) -> io::Result<()> {
+fn print_lines(
+    out: &mut impl Write,
+    problems: &[ConfigProblem],
+    warnings: &[ConfigProblem],
+    probes: &[EndpointProbe],
+) -> io::Result<()> {
     for problem in problems {
         writeln!(out, "error: {problem}")?;
     }
     for warning in warnings {
         writeln!(out, "warning: {warning}")?;
     }
-    for Probe { feed, url, answer, .. } in probes {
+    for EndpointProbe { feed, url, answer, .. } in probes {
         match answer {
             Ok(answer) => writeln!(out, "ok: {feed}: {url}: {answer}")?,
             Err(reason) => writeln!(out, "failed: {feed}: {url}: {reason}")?,
@@ -120,9 +125,14 @@ fn print_lines(out: &mut impl Write, problems: &[Problem], warnings: &[Problem],
     Ok(())
 }
 
-fn print_rows(out: &mut impl Write, problems: &[Problem], warnings: &[Problem], probes: &[Probe]) -> io::Result<()> {
+fn print_rows(
+    out: &mut impl Write,
+    problems: &[ConfigProblem],
+    warnings: &[ConfigProblem],
+    probes: &[EndpointProbe],
+) -> io::Result<()> {
     let errors = problems.iter().map(|problem| row("error", problem));
-    let rows = errors.chain(warnings.iter().map(|warning| row("warning", warning))).chain(probes.iter().map(probed));
+    let rows = errors.chain(warnings.iter().map(|warning| row("warning", warning))).chain(probes.iter().map(probe_row));
     for row in rows {
         serde_json::to_writer(&mut *out, &row)?;
         writeln!(out)?;
@@ -130,11 +140,11 @@ fn print_rows(out: &mut impl Write, problems: &[Problem], warnings: &[Problem], 
     Ok(())
 }
 
-fn row<'a>(level: &'static str, problem: &'a Problem) -> Row<'a> {
+fn row<'a>(level: &'static str, problem: &'a ConfigProblem) -> Row<'a> {
     let (scope, name) = match &problem.scope {
-        Scope::Fatal => ("all", None),
-        Scope::Provider(name) => ("provider", Some(name.as_str())),
-        Scope::Feed(name) => ("feed", Some(name.as_str())),
+        ProblemScope::Fatal => ("all", None),
+        ProblemScope::Provider(name) => ("provider", Some(name.as_str())),
+        ProblemScope::Feed(name) => ("feed", Some(name.as_str())),
     };
     Row {
         level,
@@ -147,7 +157,7 @@ fn row<'a>(level: &'static str, problem: &'a Problem) -> Row<'a> {
     }
 }
 
-fn probed(probe: &Probe) -> Row<'_> {
+fn probe_row(probe: &EndpointProbe) -> Row<'_> {
     let (level, message) = match &probe.answer {
         Ok(answer) => ("ok", answer),
         Err(reason) => ("failed", reason),
@@ -157,7 +167,7 @@ fn probed(probe: &Probe) -> Row<'_> {
 
 fn print_summary(
     out: &mut impl Write,
-    loaded: &Result<Config, Errors>,
+    loaded: &Result<Config, ConfigErrors>,
     errors: usize,
     warnings: usize,
 ) -> io::Result<()> {
@@ -183,7 +193,7 @@ mod tests {
     use super::*;
     use crate::config::{self, Overrides};
 
-    fn check(text: &str, args: &Args, probes: &[Probe]) -> (Verdict, String) {
+    fn check(text: &str, args: &Args, probes: &[EndpointProbe]) -> (CheckVerdict, String) {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("feedmirror.toml");
         std::fs::write(&path, text).unwrap();
@@ -199,14 +209,14 @@ mod tests {
     #[test]
     fn a_sound_configuration_is_a_line() {
         let (verdict, out) = check(GOOD, &Args::default(), &[]);
-        assert_eq!(verdict, Verdict::Sound);
+        assert_eq!(verdict, CheckVerdict::Valid);
         assert_eq!(out, "1 file, 1 feed; 0 errors, 0 warnings\n");
     }
 
     #[test]
     fn a_feed_s_mistake_is_told_with_file_and_key() {
         let (verdict, out) = check(&format!("{GOOD}pol.min = \"9s\"\n"), &Args::default(), &[]);
-        assert_eq!(verdict, Verdict::Mistaken);
+        assert_eq!(verdict, CheckVerdict::Invalid);
         assert_eq!(
             out,
             "error: feedmirror.toml: feeds.a.pol: unknown key; did you mean \"poll\"?\n\
@@ -217,7 +227,7 @@ mod tests {
     #[test]
     fn a_fatal_mistake_says_so() {
         let (verdict, out) = check("databse = \"x\"\n", &Args::default(), &[]);
-        assert_eq!(verdict, Verdict::Mistaken);
+        assert_eq!(verdict, CheckVerdict::Invalid);
         assert!(out.ends_with("1 error, 1 warning; run would refuse to start\n"), "{out}");
     }
 
@@ -236,9 +246,10 @@ mod tests {
     #[test]
     fn an_endpoint_that_does_not_answer_fails_the_check() {
         let url = "https://a.example/".to_owned();
-        let probe = Probe { feed: "a".to_owned(), key: "url", url, answer: Err("timeout: no answer".to_owned()) };
+        let probe =
+            EndpointProbe { feed: "a".to_owned(), key: "url", url, answer: Err("timeout: no answer".to_owned()) };
         let (verdict, out) = check(GOOD, &Args { online: true, json: false }, &[probe]);
-        assert_eq!(verdict, Verdict::Unreachable);
+        assert_eq!(verdict, CheckVerdict::Unreachable);
         assert!(out.starts_with("failed: a: https://a.example/: timeout: no answer\n"), "{out}");
     }
 }

@@ -6,22 +6,22 @@
 use std::io::{self, BufWriter, Write};
 use std::time::{Duration, Instant};
 
-use super::place::Place;
-use super::walk::{Source, Walk};
-use super::{Exit, Globals, stdout};
-use crate::output::line;
-use crate::store::is_held;
-use crate::store::read::{Comparison, Difference, Fresh, Reader};
+use super::database_path::DatabasePath;
+use super::read_only_walk::{FeedSource, ReadOnlyWalk};
+use super::{Exit, GlobalArgs, stdout};
+use crate::output::write_json_line;
+use crate::store::is_in_use;
+use crate::store::read::{Comparison, Difference, Reader, SourceListing};
 use crate::terminal;
 
 /// What differs is looked at again for this long, while a daemon may still take it in.
-const SETTLE: Duration = Duration::from_secs(20);
+const RECHECK_TIMEOUT: Duration = Duration::from_secs(20);
 /// Between two looks.
 const PAUSE: Duration = Duration::from_millis(250);
 
 /// What a comparison with the source came to.
 #[derive(Clone, Debug, serde::Serialize)]
-pub struct Compared {
+pub struct SourceComparison {
     /// The feed.
     pub feed: String,
     /// Pages read.
@@ -35,7 +35,7 @@ pub struct Compared {
     pub found: Comparison,
 }
 
-impl Compared {
+impl SourceComparison {
     /// Whether the mirror holds what its source has, as far as could be seen.
     pub fn is_well(&self) -> bool {
         self.found.differences() == 0 && self.unclean.is_none()
@@ -46,11 +46,11 @@ impl Compared {
 ///
 /// # Errors
 /// As [`against_source`], and when standard output can't be written.
-pub fn run(globals: &Globals, place: &Place, feed: &str, json: bool) -> anyhow::Result<Exit> {
+pub fn run(globals: &GlobalArgs, place: &DatabasePath, feed: &str, json: bool) -> anyhow::Result<Exit> {
     let compared = against_source(globals, place, feed)?;
     let mut out = BufWriter::new(stdout(json));
     if json {
-        line(&mut out, &compared)?;
+        write_json_line(&mut out, &compared)?;
     } else {
         print(&mut out, &compared)?;
     }
@@ -62,20 +62,20 @@ pub fn run(globals: &Globals, place: &Place, feed: &str, json: bool) -> anyhow::
 ///
 /// # Errors
 /// When the mirror has no such feed, it is not configured, a page can't be had, or a file fails.
-pub fn against_source(globals: &Globals, place: &Place, feed: &str) -> anyhow::Result<Compared> {
+pub fn against_source(globals: &GlobalArgs, place: &DatabasePath, feed: &str) -> anyhow::Result<SourceComparison> {
     let reader = place.open(globals)?;
-    let source = Source::of(globals, place, &reader, feed)?;
+    let source = FeedSource::of(globals, place, &reader, feed)?;
     super::runtime()?.block_on(compare(&source, &reader, feed))
 }
 
-async fn compare(source: &Source, reader: &Reader, feed: &str) -> anyhow::Result<Compared> {
-    let mut fresh = Fresh::new(source.settings.modified, reader.mirror()?.seq)?;
+async fn compare(source: &FeedSource, reader: &Reader, feed: &str) -> anyhow::Result<SourceComparison> {
+    let mut fresh = SourceListing::new(source.settings.modified, reader.mirror()?.seq)?;
     let pages = source.pages()?;
-    let mut walk = Walk::new(source, &pages, None);
+    let mut walk = ReadOnlyWalk::new(source, &pages, None);
     let most = most_records(reader, feed)?;
     let mut records = 0;
     while let Some(got) = walk.next().await.map_err(|reason| anyhow::anyhow!("{feed}: {reason}"))? {
-        fresh.take(&got.page)?;
+        fresh.add_page(&got.page)?;
         records += got.page.items.len() as u64;
         if records > most {
             walk.unclean = Some(format!("endless: given up after {records} records"));
@@ -83,13 +83,13 @@ async fn compare(source: &Source, reader: &Reader, feed: &str) -> anyhow::Result
         }
     }
     let mut found = fresh.compare(reader, feed, walk.unclean.is_none())?;
-    let until = Instant::now() + SETTLE;
-    while found.differences() > 0 && is_held(reader.path()) && Instant::now() < until {
+    let until = Instant::now() + RECHECK_TIMEOUT;
+    while found.differences() > 0 && is_in_use(reader.path()) && Instant::now() < until {
         tokio::time::sleep(PAUSE).await;
-        found = fresh.again(reader, feed)?;
+        found = fresh.recheck(reader, feed)?;
     }
     let (pages, unclean) = (walk.pages, walk.unclean);
-    Ok(Compared { feed: feed.to_owned(), pages, unclean, without_secrets: source.by_the_file, found })
+    Ok(SourceComparison { feed: feed.to_owned(), pages, unclean, without_secrets: source.by_the_file, found })
 }
 
 /// A publisher may send new pages for ever: a walk ends beyond a million records and four times what the mirror has.
@@ -98,8 +98,8 @@ fn most_records(reader: &Reader, feed: &str) -> anyhow::Result<u64> {
     Ok(held.unsigned_abs().saturating_mul(4).max(1_000_000))
 }
 
-fn print(out: &mut impl Write, compared: &Compared) -> io::Result<()> {
-    let Compared { feed, pages, unclean, without_secrets, found } = compared;
+fn print(out: &mut impl Write, compared: &SourceComparison) -> io::Result<()> {
+    let SourceComparison { feed, pages, unclean, without_secrets, found } = compared;
     let Comparison { read, same, missing, extra, older, newer, differing } = found;
     writeln!(out, "{feed}: read {read} items on {pages} pages; {same} are the same")?;
     for (words, difference) in [
@@ -132,7 +132,7 @@ fn different(out: &mut impl Write, words: &str, difference: &Difference) -> io::
     for sample in &difference.samples {
         let text =
             format!("{} {}: mirror {}, source {}", sample.kind, sample.id, side(&sample.mirror), side(&sample.source));
-        writeln!(out, "    {}", terminal::line(&text))?;
+        writeln!(out, "    {}", terminal::sanitise_line(&text))?;
     }
     Ok(())
 }

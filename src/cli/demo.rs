@@ -12,20 +12,20 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::{Exit, Globals, Usage, log, width};
+use super::{Exit, GlobalArgs, UsageError, log, width};
 use crate::config::LogSettings;
-use crate::daemon::{self, Setup, Webhooks};
+use crate::daemon::{self, Setup, WebhookListener};
 use crate::feed::FeedName;
 use crate::mode::PushSettings;
 use crate::output::status::{self, Status};
 use crate::schedule::PollSettings;
 use crate::server;
-use crate::simulate::{Settings, Simulator, Webhook};
+use crate::simulate::{Simulator, SimulatorSettings, WebhookTarget};
 use crate::source::secret::SecretSource;
 use crate::source::sse::SseSettings;
-use crate::source::webhook::{WebhookSettings, WebhooksSettings};
+use crate::source::webhook::{WebhookListenerSettings, WebhookSettings};
 use crate::store::read::{Reader, StoreError};
-use crate::supervisor::{Configured, FeedSettings, Fleet};
+use crate::supervisor::{ConfiguredFeed, FeedSettings, FleetSettings};
 
 /// What `demo` is told.
 #[derive(Clone, Debug, clap::Args)]
@@ -53,14 +53,14 @@ const POLL: PollSettings =
 /// And what push brings is checked more often than need be, so that it is seen.
 const AUDIT: Duration = Duration::from_secs(30);
 const PROVE_AFTER: Duration = Duration::from_secs(5);
-const REDRAWN: Duration = Duration::from_secs(1);
-const TOLD_ANEW: Duration = Duration::from_secs(10);
+const SCREEN_REDRAW_INTERVAL: Duration = Duration::from_secs(1);
+const OUTPUT_REPEAT_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Mirrors simulated feeds until interrupted.
 ///
 /// # Errors
 /// When the database or a listener can't be made.
-pub fn run(globals: &Globals, args: Args) -> anyhow::Result<Exit> {
+pub fn run(globals: &GlobalArgs, args: Args) -> anyhow::Result<Exit> {
     log::start(globals, &LogSettings { level: "error".to_owned(), ..LogSettings::default() })?;
     let database = database(&args)?;
     let runtime = super::runtime()?;
@@ -73,7 +73,7 @@ pub fn run(globals: &Globals, args: Args) -> anyhow::Result<Exit> {
 fn database(args: &Args) -> anyhow::Result<PathBuf> {
     if let Some(db) = &args.db {
         if db.exists() {
-            return Err(Usage(format!("{} is there already: a demo makes its own", db.display())).into());
+            return Err(UsageError(format!("{} is there already: a demo makes its own", db.display())).into());
         }
         return Ok(db.clone());
     }
@@ -83,18 +83,24 @@ fn database(args: &Args) -> anyhow::Result<PathBuf> {
 }
 
 async fn demonstrate(args: &Args, database: PathBuf) -> anyhow::Result<Exit> {
-    let settings = Settings { feeds: args.feeds, items: args.items, rate: args.rate, page: 100, ..Settings::default() };
+    let settings = SimulatorSettings {
+        feeds: args.feeds,
+        items: args.items,
+        rate: args.rate,
+        page: 100,
+        ..SimulatorSettings::default()
+    };
     let mut simulator = Simulator::start(TcpListener::bind("127.0.0.1:0").await?, settings)?;
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let page = format!("http://{}/", listener.local_addr()?);
-    let token = server::token::token(None, &database)?;
-    let cast = Cast::of(&simulator);
-    let webhooks = match &cast.posted {
+    let token = server::token::read_or_create(None, &database)?;
+    let cast = FeedRoles::of(&simulator);
+    let webhooks = match &cast.webhook_feed {
         Some(feed) => Some(webhook(&mut simulator, feed, &database).await?),
         None => None,
     };
     let fleet = fleet(&simulator, &cast, &database);
-    let setup = Setup { database: database.clone(), fleet, listener, token, webhooks, webhooks_later: None };
+    let setup = Setup { database: database.clone(), fleet, listener, token, webhooks, webhooks_from_reload: None };
     let (shutdown, (_reloads, reloads)) = (CancellationToken::new(), mpsc::channel(1));
     let mut running = std::pin::pin!(daemon::run(setup, reloads, shutdown.clone()));
     let mut showing = std::pin::pin!(show(&database, &page, &cast));
@@ -150,29 +156,29 @@ async fn ending(seconds: Option<u64>) {
 }
 
 /// Which feeds are pushed, and how.
-struct Cast {
-    streamed: Option<String>,
-    posted: Option<String>,
+struct FeedRoles {
+    sse_feed: Option<String>,
+    webhook_feed: Option<String>,
     others: usize,
 }
 
-impl Cast {
+impl FeedRoles {
     fn of(simulator: &Simulator) -> Self {
         let mut names = simulator.names().into_iter();
         let (streamed, posted) = (names.next(), names.next());
-        Self { streamed, posted, others: names.count() }
+        Self { sse_feed: streamed, webhook_feed: posted, others: names.count() }
     }
 
     /// Who plays what, as sentences.
     fn words(&self) -> String {
         let mut words = "A simulated publisher changes its feeds, and the mirror keeps level with them.".to_owned();
-        if let Some(feed) = &self.streamed {
+        if let Some(feed) = &self.sse_feed {
             words += &format!("\n{feed} is kept live by its stream of server-sent events (mode sse)");
         }
-        if let Some(feed) = &self.posted {
+        if let Some(feed) = &self.webhook_feed {
             words += &format!(",\n{feed} by the pages that are posted to its webhook (mode webhook)");
         }
-        if self.streamed.is_some() {
+        if self.sse_feed.is_some() {
             words += ";\na poll now and then proves that they bring everything.";
         }
         match self.others {
@@ -192,34 +198,35 @@ fn beside(database: &Path) -> PathBuf {
 }
 
 /// A listener for one feed's pages, and the publisher that posts them there.
-async fn webhook(simulator: &mut Simulator, feed: &str, database: &Path) -> anyhow::Result<Webhooks> {
+async fn webhook(simulator: &mut Simulator, feed: &str, database: &Path) -> anyhow::Result<WebhookListener> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
-    let settings = WebhooksSettings { listen: listener.local_addr()?, ..WebhooksSettings::default() };
-    let secret = server::token::token(None, &beside(database))?;
+    let settings = WebhookListenerSettings { listen: listener.local_addr()?, ..WebhookListenerSettings::default() };
+    let secret = server::token::read_or_create(None, &beside(database))?;
     let url = format!("http://{}{}/{feed}", settings.listen, settings.path);
-    simulator.push_feed_to(feed, &Webhook { token: Some(secret), ..Webhook::open(url) })?;
-    Ok(Webhooks { listener, settings, tls: None })
+    simulator.push_feed_to(feed, &WebhookTarget { token: Some(secret), ..WebhookTarget::open(url) })?;
+    Ok(WebhookListener { listener, settings, tls: None })
 }
 
-fn fleet(simulator: &Simulator, cast: &Cast, database: &Path) -> Fleet {
+fn fleet(simulator: &Simulator, cast: &FeedRoles, database: &Path) -> FleetSettings {
     let configured = |name: String| {
         let url = simulator.feed_url(&name);
         let plays = |part: &Option<String>| part.as_ref() == Some(&name);
         let (from, after) = ("from".to_owned(), "after".to_owned());
-        let sse = plays(&cast.streamed).then(|| SseSettings { url: simulator.stream_url(&name), from, after });
+        let sse = plays(&cast.sse_feed).then(|| SseSettings { url: simulator.stream_url(&name), from, after });
         let secrets = || vec![SecretSource::File(server::token::path(&beside(database)))];
-        let webhook = plays(&cast.posted).then(|| WebhookSettings { secrets: secrets(), defer: false, register: None });
+        let webhook =
+            plays(&cast.webhook_feed).then(|| WebhookSettings { secrets: secrets(), defer: false, register: None });
         let push = PushSettings { audit: AUDIT, prove_after: PROVE_AFTER, ..PushSettings::default() };
-        let plain = FeedSettings::plain(FeedName::new(&name)?, url);
-        Some(Configured::Ready(Box::new(FeedSettings { poll: POLL, push, sse, webhook, ..plain })))
+        let plain = FeedSettings::with_defaults(FeedName::new(&name)?, url);
+        Some(ConfiguredFeed::Ready(Box::new(FeedSettings { poll: POLL, push, sse, webhook, ..plain })))
     };
-    Fleet { feeds: simulator.names().into_iter().filter_map(configured).collect(), ..Fleet::default() }
+    FleetSettings { feeds: simulator.names().into_iter().filter_map(configured).collect(), ..FleetSettings::default() }
 }
 
 /// Shows the feeds, again and again, until standard output is closed.
-async fn show(database: &Path, page: &str, cast: &Cast) -> anyhow::Result<()> {
+async fn show(database: &Path, page: &str, cast: &FeedRoles) -> anyhow::Result<()> {
     let watched = io::stdout().is_terminal();
-    let mut tick = tokio::time::interval(if watched { REDRAWN } else { TOLD_ANEW });
+    let mut tick = tokio::time::interval(if watched { SCREEN_REDRAW_INTERVAL } else { OUTPUT_REPEAT_INTERVAL });
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     // The file is made by the daemon; the first picture waits for it.
     while !database.exists() {
@@ -227,7 +234,7 @@ async fn show(database: &Path, page: &str, cast: &Cast) -> anyhow::Result<()> {
     }
     loop {
         tick.tick().await;
-        let text = tokio::task::block_in_place(|| picture(database, page, cast, watched))?;
+        let text = tokio::task::block_in_place(|| render_screen(database, page, cast, watched))?;
         let written = io::stdout().write_all(&text).and_then(|()| io::stdout().flush());
         if written.is_err() {
             return Ok(());
@@ -235,7 +242,7 @@ async fn show(database: &Path, page: &str, cast: &Cast) -> anyhow::Result<()> {
     }
 }
 
-fn picture(database: &Path, page: &str, cast: &Cast, watched: bool) -> anyhow::Result<Vec<u8>> {
+fn render_screen(database: &Path, page: &str, cast: &FeedRoles, watched: bool) -> anyhow::Result<Vec<u8>> {
     let mut text = Vec::new();
     if watched {
         text.extend_from_slice(super::TO_THE_TOP.as_bytes());

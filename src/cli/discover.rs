@@ -4,8 +4,8 @@
 //! only files of its own.
 
 mod add;
-mod configured;
-mod walk;
+mod current_config;
+mod crawl;
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -15,14 +15,14 @@ use anyhow::bail;
 use serde::Serialize;
 use url::Url;
 
-use super::{Exit, Globals, Usage, lines, stdout};
-use crate::discover::changes::{Change, Walked, What, between};
-use crate::discover::file::tables;
-use crate::discover::names::{Known, Named, assign};
-use crate::source::guard::Guard;
+use super::{Exit, GlobalArgs, UsageError, lines, stdout};
+use crate::discover::changes::{ChangeKind, CrawlResult, ListingChange, compare_listings};
+use crate::discover::names::{KnownNames, NamedDataset, assign_names};
+use crate::discover::provider_file::provider_tables;
+use crate::source::address_policy::AddressPolicy;
 use crate::terminal;
-use configured::Configured;
-use walk::{Found, Limits, walk};
+use crawl::{CrawlLimits, CrawlOutcome, walk};
+use current_config::CurrentConfig;
 
 /// What `discover` is told.
 #[derive(Clone, Debug, clap::Args)]
@@ -71,20 +71,20 @@ struct Row<'a> {
 ///
 /// # Errors
 /// When the URL itself can't be read, nothing was found, or the configuration or a file can't be used.
-pub fn run(globals: &Globals, args: Args) -> anyhow::Result<Exit> {
+pub fn run(globals: &GlobalArgs, args: Args) -> anyhow::Result<Exit> {
     let from = start(&args.url)?;
     // Looked at before anything is asked for: a wrong place should not cost a walk.
     let configured = match (args.diff, &args.add) {
         (false, None) => None,
-        (diff, add) => Some(Configured::load(globals, add.as_ref().and_then(Option::as_deref), diff)?),
+        (diff, add) => Some(CurrentConfig::load(globals, add.as_ref().and_then(Option::as_deref), diff)?),
     };
-    let guard = if args.allow_private { Guard::open() } else { Guard::public() };
-    let limits = Limits { pages: args.limit as usize, time: Duration::from_secs(args.timeout) };
-    let mut voice = Voice { quiet: globals.quiet, problems: 0 };
+    let guard = if args.allow_private { AddressPolicy::open() } else { AddressPolicy::public_only() };
+    let limits = CrawlLimits { pages: args.limit as usize, time: Duration::from_secs(args.timeout) };
+    let mut voice = CrawlReporter { quiet: globals.quiet, problems: 0 };
     let found = super::runtime()?.block_on(walk(&from, guard, limits, &mut voice))?;
     let known = configured.as_ref().map(|configured| configured.known.clone()).unwrap_or_default();
     let mut problems = Vec::new();
-    let named = assign(found.datasets.clone(), &known, &mut problems);
+    let named = assign_names(found.datasets.clone(), &known, &mut problems);
     problems.iter().for_each(|problem| voice.problem(problem));
     voice.summary(&found);
     if found.datasets.iter().all(|dataset| dataset.feeds.is_empty()) && !args.diff {
@@ -104,29 +104,34 @@ pub fn run(globals: &Globals, args: Args) -> anyhow::Result<Exit> {
     Ok(Exit::Done)
 }
 
-fn start(text: &str) -> Result<Url, Usage> {
+fn start(text: &str) -> Result<Url, UsageError> {
     let with_scheme = Url::parse(&format!("https://{text}")).ok().filter(|_| !text.contains("://"));
     if let Some(meant) =
         with_scheme.filter(|url| url.host_str().is_some_and(|host| host.contains('.') || host == "localhost"))
     {
-        return Err(Usage(format!("{text} is not a URL: it has no scheme; did you mean {meant}?")));
+        return Err(UsageError(format!("{text} is not a URL: it has no scheme; did you mean {meant}?")));
     }
-    let url = Url::parse(text).map_err(|error| Usage(format!("{text} is not a URL: {error}")))?;
+    let url = Url::parse(text).map_err(|error| UsageError(format!("{text} is not a URL: {error}")))?;
     if !matches!(url.scheme(), "http" | "https") || !url.has_host() {
-        return Err(Usage(format!("{text} is neither http nor https")));
+        return Err(UsageError(format!("{text} is neither http nor https")));
     }
     if !url.username().is_empty() || url.password().is_some() {
-        return Err(Usage("the URL must hold no credentials".to_owned()));
+        return Err(UsageError("the URL must hold no credentials".to_owned()));
     }
     Ok(url)
 }
 
-fn changes(from: &Url, found: &Found, named: &[Named], known: &Known) -> Vec<Change> {
-    let walked = Walked { from: from.as_str(), found: &found.datasets, unread: &found.unread, whole: found.whole };
-    between(walked, named, known)
+fn changes(from: &Url, found: &CrawlOutcome, named: &[NamedDataset], known: &KnownNames) -> Vec<ListingChange> {
+    let walked = CrawlResult {
+        from: from.as_str(),
+        datasets: &found.datasets,
+        unread_pages: &found.unread,
+        is_complete: found.whole,
+    };
+    compare_listings(walked, named, known)
 }
 
-fn show(out: &mut impl Write, named: &[Named], json: bool) -> io::Result<()> {
+fn show(out: &mut impl Write, named: &[NamedDataset], json: bool) -> io::Result<()> {
     if json {
         let rows =
             named.iter().flat_map(|named| named.names.iter().zip(&named.dataset.feeds).map(move |pair| (named, pair)));
@@ -144,12 +149,12 @@ fn show(out: &mut impl Write, named: &[Named], json: bool) -> io::Result<()> {
         return lines(out, &rows.collect::<Vec<_>>());
     }
     for (at, named) in named.iter().enumerate() {
-        write!(out, "{}{}", if at > 0 { "\n" } else { "" }, tables(named, &[]))?;
+        write!(out, "{}{}", if at > 0 { "\n" } else { "" }, provider_tables(named, &[]))?;
     }
     out.flush()
 }
 
-fn show_changes(out: &mut impl Write, changes: &[Change], json: bool) -> io::Result<()> {
+fn show_changes(out: &mut impl Write, changes: &[ListingChange], json: bool) -> io::Result<()> {
     if json {
         return lines(out, changes);
     }
@@ -159,35 +164,35 @@ fn show_changes(out: &mut impl Write, changes: &[Change], json: bool) -> io::Res
     out.flush()
 }
 
-fn in_words(change: &Change) -> String {
-    let Change { change: what, name, url, before, .. } = change;
+fn in_words(change: &ListingChange) -> String {
+    let ListingChange { change: what, name, url, before, .. } = change;
     match what {
-        What::Appeared => format!("appeared: {name}: {url}"),
-        What::Vanished => format!("vanished: {name}: {url}"),
-        What::Moved => format!("moved: {name}: {} → {url}", before.as_deref().unwrap_or_default()),
-        What::SiteVanished => format!("site vanished: {name}: {url}"),
+        ChangeKind::Appeared => format!("appeared: {name}: {url}"),
+        ChangeKind::Vanished => format!("vanished: {name}: {url}"),
+        ChangeKind::Moved => format!("moved: {name}: {} → {url}", before.as_deref().unwrap_or_default()),
+        ChangeKind::SiteVanished => format!("site vanished: {name}: {url}"),
     }
 }
 
 /// What is told on standard error while the walk goes on.
-struct Voice {
+struct CrawlReporter {
     quiet: bool,
     problems: usize,
 }
 
-impl Voice {
+impl CrawlReporter {
     fn progress(&self, words: &str) {
         if !self.quiet {
-            tell(words);
+            print_note(words);
         }
     }
 
     fn problem(&mut self, words: &str) {
         self.problems += 1;
-        tell(&format!("problem: {words}"));
+        print_note(&format!("problem: {words}"));
     }
 
-    fn summary(&self, found: &Found) {
+    fn summary(&self, found: &CrawlOutcome) {
         let feeds: usize = found.datasets.iter().map(|dataset| dataset.feeds.len()).sum();
         let counts = [
             counted(found.pages, "page"),
@@ -204,6 +209,6 @@ fn counted(count: usize, what: &str) -> String {
 }
 
 /// Nobody is left to tell when standard error is closed.
-fn tell(words: &str) {
-    let _ = writeln!(io::stderr(), "feedmirror: {}", terminal::line(words));
+fn print_note(words: &str) {
+    let _ = writeln!(io::stderr(), "feedmirror: {}", terminal::sanitise_line(words));
 }

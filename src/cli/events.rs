@@ -2,9 +2,9 @@
 
 use std::io::{BufWriter, Write};
 
-use super::place::Place;
-use super::{Exit, Globals, lines, stdout};
-use crate::output::journal;
+use super::database_path::DatabasePath;
+use super::{Exit, GlobalArgs, lines, stdout};
+use crate::output::listings;
 
 /// What `events` is told.
 #[derive(Clone, Debug, clap::Args)]
@@ -18,20 +18,20 @@ pub struct Args {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    place: Place,
+    database_path: DatabasePath,
 }
 
 /// Prints them, the newest last.
 ///
 /// # Errors
 /// When the file can't be read, has no such feed, or standard output can't be written.
-pub fn run(globals: &Globals, args: Args) -> anyhow::Result<Exit> {
-    let rows = args.place.open(globals)?.events(args.feed.as_deref(), args.limit)?;
+pub fn run(globals: &GlobalArgs, args: Args) -> anyhow::Result<Exit> {
+    let rows = args.database_path.open(globals)?.events(args.feed.as_deref(), args.limit)?;
     let mut out = BufWriter::new(stdout(args.json));
     if args.json {
         lines(&mut out, &rows)?;
     } else {
-        journal::events(&mut out, &rows)?;
+        listings::events(&mut out, &rows)?;
     }
     out.flush()?;
     Ok(Exit::Done)

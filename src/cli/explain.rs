@@ -6,10 +6,10 @@ use std::io::{BufWriter, Write};
 
 use jiff::Timestamp;
 
-use super::place::Place;
-use super::{Exit, Globals, Usage, stdout, told};
-use crate::output::explain::{self, Asked, Explanation};
-use crate::output::line;
+use super::database_path::DatabasePath;
+use super::{Exit, GlobalArgs, UsageError, into_anyhow, stdout};
+use crate::output::explain::{self, Explanation, ItemQuery};
+use crate::output::write_json_line;
 
 /// What `explain` is told.
 #[derive(Clone, Debug, clap::Args)]
@@ -33,44 +33,44 @@ pub struct Args {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    place: Place,
+    database_path: DatabasePath,
 }
 
 impl Args {
-    fn asked(&self) -> Result<Asked, Usage> {
+    fn item_query(&self) -> Result<ItemQuery, UsageError> {
         let (feed, id) = match &self.id {
             Some(id) => (Some(self.feed.clone()), id.clone()),
             None if self.feed.contains("://") => (None, self.feed.clone()),
-            None => return Err(Usage(format!("name the item: feedmirror explain {} ID", self.feed))),
+            None => return Err(UsageError(format!("name the item: feedmirror explain {} ID", self.feed))),
         };
-        Ok(Asked { feed, id, kind: self.kind.clone() })
+        Ok(ItemQuery { feed, id, kind: self.kind.clone() })
     }
 }
 
 /// All of it, as a program gets it.
 #[derive(serde::Serialize)]
-struct Whole<'a> {
+struct ExplainOutput<'a> {
     #[serde(flatten)]
     explanation: &'a Explanation,
     #[serde(skip_serializing_if = "Option::is_none")]
-    live: Option<&'a [live::Answer]>,
+    live: Option<&'a [live::SourceCheck]>,
 }
 
 /// Explains; exits 1 where there is no such item.
 ///
 /// # Errors
 /// When the file can't be read or has no such feed, or standard output can't be written.
-pub fn run(globals: &Globals, args: Args) -> anyhow::Result<Exit> {
-    let asked = args.asked()?;
-    let reader = args.place.open(globals)?;
-    let explanation = Explanation::of(&reader, &asked, || searching(globals)).map_err(told)?;
+pub fn run(globals: &GlobalArgs, args: Args) -> anyhow::Result<Exit> {
+    let asked = args.item_query()?;
+    let reader = args.database_path.open(globals)?;
+    let explanation = Explanation::of(&reader, &asked, || searching(globals)).map_err(into_anyhow)?;
     let answers = match args.live {
-        true => Some(live::ask(globals, &args.place, &explanation, &asked, args.pages)?),
+        true => Some(live::ask(globals, &args.database_path, &explanation, &asked, args.pages)?),
         false => None,
     };
     let mut out = BufWriter::new(stdout(args.json));
     if args.json {
-        line(&mut out, &Whole { explanation: &explanation, live: answers.as_deref() })?;
+        write_json_line(&mut out, &ExplainOutput { explanation: &explanation, live: answers.as_deref() })?;
     } else {
         explain::print(&mut out, &explanation, Timestamp::now())?;
         answers.iter().flatten().try_for_each(|answer| answer.print(&mut out))?;
@@ -80,7 +80,7 @@ pub fn run(globals: &Globals, args: Args) -> anyhow::Result<Exit> {
 }
 
 #[expect(clippy::print_stderr, reason = "a search may take half a minute: whoever waits is told")]
-fn searching(globals: &Globals) {
+fn searching(globals: &GlobalArgs) {
     if !globals.quiet {
         eprintln!("feedmirror: no item has this id: searching what items call themselves, for up to 30 s");
     }

@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
-use super::place::Place;
-use super::{Exit, Globals, told};
-use crate::output::export::{Format, Request, Summary, export};
-use crate::store::read::{Filter, Reader};
-use crate::terminal::Shown;
+use super::database_path::DatabasePath;
+use super::{Exit, GlobalArgs, into_anyhow};
+use crate::output::export::{ExportFormat, ExportRequest, ExportSummary, export};
+use crate::store::read::{FeedKindFilter, Reader};
+use crate::terminal::SanitisingWriter;
 
 const BUFFER_BYTES: usize = 256 << 10;
 
@@ -32,7 +32,7 @@ pub struct Args {
     deleted: bool,
     /// How items are written
     #[arg(long, value_enum, default_value_t)]
-    format: Format,
+    format: ExportFormat,
     /// CSV: leave cells as they are that a spreadsheet would take for formulas
     #[arg(long)]
     raw_cells: bool,
@@ -40,39 +40,48 @@ pub struct Args {
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
     #[command(flatten)]
-    place: Place,
+    database_path: DatabasePath,
 }
 
 /// Writes the items.
 ///
 /// # Errors
 /// When the database can't be read, has no such feed, or the output can't be written.
-pub fn run(globals: &Globals, args: Args) -> anyhow::Result<Exit> {
-    let reader = args.place.open(globals)?;
-    let filter = Filter { feeds: args.feed, kinds: args.kind };
-    let request =
-        Request { filter, since: args.since, deleted: args.deleted, format: args.format, raw_cells: args.raw_cells };
+pub fn run(globals: &GlobalArgs, args: Args) -> anyhow::Result<Exit> {
+    let reader = args.database_path.open(globals)?;
+    let filter = FeedKindFilter { feeds: args.feed, kinds: args.kind };
+    let request = ExportRequest {
+        filter,
+        since: args.since,
+        deleted: args.deleted,
+        format: args.format,
+        raw_cells: args.raw_cells,
+    };
     let Some(path) = args.output else {
         let mut out = BufWriter::with_capacity(BUFFER_BYTES, stdout(args.format));
-        export(&reader, &request, &mut out).map_err(told)?;
+        export(&reader, &request, &mut out).map_err(into_anyhow)?;
         out.flush()?;
         return Ok(Exit::Done);
     };
     let summary = to_file(&reader, &request, &path)?;
     if !globals.quiet {
-        tell(&path, &summary);
+        print_export_summary(&path, &summary);
     }
     Ok(Exit::Done)
 }
 
 /// CSV is neither words nor JSON.
-fn stdout(format: Format) -> Shown<io::StdoutLock<'static>> {
+fn stdout(format: ExportFormat) -> SanitisingWriter<io::StdoutLock<'static>> {
     let (out, terminal) = (io::stdout().lock(), io::stdout().is_terminal());
-    if format == Format::Csv { Shown::bytes(out, terminal) } else { Shown::json(out, terminal) }
+    if format == ExportFormat::Csv {
+        SanitisingWriter::bytes(out, terminal)
+    } else {
+        SanitisingWriter::json(out, terminal)
+    }
 }
 
 /// Written beside its place and put there by renaming, so that no torso is ever seen under its name.
-fn to_file(reader: &Reader, request: &Request, path: &Path) -> anyhow::Result<Summary> {
+fn to_file(reader: &Reader, request: &ExportRequest, path: &Path) -> anyhow::Result<ExportSummary> {
     if fs::metadata(path).is_ok_and(|found| !found.is_file()) {
         // A pipe or a device is written to; renaming would put a file in its place.
         let file = File::options().write(true).open(path);
@@ -95,9 +104,9 @@ fn to_file(reader: &Reader, request: &Request, path: &Path) -> anyhow::Result<Su
     written
 }
 
-fn fill(reader: &Reader, request: &Request, file: File) -> anyhow::Result<Summary> {
+fn fill(reader: &Reader, request: &ExportRequest, file: File) -> anyhow::Result<ExportSummary> {
     let mut out = BufWriter::with_capacity(BUFFER_BYTES, file);
-    let summary = export(reader, request, &mut out).map_err(told)?;
+    let summary = export(reader, request, &mut out).map_err(into_anyhow)?;
     out.flush()?;
     let file = out.get_ref();
     if file.metadata()?.is_file() {
@@ -107,7 +116,7 @@ fn fill(reader: &Reader, request: &Request, file: File) -> anyhow::Result<Summar
 }
 
 #[expect(clippy::print_stderr, reason = "where the export ends is no result, and worth knowing")]
-fn tell(path: &Path, Summary { items, mirror }: &Summary) {
+fn print_export_summary(path: &Path, ExportSummary { items, mirror }: &ExportSummary) {
     let items = format!("{items} item{}", if *items == 1 { "" } else { "s" });
     eprintln!("feedmirror: {items} to {}, as of position {}:{}", path.display(), mirror.epoch, mirror.seq);
 }

@@ -2,10 +2,10 @@
 
 use std::io::{BufWriter, Write};
 
-use super::place::Place;
-use super::{Exit, Globals, lines, stdout, width};
-use crate::output::journal;
-use crate::output::report::{self, Scope};
+use super::database_path::DatabasePath;
+use super::{Exit, GlobalArgs, lines, stdout, width};
+use crate::output::listings;
+use crate::output::report::{self, ReportScope};
 
 /// What `findings` is told.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -22,22 +22,22 @@ pub struct Args {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    place: Place,
+    database_path: DatabasePath,
 }
 
 /// Prints them, by feed and rule, or by publisher.
 ///
 /// # Errors
 /// When the file can't be read, has no such feed or provider, or standard output can't be written.
-pub fn run(globals: &Globals, args: Args) -> anyhow::Result<Exit> {
-    let reader = args.place.open(globals)?;
-    let scope = Scope { feed: args.feed, provider: args.provider };
+pub fn run(globals: &GlobalArgs, args: Args) -> anyhow::Result<Exit> {
+    let reader = args.database_path.open(globals)?;
+    let scope = ReportScope { feed: args.feed, provider: args.provider };
     let mut out = BufWriter::new(stdout(args.json));
     match (args.report, args.json) {
         (true, true) => lines(&mut out, &report::read(&reader, &scope)?)?,
         (true, false) => report::text(&mut out, &report::read(&reader, &scope)?)?,
         (false, true) => lines(&mut out, &report::rows(&reader, &scope)?)?,
-        (false, false) => journal::findings(&mut out, &report::rows(&reader, &scope)?, width())?,
+        (false, false) => listings::findings(&mut out, &report::rows(&reader, &scope)?, width())?,
     }
     out.flush()?;
     Ok(Exit::Done)

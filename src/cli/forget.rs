@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 
-use super::place::Place;
-use super::{Exit, Globals, control, stdout};
+use super::database_path::DatabasePath;
+use super::{Exit, GlobalArgs, control, stdout};
 use crate::store::read::Reader;
-use crate::supervisor::control::Named;
+use crate::supervisor::control::ItemSelector;
 
 /// What `forget` is told.
 #[derive(Clone, Debug, clap::Args)]
@@ -33,23 +33,23 @@ pub struct Args {
     #[arg(long, short)]
     yes: bool,
     #[command(flatten)]
-    place: Place,
+    database_path: DatabasePath,
 }
 
 /// Forgets it, and names the snapshots that still hold it.
 ///
 /// # Errors
 /// When there is no such feed, the daemon can't be reached, or a copy can't be read.
-pub fn run(globals: &Globals, args: Args) -> anyhow::Result<Exit> {
-    let item = Named { kind: args.kind, id: args.id };
+pub fn run(globals: &GlobalArgs, args: Args) -> anyhow::Result<Exit> {
+    let item = ItemSelector { kind: args.kind, id: args.id };
     if args.undo {
-        return control::forget(globals, &args.place, args.feed, item, true);
+        return control::forget(globals, &args.database_path, args.feed, item, true);
     }
-    if !args.yes && !control::confirmed(&format!("remove this item of {} for good", args.feed))? {
+    if !args.yes && !control::confirm(&format!("remove this item of {} for good", args.feed))? {
         bail!("nothing was removed");
     }
-    let database = args.place.path(globals)?;
-    let exit = control::forget(globals, &args.place, args.feed.clone(), item.clone(), false)?;
+    let database = args.database_path.path(globals)?;
+    let exit = control::forget(globals, &args.database_path, args.feed.clone(), item.clone(), false)?;
     let folder = match args.snapshots {
         Some(folder) => folder,
         None => database.with_file_name("snapshots"),
@@ -59,12 +59,13 @@ pub fn run(globals: &Globals, args: Args) -> anyhow::Result<Exit> {
 }
 
 /// Names each copy that holds the item, and each that can't be read.
-fn search(folder: &Path, feed: &str, item: &Named) -> anyhow::Result<()> {
+fn search(folder: &Path, feed: &str, item: &ItemSelector) -> anyhow::Result<()> {
     let mut out = stdout(false);
-    let copies = copies(folder)?;
+    let copies = snapshot_files(folder)?;
     let mut holding = 0;
     for copy in &copies {
-        let holds = Reader::open_copy(copy).and_then(|reader| reader.holds(feed, item.kind.as_deref(), &item.id));
+        let holds =
+            Reader::open_copy(copy).and_then(|reader| reader.contains_item(feed, item.kind.as_deref(), &item.id));
         match holds {
             Ok(false) => {}
             Ok(true) => {
@@ -87,7 +88,7 @@ fn search(folder: &Path, feed: &str, item: &Named) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn copies(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
+fn snapshot_files(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let unreadable = || format!("the snapshots in {} can't be listed", folder.display());
     let entries = match std::fs::read_dir(folder) {
         Ok(entries) => entries,

@@ -17,7 +17,7 @@ use tracing_subscriber::fmt::time::SystemTime;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
-use super::Globals;
+use super::GlobalArgs;
 use crate::config::{LogFormat, LogSettings};
 use crate::terminal;
 
@@ -25,17 +25,17 @@ use crate::terminal;
 ///
 /// # Errors
 /// When the level is no filter.
-pub fn start(globals: &Globals, settings: &LogSettings) -> anyhow::Result<()> {
+pub fn start(globals: &GlobalArgs, settings: &LogSettings) -> anyhow::Result<()> {
     let level = globals.log_level(&settings.level);
     let filter = EnvFilter::try_new(&level).with_context(|| format!("log.level = {level:?}"))?;
     let coloured = settings.format == LogFormat::Text && !is_journal() && std::io::stderr().is_terminal();
     let json = settings.format == LogFormat::Json;
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_target(false);
-    let log = log.with_writer(move || Lines { coloured, json });
+    let log = log.with_writer(move || SanitisedStderr { coloured, json });
     let begun = match (settings.format, is_journal()) {
         (LogFormat::Json, false) => log.json().flatten_event(true).try_init(),
-        (LogFormat::Json, true) => log.json().flatten_event(true).map_event_format(Prioritised).try_init(),
-        (LogFormat::Text, true) => log.with_ansi(false).without_time().map_event_format(Prioritised).try_init(),
+        (LogFormat::Json, true) => log.json().flatten_event(true).map_event_format(PriorityPrefix).try_init(),
+        (LogFormat::Text, true) => log.with_ansi(false).without_time().map_event_format(PriorityPrefix).try_init(),
         (LogFormat::Text, false) => log.with_ansi(coloured).with_timer(SystemTime).try_init(),
     };
     // A test that runs two verbs in one process has a log already.
@@ -44,12 +44,12 @@ pub fn start(globals: &Globals, settings: &LogSettings) -> anyhow::Result<()> {
 }
 
 /// Standard error, an event at a time: what a stranger's text holds neither commands a terminal nor forges a line.
-struct Lines {
+struct SanitisedStderr {
     coloured: bool,
     json: bool,
 }
 
-impl Write for Lines {
+impl Write for SanitisedStderr {
     fn write(&mut self, event: &[u8]) -> io::Result<usize> {
         let line = terminal::log_line(&String::from_utf8_lossy(event), self.coloured, self.json);
         io::stderr().write_all(line.as_bytes())?;
@@ -72,9 +72,9 @@ fn is_journal() -> bool {
 }
 
 /// An event's line behind its priority.
-struct Prioritised<F>(F);
+struct PriorityPrefix<F>(F);
 
-impl<S, N, F> FormatEvent<S, N> for Prioritised<F>
+impl<S, N, F> FormatEvent<S, N> for PriorityPrefix<F>
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
     N: for<'a> FormatFields<'a> + 'static,

@@ -2,20 +2,20 @@
 
 use std::io::{BufWriter, Write};
 
-use super::place::Place;
-use super::{Exit, Globals, control, lines, stdout, width};
-use crate::output::{self, journal};
-use crate::supervisor::control::{Chosen, QuarantineOrder};
+use super::database_path::DatabasePath;
+use super::{Exit, GlobalArgs, control, lines, stdout, width};
+use crate::output::{self, listings};
+use crate::supervisor::control::{QuarantineOrder, QuarantineSelection};
 
 /// What `quarantine` is told.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
     #[command(subcommand)]
-    what: What,
+    what: QuarantineAction,
 }
 
 #[derive(Clone, Debug, clap::Subcommand)]
-enum What {
+enum QuarantineAction {
     /// List the records
     List {
         /// This feed's alone
@@ -27,7 +27,7 @@ enum What {
         #[arg(long)]
         json: bool,
         #[command(flatten)]
-        place: Place,
+        place: DatabasePath,
     },
     /// Show a record whole, as published
     Show {
@@ -37,28 +37,28 @@ enum What {
         #[arg(long)]
         json: bool,
         #[command(flatten)]
-        place: Place,
+        place: DatabasePath,
     },
     /// Read records again: those that can be understood now are applied
     Retry {
         #[command(flatten)]
-        which: Which,
+        which: RecordArgs,
         #[command(flatten)]
-        place: Place,
+        place: DatabasePath,
     },
     /// Remove records
     Drop {
         #[command(flatten)]
-        which: Which,
+        which: RecordArgs,
         #[command(flatten)]
-        place: Place,
+        place: DatabasePath,
     },
 }
 
 /// Which records are meant: those that fit all that is said.
 #[derive(Clone, Debug, clap::Args)]
 #[group(required = true, multiple = true)]
-struct Which {
+struct RecordArgs {
     /// Their numbers, from the list
     #[arg(value_name = "ID", conflicts_with = "all")]
     ids: Vec<i64>,
@@ -73,12 +73,12 @@ struct Which {
     all: bool,
 }
 
-impl Which {
-    fn order(self, globals: &Globals, place: &Place, order: QuarantineOrder) -> anyhow::Result<Exit> {
+impl RecordArgs {
+    fn order(self, globals: &GlobalArgs, place: &DatabasePath, order: QuarantineOrder) -> anyhow::Result<Exit> {
         if let ([id], None, None) = (&*self.ids, &self.feed, &self.reason) {
             return control::quarantine(globals, place, *id, order == QuarantineOrder::Retry);
         }
-        let chosen = Chosen { ids: self.ids, feed: self.feed, reason: self.reason };
+        let chosen = QuarantineSelection { ids: self.ids, feed: self.feed, reason: self.reason };
         control::sort(globals, place, &chosen, order)
     }
 }
@@ -87,35 +87,41 @@ impl Which {
 ///
 /// # Errors
 /// When the file can't be read, has no such feed or record, the daemon refuses, or standard output can't be written.
-pub fn run(globals: &Globals, args: Args) -> anyhow::Result<Exit> {
+pub fn run(globals: &GlobalArgs, args: Args) -> anyhow::Result<Exit> {
     match args.what {
-        What::List { feed, limit, json, place } => list(globals, &place, feed.as_deref(), limit, json),
-        What::Show { id, json, place } => show(globals, &place, id, json),
-        What::Retry { which, place } => which.order(globals, &place, QuarantineOrder::Retry),
-        What::Drop { which, place } => which.order(globals, &place, QuarantineOrder::Drop),
+        QuarantineAction::List { feed, limit, json, place } => list(globals, &place, feed.as_deref(), limit, json),
+        QuarantineAction::Show { id, json, place } => show(globals, &place, id, json),
+        QuarantineAction::Retry { which, place } => which.order(globals, &place, QuarantineOrder::Retry),
+        QuarantineAction::Drop { which, place } => which.order(globals, &place, QuarantineOrder::Drop),
     }
 }
 
-fn list(globals: &Globals, place: &Place, feed: Option<&str>, limit: usize, json: bool) -> anyhow::Result<Exit> {
+fn list(
+    globals: &GlobalArgs,
+    place: &DatabasePath,
+    feed: Option<&str>,
+    limit: usize,
+    json: bool,
+) -> anyhow::Result<Exit> {
     let rows = place.open(globals)?.quarantine(feed, limit)?;
     let mut out = BufWriter::new(stdout(json));
     if json {
         lines(&mut out, &rows)?;
     } else {
-        journal::quarantine(&mut out, &rows, width())?;
+        listings::quarantine(&mut out, &rows, width())?;
     }
     out.flush()?;
     Ok(Exit::Done)
 }
 
-fn show(globals: &Globals, place: &Place, id: i64, json: bool) -> anyhow::Result<Exit> {
+fn show(globals: &GlobalArgs, place: &DatabasePath, id: i64, json: bool) -> anyhow::Result<Exit> {
     let row = place.open(globals)?.quarantined(id)?;
     let Some(row) = row else { anyhow::bail!("there is no record {id} in quarantine") };
     let mut out = BufWriter::new(stdout(json));
     if json {
-        output::line(&mut out, &row)?;
+        output::write_json_line(&mut out, &row)?;
     } else {
-        journal::record(&mut out, &row)?;
+        listings::record(&mut out, &row)?;
     }
     out.flush()?;
     Ok(Exit::Done)

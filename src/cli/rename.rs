@@ -5,8 +5,8 @@
 
 use anyhow::bail;
 
-use super::place::Place;
-use super::{Exit, Globals, Usage, control};
+use super::database_path::DatabasePath;
+use super::{Exit, GlobalArgs, UsageError, control};
 use crate::config::{self, Config, Overrides};
 use crate::feed::FeedName;
 
@@ -18,21 +18,23 @@ pub struct Args {
     /// Its new name
     new: String,
     #[command(flatten)]
-    place: Place,
+    database_path: DatabasePath,
 }
 
 /// Renames it.
 ///
 /// # Errors
 /// When the configuration doesn't have the new name alone, a daemon holds the file, or there is no such feed.
-pub fn run(globals: &Globals, args: Args) -> anyhow::Result<Exit> {
+pub fn run(globals: &GlobalArgs, args: Args) -> anyhow::Result<Exit> {
     let Some(new) = FeedName::new(&args.new) else {
-        return Err(Usage(format!("{:?} is no name: use a-z, 0-9, and after the first also . _ -", args.new)).into());
+        return Err(
+            UsageError(format!("{:?} is no name: use a-z, 0-9, and after the first also . _ -", args.new)).into()
+        );
     };
-    if args.place.db.is_none() {
+    if args.database_path.db.is_none() {
         check(&config::load(globals.config.as_deref(), &Overrides::default())?, &args.old, &new)?;
     }
-    control::rename(globals, &args.place, &args.old, &new)
+    control::rename(globals, &args.database_path, &args.old, &new)
 }
 
 fn check(config: &Config, old: &str, new: &FeedName) -> anyhow::Result<()> {

@@ -3,8 +3,8 @@
 use std::io::Write;
 use std::path::PathBuf;
 
-use super::place::Place;
-use super::{Exit, Globals, stdout};
+use super::database_path::DatabasePath;
+use super::{Exit, GlobalArgs, stdout};
 use crate::store::restore::restore;
 
 /// What `restore` is told.
@@ -16,17 +16,17 @@ pub struct Args {
     #[arg(long)]
     discard_old: bool,
     #[command(flatten)]
-    place: Place,
+    database_path: DatabasePath,
 }
 
 /// Puts it in place, and says what became of what was there.
 ///
 /// # Errors
 /// While a daemon holds the database; when the snapshot is not what its manifest says, or the disk can't hold it.
-pub fn run(globals: &Globals, args: Args) -> anyhow::Result<Exit> {
-    let done = restore(&args.snapshot, &args.place.path(globals)?, args.discard_old)?;
+pub fn run(globals: &GlobalArgs, args: Args) -> anyhow::Result<Exit> {
+    let done = restore(&args.snapshot, &args.database_path.path(globals)?, args.discard_old)?;
     for note in &done.notes {
-        super::tell(&anyhow::anyhow!("{note}"));
+        super::print_error(&anyhow::anyhow!("{note}"));
     }
     let mut out = stdout(false);
     let snapshot = &done.snapshot;

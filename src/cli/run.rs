@@ -11,16 +11,16 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::{Exit, Globals, log};
-use crate::config::{self, Config, Errors, Overrides};
-use crate::daemon::{self, Setup, Webhooks};
+use super::{Exit, GlobalArgs, log};
+use crate::config::{self, Config, ConfigErrors, Overrides};
+use crate::daemon::{self, Setup, WebhookListener};
 use crate::server::token;
-use crate::source::webhook::tls::Tls;
+use crate::source::webhook::tls::ReloadableTls;
 use crate::store::{self, StoreError};
-use crate::supervisor::{Configured, Fleet};
+use crate::supervisor::{ConfiguredFeed, FleetSettings};
 
 /// Between two tries to write a token down.
-const TOKEN_TRIED: Duration = Duration::from_secs(1);
+const TOKEN_RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What `run` is told.
 #[derive(Clone, Debug, clap::Args)]
@@ -50,14 +50,14 @@ impl Args {
 ///
 /// # Errors
 /// When the configuration, the listener or the database can't be used.
-pub fn run(globals: &Globals, args: Args) -> anyhow::Result<Exit> {
+pub fn run(globals: &GlobalArgs, args: Args) -> anyhow::Result<Exit> {
     let overrides = args.overrides();
     let config = config::load(globals.config.as_deref(), &overrides)?;
     log::start(globals, &config.log)?;
     tell_problems(&config);
     // Before its listeners are looked at: another daemon on the same file mostly has those too, and says less by them.
     if store::stays_held(&config.database) {
-        return Err(StoreError::Held(config.database).into());
+        return Err(StoreError::InUse(config.database).into());
     }
     let runtime = super::runtime()?;
     let exit = runtime.block_on(under_signals(globals.config.as_deref(), &overrides, config));
@@ -81,10 +81,10 @@ async fn under_signals(path: Option<&Path>, overrides: &Overrides, config: Confi
         listener,
         token,
         webhooks: webhooks(&config).await?,
-        webhooks_later: Some(later),
+        webhooks_from_reload: Some(later),
     };
     let listening = setup.webhooks.as_ref().map(|webhooks| webhooks.tls.clone());
-    let reloaded = Reloaded { feeds: sender, webhooks: begins, listening };
+    let reloaded = ReloadChannels { feeds: sender, webhooks: begins, listening };
     let shutdown = CancellationToken::new();
     let mut running = std::pin::pin!(daemon::run(setup, reloads, shutdown.clone()));
     let mut keeping = std::pin::pin!(keep_token(config.database.clone(), unkept));
@@ -106,10 +106,10 @@ async fn under_signals(path: Option<&Path>, overrides: &Overrides, config: Confi
 
 /// The admin token; where there is no room for it yet, it stands in the second place too.
 fn token(config: &Config) -> anyhow::Result<(SecretString, Option<SecretString>)> {
-    match token::token(config.ops.token.as_ref(), &config.database) {
-        Err(error) if error.is_full() => {
+    match token::read_or_create(config.ops.token.as_ref(), &config.database) {
+        Err(error) if error.is_disk_full() => {
             tracing::error!(%error, "the admin token is written down once there is room");
-            let token = token::drawn()?;
+            let token = token::generate()?;
             Ok((token.clone(), Some(token)))
         }
         token => Ok((token?, None)),
@@ -118,8 +118,8 @@ fn token(config: &Config) -> anyhow::Result<(SecretString, Option<SecretString>)
 
 async fn keep_token(database: PathBuf, unkept: Option<SecretString>) -> std::convert::Infallible {
     if let Some(token) = unkept {
-        while token::keep(&database, &token).is_err() {
-            tokio::time::sleep(TOKEN_TRIED).await;
+        while token::save(&database, &token).is_err() {
+            tokio::time::sleep(TOKEN_RETRY_INTERVAL).await;
         }
         tracing::info!("the admin token is written down");
     }
@@ -127,7 +127,7 @@ async fn keep_token(database: PathBuf, unkept: Option<SecretString>) -> std::con
 }
 
 /// The listener that publishers post to, if there is to be one.
-async fn webhooks(config: &Config) -> anyhow::Result<Option<Webhooks>> {
+async fn webhooks(config: &Config) -> anyhow::Result<Option<WebhookListener>> {
     if !config.takes_webhooks() {
         return Ok(None);
     }
@@ -135,8 +135,8 @@ async fn webhooks(config: &Config) -> anyhow::Result<Option<Webhooks>> {
     let listener = TcpListener::bind(settings.listen)
         .await
         .with_context(|| format!("webhooks.listen = {}: can't listen there", settings.listen))?;
-    let tls = settings.tls.clone().map(Tls::load).transpose().context("webhooks.tls_cert_file")?;
-    Ok(Some(Webhooks { listener, settings, tls }))
+    let tls = settings.tls.clone().map(ReloadableTls::load).transpose().context("webhooks.tls_cert_file")?;
+    Ok(Some(WebhookListener { listener, settings, tls }))
 }
 
 async fn next(end: &mut Signal, interrupt: &mut Signal) {
@@ -144,19 +144,19 @@ async fn next(end: &mut Signal, interrupt: &mut Signal) {
 }
 
 /// What a reload changes in a running daemon.
-struct Reloaded {
-    feeds: mpsc::Sender<Fleet>,
+struct ReloadChannels {
+    feeds: mpsc::Sender<FleetSettings>,
     /// The first listener for publishers.
-    webhooks: mpsc::Sender<Webhooks>,
+    webhooks: mpsc::Sender<WebhookListener>,
     /// Whether one listens already, and its certificate.
-    listening: Option<Option<Tls>>,
+    listening: Option<Option<ReloadableTls>>,
 }
 
-impl Reloaded {
+impl ReloadChannels {
     /// Begins to listen for publishers, where that is asked for now and was not before.
     async fn listen(&mut self, config: &Config, running: &mut Config) {
         if let Some(tls) = &self.listening {
-            if let Some(Err(error)) = tls.as_ref().map(Tls::reload) {
+            if let Some(Err(error)) = tls.as_ref().map(ReloadableTls::reload) {
                 tracing::error!(%error, "the webhooks' certificate can't be read again: the old one stays");
             }
             return;
@@ -178,7 +178,7 @@ async fn reload_on(
     path: Option<&Path>,
     overrides: &Overrides,
     mut running: Config,
-    mut reloaded: Reloaded,
+    mut reloaded: ReloadChannels,
 ) -> std::convert::Infallible {
     loop {
         if hangup.recv().await.is_none() {
@@ -186,7 +186,7 @@ async fn reload_on(
         }
         let mut states = vec![NotifyState::Reloading];
         states.extend(NotifyState::monotonic_usec_now().ok());
-        daemon::notify(&states);
+        daemon::notify_systemd(&states);
         match config::load(path, overrides) {
             Ok(config) => {
                 tell_problems(&config);
@@ -198,7 +198,7 @@ async fn reload_on(
             }
             Err(errors) => tell_refused(&errors),
         }
-        daemon::notify(&[NotifyState::Ready]);
+        daemon::notify_systemd(&[NotifyState::Ready]);
     }
 }
 
@@ -211,7 +211,7 @@ fn tell_problems(config: &Config) {
     }
 }
 
-fn tell_refused(errors: &Errors) {
+fn tell_refused(errors: &ConfigErrors) {
     for problem in &errors.problems {
         tracing::error!("{problem}");
     }
@@ -231,17 +231,17 @@ fn tell_unreloadable(before: &Config, after: &Config, listening: bool) {
 }
 
 /// The feeds as the supervisor takes them.
-pub fn fleet(config: &Config) -> Fleet {
+pub fn fleet(config: &Config) -> FleetSettings {
     let configured = |feed: &Result<_, config::FailedFeed>| match feed {
-        Ok(settings) => Configured::Ready(Box::new(crate::supervisor::FeedSettings::clone(settings))),
+        Ok(settings) => ConfiguredFeed::Ready(Box::new(crate::supervisor::FeedSettings::clone(settings))),
         Err(failed) => {
             let mistakes: Vec<String> = failed.errors.iter().map(ToString::to_string).collect();
-            Configured::Broken { name: failed.name.clone(), reason: mistakes.join("; ") }
+            ConfiguredFeed::Broken { name: failed.name.clone(), reason: mistakes.join("; ") }
         }
     };
-    Fleet {
+    FleetSettings {
         feeds: config.feeds.iter().map(configured).collect(),
         hosts: config.hosts.clone(),
-        keep: config.keep.clone(),
+        keep_settings: config.keep.clone(),
     }
 }

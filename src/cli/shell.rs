@@ -9,14 +9,14 @@ use super::{Exit, command};
 
 /// What `completions` is told.
 #[derive(Clone, Debug, clap::Args)]
-pub struct Completions {
+pub struct CompletionsArgs {
     /// The shell to complete in
     shell: clap_complete::Shell,
 }
 
 /// What `man` is told.
 #[derive(Clone, Debug, clap::Args)]
-pub struct Man {
+pub struct ManArgs {
     /// Write the page of each command to this directory instead
     #[arg(long, value_name = "DIR")]
     to: Option<PathBuf>,
@@ -26,7 +26,7 @@ pub struct Man {
 ///
 /// # Errors
 /// When standard output can't be written.
-pub fn completions(args: Completions) -> anyhow::Result<Exit> {
+pub fn completions(args: CompletionsArgs) -> anyhow::Result<Exit> {
     // Written in one go: the generator panics where its writer fails, as it does behind `| head`.
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut command(), "feedmirror", &mut script);
@@ -38,7 +38,7 @@ pub fn completions(args: Completions) -> anyhow::Result<Exit> {
 ///
 /// # Errors
 /// When standard output or the directory can't be written.
-pub fn man(args: Man) -> anyhow::Result<Exit> {
+pub fn man(args: ManArgs) -> anyhow::Result<Exit> {
     match args.to {
         Some(directory) => {
             std::fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;

@@ -11,8 +11,8 @@ use secrecy::SecretString;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{Exit, Globals, Usage};
-use crate::simulate::{Amqp, Carrier, Dialect, FAULTS, Fault, Settings, Simulator, Webhook};
+use super::{Exit, GlobalArgs, UsageError};
+use crate::simulate::{AmqpTarget, Dialect, FAULTS, Fault, FaultChannel, Simulator, SimulatorSettings, WebhookTarget};
 
 /// What `simulate` is told.
 #[derive(Clone, Debug, clap::Args)]
@@ -56,7 +56,7 @@ pub struct Args {
     deleted: f64,
     /// How the feeds are spelt
     #[arg(long, value_name = "DIALECT", default_value = "mixed")]
-    dialect: Spelling,
+    dialect: DialectChoice,
     /// Another seed, other items and other chances
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
@@ -103,15 +103,15 @@ pub struct Args {
 
 /// One dialect, or all in turn.
 #[derive(Clone, Copy, Debug)]
-struct Spelling(Option<Dialect>);
+struct DialectChoice(Option<Dialect>);
 
-impl ValueEnum for Spelling {
+impl ValueEnum for DialectChoice {
     fn value_variants<'a>() -> &'a [Self] {
-        const ALL: &[Spelling] = &[
-            Spelling(Some(Dialect::Timestamp)),
-            Spelling(Some(Dialect::ChangeNumber)),
-            Spelling(Some(Dialect::Draft)),
-            Spelling(None),
+        const ALL: &[DialectChoice] = &[
+            DialectChoice(Some(Dialect::Timestamp)),
+            DialectChoice(Some(Dialect::ChangeNumber)),
+            DialectChoice(Some(Dialect::Draft)),
+            DialectChoice(None),
         ];
         ALL
     }
@@ -125,7 +125,7 @@ impl ValueEnum for Spelling {
 ///
 /// # Errors
 /// When the address can't be listened on, or standard output can't be written.
-pub fn run(_: &Globals, args: Args) -> anyhow::Result<Exit> {
+pub fn run(_: &GlobalArgs, args: Args) -> anyhow::Result<Exit> {
     if args.list_faults {
         list_faults(&mut io::stdout().lock())?;
         return Ok(Exit::Done);
@@ -139,7 +139,7 @@ async fn serve(args: Args) -> anyhow::Result<Exit> {
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     let listener = TcpListener::bind(listen).await.with_context(|| format!("cannot listen on {listen}"))?;
     let simulator = Simulator::start(listener, args.settings()).map_err(|error| match error.kind() {
-        io::ErrorKind::InvalidInput => Usage(error.to_string()).into(),
+        io::ErrorKind::InvalidInput => UsageError(error.to_string()).into(),
         _ => anyhow::Error::from(error),
     })?;
     print_feeds(&simulator, &mut io::stdout().lock())?;
@@ -162,10 +162,10 @@ fn list_faults(out: &mut impl Write) -> io::Result<()> {
     let width = FAULTS.iter().map(|row| row.name.len()).max().unwrap_or(0);
     for row in FAULTS {
         let heals = match (row.on, row.heals) {
-            (Carrier::Poll, true) => "heals ",
-            (Carrier::Poll, false) => "stays ",
-            (Carrier::Stream, _) => "stream",
-            (Carrier::Push, _) => "pushed",
+            (FaultChannel::Poll, true) => "heals ",
+            (FaultChannel::Poll, false) => "stays ",
+            (FaultChannel::Stream, _) => "stream",
+            (FaultChannel::Push, _) => "pushed",
         };
         writeln!(out, "{:width$}  {heals}  {}", row.name, row.does)?;
     }
@@ -173,16 +173,16 @@ fn list_faults(out: &mut impl Write) -> io::Result<()> {
 }
 
 impl Args {
-    fn settings(self) -> Settings {
-        let webhook = self.webhook.map(|url| Webhook {
+    fn settings(self) -> SimulatorSettings {
+        let webhook = self.webhook.map(|url| WebhookTarget {
             url,
             token: self.webhook_token,
             hmac: self.webhook_hmac,
             from_start: self.webhook_from_start,
         });
         let queue = self.amqp.zip(self.amqp_queue);
-        let amqp = queue.map(|(url, queue)| Amqp { url, queue, from_start: self.amqp_from_start });
-        Settings {
+        let amqp = queue.map(|(url, queue)| AmqpTarget { url, queue, from_start: self.amqp_from_start });
+        SimulatorSettings {
             feeds: self.feeds,
             items: self.items,
             page: self.page,
@@ -196,7 +196,7 @@ impl Args {
             sse_ids: self.sse_ids,
             webhook,
             amqp,
-            ..Settings::default()
+            ..SimulatorSettings::default()
         }
     }
 }

@@ -3,10 +3,10 @@
 use std::io::{self, Write};
 use std::path::PathBuf;
 
-use super::place::Place;
-use super::{Exit, Globals, stdout};
+use super::database_path::DatabasePath;
+use super::{Exit, GlobalArgs, stdout};
 use crate::output;
-use crate::store::snapshot::{Taken, default_directory, take};
+use crate::store::snapshot::{Snapshot, default_directory, take};
 
 /// What `snapshot` is told.
 #[derive(Clone, Debug, clap::Args)]
@@ -21,29 +21,29 @@ pub struct Args {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    place: Place,
+    database_path: DatabasePath,
 }
 
 /// Makes one, and says where it is.
 ///
 /// # Errors
 /// When the database is not a mirror, the disk can't hold the copy, or the copy is not sound.
-pub fn run(globals: &Globals, args: Args) -> anyhow::Result<Exit> {
-    let database = args.place.path(globals)?;
+pub fn run(globals: &GlobalArgs, args: Args) -> anyhow::Result<Exit> {
+    let database = args.database_path.path(globals)?;
     let directory = args.to.unwrap_or_else(|| default_directory(&database));
     let keep = args.keep.map(|keep| usize::try_from(keep).unwrap_or(usize::MAX));
     let taken = take(&database, &directory, keep)?;
     let mut out = stdout(args.json);
     if args.json {
-        output::line(&mut out, &taken)?;
+        output::write_json_line(&mut out, &taken)?;
     } else {
-        say(&mut out, &taken)?;
+        print_snapshot(&mut out, &taken)?;
     }
     Ok(Exit::Done)
 }
 
-fn say(out: &mut impl Write, taken: &Taken) -> io::Result<()> {
-    let Taken { path, manifest, pruned, .. } = taken;
+fn print_snapshot(out: &mut impl Write, taken: &Snapshot) -> io::Result<()> {
+    let Snapshot { path, manifest, pruned, .. } = taken;
     writeln!(
         out,
         "{}: {} items and {} tombstones of {} feeds, {} bytes, checked",

@@ -3,14 +3,14 @@
 use std::io::{self, BufWriter, IsTerminal, Write};
 use std::time::Duration;
 
-use super::lasting::{Stop, until_stopped};
-use super::place::Place;
-use super::{Exit, Globals, TO_THE_TOP, control, stdout, told, width};
+use super::database_path::DatabasePath;
+use super::stop_signal::{StopSignal, until_stopped};
+use super::{Exit, GlobalArgs, TO_THE_TOP, control, into_anyhow, stdout, width};
 use crate::output::{self, sizes, status};
 use crate::store::read::Reader;
 
 /// A watched status is drawn anew this often.
-const REDRAWN: Duration = Duration::from_secs(2);
+const WATCH_INTERVAL: Duration = Duration::from_secs(2);
 
 /// What `status` is told.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -31,7 +31,7 @@ pub struct Args {
     #[arg(long, conflicts_with_all = ["feeds", "watch", "json"])]
     ready: bool,
     #[command(flatten)]
-    place: Place,
+    database_path: DatabasePath,
 }
 
 /// Prints it, once or again and again.
@@ -39,11 +39,11 @@ pub struct Args {
 /// # Errors
 /// When the file can't be read, has no such feed, or standard output can't be written; with `--ready` when no daemon
 /// says that it is.
-pub fn run(globals: &Globals, args: Args) -> anyhow::Result<Exit> {
+pub fn run(globals: &GlobalArgs, args: Args) -> anyhow::Result<Exit> {
     if args.ready {
-        return control::ready(globals, &args.place);
+        return control::ready(globals, &args.database_path);
     }
-    let reader = args.place.open(globals)?;
+    let reader = args.database_path.open(globals)?;
     if args.watch {
         return until_stopped(move |stop| watch(reader, &args, stop));
     }
@@ -51,7 +51,7 @@ pub fn run(globals: &Globals, args: Args) -> anyhow::Result<Exit> {
     Ok(Exit::Done)
 }
 
-fn watch(mut reader: Reader, args: &Args, stop: &Stop) -> anyhow::Result<Exit> {
+fn watch(mut reader: Reader, args: &Args, stop: &StopSignal) -> anyhow::Result<Exit> {
     let redrawn = io::stdout().is_terminal() && !args.json;
     loop {
         let mut shown = Vec::new();
@@ -63,7 +63,7 @@ fn watch(mut reader: Reader, args: &Args, stop: &Stop) -> anyhow::Result<Exit> {
         out.write_all(&shown)?;
         out.flush()?;
         drop(out);
-        if stop.within(REDRAWN) {
+        if stop.within(WATCH_INTERVAL) {
             return Ok(Exit::Done);
         }
         if reader.is_replaced() {
@@ -75,11 +75,11 @@ fn watch(mut reader: Reader, args: &Args, stop: &Stop) -> anyhow::Result<Exit> {
 fn show(reader: &Reader, args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
     let status = status::Status::read(reader, &args.feeds)?;
     let written = if args.json {
-        output::line(out, &status)
+        output::write_json_line(out, &status)
     } else if args.sizes {
         sizes::table(out, &status, width())
     } else {
         status::table(out, &status, jiff::Timestamp::now(), width())
     };
-    written.and_then(|()| out.flush()).map_err(|error| told(error.into()))
+    written.and_then(|()| out.flush()).map_err(|error| into_anyhow(error.into()))
 }

@@ -13,24 +13,24 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::{Exit, Globals, stdout};
+use super::{Exit, GlobalArgs, stdout};
 use crate::config::{LogSettings, Overrides};
 use crate::daemon;
 use crate::feed::Mode;
-use crate::source::client::Clients;
-use crate::source::turns::Turns;
+use crate::source::client::HttpClients;
+use crate::source::host_limiter::HostLimiter;
 use crate::store::read::Reader;
 use crate::store::{Intake, Store, StoreError, now};
-use crate::supervisor::Configured;
-use crate::supervisor::endpoints::no_push;
-use crate::supervisor::fleet::feed;
+use crate::supervisor::ConfiguredFeed;
+use crate::supervisor::endpoints::poll_only_state;
+use crate::supervisor::fleet::build_feed;
 use crate::supervisor::housekeeping;
-use crate::supervisor::once::{Brought, bring_level};
 use crate::supervisor::registration::configure;
-use crate::worker::{Counts, Feed, Shared};
+use crate::supervisor::sync::{SyncOutcome, sync_feed};
+use crate::worker::{FeedCounters, FeedRuntime, WorkerContext};
 use progress::Progress;
-use summary::Row;
-use targets::Targets;
+use summary::FeedSummary;
+use targets::SyncTargets;
 
 /// What `sync` is told.
 #[derive(Clone, Debug, clap::Args)]
@@ -50,19 +50,19 @@ pub struct Args {
 }
 
 /// How long a database that can't be written is waited for.
-const PATIENCE: Duration = Duration::from_secs(5);
+const BLOCKED_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// One feed on its way.
-struct Run {
+struct FeedSync {
     name: String,
-    expected: Option<Expected>,
-    counts: Arc<Counts>,
+    expected: Option<LoadEstimate>,
+    counts: Arc<FeedCounters>,
     began: Instant,
 }
 
 /// What a first load comes to, as its dataset site says.
 #[derive(Clone, Copy)]
-struct Expected {
+struct LoadEstimate {
     /// Items that are there already.
     before: u64,
     /// About as many in the end.
@@ -73,8 +73,8 @@ struct Expected {
 ///
 /// # Errors
 /// When the command line, the configuration or the database can't be used.
-pub fn run(globals: &Globals, args: Args) -> anyhow::Result<Exit> {
-    let targets = Targets::of(globals, &args.feeds, args.db.as_ref(), &Overrides::default())?;
+pub fn run(globals: &GlobalArgs, args: Args) -> anyhow::Result<Exit> {
+    let targets = SyncTargets::of(globals, &args.feeds, args.db.as_ref(), &Overrides::default())?;
     // Failures stand in the summary: while a person watches bars, the log would only tear them.
     let quiet_log =
         LogSettings { level: if progress::is_watched(globals) { "off" } else { "warn" }.into(), ..targets.log.clone() };
@@ -90,14 +90,14 @@ pub fn run(globals: &Globals, args: Args) -> anyhow::Result<Exit> {
     exit
 }
 
-async fn bring(globals: &Globals, targets: Targets, args: &Args) -> anyhow::Result<Exit> {
+async fn bring(globals: &GlobalArgs, targets: SyncTargets, args: &Args) -> anyhow::Result<Exit> {
     let database = targets.database.clone();
     let (shared, closing) = tokio::task::spawn_blocking(move || daemon::open(&database)).await??;
     let cancel = CancellationToken::new();
     let interrupted = tokio::spawn(cancel_on_signals(cancel.clone()));
     let began = Instant::now();
     let rows = tokio::select! {
-        rows = bring_and_keep_house(globals, &targets, &shared, args.tries, &cancel) => rows,
+        rows = sync_and_clean_up(globals, &targets, &shared, args.tries, &cancel) => rows,
         blocked = blocked(&shared.store) => Err(blocked.into()),
     };
     interrupted.abort();
@@ -115,20 +115,20 @@ async fn bring(globals: &Globals, targets: Targets, args: &Args) -> anyhow::Resu
     let mut rows = rows?;
     read_counts(&targets, &mut rows)?;
     summary::print(&mut stdout(args.json), &rows, began.elapsed(), args.json, &targets.database)?;
-    Ok(if rows.iter().all(Row::is_well) { Exit::Done } else { Exit::NotLevel })
+    Ok(if rows.iter().all(FeedSummary::is_well) { Exit::Done } else { Exit::NotLevel })
 }
 
-async fn bring_and_keep_house(
-    globals: &Globals,
-    targets: &Targets,
-    shared: &Shared,
+async fn sync_and_clean_up(
+    globals: &GlobalArgs,
+    targets: &SyncTargets,
+    shared: &WorkerContext,
     tries: u32,
     cancel: &CancellationToken,
-) -> anyhow::Result<Vec<Row>> {
+) -> anyhow::Result<Vec<FeedSummary>> {
     let rows = bring_all(globals, targets, shared, tries, cancel).await?;
     if !cancel.is_cancelled() && *shared.store.intake().borrow() == Intake::Open {
         housekeeping::remove_purged(&shared.store).await?;
-        housekeeping::once(&shared.store, &targets.fleet.keep).await?;
+        housekeeping::run_once(&shared.store, &targets.fleet.keep_settings).await?;
     }
     Ok(rows)
 }
@@ -142,48 +142,56 @@ async fn blocked(store: &Store) -> StoreError {
             _ => return std::future::pending().await,
         };
         let open = intake.wait_for(|intake| *intake == Intake::Open);
-        if tokio::time::timeout(PATIENCE, open).await.is_err() {
+        if tokio::time::timeout(BLOCKED_TIMEOUT, open).await.is_err() {
             return StoreError::Unavailable { path: store.path().to_owned(), problem };
         }
     }
 }
 
 async fn bring_all(
-    globals: &Globals,
-    targets: &Targets,
-    shared: &Shared,
+    globals: &GlobalArgs,
+    targets: &SyncTargets,
+    shared: &WorkerContext,
     tries: u32,
     cancel: &CancellationToken,
-) -> anyhow::Result<Vec<Row>> {
+) -> anyhow::Result<Vec<FeedSummary>> {
     let store = &shared.store;
-    store.started(now(), None, None).await?;
+    store.record_start(now(), None, None).await?;
     let stored = configure(store, &targets.fleet, targets.all).await?;
-    let (clients, turns) = (Clients::default(), Turns::new(targets.fleet.hosts.clone()));
-    let expected = expected(&targets.database)?;
+    let (clients, turns) = (HttpClients::default(), HostLimiter::new(targets.fleet.hosts.clone()));
+    let expected = load_estimates(&targets.database)?;
     let mut progress = Progress::start(globals, &targets.database);
-    let mut tasks: JoinSet<Row> = JoinSet::new();
+    let mut tasks: JoinSet<FeedSummary> = JoinSet::new();
     let mut rows = Vec::new();
     for (configured, stored) in targets.fleet.feeds.iter().zip(&stored) {
-        if !targets.chosen(configured.name()) {
+        if !targets.includes(configured.name()) {
             continue;
         }
         let name = configured.name().to_string();
         let expected = expected.get(&name).copied();
-        let run = Run { name, expected, counts: Arc::default(), began: Instant::now() };
+        let run = FeedSync { name, expected, counts: Arc::default(), began: Instant::now() };
         let settings = match configured {
-            Configured::Ready(settings) => settings,
-            Configured::Broken { reason, .. } => {
-                rows.push(Row::new(&run, Brought::GivenUp(format!("settings: {reason}"))));
+            ConfiguredFeed::Ready(settings) => settings,
+            ConfiguredFeed::Broken { reason, .. } => {
+                rows.push(FeedSummary::new(&run, SyncOutcome::GivenUp(format!("settings: {reason}"))));
                 continue;
             }
         };
-        match feed(shared, &clients, &turns, settings, stored.id, Arc::clone(&run.counts), no_push(settings, stored)) {
+        match build_feed(
+            shared,
+            &clients,
+            &turns,
+            settings,
+            stored.id,
+            Arc::clone(&run.counts),
+            poll_only_state(settings, stored),
+        ) {
             Ok(feed) => {
                 progress.add(&run);
                 let cancel = cancel.clone();
                 tasks.spawn(one(run, Arc::new(feed), tries, cancel));
             }
-            Err(failure) => rows.push(Row::new(&run, Brought::GivenUp(failure.to_string()))),
+            Err(failure) => rows.push(FeedSummary::new(&run, SyncOutcome::GivenUp(failure.to_string()))),
         }
     }
     loop {
@@ -191,7 +199,7 @@ async fn bring_all(
             ended = tasks.join_next() => match ended {
                 Some(row) => {
                     let row = row?;
-                    progress.ended(&row);
+                    progress.finish_feed(&row);
                     rows.push(row);
                 }
                 None => break,
@@ -204,19 +212,19 @@ async fn bring_all(
     Ok(rows)
 }
 
-fn expected(database: &Path) -> Result<BTreeMap<String, Expected>, StoreError> {
+fn load_estimates(database: &Path) -> Result<BTreeMap<String, LoadEstimate>, StoreError> {
     let feeds = Reader::open(database)?.feeds(&[])?;
     let loading = feeds.into_iter().filter(|feed| feed.mode == Mode::Refresh.as_str());
     let expected = loading.filter_map(|feed| {
         let (before, total) = (u64::try_from(feed.items).ok()?, u64::try_from(feed.total_items?).ok()?);
-        Some((feed.name, Expected { before, total }))
+        Some((feed.name, LoadEstimate { before, total }))
     });
     Ok(expected.collect())
 }
 
-async fn one(run: Run, feed: Arc<Feed>, tries: u32, cancel: CancellationToken) -> Row {
-    let brought = bring_level(&feed, tries, &cancel).await;
-    Row::new(&run, brought)
+async fn one(run: FeedSync, feed: Arc<FeedRuntime>, tries: u32, cancel: CancellationToken) -> FeedSummary {
+    let brought = sync_feed(&feed, tries, &cancel).await;
+    FeedSummary::new(&run, brought)
 }
 
 /// The first signal ends the feeds' walks; a second one ends the process, whatever it waits for.
@@ -235,7 +243,7 @@ async fn signals(count: usize) {
     }
 }
 
-fn read_counts(targets: &Targets, rows: &mut [Row]) -> Result<(), StoreError> {
+fn read_counts(targets: &SyncTargets, rows: &mut [FeedSummary]) -> Result<(), StoreError> {
     let feeds = Reader::open(&targets.database)?.feeds(&[])?;
     for row in rows {
         if let Some(feed) = feeds.iter().find(|feed| feed.name == row.feed) {

@@ -2,10 +2,10 @@
 
 use std::io::{self, Write};
 
-use super::place::Place;
-use super::{Exit, Globals, stdout};
+use super::database_path::DatabasePath;
+use super::{Exit, GlobalArgs, stdout};
 use crate::output;
-use crate::store::read::Report;
+use crate::store::read::VerifyReport;
 
 /// What `verify` is told.
 #[derive(Clone, Debug, clap::Args)]
@@ -20,28 +20,28 @@ pub struct Args {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    place: Place,
+    database_path: DatabasePath,
 }
 
 /// Checks it, and prints what is wrong; exit code 1 if anything is.
 ///
 /// # Errors
 /// When the database is not a mirror, or too damaged to be checked.
-pub fn run(globals: &Globals, args: Args) -> anyhow::Result<Exit> {
+pub fn run(globals: &GlobalArgs, args: Args) -> anyhow::Result<Exit> {
     if let Some(feed) = &args.against_source {
-        return super::compare::run(globals, &args.place, feed, args.json);
+        return super::compare::run(globals, &args.database_path, feed, args.json);
     }
-    let report = args.place.open(globals)?.verify(args.quick)?;
+    let report = args.database_path.open(globals)?.verify(args.quick)?;
     let mut out = stdout(args.json);
     if args.json {
-        output::line(&mut out, &report)?;
+        output::write_json_line(&mut out, &report)?;
     } else {
-        say(&mut out, &report, args.quick)?;
+        print_verify_report(&mut out, &report, args.quick)?;
     }
     Ok(if report.is_sound() { Exit::Done } else { Exit::Failed })
 }
 
-fn say(out: &mut impl Write, report: &Report, quick: bool) -> io::Result<()> {
+fn print_verify_report(out: &mut impl Write, report: &VerifyReport, quick: bool) -> io::Result<()> {
     for found in &report.violations {
         writeln!(out, "{}: {}, such as {}", found.check, found.count, found.sample)?;
     }

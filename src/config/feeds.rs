@@ -5,43 +5,43 @@ use std::time::Duration;
 
 use url::Url;
 
-use super::groups;
-use super::problem::Scope;
-use super::push::{self, Drafts, Endpoints, warn_about_stream};
+use super::problem::ProblemScope;
+use super::push::{self, EndpointDrafts, PushEndpointSettings, warn_about_stream};
 use super::secrets::{any_secret, headers, query};
-use super::table::{Given, Report, Table, nearest};
+use super::sections;
+use super::table::{ConfigReport, ConfigValue, Table, nearest};
 use super::units::{count, duration, duration_or_zero, or_off, text, word};
 use super::urls::{as_written, http_url, is_loopback};
-use super::{FailedFeed, Problem};
-use crate::feed::{Attribution, Dialect, FeedName, Order, Ties};
+use super::{ConfigProblem, FailedFeed};
+use crate::feed::{Attribution, Dialect, FeedName, ModifiedOrder, TiePolicy};
 use crate::mode::PushSettings;
 use crate::schedule::{PollSettings, RetrySettings};
 use crate::source::http::HttpSettings;
-use crate::source::secret::Value;
-use crate::source::webhook::WebhooksSettings;
-use crate::supervisor::{FeedSettings, RETENTION, ResyncSettings};
+use crate::source::secret::ConfiguredValue;
+use crate::source::webhook::WebhookListenerSettings;
+use crate::supervisor::{DEFAULT_RETENTION, FeedSettings, ResyncSettings};
 
 /// What a provider's feeds have in common, or all feeds.
 #[derive(Clone)]
-pub(super) struct Base {
+pub(super) struct FeedDefaults {
     attribution: Attribution,
     kind: Option<String>,
     dialect: Option<Dialect>,
-    modified: Order,
-    ties: Ties,
+    modified: ModifiedOrder,
+    ties: TiePolicy,
     retention: Duration,
     purge_gone_after: Option<Duration>,
-    headers: Vec<(String, Value)>,
-    query: Vec<(String, Value)>,
+    headers: Vec<(String, ConfiguredValue)>,
+    query: Vec<(String, ConfiguredValue)>,
     poll: PollSettings,
     retry: RetrySettings,
     resync: ResyncSettings,
     http: HttpSettings,
     push: PushSettings,
-    drafts: Drafts,
+    drafts: EndpointDrafts,
 }
 
-impl Base {
+impl FeedDefaults {
     /// The base of all, from the global tables.
     pub(super) fn global(
         poll: PollSettings,
@@ -54,9 +54,9 @@ impl Base {
             attribution: Attribution::default(),
             kind: None,
             dialect: None,
-            modified: Order::Standard,
-            ties: Ties::Keep,
-            retention: RETENTION,
+            modified: ModifiedOrder::Standard,
+            ties: TiePolicy::Keep,
+            retention: DEFAULT_RETENTION,
             purge_gone_after: None,
             headers: Vec::new(),
             query: Vec::new(),
@@ -65,31 +65,31 @@ impl Base {
             resync,
             http,
             push,
-            drafts: Drafts::default(),
+            drafts: EndpointDrafts::default(),
         }
     }
 
     /// What `table`, a provider's or a feed's, changes.
     fn with(&self, table: &Table<'_>) -> Self {
         let mut base = self.clone();
-        let told = &mut base.attribution;
-        table.set("publisher", &mut told.publisher, |given| text(given).map(Some));
-        table.set("license", &mut told.license, |given| text(given).map(Some));
+        let attribution = &mut base.attribution;
+        table.set("publisher", &mut attribution.publisher, |given| text(given).map(Some));
+        table.set("license", &mut attribution.license, |given| text(given).map(Some));
         if let Some(url) = table.get_unshown("dataset_url", as_written) {
-            told.dataset_url = Some(url);
+            attribution.dataset_url = Some(url);
         }
         table.set("kind", &mut base.kind, |given| text(given).map(Some));
         table.set("dialect", &mut base.dialect, |given| dialect(given).map(Some));
         table.set("modified", &mut base.modified, word(order, "\"standard\" or \"bytes\""));
-        table.set("ties", &mut base.ties, word(Ties::from_word, "\"keep\" or \"replace\""));
+        table.set("ties", &mut base.ties, word(TiePolicy::from_word, "\"keep\" or \"replace\""));
         table.set("retention", &mut base.retention, duration);
         table.set("purge_gone_after", &mut base.purge_gone_after, or_off(duration_or_zero));
         base.headers = headers(table, "headers", &self.headers);
         base.query = query(table, "query", &self.query);
-        base.poll = groups::poll(table.table("poll"), &self.poll);
-        base.retry = groups::retry(table.table("retry"), &self.retry);
-        base.resync = groups::resync(table.table("resync"), &self.resync);
-        base.http = groups::http(table.table("http"), &self.http);
+        base.poll = sections::poll(table.table("poll"), &self.poll);
+        base.retry = sections::retry(table.table("retry"), &self.retry);
+        base.resync = sections::resync(table.table("resync"), &self.resync);
+        base.http = sections::http(table.table("http"), &self.http);
         base.push = push::push(table.table("push"), &self.push);
         base
     }
@@ -104,7 +104,7 @@ impl Base {
         (name, was): (FeedName, Option<FeedName>),
         provider: Option<String>,
         url: String,
-        endpoints: Endpoints,
+        endpoints: PushEndpointSettings,
     ) -> FeedSettings {
         FeedSettings {
             name,
@@ -132,23 +132,23 @@ impl Base {
     }
 }
 
-fn dialect(given: &Given<'_>) -> Result<Dialect, String> {
+fn dialect(given: &ConfigValue<'_>) -> Result<Dialect, String> {
     let from_word = |word: &str| Dialect::from_word(if word == "0.2" { "0.2.1" } else { word });
     word(from_word, "text: \"0.2.1\" (or \"0.2\"), \"1.0\" or \"1.0-change-number\"")(given)
 }
 
-fn order(word: &str) -> Option<Order> {
+fn order(word: &str) -> Option<ModifiedOrder> {
     match word {
-        "standard" => Some(Order::Standard),
-        "bytes" => Some(Order::Bytes),
+        "standard" => Some(ModifiedOrder::Standard),
+        "bytes" => Some(ModifiedOrder::Bytes),
         _ => None,
     }
 }
 
 /// Each provider by name, over the global settings.
-pub(super) fn providers(root: &Table<'_>, global: &Base) -> BTreeMap<String, Base> {
+pub(super) fn providers(root: &Table<'_>, global: &FeedDefaults) -> BTreeMap<String, FeedDefaults> {
     let mut providers = BTreeMap::new();
-    for (name, table) in root.entries("providers", |name| Scope::Provider(name.to_owned())) {
+    for (name, table) in root.entries("providers", |name| ProblemScope::Provider(name.to_owned())) {
         if FeedName::new(&name).is_none() {
             table.problem_here(NAMES.to_owned());
         }
@@ -166,15 +166,15 @@ const NAMES: &str = "not a name: use a-z, 0-9, and after the first also . _ -";
 
 /// Each feed, or why it can't run.
 pub(super) fn feeds(
-    report: &Report<'_>,
+    report: &ConfigReport<'_>,
     root: &Table<'_>,
-    global: &Base,
-    providers: &BTreeMap<String, Base>,
-    webhooks: &WebhooksSettings,
+    global: &FeedDefaults,
+    providers: &BTreeMap<String, FeedDefaults>,
+    webhooks: &WebhookListenerSettings,
 ) -> Vec<Result<FeedSettings, FailedFeed>> {
     let mut feeds = Vec::new();
     let (mut urls, mut queues, mut before) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-    for (name, table) in root.entries("feeds", |name| Scope::Feed(name.to_owned())) {
+    for (name, table) in root.entries("feeds", |name| ProblemScope::Feed(name.to_owned())) {
         let provider = provider(&table, providers);
         let base = provider.as_deref().and_then(|name| providers.get(name)).unwrap_or(global);
         let mut base = base.with(&table);
@@ -211,16 +211,16 @@ pub(super) fn feeds(
     feeds
 }
 
-fn mistakes(report: &Report<'_>, feed: &str, provider: Option<&str>) -> Vec<Problem> {
-    let concerns = |problem: &&Problem| match &problem.scope {
-        Scope::Fatal => false,
-        Scope::Provider(name) => provider == Some(name),
-        Scope::Feed(name) => feed == name,
+fn mistakes(report: &ConfigReport<'_>, feed: &str, provider: Option<&str>) -> Vec<ConfigProblem> {
+    let concerns = |problem: &&ConfigProblem| match &problem.scope {
+        ProblemScope::Fatal => false,
+        ProblemScope::Provider(name) => provider == Some(name),
+        ProblemScope::Feed(name) => feed == name,
     };
     report.problems.borrow().iter().filter(concerns).cloned().collect()
 }
 
-fn provider(table: &Table<'_>, providers: &BTreeMap<String, Base>) -> Option<String> {
+fn provider(table: &Table<'_>, providers: &BTreeMap<String, FeedDefaults>) -> Option<String> {
     table.get("provider", |given| {
         let name = text(given)?;
         if providers.contains_key(&name) {
@@ -257,7 +257,7 @@ fn url(table: &Table<'_>) -> Option<Url> {
     table.get_unshown("url", http_url)
 }
 
-fn warn_about(table: &Table<'_>, base: &Base, url: &Url) {
+fn warn_about(table: &Table<'_>, base: &FeedDefaults, url: &Url) {
     if url.scheme() == "http" && base.has_secret() && !is_loopback(url) {
         table.warn("url", "is plain http, and secrets are sent with it: anyone on the way can read them".to_owned());
     }

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use figment::value::{Dict, Map, Tag, Value as Raw};
 use figment::{Figment, Metadata, Profile, Provider};
 
-use super::problem::{Origin, Problem, Scope};
+use super::problem::{ConfigProblem, ProblemScope, ValueOrigin};
 use super::table::key_text;
 
 /// Begins the name of every environment variable that is a setting.
@@ -45,12 +45,12 @@ pub(super) struct Layers {
 }
 
 /// One layer on its way into figment.
-struct Layer {
+struct ConfigLayer {
     metadata: Metadata,
     values: Dict,
 }
 
-impl Provider for Layer {
+impl Provider for ConfigLayer {
     fn metadata(&self) -> Metadata {
         self.metadata.clone()
     }
@@ -66,7 +66,7 @@ impl Layers {
         path: &Path,
         environment: &[(String, String)],
         overrides: &Overrides,
-        problems: &mut Vec<Problem>,
+        problems: &mut Vec<ConfigProblem>,
     ) -> Self {
         let main = read_file(path, problems).unwrap_or_default();
         let include = environment_include(environment).or_else(|| main.get("include").cloned());
@@ -83,10 +83,10 @@ impl Layers {
     fn merge(files: Vec<(PathBuf, Dict)>, environment: Dict, flags: Dict) -> Self {
         let names = files.iter().map(|(path, _)| path.clone()).collect();
         let mut figment = Figment::new()
-            .join(Layer { metadata: Metadata::named("flags"), values: flags })
-            .join(Layer { metadata: Metadata::named("environment"), values: environment });
+            .join(ConfigLayer { metadata: Metadata::named("flags"), values: flags })
+            .join(ConfigLayer { metadata: Metadata::named("environment"), values: environment });
         for (path, values) in files {
-            figment = figment.join(Layer { metadata: Metadata::from("file", path.as_path()), values });
+            figment = figment.join(ConfigLayer { metadata: Metadata::from("file", path.as_path()), values });
         }
         let values = figment.data().ok().and_then(|mut data| data.remove(&Profile::Default));
         Self { figment, values: values.unwrap_or_default(), files: names }
@@ -99,21 +99,21 @@ impl Layers {
 
     /// Where `value`, standing at `path`, came from; for a table, the lowest layer that says anything in it,
     /// since that one began it.
-    pub(super) fn origin(&self, value: &Raw, path: &[String]) -> Option<Origin> {
+    pub(super) fn origin(&self, value: &Raw, path: &[String]) -> Option<ValueOrigin> {
         let lowest = match value {
-            Raw::Dict(_, inner) => inner.values().filter_map(|v| self.origin(v, path)).min_by_key(Origin::rank),
+            Raw::Dict(_, inner) => inner.values().filter_map(|v| self.origin(v, path)).min_by_key(ValueOrigin::rank),
             _ => None,
         };
-        lowest.or_else(|| self.tagged(value.tag(), path))
+        lowest.or_else(|| self.origin_of_tag(value.tag(), path))
     }
 
-    fn tagged(&self, tag: Tag, path: &[String]) -> Option<Origin> {
+    fn origin_of_tag(&self, tag: Tag, path: &[String]) -> Option<ValueOrigin> {
         let metadata = self.figment.get_metadata(tag)?;
         let file = metadata.source.as_ref().and_then(|s| s.file_path());
         Some(match file {
-            Some(file) => Origin::File(file.to_owned()),
-            None if metadata.name == "environment" => Origin::Environment(variable(path)),
-            None => Origin::Flag,
+            Some(file) => ValueOrigin::File(file.to_owned()),
+            None if metadata.name == "environment" => ValueOrigin::Environment(variable(path)),
+            None => ValueOrigin::Flag,
         })
     }
 }
@@ -122,12 +122,12 @@ fn variable(path: &[String]) -> String {
     format!("{PREFIX}{}", path.join("__").to_uppercase())
 }
 
-fn about_file(path: &Path, message: String) -> Problem {
-    let origin = Some(Origin::File(path.to_owned()));
-    Problem { scope: Scope::Fatal, origin, key: String::new(), value: None, message }
+fn about_file(path: &Path, message: String) -> ConfigProblem {
+    let origin = Some(ValueOrigin::File(path.to_owned()));
+    ConfigProblem { scope: ProblemScope::Fatal, origin, key: String::new(), value: None, message }
 }
 
-fn read_file(path: &Path, problems: &mut Vec<Problem>) -> Option<Dict> {
+fn read_file(path: &Path, problems: &mut Vec<ConfigProblem>) -> Option<Dict> {
     let text = match std::fs::read_to_string(path) {
         Ok(text) => text,
         Err(error) => {
@@ -169,12 +169,12 @@ fn raw(value: toml::Value) -> Raw {
     }
 }
 
-fn read_included(include: &Raw, main: &Path, base: &Path, problems: &mut Vec<Problem>) -> Vec<(PathBuf, Dict)> {
+fn read_included(include: &Raw, main: &Path, base: &Path, problems: &mut Vec<ConfigProblem>) -> Vec<(PathBuf, Dict)> {
     let patterns: Option<Vec<&str>> = include.as_array().map(|list| list.iter().filter_map(Raw::as_str).collect());
     let all_text = include.as_array().is_some_and(|list| list.iter().all(|v| v.as_str().is_some()));
     let Some(patterns) = patterns.filter(|_| all_text) else {
         let message = "must be a list of file patterns, as [\"feeds.d/*.toml\"]".to_owned();
-        problems.push(Problem { key: "include".to_owned(), ..about_file(main, message) });
+        problems.push(ConfigProblem { key: "include".to_owned(), ..about_file(main, message) });
         return Vec::new();
     };
     let mut found = BTreeSet::new();
@@ -183,7 +183,7 @@ fn read_included(include: &Raw, main: &Path, base: &Path, problems: &mut Vec<Pro
             Ok(paths) => found.extend(paths),
             Err(message) => {
                 let value = Some(format!("{pattern:?}"));
-                problems.push(Problem { key: "include".to_owned(), value, ..about_file(main, message) });
+                problems.push(ConfigProblem { key: "include".to_owned(), value, ..about_file(main, message) });
             }
         }
     }
@@ -209,21 +209,21 @@ fn matching(base: &Path, pattern: &str) -> Result<Vec<PathBuf>, String> {
     Ok(paths.into_iter().filter(|path| !path.is_dir()).collect())
 }
 
-fn read_file_of_feeds(path: &Path, problems: &mut Vec<Problem>) -> Option<Dict> {
+fn read_file_of_feeds(path: &Path, problems: &mut Vec<ConfigProblem>) -> Option<Dict> {
     let mut values = read_file(path, problems)?;
     values.retain(|key, _| {
         let allowed = INCLUDABLE.contains(&key.as_str());
         if !allowed {
             let message = "an included file holds [feeds.*], [providers.*] and [hosts.*] only".to_owned();
             let key = key_text(std::slice::from_ref(key));
-            problems.push(Problem { key, ..about_file(path, message) });
+            problems.push(ConfigProblem { key, ..about_file(path, message) });
         }
         allowed
     });
     Some(values)
 }
 
-fn report_duplicates(files: &[(PathBuf, Dict)], problems: &mut Vec<Problem>) {
+fn report_duplicates(files: &[(PathBuf, Dict)], problems: &mut Vec<ConfigProblem>) {
     let mut seen: BTreeMap<(&str, &str), &Path> = BTreeMap::new();
     for (path, values) in files {
         for section in INCLUDABLE {
@@ -231,7 +231,7 @@ fn report_duplicates(files: &[(PathBuf, Dict)], problems: &mut Vec<Problem>) {
                 let Some(first) = seen.insert((section, name), path) else { continue };
                 let key = key_text(&[(*section).to_owned(), name.clone()]);
                 let message = format!("already stands in {}: names are unique over all files", first.display());
-                problems.push(Problem { key, ..about_file(path, message) });
+                problems.push(ConfigProblem { key, ..about_file(path, message) });
             }
         }
     }
@@ -240,19 +240,19 @@ fn report_duplicates(files: &[(PathBuf, Dict)], problems: &mut Vec<Problem>) {
 /// Variables that hold a secret some layer refers to: `{ env = "FEEDMIRROR_ACME_KEY" }` is a natural name for one,
 /// and it must be taken neither for a setting nor into the merged values.
 fn referenced_variables(files: &[(PathBuf, Dict)], environment: &[(String, String)]) -> BTreeSet<String> {
-    fn walk(value: &Raw, names: &mut BTreeSet<String>) {
+    fn collect_references(value: &Raw, names: &mut BTreeSet<String>) {
         match value {
             Raw::Dict(_, inner) => {
                 names.extend(inner.get("env").and_then(Raw::as_str).map(str::to_owned));
-                inner.values().for_each(|v| walk(v, names));
+                inner.values().for_each(|v| collect_references(v, names));
             }
-            Raw::Array(_, list) => list.iter().for_each(|v| walk(v, names)),
+            Raw::Array(_, list) => list.iter().for_each(|v| collect_references(v, names)),
             _ => {}
         }
     }
     let references = environment.iter().filter(|(name, _)| name.starts_with(PREFIX) && name.ends_with("__ENV"));
     let mut names: BTreeSet<String> = references.map(|(_, value)| value.clone()).collect();
-    files.iter().flat_map(|(_, values)| values.values()).for_each(|v| walk(v, &mut names));
+    files.iter().flat_map(|(_, values)| values.values()).for_each(|v| collect_references(v, &mut names));
     names
 }
 

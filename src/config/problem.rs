@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 /// How far a mistake reaches.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Scope {
+pub enum ProblemScope {
     /// `run` refuses to start, a reload changes nothing.
     Fatal,
     /// Every feed of the provider fails; the others run.
@@ -16,7 +16,7 @@ pub enum Scope {
 
 /// Which layer a value came from.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Origin {
+pub enum ValueOrigin {
     /// A configuration file.
     File(PathBuf),
     /// An environment variable, by name.
@@ -25,7 +25,7 @@ pub enum Origin {
     Flag,
 }
 
-impl Origin {
+impl ValueOrigin {
     /// The layer's place in the order of precedence; a higher one wins.
     pub(super) fn rank(&self) -> u8 {
         match self {
@@ -36,7 +36,7 @@ impl Origin {
     }
 }
 
-impl fmt::Display for Origin {
+impl fmt::Display for ValueOrigin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::File(path) => write!(f, "{}", path.display()),
@@ -48,11 +48,11 @@ impl fmt::Display for Origin {
 
 /// One mistake, or one thing worth a warning.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Problem {
+pub struct ConfigProblem {
     /// How far it reaches; means nothing for a warning.
-    pub scope: Scope,
+    pub scope: ProblemScope,
     /// Where it stands; nothing when no layer says anything of it.
-    pub origin: Option<Origin>,
+    pub origin: Option<ValueOrigin>,
     /// The key from the top, dotted; empty when it is about a file as a whole.
     pub key: String,
     /// The value given, shortened; never one that may be a secret.
@@ -61,7 +61,7 @@ pub struct Problem {
     pub message: String,
 }
 
-impl fmt::Display for Problem {
+impl fmt::Display for ConfigProblem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(origin) = &self.origin {
             write!(f, "{origin}: ")?;
@@ -76,14 +76,14 @@ impl fmt::Display for Problem {
 
 /// A configuration that `run` refuses: every mistake found, those confined to a feed included.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Errors {
+pub struct ConfigErrors {
     /// Every mistake; at least one is [`Scope::Fatal`].
-    pub problems: Vec<Problem>,
+    pub problems: Vec<ConfigProblem>,
     /// What is allowed but unwise.
-    pub warnings: Vec<Problem>,
+    pub warnings: Vec<ConfigProblem>,
 }
 
-impl fmt::Display for Errors {
+impl fmt::Display for ConfigErrors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut first = true;
         for problem in &self.problems {
@@ -96,4 +96,4 @@ impl fmt::Display for Errors {
     }
 }
 
-impl std::error::Error for Errors {}
+impl std::error::Error for ConfigErrors {}

@@ -10,17 +10,17 @@ use reqwest::Method;
 use secrecy::ExposeSecret;
 use url::Url;
 
-use super::groups::{certificates, listen, pem};
 use super::secrets::{headers, secret, secrets};
-use super::table::{Given, Table};
+use super::sections::{certificates, listen, pem};
+use super::table::{ConfigValue, Table};
 use super::units::{count, duration, or_off, size, text, word};
 use super::urls::{as_written, http_url, is_loopback};
 use crate::mode::PushSettings;
 use crate::source::amqp::AmqpSettings;
-use crate::source::secret::{SecretSource, Value};
+use crate::source::secret::{ConfiguredValue, SecretSource};
 use crate::source::sse::SseSettings;
-use crate::source::webhook::proxies::Proxies;
-use crate::source::webhook::{RegisterSettings, TlsFiles, WebhookSettings, WebhooksSettings};
+use crate::source::webhook::proxies::TrustedProxies;
+use crate::source::webhook::{RegisterSettings, TlsFiles, WebhookListenerSettings, WebhookSettings};
 
 /// Messages sent ahead of their acknowledgement, unless set.
 const PREFETCH: u16 = 500;
@@ -36,8 +36,8 @@ pub(super) fn push(table: Table<'_>, base: &PushSettings) -> PushSettings {
 }
 
 /// `[webhooks]`.
-pub(super) fn webhooks(table: Table<'_>) -> WebhooksSettings {
-    let mut webhooks = WebhooksSettings::default();
+pub(super) fn webhooks(table: Table<'_>) -> WebhookListenerSettings {
+    let mut webhooks = WebhookListenerSettings::default();
     table.set("listen", &mut webhooks.listen, listen);
     table.set("path", &mut webhooks.path, path);
     webhooks.public_url = table.get_unshown("public_url", public_url);
@@ -56,21 +56,21 @@ pub(super) fn webhooks(table: Table<'_>) -> WebhooksSettings {
     webhooks
 }
 
-fn proxies(given: &Given<'_>) -> Result<Proxies, String> {
+fn proxies(given: &ConfigValue<'_>) -> Result<TrustedProxies, String> {
     let right = "must be a list of addresses and networks, as [\"10.0.0.7\", \"fd00::/8\"]";
     let network = |text: &str| text.parse().map_err(|()| format!("{right}: {text:?} is none"));
     let networks: Result<Vec<_>, String> = given.list().ok_or(right)?.into_iter().map(network).collect();
-    Ok(Proxies::new(networks?))
+    Ok(TrustedProxies::new(networks?))
 }
 
-fn path(given: &Given<'_>) -> Result<String, String> {
+fn path(given: &ConfigValue<'_>) -> Result<String, String> {
     let right = "must begin with / and hold only letters, digits and / . _ ~ -";
     let fit = |b: u8| b.is_ascii_alphanumeric() || b"/._~-".contains(&b);
     let path = given.text().filter(|path| path.starts_with('/') && path.bytes().all(fit)).ok_or(right)?;
     Ok(path.trim_end_matches('/').to_owned())
 }
 
-fn public_url(given: &Given<'_>) -> Result<String, String> {
+fn public_url(given: &ConfigValue<'_>) -> Result<String, String> {
     let url = http_url(given)?;
     if url.query().is_some() {
         return Err("must hold no query".to_owned());
@@ -92,7 +92,7 @@ fn tls_files(table: &Table<'_>, certificate: &str, key: &str) -> Option<TlsFiles
 
 /// What is said of a feed's endpoints so far: by its provider, then by itself.
 #[derive(Clone, Default)]
-pub(super) struct Drafts {
+pub(super) struct EndpointDrafts {
     sse: SseDraft,
     webhook: Option<WebhookDraft>,
     amqp: AmqpDraft,
@@ -121,7 +121,7 @@ struct WebhookDraft {
 struct RegisterDraft {
     url: Option<String>,
     method: String,
-    headers: Vec<(String, Value)>,
+    headers: Vec<(String, ConfiguredValue)>,
     body: String,
     renew: Option<Duration>,
 }
@@ -143,13 +143,13 @@ struct AmqpDraft {
 
 /// A feed's endpoints besides its poll URL.
 #[derive(Default)]
-pub(super) struct Endpoints {
+pub(super) struct PushEndpointSettings {
     pub(super) sse: Option<SseSettings>,
     pub(super) webhook: Option<WebhookSettings>,
     pub(super) amqp: Option<AmqpSettings>,
 }
 
-impl Drafts {
+impl EndpointDrafts {
     /// What a provider's table changes. What names one place can't be shared by feeds.
     pub(super) fn of_provider(&self, table: &Table<'_>) -> Self {
         let mut drafts = self.clone();
@@ -160,14 +160,19 @@ impl Drafts {
         drafts.webhook = webhook(table.table("webhook"), self.webhook.as_ref());
         let amqp = table.table("amqp");
         amqp.refuse("queue", "belongs to a feed, [feeds.NAME]: two would share its messages out");
-        drafts.amqp.common(&amqp);
+        drafts.amqp.read_shared_keys(&amqp);
         amqp.finish();
         drafts
     }
 
     /// The endpoints of the feed `name` whose table this is; `webhooks` says how publishers reach us.
-    pub(super) fn of_feed(mut self, table: &Table<'_>, name: &str, webhooks: &WebhooksSettings) -> Endpoints {
-        Endpoints {
+    pub(super) fn of_feed(
+        mut self,
+        table: &Table<'_>,
+        name: &str,
+        webhooks: &WebhookListenerSettings,
+    ) -> PushEndpointSettings {
+        PushEndpointSettings {
             sse: self.sse.of_feed(table.table("sse")),
             webhook: webhook(table.table("webhook"), self.webhook.as_ref())
                 .and_then(|draft| draft.of_feed(&table.table("webhook"), name, webhooks)),
@@ -232,7 +237,7 @@ fn register(table: Table<'_>, base: Option<&RegisterDraft>) -> Option<RegisterDr
     (stands || base.is_some()).then_some(draft)
 }
 
-fn method(given: &Given<'_>) -> Result<String, String> {
+fn method(given: &ConfigValue<'_>) -> Result<String, String> {
     let right = "must be \"POST\", \"PUT\", \"PATCH\" or \"GET\"";
     let method = text(given)?;
     let known = [Method::POST, Method::PUT, Method::PATCH, Method::GET];
@@ -240,7 +245,7 @@ fn method(given: &Given<'_>) -> Result<String, String> {
 }
 
 impl WebhookDraft {
-    fn of_feed(self, table: &Table<'_>, name: &str, webhooks: &WebhooksSettings) -> Option<WebhookSettings> {
+    fn of_feed(self, table: &Table<'_>, name: &str, webhooks: &WebhookListenerSettings) -> Option<WebhookSettings> {
         if self.secrets.is_empty() && table.given("secret").is_none() && table.given("secret_file").is_none() {
             table.problem("secret", "is missing: nobody could tell the publisher from anybody else".to_owned());
         }
@@ -253,7 +258,7 @@ impl WebhookDraft {
 }
 
 impl RegisterDraft {
-    fn of_feed(self, table: &Table<'_>, name: &str, webhooks: &WebhooksSettings) -> Option<RegisterSettings> {
+    fn of_feed(self, table: &Table<'_>, name: &str, webhooks: &WebhookListenerSettings) -> Option<RegisterSettings> {
         let callback = webhooks.callback(name);
         if callback.is_none() {
             let message = "needs public_url in [webhooks]: how the publisher reaches us".to_owned();
@@ -273,7 +278,7 @@ impl RegisterDraft {
 
 impl AmqpDraft {
     /// What feeds may have in common.
-    fn common(&mut self, table: &Table<'_>) {
+    fn read_shared_keys(&mut self, table: &Table<'_>) {
         if let Some(source) = secret(table, "url") {
             match broker(&source) {
                 Ok(()) => self.url = Some(source),
@@ -294,7 +299,7 @@ impl AmqpDraft {
     }
 
     fn of_feed(&mut self, table: Table<'_>) -> Option<AmqpSettings> {
-        self.common(&table);
+        self.read_shared_keys(&table);
         let queue = table.get("queue", queue);
         if table.stands() {
             if table.given("queue").is_none() {
@@ -325,13 +330,13 @@ fn broker(source: &SecretSource) -> Result<(), &'static str> {
     (matches!(url.scheme(), "amqp" | "amqps") && url.has_host()).then_some(()).ok_or(right)
 }
 
-fn prefetch(given: &Given<'_>) -> Result<u16, String> {
+fn prefetch(given: &ConfigValue<'_>) -> Result<u16, String> {
     let number = count(given).ok().and_then(|number| u16::try_from(number).ok());
     number.ok_or_else(|| "must be a whole number from 1 to 65535".to_owned())
 }
 
 /// AMQP 0-9-1 keeps a queue's name in a short string.
-fn queue(given: &Given<'_>) -> Result<String, String> {
+fn queue(given: &ConfigValue<'_>) -> Result<String, String> {
     let queue = text(given)?;
     (queue.len() <= 255).then_some(queue).ok_or_else(|| "must be at most 255 bytes long".to_owned())
 }

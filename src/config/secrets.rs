@@ -8,8 +8,8 @@ use std::path::Path;
 use reqwest::header::{HeaderName, HeaderValue};
 use secrecy::ExposeSecret;
 
-use super::table::{Given, Table};
-use crate::source::secret::{SecretSource, Value};
+use super::table::{ConfigValue, Table};
+use crate::source::secret::{ConfiguredValue, SecretSource};
 
 const REFERENCE: &str = "{ file = \"…\" }, { env = \"…\" } or { credential = \"…\" }";
 
@@ -31,12 +31,12 @@ const OWN_HEADERS: &[&str] = &[
 pub(super) fn secret(table: &Table<'_>, key: &str) -> Option<SecretSource> {
     table.ask(key);
     table.accept(&format!("{key}_file"));
-    match value(table, key)? {
-        Value::Secret(source) => {
+    match value_of_key(table, key)? {
+        ConfiguredValue::Secret(source) => {
             read(table, key, &source)?;
             Some(source)
         }
-        Value::Plain(_) => {
+        ConfiguredValue::Plain(_) => {
             table.problem(key, format!("must be {REFERENCE}, never the secret itself (not shown here)"));
             None
         }
@@ -44,7 +44,7 @@ pub(super) fn secret(table: &Table<'_>, key: &str) -> Option<SecretSource> {
 }
 
 /// A secret that gives power over the mirror: as [`secret`], and its file must not be others' to use.
-pub(super) fn guarded(table: &Table<'_>, key: &str) -> Option<SecretSource> {
+pub(super) fn guarded_secret(table: &Table<'_>, key: &str) -> Option<SecretSource> {
     let source = secret(table, key)?;
     match source.read_guarded() {
         Ok(_) => Some(source),
@@ -59,13 +59,15 @@ pub(super) fn guarded(table: &Table<'_>, key: &str) -> Option<SecretSource> {
 pub(super) fn secrets(table: &Table<'_>, key: &str) -> Option<Vec<SecretSource>> {
     let short = format!("{key}_file");
     let (long, files) = (table.given(key), table.given(&short));
-    let is_list = |given: &Option<Given<'_>>| given.as_ref().is_some_and(Given::is_list);
+    let is_list = |given: &Option<ConfigValue<'_>>| given.as_ref().is_some_and(ConfigValue::is_list);
     if !is_list(&long) && !is_list(&files) {
         return secret(table, key).map(|source| vec![source]);
     }
     table.ask(key);
     table.accept(&short);
-    let rank = |given: &Option<Given<'_>>| given.as_ref().map(|given| given.origin().map_or(0, super::Origin::rank));
+    let rank = |given: &Option<ConfigValue<'_>>| {
+        given.as_ref().map(|given| given.origin().map_or(0, super::ValueOrigin::rank))
+    };
     if long.is_some() && rank(&long) == rank(&files) {
         table.problem(key, "is given in more than one way: keep one".to_owned());
         return None;
@@ -87,13 +89,17 @@ pub(super) fn secrets(table: &Table<'_>, key: &str) -> Option<Vec<SecretSource>>
 
 fn one_reference(element: &Table<'_>) -> Option<SecretSource> {
     match references(element).ok()?.pop()?.value {
-        Value::Secret(source) if element.keys().count() == 1 => Some(source),
+        ConfiguredValue::Secret(source) if element.keys().count() == 1 => Some(source),
         _ => None,
     }
 }
 
 /// The table of headers at `key`, over the provider's.
-pub(super) fn headers(table: &Table<'_>, key: &str, base: &[(String, Value)]) -> Vec<(String, Value)> {
+pub(super) fn headers(
+    table: &Table<'_>,
+    key: &str,
+    base: &[(String, ConfiguredValue)],
+) -> Vec<(String, ConfiguredValue)> {
     let mut headers = base.to_vec();
     let inner = table.table(key);
     let mut seen = Vec::new();
@@ -116,7 +122,11 @@ pub(super) fn headers(table: &Table<'_>, key: &str, base: &[(String, Value)]) ->
 }
 
 /// The table of query parameters at `key`, over the provider's.
-pub(super) fn query(table: &Table<'_>, key: &str, base: &[(String, Value)]) -> Vec<(String, Value)> {
+pub(super) fn query(
+    table: &Table<'_>,
+    key: &str,
+    base: &[(String, ConfiguredValue)],
+) -> Vec<(String, ConfiguredValue)> {
     let mut query = base.to_vec();
     let inner = table.table(key);
     for (name, value) in values(&inner) {
@@ -131,13 +141,13 @@ pub(super) fn query(table: &Table<'_>, key: &str, base: &[(String, Value)]) -> V
     query
 }
 
-fn values(table: &Table<'_>) -> Vec<(String, Value)> {
+fn values(table: &Table<'_>) -> Vec<(String, ConfiguredValue)> {
     let mut names: Vec<&str> = table.keys().map(|key| key.strip_suffix("_file").unwrap_or(key)).collect();
     names.sort_unstable();
     names.dedup();
     let read_one = |name: &str| {
-        let value = value(table, name)?;
-        if let Value::Secret(source) = &value {
+        let value = value_of_key(table, name)?;
+        if let ConfiguredValue::Secret(source) = &value {
             read(table, name, source)?;
         }
         Some((name.to_owned(), value))
@@ -148,17 +158,17 @@ fn values(table: &Table<'_>) -> Vec<(String, Value)> {
 /// One thing said of a value, and how high the layer stands that says it.
 struct Candidate {
     rank: u8,
-    value: Value,
+    value: ConfiguredValue,
 }
 
 /// What stands for `key`. The highest layer wins, whichever way it says it: a variable `…TOKEN__ENV` replaces a
 /// file's `token_file`, though merging leaves both. Two ways in one layer are a mistake.
-fn value(table: &Table<'_>, key: &str) -> Option<Value> {
+fn value_of_key(table: &Table<'_>, key: &str) -> Option<ConfiguredValue> {
     let mut candidates = Vec::new();
     let mut sound = true;
     if let Some(given) = table.given(&format!("{key}_file")) {
         match given.path() {
-            Some(path) => candidates.push(Candidate::new(&given, Value::Secret(SecretSource::File(path)))),
+            Some(path) => candidates.push(Candidate::new(&given, ConfiguredValue::Secret(SecretSource::File(path)))),
             None => {
                 table.problem(&format!("{key}_file"), "must be the path of a file".to_owned());
                 sound = false;
@@ -184,17 +194,17 @@ fn value(table: &Table<'_>, key: &str) -> Option<Value> {
 }
 
 impl Candidate {
-    fn new(given: &Given<'_>, value: Value) -> Self {
-        Self { rank: given.origin().map_or(0, super::Origin::rank), value }
+    fn new(given: &ConfigValue<'_>, value: ConfiguredValue) -> Self {
+        Self { rank: given.origin().map_or(0, super::ValueOrigin::rank), value }
     }
 }
 
-fn plain_or_references(table: &Table<'_>, key: &str, given: &Given<'_>) -> Result<Vec<Candidate>, String> {
+fn plain_or_references(table: &Table<'_>, key: &str, given: &ConfigValue<'_>) -> Result<Vec<Candidate>, String> {
     let wrong = || format!("must be text or {REFERENCE} (what was given is not shown: it may be secret)");
     let Some(dict) = given.dict() else {
         let plain = given.text().map(str::to_owned).or_else(|| given.integer().map(|n| n.to_string()));
         let plain = plain.ok_or_else(wrong)?;
-        return Ok(vec![Candidate::new(given, Value::Plain(plain))]);
+        return Ok(vec![Candidate::new(given, ConfiguredValue::Plain(plain))]);
     };
     if dict.is_empty() {
         return Err(wrong());
@@ -215,7 +225,7 @@ fn references(inner: &Table<'_>) -> Result<Vec<Candidate>, String> {
             (_, Some(_)) => return Err(format!("unknown key {word:?}: {}", wrong())),
         };
         let (given, source) = source.ok_or_else(|| reference_mistake(word))?;
-        candidates.push(Candidate::new(&given, Value::Secret(source)));
+        candidates.push(Candidate::new(&given, ConfiguredValue::Secret(source)));
     }
     Ok(candidates)
 }
@@ -229,14 +239,14 @@ fn reference_mistake(word: &str) -> String {
     format!("{word} must be {right} (what was given is not shown: it may be secret)")
 }
 
-fn variable(given: &Given<'_>) -> Option<String> {
+fn variable(given: &ConfigValue<'_>) -> Option<String> {
     let name = given.text()?;
     let fit = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
     let ok = name.bytes().all(fit) && name.bytes().next().is_some_and(|b| !b.is_ascii_digit());
     ok.then(|| name.to_owned())
 }
 
-fn credential(given: &Given<'_>) -> Option<String> {
+fn credential(given: &ConfigValue<'_>) -> Option<String> {
     let name = given.text()?;
     let ok = !name.is_empty() && name != "." && name != ".." && !name.contains(['/', '\0']);
     ok.then(|| name.to_owned())
@@ -276,7 +286,7 @@ fn warn_of_readable_by_all(table: &Table<'_>, key: &str, path: &Path) {
 #[cfg(not(unix))]
 fn warn_of_readable_by_all(_: &Table<'_>, _: &str, _: &Path) {}
 
-fn header_mistake(name: &str, value: &Value) -> Option<String> {
+fn header_mistake(name: &str, value: &ConfiguredValue) -> Option<String> {
     if HeaderName::from_bytes(name.as_bytes()).is_err() {
         return Some("not a header's name".to_owned());
     }
@@ -284,21 +294,23 @@ fn header_mistake(name: &str, value: &Value) -> Option<String> {
         return Some("is a header that the client sets itself".to_owned());
     }
     let fits = match value {
-        Value::Plain(text) => HeaderValue::from_str(text).is_ok(),
-        Value::Secret(source) => source.read().is_ok_and(|s| HeaderValue::from_str(s.expose_secret()).is_ok()),
+        ConfiguredValue::Plain(text) => HeaderValue::from_str(text).is_ok(),
+        ConfiguredValue::Secret(source) => {
+            source.read().is_ok_and(|s| HeaderValue::from_str(s.expose_secret()).is_ok())
+        }
     };
     (!fits).then(|| "holds characters that no header may (not shown: it may be secret)".to_owned())
 }
 
-fn warn_of_plain_secret(table: &Table<'_>, name: &str, value: &Value) {
+fn warn_of_plain_secret(table: &Table<'_>, name: &str, value: &ConfiguredValue) {
     let lower = name.to_ascii_lowercase();
     let telling = ["auth", "cookie", "key", "token", "secret", "password"].iter().any(|word| lower.contains(word));
-    if telling && matches!(value, Value::Plain(_)) {
+    if telling && matches!(value, ConfiguredValue::Plain(_)) {
         table.warn(name, format!("looks like a secret in plain text: better {REFERENCE}"));
     }
 }
 
 /// Whether any of them is a secret.
-pub(super) fn any_secret(values: &[(String, Value)]) -> bool {
-    values.iter().any(|(_, value)| matches!(value, Value::Secret(_)))
+pub(super) fn any_secret(values: &[(String, ConfiguredValue)]) -> bool {
+    values.iter().any(|(_, value)| matches!(value, ConfiguredValue::Secret(_)))
 }

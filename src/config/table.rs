@@ -8,19 +8,19 @@ use std::path::{Path, PathBuf};
 use figment::value::{Dict, Value as Raw};
 
 use super::layers::Layers;
-use super::problem::{Origin, Problem, Scope};
+use super::problem::{ConfigProblem, ProblemScope, ValueOrigin};
 
 /// Collects what reading a configuration finds.
-pub(super) struct Report<'a> {
+pub(super) struct ConfigReport<'a> {
     pub(super) layers: &'a Layers,
-    pub(super) problems: RefCell<Vec<Problem>>,
-    pub(super) warnings: RefCell<Vec<Problem>>,
+    pub(super) problems: RefCell<Vec<ConfigProblem>>,
+    pub(super) warnings: RefCell<Vec<ConfigProblem>>,
     /// Every key asked for, names replaced by `*`.
     pub(super) known: RefCell<BTreeSet<String>>,
 }
 
-impl<'a> Report<'a> {
-    pub(super) fn new(layers: &'a Layers, problems: Vec<Problem>) -> Self {
+impl<'a> ConfigReport<'a> {
+    pub(super) fn new(layers: &'a Layers, problems: Vec<ConfigProblem>) -> Self {
         let known = RefCell::default();
         Self { layers, problems: RefCell::new(problems), warnings: RefCell::default(), known }
     }
@@ -28,37 +28,37 @@ impl<'a> Report<'a> {
 
 /// A table at a path; an absent one reads as empty.
 pub(super) struct Table<'a> {
-    report: &'a Report<'a>,
+    report: &'a ConfigReport<'a>,
     values: Option<&'a Dict>,
-    origin: Option<Origin>,
+    origin: Option<ValueOrigin>,
     path: Vec<String>,
     pattern: Vec<String>,
-    scope: Scope,
-    asked: RefCell<Vec<String>>,
-    refused: RefCell<Vec<&'static str>>,
+    scope: ProblemScope,
+    read_keys: RefCell<Vec<String>>,
+    forbidden_keys: RefCell<Vec<&'static str>>,
 }
 
 /// A value as given, on its way to its type.
-pub(super) struct Given<'a> {
+pub(super) struct ConfigValue<'a> {
     raw: &'a Raw,
-    origin: Option<Origin>,
+    origin: Option<ValueOrigin>,
 }
 
 impl<'a> Table<'a> {
-    pub(super) fn root(report: &'a Report<'a>) -> Self {
+    pub(super) fn root(report: &'a ConfigReport<'a>) -> Self {
         Self {
             report,
             values: Some(&report.layers.values),
-            origin: report.layers.files.first().cloned().map(Origin::File),
+            origin: report.layers.files.first().cloned().map(ValueOrigin::File),
             path: Vec::new(),
             pattern: Vec::new(),
-            scope: Scope::Fatal,
-            asked: RefCell::default(),
-            refused: RefCell::default(),
+            scope: ProblemScope::Fatal,
+            read_keys: RefCell::default(),
+            forbidden_keys: RefCell::default(),
         }
     }
 
-    fn below(&self, key: &str, pattern: &str, raw: Option<&'a Raw>, scope: Scope) -> Self {
+    fn below(&self, key: &str, pattern: &str, raw: Option<&'a Raw>, scope: ProblemScope) -> Self {
         let joined = |path: &[String], last: &str| path.iter().cloned().chain([last.to_owned()]).collect::<Vec<_>>();
         let path = joined(&self.path, key);
         let table = Self {
@@ -68,14 +68,14 @@ impl<'a> Table<'a> {
             path,
             pattern: joined(&self.pattern, pattern),
             scope,
-            asked: RefCell::default(),
-            refused: RefCell::default(),
+            read_keys: RefCell::default(),
+            forbidden_keys: RefCell::default(),
         };
         if let (Some(raw), None) = (raw, table.values) {
             // The value is not shown: where a table is due, what stands there may be anything.
             let key = key_text(&table.path);
             let message = format!("must be a table, [{key}], not {}", sort(raw));
-            table.push(key, table.origin.clone(), None, message);
+            table.push_problem(key, table.origin.clone(), None, message);
         }
         table
     }
@@ -99,25 +99,25 @@ impl<'a> Table<'a> {
     }
 
     /// The tables in the table at `key`, by name, each with the scope of its own mistakes.
-    pub(super) fn entries(&self, key: &str, scope: impl Fn(&str) -> Scope) -> Vec<(String, Self)> {
+    pub(super) fn entries(&self, key: &str, scope: impl Fn(&str) -> ProblemScope) -> Vec<(String, Self)> {
         let parent = self.table(key);
         let entries = parent.values.into_iter().flatten();
         entries.map(|(name, raw)| (name.clone(), parent.below(name, "*", Some(raw), scope(name)))).collect()
     }
 
     /// What stands at `key`, and takes the key as known.
-    pub(super) fn ask(&self, key: &str) -> Option<Given<'a>> {
+    pub(super) fn ask(&self, key: &str) -> Option<ConfigValue<'a>> {
         let mut pattern = self.pattern.clone();
         pattern.push(key.to_owned());
         self.report.known.borrow_mut().insert(pattern.join("."));
-        self.asked.borrow_mut().push(key.to_owned());
+        self.read_keys.borrow_mut().push(key.to_owned());
         self.given(key)
     }
 
     /// What stands at `key`, which is no key of its own: a name the operator chose, or another spelling.
-    pub(super) fn given(&self, key: &str) -> Option<Given<'a>> {
+    pub(super) fn given(&self, key: &str) -> Option<ConfigValue<'a>> {
         let raw = self.raw(key)?;
-        Some(Given { raw, origin: self.report.layers.origin(raw, &self.at(key)) })
+        Some(ConfigValue { raw, origin: self.report.layers.origin(raw, &self.at(key)) })
     }
 
     fn raw(&self, key: &str) -> Option<&'a Raw> {
@@ -126,7 +126,7 @@ impl<'a> Table<'a> {
 
     /// Takes the key as read, though it is not one of those to suggest.
     pub(super) fn accept(&self, key: &str) {
-        self.asked.borrow_mut().push(key.to_owned());
+        self.read_keys.borrow_mut().push(key.to_owned());
     }
 
     /// The keys that stand here.
@@ -140,25 +140,34 @@ impl<'a> Table<'a> {
     }
 
     /// The value at `key` as `parse` understands it; a mistake is reported with the value.
-    pub(super) fn get<T>(&self, key: &str, parse: impl FnOnce(&Given<'_>) -> Result<T, String>) -> Option<T> {
+    pub(super) fn get<T>(&self, key: &str, parse: impl FnOnce(&ConfigValue<'_>) -> Result<T, String>) -> Option<T> {
         let given = self.ask(key)?;
         match parse(&given) {
             Ok(value) => Some(value),
             Err(message) => {
-                self.push(self.key(key), given.origin.clone(), Some(given.shown()), message);
+                self.push_problem(self.key(key), given.origin.clone(), Some(given.display_text()), message);
                 None
             }
         }
     }
 
     /// As [`Table::get`], but the value given is never shown: it may hold a secret.
-    pub(super) fn get_unshown<T>(&self, key: &str, parse: impl FnOnce(&Given<'_>) -> Result<T, String>) -> Option<T> {
+    pub(super) fn get_unshown<T>(
+        &self,
+        key: &str,
+        parse: impl FnOnce(&ConfigValue<'_>) -> Result<T, String>,
+    ) -> Option<T> {
         let given = self.ask(key)?;
-        parse(&given).map_err(|message| self.push(self.key(key), given.origin.clone(), None, message)).ok()
+        parse(&given).map_err(|message| self.push_problem(self.key(key), given.origin.clone(), None, message)).ok()
     }
 
     /// Puts the value at `key` into `slot`; whether it did.
-    pub(super) fn set<T>(&self, key: &str, slot: &mut T, parse: impl FnOnce(&Given<'_>) -> Result<T, String>) -> bool {
+    pub(super) fn set<T>(
+        &self,
+        key: &str,
+        slot: &mut T,
+        parse: impl FnOnce(&ConfigValue<'_>) -> Result<T, String>,
+    ) -> bool {
         let value = self.get(key, parse);
         let set = value.is_some();
         if let Some(value) = value {
@@ -169,7 +178,7 @@ impl<'a> Table<'a> {
 
     /// Reports `key`, should it stand here, as a mistake of its own kind.
     pub(super) fn refuse(&self, key: &'static str, message: &str) {
-        self.refused.borrow_mut().push(key);
+        self.forbidden_keys.borrow_mut().push(key);
         if self.raw(key).is_some() {
             self.problem(key, message.to_owned());
         }
@@ -178,29 +187,29 @@ impl<'a> Table<'a> {
     /// Reports a mistake at `key` without its value.
     pub(super) fn problem(&self, key: &str, message: String) {
         let origin = self.given(key).and_then(|given| given.origin).or_else(|| self.origin.clone());
-        self.push(self.key(key), origin, None, message);
+        self.push_problem(self.key(key), origin, None, message);
     }
 
     /// Reports something unwise at `key`.
     pub(super) fn warn(&self, key: &str, message: String) {
         let origin = self.given(key).and_then(|given| given.origin).or_else(|| self.origin.clone());
-        let problem = Problem { scope: self.scope.clone(), origin, key: self.key(key), value: None, message };
+        let problem = ConfigProblem { scope: self.scope.clone(), origin, key: self.key(key), value: None, message };
         self.report.warnings.borrow_mut().push(problem);
     }
 
     /// Reports a mistake about the table as a whole.
     pub(super) fn problem_here(&self, message: String) {
-        self.push(key_text(&self.path), self.origin.clone(), None, message);
+        self.push_problem(key_text(&self.path), self.origin.clone(), None, message);
     }
 
-    fn push(&self, key: String, origin: Option<Origin>, value: Option<String>, message: String) {
-        let problem = Problem { scope: self.scope.clone(), origin, key, value, message };
+    fn push_problem(&self, key: String, origin: Option<ValueOrigin>, value: Option<String>, message: String) {
+        let problem = ConfigProblem { scope: self.scope.clone(), origin, key, value, message };
         self.report.problems.borrow_mut().push(problem);
     }
 
     /// Reports what nobody asked for, by key alone: the value may be a secret at a mistyped key.
     pub(super) fn finish(self) {
-        let (asked, refused) = (self.asked.borrow(), self.refused.borrow());
+        let (asked, refused) = (self.read_keys.borrow(), self.forbidden_keys.borrow());
         for key in self.keys() {
             if !asked.contains(key) && !refused.contains(&key.as_str()) {
                 self.problem(key, unknown(key, &asked));
@@ -217,7 +226,7 @@ impl<'a> Table<'a> {
     }
 }
 
-impl<'a> Given<'a> {
+impl<'a> ConfigValue<'a> {
     pub(super) fn text(&self) -> Option<&'a str> {
         self.raw.as_str()
     }
@@ -249,33 +258,33 @@ impl<'a> Given<'a> {
 
     /// The value as a path; a relative one is relative to the file it stands in, or to the working directory.
     pub(super) fn path(&self) -> Option<PathBuf> {
-        self.text().and_then(|text| self.resolved(text))
+        self.text().and_then(|text| self.resolve_path(text))
     }
 
     /// A list of such paths, or one.
     pub(super) fn paths(&self) -> Option<Vec<PathBuf>> {
         let texts = self.list().or_else(|| self.text().map(|text| vec![text]))?;
-        texts.into_iter().map(|text| self.resolved(text)).collect()
+        texts.into_iter().map(|text| self.resolve_path(text)).collect()
     }
 
-    fn resolved(&self, text: &str) -> Option<PathBuf> {
+    fn resolve_path(&self, text: &str) -> Option<PathBuf> {
         let path = Some(text).filter(|text| !text.is_empty()).map(Path::new)?;
         Some(match &self.origin {
-            Some(Origin::File(file)) => file.parent().unwrap_or(Path::new("")).join(path),
+            Some(ValueOrigin::File(file)) => file.parent().unwrap_or(Path::new("")).join(path),
             _ => path.to_owned(),
         })
     }
 
-    pub(super) fn origin(&self) -> Option<&Origin> {
+    pub(super) fn origin(&self) -> Option<&ValueOrigin> {
         self.origin.as_ref()
     }
 
     fn loose(&self) -> Option<&'a str> {
-        self.text().filter(|_| !matches!(self.origin, Some(Origin::File(_))))
+        self.text().filter(|_| !matches!(self.origin, Some(ValueOrigin::File(_))))
     }
 
     /// The value for a message, kept to one short line.
-    fn shown(&self) -> String {
+    fn display_text(&self) -> String {
         match self.raw {
             Raw::String(_, text) if text.chars().count() > 60 => {
                 format!("{:?}", text.chars().take(60).chain(['…']).collect::<String>())

@@ -11,15 +11,15 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
-use crate::feed::{Dialect, Order, Ties};
-use crate::source::secret::Value;
+use crate::feed::{Dialect, ModifiedOrder, TiePolicy};
+use crate::source::secret::ConfiguredValue;
 
 /// Stands wherever a secret was put, and must come out nowhere.
 const MARKER: &str = "hunter2-marker";
 
-struct Place(tempfile::TempDir);
+struct ConfigDir(tempfile::TempDir);
 
-impl Place {
+impl ConfigDir {
     fn new(files: &[(&str, &str)]) -> Self {
         let place = Self(tempfile::tempdir().unwrap());
         for (name, text) in files {
@@ -35,17 +35,17 @@ impl Place {
         protect(&path);
     }
 
-    fn load_with(&self, environment: &[(&str, &str)], overrides: &Overrides) -> Result<Config, Errors> {
+    fn load_with(&self, environment: &[(&str, &str)], overrides: &Overrides) -> Result<Config, ConfigErrors> {
         let environment: Vec<_> = environment.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect();
         load_from(&self.0.path().join("feedmirror.toml"), &environment, overrides, Vec::new())
     }
 
-    fn load(&self) -> Result<Config, Errors> {
+    fn load(&self) -> Result<Config, ConfigErrors> {
         self.load_with(&[], &Overrides::default())
     }
 
     /// Paths of the place cut off, so that messages can be compared.
-    fn local(&self, problems: &[Problem]) -> Vec<String> {
+    fn local(&self, problems: &[ConfigProblem]) -> Vec<String> {
         let root = format!("{}/", self.0.path().display());
         problems.iter().map(|problem| problem.to_string().replace(&root, "")).collect()
     }
@@ -56,15 +56,15 @@ fn protect(path: &Path) {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).unwrap();
 }
 
-fn problems(loaded: &Result<Config, Errors>) -> &[Problem] {
+fn problems(loaded: &Result<Config, ConfigErrors>) -> &[ConfigProblem] {
     match loaded {
         Ok(config) => &config.problems,
         Err(errors) => &errors.problems,
     }
 }
 
-fn load(text: &str) -> (Place, Result<Config, Errors>) {
-    let place = Place::new(&[("feedmirror.toml", text)]);
+fn load(text: &str) -> (ConfigDir, Result<Config, ConfigErrors>) {
+    let place = ConfigDir::new(&[("feedmirror.toml", text)]);
     let loaded = place.load();
     (place, loaded)
 }
@@ -93,7 +93,7 @@ fn nothing_set_gives_the_defaults() {
     assert_eq!(config.ops.listen.to_string(), "127.0.0.1:8470");
     assert_eq!(config.log, LogSettings { format: LogFormat::Text, level: "info".into() });
     let a = feed(&config, "a");
-    assert_eq!((a.modified, a.ties, a.dialect), (Order::Standard, Ties::Keep, None));
+    assert_eq!((a.modified, a.ties, a.dialect), (ModifiedOrder::Standard, TiePolicy::Keep, None));
     assert_eq!(a.retention, Duration::from_secs(7 * 86_400));
     assert_eq!((a.poll, a.retry, a.resync, a.http), Default::default());
     assert_eq!(config.warnings, []);
@@ -245,7 +245,7 @@ fn a_provider_is_the_default_of_its_feeds() {
     assert_eq!((a.poll.min, a.poll.max, a.poll.lookback), (seconds(9), seconds(1200), seconds(7200)));
     assert_eq!((a.http.read_timeout, a.http.page_timeout), (seconds(60), seconds(540)));
     assert_eq!((a.kind.as_deref(), a.dialect, a.provider.as_deref()), (Some("K"), Some(Dialect::Draft), Some("p")));
-    let plain = |name: &str, value: &str| (name.to_owned(), Value::Plain(value.to_owned()));
+    let plain = |name: &str, value: &str| (name.to_owned(), ConfiguredValue::Plain(value.to_owned()));
     assert_eq!(a.headers, [plain("X-A", "1"), plain("x-b", "3")]);
     assert_eq!(a.query, [plain("q", "1"), plain("r", "2")]);
     let b = feed(&config, "b");
@@ -267,8 +267,10 @@ fn a_provider_s_mistake_fails_all_its_feeds_and_no_other() {
 
 #[test]
 fn environment_beats_file_and_flags_beat_environment() {
-    let place =
-        Place::new(&[("feedmirror.toml", &format!("database = \"f.db\"\n[poll]\nmin = \"9s\"\nmax = \"1h\"\n{FEED}"))]);
+    let place = ConfigDir::new(&[(
+        "feedmirror.toml",
+        &format!("database = \"f.db\"\n[poll]\nmin = \"9s\"\nmax = \"1h\"\n{FEED}"),
+    )]);
     let environment = [
         ("FEEDMIRROR_POLL__MIN", "11s"),
         ("FEEDMIRROR_HTTP__PER_HOST", "5"),
@@ -284,7 +286,7 @@ fn environment_beats_file_and_flags_beat_environment() {
     assert_eq!((a.poll.min, a.poll.max), (Duration::from_secs(11), Duration::from_secs(3600)));
     assert_eq!((config.hosts.each.per_host, config.hosts.each.rate), (5, Some(2.5)));
     assert_eq!(a.http.allow_hosts, ["x.example"]);
-    assert_eq!(a.headers, [("x-version".to_owned(), Value::Plain("1.10".to_owned()))]);
+    assert_eq!(a.headers, [("x-version".to_owned(), ConfiguredValue::Plain("1.10".to_owned()))]);
     assert_eq!(config.log.level, "warn");
     assert_eq!(config.database, place.0.path().join("f.db"), "relative to its file");
     let config = place.load_with(&[("FEEDMIRROR_DATABASE", "e.db")], &Overrides::default()).unwrap();
@@ -293,7 +295,7 @@ fn environment_beats_file_and_flags_beat_environment() {
 
 #[test]
 fn a_mistake_in_the_environment_names_the_variable() {
-    let place = Place::new(&[("feedmirror.toml", FEED)]);
+    let place = ConfigDir::new(&[("feedmirror.toml", FEED)]);
     let environment = [("FEEDMIRROR_POLL__MIN", "soon"), ("FEEDMIRROR_POL__MIN", MARKER)];
     let loaded = place.load_with(&environment, &Overrides::default().with("log.format", "xml"));
     let local = place.local(problems(&loaded));
@@ -304,7 +306,7 @@ fn a_mistake_in_the_environment_names_the_variable() {
 
 #[test]
 fn a_higher_layer_replaces_a_secret_however_it_is_given() {
-    let place = Place::new(&[("feedmirror.toml", &format!("[ops]\ntoken_file = \"t\"\n{FEED}")), ("t", "s")]);
+    let place = ConfigDir::new(&[("feedmirror.toml", &format!("[ops]\ntoken_file = \"t\"\n{FEED}")), ("t", "s")]);
     let config = place.load().unwrap();
     assert_eq!(config.ops.token, Some(SecretSource::File(place.0.path().join("t"))));
     let config = place.load_with(&[("FEEDMIRROR_OPS__TOKEN__ENV", "PATH")], &Overrides::default()).unwrap();
@@ -314,10 +316,10 @@ fn a_higher_layer_replaces_a_secret_however_it_is_given() {
 #[test]
 fn a_variable_that_holds_a_secret_is_no_setting() {
     let text = format!("{FEED}headers = {{ K = {{ env = \"FEEDMIRROR_ACME_KEY\" }} }}\n");
-    let place = Place::new(&[("feedmirror.toml", &text)]);
+    let place = ConfigDir::new(&[("feedmirror.toml", &text)]);
     let config = place.load_with(&[("FEEDMIRROR_ACME_KEY", MARKER)], &Overrides::default()).expect("not fatal");
     assert!(!format!("{config:?}").contains(MARKER));
-    let place = Place::new(&[("feedmirror.toml", FEED)]);
+    let place = ConfigDir::new(&[("feedmirror.toml", FEED)]);
     let environment = [("FEEDMIRROR_OPS__TOKEN__ENV", "FEEDMIRROR_MINE"), ("FEEDMIRROR_MINE", MARKER)];
     let errors = place.load_with(&environment, &Overrides::default()).unwrap_err();
     let expected =
@@ -327,7 +329,7 @@ fn a_variable_that_holds_a_secret_is_no_setting() {
 
 #[test]
 fn included_files_add_feeds_with_paths_of_their_own() {
-    let place = Place::new(&[
+    let place = ConfigDir::new(&[
         ("feedmirror.toml", &format!("include = [\"feeds.d/*.toml\", \"*.toml\"]\n{FEED}")),
         (
             "feeds.d/b.toml",
@@ -340,11 +342,11 @@ fn included_files_add_feeds_with_paths_of_their_own() {
     let config = place.load().unwrap();
     let b = feed(&config, "b");
     let key = place.0.path().join("feeds.d/key");
-    assert_eq!(b.headers, [("K".to_owned(), Value::Secret(SecretSource::File(key)))]);
+    assert_eq!(b.headers, [("K".to_owned(), ConfiguredValue::Secret(SecretSource::File(key)))]);
     assert_eq!(b.kind.as_deref(), Some("K"));
     assert_eq!(
         config.hosts.matching,
-        [("b.example".to_owned(), crate::source::http::HostBudget { per_host: 7, rate: None })]
+        [("b.example".to_owned(), crate::source::http::HostLimits { per_host: 7, rate: None })]
     );
     assert_eq!(config.files.len(), 3);
     assert_eq!(config, place.load().unwrap(), "loading can be repeated and compared");
@@ -352,7 +354,7 @@ fn included_files_add_feeds_with_paths_of_their_own() {
 
 #[test]
 fn included_files_hold_feeds_only_and_no_name_twice() {
-    let place = Place::new(&[
+    let place = ConfigDir::new(&[
         ("feedmirror.toml", &format!("include = [\"d/*\"]\n{FEED}")),
         ("d/1.toml", "database = \"x\"\n[feeds.a]\nurl = \"https://b.example/\"\n"),
         ("d/2.toml", "[feeds.c\n"),
@@ -371,7 +373,7 @@ fn included_files_hold_feeds_only_and_no_name_twice() {
 
 #[test]
 fn unwise_settings_are_warned_of() {
-    let place = Place::new(&[
+    let place = ConfigDir::new(&[
         (
             "feedmirror.toml",
             "[poll]\nmin = \"1s\"\n[feeds.a]\nurl = \"http://a.example/\"\nheaders = { X-Api-Key = \"k\", K_file = \"key\" }\n\
@@ -415,7 +417,7 @@ fn a_missing_configuration_says_where_it_was_looked_for() {
 
 #[test]
 fn a_file_that_is_not_there_is_named() {
-    let place = Place::new(&[]);
+    let place = ConfigDir::new(&[]);
     let errors = place.load().unwrap_err();
     assert_eq!(
         place.local(&errors.problems),
@@ -469,7 +471,7 @@ proptest! {
     fn no_secret_comes_out(index in 0..SECRET_PLACES.len(), tail in "[a-z0-9 =#-]{0,6}", in_environment: bool) {
         let secret = format!("{MARKER}{tail}");
         let text = SECRET_PLACES[index].replace("@@", &format!("{secret}\u{0}")).replace('@', &secret).replace('\u{0}', "@");
-        let place = Place::new(&[("feedmirror.toml", &text)]);
+        let place = ConfigDir::new(&[("feedmirror.toml", &text)]);
         let environment = [("FEEDMIRROR_OPS__TOKEN", secret.as_str()), ("FEEDMIRROR_FEEDS__A__HEADERS__K__FOO", &secret)];
         let environment = if in_environment { &environment[..] } else { &[] };
         let loaded = place.load_with(environment, &Overrides::default());

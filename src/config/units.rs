@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::table::Given;
+use super::table::ConfigValue;
 
 const DURATION: &str = "not a duration: write it as \"200ms\", \"8s\", \"15m\", \"2h\", \"7d\", \"1w\" or \"1h30m\"";
 
@@ -12,7 +12,7 @@ const SIZE: &str = "not a size: write bytes, or \"16KiB\", \"16MiB\", \"1GiB\" (
 const LONGEST: Duration = Duration::from_secs(3_650 * 86_400);
 
 /// A duration longer than nothing.
-pub(super) fn duration(given: &Given<'_>) -> Result<Duration, String> {
+pub(super) fn duration(given: &ConfigValue<'_>) -> Result<Duration, String> {
     let duration = duration_or_zero(given)?;
     if duration.is_zero() {
         return Err("must be longer than nothing".to_owned());
@@ -21,7 +21,7 @@ pub(super) fn duration(given: &Given<'_>) -> Result<Duration, String> {
 }
 
 /// A duration that may be `"0s"`.
-pub(super) fn duration_or_zero(given: &Given<'_>) -> Result<Duration, String> {
+pub(super) fn duration_or_zero(given: &ConfigValue<'_>) -> Result<Duration, String> {
     let Some(text) = given.text() else {
         return Err(if given.integer().is_some() {
             "needs a unit: ms, s, m, h, d or w, as in \"8s\"".to_owned()
@@ -38,8 +38,8 @@ pub(super) fn duration_or_zero(given: &Given<'_>) -> Result<Duration, String> {
 
 /// What `parse` reads, or nothing for `"off"`.
 pub(super) fn or_off<T>(
-    parse: impl FnOnce(&Given<'_>) -> Result<T, String>,
-) -> impl FnOnce(&Given<'_>) -> Result<Option<T>, String> {
+    parse: impl FnOnce(&ConfigValue<'_>) -> Result<T, String>,
+) -> impl FnOnce(&ConfigValue<'_>) -> Result<Option<T>, String> {
     |given| match given.text() {
         Some("off") => Ok(None),
         _ => parse(given).map(Some).map_err(|message| format!("{message}, or \"off\"")),
@@ -87,7 +87,7 @@ pub(super) fn duration_text(duration: Duration) -> String {
 }
 
 /// A size in bytes, more than none.
-pub(super) fn size(given: &Given<'_>) -> Result<u64, String> {
+pub(super) fn size(given: &ConfigValue<'_>) -> Result<u64, String> {
     let bytes = match given.integer() {
         Some(bytes) => u64::try_from(bytes).ok(),
         None => given.text().and_then(parse_size),
@@ -113,25 +113,25 @@ fn parse_size(text: &str) -> Option<u64> {
 }
 
 /// A whole number of at least one.
-pub(super) fn count(given: &Given<'_>) -> Result<usize, String> {
+pub(super) fn count(given: &ConfigValue<'_>) -> Result<usize, String> {
     let number = given.integer().and_then(|n| usize::try_from(n).ok()).filter(|n| *n >= 1);
     number.ok_or_else(|| "must be a whole number of at least 1".to_owned())
 }
 
 /// Requests a second.
-pub(super) fn rate(given: &Given<'_>) -> Result<f64, String> {
+pub(super) fn rate(given: &ConfigValue<'_>) -> Result<f64, String> {
     let number = given.number().filter(|n| n.is_finite() && *n > 0.0);
     number.ok_or_else(|| "must be a number of requests a second, over 0".to_owned())
 }
 
 /// A share from 0 to 1.
-pub(super) fn share(given: &Given<'_>) -> Result<f64, String> {
+pub(super) fn share(given: &ConfigValue<'_>) -> Result<f64, String> {
     let number = given.number().filter(|n| (0.0..=1.0).contains(n));
     number.ok_or_else(|| "must be a number from 0 to 1".to_owned())
 }
 
 /// Text that isn't empty.
-pub(super) fn text(given: &Given<'_>) -> Result<String, String> {
+pub(super) fn text(given: &ConfigValue<'_>) -> Result<String, String> {
     let text = given.text().filter(|text| !text.trim().is_empty());
     text.map(str::to_owned).ok_or_else(|| "must be text, and not empty".to_owned())
 }
@@ -140,7 +140,7 @@ pub(super) fn text(given: &Given<'_>) -> Result<String, String> {
 pub(super) fn word<T>(
     from_word: impl FnOnce(&str) -> Option<T>,
     right: &'static str,
-) -> impl FnOnce(&Given<'_>) -> Result<T, String> {
+) -> impl FnOnce(&ConfigValue<'_>) -> Result<T, String> {
     move |given| given.text().and_then(from_word).ok_or_else(|| format!("must be {right}"))
 }
 

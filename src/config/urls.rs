@@ -2,20 +2,20 @@
 
 use url::Url;
 
-use super::table::Given;
+use super::table::ConfigValue;
 
 /// A URL that requests can be sent to.
-pub(super) fn http_url(given: &Given<'_>) -> Result<Url, String> {
+pub(super) fn http_url(given: &ConfigValue<'_>) -> Result<Url, String> {
     let right = "must be an absolute http or https URL, as \"https://example.org/feed\"";
     let text = given.text().ok_or(right)?;
-    let url = Url::parse(text).map_err(|error| format!("{right} ({error}){}", shown(text)))?;
+    let url = Url::parse(text).map_err(|error| format!("{right} ({error}){}", url_for_message(text)))?;
     if !url.username().is_empty() || url.password().is_some() {
         return Err("must hold no credentials (not shown here): put them in headers, as \
                     headers = { Authorization = { file = \"…\" } }"
             .to_owned());
     }
     if !matches!(url.scheme(), "http" | "https") || !url.has_host() {
-        return Err(format!("{right}{}", shown(text)));
+        return Err(format!("{right}{}", url_for_message(text)));
     }
     // It is never sent, so no `next` could equal the URL asked for: the feed would have no end.
     if url.fragment().is_some() {
@@ -25,13 +25,13 @@ pub(super) fn http_url(given: &Given<'_>) -> Result<Url, String> {
 }
 
 /// As [`http_url`], but as it was written.
-pub(super) fn as_written(given: &Given<'_>) -> Result<String, String> {
+pub(super) fn as_written(given: &ConfigValue<'_>) -> Result<String, String> {
     http_url(given)?;
     Ok(given.text().unwrap_or_default().trim().to_owned())
 }
 
 /// A wrong URL for a message, as far as no secret can stand in it: none before an `@`, none in a query.
-fn shown(text: &str) -> String {
+fn url_for_message(text: &str) -> String {
     let place = text.split(['?', '#']).next().unwrap_or_default();
     if text.contains('@') || place.chars().count() > 100 {
         return " (what was given is not shown: it may hold a secret)".to_owned();

@@ -4,24 +4,24 @@
 //! URLs are text here: nothing is decoded, normalised or re-encoded, since a publisher's `next` is opaque (RPDE 1.0,
 //! "paging") and the end of a feed is recognised byte for byte.
 
-use crate::feed::{Dialect, Item, Next, Page};
+use crate::feed::{Dialect, Item, NextPage, Page};
 
 /// Judges a page that was asked for at `asked`; `published` is its `next` with secrets already masked.
-pub fn place(asked: &str, page: &mut Page, published: Option<&str>, configured: Option<Dialect>) -> Next {
+pub fn decide_next(asked: &str, page: &mut Page, published: Option<&str>, configured: Option<Dialect>) -> NextPage {
     let Some(published) = published else { return without_next(asked, page, configured) };
     if let Some((_, cut)) = published.split_once('#') {
-        page.find("next-fragment", || format!("`next` is cut at its raw `#`; {:?} is not sent", beginning(cut)));
+        page.add_finding("next-fragment", || format!("`next` is cut at its raw `#`; {:?} is not sent", beginning(cut)));
     }
     let url = resolve(asked, published);
     match (url == asked, page.is_empty()) {
-        (true, true) if page.null_items => Next::AsLevel("items-null"),
-        (true, true) => Next::Level,
+        (true, true) if page.null_items => NextPage::TreatedAsLevel("items-null"),
+        (true, true) => NextPage::Level,
         (true, false) => {
             let items = page.items.len();
-            page.find("self-next", || format!("a page with {items} items sends to itself: {asked}"));
-            Next::AsLevel("self-next")
+            page.add_finding("self-next", || format!("a page with {items} items sends to itself: {asked}"));
+            NextPage::TreatedAsLevel("self-next")
         }
-        (false, _) => Next::Follow { url, made: false },
+        (false, _) => NextPage::Follow { url, generated: false },
     }
 }
 
@@ -29,46 +29,46 @@ pub fn place(asked: &str, page: &mut Page, published: Option<&str>, configured: 
 const LONGEST: usize = 16 << 10;
 
 /// Why a place is not followed, if it is too long.
-pub fn too_long(next: &str) -> Option<String> {
+pub fn length_refusal(next: &str) -> Option<String> {
     let length = next.len();
     (length > LONGEST).then(|| format!("long-next: `next` has {length} bytes; up to {LONGEST} are followed"))
 }
 
 /// A page's `next` without reading its items, where that is easily seen: behind the last list, or before `items`. What
 /// it sees is the page's own; it may see nothing.
-pub fn glimpse(page: &[u8]) -> Option<String> {
-    behind_the_last_list(page).or_else(|| before_the_items(page))
+pub fn peek_next(page: &[u8]) -> Option<String> {
+    peek_after_items(page).or_else(|| peek_before_items(page))
 }
 
 /// Publishers' few fields besides `items` fit this.
 const GLIMPSED: usize = 4 << 10;
 
 #[derive(serde::Deserialize)]
-struct Glimpse {
+struct NextField {
     next: Option<String>,
 }
 
 /// What is left of the page is an object of its own only if the list was the page's own field.
-fn behind_the_last_list(page: &[u8]) -> Option<String> {
+fn peek_after_items(page: &[u8]) -> Option<String> {
     let from = page.len().saturating_sub(GLIMPSED);
     let at = from + page.get(from..)?.iter().rposition(|byte| *byte == b']')?;
     let fields = page.get(at + 1..)?.trim_ascii_start().strip_prefix(b",")?;
-    serde_json::from_slice::<Glimpse>(&[b"{", fields].concat()).ok()?.next
+    serde_json::from_slice::<NextField>(&[b"{", fields].concat()).ok()?.next
 }
 
-fn before_the_items(page: &[u8]) -> Option<String> {
+fn peek_before_items(page: &[u8]) -> Option<String> {
     let head = page.get(..page.len().min(GLIMPSED))?;
     let at = head.windows(7).position(|word| word == b"\"items\"")?;
     let fields = head.get(..at)?.trim_ascii_end().strip_suffix(b",")?;
-    serde_json::from_slice::<Glimpse>(&[fields, b"}"].concat()).ok()?.next
+    serde_json::from_slice::<NextField>(&[fields, b"}"].concat()).ok()?.next
 }
 
-fn without_next(asked: &str, page: &mut Page, configured: Option<Dialect>) -> Next {
-    page.find("no-next", || format!("a page without `next`: {asked}"));
-    let made = page.items.last().and_then(|last| made(asked, last, configured));
+fn without_next(asked: &str, page: &mut Page, configured: Option<Dialect>) -> NextPage {
+    page.add_finding("no-next", || format!("a page without `next`: {asked}"));
+    let made = page.items.last().and_then(|last| build_next(asked, last, configured));
     match made {
-        Some(url) if url != asked => Next::Follow { url, made: true },
-        _ => Next::AsLevel("no-next"),
+        Some(url) if url != asked => NextPage::Follow { url, generated: true },
+        _ => NextPage::TreatedAsLevel("no-next"),
     }
 }
 
@@ -157,7 +157,7 @@ pub fn dialect_of(url: &str) -> Option<Dialect> {
 }
 
 /// A `next` from a page's last item, by the rules of the dialect that the URL shows or the feed is configured with.
-fn made(asked: &str, last: &Item, configured: Option<Dialect>) -> Option<String> {
+fn build_next(asked: &str, last: &Item, configured: Option<Dialect>) -> Option<String> {
     let dialect = dialect_of(asked).or(configured)?;
     let modified = last.modified.to_string();
     let wanted: &[(&str, &str)] = &match dialect {
@@ -171,7 +171,7 @@ fn made(asked: &str, last: &Item, configured: Option<Dialect>) -> Option<String>
         match wanted.iter().position(|(wanted, _)| wanted.eq_ignore_ascii_case(name)) {
             Some(i) => {
                 written[i] = true;
-                query.push(format!("{name}={}", escape(wanted[i].1)));
+                query.push(format!("{name}={}", percent_encode(wanted[i].1)));
             }
             None if value.is_empty() => query.push(name.to_owned()),
             None => query.push(format!("{name}={value}")),
@@ -179,7 +179,7 @@ fn made(asked: &str, last: &Item, configured: Option<Dialect>) -> Option<String>
     }
     for (i, (name, value)) in wanted.iter().enumerate() {
         if !written[i] {
-            query.push(format!("{name}={}", escape(value)));
+            query.push(format!("{name}={}", percent_encode(value)));
         }
     }
     let base = asked.split(['?', '#']).next().unwrap_or(asked);
@@ -192,7 +192,7 @@ fn pairs(url: &str) -> impl Iterator<Item = (&str, &str)> {
 }
 
 /// Percent-encodes all but RFC 3986's unreserved characters.
-pub fn escape(text: &str) -> String {
+pub fn percent_encode(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for byte in text.bytes() {
         if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
@@ -243,18 +243,18 @@ mod tests {
             (r#"{"items":[],"next":null}"#, None),
             ("", None),
         ] {
-            assert_eq!(glimpse(page.as_bytes()).as_deref(), seen, "{page}");
+            assert_eq!(peek_next(page.as_bytes()).as_deref(), seen, "{page}");
         }
     }
 
     fn page(json: &str) -> Page {
-        rpde::page(json.as_bytes().to_vec(), &rpde::Reading::default()).unwrap()
+        rpde::page(json.as_bytes().to_vec(), &rpde::DecodeSettings::default()).unwrap()
     }
 
-    fn judge(asked: &str, json: &str, configured: Option<Dialect>) -> (Next, Page) {
+    fn judge(asked: &str, json: &str, configured: Option<Dialect>) -> (NextPage, Page) {
         let mut page = page(json);
         let published = page.next.clone();
-        (place(asked, &mut page, published.as_deref(), configured), page)
+        (decide_next(asked, &mut page, published.as_deref(), configured), page)
     }
 
     const ITEM: &str = r#"{"state":"deleted","kind":"k","id":"{a b}","modified":7}"#;
@@ -262,15 +262,15 @@ mod tests {
     #[test]
     fn the_end_is_an_empty_page_that_sends_to_itself() {
         let (next, _) = judge("http://h/f?x=1", r#"{"items":[],"next":"?x=1"}"#, None);
-        assert_eq!(next, Next::Level);
+        assert_eq!(next, NextPage::Level);
         let (next, _) = judge("http://h/f?x=1", r#"{"items":[],"next":"http://H/f?x=1"}"#, None);
-        assert_eq!(next, Next::Follow { url: "http://H/f?x=1".into(), made: false });
+        assert_eq!(next, NextPage::Follow { url: "http://H/f?x=1".into(), generated: false });
     }
 
     #[test]
     fn a_page_with_items_that_sends_to_itself_is_as_level() {
         let (next, page) = judge("http://h/f", &format!(r#"{{"items":[{ITEM}],"next":"/f"}}"#), None);
-        assert_eq!(next, Next::AsLevel("self-next"));
+        assert_eq!(next, NextPage::TreatedAsLevel("self-next"));
         assert_eq!(page.findings[0].rule, "self-next");
     }
 
@@ -294,7 +294,10 @@ mod tests {
             ("http://h/f?afterChangeNumber=7", None, None),
         ] {
             let (next, page) = judge(asked, &body, configured);
-            let expected = made.map_or(Next::AsLevel("no-next"), |url| Next::Follow { url: url.into(), made: true });
+            let expected = made.map_or(NextPage::TreatedAsLevel("no-next"), |url| NextPage::Follow {
+                url: url.into(),
+                generated: true,
+            });
             assert_eq!(next, expected, "{asked}");
             assert_eq!(page.findings[0].rule, "no-next");
         }

@@ -3,42 +3,42 @@
 //! `data` is never parsed into a tree and never re-written: an item points at its bytes in the page's text. A page is read
 //! once, from its first byte to its last, and each record by itself.
 
-mod body;
-mod part;
+mod checked_page;
+mod page_part;
 mod record;
 
 use std::sync::Arc;
 
-pub use body::Body;
+pub use checked_page::CheckedPage;
 
-use super::Refused;
-use crate::feed::{Order, Page, Unreadable};
+use super::DecodeError;
+use crate::feed::{ModifiedOrder, Page, UnreadableRecord};
 use crate::json::Scanner;
-use part::{Memory, Part};
+use page_part::{CrossPartState, PagePartBuilder};
 
 /// What a feed's configuration says about reading its records.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Reading {
+pub struct DecodeSettings {
     /// The kind of items that carry none.
     pub kind: Option<Arc<str>>,
     /// The order of `modified`, to notice items that are out of it.
-    pub order: Order,
+    pub order: ModifiedOrder,
 }
 
 /// Reads a poll response or webhook body, all of it at once.
 ///
 /// # Errors
 /// [`Refused`] when the body as a whole can't be read; single bad records land in [`Page::unreadable`].
-pub fn page(bytes: Vec<u8>, reading: &Reading) -> Result<Page, Refused> {
-    let mut body = Body::check(bytes, reading, &|| false)?;
+pub fn page(bytes: Vec<u8>, reading: &DecodeSettings) -> Result<Page, DecodeError> {
+    let mut body = CheckedPage::check(bytes, reading, &|| false)?;
     let mut page = body.next_part().unwrap_or_default();
     while let Some(part) = body.next_part() {
         page.items.extend(part.items);
         page.unreadable.extend(part.unreadable);
-        page.beyond.count += part.beyond.count;
-        page.beyond.ids.extend(part.beyond.ids);
+        page.overflow.count += part.overflow.count;
+        page.overflow.ids.extend(part.overflow.ids);
         for finding in part.findings {
-            page.find(finding.rule, || finding.detail);
+            page.add_finding(finding.rule, || finding.detail);
             if let Some(known) = page.findings.iter_mut().find(|known| known.rule == finding.rule) {
                 known.count += finding.count - 1;
             }
@@ -49,7 +49,7 @@ pub fn page(bytes: Vec<u8>, reading: &Reading) -> Result<Page, Refused> {
 
 /// Reads records that came one by one, as a stream's or a queue's do. One that is no JSON, or no text, is quarantined as
 /// any other that can't be understood. In which order they come is nobody's promise.
-pub fn records<'a>(records: impl IntoIterator<Item = &'a [u8]>, reading: &Reading) -> Page {
+pub fn records<'a>(records: impl IntoIterator<Item = &'a [u8]>, reading: &DecodeSettings) -> Page {
     let mut text = String::new();
     let mut places = Vec::new();
     let mut garbled = Vec::new();
@@ -60,27 +60,29 @@ pub fn records<'a>(records: impl IntoIterator<Item = &'a [u8]>, reading: &Readin
                 text.push_str(record.trim_start_matches('\u{feff}'));
                 places.push(start..text.len());
             }
-            Err(error) => garbled.push(Unreadable {
+            Err(error) => garbled.push(UnreadableRecord {
                 reason: "wrong-encoding",
                 detail: format!("the record is not UTF-8 at byte {}", error.valid_up_to()),
                 raw: String::from_utf8_lossy(record).into_owned(),
-                shown: None,
+                redacted: None,
                 id: None,
                 count: 1,
             }),
         }
     }
-    let mut memory = Memory::default();
-    let mut part = Part::new(&text, reading, &mut memory);
+    let mut memory = CrossPartState::default();
+    let mut part = PagePartBuilder::new(&text, reading, &mut memory);
     for place in places {
         let mut scanner = Scanner::new(&text[..place.end], place.start);
         let read = record::read(&mut scanner).and_then(|record| scanner.end().map(|()| record));
         match read {
-            Ok(record) => part.take(&record),
-            Err(problem) => part.refuse(&text[place], record::fault("not-json", problem.to_string()), None),
+            Ok(record) => part.add_record(&record),
+            Err(problem) => {
+                part.add_unreadable(&text[place], record::record_fault("not-json", problem.to_string()), None)
+            }
         }
     }
-    let mut page = part.unordered();
+    let mut page = part.finish_unordered();
     page.unreadable.extend(garbled);
     page.text = text.into();
     page

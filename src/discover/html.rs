@@ -7,25 +7,25 @@ use html5gum::{DefaultEmitter, StartTag, Token, Tokenizer};
 
 /// What a page has of them.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Page {
+pub(super) struct HtmlContent {
     /// The text of each `<script type="application/ld+json">`.
     pub(super) blocks: Vec<String>,
     /// The target of `<meta http-equiv="refresh" content="0; url=…">`.
-    pub(super) refresh: Option<String>,
+    pub(super) meta_refresh: Option<String>,
 }
 
-pub(super) fn read(text: &str) -> Page {
+pub(super) fn read(text: &str) -> HtmlContent {
     let mut emitter = DefaultEmitter::default();
     // Script, style and title hold text, not tags.
     emitter.naively_switch_states(true);
-    let mut page = Page::default();
+    let mut page = HtmlContent::default();
     let mut block: Option<String> = None;
     for token in Tokenizer::new_with_emitter(text, emitter) {
         let Ok(token) = token;
         match (token, &mut block) {
             (Token::StartTag(tag), _) if is_json_ld(&tag) => block = Some(String::new()),
-            (Token::StartTag(tag), _) if tag.name.as_slice() == b"meta" && page.refresh.is_none() => {
-                page.refresh = refresh(&tag);
+            (Token::StartTag(tag), _) if tag.name.as_slice() == b"meta" && page.meta_refresh.is_none() => {
+                page.meta_refresh = refresh(&tag);
             }
             (Token::String(part), Some(block)) => block.push_str(&String::from_utf8_lossy(&part)),
             (Token::EndTag(_), open) => page.blocks.extend(open.take()),
@@ -71,10 +71,10 @@ mod tests {
 
     #[test]
     fn a_page_that_only_sends_elsewhere_says_where() {
-        let target = |content: &str| read(&format!("<meta HTTP-EQUIV=Refresh content=\"{content}\">")).refresh;
+        let target = |content: &str| read(&format!("<meta HTTP-EQUIV=Refresh content=\"{content}\">")).meta_refresh;
         assert_eq!(target("0;url=https://a.example/").as_deref(), Some("https://a.example/"));
         assert_eq!(target("5; URL = '/b'").as_deref(), Some("/b"));
         assert_eq!(target("30"), None);
-        assert_eq!(read("<meta name=refresh content='0;url=/a'>").refresh, None);
+        assert_eq!(read("<meta name=refresh content='0;url=/a'>").meta_refresh, None);
     }
 }

@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use url::Url;
 
 use super::text::{clean, without_references};
-use super::{Dataset, Download, Listing};
+use super::{Dataset, DatasetFeed, Listing};
 
 type Node = Map<String, Value>;
 
@@ -47,12 +47,12 @@ fn is_template(text: &str) -> bool {
 }
 
 /// What the trees of a page at `at` tell of; `escaped` when its texts may hold HTML's character references.
-pub(super) fn listing(trees: &[Value], at: &Url, escaped: bool) -> Listing {
+pub(super) fn read_trees(trees: &[Value], at: &Url, escaped: bool) -> Listing {
     let mut nodes = HashMap::new();
     trees.iter().for_each(|tree| index(tree, &mut nodes, 0));
-    let mut reading = Reading { at, escaped, nodes, found: Listing::default(), seen: BTreeSet::new() };
+    let mut reading = ListingReader { at, escaped, nodes, listing: Listing::default(), seen: BTreeSet::new() };
     trees.iter().for_each(|tree| reading.visit(tree, 0));
-    reading.found
+    reading.listing
 }
 
 /// Nodes that say something of themselves, by id.
@@ -135,21 +135,21 @@ fn is_catalogue(node: &Node) -> bool {
     is_a(node, "DataCatalog") || lists && !is_dataset(node)
 }
 
-struct Reading<'a> {
+struct ListingReader<'a> {
     at: &'a Url,
     escaped: bool,
     nodes: HashMap<&'a str, &'a Node>,
-    found: Listing,
+    listing: Listing,
     /// Nodes read already, by address: a graph may name one from many places.
     seen: BTreeSet<usize>,
 }
 
-impl<'a> Reading<'a> {
+impl<'a> ListingReader<'a> {
     fn visit(&mut self, value: &'a Value, depth: usize) {
         match value {
             Value::Array(list) if depth <= DEEPEST => list.iter().for_each(|value| self.visit(value, depth + 1)),
             Value::Object(node) if depth <= DEEPEST => {
-                let node = self.whole(node);
+                let node = self.dereference(node);
                 if !self.seen.insert(std::ptr::from_ref(node).addr()) {
                     return;
                 }
@@ -167,7 +167,7 @@ impl<'a> Reading<'a> {
     }
 
     /// The node that a bare reference stands for.
-    fn whole(&self, node: &'a Node) -> &'a Node {
+    fn dereference(&self, node: &'a Node) -> &'a Node {
         let named = id(node).filter(|_| node.len() == 1).and_then(|id| self.nodes.get(id));
         named.copied().unwrap_or(node)
     }
@@ -182,7 +182,7 @@ impl<'a> Reading<'a> {
 
     fn most(&mut self, list: &str, entries: &'a [Value]) -> &'a [Value] {
         if entries.len() > MOST {
-            self.found.problems.push(format!("of `{list}` only the first {MOST} of {} are read", entries.len()));
+            self.listing.problems.push(format!("of `{list}` only the first {MOST} of {} are read", entries.len()));
         }
         &entries[..entries.len().min(MOST)]
     }
@@ -192,33 +192,33 @@ impl<'a> Reading<'a> {
         let mut is_site = list == "dataset";
         let target = match entry {
             Value::Object(node) => {
-                let node = self.whole(node);
+                let node = self.dereference(node);
                 if property(node, "distribution").is_some() || property(node, "dataset").is_some() {
                     return self.visit(entry, depth + 1);
                 }
                 is_site = is_dataset(node) || is_site && !is_a(node, "DataCatalog");
-                self.one(property(node, "url")).or_else(|| id(node).map(str::to_owned))
+                self.first_text(property(node, "url")).or_else(|| id(node).map(str::to_owned))
             }
-            other => self.one(Some(other)).filter(|_| other.is_string()),
+            other => self.first_text(Some(other)).filter(|_| other.is_string()),
         };
         let link = match target {
             Some(target) => link(&target, self.at),
             None => Err(format!("it is {}, neither a URL nor something with one", sort(entry))),
         };
         match link {
-            Ok(url) if self.found.sites.len() + self.found.catalogues.len() < 2 * MOST => {
-                let urls = if is_site { &mut self.found.sites } else { &mut self.found.catalogues };
+            Ok(url) if self.listing.sites.len() + self.listing.catalogues.len() < 2 * MOST => {
+                let urls = if is_site { &mut self.listing.sites } else { &mut self.listing.catalogues };
                 if !urls.contains(&url) {
                     urls.push(url);
                 }
             }
             Ok(_) => {}
-            Err(problem) => self.found.problems.push(format!("an entry of `{list}` was left out: {problem}")),
+            Err(problem) => self.listing.problems.push(format!("an entry of `{list}` was left out: {problem}")),
         }
     }
 
     fn dataset(&mut self, node: &'a Node) {
-        let url = self.one(property(node, "url")).or_else(|| id(node).map(str::to_owned));
+        let url = self.first_text(property(node, "url")).or_else(|| id(node).map(str::to_owned));
         let url = url.and_then(|url| link(&url, self.at).ok()).unwrap_or_else(|| self.at.clone());
         let publisher = ["publisher", "creator", "provider"].iter().find_map(|name| self.party(property(node, name)?));
         let mut dataset = Dataset {
@@ -231,31 +231,31 @@ impl<'a> Reading<'a> {
         };
         if property(node, "distribution").is_none() && near(node, "distribution").is_some() {
             let problem = format!("a dataset has no distribution{}", or_near(node, "distribution"));
-            self.found.problems.push(problem);
+            self.listing.problems.push(problem);
         }
         for entry in self.most("distribution", entries(node, "distribution")) {
             if let Some(key) = entry.as_object().and_then(|node| misspelt(node, "contentUrl")) {
-                self.found.problems.push(format!("{:?} is taken for contentUrl", clean(key).unwrap_or_default()));
+                self.listing.problems.push(format!("{:?} is taken for contentUrl", clean(key).unwrap_or_default()));
             }
             match self.download(entry) {
                 Ok(feed) if dataset.feeds.iter().any(|known| known.url == feed.url) => {}
                 Ok(feed) => dataset.feeds.push(feed),
-                Err(problem) => self.found.problems.push(format!("a download was left out: {problem}")),
+                Err(problem) => self.listing.problems.push(format!("a download was left out: {problem}")),
             }
         }
-        let room = self.found.datasets.len() < MOST;
-        match self.found.datasets.iter_mut().find(|known| known.url == dataset.url) {
-            Some(known) => known.join(dataset),
-            None if room => self.found.datasets.push(dataset),
+        let room = self.listing.datasets.len() < MOST;
+        match self.listing.datasets.iter_mut().find(|known| known.url == dataset.url) {
+            Some(known) => known.merge(dataset),
+            None if room => self.listing.datasets.push(dataset),
             None => {}
         }
     }
 
-    fn download(&self, entry: &'a Value) -> Result<Download, String> {
+    fn download(&self, entry: &'a Value) -> Result<DatasetFeed, String> {
         let Value::Object(node) = entry else { return Err(format!("it is {}, no object", sort(entry))) };
-        let node = self.whole(node);
+        let node = self.dereference(node);
         let kind = self.shown(property(node, "additionalType")).map(|kind| local(&kind).to_owned());
-        let url = self.one(property(node, "contentUrl"));
+        let url = self.first_text(property(node, "contentUrl"));
         let url = url.ok_or_else(|| format!("it has no contentUrl{}", or_near(node, "contentUrl")))?;
         let target = link(&url, self.at)?;
         if !self.is_rpde(node) {
@@ -267,15 +267,15 @@ impl<'a> Reading<'a> {
         let named = named.filter(|name| !name.contains("://") && name.chars().any(char::is_alphabetic));
         let place = || target.path_segments()?.rfind(|part| !part.is_empty()).map(str::to_owned);
         let name = named.or_else(|| kind.clone()).or_else(place).unwrap_or_else(|| "feed".to_owned());
-        Ok(Download { name, kind, url, total_items: property(node, "totalItems").and_then(count) })
+        Ok(DatasetFeed { name, kind, url, total_items: property(node, "totalItems").and_then(count) })
     }
 
     /// By its format; a download of one of OpenActive's own types without any is taken for one.
     fn is_rpde(&self, node: &'a Node) -> bool {
         let formats = ["encodingFormat", "fileFormat"].iter().flat_map(|name| entries(node, name));
-        let formats: Vec<String> = formats.filter_map(|format| self.one(Some(format))).collect();
+        let formats: Vec<String> = formats.filter_map(|format| self.first_text(Some(format))).collect();
         if formats.is_empty() {
-            let kind = self.one(property(node, "additionalType")).unwrap_or_default();
+            let kind = self.first_text(property(node, "additionalType")).unwrap_or_default();
             return kind.contains("openactive.io/");
         }
         formats.iter().any(|format| format.to_ascii_lowercase().contains("rpde"))
@@ -285,7 +285,7 @@ impl<'a> Reading<'a> {
     fn party(&self, value: &'a Value) -> Option<String> {
         each(value).iter().find_map(|value| match value {
             Value::Object(node) => {
-                let node = self.whole(node);
+                let node = self.dereference(node);
                 self.shown(property(node, "name")).or_else(|| self.shown(property(node, "legalName")))
             }
             other => self.shown(Some(other)),
@@ -295,7 +295,7 @@ impl<'a> Reading<'a> {
     fn license(&self, value: Option<&'a Value>) -> Option<String> {
         each(value?).iter().find_map(|value| match value {
             Value::Object(node) => {
-                let node = self.whole(node);
+                let node = self.dereference(node);
                 let named = self.shown(property(node, "url")).or_else(|| id(node).and_then(clean));
                 named.or_else(|| self.shown(property(node, "name")))
             }
@@ -304,7 +304,7 @@ impl<'a> Reading<'a> {
     }
 
     /// The first text of a value.
-    fn one(&self, value: Option<&'a Value>) -> Option<String> {
+    fn first_text(&self, value: Option<&'a Value>) -> Option<String> {
         let text = each(value?).iter().find_map(|value| match value {
             Value::String(text) => Some(text.clone()),
             Value::Number(number) => Some(number.to_string()),
@@ -319,13 +319,13 @@ impl<'a> Reading<'a> {
     }
 
     fn shown(&self, value: Option<&'a Value>) -> Option<String> {
-        self.one(value).filter(|text| !is_template(text)).and_then(|text| clean(&text))
+        self.first_text(value).filter(|text| !is_template(text)).and_then(|text| clean(&text))
     }
 }
 
 impl Dataset {
     /// Takes over what another description of the same dataset has besides.
-    pub(crate) fn join(&mut self, other: Self) {
+    pub(crate) fn merge(&mut self, other: Self) {
         self.name = self.name.take().or(other.name);
         self.publisher = self.publisher.take().or(other.publisher);
         self.license = self.license.take().or(other.license);
@@ -339,7 +339,7 @@ impl Dataset {
 
 fn count(value: &Value) -> Option<u64> {
     let number = match value {
-        Value::Number(number) => number.as_u64().or_else(|| whole(number.as_f64()?)),
+        Value::Number(number) => number.as_u64().or_else(|| to_integer(number.as_f64()?)),
         Value::String(text) => text.trim().replace(',', "").parse().ok(),
         Value::Array(list) => count(list.first()?),
         _ => None,
@@ -349,7 +349,7 @@ fn count(value: &Value) -> Option<u64> {
 }
 
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked to be within 2^53")]
-fn whole(number: f64) -> Option<u64> {
+fn to_integer(number: f64) -> Option<u64> {
     (0.0..9e15).contains(&number).then_some(number as u64)
 }
 

@@ -7,14 +7,14 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use url::Url;
 
-use super::{Dataset, Download};
+use super::{Dataset, DatasetFeed};
 
 /// A longer name helps nobody.
 const LONGEST: usize = 60;
 
 /// What is configured already.
 #[derive(Clone, Debug, Default)]
-pub struct Known {
+pub struct KnownNames {
     /// Each provider's name, and every other name that is not to be given to one.
     pub providers: BTreeSet<String>,
     /// Each feed.
@@ -49,7 +49,7 @@ pub struct KnownFeed {
 
 /// A dataset with the names of its provider and feeds.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Named {
+pub struct NamedDataset {
     /// The provider's name.
     pub provider: String,
     /// What was found.
@@ -60,9 +60,9 @@ pub struct Named {
 
 /// Names for these datasets, in the order of their URLs; a feed that another dataset or the configuration outside of the
 /// dataset's own file has already is left out, and said so in `problems`.
-pub fn assign(mut datasets: Vec<Dataset>, known: &Known, problems: &mut Vec<String>) -> Vec<Named> {
+pub fn assign_names(mut datasets: Vec<Dataset>, known: &KnownNames, problems: &mut Vec<String>) -> Vec<NamedDataset> {
     datasets.sort_by(|a, b| a.url.cmp(&b.url));
-    let mut taken = Taken {
+    let mut taken = UsedNames {
         providers: known.providers.clone(),
         names: known.feeds.iter().map(|feed| feed.name.clone()).collect(),
         at: known.feeds.iter().map(|feed| (feed.url.as_str(), feed)).collect(),
@@ -89,20 +89,20 @@ pub fn assign(mut datasets: Vec<Dataset>, known: &Known, problems: &mut Vec<Stri
         let provider = own.unwrap_or_else(|| provider(&dataset, &taken.providers));
         taken.providers.insert(provider.clone());
         let names = taken.feeds(&dataset, &provider);
-        named.push(Named { provider, dataset, names });
+        named.push(NamedDataset { provider, dataset, names });
     }
     named
 }
 
 /// Every name that is given, and what is configured where.
-struct Taken<'a> {
+struct UsedNames<'a> {
     providers: BTreeSet<String>,
     names: HashSet<String>,
     at: HashMap<&'a str, &'a KnownFeed>,
-    known: &'a Known,
+    known: &'a KnownNames,
 }
 
-impl Taken<'_> {
+impl UsedNames<'_> {
     /// What is configured at a URL keeps its name; what has moved keeps the name that it would be given.
     fn feeds(&mut self, dataset: &Dataset, provider: &str) -> Vec<String> {
         let urls: HashSet<&str> = dataset.feeds.iter().map(|feed| feed.url.as_str()).collect();
@@ -145,15 +145,15 @@ fn host(url: &Url) -> String {
     format!("{}{port}", host.strip_prefix("www.").unwrap_or(host))
 }
 
-fn candidates(provider: &str, feed: &Download) -> impl Iterator<Item = String> {
-    let base = joined(&[provider, &kebab(&apart(&feed.name))]);
-    let kind = feed.kind.as_deref().map(|kind| joined(&[&base, &kebab(&apart(kind))]));
+fn candidates(provider: &str, feed: &DatasetFeed) -> impl Iterator<Item = String> {
+    let base = joined(&[provider, &kebab(&split_camel_case(&feed.name))]);
+    let kind = feed.kind.as_deref().map(|kind| joined(&[&base, &kebab(&split_camel_case(kind))]));
     let numbered = base.clone();
     [base].into_iter().chain(kind).chain((2..).map(move |n| format!("{numbered}-{n}")))
 }
 
 /// `ScheduledSession` → `Scheduled Session`.
-fn apart(name: &str) -> String {
+fn split_camel_case(name: &str) -> String {
     let mut text = String::with_capacity(name.len() + 4);
     let mut before = ' ';
     for sign in name.chars() {
@@ -186,8 +186,8 @@ fn shortened(mut name: String) -> String {
 mod tests {
     use super::*;
 
-    fn download(name: &str, url: &str) -> Download {
-        Download { name: name.to_owned(), kind: None, url: url.to_owned(), total_items: None }
+    fn download(name: &str, url: &str) -> DatasetFeed {
+        DatasetFeed { name: name.to_owned(), kind: None, url: url.to_owned(), total_items: None }
     }
 
     fn dataset(url: &str, publisher: Option<&str>, feeds: &[(&str, &str)]) -> Dataset {
@@ -196,8 +196,8 @@ mod tests {
         Dataset { url: url.to_owned(), page: url.to_owned(), name: None, publisher, license: None, feeds }
     }
 
-    fn names(datasets: Vec<Dataset>, known: &Known) -> Vec<String> {
-        assign(datasets, known, &mut Vec::new()).into_iter().flat_map(|named| named.names).collect()
+    fn names(datasets: Vec<Dataset>, known: &KnownNames) -> Vec<String> {
+        assign_names(datasets, known, &mut Vec::new()).into_iter().flat_map(|named| named.names).collect()
     }
 
     #[test]
@@ -210,7 +210,8 @@ mod tests {
             (None, "http://127.0.0.1:8080/", "Event", "127-0-0-1-8080-event"),
             (Some("日本"), "https://b.example/", "日本", "b-example"),
         ] {
-            let made_here = names(vec![dataset(url, publisher, &[(name, "https://f.example/")])], &Known::default());
+            let made_here =
+                names(vec![dataset(url, publisher, &[(name, "https://f.example/")])], &KnownNames::default());
             assert_eq!(made_here, [made]);
             assert!(crate::feed::FeedName::new(made).is_some(), "{made}");
         }
@@ -225,8 +226,8 @@ mod tests {
         );
         let two = dataset("https://b.example/two", Some("Acme"), &[("Slot", "https://f.example/3")]);
         let expected = ["acme-slot", "acme-slot-2", "acme-b-example-slot"];
-        assert_eq!(names(vec![one.clone(), two.clone()], &Known::default()), expected);
-        assert_eq!(names(vec![two, one], &Known::default()), expected);
+        assert_eq!(names(vec![one.clone(), two.clone()], &KnownNames::default()), expected);
+        assert_eq!(names(vec![two, one], &KnownNames::default()), expected);
     }
 
     #[test]
@@ -234,7 +235,7 @@ mod tests {
         let feeds = [("Slot", "https://f.example/1")];
         let twice = ["https://a.example/", "https://b.example/"].map(|url| dataset(url, Some("Acme"), &feeds));
         let mut problems = Vec::new();
-        let named = assign(twice.into(), &Known::default(), &mut problems);
+        let named = assign_names(twice.into(), &KnownNames::default(), &mut problems);
         assert_eq!(named.len(), 1);
         assert_eq!(
             problems,
@@ -251,7 +252,7 @@ mod tests {
             dataset_url: None,
         };
         let site = KnownSite { provider: "old".into(), ..KnownSite::default() };
-        let known = Known {
+        let known = KnownNames {
             providers: ["old".to_owned()].into(),
             feeds: vec![feed("old-slot", "https://f.example/1"), feed("old-event", "https://f.example/2")],
             sites: [("https://a.example/".to_owned(), site)].into(),
@@ -264,7 +265,7 @@ mod tests {
     fn a_feed_that_was_configured_by_hand_is_not_configured_again() {
         let url = "https://f.example/1".to_owned();
         let hand = KnownFeed { name: "mine".into(), provider: None, url, dataset_url: None };
-        let known = Known { feeds: vec![hand], ..Known::default() };
+        let known = KnownNames { feeds: vec![hand], ..KnownNames::default() };
         let found = [("Slot", "https://f.example/1"), ("Event", "https://f.example/2")];
         assert_eq!(names(vec![dataset("https://a.example/", Some("Acme"), &found)], &known), ["acme-event"]);
     }

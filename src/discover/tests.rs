@@ -149,7 +149,7 @@ fn entries_of_catalogues_that_are_no_strings_are_read_or_told() {
 fn a_site_without_json_ld_tells_of_nothing() {
     for page in ["", "<html><body>Hello</body></html>", "{", "[]", "\u{feff}{}", "null"] {
         let listing = json(page);
-        assert!(listing.is_empty() && listing.elsewhere.is_none(), "{page}: {listing:?}");
+        assert!(listing.is_empty() && listing.meta_refresh.is_none(), "{page}: {listing:?}");
     }
 }
 
@@ -205,9 +205,9 @@ proptest! {
         let text = tree.to_string();
         let text = if wrapped { format!("<script type=application/ld+json>{text}</script>") } else { text };
         let listing = json(&text);
-        let named = names::assign(listing.datasets, &names::Known::default(), &mut Vec::new());
+        let named = names::assign_names(listing.datasets, &names::KnownNames::default(), &mut Vec::new());
         for named in named {
-            let tables: toml::Table = toml::from_str(&file::tables(&named, &[])).unwrap();
+            let tables: toml::Table = toml::from_str(&provider_file::provider_tables(&named, &[])).unwrap();
             prop_assert_eq!(tables["feeds"].as_table().unwrap().len(), named.dataset.feeds.len());
             for name in named.names.iter().chain([&named.provider]) {
                 prop_assert!(crate::feed::FeedName::new(name).is_some(), "{}", name);

@@ -8,7 +8,7 @@ use std::cmp::Ordering;
 
 /// How a feed's `modified` text is ordered (configuration key `modified`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Order {
+pub enum ModifiedOrder {
     /// Numbers and digits first, then date-times by instant, then other text by bytes.
     #[default]
     Standard,
@@ -37,7 +37,7 @@ impl Modified {
     }
 
     /// Which of the three classes of the order this value falls into: 1, 2 or 3.
-    pub fn class(&self, order: Order) -> u8 {
+    pub fn class(&self, order: ModifiedOrder) -> u8 {
         match self.rank(order) {
             Rank::Number(_) => 1,
             Rank::Instant(_) => 2,
@@ -46,7 +46,7 @@ impl Modified {
     }
 
     /// Older, equal or newer than `other`.
-    pub fn compare(&self, other: &Self, order: Order) -> Ordering {
+    pub fn compare(&self, other: &Self, order: ModifiedOrder) -> Ordering {
         if let (Self::Int(a), Self::Int(b)) = (self, other) {
             return a.cmp(b);
         }
@@ -59,11 +59,11 @@ impl Modified {
         }
     }
 
-    fn rank(&self, order: Order) -> Rank<'_> {
+    fn rank(&self, order: ModifiedOrder) -> Rank<'_> {
         match self {
             Self::Int(n) => Rank::Number(Digits::of_int(*n)),
             Self::Number(raw) => Digits::of_decimal(raw).map_or(Rank::Text(raw), Rank::Number),
-            Self::Text(text) if order == Order::Bytes => Rank::Text(text),
+            Self::Text(text) if order == ModifiedOrder::Bytes => Rank::Text(text),
             Self::Text(text) => rank_of_text(text),
         }
     }
@@ -80,7 +80,7 @@ impl std::fmt::Display for Modified {
 
 enum Rank<'a> {
     Number(Digits),
-    Instant(Instant),
+    Instant(Rfc3339Instant),
     Text(&'a str),
 }
 
@@ -92,7 +92,7 @@ fn rank_of_text(text: &str) -> Rank<'_> {
     if let Some(digits) = Digits::of_decimal(text) {
         return Rank::Number(digits);
     }
-    Instant::parse(text).map_or(Rank::Text(text), Rank::Instant)
+    Rfc3339Instant::parse(text).map_or(Rank::Text(text), Rank::Instant)
 }
 
 /// A number as 0.d₁d₂d₃… × base^point, with neither leading nor trailing zeros among the digits.
@@ -170,9 +170,9 @@ fn parse_exponent(text: &str) -> Option<i64> {
 
 /// A point in time: whole seconds since 1970 UTC, then the fraction's digits without trailing zeros.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
-struct Instant(i64, Vec<u8>);
+struct Rfc3339Instant(i64, Vec<u8>);
 
-impl Instant {
+impl Rfc3339Instant {
     /// RFC 3339 §5.6 with its notes: `t`, `z` and a space are allowed; fractions may have any length. A local time
     /// without an offset is no instant and stays text.
     fn parse(text: &str) -> Option<Self> {
@@ -255,7 +255,7 @@ mod tests {
         Modified::from_number(s)
     }
     fn cmp(a: &Modified, b: &Modified) -> Ordering {
-        a.compare(b, Order::Standard)
+        a.compare(b, ModifiedOrder::Standard)
     }
 
     #[test]
@@ -326,9 +326,9 @@ mod tests {
 
     #[test]
     fn bytes_puts_all_text_after_all_numbers() {
-        assert_eq!(text("10").compare(&text("9"), Order::Bytes), Ordering::Less);
-        assert_eq!(text("1").compare(&json("999"), Order::Bytes), Ordering::Greater);
-        assert_eq!(text("1").class(Order::Bytes), 3);
+        assert_eq!(text("10").compare(&text("9"), ModifiedOrder::Bytes), Ordering::Less);
+        assert_eq!(text("1").compare(&json("999"), ModifiedOrder::Bytes), Ordering::Greater);
+        assert_eq!(text("1").class(ModifiedOrder::Bytes), 3);
     }
 
     #[test]
@@ -354,7 +354,7 @@ mod tests {
     proptest! {
         #[test]
         fn the_order_is_total(a in any_modified(), b in any_modified(), c in any_modified()) {
-            for order in [Order::Standard, Order::Bytes] {
+            for order in [ModifiedOrder::Standard, ModifiedOrder::Bytes] {
                 prop_assert_eq!(a.compare(&a, order), Ordering::Equal);
                 prop_assert_eq!(a.compare(&b, order), b.compare(&a, order).reverse());
                 if a.compare(&b, order).is_le() && b.compare(&c, order).is_le() {
@@ -365,7 +365,7 @@ mod tests {
 
         #[test]
         fn integers_agree_with_arithmetic(a in any::<i64>(), b in any::<i64>()) {
-            prop_assert_eq!(Modified::Text(a.to_string().into()).compare(&Modified::Int(b), Order::Standard), a.cmp(&b));
+            prop_assert_eq!(Modified::Text(a.to_string().into()).compare(&Modified::Int(b), ModifiedOrder::Standard), a.cmp(&b));
         }
     }
 }

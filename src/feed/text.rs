@@ -5,22 +5,22 @@ use std::sync::Arc;
 
 /// The text of a body. Cloning it copies nothing.
 #[derive(Clone, Debug, Default)]
-pub struct Text(Arc<String>);
+pub struct BodyText(Arc<String>);
 
-impl Text {
+impl BodyText {
     /// The text itself, for another use of its memory, where nobody else holds it any more.
-    pub fn into_last(self) -> Option<String> {
+    pub fn into_unshared(self) -> Option<String> {
         Arc::into_inner(self.0)
     }
 }
 
-impl From<String> for Text {
+impl From<String> for BodyText {
     fn from(text: String) -> Self {
         Self(Arc::new(text))
     }
 }
 
-impl Deref for Text {
+impl Deref for BodyText {
     type Target = str;
 
     #[inline]
@@ -30,13 +30,13 @@ impl Deref for Text {
 }
 
 /// A reason's or detail's longest text, in bytes.
-const LONGEST: usize = 1 << 10;
+const MAX_DETAIL_BYTES: usize = 1 << 10;
 
 /// A reason or detail in which a stranger's text stands, cut to 1 KiB between two characters.
-pub fn cut(mut text: String) -> String {
+pub fn truncate_text(mut text: String) -> String {
     const MARK: &str = "…";
-    if text.len() > LONGEST {
-        let fits = (0..=LONGEST - MARK.len()).rev().find(|at| text.is_char_boundary(*at));
+    if text.len() > MAX_DETAIL_BYTES {
+        let fits = (0..=MAX_DETAIL_BYTES - MARK.len()).rev().find(|at| text.is_char_boundary(*at));
         text.truncate(fits.unwrap_or(0));
         text.push_str(MARK);
         text.shrink_to_fit();
@@ -50,16 +50,16 @@ mod tests {
 
     #[test]
     fn only_the_last_holder_of_a_text_gets_its_memory() {
-        let text = Text::from("body".to_owned());
+        let text = BodyText::from("body".to_owned());
         let other = text.clone();
-        assert_eq!(text.into_last(), None);
-        assert_eq!(other.into_last().as_deref(), Some("body"));
+        assert_eq!(text.into_unshared(), None);
+        assert_eq!(other.into_unshared().as_deref(), Some("body"));
     }
 
     #[test]
     fn a_long_detail_is_cut_between_two_characters() {
-        assert_eq!(cut("short".to_owned()), "short");
-        let long = cut("é".repeat(2_000));
+        assert_eq!(truncate_text("short".to_owned()), "short");
+        let long = truncate_text("é".repeat(2_000));
         assert_eq!((long.len(), long.chars().last()), (1_023, Some('…')));
     }
 }

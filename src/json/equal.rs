@@ -7,7 +7,7 @@
 
 use std::hash::{BuildHasher, DefaultHasher, Hash, Hasher, RandomState};
 
-use super::{Problem, Scanner, chars, strict};
+use super::{JsonError, Scanner, code_points, unescape_strict};
 
 /// Where a text has more bytes, more levels, or more members of open objects (16 bytes each are held), the order of members
 /// counts: whoever compares must not be kept for long.
@@ -19,15 +19,15 @@ const MEMBERS: usize = 1 << 18;
 /// chance of 1 in 2⁶⁴, whoever wrote them: they are compared by a hash whose key nobody knows, once they don't agree
 /// word by word.
 pub fn equal(a: &str, b: &str) -> bool {
-    if a == b || in_step(a, b).unwrap_or(false) {
+    if a == b || equal_in_order(a, b).unwrap_or(false) {
         return true;
     }
-    let digest = Digest::default();
-    digest.of(a).is_some_and(|a| digest.of(b) == Some(a))
+    let digest = JsonHasher::default();
+    digest.hash_json(a).is_some_and(|a| digest.hash_json(b) == Some(a))
 }
 
 /// Word by word, for what two JSON texts have in the same order.
-fn in_step(a: &str, b: &str) -> Result<bool, Problem> {
+fn equal_in_order(a: &str, b: &str) -> Result<bool, JsonError> {
     let (mut a, mut b) = (Scanner::new(a, 0), Scanner::new(b, 0));
     loop {
         match (a.token()?, b.token()?) {
@@ -40,21 +40,23 @@ fn in_step(a: &str, b: &str) -> Result<bool, Problem> {
 
 /// A word of a JSON text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Token<'a> {
+pub enum JsonToken<'a> {
     /// A bracket, comma or colon.
-    Sign(u8),
+    Punctuation(u8),
     /// With its quotes.
     Text(&'a str),
     /// Digits and all.
     Number(&'a str),
     /// `true`, `false` or `null`.
-    Word(&'a str),
+    Literal(&'a str),
 }
 
-impl Token<'_> {
+impl JsonToken<'_> {
     fn says(&self, other: &Self) -> bool {
         match (self, other) {
-            (Self::Text(a), Self::Text(b)) => (a.contains('\\') || b.contains('\\')) && chars(a).eq(chars(b)),
+            (Self::Text(a), Self::Text(b)) => {
+                (a.contains('\\') || b.contains('\\')) && code_points(a).eq(code_points(b))
+            }
             (Self::Number(a), Self::Number(b)) => match (Decimal::of(a), Decimal::of(b)) {
                 (Some(a), Some(b)) => a.key() == b.key() && a.digits().eq(b.digits()),
                 _ => false,
@@ -66,21 +68,21 @@ impl Token<'_> {
 
 /// Hashes of what JSON texts say, comparable among those of one value of this type.
 #[derive(Default)]
-pub struct Digest(RandomState);
+pub struct JsonHasher(RandomState);
 
-enum Level {
+enum OpenContainer {
     List(DefaultHasher),
     Object { from: usize, key: u64 },
 }
 
-impl Digest {
+impl JsonHasher {
     /// The hash; `None` for what is no JSON, and beyond the bounds.
-    pub fn of(&self, text: &str) -> Option<u64> {
+    pub fn hash_json(&self, text: &str) -> Option<u64> {
         if text.len() > BYTES {
             return None;
         }
         let mut scanner = Scanner::new(text, 0);
-        let mut levels: Vec<Level> = Vec::new();
+        let mut levels: Vec<OpenContainer> = Vec::new();
         let mut members: Vec<(u64, u64)> = Vec::new();
         loop {
             let mut value = match scanner.peek()? {
@@ -88,7 +90,7 @@ impl Digest {
                     scanner.expect(b'{').ok()?;
                     let from = members.len();
                     if let Some(key) = scanner.key(true).ok()? {
-                        levels.push(Level::Object { from, key: self.text(key) });
+                        levels.push(OpenContainer::Object { from, key: self.text(key) });
                         continue;
                     }
                     self.object(&mut members, from)
@@ -97,7 +99,7 @@ impl Digest {
                     scanner.expect(b'[').ok()?;
                     let list = self.hasher(b'[');
                     if scanner.element(true).ok()? {
-                        levels.push(Level::List(list));
+                        levels.push(OpenContainer::List(list));
                         continue;
                     }
                     list.finish()
@@ -108,14 +110,14 @@ impl Digest {
             loop {
                 value = match levels.last_mut() {
                     None => return scanner.end().ok().map(|()| value),
-                    Some(Level::List(list)) => {
+                    Some(OpenContainer::List(list)) => {
                         list.write_u64(value);
                         if scanner.element(false).ok()? {
                             break;
                         }
                         list.finish()
                     }
-                    Some(Level::Object { from, key }) => {
+                    Some(OpenContainer::Object { from, key }) => {
                         if members.len() >= MEMBERS {
                             return None;
                         }
@@ -161,9 +163,9 @@ impl Digest {
 
     fn text(&self, raw: &str) -> u64 {
         let mut hasher = self.hasher(b'"');
-        match strict(raw) {
+        match unescape_strict(raw) {
             Some(text) => text.hash(&mut hasher),
-            None => chars(raw).for_each(|code| hasher.write_u32(code)),
+            None => code_points(raw).for_each(|code| hasher.write_u32(code)),
         }
         hasher.finish()
     }
@@ -323,8 +325,8 @@ mod tests {
             prop_assert_eq!(equal(&a.to_string(), &b.to_string()), a == b);
             prop_assert_eq!(equal(&a.to_string(), &rewritten(&b)), a == b);
             prop_assert!(equal(&a.to_string(), &rewritten(&a)));
-            let digest = Digest::default();
-            prop_assert_eq!(digest.of(&a.to_string()), digest.of(&rewritten(&a)));
+            let digest = JsonHasher::default();
+            prop_assert_eq!(digest.hash_json(&a.to_string()), digest.hash_json(&rewritten(&a)));
         }
     }
 }

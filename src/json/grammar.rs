@@ -1,6 +1,6 @@
 //! RFC 8259 byte by byte: each function is given where something begins and says where it ends, or where it goes wrong.
 
-type End = Result<usize, usize>;
+type ScanResult = Result<usize, usize>;
 
 /// Behind white space.
 #[inline]
@@ -16,7 +16,7 @@ pub(super) fn blank(bytes: &[u8], mut at: usize) -> usize {
 
 /// Behind a list or an object, and how many levels are in it.
 pub(super) fn nested(bytes: &[u8], mut at: usize) -> Result<(usize, usize), usize> {
-    let mut levels = Levels::default();
+    let mut levels = NestingStack::default();
     loop {
         at = match bytes.get(at) {
             Some(open @ (b'{' | b'[')) => {
@@ -55,7 +55,7 @@ pub(super) fn nested(bytes: &[u8], mut at: usize) -> Result<(usize, usize), usiz
 
 /// Behind a key, its colon and what is blank there.
 #[inline]
-fn key(bytes: &[u8], at: usize) -> End {
+fn key(bytes: &[u8], at: usize) -> ScanResult {
     if bytes.get(at) != Some(&b'"') {
         return Err(at);
     }
@@ -65,7 +65,7 @@ fn key(bytes: &[u8], at: usize) -> End {
 
 /// Behind a text, number or word.
 #[inline]
-pub(super) fn scalar(bytes: &[u8], at: usize) -> End {
+pub(super) fn scalar(bytes: &[u8], at: usize) -> ScanResult {
     match bytes.get(at) {
         Some(b'"') => string(bytes, at),
         Some(b'-' | b'0'..=b'9') => number(bytes, at),
@@ -76,12 +76,12 @@ pub(super) fn scalar(bytes: &[u8], at: usize) -> End {
     }
 }
 
-fn word(bytes: &[u8], at: usize, word: &[u8]) -> End {
+fn word(bytes: &[u8], at: usize, word: &[u8]) -> ScanResult {
     let right = bytes.iter().skip(at).zip(word).take_while(|(byte, right)| byte == right).count();
     if right == word.len() { Ok(at + right) } else { Err(at + right) }
 }
 
-fn number(bytes: &[u8], mut at: usize) -> End {
+fn number(bytes: &[u8], mut at: usize) -> ScanResult {
     at += usize::from(bytes.get(at) == Some(&b'-'));
     at = if bytes.get(at) == Some(&b'0') { at + 1 } else { digits(bytes, at)? };
     if bytes.get(at) == Some(&b'.') {
@@ -96,7 +96,7 @@ fn number(bytes: &[u8], mut at: usize) -> End {
 }
 
 #[inline]
-fn digits(bytes: &[u8], from: usize) -> End {
+fn digits(bytes: &[u8], from: usize) -> ScanResult {
     let mut at = from;
     while bytes.get(at).is_some_and(u8::is_ascii_digit) {
         at += 1;
@@ -105,13 +105,13 @@ fn digits(bytes: &[u8], from: usize) -> End {
 }
 
 #[inline]
-fn string(bytes: &[u8], at: usize) -> End {
+fn string(bytes: &[u8], at: usize) -> ScanResult {
     let at = plain(bytes, at + 1);
     if bytes.get(at) == Some(&b'"') { Ok(at + 1) } else { escapes(bytes, at) }
 }
 
 /// The rest of a string, from its first backslash.
-fn escapes(bytes: &[u8], mut at: usize) -> End {
+fn escapes(bytes: &[u8], mut at: usize) -> ScanResult {
     loop {
         match bytes.get(at) {
             Some(b'"') => return Ok(at + 1),
@@ -157,14 +157,14 @@ fn plain(bytes: &[u8], mut at: usize) -> usize {
 
 /// Which of the open levels are objects: a bit each.
 #[derive(Default)]
-struct Levels {
+struct NestingStack {
     depth: usize,
     deepest: usize,
     open: u64,
     outer: Vec<u64>,
 }
 
-impl Levels {
+impl NestingStack {
     #[inline]
     fn open(&mut self, object: bool) {
         if self.depth > 0 && self.depth.is_multiple_of(64) {

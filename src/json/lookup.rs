@@ -10,7 +10,7 @@ pub fn member<'a>(raw: &'a str, name: &str) -> Option<&'a str> {
     while let Ok(Some(key)) = scanner.key(first) {
         first = false;
         let value = scanner.value().ok()?.text;
-        if super::strict(key).is_some_and(|key| key == name) {
+        if super::unescape_strict(key).is_some_and(|key| key == name) {
             found = Some(value);
         }
     }
@@ -20,7 +20,7 @@ pub fn member<'a>(raw: &'a str, name: &str) -> Option<&'a str> {
 /// The elements of a list; anything else is its own only one.
 pub fn elements(raw: &str) -> impl Iterator<Item = &str> {
     let mut scanner = Scanner::new(raw, 0);
-    let list = scanner.take(b'[');
+    let list = scanner.consume(b'[');
     let mut first = true;
     std::iter::from_fn(move || {
         let more = if list { scanner.element(first).ok()? } else { first };

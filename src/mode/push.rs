@@ -12,30 +12,30 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::PushSettings;
-use crate::feed::{Brought, Mode, Modified, Order, Push, Transport};
+use crate::feed::{ItemVersion, Mode, Modified, ModifiedOrder, PushTrust, Transport};
 
 /// A moment: the time since some fixed one.
 pub type Moment = Duration;
 
 /// Items that are remembered as found by poll, or as delivered, at most.
-const REMEMBERED: usize = 4_096;
+const MAX_REMEMBERED_ITEMS: usize = 4_096;
 /// What a missed item is remembered for, to tell that it came late.
-const LATE: Duration = Duration::from_secs(600);
+const LATE_WINDOW: Duration = Duration::from_secs(600);
 
 /// What changed with an endpoint's standing, in words for the operator.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Change {
+pub struct TrustChange {
     /// The endpoint.
     pub transport: Transport,
     /// How far it is believed now.
-    pub push: Push,
+    pub push: PushTrust,
     /// Why, beginning with a fixed word.
     pub why: String,
 }
 
 /// What an endpoint has missed, and what of it came late, since it was last told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Tally {
+pub struct MissCounts {
     /// The endpoint.
     pub transport: Transport,
     /// Items that it should have brought and did not within the grace.
@@ -46,124 +46,128 @@ pub struct Tally {
 
 /// A poll of a feed that came to its end.
 #[derive(Clone, Debug)]
-pub struct Polled {
+pub struct PollSummary {
     /// When it began.
     pub began: Moment,
     /// What it found that the mirror did not have.
-    pub found: Vec<Brought>,
+    pub found: Vec<ItemVersion>,
 }
 
 /// All push endpoints of a feed.
 #[derive(Debug)]
-pub struct Ledger {
+pub struct PushLedger {
     settings: PushSettings,
-    order: Order,
+    order: ModifiedOrder,
     level: bool,
     /// When the last poll that came to the end began.
-    polled: Option<Moment>,
+    last_poll_began: Option<Moment>,
     /// When we last refused what was pushed.
-    refused: Option<Moment>,
-    accounts: Vec<Account>,
+    last_refusal: Option<Moment>,
+    endpoints: Vec<EndpointTrust>,
 }
 
 /// One push endpoint.
 #[derive(Debug)]
-struct Account {
+struct EndpointTrust {
     transport: Transport,
-    push: Push,
-    up: Option<Moment>,
+    push: PushTrust,
+    up_since: Option<Moment>,
     /// Whether a poll has come to the end since it is up: what happened before is here too.
     caught_up: bool,
     /// Both not told yet.
     missed: u64,
     late: u64,
-    found: HashMap<Key, Found>,
-    recent: HashMap<Key, Recent>,
-    recent_order: VecDeque<Key>,
+    polled_items: HashMap<ItemKey, PolledItem>,
+    pushed_items: HashMap<ItemKey, PushedItem>,
+    pushed_order: VecDeque<ItemKey>,
 }
 
-type Key = (Arc<str>, Box<str>);
+type ItemKey = (Arc<str>, Box<str>);
 
 /// What a poll found, and push may still bring.
 #[derive(Clone, Debug)]
-struct Found {
+struct PolledItem {
     modified: Modified,
     at: Moment,
     /// Whether the endpoint should have brought it.
-    owed: bool,
+    push_expected: bool,
     missed: bool,
 }
 
 /// The newest version of an item that an endpoint brought lately, and when it brought it last.
 #[derive(Clone, Debug)]
-struct Recent {
+struct PushedItem {
     modified: Modified,
     at: Moment,
 }
 
-impl Account {
-    fn new(transport: Transport, push: Push) -> Self {
+impl EndpointTrust {
+    fn new(transport: Transport, push: PushTrust) -> Self {
         Self {
             transport,
             push,
-            up: None,
+            up_since: None,
             caught_up: false,
             missed: 0,
             late: 0,
-            found: HashMap::new(),
-            recent: HashMap::new(),
-            recent_order: VecDeque::new(),
+            polled_items: HashMap::new(),
+            pushed_items: HashMap::new(),
+            pushed_order: VecDeque::new(),
         }
     }
 
-    fn live(&self) -> bool {
-        self.push == Push::Proven && self.up.is_some() && self.caught_up
+    fn is_live(&self) -> bool {
+        self.push == PushTrust::Proven && self.up_since.is_some() && self.caught_up
     }
 
-    fn stand(&mut self, push: Push, why: String) -> Option<Change> {
+    fn set_trust(&mut self, push: PushTrust, why: String) -> Option<TrustChange> {
         self.push = push;
-        Some(Change { transport: self.transport, push, why })
+        Some(TrustChange { transport: self.transport, push, why })
     }
 
     /// Believes it, by a version that was news or that a poll brought just before.
-    fn prove(&mut self, id: &str) -> Option<Change> {
+    fn mark_proven(&mut self, id: &str) -> Option<TrustChange> {
         match self.push {
-            Push::Unproven => self.stand(Push::Proven, format!("proven: it delivered {id}")),
-            Push::Demoted => self.stand(Push::Proven, format!("proven: it delivered {id} in time again")),
-            Push::Proven | Push::None => None,
+            PushTrust::Unproven => self.set_trust(PushTrust::Proven, format!("proven: it delivered {id}")),
+            PushTrust::Demoted => self.set_trust(PushTrust::Proven, format!("proven: it delivered {id} in time again")),
+            PushTrust::Proven | PushTrust::None => None,
         }
     }
 
-    fn remember(&mut self, version: &Brought, at: Moment, order: Order) {
+    fn record_pushed(&mut self, version: &ItemVersion, at: Moment, order: ModifiedOrder) {
         let key = (Arc::clone(&version.kind), version.id.clone());
-        let recent = Recent { modified: version.modified.clone(), at };
-        match self.recent.entry(key) {
+        let recent = PushedItem { modified: version.modified.clone(), at };
+        match self.pushed_items.entry(key) {
             // What comes again in an older version takes nothing from what came before it.
             Entry::Occupied(entry) if entry.get().modified.compare(&recent.modified, order).is_gt() => {}
             Entry::Occupied(mut entry) => {
                 entry.insert(recent);
             }
             Entry::Vacant(entry) => {
-                self.recent_order.push_back(entry.key().clone());
+                self.pushed_order.push_back(entry.key().clone());
                 entry.insert(recent);
             }
         }
-        if self.recent_order.len() > REMEMBERED
-            && let Some(oldest) = self.recent_order.pop_front()
+        if self.pushed_order.len() > MAX_REMEMBERED_ITEMS
+            && let Some(oldest) = self.pushed_order.pop_front()
         {
-            self.recent.remove(&oldest);
+            self.pushed_items.remove(&oldest);
         }
     }
 }
 
-impl Ledger {
+impl PushLedger {
     /// With nothing up; `known` is how far each endpoint was believed before a restart.
-    pub fn new(settings: PushSettings, order: Order, known: impl IntoIterator<Item = (Transport, Push)>) -> Self {
+    pub fn new(
+        settings: PushSettings,
+        order: ModifiedOrder,
+        known: impl IntoIterator<Item = (Transport, PushTrust)>,
+    ) -> Self {
         let accounts = known.into_iter().map(|(transport, push)| {
-            let push = if push == Push::None { Push::Unproven } else { push };
-            Account::new(transport, push)
+            let push = if push == PushTrust::None { PushTrust::Unproven } else { push };
+            EndpointTrust::new(transport, push)
         });
-        Self { settings, order, level: false, polled: None, refused: None, accounts: accounts.collect() }
+        Self { settings, order, level: false, last_poll_began: None, last_refusal: None, endpoints: accounts.collect() }
     }
 
     /// What keeps the feed current: the first endpoint that is believed, up, and has been polled behind.
@@ -171,7 +175,7 @@ impl Ledger {
         if !self.level {
             return Mode::Refresh;
         }
-        match self.accounts.iter().find(|account| account.live()).map(|account| account.transport) {
+        match self.endpoints.iter().find(|account| account.is_live()).map(|account| account.transport) {
             Some(Transport::Sse) => Mode::Sse,
             Some(Transport::Webhook) => Mode::Webhook,
             Some(Transport::Amqp) => Mode::Amqp,
@@ -180,14 +184,17 @@ impl Ledger {
     }
 
     /// How far the feed's push is believed: as far as its best endpoint.
-    pub fn push(&self) -> Push {
-        let has = |push| self.accounts.iter().any(|account| account.push == push);
-        [Push::Proven, Push::Unproven, Push::Demoted].into_iter().find(|push| has(*push)).unwrap_or(Push::None)
+    pub fn best_trust(&self) -> PushTrust {
+        let has = |push| self.endpoints.iter().any(|account| account.push == push);
+        [PushTrust::Proven, PushTrust::Unproven, PushTrust::Demoted]
+            .into_iter()
+            .find(|push| has(*push))
+            .unwrap_or(PushTrust::None)
     }
 
     /// What was missed or came late since this was last asked.
-    pub fn tally(&mut self) -> Vec<Tally> {
-        let told = self.accounts.iter_mut().map(|account| Tally {
+    pub fn take_miss_counts(&mut self) -> Vec<MissCounts> {
+        let told = self.endpoints.iter_mut().map(|account| MissCounts {
             transport: account.transport,
             missed: std::mem::take(&mut account.missed),
             late: std::mem::take(&mut account.late),
@@ -195,115 +202,128 @@ impl Ledger {
         told.filter(|tally| tally.missed + tally.late > 0).collect()
     }
 
-    fn account_mut(&mut self, transport: Transport) -> Option<&mut Account> {
-        self.accounts.iter_mut().find(|account| account.transport == transport)
+    fn endpoint_mut(&mut self, transport: Transport) -> Option<&mut EndpointTrust> {
+        self.endpoints.iter_mut().find(|account| account.transport == transport)
     }
 
     /// An endpoint is connected, or listens.
-    pub fn up(&mut self, transport: Transport, now: Moment) {
-        if let Some(account) = self.account_mut(transport)
-            && account.up.is_none()
+    pub fn mark_up(&mut self, transport: Transport, now: Moment) {
+        if let Some(account) = self.endpoint_mut(transport)
+            && account.up_since.is_none()
         {
-            account.up = Some(now);
+            account.up_since = Some(now);
             account.caught_up = false;
         }
     }
 
     /// An endpoint is lost.
-    pub fn down(&mut self, transport: Transport) {
-        if let Some(account) = self.account_mut(transport) {
-            account.up = None;
+    pub fn mark_down(&mut self, transport: Transport) {
+        if let Some(account) = self.endpoint_mut(transport) {
+            account.up_since = None;
             account.caught_up = false;
             // What it missed before is remembered: it may still bring it.
-            account.found.retain(|_, found| !found.owed || found.missed);
+            account.polled_items.retain(|_, found| !found.push_expected || found.missed);
         }
     }
 
     /// We refused what was pushed, so nobody can be blamed for what is missing.
-    pub fn refused(&mut self, now: Moment) {
-        self.refused = Some(now);
-        self.accounts.iter_mut().for_each(|account| account.found.values_mut().for_each(|found| found.owed = false));
+    pub fn record_refusal(&mut self, now: Moment) {
+        self.last_refusal = Some(now);
+        self.endpoints
+            .iter_mut()
+            .for_each(|account| account.polled_items.values_mut().for_each(|found| found.push_expected = false));
     }
 
     /// An endpoint's items are committed, `brought` in their order.
-    pub fn delivered(&mut self, transport: Transport, now: Moment, brought: &[Brought]) -> Option<Change> {
+    pub fn record_pushed_items(
+        &mut self,
+        transport: Transport,
+        now: Moment,
+        brought: &[ItemVersion],
+    ) -> Option<TrustChange> {
         let (order, grace) = (self.order, self.settings.grace);
-        let account = self.account_mut(transport)?;
+        let account = self.endpoint_mut(transport)?;
         let mut proof = None;
         for version in brought {
-            account.remember(version, now, order);
+            account.record_pushed(version, now, order);
             let key = (Arc::clone(&version.kind), version.id.clone());
-            let met = account.found.get(&key).filter(|found| version.modified.compare(&found.modified, order).is_ge());
+            let met =
+                account.polled_items.get(&key).filter(|found| version.modified.compare(&found.modified, order).is_ge());
             let in_time = met.is_some_and(|found| now.saturating_sub(found.at) <= grace);
             account.late += u64::from(met.is_some_and(|found| found.missed));
             if met.is_some() {
-                account.found.remove(&key);
+                account.polled_items.remove(&key);
             }
             if proof.is_none() && (version.written || in_time) {
                 proof = Some(version.id.clone());
             }
         }
-        account.prove(&proof?)
+        account.mark_proven(&proof?)
     }
 
     /// A poll came to the feed's end. It proves who brought, while it ran, what it found too.
-    pub fn polled(&mut self, now: Moment, polled: Polled) -> Vec<Change> {
-        let (before, refused, order) = (self.polled, self.refused, self.order);
+    pub fn record_poll(&mut self, now: Moment, polled: PollSummary) -> Vec<TrustChange> {
+        let (before, refused, order) = (self.last_poll_began, self.last_refusal, self.order);
         let raced = polled.began..=polled.began + self.settings.grace;
         let mut changes = Vec::new();
-        for account in &mut self.accounts {
+        for account in &mut self.endpoints {
             // Up for the whole span since the last poll began, and not refused by us within it.
             let whole = before.is_some_and(|before| {
-                account.up.is_some_and(|up| up <= before) && refused.is_none_or(|refused| refused < before)
+                account.up_since.is_some_and(|up| up <= before) && refused.is_none_or(|refused| refused < before)
             });
-            let owed = whole && account.live();
+            let owed = whole && account.is_live();
             for version in &polled.found {
                 let key = (Arc::clone(&version.kind), version.id.clone());
-                let has = |brought: &&Recent| brought.modified.compare(&version.modified, order).is_ge();
-                match account.recent.get(&key).filter(has).map(|brought| brought.at) {
-                    Some(at) if raced.contains(&at) => changes.extend(account.prove(&version.id)),
+                let has = |brought: &&PushedItem| brought.modified.compare(&version.modified, order).is_ge();
+                match account.pushed_items.get(&key).filter(has).map(|brought| brought.at) {
+                    Some(at) if raced.contains(&at) => changes.extend(account.mark_proven(&version.id)),
                     Some(_) => {}
-                    None if account.found.len() < REMEMBERED => {
-                        let found = Found { modified: version.modified.clone(), at: now, owed, missed: false };
-                        account.found.insert(key, found);
+                    None if account.polled_items.len() < MAX_REMEMBERED_ITEMS => {
+                        let found = PolledItem {
+                            modified: version.modified.clone(),
+                            at: now,
+                            push_expected: owed,
+                            missed: false,
+                        };
+                        account.polled_items.insert(key, found);
                     }
                     None => {}
                 }
             }
-            account.caught_up |= account.up.is_some_and(|up| up <= polled.began);
+            account.caught_up |= account.up_since.is_some_and(|up| up <= polled.began);
         }
-        self.polled = Some(polled.began);
+        self.last_poll_began = Some(polled.began);
         self.level = true;
         changes
     }
 
     /// What the passing of time decides: missed items, and streams that have stayed open.
-    pub fn tick(&mut self, now: Moment) -> Vec<Change> {
+    pub fn tick(&mut self, now: Moment) -> Vec<TrustChange> {
         let PushSettings { prove_after, grace, .. } = self.settings;
         let mut changes = Vec::new();
-        for account in &mut self.accounts {
+        for account in &mut self.endpoints {
             let mut missed = Vec::new();
-            account.found.retain(|key, found| {
+            account.polled_items.retain(|key, found| {
                 let since = now.saturating_sub(found.at);
-                if found.owed && !found.missed && since > grace {
+                if found.push_expected && !found.missed && since > grace {
                     found.missed = true;
                     missed.push(key.1.clone());
                 }
-                since <= if found.missed { LATE } else { grace }
+                since <= if found.missed { LATE_WINDOW } else { grace }
             });
             account.missed += missed.len() as u64;
             missed.sort_unstable();
-            if let Some(first) = missed.first().filter(|_| account.push == Push::Proven) {
+            if let Some(first) = missed.first().filter(|_| account.push == PushTrust::Proven) {
                 let why = format!(
                     "missed: a poll found {} that it did not bring within {grace:?} ({first})",
                     if missed.len() == 1 { "an item".to_owned() } else { format!("{} items", missed.len()) },
                 );
-                changes.extend(account.stand(Push::Demoted, why));
+                changes.extend(account.set_trust(PushTrust::Demoted, why));
             }
-            let open = account.up.is_some_and(|up| now.saturating_sub(up) >= prove_after);
-            if open && account.transport == Transport::Sse && account.push == Push::Unproven {
+            let open = account.up_since.is_some_and(|up| now.saturating_sub(up) >= prove_after);
+            if open && account.transport == Transport::Sse && account.push == PushTrust::Unproven {
                 let why = format!("proven: the connection has stayed open for {prove_after:?}");
-                changes.extend(account.stand(Push::Proven, why));
+                changes.extend(account.set_trust(PushTrust::Proven, why));
             }
         }
         changes
@@ -312,14 +332,20 @@ impl Ledger {
     /// When [`Self::tick`] has something to decide next.
     pub fn next_tick(&self) -> Option<Moment> {
         let PushSettings { prove_after, grace, .. } = self.settings;
-        let account = |account: &Account| {
-            let opening = account.up.filter(|_| account.transport == Transport::Sse && account.push == Push::Unproven);
-            let owed = account.found.values().filter(|found| found.owed && !found.missed).map(|found| found.at).min();
+        let account = |account: &EndpointTrust| {
+            let opening =
+                account.up_since.filter(|_| account.transport == Transport::Sse && account.push == PushTrust::Unproven);
+            let owed = account
+                .polled_items
+                .values()
+                .filter(|found| found.push_expected && !found.missed)
+                .map(|found| found.at)
+                .min();
             let open = opening.map(|up| up + prove_after);
             let due = owed.map(|at| at + grace + Duration::from_millis(1));
             open.into_iter().chain(due).min()
         };
-        self.accounts.iter().filter_map(account).min()
+        self.endpoints.iter().filter_map(account).min()
     }
 }
 

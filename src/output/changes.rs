@@ -8,18 +8,18 @@ use std::io::{self, Write};
 use std::str::FromStr;
 
 use super::{OutputError, data_field, field};
-use crate::store::read::{ChangeRow, Filter, Page, Reader, Seq};
+use crate::store::read::{ChangeRow, FeedKindFilter, LogPage, Reader, Seq};
 
 /// A place in the change log: `seq`, or `epoch:seq`, which also says in which mirror's.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Position {
+pub struct LogPosition {
     /// The mirror's identity, where it is known.
     pub epoch: Option<String>,
     /// What has been read up to.
     pub seq: Seq,
 }
 
-impl FromStr for Position {
+impl FromStr for LogPosition {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -35,7 +35,7 @@ impl FromStr for Position {
     }
 }
 
-impl Position {
+impl LogPosition {
     /// Whether a mirror of this identity, which is at `seq`, ever gave it.
     ///
     /// # Errors
@@ -51,7 +51,7 @@ impl Position {
     }
 }
 
-impl std::fmt::Display for Position {
+impl std::fmt::Display for LogPosition {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match &self.epoch {
             Some(epoch) => write!(f, "{epoch}:{}", self.seq),
@@ -62,18 +62,18 @@ impl std::fmt::Display for Position {
 
 /// Which changes, and how much of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Selection {
+pub struct ChangeSelection {
     /// Of which feeds and kinds; a purge is of all kinds.
-    pub filter: Filter,
+    pub filter: FeedKindFilter,
     /// Whether the JSON comes along.
     pub data: bool,
 }
 
 /// What one page came to.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Batch {
+pub struct ChangeBatch {
     /// Where to go on, with the epoch.
-    pub position: Position,
+    pub position: LogPosition,
     /// Changes in it.
     pub rows: usize,
     /// Whether the log's end has been reached.
@@ -86,17 +86,17 @@ pub struct Batch {
 /// [`OutputError::ReadAgain`] for a position of another mirror; when the file can't be read.
 pub fn page(
     reader: &Reader,
-    after: &Position,
-    selection: &Selection,
+    after: &LogPosition,
+    selection: &ChangeSelection,
     limit: usize,
     out: &mut Vec<u8>,
-) -> Result<Batch, OutputError> {
+) -> Result<ChangeBatch, OutputError> {
     let page = read(reader, after, selection, limit)?;
     for (row, data) in &page.rows {
         change(out, row, selection.data.then_some(data.as_deref()))?;
     }
-    let position = Position { epoch: Some(page.epoch), seq: page.last_seq };
-    Ok(Batch { position, rows: page.rows.len(), end: page.end })
+    let position = LogPosition { epoch: Some(page.epoch), seq: page.last_seq };
+    Ok(ChangeBatch { position, rows: page.rows.len(), end: page.end })
 }
 
 /// Reads one page of changes after a position.
@@ -105,10 +105,10 @@ pub fn page(
 /// As [`page`].
 pub fn read(
     reader: &Reader,
-    after: &Position,
-    selection: &Selection,
+    after: &LogPosition,
+    selection: &ChangeSelection,
     limit: usize,
-) -> Result<Page<(ChangeRow, Option<String>)>, OutputError> {
+) -> Result<LogPage<(ChangeRow, Option<String>)>, OutputError> {
     let page = reader.changes(after.seq, limit, &selection.filter, selection.data)?;
     after.check(&page.epoch, page.mirror_seq)?;
     Ok(page)
@@ -137,7 +137,7 @@ pub fn change(out: &mut impl Write, row: &ChangeRow, data: Option<Option<&str>>)
 ///
 /// # Errors
 /// When `out` can't be written.
-pub fn mark(out: &mut impl Write, position: &Position) -> io::Result<()> {
+pub fn mark(out: &mut impl Write, position: &LogPosition) -> io::Result<()> {
     out.write_all(b"{")?;
     field(out, true, "epoch", &position.epoch)?;
     field(out, false, "last_seq", &position.seq)?;
@@ -152,14 +152,14 @@ mod tests {
     #[test]
     fn positions_read_back() {
         for text in ["0", "17", "a1b2:17"] {
-            assert_eq!(text.parse::<Position>().unwrap().to_string(), text);
+            assert_eq!(text.parse::<LogPosition>().unwrap().to_string(), text);
         }
     }
 
     #[test]
     fn what_is_no_position_is_refused() {
         for text in ["", "-1", "+1", "1.5", "x", ":1", "a:", "a:b", "99999999999999999999"] {
-            assert!(text.parse::<Position>().is_err(), "{text}");
+            assert!(text.parse::<LogPosition>().is_err(), "{text}");
         }
     }
 }

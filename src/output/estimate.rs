@@ -2,7 +2,7 @@
 //!
 //! Both are rough, and said so: `totalItems` is approximate by its nature, and deleted records come on top of it.
 
-use super::words::span;
+use super::format::span;
 
 /// Sooner, a rate says nothing.
 const TELLING_SECONDS: f64 = 3.0;

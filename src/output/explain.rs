@@ -21,7 +21,7 @@ const ELSEWHERE: usize = 20;
 
 /// Which item is asked for.
 #[derive(Clone, Debug, Default)]
-pub struct Asked {
+pub struct ItemQuery {
     /// The feed's name; any when not given.
     pub feed: Option<String>,
     /// The publisher's id, or what the item's data call it: their `@id` or `id`.
@@ -36,7 +36,7 @@ pub struct Explanation {
     /// What was asked for.
     pub id: String,
     /// The items that it names, tombstones too; several where kinds or feeds share an id.
-    pub items: Vec<Explained>,
+    pub items: Vec<ItemExplanation>,
     /// Whether a search in the data was given up before its end, so that there may be more.
     pub cut_short: bool,
     /// Where nothing was found: what the named feed refused of it, newest first.
@@ -46,12 +46,12 @@ pub struct Explanation {
     /// Where nothing was found: items of other kinds and feeds with this id.
     pub elsewhere: Vec<ItemRow>,
     /// How the feeds of all this are doing.
-    pub feeds: Vec<Standing>,
+    pub feeds: Vec<FeedCondition>,
 }
 
 /// One item.
 #[derive(Clone, Debug, serde::Serialize)]
-pub struct Explained {
+pub struct ItemExplanation {
     /// The item.
     pub item: ItemRow,
     /// What wrote it; none when that is too long ago, or a sweep made it a tombstone.
@@ -64,7 +64,7 @@ pub struct Explained {
 
 /// How a feed is doing.
 #[derive(Clone, Debug, serde::Serialize)]
-pub struct Standing {
+pub struct FeedCondition {
     /// The feed.
     pub feed: FeedRow,
     /// Its endpoints.
@@ -80,24 +80,24 @@ impl Explanation {
     ///
     /// # Errors
     /// When the file can't be read, or has no such feed.
-    pub fn of(reader: &Reader, asked: &Asked, searching: impl FnOnce()) -> Result<Self, OutputError> {
+    pub fn of(reader: &Reader, asked: &ItemQuery, searching: impl FnOnce()) -> Result<Self, OutputError> {
         let (feed, kind) = (asked.feed.as_deref(), asked.kind.as_deref());
         if let Some(feed) = feed {
-            known(reader, feed)?;
+            check_feed_known(reader, feed)?;
         }
         let mut items = reader.known_items(feed, kind, &asked.id)?;
         let mut cut_short = false;
         if items.is_empty() && asked.id.contains("://") {
             searching();
-            let found = reader.items_called(feed, &asked.id, Instant::now() + SEARCH)?;
-            cut_short = !found.whole;
+            let found = reader.items_with_data_id(feed, &asked.id, Instant::now() + SEARCH)?;
+            cut_short = !found.complete;
             items = found.items;
             items.retain(|item| kind.is_none_or(|kind| item.kind == kind));
         }
         let mut names: Vec<&str> = items.iter().map(|item| item.feed.as_str()).chain(feed).collect();
         names.sort_unstable();
         names.dedup();
-        let feeds = names.iter().map(|name| Standing::of(reader, name)).collect::<Result<_, _>>()?;
+        let feeds = names.iter().map(|name| FeedCondition::of(reader, name)).collect::<Result<_, _>>()?;
         let mut explanation = Self {
             id: asked.id.clone(),
             items: Vec::new(),
@@ -108,16 +108,17 @@ impl Explanation {
             feeds,
         };
         if items.is_empty() {
-            explanation.look_around(reader, asked)?;
+            explanation.add_related(reader, asked)?;
         }
-        explanation.items = items.into_iter().map(|item| Explained::of(reader, item)).collect::<Result<_, _>>()?;
+        explanation.items =
+            items.into_iter().map(|item| ItemExplanation::of(reader, item)).collect::<Result<_, _>>()?;
         Ok(explanation)
     }
 
-    fn look_around(&mut self, reader: &Reader, asked: &Asked) -> Result<(), StoreError> {
+    fn add_related(&mut self, reader: &Reader, asked: &ItemQuery) -> Result<(), StoreError> {
         if let Some(feed) = &asked.feed {
             self.refusals = reader.refusals_of(feed, asked.kind.as_deref(), &asked.id)?;
-            self.quarantine = reader.quarantine_naming(feed, &asked.id)?;
+            self.quarantine = reader.quarantine_with_id(feed, &asked.id)?;
         }
         self.elsewhere = reader.known_items(None, None, &asked.id)?;
         self.elsewhere.truncate(ELSEWHERE);
@@ -126,7 +127,7 @@ impl Explanation {
 }
 
 /// A feed that was purged once it was no longer configured has left nothing but that.
-fn known(reader: &Reader, feed: &str) -> Result<(), StoreError> {
+fn check_feed_known(reader: &Reader, feed: &str) -> Result<(), StoreError> {
     match (reader.feeds(&[feed.to_owned()]), reader.purged_at(feed)?) {
         (Err(StoreError::Refused(_)), Some(at)) => {
             Err(StoreError::Refused(format!("{feed} is no longer configured, and was purged at {at}")))
@@ -135,18 +136,18 @@ fn known(reader: &Reader, feed: &str) -> Result<(), StoreError> {
     }
 }
 
-impl Explained {
+impl ItemExplanation {
     fn of(reader: &Reader, item: ItemRow) -> Result<Self, StoreError> {
         Ok(Self {
             delivery: reader.delivery_of(item.seq)?,
             refusals: reader.refusals_of(&item.feed, Some(&item.kind), &item.id)?,
-            quarantine: reader.quarantine_naming(&item.feed, &item.id)?,
+            quarantine: reader.quarantine_with_id(&item.feed, &item.id)?,
             item,
         })
     }
 }
 
-impl Standing {
+impl FeedCondition {
     fn of(reader: &Reader, name: &str) -> Result<Self, StoreError> {
         let feed = reader.feeds(&[name.to_owned()])?.into_iter().next();
         let feed = feed.ok_or_else(|| StoreError::Refused(format!("there is no feed {name} in the mirror")))?;

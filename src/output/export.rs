@@ -4,18 +4,18 @@
 //! publisher's JSON, in CSV its text. Each item carries its feed's publisher, licence and dataset site, so that whoever
 //! passes it on can name them. No place is looked up or made up: an item without a usable one has none.
 
-mod place;
+mod geo;
 
 use std::collections::HashMap;
 use std::io::{self, Write};
 
 use super::{OutputError, data_field, field};
 use crate::json;
-use crate::store::read::{FeedRow, Filter, ItemRow, MirrorRow, Reader, Seq};
+use crate::store::read::{FeedKindFilter, FeedRow, ItemRow, MirrorRow, Reader, Seq};
 
 /// How items are written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
-pub enum Format {
+pub enum ExportFormat {
     /// One JSON object a line.
     #[default]
     Ndjson,
@@ -29,22 +29,22 @@ pub enum Format {
 
 /// What is to be exported.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Request {
+pub struct ExportRequest {
     /// Of which feeds and kinds.
-    pub filter: Filter,
+    pub filter: FeedKindFilter,
     /// Only what changed after this.
     pub since: Seq,
     /// Tombstones too.
     pub deleted: bool,
     /// How.
-    pub format: Format,
+    pub format: ExportFormat,
     /// CSV's cells as they are, also those that a spreadsheet would take for formulas.
     pub raw_cells: bool,
 }
 
 /// What an export came to.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Summary {
+pub struct ExportSummary {
     /// Items written.
     pub items: u64,
     /// The mirror as it was at that moment.
@@ -55,13 +55,13 @@ const CSV_HEADER: &[u8] = b"feed,kind,id,modified,state,data,seq,changed_at,publ
 
 /// Whom to name for an item: of its feed.
 #[derive(Clone, Copy, Default)]
-struct Source<'a> {
+struct ItemAttribution<'a> {
     publisher: Option<&'a str>,
     license: Option<&'a str>,
     dataset_url: Option<&'a str>,
 }
 
-impl<'a> Source<'a> {
+impl<'a> ItemAttribution<'a> {
     fn of(feed: &'a FeedRow) -> Self {
         Self {
             publisher: feed.publisher.as_deref(),
@@ -75,13 +75,14 @@ impl<'a> Source<'a> {
 ///
 /// # Errors
 /// For a feed that is not in the mirror; when the file can't be read or `out` not be written.
-pub fn export(reader: &Reader, request: &Request, out: &mut impl Write) -> Result<Summary, OutputError> {
+pub fn export(reader: &Reader, request: &ExportRequest, out: &mut impl Write) -> Result<ExportSummary, OutputError> {
     let format = request.format;
     let feeds = reader.feeds(&[])?;
-    let sources: HashMap<&str, Source<'_>> = feeds.iter().map(|feed| (feed.name.as_str(), Source::of(feed))).collect();
+    let sources: HashMap<&str, ItemAttribution<'_>> =
+        feeds.iter().map(|feed| (feed.name.as_str(), ItemAttribution::of(feed))).collect();
     let mut items = 0;
     // Begun with the first item, so that a request that is refused leaves no output.
-    let mirror = reader.snapshot(request.since, &request.filter, request.deleted, |row| {
+    let mirror = reader.export_items(request.since, &request.filter, request.deleted, |row| {
         begin_or_separate(out, format, items == 0)?;
         item(out, request, &row, sources.get(row.feed.as_str()).copied().unwrap_or_default())?;
         items += 1;
@@ -91,31 +92,31 @@ pub fn export(reader: &Reader, request: &Request, out: &mut impl Write) -> Resul
         begin_or_separate(out, format, true)?;
     }
     out.write_all(match format {
-        Format::Ndjson | Format::Csv => b"",
-        Format::Json if items == 0 => b"]\n",
-        Format::Json => b"\n]\n",
-        Format::Geojson if items == 0 => b"]}\n",
-        Format::Geojson => b"\n]}\n",
+        ExportFormat::Ndjson | ExportFormat::Csv => b"",
+        ExportFormat::Json if items == 0 => b"]\n",
+        ExportFormat::Json => b"\n]\n",
+        ExportFormat::Geojson if items == 0 => b"]}\n",
+        ExportFormat::Geojson => b"\n]}\n",
     })?;
-    Ok(Summary { items, mirror })
+    Ok(ExportSummary { items, mirror })
 }
 
-fn begin_or_separate(out: &mut impl Write, format: Format, first: bool) -> io::Result<()> {
+fn begin_or_separate(out: &mut impl Write, format: ExportFormat, first: bool) -> io::Result<()> {
     out.write_all(match (format, first) {
-        (Format::Ndjson, _) | (Format::Csv, false) => b"",
-        (Format::Csv, true) => CSV_HEADER,
-        (Format::Json, true) => b"[",
-        (Format::Geojson, true) => b"{\"type\":\"FeatureCollection\",\"features\":[",
-        (Format::Json | Format::Geojson, false) => b",",
+        (ExportFormat::Ndjson, _) | (ExportFormat::Csv, false) => b"",
+        (ExportFormat::Csv, true) => CSV_HEADER,
+        (ExportFormat::Json, true) => b"[",
+        (ExportFormat::Geojson, true) => b"{\"type\":\"FeatureCollection\",\"features\":[",
+        (ExportFormat::Json | ExportFormat::Geojson, false) => b",",
     })
 }
 
-fn item(out: &mut impl Write, request: &Request, row: &ItemRow, source: Source<'_>) -> io::Result<()> {
+fn item(out: &mut impl Write, request: &ExportRequest, row: &ItemRow, source: ItemAttribution<'_>) -> io::Result<()> {
     match request.format {
-        Format::Ndjson => attributed(out, row, source).and_then(|()| out.write_all(b"\n")),
-        Format::Json => out.write_all(b"\n").and_then(|()| attributed(out, row, source)),
-        Format::Csv => csv(out, request.raw_cells, row, source),
-        Format::Geojson => out.write_all(b"\n").and_then(|()| feature(out, row, source)),
+        ExportFormat::Ndjson => attributed(out, row, source).and_then(|()| out.write_all(b"\n")),
+        ExportFormat::Json => out.write_all(b"\n").and_then(|()| attributed(out, row, source)),
+        ExportFormat::Csv => csv(out, request.raw_cells, row, source),
+        ExportFormat::Geojson => out.write_all(b"\n").and_then(|()| feature(out, row, source)),
     }
 }
 
@@ -128,7 +129,7 @@ pub fn object(out: &mut impl Write, row: &ItemRow) -> io::Result<()> {
     out.write_all(b"}")
 }
 
-fn attributed(out: &mut impl Write, row: &ItemRow, source: Source<'_>) -> io::Result<()> {
+fn attributed(out: &mut impl Write, row: &ItemRow, source: ItemAttribution<'_>) -> io::Result<()> {
     fields(out, row)?;
     sources(out, source)?;
     out.write_all(b"}")
@@ -142,7 +143,7 @@ fn fields(out: &mut impl Write, row: &ItemRow) -> io::Result<()> {
     field(out, false, "changed_at", &row.changed_at)
 }
 
-fn sources(out: &mut impl Write, source: Source<'_>) -> io::Result<()> {
+fn sources(out: &mut impl Write, source: ItemAttribution<'_>) -> io::Result<()> {
     field(out, false, "publisher", &source.publisher)?;
     field(out, false, "license", &source.license)?;
     field(out, false, "dataset_url", &source.dataset_url)
@@ -156,10 +157,10 @@ fn columns(out: &mut impl Write, row: &ItemRow) -> io::Result<()> {
     field(out, false, "state", &row.state)
 }
 
-fn feature(out: &mut impl Write, row: &ItemRow, source: Source<'_>) -> io::Result<()> {
+fn feature(out: &mut impl Write, row: &ItemRow, source: ItemAttribution<'_>) -> io::Result<()> {
     let data = row.data.as_deref();
     out.write_all(b"{\"type\":\"Feature\",\"geometry\":")?;
-    match data.and_then(place::of) {
+    match data.and_then(geo::of) {
         // RFC 7946 §3.1.1: longitude first.
         Some((latitude, longitude)) => {
             write!(out, "{{\"type\":\"Point\",\"coordinates\":[{longitude},{latitude}]}}")?;
@@ -168,7 +169,7 @@ fn feature(out: &mut impl Write, row: &ItemRow, source: Source<'_>) -> io::Resul
     }
     out.write_all(b",\"properties\":{")?;
     columns(out, row)?;
-    if let Some(name) = data.and_then(|data| json::lossy(json::member(data, "name")?)) {
+    if let Some(name) = data.and_then(|data| json::unescape_lossy(json::member(data, "name")?)) {
         field(out, false, "name", &name)?;
     }
     data_field(out, data)?;
@@ -176,7 +177,7 @@ fn feature(out: &mut impl Write, row: &ItemRow, source: Source<'_>) -> io::Resul
     out.write_all(b"}}")
 }
 
-fn csv(out: &mut impl Write, raw: bool, row: &ItemRow, source: Source<'_>) -> io::Result<()> {
+fn csv(out: &mut impl Write, raw: bool, row: &ItemRow, source: ItemAttribution<'_>) -> io::Result<()> {
     let (modified, seq) = (row.modified.to_string(), row.seq.to_string());
     let data = row.data.as_deref().unwrap_or_default();
     let cells: [&str; 8] = [&row.feed, &row.kind, &row.id, &modified, &row.state, data, &seq, &row.changed_at];
@@ -219,14 +220,14 @@ fn cell(out: &mut impl Write, before: &str, text: &str) -> io::Result<()> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::store::read::Stored;
+    use crate::store::read::StoredModified;
 
     fn row(data: Option<&str>) -> ItemRow {
         ItemRow {
             feed: "acme".into(),
             kind: "Session".into(),
             id: "a\"1".into(),
-            modified: Stored::Integer(7),
+            modified: StoredModified::Integer(7),
             state: if data.is_some() { "updated" } else { "deleted" }.into(),
             data: data.map(str::to_owned),
             seq: 3,
@@ -236,17 +237,18 @@ mod tests {
         }
     }
 
-    fn written(format: Format, row: &ItemRow) -> String {
+    fn written(format: ExportFormat, row: &ItemRow) -> String {
         let mut out = Vec::new();
-        let source = Source { publisher: Some("Acme, Ltd"), license: Some("https://l.example/"), dataset_url: None };
-        item(&mut out, &Request { format, ..Request::default() }, row, source).unwrap();
+        let source =
+            ItemAttribution { publisher: Some("Acme, Ltd"), license: Some("https://l.example/"), dataset_url: None };
+        item(&mut out, &ExportRequest { format, ..ExportRequest::default() }, row, source).unwrap();
         String::from_utf8(out).unwrap()
     }
 
     #[test]
     fn a_line_has_the_publisher_s_own_bytes() {
         assert_eq!(
-            written(Format::Ndjson, &row(Some("{\"n\": 1.50}"))),
+            written(ExportFormat::Ndjson, &row(Some("{\"n\": 1.50}"))),
             "{\"feed\":\"acme\",\"kind\":\"Session\",\"id\":\"a\\\"1\",\"modified\":7,\"state\":\"updated\",\
              \"data\":{\"n\": 1.50},\"seq\":3,\"changed_at\":\"2026-01-02T03:04:05.678Z\",\"publisher\":\"Acme, Ltd\",\
              \"license\":\"https://l.example/\",\"dataset_url\":null}\n"
@@ -256,11 +258,11 @@ mod tests {
     #[test]
     fn csv_quotes_what_rfc_4180_says() {
         assert_eq!(
-            written(Format::Csv, &row(Some("{\"n\":1,\n\"m\":2}"))),
+            written(ExportFormat::Csv, &row(Some("{\"n\":1,\n\"m\":2}"))),
             "acme,Session,\"a\"\"1\",7,updated,\"{\"\"n\"\":1,\n\"\"m\"\":2}\",3,2026-01-02T03:04:05.678Z,\"Acme, Ltd\",https://l.example/,\r\n"
         );
         assert_eq!(
-            written(Format::Csv, &row(None)),
+            written(ExportFormat::Csv, &row(None)),
             "acme,Session,\"a\"\"1\",7,deleted,,3,2026-01-02T03:04:05.678Z,\"Acme, Ltd\",https://l.example/,\r\n"
         );
     }
@@ -277,17 +279,18 @@ mod tests {
         }
         let hostile = ItemRow { id: "=HYPERLINK(\"x\")".into(), kind: "@k".into(), ..row(None) };
         let ended = "7,deleted,,3,2026-01-02T03:04:05.678Z,\"Acme, Ltd\",https://l.example/,\r\n";
-        assert_eq!(written(Format::Csv, &hostile), format!("acme,'@k,\"'=HYPERLINK(\"\"x\"\")\",{ended}"));
+        assert_eq!(written(ExportFormat::Csv, &hostile), format!("acme,'@k,\"'=HYPERLINK(\"\"x\"\")\",{ended}"));
         let mut out = Vec::new();
-        let raw = Request { format: Format::Csv, raw_cells: true, ..Request::default() };
-        item(&mut out, &raw, &hostile, Source::default()).unwrap();
+        let raw = ExportRequest { format: ExportFormat::Csv, raw_cells: true, ..ExportRequest::default() };
+        item(&mut out, &raw, &hostile, ItemAttribution::default()).unwrap();
         assert!(out.starts_with(b"acme,@k,\"=HYPERLINK"), "{}", String::from_utf8_lossy(&out));
     }
 
     #[test]
     fn a_feature_has_its_place_with_longitude_first() {
         let data = "{\"name\":\"Yoga\",\"location\":{\"geo\":{\"latitude\":51.5,\"longitude\":\"-0.12\"}}}";
-        let feature: serde_json::Value = serde_json::from_str(&written(Format::Geojson, &row(Some(data)))).unwrap();
+        let feature: serde_json::Value =
+            serde_json::from_str(&written(ExportFormat::Geojson, &row(Some(data)))).unwrap();
         assert_eq!(feature["geometry"]["coordinates"], serde_json::json!([-0.12, 51.5]));
         assert_eq!(feature["properties"]["name"], "Yoga");
         assert_eq!(feature["properties"]["data"]["location"]["geo"]["longitude"], "-0.12");
@@ -297,7 +300,7 @@ mod tests {
     fn what_other_readers_refuse_costs_an_item_neither_name_nor_place() {
         let data = "{\"name\":\"Yoga \\ud83d\",\"description\":\"\\ud83d\",\"\\udead\":1e400,\
                     \"geo\":{\"latitude\":51.5,\"longitude\":-0.12,\"x\":1e999}}";
-        let text = written(Format::Geojson, &row(Some(data)));
+        let text = written(ExportFormat::Geojson, &row(Some(data)));
         assert!(text.contains("\"coordinates\":[-0.12,51.5]"), "{text}");
         assert!(text.contains("\"name\":\"Yoga \u{fffd}\""), "{text}");
         assert!(text.contains(data), "its data are as published: {text}");
@@ -305,7 +308,7 @@ mod tests {
 
     #[test]
     fn what_has_no_place_is_a_feature_without_geometry() {
-        let feature: serde_json::Value = serde_json::from_str(&written(Format::Geojson, &row(None))).unwrap();
+        let feature: serde_json::Value = serde_json::from_str(&written(ExportFormat::Geojson, &row(None))).unwrap();
         assert!(feature.get("geometry").unwrap().is_null());
         assert_eq!(feature["properties"]["state"], "deleted");
         assert_eq!(feature["properties"]["publisher"], "Acme, Ltd");

@@ -7,7 +7,7 @@
 
 pub mod classic;
 mod names;
-mod sheet;
+mod metric_writer;
 
 use std::collections::HashSet;
 use std::fmt;
@@ -20,11 +20,11 @@ use prometheus_client::registry::Registry;
 use url::Url;
 
 use super::status::Status;
-use crate::feed::{Asked, Health, Mode, Outcome, Push, Transport};
+use crate::feed::{Health, Mode, PushTrust, RecordOutcome, RequestOutcome, Transport};
 use crate::store::commits::CommitTimes;
 use crate::store::read::{EndpointRow, FeedRow, FindingRow, QuarantineCount, Reader, StoreError};
+use metric_writer::{MetricValue, MetricWriter};
 pub use names::{METRICS, Metric, MetricType};
-use sheet::{Sheet, Value};
 
 /// The media type.
 pub const MEDIA_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -45,14 +45,14 @@ pub struct FeedCounts {
     /// Records quarantined.
     pub quarantined: u64,
     /// Records, by transport and by what became of them.
-    pub outcomes: Vec<(Transport, Outcome, u64)>,
+    pub outcomes: Vec<(Transport, RecordOutcome, u64)>,
     /// Requests for pages, by what they got.
-    pub polls: Vec<(Asked, u64)>,
+    pub polls: Vec<(RequestOutcome, u64)>,
 }
 
 /// How the mirror itself is doing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Own {
+pub struct MirrorStats {
     /// How long commits took since the start.
     pub commits: CommitTimes,
     /// Small work waiting for the writer.
@@ -69,32 +69,32 @@ pub struct Own {
 
 /// What the file says.
 #[derive(Clone, Debug)]
-pub struct Stored {
+pub struct FileStats {
     pub(super) status: Status,
     quarantine: Vec<QuarantineCount>,
     endpoints: Vec<EndpointRow>,
     findings: Vec<FindingRow>,
     database_bytes: Option<u64>,
     wal_bytes: Option<u64>,
-    disk: Option<Disk>,
+    disk: Option<DiskSpace>,
 }
 
 /// The file system where the file lies.
 #[derive(Clone, Copy, Debug)]
-struct Disk {
+struct DiskSpace {
     bytes: u64,
     free_bytes: u64,
 }
 
-impl Disk {
+impl DiskSpace {
     fn of(path: &Path) -> Option<Self> {
-        let told = rustix::fs::statvfs(path).ok()?;
-        let bytes = |blocks: u64| blocks.saturating_mul(told.f_frsize);
-        Some(Self { bytes: bytes(told.f_blocks), free_bytes: bytes(told.f_bavail) })
+        let volume = rustix::fs::statvfs(path).ok()?;
+        let bytes = |blocks: u64| blocks.saturating_mul(volume.f_frsize);
+        Some(Self { bytes: bytes(volume.f_blocks), free_bytes: bytes(volume.f_bavail) })
     }
 }
 
-impl Stored {
+impl FileStats {
     /// Reads the file. Blocking.
     ///
     /// # Errors
@@ -110,16 +110,16 @@ impl Stored {
             findings: reader.findings(None)?,
             database_bytes: size(reader.path()),
             wal_bytes: size(Path::new(&wal)),
-            disk: Disk::of(reader.path()),
+            disk: DiskSpace::of(reader.path()),
         })
     }
 
     /// Records that this feed has in quarantine.
     pub(super) fn quarantined(&self, feed: &str) -> i64 {
-        self.kept(feed).map_or(0, |count| count.rows)
+        self.quarantine_count(feed).map_or(0, |count| count.rows)
     }
 
-    fn kept(&self, feed: &str) -> Option<&QuarantineCount> {
+    fn quarantine_count(&self, feed: &str) -> Option<&QuarantineCount> {
         self.quarantine.iter().find(|count| count.feed == feed)
     }
 
@@ -141,11 +141,11 @@ pub struct Scrape {
     /// Whether the database takes writes.
     pub ready: bool,
     /// How the mirror itself is doing.
-    pub own: Own,
+    pub mirror_stats: MirrorStats,
     /// What the feeds' workers have done.
     pub counts: Vec<FeedCounts>,
     /// What the file says; none while it can't be read.
-    pub stored: Option<Stored>,
+    pub file_stats: Option<FileStats>,
 }
 
 impl Scrape {
@@ -164,96 +164,104 @@ impl Scrape {
 
 impl Collector for Scrape {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let mut sheet = Sheet(encoder);
-        sheet.one(&names::READY, Value::flag(self.ready))?;
-        own(&mut sheet, &self.own)?;
-        if let Some(stored) = &self.stored {
+        let mut sheet = MetricWriter(encoder);
+        sheet.one(&names::READY, MetricValue::flag(self.ready))?;
+        own(&mut sheet, &self.mirror_stats)?;
+        if let Some(stored) = &self.file_stats {
             mirror(&mut sheet, stored)?;
             feeds(&mut sheet, stored, self.now)?;
-            kept(&mut sheet, stored)?;
+            write_feed_records(&mut sheet, stored)?;
             endpoints(&mut sheet, stored)?;
         }
-        counts(&mut sheet, &self.counts, self.stored.as_ref())
+        counts(&mut sheet, &self.counts, self.file_stats.as_ref())
     }
 }
 
-fn own(sheet: &mut Sheet<'_>, own: &Own) -> fmt::Result {
+fn own(sheet: &mut MetricWriter<'_>, own: &MirrorStats) -> fmt::Result {
     sheet.times(&names::COMMIT, &own.commits)?;
     let queued = [("small", own.queued_small), ("large", own.queued_large)];
-    sheet.write(&names::QUEUE, queued.map(|(size, queued)| ([size], Value::size(queued as u64))))?;
-    sheet.one(&names::PINNED, Value::size(own.pinned_bytes))?;
-    sheet.one(&names::BUDGET, Value::size(own.budget_bytes))?;
-    sheet.one(&names::BUDGET_USED, Value::size(own.budget_used_bytes))
+    sheet.write(&names::QUEUE, queued.map(|(size, queued)| ([size], MetricValue::size(queued as u64))))?;
+    sheet.one(&names::PINNED, MetricValue::size(own.pinned_bytes))?;
+    sheet.one(&names::BUDGET, MetricValue::size(own.budget_bytes))?;
+    sheet.one(&names::BUDGET_USED, MetricValue::size(own.budget_used_bytes))
 }
 
-fn mirror(sheet: &mut Sheet<'_>, stored: &Stored) -> fmt::Result {
+fn mirror(sheet: &mut MetricWriter<'_>, stored: &FileStats) -> fmt::Result {
     let mirror = &stored.status.mirror;
-    sheet.write(&names::INFO, [([mirror.epoch.as_str(), &mirror.version], Value::Told)])?;
-    let started = mirror.started_at.as_deref().and_then(parsed);
-    sheet.one(&names::START_TIME, started.map(|at| Value::Real(at.as_millisecond() as f64 / 1000.0)))?;
-    sheet.one(&names::SEQ, Value::Whole(mirror.seq))?;
-    sheet.one(&names::DATABASE, stored.database_bytes.map(Value::size))?;
-    sheet.one(&names::WAL, stored.wal_bytes.map(Value::size))?;
-    sheet.one(&names::FREE, stored.disk.map(|disk| Value::size(disk.free_bytes)))?;
-    sheet.one(&names::DISK, stored.disk.map(|disk| Value::size(disk.bytes)))?;
+    sheet.write(&names::INFO, [([mirror.epoch.as_str(), &mirror.version], MetricValue::Info)])?;
+    let started = mirror.started_at.as_deref().and_then(parse_time);
+    sheet.one(&names::START_TIME, started.map(|at| MetricValue::Float(at.as_millisecond() as f64 / 1000.0)))?;
+    sheet.one(&names::SEQ, MetricValue::Integer(mirror.seq))?;
+    sheet.one(&names::DATABASE, stored.database_bytes.map(MetricValue::size))?;
+    sheet.one(&names::WAL, stored.wal_bytes.map(MetricValue::size))?;
+    sheet.one(&names::FREE, stored.disk.map(|disk| MetricValue::size(disk.free_bytes)))?;
+    sheet.one(&names::DISK, stored.disk.map(|disk| MetricValue::size(disk.bytes)))?;
     let with = |health: &Health| stored.status.feeds.iter().filter(|feed| feed.health == health.as_str()).count();
-    sheet.write(&names::FEEDS, Health::ALL.iter().map(|health| ([health.as_str()], Value::size(with(health) as u64))))
+    sheet.write(
+        &names::FEEDS,
+        Health::ALL.iter().map(|health| ([health.as_str()], MetricValue::size(with(health) as u64))),
+    )
 }
 
-fn feeds(sheet: &mut Sheet<'_>, stored: &Stored, now: Timestamp) -> fmt::Result {
-    let one = Value::Whole(1);
+fn feeds(sheet: &mut MetricWriter<'_>, stored: &FileStats, now: Timestamp) -> fmt::Result {
+    let one = MetricValue::Integer(1);
     let providers: Vec<String> = stored.feeds().map(provider).collect();
-    let told = stored.feeds().zip(&providers).map(|(feed, provider)| ([feed.name.as_str(), provider], Value::Told));
+    let told =
+        stored.feeds().zip(&providers).map(|(feed, provider)| ([feed.name.as_str(), provider], MetricValue::Info));
     sheet.write(&names::FEED_INFO, told)?;
     sheet.write(&names::MODE, stored.feeds().map(|feed| ([feed.name.as_str(), &feed.mode], one)))?;
     sheet.write(&names::HEALTH, stored.feeds().map(|feed| ([feed.name.as_str(), &feed.health], one)))?;
-    let mut gauge = |metric: &Metric, value: &dyn Fn(&FeedRow) -> Option<Value>| {
+    let mut gauge = |metric: &Metric, value: &dyn Fn(&FeedRow) -> Option<MetricValue>| {
         sheet.write(metric, stored.feeds().filter_map(|feed| Some(([feed.name.as_str()], value(feed)?))))
     };
-    let since = |at: Option<&str>| Some(Value::Real(seconds_since(at?, now)?));
-    gauge(&names::ACKED, &|feed| Some(Value::flag(feed.acked_until.is_some())))?;
-    gauge(&names::ITEMS, &|feed| Some(Value::Whole(feed.items)))?;
-    gauge(&names::TOMBSTONES, &|feed| Some(Value::Whole(feed.tombstones)))?;
-    gauge(&names::LEVEL, &|feed| Some(Value::flag(feed.mode != Mode::Refresh.as_str())))?;
+    let since = |at: Option<&str>| Some(MetricValue::Float(seconds_since(at?, now)?));
+    gauge(&names::ACKED, &|feed| Some(MetricValue::flag(feed.acked_until.is_some())))?;
+    gauge(&names::ITEMS, &|feed| Some(MetricValue::Integer(feed.items)))?;
+    gauge(&names::TOMBSTONES, &|feed| Some(MetricValue::Integer(feed.tombstones)))?;
+    gauge(&names::LEVEL, &|feed| Some(MetricValue::flag(feed.mode != Mode::Refresh.as_str())))?;
     gauge(&names::LAG, &|feed| since(feed.level_at.as_deref()))?;
     gauge(&names::STALENESS, &|feed| since(feed.polled_at.as_deref()))?;
-    gauge(&names::FAILURES, &|feed| Some(Value::Whole(feed.failures)))
+    gauge(&names::FAILURES, &|feed| Some(MetricValue::Integer(feed.failures)))
 }
 
 /// Resyncs, quarantine and findings.
-fn kept(sheet: &mut Sheet<'_>, stored: &Stored) -> fmt::Result {
+fn write_feed_records(sheet: &mut MetricWriter<'_>, stored: &FileStats) -> fmt::Result {
     let names = stored.names();
     let resyncs = stored.status.resyncs.iter().filter(|resync| names.contains(resync.feed.as_str()));
-    sheet.write(&names::RESYNC, resyncs.map(|resync| ([resync.feed.as_str(), &resync.stage], Value::Whole(1))))?;
-    let quarantined = |feed: &FeedRow| Value::Whole(stored.quarantined(&feed.name));
+    sheet.write(
+        &names::RESYNC,
+        resyncs.map(|resync| ([resync.feed.as_str(), &resync.stage], MetricValue::Integer(1))),
+    )?;
+    let quarantined = |feed: &FeedRow| MetricValue::Integer(stored.quarantined(&feed.name));
     sheet.write(&names::QUARANTINE, stored.feeds().map(|feed| ([feed.name.as_str()], quarantined(feed))))?;
-    let dropped = |feed: &FeedRow| Value::count(stored.kept(&feed.name).map_or(0, |count| count.dropped));
+    let dropped =
+        |feed: &FeedRow| MetricValue::count(stored.quarantine_count(&feed.name).map_or(0, |count| count.dropped));
     sheet.write(&names::DROPPED, stored.feeds().map(|feed| ([feed.name.as_str()], dropped(feed))))?;
     let findings = stored.findings.iter().filter(|finding| names.contains(finding.feed.as_str()));
-    let series = findings.map(|finding| ([finding.feed.as_str(), &finding.rule], Value::count(finding.count)));
+    let series = findings.map(|finding| ([finding.feed.as_str(), &finding.rule], MetricValue::count(finding.count)));
     sheet.write(&names::FINDINGS, series)
 }
 
-fn endpoints(sheet: &mut Sheet<'_>, stored: &Stored) -> fmt::Result {
+fn endpoints(sheet: &mut MetricWriter<'_>, stored: &FileStats) -> fmt::Result {
     let names = stored.names();
     let pushes = |row: &&EndpointRow| row.transport != Transport::Poll.as_str() && names.contains(row.feed.as_str());
     let pushed: Vec<&EndpointRow> = stored.endpoints.iter().filter(pushes).collect();
-    let mut series = |metric: &Metric, value: &dyn Fn(&EndpointRow) -> Value| {
+    let mut series = |metric: &Metric, value: &dyn Fn(&EndpointRow) -> MetricValue| {
         sheet.write(metric, pushed.iter().map(|row| ([row.feed.as_str(), &row.transport], value(row))))
     };
-    series(&names::UP, &|row| Value::flag(row.health == Health::Ok.as_str()))?;
-    series(&names::PROVEN, &|row| Value::flag(row.push == Push::Proven.as_str()))?;
-    series(&names::DELIVERED, &|row| Value::count(row.delivered))?;
-    series(&names::MISSED, &|row| Value::count(row.missed))?;
-    series(&names::LATE, &|row| Value::count(row.late))
+    series(&names::UP, &|row| MetricValue::flag(row.health == Health::Ok.as_str()))?;
+    series(&names::PROVEN, &|row| MetricValue::flag(row.push == PushTrust::Proven.as_str()))?;
+    series(&names::DELIVERED, &|row| MetricValue::count(row.delivered))?;
+    series(&names::MISSED, &|row| MetricValue::count(row.missed))?;
+    series(&names::LATE, &|row| MetricValue::count(row.late))
 }
 
 /// What the workers counted. A transport that the feed doesn't have has no series.
-fn counts(sheet: &mut Sheet<'_>, counts: &[FeedCounts], stored: Option<&Stored>) -> fmt::Result {
-    sheet.write(&names::PAGES, counts.iter().map(|feed| ([feed.feed.as_str()], Value::Count(feed.pages))))?;
-    sheet.write(&names::BYTES, counts.iter().map(|feed| ([feed.feed.as_str()], Value::Count(feed.bytes))))?;
+fn counts(sheet: &mut MetricWriter<'_>, counts: &[FeedCounts], stored: Option<&FileStats>) -> fmt::Result {
+    sheet.write(&names::PAGES, counts.iter().map(|feed| ([feed.feed.as_str()], MetricValue::Count(feed.pages))))?;
+    sheet.write(&names::BYTES, counts.iter().map(|feed| ([feed.feed.as_str()], MetricValue::Count(feed.bytes))))?;
     let polls = counts.iter().flat_map(|feed| {
-        feed.polls.iter().map(|(got, count)| ([feed.feed.as_str(), got.as_str()], Value::Count(*count)))
+        feed.polls.iter().map(|(got, count)| ([feed.feed.as_str(), got.as_str()], MetricValue::Count(*count)))
     });
     sheet.write(&names::POLLS, polls)?;
     let configured: HashSet<(&str, &str)> = stored
@@ -269,7 +277,7 @@ fn counts(sheet: &mut Sheet<'_>, counts: &[FeedCounts], stored: Option<&Stored>)
     let records = counts.iter().flat_map(|feed| {
         let counted = feed.outcomes.iter().filter(|(transport, ..)| has(feed, *transport));
         counted.map(|(transport, outcome, count)| {
-            ([feed.feed.as_str(), transport.as_str(), outcome.as_str()], Value::Count(*count))
+            ([feed.feed.as_str(), transport.as_str(), outcome.as_str()], MetricValue::Count(*count))
         })
     });
     sheet.write(&names::RECORDS, records)
@@ -281,12 +289,12 @@ fn provider(feed: &FeedRow) -> String {
     feed.provider.clone().or_else(host).unwrap_or_else(|| "unknown".to_owned())
 }
 
-fn parsed(time: &str) -> Option<Timestamp> {
+fn parse_time(time: &str) -> Option<Timestamp> {
     time.parse().ok()
 }
 
 fn seconds_since(time: &str, now: Timestamp) -> Option<f64> {
-    Some((now.as_millisecond() - parsed(time)?.as_millisecond()).max(0) as f64 / 1000.0)
+    Some((now.as_millisecond() - parse_time(time)?.as_millisecond()).max(0) as f64 / 1000.0)
 }
 
 #[cfg(test)]
@@ -295,7 +303,7 @@ mod tests {
     use super::*;
     use crate::store::read::MirrorRow;
 
-    fn stored() -> Stored {
+    fn stored() -> FileStats {
         let feed = FeedRow {
             name: "acme".into(),
             provider: None,
@@ -337,17 +345,17 @@ mod tests {
             feeds: vec![feed, begun, gone],
             loads: Vec::new(),
             resyncs: Vec::new(),
-            closer: Vec::new(),
+            details: Vec::new(),
         };
-        let disk = Some(Disk { bytes: 100, free_bytes: 9 });
+        let disk = Some(DiskSpace { bytes: 100, free_bytes: 9 });
         let (endpoints, findings) = (Vec::new(), Vec::new());
-        Stored { status, quarantine, endpoints, findings, database_bytes: Some(10), wal_bytes: None, disk }
+        FileStats { status, quarantine, endpoints, findings, database_bytes: Some(10), wal_bytes: None, disk }
     }
 
-    fn scrape(counts: Vec<FeedCounts>, stored: Option<Stored>) -> String {
+    fn scrape(counts: Vec<FeedCounts>, stored: Option<FileStats>) -> String {
         let now = "2026-01-01T00:00:02Z".parse().unwrap();
-        let own = Own { queued_large: 3, ..Own::default() };
-        Scrape { now, ready: stored.is_some(), own, counts, stored }.text().unwrap()
+        let own = MirrorStats { queued_large: 3, ..MirrorStats::default() };
+        Scrape { now, ready: stored.is_some(), mirror_stats: own, counts, file_stats: stored }.text().unwrap()
     }
 
     fn has(text: &str, line: &str) {
@@ -410,9 +418,9 @@ mod tests {
     #[test]
     fn a_transport_that_a_feed_does_not_have_has_no_series() {
         let outcomes = vec![
-            (Transport::Poll, Outcome::Same, 0),
-            (Transport::Sse, Outcome::Same, 0),
-            (Transport::Amqp, Outcome::New, 2),
+            (Transport::Poll, RecordOutcome::Same, 0),
+            (Transport::Sse, RecordOutcome::Same, 0),
+            (Transport::Amqp, RecordOutcome::New, 2),
         ];
         let text = scrape(vec![FeedCounts { feed: "acme".into(), outcomes, ..FeedCounts::default() }], None);
         has(&text, "feedmirror_feed_records_total{feed=\"acme\",transport=\"poll\",outcome=\"same\"} 0");

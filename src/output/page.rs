@@ -10,19 +10,19 @@ mod feed;
 mod filter;
 mod login;
 mod overview;
-mod parts;
-mod seen;
+mod elements;
+mod page_data;
 mod time;
 
 use jiff::Timestamp;
 
 use crate::feed::Health;
 
-pub use feed::{feed, feed_parts};
+pub use elements::{PageElements, SentElements};
+pub use feed::{feed, feed_elements};
 pub use login::login;
-pub use overview::{overview, overview_parts};
-pub use parts::{Parts, Told};
-pub use seen::{Feed, Overview};
+pub use overview::{overview, overview_elements};
+pub use page_data::{FeedPageData, OverviewData};
 
 /// The media type.
 pub const MEDIA_TYPE: &str = "text/html; charset=utf-8";
@@ -32,7 +32,7 @@ const SCRIPT: &str = include_str!("page.js");
 
 /// What a page is made with, whatever it shows.
 #[derive(Clone, Copy, Debug)]
-pub struct Frame<'a> {
+pub struct PageContext<'a> {
     /// The time that it is to show.
     pub now: Timestamp,
     /// Its own word for its policy, new for each page.

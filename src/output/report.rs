@@ -11,8 +11,8 @@ use std::io::{self, Write};
 use serde::Serialize;
 use url::Url;
 
-use super::standard::{self, Departure, REASONS, RULES};
-use super::words::{counted, head, number, plain};
+use super::format::{counted, head, number, plain};
+use super::rules::{self, Departure, REASONS, RULES};
 use crate::store::read::{FeedRow, FindingRow, Reader, StoreError};
 
 /// Characters of a sample.
@@ -20,7 +20,7 @@ const SAMPLE: usize = 300;
 
 /// Whose feeds are looked at; none means all.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Scope {
+pub struct ReportScope {
     /// This feed alone.
     pub feed: Option<String>,
     /// Feeds of this publisher: a provider's name, or a host's.
@@ -29,18 +29,18 @@ pub struct Scope {
 
 /// One publisher.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Publisher {
+pub struct PublisherReport {
     /// The provider, or the host.
     pub publisher: String,
     /// Its feeds, departing or not.
-    pub feeds: Vec<Source>,
+    pub feeds: Vec<ReportFeed>,
     /// What departs: failures before warnings, what loses records before what doesn't, then the most frequent.
-    pub findings: Vec<Entry>,
+    pub findings: Vec<ReportEntry>,
 }
 
 /// One of its feeds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Source {
+pub struct ReportFeed {
     /// The feed's name.
     pub feed: String,
     /// Its URL.
@@ -49,7 +49,7 @@ pub struct Source {
 
 /// One way in which it departs from the standard.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Entry {
+pub struct ReportEntry {
     /// The rule, or the reason for quarantine: a fixed kebab-case word.
     pub rule: String,
     /// Whether the records could not be taken and stand in quarantine.
@@ -73,12 +73,12 @@ pub struct Entry {
     /// When it was last seen.
     pub last_at: String,
     /// Where.
-    pub seen: Vec<Seen>,
+    pub seen: Vec<Occurrence>,
 }
 
 /// Where a departure was seen.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Seen {
+pub struct Occurrence {
     /// The feed's name.
     pub feed: String,
     /// How often.
@@ -97,18 +97,18 @@ pub struct Seen {
 ///
 /// # Errors
 /// For a feed or provider that is not in the mirror; when the file can't be read.
-pub fn read(reader: &Reader, scope: &Scope) -> Result<Vec<Publisher>, StoreError> {
-    let mut publishers: BTreeMap<String, Publisher> = BTreeMap::new();
+pub fn read(reader: &Reader, scope: &ReportScope) -> Result<Vec<PublisherReport>, StoreError> {
+    let mut publishers: BTreeMap<String, PublisherReport> = BTreeMap::new();
     for feed in feeds(reader, scope)? {
         let name = publisher(&feed);
-        let publisher = publishers.entry(name.clone()).or_insert_with(|| Publisher {
+        let publisher = publishers.entry(name.clone()).or_insert_with(|| PublisherReport {
             publisher: name,
             feeds: Vec::new(),
             findings: Vec::new(),
         });
         for finding in reader.findings(Some(&feed.name))? {
-            let departure = standard::of(RULES, &finding.rule);
-            let seen = Seen {
+            let departure = rules::of(RULES, &finding.rule);
+            let seen = Occurrence {
                 feed: finding.feed,
                 count: finding.count,
                 first_at: finding.first_at,
@@ -119,9 +119,9 @@ pub fn read(reader: &Reader, scope: &Scope) -> Result<Vec<Publisher>, StoreError
             publisher.enter(finding.rule, false, &departure, seen);
         }
         for row in reader.quarantine_reasons(&feed.name)? {
-            let departure = standard::of(REASONS, &row.reason);
+            let departure = rules::of(REASONS, &row.reason);
             let sample = if row.cut { format!("{}…", row.sample) } else { row.sample };
-            let seen = Seen {
+            let seen = Occurrence {
                 feed: row.feed,
                 count: row.count,
                 first_at: row.first_at,
@@ -131,9 +131,9 @@ pub fn read(reader: &Reader, scope: &Scope) -> Result<Vec<Publisher>, StoreError
             };
             publisher.enter(row.reason, true, &departure, seen);
         }
-        publisher.feeds.push(Source { feed: feed.name, url: feed.url });
+        publisher.feeds.push(ReportFeed { feed: feed.name, url: feed.url });
     }
-    let mut publishers: Vec<Publisher> = publishers.into_values().collect();
+    let mut publishers: Vec<PublisherReport> = publishers.into_values().collect();
     for publisher in &mut publishers {
         // `failure` stands before `warning` in the alphabet, too.
         publisher.findings.sort_by(|a, b| order(a).cmp(&order(b)));
@@ -142,7 +142,7 @@ pub fn read(reader: &Reader, scope: &Scope) -> Result<Vec<Publisher>, StoreError
 }
 
 /// What loses records stands before what doesn't, then the more frequent.
-fn order(entry: &Entry) -> (&str, bool, std::cmp::Reverse<i64>, &str) {
+fn order(entry: &ReportEntry) -> (&str, bool, std::cmp::Reverse<i64>, &str) {
     (entry.severity, !entry.quarantined, std::cmp::Reverse(entry.count), &entry.rule)
 }
 
@@ -150,7 +150,7 @@ fn order(entry: &Entry) -> (&str, bool, std::cmp::Reverse<i64>, &str) {
 ///
 /// # Errors
 /// As [`read`].
-pub fn rows(reader: &Reader, scope: &Scope) -> Result<Vec<FindingRow>, StoreError> {
+pub fn rows(reader: &Reader, scope: &ReportScope) -> Result<Vec<FindingRow>, StoreError> {
     let mut rows = reader.findings(scope.feed.as_deref())?;
     if scope.provider.is_some() {
         let feeds = feeds(reader, scope)?;
@@ -163,7 +163,7 @@ pub fn rows(reader: &Reader, scope: &Scope) -> Result<Vec<FindingRow>, StoreErro
 ///
 /// # Errors
 /// As [`read`].
-fn feeds(reader: &Reader, scope: &Scope) -> Result<Vec<FeedRow>, StoreError> {
+fn feeds(reader: &Reader, scope: &ReportScope) -> Result<Vec<FeedRow>, StoreError> {
     let named: Vec<String> = scope.feed.iter().cloned().collect();
     let mut feeds = reader.feeds(&named)?;
     if let Some(provider) = &scope.provider {
@@ -188,11 +188,11 @@ fn publisher(feed: &FeedRow) -> String {
     }
 }
 
-impl Publisher {
-    fn enter(&mut self, rule: String, quarantined: bool, departure: &Departure, seen: Seen) {
+impl PublisherReport {
+    fn enter(&mut self, rule: String, quarantined: bool, departure: &Departure, seen: Occurrence) {
         let known = self.findings.iter().position(|entry| entry.rule == rule && entry.quarantined == quarantined);
         let Some(known) = known else {
-            self.findings.push(Entry::new(rule, quarantined, departure, seen));
+            self.findings.push(ReportEntry::new(rule, quarantined, departure, seen));
             return;
         };
         let entry = &mut self.findings[known];
@@ -204,8 +204,8 @@ impl Publisher {
     }
 }
 
-impl Entry {
-    fn new(rule: String, quarantined: bool, departure: &Departure, seen: Seen) -> Self {
+impl ReportEntry {
+    fn new(rule: String, quarantined: bool, departure: &Departure, seen: Occurrence) -> Self {
         Self {
             rule,
             quarantined,
@@ -228,13 +228,13 @@ impl Entry {
 ///
 /// # Errors
 /// When `out` can't be written.
-pub fn text(out: &mut impl Write, publishers: &[Publisher]) -> io::Result<()> {
+pub fn text(out: &mut impl Write, publishers: &[PublisherReport]) -> io::Result<()> {
     let (departing, well): (Vec<_>, Vec<_>) = publishers.iter().partition(|publisher| !publisher.findings.is_empty());
     for (at, publisher) in departing.iter().enumerate() {
         if at > 0 {
             writeln!(out, "\n{}\n", "-".repeat(72))?;
         }
-        letter(out, publisher)?;
+        write_publisher(out, publisher)?;
     }
     if departing.is_empty() {
         return writeln!(out, "no findings");
@@ -246,7 +246,7 @@ pub fn text(out: &mut impl Write, publishers: &[Publisher]) -> io::Result<()> {
     writeln!(out, "\n{}\n\nnothing to tell: {}", "-".repeat(72), plain(&names.join(", ")))
 }
 
-fn letter(out: &mut impl Write, publisher: &Publisher) -> io::Result<()> {
+fn write_publisher(out: &mut impl Write, publisher: &PublisherReport) -> io::Result<()> {
     let points = publisher.findings.len() as i64;
     writeln!(
         out,
@@ -265,7 +265,7 @@ fn letter(out: &mut impl Write, publisher: &Publisher) -> io::Result<()> {
     Ok(())
 }
 
-fn point(out: &mut impl Write, at: usize, entry: &Entry) -> io::Result<()> {
+fn point(out: &mut impl Write, at: usize, entry: &ReportEntry) -> io::Result<()> {
     let lost = if entry.quarantined { "; these records could not be taken" } else { "" };
     writeln!(out, "{at}. {} ({}, {}{lost})", entry.title, plain(&entry.rule), entry.severity)?;
     writeln!(out, "   Standard:   {}", entry.section)?;
@@ -302,16 +302,23 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    fn seen(feed: &str, count: i64, first: &str, last: &str) -> Seen {
+    fn seen(feed: &str, count: i64, first: &str, last: &str) -> Occurrence {
         let at = |day: &str| format!("2026-01-{day}T00:00:00.000Z");
         let sample = Some("{\"a\":1}\u{1b}[2J".to_owned());
-        Seen { feed: feed.into(), count, first_at: at(first), last_at: at(last), detail: Some("x".into()), sample }
+        Occurrence {
+            feed: feed.into(),
+            count,
+            first_at: at(first),
+            last_at: at(last),
+            detail: Some("x".into()),
+            sample,
+        }
     }
 
-    fn publisher_with(entries: &[(&str, &[Departure], Seen)]) -> Publisher {
-        let mut publisher = Publisher { publisher: "acme".into(), feeds: Vec::new(), findings: Vec::new() };
+    fn publisher_with(entries: &[(&str, &[Departure], Occurrence)]) -> PublisherReport {
+        let mut publisher = PublisherReport { publisher: "acme".into(), feeds: Vec::new(), findings: Vec::new() };
         for (word, table, seen) in entries {
-            publisher.enter((*word).into(), true, &standard::of(table, word), seen.clone());
+            publisher.enter((*word).into(), true, &rules::of(table, word), seen.clone());
         }
         publisher
     }

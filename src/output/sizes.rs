@@ -8,23 +8,23 @@ use std::io::{self, Write};
 
 use comfy_table::{Cell, CellAlignment};
 
+use super::format::{number, plain};
 use super::status::{Status, bare};
-use super::words::{number, plain};
 
 /// Writes the largest first, then the providers, then the sum.
 ///
 /// # Errors
 /// When `out` can't be written.
 pub fn table(out: &mut impl Write, status: &Status, width: u16) -> io::Result<()> {
-    let mut feeds: Vec<_> = status.feeds.iter().map(|feed| (feed.name.as_str(), Sum::of(feed))).collect();
+    let mut feeds: Vec<_> = status.feeds.iter().map(|feed| (feed.name.as_str(), SizeTotals::of(feed))).collect();
     feeds.sort_by(|a, b| (b.1.bytes, a.0).cmp(&(a.1.bytes, b.0)));
-    let mut providers: BTreeMap<&str, Sum> = BTreeMap::new();
-    let mut all = Sum::default();
+    let mut providers: BTreeMap<&str, SizeTotals> = BTreeMap::new();
+    let mut all = SizeTotals::default();
     for feed in &status.feeds {
         if let Some(provider) = &feed.provider {
-            providers.entry(provider).or_default().add(Sum::of(feed));
+            providers.entry(provider).or_default().add(SizeTotals::of(feed));
         }
-        all.add(Sum::of(feed));
+        all.add(SizeTotals::of(feed));
     }
     rows(out, "feed", feeds.into_iter(), width)?;
     if !providers.is_empty() {
@@ -35,13 +35,13 @@ pub fn table(out: &mut impl Write, status: &Status, width: u16) -> io::Result<()
 }
 
 #[derive(Clone, Copy, Default)]
-struct Sum {
+struct SizeTotals {
     items: i64,
     tombstones: i64,
     bytes: i64,
 }
 
-impl Sum {
+impl SizeTotals {
     fn of(feed: &crate::store::read::FeedRow) -> Self {
         Self { items: feed.items, tombstones: feed.tombstones, bytes: feed.bytes }
     }
@@ -56,7 +56,7 @@ impl Sum {
 fn rows<'a>(
     out: &mut impl Write,
     what: &str,
-    sums: impl Iterator<Item = (&'a str, Sum)>,
+    sums: impl Iterator<Item = (&'a str, SizeTotals)>,
     width: u16,
 ) -> io::Result<()> {
     let mut table = bare(width);

@@ -14,9 +14,9 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::estimate;
-use super::words::{counted, number, plain, seconds_since, span, tail};
-use crate::feed::{Health, Push};
-use crate::store::read::{EndpointRow, EventRow, FeedRow, LoadRow, MirrorRow, Reader, ResyncRow, StoreError};
+use super::format::{counted, number, plain, seconds_since, span, tail};
+use crate::feed::{Health, PushTrust};
+use crate::store::read::{EndpointRow, EventRow, FeedRow, FirstLoadRow, MirrorRow, Reader, ResyncRow, StoreError};
 
 /// How wide a table is where no terminal says.
 pub const WIDTH: u16 = 120;
@@ -30,24 +30,24 @@ pub struct Status {
     pub feeds: Vec<FeedRow>,
     /// The first loads under way whose end can be estimated.
     #[serde(skip)]
-    pub loads: Vec<LoadRow>,
+    pub loads: Vec<FirstLoadRow>,
     /// The resyncs under way.
     #[serde(skip)]
     pub resyncs: Vec<ResyncRow>,
     /// More about the feeds that were asked for by name.
     #[serde(skip)]
-    pub closer: Vec<Closer>,
+    pub details: Vec<FeedDetail>,
 }
 
 /// One feed, looked at more closely.
 #[derive(Clone, Debug)]
-pub struct Closer {
+pub struct FeedDetail {
     /// Its name.
     pub feed: String,
     /// Its endpoints, by transport.
     pub endpoints: Vec<EndpointRow>,
     /// What last changed its mode, if that is still remembered.
-    pub turned: Option<EventRow>,
+    pub mode_change: Option<EventRow>,
 }
 
 /// How much a feed needs somebody to look; a health of a later version needs most.
@@ -64,10 +64,10 @@ pub(super) fn attention(health: &str, demoted: bool) -> u8 {
     }
 }
 
-impl Closer {
+impl FeedDetail {
     fn read(reader: &Reader, feed: &str) -> Result<Self, StoreError> {
         let turned = reader.events(Some(feed), usize::MAX)?.into_iter().rev().find(|event| event.what == "mode");
-        Ok(Self { feed: feed.to_owned(), endpoints: reader.endpoints(Some(feed))?, turned })
+        Ok(Self { feed: feed.to_owned(), endpoints: reader.endpoints(Some(feed))?, mode_change: turned })
     }
 }
 
@@ -79,15 +79,15 @@ impl Status {
     pub fn read(reader: &Reader, names: &[String]) -> Result<Self, StoreError> {
         let (mirror, feeds, resyncs) = (reader.mirror()?, reader.feeds(names)?, reader.resyncs()?);
         let closer = feeds.iter().filter(|feed| names.contains(&feed.name));
-        let closer = closer.map(|feed| Closer::read(reader, &feed.name)).collect::<Result<_, _>>()?;
-        Ok(Self { mirror, feeds, loads: reader.loads()?, resyncs, closer })
+        let closer = closer.map(|feed| FeedDetail::read(reader, &feed.name)).collect::<Result<_, _>>()?;
+        Ok(Self { mirror, feeds, loads: reader.first_loads()?, resyncs, details: closer })
     }
 
     /// Feeds in the order of the table: those that need attention first, the worst of them before the others; then by
     /// name.
     pub fn by_attention(&self) -> Vec<&FeedRow> {
         let mut feeds: Vec<&FeedRow> = self.feeds.iter().collect();
-        let demoted = |feed: &FeedRow| feed.push == Push::Demoted.as_str();
+        let demoted = |feed: &FeedRow| feed.push == PushTrust::Demoted.as_str();
         feeds.sort_by_key(|feed| (Reverse(attention(&feed.health, demoted(feed))), &feed.name));
         feeds
     }
@@ -165,8 +165,8 @@ pub fn table(out: &mut impl Write, status: &Status, now: Timestamp, width: u16) 
     if reasons {
         writeln!(out)?;
     }
-    for closer in &status.closer {
-        endpoints::tell(out, closer, now)?;
+    for closer in &status.details {
+        endpoints::write_endpoints(out, closer, now)?;
     }
     writeln!(out, "{}", status.summary())?;
     let mirror = &status.mirror;
@@ -179,7 +179,7 @@ const PUSH: usize = 2;
 const NUMBERS: [&str; 4] = ["items", "tombstones", "lag", "next poll"];
 
 fn rows(feeds: &[&FeedRow], now: Timestamp, width: u16) -> Table {
-    let pushed = feeds.iter().any(|feed| feed.push != Push::None.as_str());
+    let pushed = feeds.iter().any(|feed| feed.push != PushTrust::None.as_str());
     let shown = |at: &usize| pushed || *at != PUSH;
     let heads: Vec<&str> = (0..COLUMNS.len()).filter(shown).map(|at| COLUMNS[at]).collect();
     let mut table = bare(width);
@@ -201,7 +201,7 @@ fn rows(feeds: &[&FeedRow], now: Timestamp, width: u16) -> Table {
             *cell = Cell::new(&feed.health).fg(colour);
         }
         cells.push(Cell::new(
-            feed.cursor.as_deref().map_or_else(String::new, |cursor| tail(&plain(place(cursor)), room)),
+            feed.cursor.as_deref().map_or_else(String::new, |cursor| tail(&plain(cursor_part(cursor)), room)),
         ));
         table.add_row(cells);
     }
@@ -221,7 +221,7 @@ fn cells(feed: &FeedRow, now: Timestamp) -> [String; 8] {
         Some(late) if late >= 0 => "now".to_owned(),
         Some(ahead) => format!("in {}", span(-ahead)),
     };
-    let push = if feed.push == Push::None.as_str() { "–".to_owned() } else { feed.push.clone() };
+    let push = if feed.push == PushTrust::None.as_str() { "–".to_owned() } else { feed.push.clone() };
     let (items, tombstones) = (number(feed.items), number(feed.tombstones));
     [plain(&feed.name), feed.mode.clone(), push, feed.health.clone(), items, tombstones, lag, next]
 }
@@ -233,7 +233,7 @@ pub(super) fn next_poll_at(feed: &FeedRow) -> Option<&str> {
 }
 
 /// A cursor's telling part: its query, or else its path.
-fn place(cursor: &str) -> &str {
+fn cursor_part(cursor: &str) -> &str {
     match cursor.split_once('?') {
         Some((_, query)) if !query.is_empty() => query,
         _ => cursor.split_once("://").map_or(cursor, |(_, rest)| rest),
@@ -305,7 +305,7 @@ mod tests {
             ops_address: None,
             webhooks_address: None,
         };
-        Status { mirror, feeds, loads: Vec::new(), resyncs: Vec::new(), closer: Vec::new() }
+        Status { mirror, feeds, loads: Vec::new(), resyncs: Vec::new(), details: Vec::new() }
     }
 
     fn shown(status: &Status) -> String {
@@ -368,7 +368,7 @@ mod tests {
         // 400 of 1,000 items in the two hours since it began
         let loading = FeedRow { mode: "refresh".into(), items: 400, total_items: Some(1000), ..feed("a", "ok", None) };
         let mut status = status(vec![loading]);
-        status.loads.push(LoadRow { feed: "a".into(), began_at: "2026-01-01T00:00:11.500Z".into() });
+        status.loads.push(FirstLoadRow { feed: "a".into(), began_at: "2026-01-01T00:00:11.500Z".into() });
         let text = shown(&status);
         assert!(text.contains("\na: ok: first load: about 40 %, some 2 h to go\n"), "{text}");
     }

@@ -19,45 +19,45 @@ use tokio::time::{Instant, Sleep, sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use crate::source::webhook::places::{Peer, Place, Places};
-use crate::source::webhook::tls::Tls;
+use crate::source::webhook::connection_slots::{ConnectionSlot, ConnectionSlots, Peer};
+use crate::source::webhook::tls::ReloadableTls;
 
-const HEAD: Duration = Duration::from_secs(10);
-const IDLE: Duration = Duration::from_secs(60);
-const STALLED: Duration = Duration::from_secs(30);
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A listener whose connections are bounded in number and patience.
-pub(super) struct Bounded {
+pub(super) struct BoundedListener {
     listener: TcpListener,
-    places: Places,
+    slots: ConnectionSlots,
 }
 
-impl Bounded {
-    pub(super) fn new(listener: TcpListener, places: Places) -> Self {
-        Self { listener, places }
+impl BoundedListener {
+    pub(super) fn new(listener: TcpListener, places: ConnectionSlots) -> Self {
+        Self { listener, slots: places }
     }
 
     /// A connection as it comes, with its place: without one it waits, and those behind it in the system's queue.
-    async fn next(&mut self) -> (TcpStream, SocketAddr, Place) {
+    async fn next(&mut self) -> (TcpStream, SocketAddr, ConnectionSlot) {
         let (stream, peer) = Listener::accept(&mut self.listener).await;
-        let place = self.places.take(peer).await;
+        let place = self.slots.acquire(peer).await;
         (stream, peer, place)
     }
 }
 
-impl Connected<IncomingStream<'_, Bounded>> for Peer {
-    fn connect_info(stream: IncomingStream<'_, Bounded>) -> Self {
+impl Connected<IncomingStream<'_, BoundedListener>> for Peer {
+    fn connect_info(stream: IncomingStream<'_, BoundedListener>) -> Self {
         stream.remote_addr().clone()
     }
 }
 
-impl Connected<IncomingStream<'_, Encrypted>> for Peer {
-    fn connect_info(stream: IncomingStream<'_, Encrypted>) -> Self {
+impl Connected<IncomingStream<'_, TlsListener>> for Peer {
+    fn connect_info(stream: IncomingStream<'_, TlsListener>) -> Self {
         stream.remote_addr().clone()
     }
 }
 
-impl Listener for Bounded {
+impl Listener for BoundedListener {
     type Io = Connection<TcpStream>;
     type Addr = Peer;
 
@@ -73,19 +73,19 @@ impl Listener for Bounded {
 }
 
 /// As [`Bounded`], over TLS. Handshakes run beside each other, each within [`HEAD`]: one that drags keeps nobody else.
-pub(super) struct Encrypted {
-    bounded: Bounded,
-    tls: Tls,
+pub(super) struct TlsListener {
+    inner: BoundedListener,
+    tls: ReloadableTls,
     handshakes: JoinSet<Option<(Connection<TlsStream<TcpStream>>, Peer)>>,
 }
 
-impl Encrypted {
-    pub(super) fn new(listener: TcpListener, tls: Tls, places: Places) -> Self {
-        Self { bounded: Bounded::new(listener, places), tls, handshakes: JoinSet::new() }
+impl TlsListener {
+    pub(super) fn new(listener: TcpListener, tls: ReloadableTls, places: ConnectionSlots) -> Self {
+        Self { inner: BoundedListener::new(listener, places), tls, handshakes: JoinSet::new() }
     }
 }
 
-impl Listener for Encrypted {
+impl Listener for TlsListener {
     type Io = Connection<TlsStream<TcpStream>>;
     type Addr = Peer;
 
@@ -97,12 +97,12 @@ impl Listener for Encrypted {
                         return ready;
                     }
                 }
-                (stream, address, place) = self.bounded.next() => {
+                (stream, address, place) = self.inner.next() => {
                     let acceptor = TlsAcceptor::from(self.tls.current());
                     self.handshakes.spawn(async move {
                         let stream = tokio::select! {
-                            stream = timeout(HEAD, acceptor.accept(stream)) => stream.ok()?.ok()?,
-                            () = place.goes() => return None,
+                            stream = timeout(HEAD_TIMEOUT, acceptor.accept(stream)) => stream.ok()?.ok()?,
+                            () = place.evicted() => return None,
                         };
                         let peer = place.peer(address);
                         Some((Connection::new(stream, place), peer))
@@ -113,7 +113,7 @@ impl Listener for Encrypted {
     }
 
     fn local_addr(&self) -> io::Result<Peer> {
-        self.bounded.local_addr()
+        self.inner.local_addr()
     }
 }
 
@@ -132,32 +132,32 @@ enum Phase {
 pub(super) struct Connection<S> {
     stream: S,
     phase: Phase,
-    read_by: Pin<Box<Sleep>>,
+    read_deadline: Pin<Box<Sleep>>,
     /// Set while a write waits for the peer.
-    write_by: Option<Pin<Box<Sleep>>>,
-    place: Place,
+    write_deadline: Option<Pin<Box<Sleep>>>,
+    slot: ConnectionSlot,
 }
 
 const BLANK_LINE: &[u8] = b"\r\n\r\n";
 const INTERIM: &[u8] = b"HTTP/1.1 100 ";
 
 impl<S> Connection<S> {
-    fn new(stream: S, place: Place) -> Self {
-        let read_by = Box::pin(sleep(HEAD));
-        Self { stream, phase: Phase::Idle, read_by, write_by: None, place }
+    fn new(stream: S, place: ConnectionSlot) -> Self {
+        let read_by = Box::pin(sleep(HEAD_TIMEOUT));
+        Self { stream, phase: Phase::Idle, read_deadline: read_by, write_deadline: None, slot: place }
     }
 
-    fn has_read(&mut self, bytes: &[u8]) {
+    fn on_read(&mut self, bytes: &[u8]) {
         if bytes.is_empty() {
             return;
         }
         let begins = matches!(self.phase, Phase::Idle);
         if begins {
-            self.read_by.as_mut().reset(Instant::now() + HEAD);
+            self.read_deadline.as_mut().reset(Instant::now() + HEAD_TIMEOUT);
             self.phase = Phase::Head(0);
         }
         let asks = self.has_whole_head(bytes);
-        self.place.has_read(bytes.len(), begins, asks);
+        self.slot.record_read(bytes.len(), begins, asks);
     }
 
     /// Whether these bytes end a request's head.
@@ -179,21 +179,21 @@ impl<S> Connection<S> {
     }
 
     /// An interim answer, which asks for the body, leaves the request as it is.
-    fn has_written(&mut self, bytes: &[u8], result: &io::Result<usize>) {
+    fn on_written(&mut self, bytes: &[u8], result: &io::Result<usize>) {
         if matches!(result, Ok(1..)) && !bytes.starts_with(INTERIM) {
             self.phase = Phase::Idle;
-            self.read_by.as_mut().reset(Instant::now() + IDLE);
-            self.place.has_written();
+            self.read_deadline.as_mut().reset(Instant::now() + IDLE_TIMEOUT);
+            self.slot.record_write();
         }
     }
 
     /// What a write comes to that the system did or did not take.
-    fn bounded<T>(&mut self, context: &mut Context<'_>, poll: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+    fn check_write_deadline<T>(&mut self, context: &mut Context<'_>, poll: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if poll.is_ready() {
-            self.write_by = None;
+            self.write_deadline = None;
             return poll;
         }
-        let write_by = self.write_by.get_or_insert_with(|| Box::pin(sleep(STALLED)));
+        let write_by = self.write_deadline.get_or_insert_with(|| Box::pin(sleep(WRITE_TIMEOUT)));
         ready!(write_by.as_mut().poll(context));
         Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the peer takes nothing")))
     }
@@ -204,16 +204,16 @@ impl<S: AsyncRead + Unpin> AsyncRead for Connection<S> {
         let this = self.get_mut();
         let before = into.filled().len();
         if let Poll::Ready(result) = Pin::new(&mut this.stream).poll_read(context, into) {
-            this.has_read(into.filled().get(before..).unwrap_or_default());
+            this.on_read(into.filled().get(before..).unwrap_or_default());
             return Poll::Ready(result);
         }
-        if this.place.poll_goes(context).is_ready() {
+        if this.slot.poll_evicted(context).is_ready() {
             return Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionAborted, "another takes the place")));
         }
         if matches!(this.phase, Phase::Answering) {
             return Poll::Pending;
         }
-        ready!(this.read_by.as_mut().poll(context));
+        ready!(this.read_deadline.as_mut().poll(context));
         Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the peer says nothing")))
     }
 }
@@ -222,8 +222,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Connection<S> {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let poll = Pin::new(&mut this.stream).poll_write(context, bytes);
-        let result = ready!(this.bounded(context, poll));
-        this.has_written(bytes, &result);
+        let result = ready!(this.check_write_deadline(context, poll));
+        this.on_written(bytes, &result);
         Poll::Ready(result)
     }
 
@@ -234,9 +234,9 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Connection<S> {
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let poll = Pin::new(&mut this.stream).poll_write_vectored(context, bytes);
-        let result = ready!(this.bounded(context, poll));
+        let result = ready!(this.check_write_deadline(context, poll));
         let first = bytes.iter().find(|slice| !slice.is_empty());
-        this.has_written(first.map_or(&[], |slice| slice), &result);
+        this.on_written(first.map_or(&[], |slice| slice), &result);
         Poll::Ready(result)
     }
 
@@ -247,7 +247,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Connection<S> {
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let poll = Pin::new(&mut this.stream).poll_flush(context);
-        this.bounded(context, poll)
+        this.check_write_deadline(context, poll)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -265,7 +265,8 @@ mod tests {
     const DEADLINE: Duration = Duration::from_secs(20);
 
     async fn pair() -> (Connection<TcpStream>, TcpStream) {
-        let mut listener = Bounded::new(TcpListener::bind("127.0.0.1:0").await.unwrap(), Places::of_operators());
+        let mut listener =
+            BoundedListener::new(TcpListener::bind("127.0.0.1:0").await.unwrap(), ConnectionSlots::of_operators());
         let peer = TcpStream::connect(Listener::local_addr(&listener).unwrap().address).await.unwrap();
         (listener.accept().await.0, peer)
     }
@@ -273,17 +274,17 @@ mod tests {
     #[tokio::test]
     async fn a_head_that_drips_is_dropped() {
         let (mut connection, mut peer) = pair().await;
-        connection.read_by.as_mut().reset(Instant::now());
+        connection.read_deadline.as_mut().reset(Instant::now());
         peer.write_all(b"GET / HTTP/1.1\r\n").await.unwrap();
         let mut into = [0; 64];
         while timeout(DEADLINE, connection.read(&mut into)).await.unwrap().is_err() {}
         // The first bytes gave the head its time; a byte that follows gives it no more.
-        let given = connection.read_by.deadline();
+        let given = connection.read_deadline.deadline();
         peer.write_all(b"X").await.unwrap();
         assert_eq!(timeout(DEADLINE, connection.read(&mut into)).await.unwrap().unwrap(), 1);
-        assert_eq!(connection.read_by.deadline(), given);
+        assert_eq!(connection.read_deadline.deadline(), given);
 
-        connection.read_by.as_mut().reset(Instant::now());
+        connection.read_deadline.as_mut().reset(Instant::now());
         let error = timeout(DEADLINE, connection.read(&mut into)).await.unwrap().unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
     }
@@ -294,7 +295,7 @@ mod tests {
         peer.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
         let mut into = [0; 64];
         assert!(timeout(DEADLINE, connection.read(&mut into)).await.unwrap().unwrap() > 0);
-        connection.read_by.as_mut().reset(Instant::now());
+        connection.read_deadline.as_mut().reset(Instant::now());
         drop(peer);
         assert_eq!(timeout(DEADLINE, connection.read(&mut into)).await.unwrap().unwrap(), 0, "the end, no time-out");
     }
@@ -319,14 +320,14 @@ mod tests {
         let (mut connection, peer) = pair().await;
         let mut written = 0;
         let error = loop {
-            if let Some(write_by) = &mut connection.write_by {
+            if let Some(write_by) = &mut connection.write_deadline {
                 write_by.as_mut().reset(Instant::now());
             }
             // Fills the system's buffers first; each write that waits is given up and asked for again.
             match timeout(Duration::from_millis(50), connection.write(&[0; 64 * 1024])).await {
                 Ok(Ok(count)) => written += count,
                 Ok(Err(error)) => break error,
-                Err(_) => assert!(connection.write_by.is_some(), "a write that waits has a deadline"),
+                Err(_) => assert!(connection.write_deadline.is_some(), "a write that waits has a deadline"),
             }
         };
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);

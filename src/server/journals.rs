@@ -7,46 +7,46 @@ use axum::response::Response;
 use serde::Serialize;
 use serde_json::json;
 
-use super::Shared;
-use super::answer::{Problem, json, typed};
+use super::AppState;
 use super::options::Query;
+use super::response::{Problem, json, typed};
 use super::stream::NDJSON;
-use crate::output::report::{self, Scope};
-use crate::output::{OutputError, export, line};
-use crate::store::read::{Filter, Reader, StoreError};
+use crate::output::report::{self, ReportScope};
+use crate::output::{OutputError, export, write_json_line};
+use crate::store::read::{FeedKindFilter, Reader, StoreError};
 
 /// Rows of a journal when no number is asked for, and at most.
 const ROWS: usize = 1_000;
 const MOST_ROWS: usize = 10_000;
 
 /// `GET /api/events`: what happened, the newest last.
-pub(super) async fn events(State(shared): State<Shared>, RawQuery(query): RawQuery) -> Result<Response, Problem> {
+pub(super) async fn events(State(shared): State<AppState>, RawQuery(query): RawQuery) -> Result<Response, Problem> {
     let (feed, limit) = journal(query.as_deref())?;
     shared.rows(move |reader| reader.events(feed.as_deref(), limit)).await
 }
 
 /// `GET /api/refusals`: items refused as older or tied, the newest last.
-pub(super) async fn refusals(State(shared): State<Shared>, RawQuery(query): RawQuery) -> Result<Response, Problem> {
+pub(super) async fn refusals(State(shared): State<AppState>, RawQuery(query): RawQuery) -> Result<Response, Problem> {
     let (feed, limit) = journal(query.as_deref())?;
     shared.rows(move |reader| reader.refusals(feed.as_deref(), limit)).await
 }
 
 /// `GET /api/findings`: ways in which publishers depart from the standard, by feed and rule.
-pub(super) async fn findings(State(shared): State<Shared>, RawQuery(query): RawQuery) -> Result<Response, Problem> {
+pub(super) async fn findings(State(shared): State<AppState>, RawQuery(query): RawQuery) -> Result<Response, Problem> {
     let scope = scope(query.as_deref())?;
     shared.rows(move |reader| report::rows(reader, &scope)).await
 }
 
 /// `GET /api/report`: as `feedmirror findings --report --json`, in one document.
-pub(super) async fn report(State(shared): State<Shared>, RawQuery(query): RawQuery) -> Result<Response, Problem> {
+pub(super) async fn report(State(shared): State<AppState>, RawQuery(query): RawQuery) -> Result<Response, Problem> {
     let scope = scope(query.as_deref())?;
     let publishers = shared.read(move |reader| report::read(&reader, &scope)).await?;
     Ok(json(&json!({ "publishers": publishers })))
 }
 
 /// `GET /api/quarantine/{id}`: one record, whole.
-pub(super) async fn quarantined(State(shared): State<Shared>, Path(id): Path<String>) -> Result<Response, Problem> {
-    let missing = || Problem::missing(format!("there is no quarantine row {id}"));
+pub(super) async fn quarantined(State(shared): State<AppState>, Path(id): Path<String>) -> Result<Response, Problem> {
+    let missing = || Problem::not_found(format!("there is no quarantine row {id}"));
     let number: i64 = id.parse().map_err(|_| missing())?;
     let row = shared.read(move |reader| reader.quarantined(number)).await?;
     Ok(json(&json!(row.ok_or_else(missing)?)))
@@ -54,12 +54,12 @@ pub(super) async fn quarantined(State(shared): State<Shared>, Path(id): Path<Str
 
 /// `GET /api/items/{feed}/{kind}/{id}`: one item, a tombstone too.
 pub(super) async fn item(
-    State(shared): State<Shared>,
+    State(shared): State<AppState>,
     Path((feed, kind, id)): Path<(String, String, String)>,
 ) -> Result<Response, Problem> {
-    let missing = Problem::missing(format!("there is no item {id} of kind {kind} in {feed}"));
+    let missing = Problem::not_found(format!("there is no item {id} of kind {kind} in {feed}"));
     let find = move |reader: Reader| {
-        let filter = Filter { feeds: vec![feed], kinds: vec![kind] };
+        let filter = FeedKindFilter { feeds: vec![feed], kinds: vec![kind] };
         let mut text = Vec::new();
         for item in reader.items_with_id(&id, &filter, true)? {
             export::object(&mut text, &item)?;
@@ -77,12 +77,14 @@ pub(super) async fn openapi() -> Response {
 }
 
 /// Whose departures are asked for.
-fn scope(query: Option<&str>) -> Result<Scope, Problem> {
+fn scope(query: Option<&str>) -> Result<ReportScope, Problem> {
     let mut query = Query::parse(query);
-    let scope = Scope { feed: query.text("feed")?, provider: query.text("provider")? };
+    let scope = ReportScope { feed: query.text("feed")?, provider: query.text("provider")? };
     query.finish()?;
     match scope {
-        Scope { feed: Some(_), provider: Some(_) } => Err(Problem::bad("feed and provider exclude each other")),
+        ReportScope { feed: Some(_), provider: Some(_) } => {
+            Err(Problem::bad_request("feed and provider exclude each other"))
+        }
         scope => Ok(scope),
     }
 }
@@ -93,12 +95,12 @@ fn journal(query: Option<&str>) -> Result<(Option<String>, usize), Problem> {
     let (feed, limit) = (query.text("feed")?, query.number("limit")?.unwrap_or(ROWS));
     query.finish()?;
     if !(1..=MOST_ROWS).contains(&limit) {
-        return Err(Problem::bad(format!("limit must be from 1 to {MOST_ROWS}")));
+        return Err(Problem::bad_request(format!("limit must be from 1 to {MOST_ROWS}")));
     }
     Ok((feed, limit))
 }
 
-impl Shared {
+impl AppState {
     /// Rows as lines of JSON.
     async fn rows<R: Serialize + Send + 'static>(
         &self,
@@ -107,7 +109,7 @@ impl Shared {
         let lines = move |reader: Reader| {
             let mut text = Vec::new();
             for row in read(&reader)? {
-                line(&mut text, &row)?;
+                write_json_line(&mut text, &row)?;
             }
             Ok::<_, OutputError>(text)
         };

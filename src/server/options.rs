@@ -10,19 +10,19 @@ use axum::http::StatusCode;
 use serde_json::{Map, Value};
 use tokio::time::timeout;
 
-use super::answer::Problem;
+use super::response::Problem;
 
 const MOST_BYTES: usize = 64 << 10;
 const BODY_WAIT: Duration = Duration::from_secs(10);
 
 /// The options in a body.
 #[derive(Debug)]
-pub(super) struct Options {
+pub(super) struct BodyOptions {
     given: Map<String, Value>,
     known: Vec<&'static str>,
 }
 
-impl Options {
+impl BodyOptions {
     /// Reads a body.
     pub(super) async fn read(body: Body) -> Result<Self, Problem> {
         let late = |_| Problem::new(StatusCode::REQUEST_TIMEOUT, "the body did not come in time");
@@ -37,8 +37,8 @@ impl Options {
         }
         match serde_json::from_slice(bytes) {
             Ok(Value::Object(given)) => Ok(Self { given, known: Vec::new() }),
-            Ok(_) => Err(Problem::bad("the body must be a JSON object")),
-            Err(error) => Err(Problem::bad(format!("the body is not JSON: {error}"))),
+            Ok(_) => Err(Problem::bad_request("the body must be a JSON object")),
+            Err(error) => Err(Problem::bad_request(format!("the body is not JSON: {error}"))),
         }
     }
 
@@ -47,7 +47,7 @@ impl Options {
         match self.take(key) {
             None => Ok(false),
             Some(Value::Bool(on)) => Ok(on),
-            Some(_) => Err(Problem::bad(format!("{key} must be true or false"))),
+            Some(_) => Err(Problem::bad_request(format!("{key} must be true or false"))),
         }
     }
 
@@ -55,24 +55,25 @@ impl Options {
     pub(super) fn text(&mut self, key: &'static str) -> Result<String, Problem> {
         match self.take(key) {
             Some(Value::String(text)) => Ok(text),
-            Some(_) => Err(Problem::bad(format!("{key} must be text"))),
-            None => Err(Problem::bad(format!("{key} is missing"))),
+            Some(_) => Err(Problem::bad_request(format!("{key} must be text"))),
+            None => Err(Problem::bad_request(format!("{key} is missing"))),
         }
     }
 
     /// A text that may be given; `null` says nothing.
-    pub(super) fn maybe(&mut self, key: &'static str) -> Result<Option<String>, Problem> {
+    pub(super) fn optional_text(&mut self, key: &'static str) -> Result<Option<String>, Problem> {
         match self.take(key) {
             None | Some(Value::Null) => Ok(None),
             Some(Value::String(text)) => Ok(Some(text)),
-            Some(_) => Err(Problem::bad(format!("{key} must be text"))),
+            Some(_) => Err(Problem::bad_request(format!("{key} must be text"))),
         }
     }
 
     /// Whole numbers; none when not given.
     pub(super) fn numbers(&mut self, key: &'static str) -> Result<Vec<i64>, Problem> {
         let given = self.take(key).unwrap_or(Value::Array(Vec::new()));
-        serde_json::from_value(given).map_err(|_| Problem::bad(format!("{key} must be a list of whole numbers")))
+        serde_json::from_value(given)
+            .map_err(|_| Problem::bad_request(format!("{key} must be a list of whole numbers")))
     }
 
     fn take(&mut self, key: &'static str) -> Option<Value> {
@@ -102,7 +103,7 @@ impl Query {
     pub(super) fn text(&mut self, key: &'static str) -> Result<Option<String>, Problem> {
         let mut values = self.texts(key);
         if values.len() > 1 {
-            return Err(Problem::bad(format!("{key} is given twice")));
+            return Err(Problem::bad_request(format!("{key} is given twice")));
         }
         Ok(values.pop())
     }
@@ -116,7 +117,7 @@ impl Query {
     /// A count or a position.
     pub(super) fn number<T: std::str::FromStr>(&mut self, key: &'static str) -> Result<Option<T>, Problem> {
         let Some(text) = self.text(key)? else { return Ok(None) };
-        text.parse().map(Some).map_err(|_| Problem::bad(format!("{key} must be a whole number")))
+        text.parse().map(Some).map_err(|_| Problem::bad_request(format!("{key} must be a whole number")))
     }
 
     /// A switch: on when named alone, off when not named.
@@ -124,7 +125,7 @@ impl Query {
         match self.text(key)?.as_deref() {
             None | Some("false" | "0") => Ok(false),
             Some("" | "true" | "1") => Ok(true),
-            Some(_) => Err(Problem::bad(format!("{key} must be true or false"))),
+            Some(_) => Err(Problem::bad_request(format!("{key} must be true or false"))),
         }
     }
 
@@ -140,7 +141,7 @@ fn unknown<'a>(left: impl Iterator<Item = &'a str>, known: &[&str]) -> Result<()
         return Ok(());
     }
     let known = if known.is_empty() { "none is known here".to_owned() } else { format!("known: {}", known.join(", ")) };
-    Err(Problem::bad(format!("unknown option {}; {known}", left.join(", "))))
+    Err(Problem::bad_request(format!("unknown option {}; {known}", left.join(", "))))
 }
 
 #[cfg(test)]
@@ -151,7 +152,7 @@ mod tests {
     #[test]
     fn an_empty_body_says_nothing() {
         for empty in ["", " \n", "{}"] {
-            let mut options = Options::parse(empty.as_bytes()).unwrap();
+            let mut options = BodyOptions::parse(empty.as_bytes()).unwrap();
             assert!(!options.flag("accept").unwrap(), "{empty:?}");
             options.finish().unwrap();
         }
@@ -160,12 +161,12 @@ mod tests {
     #[test]
     fn unknown_keys_and_wrong_types_are_named() {
         let words = |problem: Problem| format!("{problem:?}");
-        let mut options = Options::parse(br#"{"accept": 1, "acept": true}"#).unwrap();
+        let mut options = BodyOptions::parse(br#"{"accept": 1, "acept": true}"#).unwrap();
         assert!(words(options.flag("accept").unwrap_err()).contains("accept must be true or false"));
         assert!(words(options.finish().unwrap_err()).contains("unknown option acept; known: accept"));
-        assert!(words(Options::parse(b"[]").unwrap_err()).contains("must be a JSON object"));
-        assert!(words(Options::parse(b"{").unwrap_err()).contains("not JSON"));
-        assert!(words(Options::parse(b"{}").unwrap().text("url").unwrap_err()).contains("url is missing"));
+        assert!(words(BodyOptions::parse(b"[]").unwrap_err()).contains("must be a JSON object"));
+        assert!(words(BodyOptions::parse(b"{").unwrap_err()).contains("not JSON"));
+        assert!(words(BodyOptions::parse(b"{}").unwrap().text("url").unwrap_err()).contains("url is missing"));
 
         let mut query = Query::parse(Some("limit=x&data&since=1&since=2&nope="));
         assert!(words(query.number::<u64>("limit").unwrap_err()).contains("limit must be"));

@@ -7,66 +7,69 @@ use axum::response::Response;
 use jiff::Timestamp;
 use url::Url;
 
-use super::Shared;
-use super::answer::{Problem, accepted, done, json};
-use super::options::Options;
+use super::AppState;
+use super::options::BodyOptions;
+use super::response::{Problem, accepted, done_response, json};
 use crate::supervisor::ack::Ack;
-use crate::supervisor::control::{Answer, Chosen, Named, Order, QuarantineOrder};
+use crate::supervisor::control::{ItemSelector, Order, OrderAnswer, QuarantineOrder, QuarantineSelection};
 
 /// `POST /api/feeds/{name}/{verb}`.
 pub(super) async fn feed(
-    State(shared): State<Shared>,
+    State(shared): State<AppState>,
     Path((name, verb)): Path<(String, String)>,
     body: Body,
 ) -> Result<Response, Problem> {
-    let order = order(&verb, Options::read(body).await?)?;
-    Ok(answered(shared.ops.control.feed(&name, order).await?))
+    let order = order(&verb, BodyOptions::read(body).await?)?;
+    Ok(order_response(shared.ops.control.order_feed(&name, order).await?))
 }
 
 /// `POST /api/quarantine/{id}/{verb}`.
 pub(super) async fn quarantine(
-    State(shared): State<Shared>,
+    State(shared): State<AppState>,
     Path((id, verb)): Path<(String, String)>,
     body: Body,
 ) -> Result<Response, Problem> {
     let order = quarantine_order(&verb)?;
-    Options::read(body).await?.finish()?;
-    let id = id.parse().map_err(|_| Problem::missing(format!("there is no quarantine row {id}")))?;
-    Ok(answered(shared.ops.control.quarantine(id, order).await?))
+    BodyOptions::read(body).await?.finish()?;
+    let id = id.parse().map_err(|_| Problem::not_found(format!("there is no quarantine row {id}")))?;
+    Ok(order_response(shared.ops.control.order_record(id, order).await?))
 }
 
 /// `POST /api/quarantine/retry`: many rows at once.
-pub(super) async fn retry_many(State(shared): State<Shared>, body: Body) -> Result<Response, Problem> {
-    sort(&shared, QuarantineOrder::Retry, body).await
+pub(super) async fn retry_many(State(shared): State<AppState>, body: Body) -> Result<Response, Problem> {
+    order_records(&shared, QuarantineOrder::Retry, body).await
 }
 
 /// `POST /api/quarantine/drop`: many rows at once.
-pub(super) async fn drop_many(State(shared): State<Shared>, body: Body) -> Result<Response, Problem> {
-    sort(&shared, QuarantineOrder::Drop, body).await
+pub(super) async fn drop_many(State(shared): State<AppState>, body: Body) -> Result<Response, Problem> {
+    order_records(&shared, QuarantineOrder::Drop, body).await
 }
 
-fn answered(answer: Answer) -> Response {
+fn order_response(answer: OrderAnswer) -> Response {
     match answer {
-        Answer::Done(words) => done(&words),
-        Answer::Accepted(words) => accepted(&words),
+        OrderAnswer::Done(words) => done_response(&words),
+        OrderAnswer::Accepted(words) => accepted(&words),
     }
 }
 
-async fn sort(shared: &Shared, order: QuarantineOrder, body: Body) -> Result<Response, Problem> {
-    let mut options = Options::read(body).await?;
-    let chosen =
-        Chosen { ids: options.numbers("ids")?, feed: options.maybe("feed")?, reason: options.maybe("reason")? };
+async fn order_records(shared: &AppState, order: QuarantineOrder, body: Body) -> Result<Response, Problem> {
+    let mut options = BodyOptions::read(body).await?;
+    let chosen = QuarantineSelection {
+        ids: options.numbers("ids")?,
+        feed: options.optional_text("feed")?,
+        reason: options.optional_text("reason")?,
+    };
     let all = options.flag("all")?;
     options.finish()?;
-    if all == (chosen != Chosen::default()) {
-        return Err(Problem::bad("name ids, a feed or a reason, or say \"all\": true"));
+    if all == (chosen != QuarantineSelection::default()) {
+        return Err(Problem::bad_request("name ids, a feed or a reason, or say \"all\": true"));
     }
-    Ok(match shared.ops.control.sort(chosen, order).await? {
-        Answer::Done(sorted) => {
+    Ok(match shared.ops.control.order_records(chosen, order).await? {
+        OrderAnswer::Done(sorted) => {
             let words = sorted.words(order);
-            json(&serde_json::json!({ "done": words, "gone": sorted.gone, "failed": sorted.failed }))
+            json(&serde_json::json!({ "done": words, "gone": sorted.removed, "failed": sorted.failed }))
         }
-        Answer::Accepted(words) => accepted(&words),
+        OrderAnswer::Accepted(words) => accepted(&words),
     })
 }
 
@@ -74,18 +77,18 @@ fn quarantine_order(verb: &str) -> Result<QuarantineOrder, Problem> {
     match verb {
         "retry" => Ok(QuarantineOrder::Retry),
         "drop" => Ok(QuarantineOrder::Drop),
-        _ => Err(Problem::missing("a quarantine row can be told to retry or drop")),
+        _ => Err(Problem::not_found("a quarantine row can be told to retry or drop")),
     }
 }
 
-fn order(verb: &str, mut options: Options) -> Result<Order, Problem> {
+fn order(verb: &str, mut options: BodyOptions) -> Result<Order, Problem> {
     let order = match verb {
         "pause" => Order::Pause,
         "resume" => Order::Resume,
         "poll-now" => Order::PollNow,
         "purge" => Order::Purge,
         "forget" => Order::Forget {
-            item: Named { id: options.text("id")?, kind: options.maybe("kind")? },
+            item: ItemSelector { id: options.text("id")?, kind: options.optional_text("kind")? },
             undo: options.flag("undo")?,
         },
         "resync" => resync(&mut options)?,
@@ -100,27 +103,28 @@ fn order(verb: &str, mut options: Options) -> Result<Order, Problem> {
     Ok(order)
 }
 
-fn resync(options: &mut Options) -> Result<Order, Problem> {
+fn resync(options: &mut BodyOptions) -> Result<Order, Problem> {
     match (options.flag("trust_source")?, options.flag("accept")?) {
         (false, true) => Ok(Order::AcceptSweep),
         (trust_source, accept) => Ok(Order::Resync { trust_source, accept }),
     }
 }
 
-fn ack(options: &mut Options) -> Result<Option<Ack>, Problem> {
-    let (until, note, clear) = (options.maybe("until")?, options.maybe("note")?, options.flag("clear")?);
+fn ack(options: &mut BodyOptions) -> Result<Option<Ack>, Problem> {
+    let (until, note, clear) =
+        (options.optional_text("until")?, options.optional_text("note")?, options.flag("clear")?);
     match (clear, until.is_some() || note.is_some()) {
-        (true, true) => Err(Problem::bad("clear excludes until and note")),
+        (true, true) => Err(Problem::bad_request("clear excludes until and note")),
         (true, false) => Ok(None),
-        (false, _) => Ack::parse(until.as_deref(), note, Timestamp::now()).map(Some).map_err(Problem::bad),
+        (false, _) => Ack::parse(until.as_deref(), note, Timestamp::now()).map(Some).map_err(Problem::bad_request),
     }
 }
 
 /// A cursor is kept as it is given; it only has to be one that can be asked for.
 fn url(text: String) -> Result<String, Problem> {
-    let parsed = Url::parse(&text).map_err(|error| Problem::bad(format!("url is no URL: {error}")))?;
+    let parsed = Url::parse(&text).map_err(|error| Problem::bad_request(format!("url is no URL: {error}")))?;
     match parsed.scheme() {
         "http" | "https" => Ok(text),
-        scheme => Err(Problem::bad(format!("url must be http or https, not {scheme}"))),
+        scheme => Err(Problem::bad_request(format!("url must be http or https, not {scheme}"))),
     }
 }

@@ -18,18 +18,18 @@ use rand::RngExt;
 use sha2::Sha256;
 use tokio::time::{sleep, timeout};
 
-use super::Shared;
-use super::answer::Problem;
+use super::AppState;
+use super::response::Problem;
 use super::show::document;
 use crate::feed::FeedName;
 use crate::output::page;
-use crate::source::webhook::places::Peer;
+use crate::source::webhook::connection_slots::Peer;
 
 const COOKIE: &str = "feedmirror-session";
 /// Seconds that a session lasts.
-const LASTS: i64 = 12 * 3600;
+const SESSION_S: i64 = 12 * 3600;
 /// So long does somebody wait who gave a wrong token.
-const WRONG: Duration = Duration::from_secs(1);
+const WRONG_TOKEN_WAIT: Duration = Duration::from_secs(1);
 const MOST_BYTES: usize = 4 << 10;
 const BODY_WAIT: Duration = Duration::from_secs(10);
 
@@ -45,7 +45,7 @@ impl Sessions {
     }
 
     /// Whether a request comes with a session that is still good.
-    pub(super) fn knows(&self, headers: &HeaderMap, now: Timestamp) -> bool {
+    pub(super) fn has_session(&self, headers: &HeaderMap, now: Timestamp) -> bool {
         let cookies = headers.get_all(header::COOKIE).iter().filter_map(|cookies| cookies.to_str().ok());
         let mut ours = cookies.flat_map(|cookies| cookies.split(';')).filter_map(|cookie| {
             let (name, value) = cookie.trim().split_once('=')?;
@@ -62,7 +62,7 @@ impl Sessions {
 
     /// A new one, as `Set-Cookie` has it; without an end of its own, so that it ends with the browser.
     fn cookie(&self, now: Timestamp, secure: bool) -> String {
-        let until = (now.as_second() + LASTS).to_string();
+        let until = (now.as_second() + SESSION_S).to_string();
         let signature: String =
             self.mac(&until).finalize().into_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
         let secure = if secure { "; Secure" } else { "" };
@@ -82,20 +82,20 @@ fn unhex(text: &str) -> Option<Vec<u8>> {
 }
 
 /// `GET /login`, or any page that was asked for without a session.
-pub(super) fn form(to: &str, wrong: bool) -> Result<Response, Problem> {
-    let mut response = document(|nonce| page::login(nonce, place(to), wrong))?;
+pub(super) fn login_form(to: &str, wrong: bool) -> Result<Response, Problem> {
+    let mut response = document(|nonce| page::login(nonce, redirect_target(to), wrong))?;
     *response.status_mut() = StatusCode::UNAUTHORIZED;
     Ok(response)
 }
 
 /// `GET /login`.
 pub(super) async fn ask() -> Result<Response, Problem> {
-    form("/", false)
+    login_form("/", false)
 }
 
 /// `POST /login`: the token makes a session, anything else the form again.
 pub(super) async fn log_in(
-    State(shared): State<Shared>,
+    State(shared): State<AppState>,
     ConnectInfo(peer): ConnectInfo<Peer>,
     headers: HeaderMap,
     body: Body,
@@ -111,20 +111,20 @@ pub(super) async fn log_in(
             _ => {}
         }
     }
-    if !shared.gate.is_token(token.as_bytes()) {
-        tokio::join!(sleep(WRONG), shared.gate.wrong_token(Some(&peer)));
-        return form(&to, true);
+    if !shared.access_control.is_token(token.as_bytes()) {
+        tokio::join!(sleep(WRONG_TOKEN_WAIT), shared.access_control.record_wrong_token(Some(&peer)));
+        return login_form(&to, true);
     }
     // A proxy that speaks TLS for us says so; who lies about it only keeps the cookie from coming back.
     let secure = headers.get("x-forwarded-proto").is_some_and(|proto| proto.as_bytes().eq_ignore_ascii_case(b"https"));
-    let cookie = shared.gate.sessions.cookie(Timestamp::now(), secure);
-    let mut response = Redirect::to(place(&to)).into_response();
+    let cookie = shared.access_control.sessions.cookie(Timestamp::now(), secure);
+    let mut response = Redirect::to(redirect_target(&to)).into_response();
     response.headers_mut().insert(header::SET_COOKIE, HeaderValue::try_from(cookie).map_err(Problem::unavailable)?);
     Ok(response)
 }
 
 /// Where a form leads: to a page of ours, whatever it says.
-fn place(to: &str) -> &str {
+fn redirect_target(to: &str) -> &str {
     if is_page(to) { to } else { "/" }
 }
 
@@ -141,7 +141,7 @@ mod tests {
     fn knows(sessions: &Sessions, cookies: &str, now: i64) -> bool {
         let mut headers = HeaderMap::new();
         headers.insert(header::COOKIE, cookies.parse().unwrap());
-        sessions.knows(&headers, Timestamp::from_second(now).unwrap())
+        sessions.has_session(&headers, Timestamp::from_second(now).unwrap())
     }
 
     #[test]
@@ -151,8 +151,8 @@ mod tests {
         let cookie = made.split(';').next().unwrap();
         let value = cookie.split_once('=').unwrap().1;
         assert!(knows(&sessions, cookie, 1_000));
-        assert!(knows(&sessions, &format!("a=b; {cookie}"), 1_000 + LASTS - 1));
-        assert!(!knows(&sessions, cookie, 1_000 + LASTS), "it has ended");
+        assert!(knows(&sessions, &format!("a=b; {cookie}"), 1_000 + SESSION_S - 1));
+        assert!(!knows(&sessions, cookie, 1_000 + SESSION_S), "it has ended");
         assert!(!knows(&others, cookie, 1_000), "another run knows it not");
         let (until, signature) = value.split_once('.').unwrap();
         for forged in [
@@ -174,11 +174,11 @@ mod tests {
     #[test]
     fn a_form_leads_to_our_own_pages_alone() {
         for ours in ["/", "/feeds/acme-1"] {
-            assert_eq!(place(ours), ours);
+            assert_eq!(redirect_target(ours), ours);
         }
         for foreign in ["", "//evil.example", "https://evil.example/", "/feeds/../login", "/feeds/", "/\\evil.example"]
         {
-            assert_eq!(place(foreign), "/", "{foreign}");
+            assert_eq!(redirect_target(foreign), "/", "{foreign}");
         }
     }
 }

@@ -10,13 +10,13 @@ use rand::RngExt;
 use serde_json::json;
 use tokio::time::timeout;
 
-use super::answer::{Problem, done, json, typed};
 use super::options::Query;
-use super::{Shared, blocking};
+use super::response::{Problem, done_response, json, typed};
+use super::{AppState, blocking};
 use crate::output::metrics::classic;
-use crate::output::page::{self, Frame};
+use crate::output::page::{self, PageContext};
 use crate::output::status::Status;
-use crate::output::vitals::Vitals;
+use crate::output::storage_stats::StorageStats;
 use crate::output::{OutputError, metrics};
 use crate::store::read::{Reader, StoreError};
 
@@ -24,31 +24,31 @@ use crate::store::read::{Reader, StoreError};
 const PING_WAIT: Duration = Duration::from_secs(5);
 
 /// `GET /healthz`.
-pub(super) async fn health(State(shared): State<Shared>) -> Result<Response, Problem> {
+pub(super) async fn health(State(shared): State<AppState>) -> Result<Response, Problem> {
     match timeout(PING_WAIT, shared.ops.control.ping()).await {
         Ok(answer) => answer?,
         Err(_) => return Err(Problem::unavailable("the supervisor does not answer")),
     }
-    Ok(done("alive"))
+    Ok(done_response("alive"))
 }
 
 /// `GET /readyz`.
-pub(super) async fn ready(State(shared): State<Shared>) -> Result<Response, Problem> {
-    match shared.blocked() {
+pub(super) async fn ready(State(shared): State<AppState>) -> Result<Response, Problem> {
+    match shared.unready_reason() {
         Some(reason) => Err(Problem::unavailable(reason)),
-        None => Ok(done("ready")),
+        None => Ok(done_response("ready")),
     }
 }
 
 /// `GET /metrics`: OpenMetrics to who asks for it, as Prometheus does, else the older text format.
-pub(super) async fn metrics(State(shared): State<Shared>, headers: HeaderMap) -> Result<Response, Problem> {
-    let stored = shared.read(|reader| metrics::Stored::read(&reader)).await;
+pub(super) async fn metrics(State(shared): State<AppState>, headers: HeaderMap) -> Result<Response, Problem> {
+    let stored = shared.read(|reader| metrics::FileStats::read(&reader)).await;
     let scrape = metrics::Scrape {
         now: Timestamp::now(),
-        ready: shared.blocked().is_none(),
-        own: (shared.ops.own)(),
-        counts: (shared.ops.live)(),
-        stored: stored.ok(),
+        ready: shared.unready_reason().is_none(),
+        mirror_stats: (shared.ops.own_metrics)(),
+        counts: (shared.ops.feed_counts)(),
+        file_stats: stored.ok(),
     };
     let text = scrape.text().map_err(Problem::unavailable)?;
     let accepted = headers.get(header::ACCEPT).and_then(|accepted| accepted.to_str().ok()).unwrap_or_default();
@@ -59,20 +59,26 @@ pub(super) async fn metrics(State(shared): State<Shared>, headers: HeaderMap) ->
 }
 
 /// `GET /`: all feeds, or with `?q=` those that it finds.
-pub(super) async fn page(State(shared): State<Shared>, RawQuery(query): RawQuery) -> Result<Response, Problem> {
+pub(super) async fn overview_page(
+    State(shared): State<AppState>,
+    RawQuery(query): RawQuery,
+) -> Result<Response, Problem> {
     let search = Query::parse(query.as_deref()).text("q")?.unwrap_or_default();
     let (now, database) = (Timestamp::now(), shared.ops.database.clone());
-    let commits = (shared.ops.own)().commits;
+    let commits = (shared.ops.own_metrics)().commits;
     let look = move || {
-        let vitals = Vitals::of(&database, &commits);
-        Ok::<_, OutputError>((vitals, Reader::open(&database).and_then(|reader| page::Overview::read(&reader, now))))
+        let vitals = StorageStats::of(&database, &commits);
+        Ok::<_, OutputError>((
+            vitals,
+            Reader::open(&database).and_then(|reader| page::OverviewData::read(&reader, now)),
+        ))
     };
     let (vitals, seen) = blocking(look).await?;
     let seen = seen.map_err(Problem::from);
     let seen = seen.as_ref().map_err(Problem::words);
-    let blocked = shared.blocked();
+    let blocked = shared.unready_reason();
     let mut response = document(|nonce| {
-        let frame = Frame { now, nonce, blocked: blocked.as_deref() };
+        let frame = PageContext { now, nonce, blocked: blocked.as_deref() };
         page::overview(&frame, seen, &vitals, &search)
     })?;
     *response.status_mut() = if seen.is_ok() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
@@ -80,11 +86,11 @@ pub(super) async fn page(State(shared): State<Shared>, RawQuery(query): RawQuery
 }
 
 /// `GET /feeds/{name}`: one feed's page.
-pub(super) async fn feed_page(State(shared): State<Shared>, Path(name): Path<String>) -> Result<Response, Problem> {
+pub(super) async fn feed_page(State(shared): State<AppState>, Path(name): Path<String>) -> Result<Response, Problem> {
     let now = Timestamp::now();
-    let seen = shared.read(move |reader| page::Feed::read(&reader, &name, now)).await?;
-    let blocked = shared.blocked();
-    document(|nonce| page::feed(&Frame { now, nonce, blocked: blocked.as_deref() }, &seen))
+    let seen = shared.read(move |reader| page::FeedPageData::read(&reader, &name, now)).await?;
+    let blocked = shared.unready_reason();
+    document(|nonce| page::feed(&PageContext { now, nonce, blocked: blocked.as_deref() }, &seen))
 }
 
 /// A page under a policy of its own.
@@ -100,13 +106,13 @@ pub(super) fn document<E: std::fmt::Display>(
 }
 
 /// `GET /api/feeds`: as `feedmirror status --json`.
-pub(super) async fn feeds(State(shared): State<Shared>) -> Result<Response, Problem> {
+pub(super) async fn feeds(State(shared): State<AppState>) -> Result<Response, Problem> {
     let status = shared.read(|reader| Status::read(&reader, &[])).await?;
     Ok(json(&json!(status)))
 }
 
 /// `GET /api/feeds/{name}`: its row, with its endpoints.
-pub(super) async fn feed(State(shared): State<Shared>, Path(name): Path<String>) -> Result<Response, Problem> {
+pub(super) async fn feed(State(shared): State<AppState>, Path(name): Path<String>) -> Result<Response, Problem> {
     let read = move |reader: Reader| {
         Ok::<_, StoreError>((reader.feeds(std::slice::from_ref(&name))?, reader.endpoints(Some(&name))?))
     };
@@ -116,9 +122,9 @@ pub(super) async fn feed(State(shared): State<Shared>, Path(name): Path<String>)
     Ok(json(&row))
 }
 
-impl Shared {
+impl AppState {
     /// Why the database takes no writes.
-    fn blocked(&self) -> Option<String> {
-        self.ops.ready.borrow().clone()
+    fn unready_reason(&self) -> Option<String> {
+        self.ops.unready_reason.borrow().clone()
     }
 }

@@ -25,7 +25,7 @@ const OTHERS: u32 = 0o077;
 pub enum TokenError {
     /// The one that the configuration names can't be read.
     #[error("ops.token: {0}")]
-    Given(#[from] SecretError),
+    Configured(#[from] SecretError),
     /// The one beside the database can't be read or made.
     #[error("admin token {path}: {source}")]
     File {
@@ -38,7 +38,7 @@ pub enum TokenError {
 
 impl TokenError {
     /// Whether there is only no room for it.
-    pub fn is_full(&self) -> bool {
+    pub fn is_disk_full(&self) -> bool {
         use io::ErrorKind::{QuotaExceeded, StorageFull};
         matches!(self, Self::File { source, .. } if matches!(source.kind(), StorageFull | QuotaExceeded))
     }
@@ -54,7 +54,7 @@ pub fn path(database: &Path) -> PathBuf {
 ///
 /// # Errors
 /// When it can't be read or made, is empty, or can be used by others.
-pub fn token(given: Option<&SecretSource>, database: &Path) -> Result<SecretString, TokenError> {
+pub fn read_or_create(given: Option<&SecretSource>, database: &Path) -> Result<SecretString, TokenError> {
     match read(given, database) {
         Err(TokenError::File { path, source }) if source.kind() == io::ErrorKind::NotFound => {
             make(&path, &beside(database, ".token.new")).map_err(|source| TokenError::File { path, source })
@@ -67,7 +67,7 @@ pub fn token(given: Option<&SecretSource>, database: &Path) -> Result<SecretStri
 ///
 /// # Errors
 /// When the system gives no random bytes.
-pub fn drawn() -> io::Result<SecretString> {
+pub fn generate() -> io::Result<SecretString> {
     random().map(SecretString::from)
 }
 
@@ -75,7 +75,7 @@ pub fn drawn() -> io::Result<SecretString> {
 ///
 /// # Errors
 /// While there is no room.
-pub fn keep(database: &Path, token: &SecretString) -> io::Result<()> {
+pub fn save(database: &Path, token: &SecretString) -> io::Result<()> {
     write(&path(database), &beside(database, ".token.new"), token.expose_secret())
 }
 
@@ -155,13 +155,13 @@ mod tests {
         let database = folder.path().join("mirror.db");
         assert!(read(None, &database).is_err(), "reading makes none");
 
-        let made = token(None, &database).unwrap();
+        let made = read_or_create(None, &database).unwrap();
 
         assert_eq!(made.expose_secret().len(), 64);
         assert!(made.expose_secret().bytes().all(|byte| byte.is_ascii_hexdigit()));
         let file = folder.path().join("mirror.db.token");
         assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
-        assert_eq!(token(None, &database).unwrap().expose_secret(), made.expose_secret());
+        assert_eq!(read_or_create(None, &database).unwrap().expose_secret(), made.expose_secret());
         assert_eq!(read(None, &database).unwrap().expose_secret(), made.expose_secret());
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "nothing else is left behind");
     }
@@ -171,10 +171,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let database = folder.path().join("mirror.db");
         fs::write(folder.path().join("mirror.db.token.new"), "half").unwrap();
-        assert_eq!(token(None, &database).unwrap().expose_secret().len(), 64);
+        assert_eq!(read_or_create(None, &database).unwrap().expose_secret().len(), 64);
 
         fs::write(path(&database), "\n").unwrap();
-        assert!(token(None, &database).unwrap_err().to_string().contains("it is empty"));
+        assert!(read_or_create(None, &database).unwrap_err().to_string().contains("it is empty"));
     }
 
     #[test]
@@ -183,7 +183,7 @@ mod tests {
         let given = folder.path().join("ops.token");
         fs::write(&given, "chosen\n").unwrap();
         fs::set_permissions(&given, fs::Permissions::from_mode(0o600)).unwrap();
-        let found = token(Some(&SecretSource::File(given)), &folder.path().join("mirror.db")).unwrap();
+        let found = read_or_create(Some(&SecretSource::File(given)), &folder.path().join("mirror.db")).unwrap();
         assert_eq!(found.expose_secret(), "chosen");
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     }
@@ -192,7 +192,7 @@ mod tests {
     fn a_token_that_others_can_use_is_refused_wherever_it_stands() {
         let folder = tempfile::tempdir().unwrap();
         let database = folder.path().join("mirror.db");
-        token(None, &database).unwrap();
+        read_or_create(None, &database).unwrap();
         let own = path(&database);
         let given = folder.path().join("ops.token");
         fs::copy(&own, &given).unwrap();
@@ -200,15 +200,18 @@ mod tests {
         for mode in [0o644, 0o640, 0o660, 0o620, 0o604, 0o602] {
             fs::set_permissions(&own, fs::Permissions::from_mode(mode)).unwrap();
             fs::set_permissions(&given, fs::Permissions::from_mode(mode)).unwrap();
-            assert!(token(None, &database).unwrap_err().to_string().contains("chmod 600"), "{mode:o}");
+            assert!(read_or_create(None, &database).unwrap_err().to_string().contains("chmod 600"), "{mode:o}");
             assert!(read(None, &database).is_err(), "{mode:o}");
-            let words = token(Some(&chosen), &database).unwrap_err().to_string();
+            let words = read_or_create(Some(&chosen), &database).unwrap_err().to_string();
             assert!(words.contains("can be used by others than its owner") && words.contains("ops.token"), "{words}");
         }
         for mode in [0o600, 0o400] {
             fs::set_permissions(&own, fs::Permissions::from_mode(mode)).unwrap();
             fs::set_permissions(&given, fs::Permissions::from_mode(mode)).unwrap();
-            assert!(token(None, &database).is_ok() && token(Some(&chosen), &database).is_ok(), "{mode:o}");
+            assert!(
+                read_or_create(None, &database).is_ok() && read_or_create(Some(&chosen), &database).is_ok(),
+                "{mode:o}"
+            );
         }
     }
 
@@ -224,7 +227,7 @@ mod tests {
         let chosen = SecretSource::File(file.clone());
         for (mode, taken) in [(0o640, true), (0o440, true), (0o660, false), (0o644, false)] {
             fs::set_permissions(&file, fs::Permissions::from_mode(mode)).unwrap();
-            assert_eq!(token(Some(&chosen), Path::new("mirror.db")).is_ok(), taken, "{mode:o}");
+            assert_eq!(read_or_create(Some(&chosen), Path::new("mirror.db")).is_ok(), taken, "{mode:o}");
         }
     }
 
@@ -236,7 +239,7 @@ mod tests {
         fs::write(&other, "another's").unwrap();
         fs::set_permissions(&other, fs::Permissions::from_mode(0o600)).unwrap();
         std::os::unix::fs::symlink(&other, path(&database)).unwrap();
-        assert!(read(None, &database).is_err() && token(None, &database).is_err());
+        assert!(read(None, &database).is_err() && read_or_create(None, &database).is_err());
         assert_eq!(fs::read_to_string(other).unwrap(), "another's");
     }
 }

@@ -10,12 +10,12 @@ use lapin::types::FieldTable;
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
 use secrecy::{ExposeSecret, SecretString};
 
-use super::page::Item;
-use super::push::{Backoff, Parcel, Pusher};
+use super::page::DraftItem;
+use super::push::{Backoff, PushBatch, Pusher};
 
 /// Where a feed's changes are published.
 #[derive(Clone, Debug)]
-pub struct Amqp {
+pub struct AmqpTarget {
     /// `amqp://user:password@host/vhost`.
     pub url: SecretString,
     /// The queue, declared as durable; `{feed}` stands for the feed's name.
@@ -29,7 +29,7 @@ const GRACE: Duration = Duration::from_millis(300);
 const PERSISTENT: u8 = 2;
 
 /// Publishes until all is to end, over one connection after another.
-pub(super) async fn publish(mut pusher: Pusher, amqp: Amqp) {
+pub(super) async fn publish(mut pusher: Pusher, amqp: AmqpTarget) {
     let mut backoff = Backoff::new();
     loop {
         let lost = {
@@ -40,7 +40,7 @@ pub(super) async fn publish(mut pusher: Pusher, amqp: Amqp) {
             }
         };
         let Err(lost) = lost else { return };
-        pusher.failed(&lost.to_string());
+        pusher.mark_failed(&lost.to_string());
         if !pusher.wait(backoff.next(None)).await {
             return;
         }
@@ -49,14 +49,14 @@ pub(super) async fn publish(mut pusher: Pusher, amqp: Amqp) {
 
 /// Why a connection is given up.
 #[derive(Debug, thiserror::Error)]
-enum Lost {
+enum SessionError {
     #[error(transparent)]
     Broker(#[from] lapin::Error),
     #[error("the broker refused a message")]
     Refused,
 }
 
-async fn session(pusher: &mut Pusher, amqp: &Amqp, backoff: &mut Backoff) -> Result<(), Lost> {
+async fn session(pusher: &mut Pusher, amqp: &AmqpTarget, backoff: &mut Backoff) -> Result<(), SessionError> {
     let named = ConnectionProperties::default().with_connection_name("feedmirror simulate".into());
     let connection = Connection::connect(amqp.url.expose_secret(), named).await?;
     let channel = connection.create_channel().await?;
@@ -66,13 +66,13 @@ async fn session(pusher: &mut Pusher, amqp: &Amqp, backoff: &mut Backoff) -> Res
     while let Some(parcel) = pusher.next().await {
         send(&channel, &queue, &messages(&parcel)).await?;
         *backoff = Backoff::new();
-        pusher.seen(&parcel);
-        pusher.taken(&parcel);
+        pusher.count_batch_fault(&parcel);
+        pusher.mark_accepted(&parcel);
     }
     Ok(connection.close(200, "bye".into()).await?)
 }
 
-async fn send(channel: &Channel, queue: &str, messages: &[String]) -> Result<(), Lost> {
+async fn send(channel: &Channel, queue: &str, messages: &[String]) -> Result<(), SessionError> {
     let mut confirmations = Vec::with_capacity(messages.len());
     for message in messages {
         let options = BasicPublishOptions::default();
@@ -81,7 +81,7 @@ async fn send(channel: &Channel, queue: &str, messages: &[String]) -> Result<(),
     }
     for confirmation in confirmations {
         if !confirmation.await?.is_ack() {
-            return Err(Lost::Refused);
+            return Err(SessionError::Refused);
         }
     }
     Ok(())
@@ -92,8 +92,8 @@ fn properties() -> BasicProperties {
 }
 
 /// The bodies to publish, in order.
-fn messages(parcel: &Parcel) -> Vec<String> {
-    let items: Vec<String> = parcel.items.iter().map(Item::text).collect();
+fn messages(parcel: &PushBatch) -> Vec<String> {
+    let items: Vec<String> = parcel.items.iter().map(DraftItem::text).collect();
     let again = if parcel.twice { items.clone() } else { Vec::new() };
     parcel.before.map(str::to_owned).into_iter().chain(items).chain(again).collect()
 }
@@ -104,19 +104,19 @@ mod tests {
     use std::sync::Arc;
 
     use super::super::fault::Fault;
-    use super::super::publisher::Publisher;
-    use super::super::{Settings, Truth};
+    use super::super::publisher::PublisherState;
+    use super::super::{ExpectedItem, SimulatorSettings};
     use super::*;
 
     /// What a queue would hold of a feed's first ten items, and those.
-    async fn published(fault: Option<&str>) -> (Vec<String>, Vec<Truth>) {
+    async fn published(fault: Option<&str>) -> (Vec<String>, Vec<ExpectedItem>) {
         let faults = fault.map(|name| (Fault::named(name).unwrap(), 1.0)).into_iter().collect();
-        let settings = Settings { feeds: 1, items: 10, faults, ..Settings::default() };
-        let publisher = Arc::new(Publisher::new(settings, "127.0.0.1:1".parse().unwrap()));
+        let settings = SimulatorSettings { feeds: 1, items: 10, faults, ..SimulatorSettings::default() };
+        let publisher = Arc::new(PublisherState::new(settings, "127.0.0.1:1".parse().unwrap()));
         let name = publisher.names().next().unwrap().to_owned();
         let mut pusher = Pusher::new(&publisher, &name, "amqp", true).unwrap();
         let parcel = pusher.next().await.unwrap();
-        let truth = publisher.feed(&name).unwrap().lock().feed.truth();
+        let truth = publisher.feed(&name).unwrap().lock().feed.expected_items();
         (messages(&parcel), truth)
     }
 

@@ -4,16 +4,16 @@
 
 use std::sync::LazyLock;
 
-use super::dice::mix;
+use super::random::mix;
 
 /// What sort of things a feed is about: the first word of its name, and a body for each of its kinds.
 pub(super) struct Theme {
     pub(super) word: &'static str,
-    pub(super) bodies: Vec<Body>,
+    pub(super) bodies: Vec<BodyTemplate>,
 }
 
 /// A body with marks in place of what varies.
-pub(super) struct Body {
+pub(super) struct BodyTemplate {
     /// The items' `kind`.
     pub(super) kind: &'static str,
     pieces: Vec<Piece>,
@@ -34,7 +34,7 @@ enum Piece {
 pub(super) static THEMES: LazyLock<Vec<Theme>> = LazyLock::new(|| {
     macro_rules! body {
         ($kind:literal, $file:literal) => {
-            Body { kind: $kind, pieces: pieces(include_str!(concat!("bodies/", $file, ".json")).trim_end()) }
+            BodyTemplate { kind: $kind, pieces: pieces(include_str!(concat!("bodies/", $file, ".json")).trim_end()) }
         };
     }
     vec![
@@ -90,7 +90,7 @@ fn pieces(text: &'static str) -> Vec<Piece> {
     pieces
 }
 
-impl Body {
+impl BodyTemplate {
     /// The JSON text of the item with this id; `salt` is the item's own number, the same for all its versions.
     pub(super) fn write(&self, id: &str, salt: u64, version: u32) -> String {
         let mut out = String::with_capacity(self.pieces.iter().map(Piece::room).sum());

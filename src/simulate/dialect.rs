@@ -2,8 +2,8 @@
 
 use url::form_urlencoded;
 
-use super::feed::{Position, Start};
-use super::form::Id;
+use super::feed::{ListPosition, PageStart};
+use super::value_forms::Id;
 
 /// The way a feed spells its URLs and states, and what it orders by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,39 +49,39 @@ impl Dialect {
 
 /// What a request for a page asks.
 #[derive(Clone, Debug)]
-pub(super) struct Asked {
+pub(super) struct PageQuery {
     /// Path and query as they came over the wire, without the mark of a redirect.
     pub(super) place: String,
-    pub(super) start: Start,
+    pub(super) start: PageStart,
     /// At most so many items (RPDE 1.0, `limit`).
     pub(super) limit: Option<usize>,
     /// The age of the position; a feed can declare older ones dead.
     pub(super) era: u32,
     /// Empty pages still to come, and the number of their series.
-    pub(super) detour: Option<Detour>,
+    pub(super) empty_run: Option<EmptyPageRun>,
     /// Whether a redirect led here.
     pub(super) moved: bool,
 }
 
 /// A series of empty pages on the way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Detour {
+pub(super) struct EmptyPageRun {
     pub(super) number: u64,
     pub(super) left: u32,
 }
 
 /// What a redirect adds to the query.
-const MOVED: &str = "moved=1";
+const REDIRECT_MARK: &str = "moved=1";
 
-impl Asked {
+impl PageQuery {
     /// Reads path and query.
     ///
     /// # Errors
     /// In words, where a parameter of the dialect can't be read.
     pub(super) fn read(dialect: Dialect, place: &str) -> Result<Self, String> {
-        let stripped = place.strip_suffix(MOVED).and_then(|rest| rest.strip_suffix(['?', '&']));
+        let stripped = place.strip_suffix(REDIRECT_MARK).and_then(|rest| rest.strip_suffix(['?', '&']));
         let (place, moved) = (stripped.unwrap_or(place).to_owned(), stripped.is_some());
-        let mut asked = Self { place, start: Start::Beginning, limit: None, era: 0, detour: None, moved };
+        let mut asked = Self { place, start: PageStart::Beginning, limit: None, era: 0, empty_run: None, moved };
         let (by, then) = dialect.parameters();
         let (mut modified, mut id) = (None, None);
         let query = asked.place.split_once('?').map_or("", |(_, query)| query).to_owned();
@@ -95,19 +95,19 @@ impl Asked {
             } else if name == "era" {
                 asked.era = value.parse().map_err(|_| format!("era is no whole number: {value:?}"))?;
             } else if name == "detour" {
-                asked.detour = Detour::read(&value);
+                asked.empty_run = EmptyPageRun::read(&value);
             }
         }
         asked.start = match (modified, id) {
-            (None, _) => Start::Beginning,
-            (Some(modified), Some(id)) => Start::After(Position { modified, id }),
-            (Some(modified), None) => Start::Beyond(modified),
+            (None, _) => PageStart::Beginning,
+            (Some(modified), Some(id)) => PageStart::After(ListPosition { modified, id }),
+            (Some(modified), None) => PageStart::AfterModified(modified),
         };
         Ok(asked)
     }
 
     /// Path and query of the page after this position.
-    pub(super) fn next(&self, dialect: Dialect, position: &Position) -> String {
+    pub(super) fn next(&self, dialect: Dialect, position: &ListPosition) -> String {
         let path = self.place.split('?').next().unwrap_or_default();
         let (by, then) = dialect.parameters();
         let mut next = format!("{path}?{by}={}", position.modified);
@@ -124,7 +124,7 @@ impl Asked {
     }
 
     /// The same place with an empty page, or some, on the way.
-    pub(super) fn by_detour(&self, detour: Detour) -> String {
+    pub(super) fn with_empty_run(&self, detour: EmptyPageRun) -> String {
         let (path, query) = self.place.split_once('?').unwrap_or((&self.place, ""));
         let kept: Vec<&str> =
             query.split('&').filter(|pair| !pair.is_empty() && !pair.starts_with("detour=")).collect();
@@ -135,11 +135,11 @@ impl Asked {
     /// Where a redirect of this request leads.
     pub(super) fn elsewhere(&self) -> String {
         let sign = if self.place.contains('?') { '&' } else { '?' };
-        format!("{}{sign}{MOVED}", self.place)
+        format!("{}{sign}{REDIRECT_MARK}", self.place)
     }
 }
 
-impl Detour {
+impl EmptyPageRun {
     fn read(text: &str) -> Option<Self> {
         let (number, left) = text.split_once('-')?;
         Some(Self { number: number.parse().ok()?, left: left.parse().ok()? })
@@ -165,8 +165,8 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    fn position(id: &str) -> Position {
-        Position { modified: 7, id: Id::read(id) }
+    fn position(id: &str) -> ListPosition {
+        ListPosition { modified: 7, id: Id::read(id) }
     }
 
     #[test]
@@ -180,32 +180,37 @@ mod tests {
             (Dialect::ChangeNumber, "1", "/f?afterChangeNumber=7"),
             (Dialect::Draft, "{A-1}", "/f?from=7&after={A-1}"),
         ] {
-            let asked = Asked::read(dialect, "/f").unwrap();
+            let asked = PageQuery::read(dialect, "/f").unwrap();
             assert_eq!(asked.next(dialect, &position(id)), spelt);
-            let start = Asked::read(dialect, spelt).unwrap().start;
-            let expected = if dialect == Dialect::ChangeNumber { Start::Beyond(7) } else { Start::After(position(id)) };
+            let start = PageQuery::read(dialect, spelt).unwrap().start;
+            let expected = if dialect == Dialect::ChangeNumber {
+                PageStart::AfterModified(7)
+            } else {
+                PageStart::After(position(id))
+            };
             assert_eq!(start, expected);
         }
     }
 
     #[test]
     fn limit_and_era_travel_along_and_a_detour_does_not() {
-        let asked = Asked::read(Dialect::Timestamp, "/f?limit=3&era=2&detour=5-0").unwrap();
+        let asked = PageQuery::read(Dialect::Timestamp, "/f?limit=3&era=2&detour=5-0").unwrap();
         assert_eq!(asked.next(Dialect::Timestamp, &position("1")), "/f?afterTimestamp=7&afterId=1&limit=3&era=2");
-        assert_eq!(asked.by_detour(Detour { number: 6, left: 4 }), "/f?limit=3&era=2&detour=6-4");
-        assert_eq!(asked.detour, Some(Detour { number: 5, left: 0 }));
+        assert_eq!(asked.with_empty_run(EmptyPageRun { number: 6, left: 4 }), "/f?limit=3&era=2&detour=6-4");
+        assert_eq!(asked.empty_run, Some(EmptyPageRun { number: 5, left: 0 }));
     }
 
     #[test]
     fn a_redirect_leaves_the_place_as_it_was_asked() {
         for place in ["/f", "/f?limit=3"] {
-            let moved = Asked::read(Dialect::Draft, &Asked::read(Dialect::Draft, place).unwrap().elsewhere()).unwrap();
+            let moved =
+                PageQuery::read(Dialect::Draft, &PageQuery::read(Dialect::Draft, place).unwrap().elsewhere()).unwrap();
             assert_eq!((moved.place.as_str(), moved.moved), (place, true));
         }
     }
 
     #[test]
     fn nonsense_is_refused_in_words() {
-        assert!(Asked::read(Dialect::Timestamp, "/f?afterTimestamp=x").unwrap_err().contains("afterTimestamp"));
+        assert!(PageQuery::read(Dialect::Timestamp, "/f?afterTimestamp=x").unwrap_err().contains("afterTimestamp"));
     }
 }

@@ -2,19 +2,19 @@
 //! (WHATWG HTML §9.2.6); and events that are no items. Nothing here loses an item.
 
 use super::fault::Fault;
-use super::feed::{Feed, Position, Record};
-use super::page::Fields;
-use super::records;
+use super::feed::{FeedModel, ListPosition, ListedRecord};
+use super::page::JsonMembers;
+use super::record_faults;
 
 /// What begins a stream that a careless editor has touched; the format has it ignored.
 pub(super) const BOM: &str = "\u{feff}";
 
 /// Writes the item; `id` gives the event an id, to go on from by `Last-Event-ID`.
-pub(super) fn write(out: &mut Vec<u8>, feed: &Feed, record: &Record, id: bool) {
-    spell(out, &Fields::new(feed, record).text(""), id.then_some(&record.at));
+pub(super) fn write(out: &mut Vec<u8>, feed: &FeedModel, record: &ListedRecord, id: bool) {
+    spell(out, &JsonMembers::new(feed, record).text(""), id.then_some(&record.at));
 }
 
-fn spell(out: &mut Vec<u8>, json: &str, id: Option<&Position>) {
+fn spell(out: &mut Vec<u8>, json: &str, id: Option<&ListPosition>) {
     out.extend_from_slice(b"event: itemupdate\n");
     if let Some(at) = id {
         out.extend_from_slice(format!("id: {}\n", last_event_id(at)).as_bytes());
@@ -28,19 +28,19 @@ fn spell(out: &mut Vec<u8>, json: &str, id: Option<&Position>) {
 }
 
 /// A position as an event's id.
-fn last_event_id(at: &Position) -> String {
+fn last_event_id(at: &ListPosition) -> String {
     format!("{},{}", at.modified, at.id)
 }
 
 /// The position that an event's id stands for.
-pub(super) fn position(id: &str) -> Option<Position> {
+pub(super) fn position(id: &str) -> Option<ListPosition> {
     let (modified, id) = id.split_once(',')?;
-    Some(Position { modified: modified.parse().ok()?, id: super::form::Id::read(id) })
+    Some(ListPosition { modified: modified.parse().ok()?, id: super::value_forms::Id::read(id) })
 }
 
 /// Something odd beside an item, or an item oddly written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Junk {
+pub(super) enum JunkEvent {
     NotJson,
     BrokenRecord,
     OtherEvents,
@@ -49,25 +49,25 @@ pub(super) enum Junk {
     CarriageReturnsAlone,
     ManyLines,
     NoBlanks,
-    SplitSign,
+    SplitCharacter,
 }
 
 /// All sorts, in the order in which they take turns.
-pub(super) const JUNK: [Junk; 9] = [
-    Junk::NotJson,
-    Junk::SplitSign,
-    Junk::ManyLines,
-    Junk::OtherEvents,
-    Junk::CarriageReturns,
-    Junk::Comments,
-    Junk::BrokenRecord,
-    Junk::CarriageReturnsAlone,
-    Junk::NoBlanks,
+pub(super) const JUNK: [JunkEvent; 9] = [
+    JunkEvent::NotJson,
+    JunkEvent::SplitCharacter,
+    JunkEvent::ManyLines,
+    JunkEvent::OtherEvents,
+    JunkEvent::CarriageReturns,
+    JunkEvent::Comments,
+    JunkEvent::BrokenRecord,
+    JunkEvent::CarriageReturnsAlone,
+    JunkEvent::NoBlanks,
 ];
 
-impl Junk {
+impl JunkEvent {
     /// The item with this about it, in parts that are to be sent one after the other.
-    pub(super) fn write(self, feed: &Feed, record: &Record, id: bool) -> Vec<Vec<u8>> {
+    pub(super) fn write(self, feed: &FeedModel, record: &ListedRecord, id: bool) -> Vec<Vec<u8>> {
         let mut plain = Vec::new();
         write(&mut plain, feed, record, id);
         let text = String::from_utf8_lossy(&plain);
@@ -75,8 +75,8 @@ impl Junk {
         match self {
             Self::NotJson => before("event: itemupdate\ndata: No ride data found\n\n"),
             Self::BrokenRecord => {
-                let fields = Fields::new(feed, record);
-                let broken = records::broken(Fault::NoId, fields, feed.data(record.number, record.version));
+                let fields = JsonMembers::new(feed, record);
+                let broken = record_faults::broken(Fault::NoId, fields, feed.data(record.number, record.version));
                 before(&format!("event: itemupdate\ndata: {}\n\n", broken.text()))
             }
             Self::OtherEvents => before("event: heartbeat\ndata: {\"time\":1}\n\ndata: {}\n\nevent: itemupdate\n\n"),
@@ -85,14 +85,14 @@ impl Junk {
             Self::CarriageReturnsAlone => vec![text.replace('\n', "\r").into_bytes()],
             Self::ManyLines => {
                 let mut lines = Vec::new();
-                spell(&mut lines, &Fields::new(feed, record).text("\n"), id.then_some(&record.at));
+                spell(&mut lines, &JsonMembers::new(feed, record).text("\n"), id.then_some(&record.at));
                 vec![lines]
             }
             Self::NoBlanks => {
                 let odd = "retry: soon\nnonsense\ncolour: blue\n";
                 vec![format!("{odd}{}", text.replace("event: ", "event:").replace("\ndata: ", "\ndata:")).into_bytes()]
             }
-            Self::SplitSign => split(plain),
+            Self::SplitCharacter => split(plain),
         }
     }
 }
@@ -111,13 +111,13 @@ fn split(plain: Vec<u8>) -> Vec<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use super::super::Settings;
-    use super::super::feed::Start;
+    use super::super::SimulatorSettings;
+    use super::super::feed::PageStart;
     use super::*;
 
-    fn first(deleted: bool) -> (Feed, Record) {
-        let feed = Feed::new(0, &Settings::default());
-        let records = feed.records(&Start::Beginning, 100);
+    fn first(deleted: bool) -> (FeedModel, ListedRecord) {
+        let feed = FeedModel::new(0, &SimulatorSettings::default());
+        let records = feed.records(&PageStart::Beginning, 100);
         let record = records.into_iter().find(|record| record.deleted == deleted).unwrap();
         (feed, record)
     }
@@ -139,7 +139,7 @@ mod tests {
     fn a_split_falls_within_a_sign() {
         for deleted in [true, false] {
             let (feed, record) = first(deleted);
-            let parts = Junk::SplitSign.write(&feed, &record, false);
+            let parts = JunkEvent::SplitCharacter.write(&feed, &record, false);
             assert!(parts.len() == 2 && parts.iter().all(|part| std::str::from_utf8(part).is_err()));
             assert!(std::str::from_utf8(&parts.concat()).is_ok());
         }

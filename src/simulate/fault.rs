@@ -4,7 +4,7 @@ use std::fmt;
 
 /// What a fault befalls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Carrier {
+pub enum FaultChannel {
     /// Pages that are asked for.
     Poll,
     /// A stream of events: its beginning, or one of its events.
@@ -15,13 +15,13 @@ pub enum Carrier {
 
 /// One way to misbehave, as the help lists it.
 #[derive(Clone, Copy, Debug)]
-pub struct Misbehaviour {
+pub struct FaultInfo {
     /// Which.
     pub fault: Fault,
     /// Its fixed kebab-case name: the mirror's word for the same thing, where it has one.
     pub name: &'static str,
     /// What it befalls.
-    pub on: Carrier,
+    pub on: FaultChannel,
     /// Whether a correct consumer holds the truth by itself some time after the fault is over; where a stream or a push
     /// left something out, by polling, which the standard asks of everyone (0.2.1 §3).
     pub heals: bool,
@@ -37,11 +37,11 @@ macro_rules! faults {
         pub enum Fault { $($($variant),+),+ }
 
         /// Every way to misbehave.
-        pub const FAULTS: &[Misbehaviour] = &[
-            $($(Misbehaviour {
+        pub const FAULTS: &[FaultInfo] = &[
+            $($(FaultInfo {
                 fault: Fault::$variant,
                 name: $name,
-                on: Carrier::$carrier,
+                on: FaultChannel::$carrier,
                 heals: $heals,
                 does: $does,
             }),+),+
@@ -141,7 +141,7 @@ impl Fault {
     }
 
     /// What it befalls.
-    pub fn on(self) -> Carrier {
+    pub fn on(self) -> FaultChannel {
         FAULTS[self as usize].on
     }
 

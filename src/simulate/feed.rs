@@ -6,40 +6,40 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Bound;
 
-use super::bodies::{Body, THEMES, Theme};
+use super::bodies::{BodyTemplate, THEMES, Theme};
 use super::dialect::Dialect;
-use super::dice::{Dice, mix};
-use super::form::{Id, Ids, Unit};
-use super::{Settings, Truth};
+use super::random::{Random, mix};
+use super::value_forms::{Id, IdForm, ModifiedUnit};
+use super::{ExpectedItem, SimulatorSettings};
 
 /// A place in the list.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Position {
+pub(super) struct ListPosition {
     pub(super) modified: i64,
     pub(super) id: Id,
 }
 
 /// Where a page begins.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Start {
+pub(super) enum PageStart {
     Beginning,
-    After(Position),
+    After(ListPosition),
     /// After all that share this `modified`.
-    Beyond(i64),
+    AfterModified(i64),
 }
 
 /// One record of the list.
 #[derive(Clone, Debug)]
-pub(super) struct Record {
+pub(super) struct ListedRecord {
     pub(super) number: u32,
-    pub(super) at: Position,
+    pub(super) at: ListPosition,
     pub(super) kind: &'static str,
     pub(super) deleted: bool,
     pub(super) version: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
+enum SimulatedItemState {
     Live,
     Deleted,
     /// A tombstone that is no longer listed.
@@ -47,30 +47,30 @@ enum State {
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Thing {
+struct SimulatedItem {
     version: u32,
-    state: State,
+    state: SimulatedItemState,
     modified: i64,
 }
 
 /// A feed's population and its history.
-pub(super) struct Feed {
+pub(super) struct FeedModel {
     pub(super) dialect: Dialect,
     theme: &'static Theme,
-    ids: Ids,
-    unit: Unit,
+    ids: IdForm,
+    unit: ModifiedUnit,
     salt: u64,
-    dice: Dice,
+    random: Random,
     target: f64,
-    things: Vec<Thing>,
+    items: Vec<SimulatedItem>,
     live: usize,
     deleted: usize,
-    order: BTreeMap<Position, u32>,
+    order: BTreeMap<ListPosition, u32>,
     last: i64,
     /// How many changes the next `modified` is shared by.
     group: u64,
     /// What was before each change: the item and how it was, newest last.
-    past: VecDeque<(u32, Option<Thing>)>,
+    past: VecDeque<(u32, Option<SimulatedItem>)>,
     changes: u64,
 }
 
@@ -82,12 +82,12 @@ pub(super) fn name(index: usize) -> String {
     format!("{}-{}", THEMES[index % THEMES.len()].word, index + 1)
 }
 
-impl Feed {
+impl FeedModel {
     /// The feed with this number, populated.
-    pub(super) fn new(index: usize, settings: &Settings) -> Self {
+    pub(super) fn new(index: usize, settings: &SimulatorSettings) -> Self {
         let dialect = settings.dialect.unwrap_or(Dialect::ALL[index % Dialect::ALL.len()]);
-        let unit = Unit::of(index, dialect);
-        let ids = Ids::of(index);
+        let unit = ModifiedUnit::of(index, dialect);
+        let ids = IdForm::of(index);
         let salt = mix(settings.seed ^ mix(index as u64));
         let mut feed = Self {
             dialect,
@@ -95,9 +95,9 @@ impl Feed {
             ids,
             unit,
             salt,
-            dice: Dice::new(salt, 1),
+            random: Random::new(salt, 1),
             target: settings.deleted.clamp(0.0, 1.0),
-            things: Vec::with_capacity(settings.items),
+            items: Vec::with_capacity(settings.items),
             live: 0,
             deleted: 0,
             order: BTreeMap::new(),
@@ -113,9 +113,10 @@ impl Feed {
 
     fn populate(&mut self, items: u64) {
         self.in_groups(items, |feed, modified, _| {
-            let state = if feed.dice.hits(feed.target) { State::Deleted } else { State::Live };
-            let version = u32::try_from(feed.dice.below(5)).unwrap_or(0);
-            feed.add(Thing { version, state, modified })
+            let state =
+                if feed.random.hits(feed.target) { SimulatedItemState::Deleted } else { SimulatedItemState::Live };
+            let version = u32::try_from(feed.random.below(5)).unwrap_or(0);
+            feed.add(SimulatedItem { version, state, modified })
         });
     }
 
@@ -138,33 +139,33 @@ impl Feed {
         let mut left = count;
         while left > 0 {
             let size = self.group.min(left);
-            self.last += self.unit.step(&mut self.dice);
+            self.last += self.unit.step(&mut self.random);
             let mut before = None;
             for _ in 0..size {
                 before = Some(one(self, self.last, before));
             }
             left -= size;
-            let tie = self.dialect != Dialect::ChangeNumber && self.dice.hits(0.15);
+            let tie = self.dialect != Dialect::ChangeNumber && self.random.hits(0.15);
             self.group = if tie { 2 } else { 1 };
         }
     }
 
     /// Changes an item other than `not`, which already has this `modified`.
     fn change_one(&mut self, modified: i64, not: Option<u32>) -> u32 {
-        let wanted = match self.dice.below(100) {
+        let wanted = match self.random.below(100) {
             0..10 => None,
-            10..30 if self.too_few_deleted() => Some((State::Live, State::Deleted)),
-            10..30 => Some((State::Deleted, State::Live)),
-            _ => Some((State::Live, State::Live)),
+            10..30 if self.too_few_deleted() => Some((SimulatedItemState::Live, SimulatedItemState::Deleted)),
+            10..30 => Some((SimulatedItemState::Deleted, SimulatedItemState::Live)),
+            _ => Some((SimulatedItemState::Live, SimulatedItemState::Live)),
         };
         let picked = wanted.and_then(|(from, to)| Some((self.pick(from, not)?, to)));
         match picked {
             Some((number, state)) => {
-                let version = self.things[number as usize].version + 1;
-                self.put(number, Thing { version, state, modified });
+                let version = self.items[number as usize].version + 1;
+                self.put(number, SimulatedItem { version, state, modified });
                 number
             }
-            None => self.add(Thing { version: 0, state: State::Live, modified }),
+            None => self.add(SimulatedItem { version: 0, state: SimulatedItemState::Live, modified }),
         }
     }
 
@@ -172,33 +173,33 @@ impl Feed {
         (self.deleted as f64) < self.target * (self.live + self.deleted) as f64
     }
 
-    fn pick(&mut self, state: State, not: Option<u32>) -> Option<u32> {
+    fn pick(&mut self, state: SimulatedItemState, not: Option<u32>) -> Option<u32> {
         const TRIES: usize = 32;
         for _ in 0..TRIES {
-            let number = u32::try_from(self.dice.below(self.things.len() as u64)).ok()?;
-            if self.things.get(number as usize)?.state == state && Some(number) != not {
+            let number = u32::try_from(self.random.below(self.items.len() as u64)).ok()?;
+            if self.items.get(number as usize)?.state == state && Some(number) != not {
                 return Some(number);
             }
         }
         None
     }
 
-    fn add(&mut self, thing: Thing) -> u32 {
-        let number = u32::try_from(self.things.len()).unwrap_or(u32::MAX);
-        self.remember(number, None);
-        self.things.push(thing);
+    fn add(&mut self, thing: SimulatedItem) -> u32 {
+        let number = u32::try_from(self.items.len()).unwrap_or(u32::MAX);
+        self.record_history(number, None);
+        self.items.push(thing);
         self.list(number);
         number
     }
 
-    fn put(&mut self, number: u32, thing: Thing) {
+    fn put(&mut self, number: u32, thing: SimulatedItem) {
         self.unlist(number);
-        self.remember(number, Some(self.things[number as usize]));
-        self.things[number as usize] = thing;
+        self.record_history(number, Some(self.items[number as usize]));
+        self.items[number as usize] = thing;
         self.list(number);
     }
 
-    fn remember(&mut self, number: u32, before: Option<Thing>) {
+    fn record_history(&mut self, number: u32, before: Option<SimulatedItem>) {
         self.changes += 1;
         if self.past.len() == PAST {
             self.past.pop_front();
@@ -207,23 +208,23 @@ impl Feed {
     }
 
     fn list(&mut self, number: u32) {
-        let thing = self.things[number as usize];
+        let thing = self.items[number as usize];
         match thing.state {
-            State::Live => self.live += 1,
-            State::Deleted => self.deleted += 1,
-            State::Forgotten => return,
+            SimulatedItemState::Live => self.live += 1,
+            SimulatedItemState::Deleted => self.deleted += 1,
+            SimulatedItemState::Forgotten => return,
         }
-        self.order.insert(Position { modified: thing.modified, id: self.id(number) }, number);
+        self.order.insert(ListPosition { modified: thing.modified, id: self.id(number) }, number);
     }
 
     fn unlist(&mut self, number: u32) {
-        let thing = self.things[number as usize];
+        let thing = self.items[number as usize];
         match thing.state {
-            State::Live => self.live -= 1,
-            State::Deleted => self.deleted -= 1,
-            State::Forgotten => return,
+            SimulatedItemState::Live => self.live -= 1,
+            SimulatedItemState::Deleted => self.deleted -= 1,
+            SimulatedItemState::Forgotten => return,
         }
-        self.order.remove(&Position { modified: thing.modified, id: self.id(number) });
+        self.order.remove(&ListPosition { modified: thing.modified, id: self.id(number) });
     }
 
     /// Goes back to how the feed was before the newer half of the changes remembered, as from a backup; whether it did.
@@ -234,10 +235,10 @@ impl Feed {
             self.unlist(number);
             match before {
                 Some(thing) => {
-                    self.things[number as usize] = thing;
+                    self.items[number as usize] = thing;
                     self.list(number);
                 }
-                None => drop(self.things.pop()),
+                None => drop(self.items.pop()),
             }
         }
         self.last = self.order.last_key_value().map_or(self.unit.first(), |(at, _)| at.modified);
@@ -253,31 +254,33 @@ impl Feed {
         if gaps.is_empty() {
             return false;
         }
-        let chosen = usize::try_from(self.dice.below(gaps.len() as u64)).unwrap_or_default();
-        self.add(Thing { version: 0, state: State::Live, modified: gaps[chosen] });
+        let chosen = usize::try_from(self.random.below(gaps.len() as u64)).unwrap_or_default();
+        self.add(SimulatedItem { version: 0, state: SimulatedItemState::Live, modified: gaps[chosen] });
         true
     }
 
     /// Stops listing the oldest tombstones up to `read`, which readers have seen; whether there was one.
-    pub(super) fn forget(&mut self, read: &Position) -> bool {
+    pub(super) fn forget(&mut self, read: &ListPosition) -> bool {
         const AT_ONCE: usize = 8;
         let old = self.order.range(..=read.clone()).map(|(_, number)| *number);
-        let tombstones: Vec<u32> =
-            old.filter(|number| self.things[*number as usize].state == State::Deleted).take(AT_ONCE).collect();
+        let tombstones: Vec<u32> = old
+            .filter(|number| self.items[*number as usize].state == SimulatedItemState::Deleted)
+            .take(AT_ONCE)
+            .collect();
         for number in &tombstones {
-            let thing = self.things[*number as usize];
-            self.put(*number, Thing { state: State::Forgotten, ..thing });
+            let thing = self.items[*number as usize];
+            self.put(*number, SimulatedItem { state: SimulatedItemState::Forgotten, ..thing });
         }
         !tombstones.is_empty()
     }
 
     /// At most `limit` records from `start` on.
-    pub(super) fn records(&self, start: &Start, limit: usize) -> Vec<Record> {
+    pub(super) fn records(&self, start: &PageStart, limit: usize) -> Vec<ListedRecord> {
         let from = match start {
-            Start::Beginning => Bound::Unbounded,
-            Start::After(position) => Bound::Excluded(position.clone()),
-            Start::Beyond(modified) => {
-                Bound::Included(Position { modified: modified.saturating_add(1), id: Id::Number(0) })
+            PageStart::Beginning => Bound::Unbounded,
+            PageStart::After(position) => Bound::Excluded(position.clone()),
+            PageStart::AfterModified(modified) => {
+                Bound::Included(ListPosition { modified: modified.saturating_add(1), id: Id::Number(0) })
             }
         };
         let listed = self.order.range((from, Bound::Unbounded)).take(limit);
@@ -285,14 +288,14 @@ impl Feed {
     }
 
     /// The end of the list.
-    pub(super) fn end(&self) -> Option<&Position> {
+    pub(super) fn end(&self) -> Option<&ListPosition> {
         self.order.last_key_value().map(|(at, _)| at)
     }
 
-    fn record(&self, at: &Position, number: u32) -> Record {
-        let thing = self.things[number as usize];
-        let deleted = thing.state == State::Deleted;
-        Record { number, at: at.clone(), kind: self.body(number).kind, deleted, version: thing.version }
+    fn record(&self, at: &ListPosition, number: u32) -> ListedRecord {
+        let thing = self.items[number as usize];
+        let deleted = thing.state == SimulatedItemState::Deleted;
+        ListedRecord { number, at: at.clone(), kind: self.body(number).kind, deleted, version: thing.version }
     }
 
     /// What the item said in this version: JSON.
@@ -301,7 +304,7 @@ impl Feed {
         self.body(number).write(&self.id(number).to_string(), salt, version)
     }
 
-    fn body(&self, number: u32) -> &'static Body {
+    fn body(&self, number: u32) -> &'static BodyTemplate {
         &self.theme.bodies[number as usize % self.theme.bodies.len()]
     }
 
@@ -310,9 +313,9 @@ impl Feed {
     }
 
     /// Everything the feed says now, in order.
-    pub(super) fn truth(&self) -> Vec<Truth> {
-        let records = self.records(&Start::Beginning, usize::MAX);
-        let told = records.into_iter().map(|record| Truth {
+    pub(super) fn expected_items(&self) -> Vec<ExpectedItem> {
+        let records = self.records(&PageStart::Beginning, usize::MAX);
+        let told = records.into_iter().map(|record| ExpectedItem {
             kind: record.kind.to_owned(),
             id: record.at.id.to_string(),
             modified: record.at.modified.into(),
@@ -328,8 +331,8 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    fn feed(index: usize) -> Feed {
-        Feed::new(index, &Settings { items: 60, ..Settings::default() })
+    fn feed(index: usize) -> FeedModel {
+        FeedModel::new(index, &SimulatorSettings { items: 60, ..SimulatorSettings::default() })
     }
 
     #[test]
@@ -341,10 +344,10 @@ mod tests {
                 feed.change(3);
                 assert!(feed.end().unwrap().modified > before);
             }
-            let truth = feed.truth();
+            let truth = feed.expected_items();
             let ids: std::collections::HashSet<&str> = truth.iter().map(|truth| truth.id.as_str()).collect();
             assert_eq!(ids.len(), truth.len());
-            let all = feed.records(&Start::Beginning, usize::MAX);
+            let all = feed.records(&PageStart::Beginning, usize::MAX);
             assert!(all.windows(2).all(|pair| pair[0].at < pair[1].at));
         }
     }
@@ -352,10 +355,11 @@ mod tests {
     #[test]
     fn all_sorts_of_changes_happen_and_some_share_a_tick() {
         let mut feed = feed(0);
-        let before = feed.truth();
+        let before = feed.expected_items();
         feed.change(300);
-        let after = feed.truth();
-        let find = |truth: &[Truth], id: &str| truth.iter().find(|truth| truth.id == id).map(|truth| truth.state);
+        let after = feed.expected_items();
+        let find =
+            |truth: &[ExpectedItem], id: &str| truth.iter().find(|truth| truth.id == id).map(|truth| truth.state);
         let became =
             |from: Option<&str>, to: &str| after.iter().any(|now| now.state == to && find(&before, &now.id) == from);
         assert!(became(None, "updated") && became(Some("updated"), "deleted") && became(Some("deleted"), "updated"));
@@ -366,12 +370,12 @@ mod tests {
     fn a_restored_feed_says_what_it_said_before() {
         // given a feed of 60 items that has changed ten times
         let mut feed = feed(1);
-        let born = feed.truth();
+        let born = feed.expected_items();
         feed.change(10);
         // when half of its 70 steps are undone, the ten changes among them
         assert!(feed.restore());
         // then it says what it said when it had 35 items, and goes on from there
-        assert_eq!(feed.truth(), born[..35]);
+        assert_eq!(feed.expected_items(), born[..35]);
         feed.change(1);
         assert!(feed.end().unwrap().modified < born[59].modified.as_i64().unwrap());
     }
@@ -380,20 +384,20 @@ mod tests {
     fn a_late_commit_lies_behind_the_end() {
         for index in 0..7 {
             let mut feed = feed(index);
-            let (end, count) = (feed.end().unwrap().clone(), feed.truth().len());
+            let (end, count) = (feed.end().unwrap().clone(), feed.expected_items().len());
             assert!(feed.commit_late());
-            assert_eq!((feed.end().unwrap(), feed.truth().len()), (&end, count + 1));
+            assert_eq!((feed.end().unwrap(), feed.expected_items().len()), (&end, count + 1));
         }
     }
 
     #[test]
     fn only_tombstones_that_were_read_are_forgotten() {
         let mut feed = feed(0);
-        let all = feed.records(&Start::Beginning, usize::MAX);
+        let all = feed.records(&PageStart::Beginning, usize::MAX);
         let first = all.iter().position(|record| record.deleted).unwrap();
-        let before = Position { modified: all[first].at.modified - 1, id: Id::Number(0) };
+        let before = ListPosition { modified: all[first].at.modified - 1, id: Id::Number(0) };
         assert!(!feed.forget(&before));
         assert!(feed.forget(&all[first].at));
-        assert_eq!(feed.records(&Start::Beginning, usize::MAX).len(), all.len() - 1);
+        assert_eq!(feed.records(&PageStart::Beginning, usize::MAX).len(), all.len() - 1);
     }
 }

@@ -1,28 +1,28 @@
 //! A page as it is written: records and `next` as JSON texts, still open to be spelt wrong.
 
 use super::dialect::Dialect;
-use super::feed::{Feed, Record};
+use super::feed::{FeedModel, ListedRecord};
 
 /// The license every page of a 1.0 feed carries.
 const LICENSE: &str = "https://creativecommons.org/licenses/by/4.0/";
 
 /// A page before it is text.
-pub(super) struct Page {
-    pub(super) items: Vec<Item>,
+pub(super) struct DraftPage {
+    pub(super) items: Vec<DraftItem>,
     pub(super) next: Option<String>,
     license: bool,
 }
 
 /// One of its items.
-pub(super) enum Item {
-    Record(Fields),
+pub(super) enum DraftItem {
+    Record(JsonMembers),
     /// Some other JSON.
     Raw(String),
 }
 
 /// A record's members, each as JSON text; what is `None` is left out.
 #[derive(Clone, Debug)]
-pub(super) struct Fields {
+pub(super) struct JsonMembers {
     pub(super) state: Option<String>,
     pub(super) kind: Option<String>,
     /// The member's name, `id` by the standard.
@@ -32,21 +32,21 @@ pub(super) struct Fields {
     pub(super) data: Option<String>,
 }
 
-impl Page {
+impl DraftPage {
     /// The page that says the truth.
-    pub(super) fn new(feed: &Feed, records: &[Record], next: String) -> Self {
-        let items = records.iter().map(|record| Item::Record(Fields::new(feed, record))).collect();
+    pub(super) fn new(feed: &FeedModel, records: &[ListedRecord], next: String) -> Self {
+        let items = records.iter().map(|record| DraftItem::Record(JsonMembers::new(feed, record))).collect();
         Self { items, next: Some(next), license: feed.dialect != Dialect::Draft }
     }
 
     /// The body that a webhook gets: without `next` (0.2.1 §3b).
-    pub(super) fn pushed(items: &[Item]) -> String {
-        format!(r#"{{"items":[{}]}}"#, items.iter().map(Item::text).collect::<Vec<_>>().join(","))
+    pub(super) fn webhook_body(items: &[DraftItem]) -> String {
+        format!(r#"{{"items":[{}]}}"#, items.iter().map(DraftItem::text).collect::<Vec<_>>().join(","))
     }
 
     /// The body.
     pub(super) fn text(&self) -> String {
-        let items: Vec<String> = self.items.iter().map(Item::text).collect();
+        let items: Vec<String> = self.items.iter().map(DraftItem::text).collect();
         let mut members = Vec::with_capacity(3);
         if let Some(next) = &self.next {
             members.push(format!(r#""next":{}"#, quoted(next)));
@@ -59,7 +59,7 @@ impl Page {
     }
 }
 
-impl Item {
+impl DraftItem {
     /// The item as JSON.
     pub(super) fn text(&self) -> String {
         match self {
@@ -69,12 +69,12 @@ impl Item {
     }
 }
 
-impl Fields {
+impl JsonMembers {
     /// The record as it is.
-    pub(super) fn new(feed: &Feed, record: &Record) -> Self {
+    pub(super) fn new(feed: &FeedModel, record: &ListedRecord) -> Self {
         let id = match &record.at.id {
-            super::form::Id::Number(number) => number.to_string(),
-            super::form::Id::Text(text) => quoted(text),
+            super::value_forms::Id::Number(number) => number.to_string(),
+            super::value_forms::Id::Text(text) => quoted(text),
         };
         Self {
             state: Some(quoted(feed.dialect.state(record.deleted))),

@@ -11,103 +11,107 @@ use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
-use super::Settings;
-use super::fault::{Carrier, FAULTS, Fault};
-use super::feed::{self, Feed, Start};
-use super::misbehave::Mood;
-use super::push::Pushed;
-use super::stream::Temper;
+use super::SimulatorSettings;
+use super::fault::{FAULTS, Fault, FaultChannel};
+use super::feed::{self, FeedModel, PageStart};
+use super::poll_faults::PollFaults;
+use super::push::PushStats;
+use super::stream::StreamFaults;
 
 /// What all requests share.
-pub(super) struct Publisher {
-    pub(super) settings: Settings,
+pub(super) struct PublisherState {
+    pub(super) settings: SimulatorSettings,
     pub(super) address: SocketAddr,
     /// Cancelled when all is to end.
     pub(super) stop: CancellationToken,
-    feeds: Vec<(String, Desk)>,
+    feeds: Vec<(String, SimulatedFeed)>,
     index: HashMap<String, usize>,
     faults: RwLock<Vec<(Fault, f64)>>,
     frozen: AtomicBool,
-    fired: Vec<AtomicU64>,
-    pushed: Mutex<Ledger>,
+    fault_counts: Vec<AtomicU64>,
+    push_stats: Mutex<PushStatsByReceiver>,
 }
 
 /// `webhook` or `amqp`, then the feed.
-pub(super) type Ledger = BTreeMap<&'static str, BTreeMap<String, Pushed>>;
+pub(super) type PushStatsByReceiver = BTreeMap<&'static str, BTreeMap<String, PushStats>>;
 
 /// A feed and its moods, served one request at a time.
-pub(super) struct Desk {
-    served: Mutex<Served>,
+pub(super) struct SimulatedFeed {
+    feed_with_faults: Mutex<FeedWithFaults>,
     news: watch::Sender<u64>,
     /// The end of the first population.
-    born: Start,
+    initial_end: PageStart,
 }
 
 /// What a request finds at its desk.
-pub(super) struct Served {
-    pub(super) feed: Feed,
-    pub(super) mood: Mood,
-    pub(super) temper: Temper,
+pub(super) struct FeedWithFaults {
+    pub(super) feed: FeedModel,
+    pub(super) poll_faults: PollFaults,
+    pub(super) stream_faults: StreamFaults,
 }
 
 /// The feed while it is served; whoever waits for news hears of what changed when it is given back.
-pub(super) struct Attended<'a> {
-    served: MutexGuard<'a, Served>,
+pub(super) struct FeedGuard<'a> {
+    served: MutexGuard<'a, FeedWithFaults>,
     news: &'a watch::Sender<u64>,
 }
 
-impl Deref for Attended<'_> {
-    type Target = Served;
+impl Deref for FeedGuard<'_> {
+    type Target = FeedWithFaults;
 
-    fn deref(&self) -> &Served {
+    fn deref(&self) -> &FeedWithFaults {
         &self.served
     }
 }
 
-impl DerefMut for Attended<'_> {
-    fn deref_mut(&mut self) -> &mut Served {
+impl DerefMut for FeedGuard<'_> {
+    fn deref_mut(&mut self) -> &mut FeedWithFaults {
         &mut self.served
     }
 }
 
-impl Drop for Attended<'_> {
+impl Drop for FeedGuard<'_> {
     fn drop(&mut self) {
         let changes = self.served.feed.changes();
         self.news.send_if_modified(|known| std::mem::replace(known, changes) != changes);
     }
 }
 
-impl Desk {
-    fn new(served: Served) -> Self {
-        let born = served.feed.end().map_or(Start::Beginning, |end| Start::After(end.clone()));
-        Self { news: watch::Sender::new(served.feed.changes()), served: Mutex::new(served), born }
+impl SimulatedFeed {
+    fn new(served: FeedWithFaults) -> Self {
+        let born = served.feed.end().map_or(PageStart::Beginning, |end| PageStart::After(end.clone()));
+        Self {
+            news: watch::Sender::new(served.feed.changes()),
+            feed_with_faults: Mutex::new(served),
+            initial_end: born,
+        }
     }
 
-    pub(super) fn lock(&self) -> Attended<'_> {
-        Attended { served: self.served.lock().unwrap_or_else(PoisonError::into_inner), news: &self.news }
+    pub(super) fn lock(&self) -> FeedGuard<'_> {
+        FeedGuard { served: self.feed_with_faults.lock().unwrap_or_else(PoisonError::into_inner), news: &self.news }
     }
 
     /// Hears of changes from now on.
-    pub(super) fn news(&self) -> watch::Receiver<u64> {
+    pub(super) fn watch_changes(&self) -> watch::Receiver<u64> {
         self.news.subscribe()
     }
 
     /// Behind the first population, before the first change.
-    pub(super) fn born(&self) -> &Start {
-        &self.born
+    pub(super) fn initial_end(&self) -> &PageStart {
+        &self.initial_end
     }
 }
 
-impl Publisher {
-    pub(super) fn new(settings: Settings, address: SocketAddr) -> Self {
-        let feeds: Vec<(String, Desk)> = (0..settings.feeds)
+impl PublisherState {
+    pub(super) fn new(settings: SimulatorSettings, address: SocketAddr) -> Self {
+        let feeds: Vec<(String, SimulatedFeed)> = (0..settings.feeds)
             .map(|index| {
-                let served = Served {
-                    feed: Feed::new(index, &settings),
-                    mood: Mood::new(index, settings.seed),
-                    temper: Temper::new(index, settings.seed),
+                let served = FeedWithFaults {
+                    feed: FeedModel::new(index, &settings),
+                    poll_faults: PollFaults::new(index, settings.seed),
+                    stream_faults: StreamFaults::new(index, settings.seed),
                 };
-                (feed::name(index), Desk::new(served))
+                (feed::name(index), SimulatedFeed::new(served))
             })
             .collect();
         let index = feeds.iter().enumerate().map(|(at, (name, _))| (name.clone(), at)).collect();
@@ -115,14 +119,24 @@ impl Publisher {
         let fired = FAULTS.iter().map(|_| AtomicU64::new(0)).collect();
         let stop = CancellationToken::new();
         let pushed = Mutex::default();
-        Self { settings, address, stop, feeds, index, faults, frozen: AtomicBool::new(false), fired, pushed }
+        Self {
+            settings,
+            address,
+            stop,
+            feeds,
+            index,
+            faults,
+            frozen: AtomicBool::new(false),
+            fault_counts: fired,
+            push_stats: pushed,
+        }
     }
 
     pub(super) fn names(&self) -> impl Iterator<Item = &str> {
         self.feeds.iter().map(|(name, _)| name.as_str())
     }
 
-    pub(super) fn feed(&self, name: &str) -> Option<&Desk> {
+    pub(super) fn feed(&self, name: &str) -> Option<&SimulatedFeed> {
         self.index.get(name).map(|at| &self.feeds[*at].1)
     }
 
@@ -131,7 +145,7 @@ impl Publisher {
     }
 
     /// The faults that may befall this carrier, each with its share.
-    pub(super) fn faults(&self, on: Carrier) -> Vec<(Fault, f64)> {
+    pub(super) fn faults(&self, on: FaultChannel) -> Vec<(Fault, f64)> {
         let faults = self.faults.read().unwrap_or_else(PoisonError::into_inner);
         faults.iter().filter(|(fault, _)| fault.on() == on).copied().collect()
     }
@@ -146,28 +160,28 @@ impl Publisher {
     pub(super) fn set_faults(&self, faults: Vec<(Fault, f64)>) {
         *self.faults.write().unwrap_or_else(PoisonError::into_inner) = faults;
         for (_, desk) in &self.feeds {
-            desk.lock().mood.calm();
+            desk.lock().poll_faults.reset_faults();
         }
     }
 
     /// Counts a fault that has happened.
     pub(super) fn fire(&self, fault: Fault) {
-        self.fired[fault as usize].fetch_add(1, Ordering::Relaxed);
+        self.fault_counts[fault as usize].fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(super) fn fired(&self) -> BTreeMap<&'static str, u64> {
-        let counts = self.fired.iter().map(|count| count.load(Ordering::Relaxed));
+    pub(super) fn fault_counts(&self) -> BTreeMap<&'static str, u64> {
+        let counts = self.fault_counts.iter().map(|count| count.load(Ordering::Relaxed));
         FAULTS.iter().map(|row| row.name).zip(counts).filter(|(_, count)| *count > 0).collect()
     }
 
     /// Writes down what became of what was pushed.
-    pub(super) fn note(&self, receiver: &'static str, feed: &str, note: impl FnOnce(&mut Pushed)) {
-        let mut ledger = self.pushed.lock().unwrap_or_else(PoisonError::into_inner);
+    pub(super) fn note(&self, receiver: &'static str, feed: &str, note: impl FnOnce(&mut PushStats)) {
+        let mut ledger = self.push_stats.lock().unwrap_or_else(PoisonError::into_inner);
         note(ledger.entry(receiver).or_default().entry(feed.to_owned()).or_default());
     }
 
-    pub(super) fn pushed(&self) -> Ledger {
-        self.pushed.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    pub(super) fn push_stats(&self) -> PushStatsByReceiver {
+        self.push_stats.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Makes the changes that are due by now, `owed` being what each feed is behind.
@@ -189,15 +203,15 @@ impl Publisher {
 }
 
 /// Changes the feeds at the configured rate until stopped.
-pub(super) async fn keep_changing(publisher: Arc<Publisher>) {
-    const BEAT: Duration = Duration::from_millis(20);
+pub(super) async fn keep_changing(publisher: Arc<PublisherState>) {
+    const CHANGE_INTERVAL: Duration = Duration::from_millis(20);
     if publisher.settings.rate <= 0.0 {
         return;
     }
     // Spread out, so that feeds don't all change in one beat.
     let count = publisher.feeds.len();
     let mut owed: Vec<f64> = (0..count).map(|index| index as f64 / count as f64).collect();
-    let mut beat = interval(BEAT);
+    let mut beat = interval(CHANGE_INTERVAL);
     beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut before = Instant::now();
     loop {

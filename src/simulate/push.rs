@@ -7,17 +7,17 @@ use std::time::Duration;
 use serde::Serialize;
 use tokio::sync::watch;
 
-use super::dice::{Dice, mix};
-use super::fault::{Carrier, Fault};
-use super::feed::{Feed, Record, Start};
-use super::misbehave::befalling;
-use super::page::{Fields, Item};
-use super::publisher::Publisher;
-use super::records;
+use super::fault::{Fault, FaultChannel};
+use super::feed::{FeedModel, ListedRecord, PageStart};
+use super::page::{DraftItem, JsonMembers};
+use super::poll_faults::faults_for;
+use super::publisher::PublisherState;
+use super::random::{Random, mix};
+use super::record_faults;
 
 /// What a receiver has been sent.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Pushed {
+pub struct PushStats {
     /// Items in pages that it took, or messages that its broker confirmed.
     pub items: u64,
     /// Attempts that failed, over all time.
@@ -28,22 +28,22 @@ pub struct Pushed {
 
 /// One feed's way to one receiver.
 pub(super) struct Pusher {
-    publisher: Arc<Publisher>,
+    publisher: Arc<PublisherState>,
     pub(super) feed: String,
     receiver: &'static str,
-    at: Start,
-    dice: Dice,
+    at: PageStart,
+    random: Random,
     news: watch::Receiver<u64>,
 }
 
 /// What is to be taken before anything else is sent.
-pub(super) struct Parcel {
+pub(super) struct PushBatch {
     /// A body that is no JSON, to be sent first.
     pub(super) before: Option<&'static str>,
-    pub(super) items: Vec<Item>,
+    pub(super) items: Vec<DraftItem>,
     /// Whether it is sent once more when it was taken.
     pub(super) twice: bool,
-    to: Start,
+    to: PageStart,
     fault: Option<Fault>,
 }
 
@@ -53,28 +53,28 @@ const NOT_JSON: &str = "No ride data found";
 impl Pusher {
     /// A way from the end of the first population on, or from the beginning; `None` for an unknown feed.
     pub(super) fn new(
-        publisher: &Arc<Publisher>,
+        publisher: &Arc<PublisherState>,
         feed: &str,
         receiver: &'static str,
         from_start: bool,
     ) -> Option<Self> {
         let desk = publisher.feed(feed)?;
-        let at = if from_start { Start::Beginning } else { desk.born().clone() };
+        let at = if from_start { PageStart::Beginning } else { desk.initial_end().clone() };
         let salt = feed.bytes().chain(receiver.bytes()).fold(0, |salt, byte| mix(salt ^ u64::from(byte)));
-        let dice = Dice::new(publisher.settings.seed, salt);
-        let news = desk.news();
-        Some(Self { publisher: Arc::clone(publisher), feed: feed.to_owned(), receiver, at, dice, news })
+        let dice = Random::new(publisher.settings.seed, salt);
+        let news = desk.watch_changes();
+        Some(Self { publisher: Arc::clone(publisher), feed: feed.to_owned(), receiver, at, random: dice, news })
     }
 
     /// Waits until there is something to send; `None` once all is to end.
-    pub(super) async fn next(&mut self) -> Option<Parcel> {
+    pub(super) async fn next(&mut self) -> Option<PushBatch> {
         loop {
             if self.publisher.stop.is_cancelled() {
                 return None;
             }
             // Seen before looking, so that what changes in between is looked at again.
             self.news.borrow_and_update();
-            if let Some(parcel) = self.parcel() {
+            if let Some(parcel) = self.build_batch() {
                 return Some(parcel);
             }
             tokio::select! {
@@ -84,16 +84,16 @@ impl Pusher {
         }
     }
 
-    fn parcel(&mut self) -> Option<Parcel> {
-        let faults = self.publisher.faults(Carrier::Push);
+    fn build_batch(&mut self) -> Option<PushBatch> {
+        let faults = self.publisher.faults(FaultChannel::Push);
         let served = self.publisher.feed(&self.feed)?.lock();
         let feed = &served.feed;
         let records = feed.records(&self.at, self.publisher.settings.page);
-        let to = Start::After(records.last()?.at.clone());
+        let to = PageStart::After(records.last()?.at.clone());
         let items = records.iter().map(|record| item(feed, record)).collect();
-        let mut parcel = Parcel { before: None, items, twice: false, to, fault: None };
-        for fault in befalling(&mut self.dice, &faults, true) {
-            if parcel.spoil(fault, feed, &records, &mut self.dice).is_some() {
+        let mut parcel = PushBatch { before: None, items, twice: false, to, fault: None };
+        for fault in faults_for(&mut self.random, &faults, true) {
+            if parcel.spoil(fault, feed, &records, &mut self.random).is_some() {
                 parcel.fault = Some(fault);
                 break;
             }
@@ -102,7 +102,7 @@ impl Pusher {
     }
 
     /// The parcel was taken: what comes next is what comes after it.
-    pub(super) fn taken(&mut self, parcel: &Parcel) {
+    pub(super) fn mark_accepted(&mut self, parcel: &PushBatch) {
         self.at = parcel.to.clone();
         self.publisher.note(self.receiver, &self.feed, |pushed| {
             pushed.items += parcel.items.len() as u64;
@@ -111,7 +111,7 @@ impl Pusher {
     }
 
     /// An attempt failed.
-    pub(super) fn failed(&self, trouble: &str) {
+    pub(super) fn mark_failed(&self, trouble: &str) {
         self.publisher.note(self.receiver, &self.feed, |pushed| {
             pushed.failures += 1;
             pushed.trouble = Some(trouble.to_owned());
@@ -119,12 +119,12 @@ impl Pusher {
     }
 
     /// Whether the parcel is to be sent at all: one that is spoilt is forgotten once calm, and made anew.
-    pub(super) fn stands(&self, parcel: &Parcel) -> bool {
+    pub(super) fn stands(&self, parcel: &PushBatch) -> bool {
         parcel.fault.is_none_or(|fault| self.publisher.risks(fault))
     }
 
     /// Counts what went wrong with the parcel, which has been seen by its receiver.
-    pub(super) fn seen(&self, parcel: &Parcel) {
+    pub(super) fn count_batch_fault(&self, parcel: &PushBatch) {
         parcel.fault.into_iter().for_each(|fault| self.publisher.fire(fault));
     }
 
@@ -151,9 +151,9 @@ impl Pusher {
     }
 }
 
-impl Parcel {
-    fn spoil(&mut self, fault: Fault, feed: &Feed, records: &[Record], dice: &mut Dice) -> Option<()> {
-        let at = records::index(dice, records.len());
+impl PushBatch {
+    fn spoil(&mut self, fault: Fault, feed: &FeedModel, records: &[ListedRecord], dice: &mut Random) -> Option<()> {
+        let at = record_faults::index(dice, records.len());
         match fault {
             Fault::PushSkip => drop(self.items.remove(at)),
             Fault::PushRepeat => self.twice = true,
@@ -161,17 +161,17 @@ impl Parcel {
             Fault::PushJunk => {
                 let record = &records[at];
                 let data = feed.data(record.number, record.version);
-                self.items.insert(at, records::broken(Fault::NoId, Fields::new(feed, record), data));
+                self.items.insert(at, record_faults::broken(Fault::NoId, JsonMembers::new(feed, record), data));
             }
-            Fault::PushStale => self.items.push(item(feed, &records::older(records, dice)?)),
+            Fault::PushStale => self.items.push(item(feed, &record_faults::older(records, dice)?)),
             _ => return None,
         }
         Some(())
     }
 }
 
-fn item(feed: &Feed, record: &Record) -> Item {
-    Item::Record(Fields::new(feed, record))
+fn item(feed: &FeedModel, record: &ListedRecord) -> DraftItem {
+    DraftItem::Record(JsonMembers::new(feed, record))
 }
 
 /// How long to wait after a failure: twice as long as after the one before, from 200 ms to 10 s.

@@ -26,21 +26,21 @@ use axum::response::IntoResponse;
 use axum::routing::{get, post};
 use serde::{Deserialize, Serialize};
 
-use super::dialect::Asked;
-use super::fault::{Carrier, Fault};
-use super::line::{Cut, Lines};
-use super::misbehave::{self, Request};
-use super::publisher::Publisher;
+use super::connection::{ConnectionCutter, CuttableListener};
+use super::dialect::PageQuery;
+use super::fault::{Fault, FaultChannel};
+use super::poll_faults::{self, PageRequest};
+use super::publisher::PublisherState;
 use super::stream;
-use super::wire::{self, Ready};
+use super::wire_response::{self, WireResponse};
 
-type Shared = State<Arc<Publisher>>;
+type SharedPublisher = State<Arc<PublisherState>>;
 
 /// What is under way when all is stopped may end in good order for so long.
 const GRACE: Duration = Duration::from_millis(500);
 
 /// Serves until stopped.
-pub(super) async fn serve(lines: Lines, publisher: Arc<Publisher>) {
+pub(super) async fn serve(lines: CuttableListener, publisher: Arc<PublisherState>) {
     let (stop, cut) = (publisher.stop.clone(), lines.cut.clone());
     let routes = Router::new()
         .route("/", get(index))
@@ -48,14 +48,14 @@ pub(super) async fn serve(lines: Lines, publisher: Arc<Publisher>) {
         .route("/{feed}/stream", get(stream))
         .route("/_truth/{feed}", get(truth))
         .route("/_fired", get(fired))
-        .route("/_pushed", get(async |State(publisher): Shared| Json(publisher.pushed())))
-        .route("/_freeze", post(async |State(publisher): Shared| publisher.freeze(true)))
-        .route("/_thaw", post(async |State(publisher): Shared| publisher.freeze(false)))
-        .route("/_calm", post(async |State(publisher): Shared| publisher.set_faults(Vec::new())))
+        .route("/_pushed", get(async |State(publisher): SharedPublisher| Json(publisher.push_stats())))
+        .route("/_freeze", post(async |State(publisher): SharedPublisher| publisher.freeze(true)))
+        .route("/_thaw", post(async |State(publisher): SharedPublisher| publisher.freeze(false)))
+        .route("/_calm", post(async |State(publisher): SharedPublisher| publisher.set_faults(Vec::new())))
         .route("/_change/{feed}", post(change))
         .route("/_restore/{feed}", post(restore))
         .with_state(publisher);
-    let service = routes.into_make_service_with_connect_info::<Cut>();
+    let service = routes.into_make_service_with_connect_info::<ConnectionCutter>();
     let serving = axum::serve(lines, service).with_graceful_shutdown(stop.clone().cancelled_owned()).into_future();
     let cutting = async {
         stop.cancelled().await;
@@ -66,18 +66,18 @@ pub(super) async fn serve(lines: Lines, publisher: Arc<Publisher>) {
 }
 
 #[derive(Serialize)]
-struct Listed {
+struct FeedListing {
     name: String,
     url: String,
     stream: String,
     dialect: &'static str,
 }
 
-async fn index(State(publisher): Shared, headers: HeaderMap) -> Json<Vec<Listed>> {
+async fn index(State(publisher): SharedPublisher, headers: HeaderMap) -> Json<Vec<FeedListing>> {
     let base = base(&headers, &publisher);
     let listed = publisher.names().filter_map(|name| {
         let dialect = publisher.feed(name)?.lock().feed.dialect.as_str();
-        Some(Listed {
+        Some(FeedListing {
             name: name.to_owned(),
             url: format!("{base}/{name}"),
             stream: format!("{base}/{name}/stream"),
@@ -87,30 +87,34 @@ async fn index(State(publisher): Shared, headers: HeaderMap) -> Json<Vec<Listed>
     Json(listed.collect())
 }
 
-async fn truth(State(publisher): Shared, Path(feed): Path<String>) -> Response<Body> {
+async fn truth(State(publisher): SharedPublisher, Path(feed): Path<String>) -> Response<Body> {
     let Some(desk) = publisher.feed(&feed) else { return unknown(&feed) };
-    let truth = desk.lock().feed.truth();
+    let truth = desk.lock().feed.expected_items();
     let lines: Vec<String> = truth.iter().filter_map(|item| serde_json::to_string(item).ok()).collect();
     let kind = [(header::CONTENT_TYPE, "application/x-ndjson")];
     (kind, lines.iter().map(|line| format!("{line}\n")).collect::<String>()).into_response()
 }
 
-async fn fired(State(publisher): Shared) -> impl IntoResponse {
-    Json(publisher.fired())
+async fn fired(State(publisher): SharedPublisher) -> impl IntoResponse {
+    Json(publisher.fault_counts())
 }
 
 #[derive(Deserialize)]
-struct Count {
+struct ChangeQuery {
     n: Option<u64>,
 }
 
-async fn change(State(publisher): Shared, Path(feed): Path<String>, Query(count): Query<Count>) -> Response<Body> {
+async fn change(
+    State(publisher): SharedPublisher,
+    Path(feed): Path<String>,
+    Query(count): Query<ChangeQuery>,
+) -> Response<Body> {
     let Some(desk) = publisher.feed(&feed) else { return unknown(&feed) };
     desk.lock().feed.change(count.n.unwrap_or(1));
     StatusCode::OK.into_response()
 }
 
-async fn restore(State(publisher): Shared, Path(feed): Path<String>) -> Response<Body> {
+async fn restore(State(publisher): SharedPublisher, Path(feed): Path<String>) -> Response<Body> {
     let Some(desk) = publisher.feed(&feed) else { return unknown(&feed) };
     let went_back = desk.lock().feed.restore();
     if went_back { StatusCode::OK } else { StatusCode::CONFLICT }.into_response()
@@ -121,24 +125,25 @@ fn unknown(feed: &str) -> Response<Body> {
 }
 
 async fn page(
-    State(publisher): Shared,
+    State(publisher): SharedPublisher,
     Path(name): Path<String>,
-    ConnectInfo(cut): ConnectInfo<Cut>,
+    ConnectInfo(cut): ConnectInfo<ConnectionCutter>,
     uri: Uri,
     headers: HeaderMap,
 ) -> Response<Body> {
     let Some(desk) = publisher.feed(&name) else { return unknown(&name) };
     let (dialect, gone_for_good) = {
         let served = desk.lock();
-        (served.feed.dialect, served.mood.gone_for_good)
+        (served.feed.dialect, served.poll_faults.gone_for_good)
     };
     let place = uri.path_and_query().map_or(uri.path(), |place| place.as_str());
-    let asked = match Asked::read(dialect, place) {
+    let asked = match PageQuery::read(dialect, place) {
         Ok(asked) => asked,
         Err(problem) => return (StatusCode::BAD_REQUEST, format!("{problem}\n")).into_response(),
     };
     let base = base(&headers, &publisher);
-    let request = Request { asked, base, gzip: takes_gzip(&headers), page: publisher.settings.page, gone_for_good };
+    let request =
+        PageRequest { query: asked, base, gzip: takes_gzip(&headers), page: publisher.settings.page, gone_for_good };
     let known = text(&headers, header::IF_NONE_MATCH).map(str::to_owned);
     let writer = Arc::clone(&publisher);
     let written = tokio::task::spawn_blocking(move || write(&writer, &name, request, known.as_deref())).await;
@@ -148,20 +153,30 @@ async fn page(
     }
 }
 
-async fn stream(State(publisher): Shared, Path(name): Path<String>, uri: Uri, headers: HeaderMap) -> Response<Body> {
+async fn stream(
+    State(publisher): SharedPublisher,
+    Path(name): Path<String>,
+    uri: Uri,
+    headers: HeaderMap,
+) -> Response<Body> {
     let place = uri.path_and_query().map_or(uri.path(), |place| place.as_str());
     let last = text(&headers, HeaderName::from_static("last-event-id"));
     stream::answer(publisher, &name, place, last).unwrap_or_else(|| unknown(&name))
 }
 
-fn write(publisher: &Publisher, name: &str, mut request: Request, known: Option<&str>) -> Option<Ready> {
-    let faults = publisher.faults(Carrier::Poll);
-    let answer = misbehave::answer(&mut publisher.feed(name)?.lock(), &mut request, &faults);
-    Some(wire::ready(answer, &request, known, &publisher.settings))
+fn write(
+    publisher: &PublisherState,
+    name: &str,
+    mut request: PageRequest,
+    known: Option<&str>,
+) -> Option<WireResponse> {
+    let faults = publisher.faults(FaultChannel::Poll);
+    let answer = poll_faults::answer(&mut publisher.feed(name)?.lock(), &mut request, &faults);
+    Some(wire_response::ready(answer, &request, known, &publisher.settings))
 }
 
 /// Sends a response, or what the fault makes of it; the fault is counted when it happens.
-async fn send(ready: Ready, publisher: Arc<Publisher>, cut: Cut) -> Response<Body> {
+async fn send(ready: WireResponse, publisher: Arc<PublisherState>, cut: ConnectionCutter) -> Response<Body> {
     let Some(fault) = ready.fault else { return ready.whole() };
     let settings = publisher.settings.clone();
     let happened = move || publisher.fire(fault);
@@ -201,7 +216,7 @@ fn text(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
 }
 
 /// Scheme and authority as the reader spells them.
-fn base(headers: &HeaderMap, publisher: &Publisher) -> String {
+fn base(headers: &HeaderMap, publisher: &PublisherState) -> String {
     match text(headers, header::HOST) {
         Some(host) => format!("http://{host}"),
         None => format!("http://{}", publisher.address),

@@ -16,14 +16,14 @@ use axum::response::IntoResponse;
 use futures_util::stream;
 use tokio::sync::watch;
 
-use super::dialect::{Asked, Dialect};
-use super::dice::{Dice, mix};
+use super::dialect::{Dialect, PageQuery};
 use super::event::{self, JUNK};
-use super::fault::{Carrier, Fault};
-use super::feed::{Feed, Record, Start};
-use super::misbehave::{MOST_IN_A_ROW, befalling};
-use super::publisher::{Publisher, Served};
-use super::{records, wire};
+use super::fault::{Fault, FaultChannel};
+use super::feed::{FeedModel, ListedRecord, PageStart};
+use super::poll_faults::{MOST_IN_A_ROW, faults_for};
+use super::publisher::{FeedWithFaults, PublisherState};
+use super::random::{Random, mix};
+use super::{record_faults, wire_response};
 
 /// Events written at once for a reader that is behind.
 const BATCH: usize = 256;
@@ -33,8 +33,8 @@ const RECENT: usize = 3;
 const APART: Duration = Duration::from_millis(5);
 
 /// What a feed's streams remember together.
-pub(super) struct Temper {
-    dice: Dice,
+pub(super) struct StreamFaults {
+    dice: Random,
     streams: u64,
     refused_in_a_row: u32,
     /// Whose turn it is.
@@ -42,52 +42,57 @@ pub(super) struct Temper {
 }
 
 /// How a stream begins.
-struct Beginning {
+struct StreamStart {
     refusal: Option<Fault>,
     bom: bool,
-    dice: Dice,
+    dice: Random,
 }
 
-impl Temper {
+impl StreamFaults {
     pub(super) fn new(index: usize, seed: u64) -> Self {
-        Self { dice: Dice::new(mix(seed), index as u64), streams: 0, refused_in_a_row: 0, junk: index }
+        Self { dice: Random::new(mix(seed), index as u64), streams: 0, refused_in_a_row: 0, junk: index }
     }
 
-    fn begin(&mut self, faults: &[(Fault, f64)]) -> Beginning {
+    fn begin(&mut self, faults: &[(Fault, f64)]) -> StreamStart {
         self.streams += 1;
         let chosen =
             |wanted: &[Fault]| faults.iter().filter(|(fault, _)| wanted.contains(fault)).copied().collect::<Vec<_>>();
         let refusals = chosen(&[Fault::SseUnavailable, Fault::SseWrongType]);
-        let refusal = befalling(&mut self.dice, &refusals, self.refused_in_a_row < MOST_IN_A_ROW).first().copied();
+        let refusal = faults_for(&mut self.dice, &refusals, self.refused_in_a_row < MOST_IN_A_ROW).first().copied();
         self.refused_in_a_row = if refusal.is_some() { self.refused_in_a_row + 1 } else { 0 };
-        let bom = !befalling(&mut self.dice, &chosen(&[Fault::SseJunk]), true).is_empty();
-        let dice = Dice::new(self.dice.below(u64::MAX), self.streams);
-        Beginning { refusal, bom, dice }
+        let bom = !faults_for(&mut self.dice, &chosen(&[Fault::SseJunk]), true).is_empty();
+        let dice = Random::new(self.dice.below(u64::MAX), self.streams);
+        StreamStart { refusal, bom, dice }
     }
 }
 
 /// Answers `GET /{feed}/stream`; `place` is path and query, `last` the id of the last event that the reader knows.
-pub(super) fn answer(publisher: Arc<Publisher>, name: &str, place: &str, last: Option<&str>) -> Option<Response<Body>> {
+pub(super) fn answer(
+    publisher: Arc<PublisherState>,
+    name: &str,
+    place: &str,
+    last: Option<&str>,
+) -> Option<Response<Body>> {
     let desk = publisher.feed(name)?;
     // A stream is the draft's alone, and so are its parameters, whatever dialect the feed's pages speak.
-    let asked = match Asked::read(Dialect::Draft, place) {
+    let asked = match PageQuery::read(Dialect::Draft, place) {
         Ok(asked) => asked,
         Err(problem) => return Some((StatusCode::BAD_REQUEST, format!("{problem}\n")).into_response()),
     };
-    let at = last.and_then(event::position).map_or(asked.start, Start::After);
-    let Beginning { refusal, bom, dice } = desk.lock().temper.begin(&publisher.faults(Carrier::Stream));
+    let at = last.and_then(event::position).map_or(asked.start, PageStart::After);
+    let StreamStart { refusal, bom, dice } = desk.lock().stream_faults.begin(&publisher.faults(FaultChannel::Stream));
     if let Some(fault) = refusal {
         publisher.fire(fault);
-        return Some(refused(fault));
+        return Some(refusal_response(fault));
     }
     let retry = format!("retry: {}\n\n", publisher.settings.sse_retry.as_millis());
-    let first = Part {
+    let first = StreamChunk {
         bytes: [if bom { event::BOM } else { "" }, &retry].concat().into_bytes(),
-        fired: if bom { vec![Fault::SseJunk] } else { Vec::new() },
+        faults: if bom { vec![Fault::SseJunk] } else { Vec::new() },
         apart: true,
     };
-    let news = desk.news();
-    let stream = Stream {
+    let news = desk.watch_changes();
+    let stream = EventStream {
         publisher: Arc::clone(&publisher),
         feed: name.to_owned(),
         at,
@@ -97,43 +102,43 @@ pub(super) fn answer(publisher: Arc<Publisher>, name: &str, place: &str, last: O
         recent: VecDeque::new(),
         end: None,
     };
-    let mut response = Response::new(Body::from_stream(stream::unfold(Some(stream), Stream::next)));
+    let mut response = Response::new(Body::from_stream(stream::unfold(Some(stream), EventStream::next)));
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
     response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     Some(response)
 }
 
-fn refused(fault: Fault) -> Response<Body> {
+fn refusal_response(fault: Fault) -> Response<Body> {
     if fault == Fault::SseWrongType {
-        return ([(header::CONTENT_TYPE, "text/html; charset=utf-8")], wire::CHALLENGE).into_response();
+        return ([(header::CONTENT_TYPE, "text/html; charset=utf-8")], wire_response::CHALLENGE).into_response();
     }
     (StatusCode::SERVICE_UNAVAILABLE, [(header::RETRY_AFTER, "1")], "503 Service Unavailable").into_response()
 }
 
 /// A stream on its way to one reader.
-struct Stream {
-    publisher: Arc<Publisher>,
+struct EventStream {
+    publisher: Arc<PublisherState>,
     feed: String,
-    at: Start,
+    at: PageStart,
     news: watch::Receiver<u64>,
-    dice: Dice,
-    parts: VecDeque<Part>,
-    recent: VecDeque<Record>,
+    dice: Random,
+    parts: VecDeque<StreamChunk>,
+    recent: VecDeque<ListedRecord>,
     /// The fault that ends it once all parts are sent.
     end: Option<Fault>,
 }
 
 /// Bytes to send, and the faults that have happened once they are.
-struct Part {
+struct StreamChunk {
     bytes: Vec<u8>,
-    fired: Vec<Fault>,
+    faults: Vec<Fault>,
     /// Whether nothing may be sent along with it.
     apart: bool,
 }
 
-type Chunk = (io::Result<Bytes>, Option<Stream>);
+type Chunk = (io::Result<Bytes>, Option<EventStream>);
 
-impl Stream {
+impl EventStream {
     async fn next(stream: Option<Self>) -> Option<Chunk> {
         let mut stream = stream?;
         let stop = stream.publisher.stop.clone();
@@ -145,7 +150,7 @@ impl Stream {
                 return Some(stream.send(part).await);
             }
             if let Some(fault) = stream.end {
-                return stream.broken_off(fault).await;
+                return stream.end_with_fault(fault).await;
             }
             // Seen before looking, so that what changes in between is looked at again.
             stream.news.borrow_and_update();
@@ -163,8 +168,8 @@ impl Stream {
         }
     }
 
-    async fn send(self, part: Part) -> Chunk {
-        part.fired.iter().for_each(|fault| self.publisher.fire(*fault));
+    async fn send(self, part: StreamChunk) -> Chunk {
+        part.faults.iter().for_each(|fault| self.publisher.fire(*fault));
         if part.apart {
             tokio::time::sleep(APART).await;
         }
@@ -172,7 +177,7 @@ impl Stream {
     }
 
     /// The end of a stream that is cut, or silent until nobody should be waiting any more.
-    async fn broken_off(self, fault: Fault) -> Option<Chunk> {
+    async fn end_with_fault(self, fault: Fault) -> Option<Chunk> {
         let silent = if fault == Fault::SseSilence { self.publisher.settings.hold } else { APART };
         self.publisher.fire(fault);
         tokio::select! {
@@ -184,16 +189,16 @@ impl Stream {
     /// Writes what comes next, as much as there is and fits; takes long enough to be off the async threads.
     fn write(mut self) -> Self {
         let publisher = Arc::clone(&self.publisher);
-        let faults = publisher.faults(Carrier::Stream);
+        let faults = publisher.faults(FaultChannel::Stream);
         let Some(desk) = publisher.feed(&self.feed) else { return self };
         let mut served = desk.lock();
-        let Served { feed, temper, .. } = &mut *served;
+        let FeedWithFaults { feed, stream_faults: temper, .. } = &mut *served;
         for record in feed.records(&self.at, BATCH) {
             self.put(feed, temper, &record, &faults);
             if self.end.is_some() {
                 break;
             }
-            self.at = Start::After(record.at.clone());
+            self.at = PageStart::After(record.at.clone());
             if self.recent.len() == RECENT {
                 self.recent.pop_front();
             }
@@ -202,9 +207,9 @@ impl Stream {
         self
     }
 
-    fn put(&mut self, feed: &Feed, temper: &mut Temper, record: &Record, faults: &[(Fault, f64)]) {
+    fn put(&mut self, feed: &FeedModel, temper: &mut StreamFaults, record: &ListedRecord, faults: &[(Fault, f64)]) {
         if !faults.is_empty() {
-            for fault in befalling(&mut self.dice, faults, true) {
+            for fault in faults_for(&mut self.dice, faults, true) {
                 if self.misbehave(fault, feed, temper, record).is_some() {
                     return;
                 }
@@ -215,13 +220,19 @@ impl Stream {
 
     /// Lets the fault happen, where it can. A stream is ended only when it has brought something, or its reader would
     /// never get on.
-    fn misbehave(&mut self, fault: Fault, feed: &Feed, temper: &mut Temper, record: &Record) -> Option<()> {
+    fn misbehave(
+        &mut self,
+        fault: Fault,
+        feed: &FeedModel,
+        temper: &mut StreamFaults,
+        record: &ListedRecord,
+    ) -> Option<()> {
         match fault {
             Fault::SseDrop | Fault::SseSilence if !self.recent.is_empty() => {
                 if fault == Fault::SseDrop {
                     let mut whole = Vec::new();
                     event::write(&mut whole, feed, record, self.publisher.settings.sse_ids);
-                    whole.truncate(records::index(&mut self.dice, whole.len()));
+                    whole.truncate(record_faults::index(&mut self.dice, whole.len()));
                     self.bytes().extend_from_slice(&whole);
                 }
                 self.end = Some(fault);
@@ -229,13 +240,13 @@ impl Stream {
             }
             Fault::SseSkip => {}
             Fault::SseRepeat => {
-                let again: Vec<Record> = self.recent.iter().chain([record]).cloned().collect();
+                let again: Vec<ListedRecord> = self.recent.iter().chain([record]).cloned().collect();
                 self.event(feed, record);
                 again.iter().for_each(|record| self.event(feed, record));
             }
             Fault::SseStale => {
-                let sent: Vec<Record> = self.recent.iter().chain([record]).cloned().collect();
-                let older = records::older(&sent, &mut self.dice)?;
+                let sent: Vec<ListedRecord> = self.recent.iter().chain([record]).cloned().collect();
+                let older = record_faults::older(&sent, &mut self.dice)?;
                 self.event(feed, record);
                 self.event(feed, &older);
             }
@@ -243,25 +254,25 @@ impl Stream {
             _ => return None,
         }
         self.bytes();
-        self.parts.back_mut()?.fired.push(fault);
+        self.parts.back_mut()?.faults.push(fault);
         Some(())
     }
 
-    fn junk(&mut self, feed: &Feed, temper: &mut Temper, record: &Record) {
+    fn junk(&mut self, feed: &FeedModel, temper: &mut StreamFaults, record: &ListedRecord) {
         let junk = JUNK[temper.junk % JUNK.len()];
         temper.junk += 1;
         let parts = junk.write(feed, record, self.publisher.settings.sse_ids);
         let apart = parts.len() > 1;
         for bytes in parts {
             if apart {
-                self.parts.push_back(Part { bytes, fired: Vec::new(), apart });
+                self.parts.push_back(StreamChunk { bytes, faults: Vec::new(), apart });
             } else {
                 self.bytes().extend_from_slice(&bytes);
             }
         }
     }
 
-    fn event(&mut self, feed: &Feed, record: &Record) {
+    fn event(&mut self, feed: &FeedModel, record: &ListedRecord) {
         let ids = self.publisher.settings.sse_ids;
         event::write(self.bytes(), feed, record, ids);
     }
@@ -269,7 +280,7 @@ impl Stream {
     /// Where more is written that may be sent with what came before.
     fn bytes(&mut self) -> &mut Vec<u8> {
         if self.parts.back().is_none_or(|part| part.apart) {
-            self.parts.push_back(Part { bytes: Vec::new(), fired: Vec::new(), apart: false });
+            self.parts.push_back(StreamChunk { bytes: Vec::new(), faults: Vec::new(), apart: false });
         }
         let last = self.parts.len() - 1;
         &mut self.parts[last].bytes

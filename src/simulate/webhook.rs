@@ -9,12 +9,12 @@ use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY
 use secrecy::{ExposeSecret, SecretString};
 use sha2::Sha256;
 
-use super::page::Page;
-use super::push::{Backoff, Parcel, Pusher};
+use super::page::DraftPage;
+use super::push::{Backoff, PushBatch, Pusher};
 
 /// Where a feed's pages are pushed to, and how that is proved to be us.
 #[derive(Clone, Debug)]
-pub struct Webhook {
+pub struct WebhookTarget {
     /// `{feed}` stands for the feed's name; there must be one where there is more than one feed.
     pub url: String,
     /// Sent as `Authorization: Bearer`.
@@ -25,7 +25,7 @@ pub struct Webhook {
     pub from_start: bool,
 }
 
-impl Webhook {
+impl WebhookTarget {
     /// A webhook that takes anything; for what changes from the start on.
     pub fn open(url: impl Into<String>) -> Self {
         Self { url: url.into(), token: None, hmac: None, from_start: false }
@@ -33,7 +33,7 @@ impl Webhook {
 }
 
 /// A webhook ready to be called.
-pub(super) struct Hook {
+pub(super) struct WebhookClient {
     client: reqwest::Client,
     url: reqwest::Url,
     token: Option<HeaderValue>,
@@ -41,7 +41,7 @@ pub(super) struct Hook {
 }
 
 /// An attempt's answer.
-struct Answer {
+struct PostResponse {
     status: u16,
     retry_after: Option<Duration>,
 }
@@ -62,12 +62,12 @@ pub(super) fn client() -> io::Result<reqwest::Client> {
     reqwest::Client::builder().redirect(none).no_proxy().timeout(TIMEOUT).build().map_err(io::Error::other)
 }
 
-impl Hook {
+impl WebhookClient {
     /// The webhook of this feed.
     ///
     /// # Errors
     /// When the URL is none, or the token can't stand in a header.
-    pub(super) fn new(client: reqwest::Client, webhook: &Webhook, feed: &str) -> io::Result<Self> {
+    pub(super) fn new(client: reqwest::Client, webhook: &WebhookTarget, feed: &str) -> io::Result<Self> {
         let url = webhook.url.replace(FEED, feed).parse().map_err(|error| invalid(format!("webhook url: {error}")))?;
         let bearer = |token: &SecretString| {
             let mut bearer = HeaderValue::from_str(&format!("Bearer {}", token.expose_secret()))
@@ -92,11 +92,11 @@ impl Hook {
         headers
     }
 
-    async fn post(&self, body: &str) -> Result<Answer, String> {
+    async fn post(&self, body: &str) -> Result<PostResponse, String> {
         let request = self.client.post(self.url.clone()).headers(self.headers(body.as_bytes())).body(body.to_owned());
         let response = request.send().await.map_err(|error| chain(&error))?;
         let seconds = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.trim().parse().ok());
-        let answer = Answer { status: response.status().as_u16(), retry_after: seconds.map(Duration::from_secs) };
+        let answer = PostResponse { status: response.status().as_u16(), retry_after: seconds.map(Duration::from_secs) };
         // Read to its end, so that the connection can be used again; what it says is nothing to a publisher.
         let _ = response.bytes().await;
         Ok(answer)
@@ -123,61 +123,61 @@ fn signature(key: &[u8], body: &[u8]) -> Option<String> {
 }
 
 /// Pushes until all is to end.
-pub(super) async fn push(mut pusher: Pusher, hook: Hook) {
+pub(super) async fn push(mut pusher: Pusher, hook: WebhookClient) {
     while let Some(parcel) = pusher.next().await {
         match deliver(&pusher, &hook, &parcel).await {
-            Outcome::Taken => pusher.taken(&parcel),
-            Outcome::Forgotten => {}
-            Outcome::Stopped => return,
+            PushOutcome::Accepted => pusher.mark_accepted(&parcel),
+            PushOutcome::Dropped => {}
+            PushOutcome::Stopped => return,
         }
     }
 }
 
-enum Outcome {
-    Taken,
-    Forgotten,
+enum PushOutcome {
+    Accepted,
+    Dropped,
     Stopped,
 }
 
-async fn deliver(pusher: &Pusher, hook: &Hook, parcel: &Parcel) -> Outcome {
+async fn deliver(pusher: &Pusher, hook: &WebhookClient, parcel: &PushBatch) -> PushOutcome {
     let mut seen = false;
     for body in bodies(parcel) {
         let mut backoff = Backoff::new();
         loop {
             let answer = tokio::select! {
-                () = pusher.stopped() => return Outcome::Stopped,
+                () = pusher.stopped() => return PushOutcome::Stopped,
                 answer = hook.post(&body) => answer,
             };
             if answer.is_ok() && !seen {
                 seen = true;
-                pusher.seen(parcel);
+                pusher.count_batch_fault(parcel);
             }
             let (trouble, asked) = match answer {
-                Ok(Answer { status: 200..=299, .. }) => break,
+                Ok(PostResponse { status: 200..=299, .. }) => break,
                 Ok(answer) => (format!("http {}", answer.status), answer.retry_after),
                 Err(trouble) => (trouble, None),
             };
-            pusher.failed(&trouble);
+            pusher.mark_failed(&trouble);
             if !pusher.wait(backoff.next(asked)).await {
-                return Outcome::Stopped;
+                return PushOutcome::Stopped;
             }
             if !pusher.stands(parcel) {
-                return Outcome::Forgotten;
+                return PushOutcome::Dropped;
             }
         }
     }
     if !seen {
         // A page all of which was left out is nothing to send.
-        pusher.seen(parcel);
+        pusher.count_batch_fault(parcel);
     }
-    Outcome::Taken
+    PushOutcome::Accepted
 }
 
 /// What is sent, each when the one before was taken.
-fn bodies(parcel: &Parcel) -> Vec<String> {
+fn bodies(parcel: &PushBatch) -> Vec<String> {
     let mut bodies: Vec<String> = parcel.before.map(str::to_owned).into_iter().collect();
     if !parcel.items.is_empty() {
-        let page = Page::pushed(&parcel.items);
+        let page = DraftPage::webhook_body(&parcel.items);
         bodies.extend(std::iter::repeat_n(page, if parcel.twice { 2 } else { 1 }));
     }
     bodies

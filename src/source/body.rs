@@ -6,14 +6,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use flate2::bufread::GzDecoder;
 
-use super::budget::{Reservation, Watch};
-use super::decoders::{Decoders, Stop};
-use super::http::Failure;
+use super::budget::{Reservation, ReservationWatch};
+use super::decoder_pool::{DecoderPool, StopFlag};
+use super::http::HttpFailure;
 use crate::feed::Finding;
 
 /// How a body is compressed (RFC 9110 §8.4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Coding {
+pub(super) enum ContentCoding {
     Identity,
     Gzip,
     Brotli,
@@ -30,14 +30,13 @@ const UNREAD: &[&str] = &["compress", "x-compress", "deflate", "exi", "pack200-g
 /// A body of more bytes, on the wire or once opened, is not blank.
 const BLANK_BYTES: usize = 64;
 
-impl Coding {
+impl ContentCoding {
     /// The one coding that a request may name.
-    pub(super) fn from_header(value: Option<&str>) -> Result<Self, Failure> {
+    pub(super) fn from_header(value: Option<&str>) -> Result<Self, HttpFailure> {
         match value.map(|value| value.trim().to_ascii_lowercase()).as_deref() {
             None | Some("" | "identity") => Ok(Self::Identity),
-            Some(name) => {
-                Self::named(name).ok_or_else(|| Failure::Coding(format!("content coding {name:?} was not asked for")))
-            }
+            Some(name) => Self::named(name)
+                .ok_or_else(|| HttpFailure::Coding(format!("content coding {name:?} was not asked for"))),
         }
     }
 
@@ -59,13 +58,13 @@ impl Coding {
 
     /// What an answer's body is, and what is to be said of it. A coding that is named is believed; where none is, what can
     /// be seen counts, as it does for browsers: gzip and zstd by their first bytes (RFC 1952 §2.3.1, RFC 8878 §3.1.1).
-    pub(super) fn of_body(header: Option<&str>, body: &[u8]) -> Result<(Self, Option<Finding>), Failure> {
+    pub(super) fn of_body(header: Option<&str>, body: &[u8]) -> Result<(Self, Option<Finding>), HttpFailure> {
         let said = header.map_or("no Content-Encoding".to_owned(), |header| format!("Content-Encoding {header:?}"));
         let departs = |detail: String| Some(Finding { rule: "content-encoding", detail, count: 1 });
         let lower = header.unwrap_or_default().to_ascii_lowercase();
         let names = || lower.split(',').map(str::trim).filter(|name| !["", "identity"].contains(name));
         if names().any(|name| UNREAD.contains(&name)) {
-            return Err(Failure::Coding(format!("it was sent with {said}, which was not asked for")));
+            return Err(HttpFailure::Coding(format!("it was sent with {said}, which was not asked for")));
         }
         let odd = names().any(|name| Self::named(name).is_none());
         let declared = Self::declared(header);
@@ -74,7 +73,7 @@ impl Coding {
             [0x1f, 0x8b, 8, ..] => Self::Gzip,
             [0x28, 0xb5, 0x2f, 0xfd, ..] => Self::Zstd,
             [first, ..] if odd && !is_text(*first) => {
-                return Err(Failure::Coding(format!("it was sent with {said}, which was not asked for")));
+                return Err(HttpFailure::Coding(format!("it was sent with {said}, which was not asked for")));
             }
             _ => Self::Identity,
         };
@@ -87,7 +86,7 @@ impl Coding {
 
     /// The room that a body of `length` bytes on the wire is likely to need, with what it is decompressed to: that is
     /// `expected`, as far as it can be.
-    pub(super) fn likely(self, length: u64, expected: u64, max: u64) -> u64 {
+    pub(super) fn estimate_bytes(self, length: u64, expected: u64, max: u64) -> u64 {
         if self == Self::Identity {
             return length;
         }
@@ -100,7 +99,7 @@ impl Coding {
         let bytes = std::io::Cursor::new(bytes);
         Ok(match self {
             Self::Identity => Box::new(bytes),
-            Self::Gzip => Box::new(Members { open: Some(GzDecoder::new(bytes)), padded: Arc::clone(padded) }),
+            Self::Gzip => Box::new(GzipMembers { open: Some(GzDecoder::new(bytes)), padded: Arc::clone(padded) }),
             Self::Brotli => Box::new(brotli::Decompressor::new(bytes, 4096)),
             Self::Zstd => Box::new(zstd::stream::read::Decoder::with_buffer(bytes)?),
         })
@@ -114,12 +113,12 @@ fn is_text(first: u8) -> bool {
 
 /// The members of a gzip stream, one after the other (RFC 1952 §2.2). Zeros behind the last one are what tape and block
 /// devices leave, and gzip itself passes them over.
-struct Members {
+struct GzipMembers {
     open: Option<GzDecoder<std::io::Cursor<Vec<u8>>>>,
     padded: Arc<AtomicBool>,
 }
 
-impl Read for Members {
+impl Read for GzipMembers {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
         loop {
             let Some(member) = &mut self.open else { return Ok(0) };
@@ -141,15 +140,15 @@ impl Read for Members {
 }
 
 /// A body as it came over the wire, with its share of the budget.
-pub struct Body {
+pub struct EncodedBody {
     pub(super) bytes: Vec<u8>,
-    pub(super) coding: Coding,
+    pub(super) coding: ContentCoding,
     pub(super) reservation: Reservation,
     pub(super) max: u64,
 }
 
 /// A decompressed body and its share of the budget, to be held as long as the bytes are.
-pub struct Opened {
+pub struct DecompressedBody {
     /// The decompressed bytes.
     pub bytes: Vec<u8>,
     /// Drop it with them.
@@ -158,9 +157,9 @@ pub struct Opened {
     pub findings: Vec<Finding>,
 }
 
-impl Body {
+impl EncodedBody {
     /// A look at its share of the budget.
-    pub fn watch(&self) -> Watch {
+    pub fn watch(&self) -> ReservationWatch {
         self.reservation.watch()
     }
 
@@ -187,15 +186,15 @@ impl Body {
     ///
     /// # Errors
     /// [`Failure::TooLarge`] beyond the page limit, [`Failure::Coding`] when the compressed bytes are damaged.
-    pub async fn open(self, decoders: &Decoders) -> Result<Opened, Failure> {
+    pub async fn decompress(self, decoders: &DecoderPool) -> Result<DecompressedBody, HttpFailure> {
         let Self { bytes, coding, mut reservation, max } = self;
         let compressed = bytes.len() as u64;
-        if coding == Coding::Identity {
+        if coding == ContentCoding::Identity {
             reservation.shrink_to(compressed);
-            return Ok(Opened { bytes, reservation, findings: Vec::new() });
+            return Ok(DecompressedBody { bytes, reservation, findings: Vec::new() });
         }
-        let expected = reservation.expected().saturating_sub(compressed);
-        reservation.grow_to(coding.likely(compressed, expected, max)).await?;
+        let expected = reservation.expected_bytes().saturating_sub(compressed);
+        reservation.grow_to(coding.estimate_bytes(compressed, expected, max)).await?;
         let mut room = reservation.bytes().saturating_sub(compressed).clamp(1, max);
         let padded = Arc::default();
         let mut reader = coding.reader(bytes, &padded).map_err(|error| damaged(&error))?;
@@ -207,12 +206,12 @@ impl Body {
                 let filled = fill(&mut reader, &mut opened, filled, length(room) + 1, stop);
                 filled.map(|filled| (reader, opened, filled)).map_err(|error| damaged(&error))
             });
-            (reader, opened, filled) = step.await.map_err(|panic| Failure::Coding(panic.to_string()))??;
+            (reader, opened, filled) = step.await.map_err(|panic| HttpFailure::Coding(panic.to_string()))??;
             if filled as u64 <= room {
                 break;
             }
             if room == max {
-                return Err(Failure::TooLarge(max));
+                return Err(HttpFailure::TooLarge(max));
             }
             room = room.saturating_mul(2).min(max);
             reservation.grow_to(compressed + room).await?;
@@ -222,7 +221,7 @@ impl Body {
         let padding = padded.load(Ordering::Relaxed).then(|| "zeros stand behind the page's gzip stream".to_owned());
         let findings =
             padding.map(|detail| Finding { rule: "content-encoding", detail, count: 1 }).into_iter().collect();
-        Ok(Opened { bytes: opened, reservation, findings })
+        Ok(DecompressedBody { bytes: opened, reservation, findings })
     }
 }
 
@@ -237,7 +236,7 @@ fn fill(
     buffer: &mut Vec<u8>,
     mut filled: usize,
     most: usize,
-    stop: &Stop,
+    stop: &StopFlag,
 ) -> std::io::Result<usize> {
     while filled < most && !stop.is_set() {
         if filled == buffer.len() {
@@ -253,8 +252,8 @@ fn fill(
     Ok(filled)
 }
 
-fn damaged(error: &std::io::Error) -> Failure {
-    Failure::Coding(format!("the compressed page is damaged: {error}"))
+fn damaged(error: &std::io::Error) -> HttpFailure {
+    HttpFailure::Coding(format!("the compressed page is damaged: {error}"))
 }
 
 #[cfg(test)]
@@ -263,7 +262,7 @@ mod tests {
     use std::io::Write;
 
     use super::*;
-    use crate::source::budget::Budget;
+    use crate::source::budget::MemoryBudget;
 
     fn gzip(bytes: &[u8]) -> Vec<u8> {
         let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
@@ -271,84 +270,94 @@ mod tests {
         encoder.finish().unwrap()
     }
 
-    async fn open(bytes: Vec<u8>, coding: Coding, max: u64) -> Result<Vec<u8>, Failure> {
-        let reservation = Budget::new(1 << 20).reserve(4096).await;
-        Body { bytes, coding, reservation, max }.open(&Decoders::new(1)).await.map(|opened| opened.bytes)
+    async fn open(bytes: Vec<u8>, coding: ContentCoding, max: u64) -> Result<Vec<u8>, HttpFailure> {
+        let reservation = MemoryBudget::new(1 << 20).reserve(4096).await;
+        EncodedBody { bytes, coding, reservation, max }
+            .decompress(&DecoderPool::new(1))
+            .await
+            .map(|opened| opened.bytes)
     }
 
     #[tokio::test]
     async fn each_coding_is_read() {
         let text = b"{\"items\":[]}".repeat(1000);
-        assert_eq!(open(gzip(&text), Coding::Gzip, 1 << 20).await.unwrap(), text);
-        assert_eq!(open(zstd::encode_all(&text[..], 1).unwrap(), Coding::Zstd, 1 << 20).await.unwrap(), text);
+        assert_eq!(open(gzip(&text), ContentCoding::Gzip, 1 << 20).await.unwrap(), text);
+        assert_eq!(open(zstd::encode_all(&text[..], 1).unwrap(), ContentCoding::Zstd, 1 << 20).await.unwrap(), text);
         let mut compressed = Vec::new();
         brotli::BrotliCompress(&mut &text[..], &mut compressed, &brotli::enc::BrotliEncoderParams::default()).unwrap();
-        assert_eq!(open(compressed, Coding::Brotli, 1 << 20).await.unwrap(), text);
+        assert_eq!(open(compressed, ContentCoding::Brotli, 1 << 20).await.unwrap(), text);
     }
 
     #[tokio::test]
     async fn a_bomb_is_refused_and_a_torso_is_damaged() {
         let bomb = gzip(&vec![b' '; 8 << 20]);
-        assert!(matches!(open(bomb.clone(), Coding::Gzip, 1 << 20).await, Err(Failure::TooLarge(_))));
-        assert_eq!(open(bomb.clone(), Coding::Gzip, 8 << 20).await.unwrap().len(), 8 << 20);
+        assert!(matches!(open(bomb.clone(), ContentCoding::Gzip, 1 << 20).await, Err(HttpFailure::TooLarge(_))));
+        assert_eq!(open(bomb.clone(), ContentCoding::Gzip, 8 << 20).await.unwrap().len(), 8 << 20);
         let torso = bomb[..bomb.len() / 2].to_vec();
-        assert!(matches!(open(torso, Coding::Gzip, 16 << 20).await, Err(Failure::Coding(_))));
+        assert!(matches!(open(torso, ContentCoding::Gzip, 16 << 20).await, Err(HttpFailure::Coding(_))));
     }
 
     #[tokio::test]
     async fn zeros_behind_a_gzip_stream_are_passed_over_and_nothing_else_is() {
         let (text, mut padded) = (b"{\"items\":[]}".repeat(100), [gzip(b""), gzip(b"{}")].concat());
         padded.extend([0; 512]);
-        let body = |bytes, reservation| Body { bytes, coding: Coding::Gzip, reservation, max: 1 << 20 };
-        let opened = body(padded, Budget::new(1 << 20).reserve(4096).await).open(&Decoders::new(1)).await.unwrap();
+        let body = |bytes, reservation| EncodedBody { bytes, coding: ContentCoding::Gzip, reservation, max: 1 << 20 };
+        let opened = body(padded, MemoryBudget::new(1 << 20).reserve(4096).await)
+            .decompress(&DecoderPool::new(1))
+            .await
+            .unwrap();
         assert_eq!((&opened.bytes[..], opened.findings.len()), (&b"{}"[..], 1));
         let members = [gzip(&text), gzip(&text)].concat();
-        assert_eq!(open(members, Coding::Gzip, 1 << 20).await.unwrap(), [&text[..], &text[..]].concat());
+        assert_eq!(open(members, ContentCoding::Gzip, 1 << 20).await.unwrap(), [&text[..], &text[..]].concat());
         let mut torn = gzip(&text);
         torn.extend(*b"\0\0x");
-        assert!(matches!(open(torn, Coding::Gzip, 1 << 20).await, Err(Failure::Coding(_))));
+        assert!(matches!(open(torn, ContentCoding::Gzip, 1 << 20).await, Err(HttpFailure::Coding(_))));
     }
 
     #[test]
     fn a_body_is_what_it_can_be_seen_to_be() {
         let json = b"{\"items\":[]}";
         for (header, body, coding, found) in [
-            (None, &json[..], Coding::Identity, false),
-            (Some("identity"), json, Coding::Identity, false),
-            (Some("utf-8"), json, Coding::Identity, true),
-            (Some("none"), json, Coding::Identity, true),
-            (Some("aws-chunked"), json, Coding::Identity, true),
-            (Some("UTF-8"), b"\xef\xbb\xbf{}", Coding::Identity, true),
-            (None, &gzip(json), Coding::Gzip, true),
-            (Some("gzip"), &gzip(json), Coding::Gzip, false),
-            (Some("GZIP"), &gzip(json), Coding::Gzip, false),
-            (Some("aws-chunked, gzip"), &gzip(json), Coding::Gzip, true),
-            (Some("br"), b"\x0b\x05\x80{}", Coding::Brotli, false),
-            (Some("zstd"), &zstd::encode_all(&json[..], 1).unwrap(), Coding::Zstd, false),
+            (None, &json[..], ContentCoding::Identity, false),
+            (Some("identity"), json, ContentCoding::Identity, false),
+            (Some("utf-8"), json, ContentCoding::Identity, true),
+            (Some("none"), json, ContentCoding::Identity, true),
+            (Some("aws-chunked"), json, ContentCoding::Identity, true),
+            (Some("UTF-8"), b"\xef\xbb\xbf{}", ContentCoding::Identity, true),
+            (None, &gzip(json), ContentCoding::Gzip, true),
+            (Some("gzip"), &gzip(json), ContentCoding::Gzip, false),
+            (Some("GZIP"), &gzip(json), ContentCoding::Gzip, false),
+            (Some("aws-chunked, gzip"), &gzip(json), ContentCoding::Gzip, true),
+            (Some("br"), b"\x0b\x05\x80{}", ContentCoding::Brotli, false),
+            (Some("zstd"), &zstd::encode_all(&json[..], 1).unwrap(), ContentCoding::Zstd, false),
         ] {
-            let (seen, finding) = Coding::of_body(header, body).unwrap();
+            let (seen, finding) = ContentCoding::of_body(header, body).unwrap();
             assert_eq!((seen, finding.is_some()), (coding, found), "{header:?}");
         }
         // What is named is believed.
-        assert_eq!(Coding::of_body(Some("gzip"), json).unwrap(), (Coding::Gzip, None));
+        assert_eq!(ContentCoding::of_body(Some("gzip"), json).unwrap(), (ContentCoding::Gzip, None));
         for (header, body) in [("deflate", &b"\x78\x9c"[..]), ("compress", json), ("none", b"\x78\x9c")] {
-            assert!(matches!(Coding::of_body(Some(header), body), Err(Failure::Coding(_))), "{header}");
+            assert!(matches!(ContentCoding::of_body(Some(header), body), Err(HttpFailure::Coding(_))), "{header}");
         }
     }
 
     #[tokio::test]
     async fn pages_that_wait_for_the_budget_keep_no_place_from_the_one_that_holds_it() {
-        let (budget, decoders) = (Budget::new(64 << 10), Decoders::new(1));
-        let body =
-            |bytes: &[u8], reservation| Body { bytes: gzip(bytes), coding: Coding::Gzip, reservation, max: 8 << 20 };
+        let (budget, decoders) = (MemoryBudget::new(64 << 10), DecoderPool::new(1));
+        let body = |bytes: &[u8], reservation| EncodedBody {
+            bytes: gzip(bytes),
+            coding: ContentCoding::Gzip,
+            reservation,
+            max: 8 << 20,
+        };
         let (text, mut first) = (vec![b' '; 1 << 20], budget.reserve(16 << 10).await);
         // Given: one page is beyond the budget, and another waits to be.
         first.grow_to(1 << 20).await.unwrap();
         let second = body(&text, budget.reserve(16 << 10).await);
-        let mut waiting = Box::pin(second.open(&decoders));
+        let mut waiting = Box::pin(second.decompress(&decoders));
         assert!(tokio::time::timeout(std::time::Duration::from_millis(20), &mut waiting).await.is_err());
         // Then the first is opened all the same, and the second after it.
-        let opened = tokio::time::timeout(std::time::Duration::from_secs(5), body(&text, first).open(&decoders));
+        let opened = tokio::time::timeout(std::time::Duration::from_secs(5), body(&text, first).decompress(&decoders));
         drop(opened.await.unwrap().unwrap());
         assert_eq!(waiting.await.unwrap().bytes.len(), text.len());
     }

@@ -6,8 +6,8 @@
 //! (`ledger`). Knows nothing of what the bytes say.
 
 mod ledger;
-mod pace;
-mod spare;
+mod transfer_rate;
+mod buffer_pool;
 
 use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,8 +16,8 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
 
-use ledger::{Ledger, PATIENCE, Wish};
-use spare::Spare;
+use buffer_pool::BufferPool;
+use ledger::{GrowResult, MemoryLedger, PATIENCE};
 
 /// Who has waited for a while asks others to give way so often: the next to be served and pages that have begun, and whoever
 /// waits behind.
@@ -26,13 +26,13 @@ const OTHERS_PRESS: Duration = Duration::from_millis(100);
 
 /// The bytes that all pages together may hold.
 #[derive(Clone)]
-pub struct Budget {
-    shared: Arc<Shared>,
+pub struct MemoryBudget {
+    shared: Arc<BudgetState>,
 }
 
-struct Shared {
-    ledger: Mutex<Ledger>,
-    spare: Spare,
+struct BudgetState {
+    ledger: Mutex<MemoryLedger>,
+    spare: BufferPool,
     /// Wakes one that waits until what is ours leaves room.
     freed: Notify,
     total: u64,
@@ -40,51 +40,53 @@ struct Shared {
 
 /// A page's share, given back when dropped.
 pub struct Reservation {
-    budget: Budget,
+    budget: MemoryBudget,
     number: u64,
     changed: Arc<Notify>,
 }
 
 /// Looks at a page's share from outside.
 #[derive(Clone)]
-pub struct Watch {
-    budget: Budget,
+pub struct ReservationWatch {
+    budget: MemoryBudget,
     number: u64,
 }
 
 /// The page has to be given up: others waited for the memory that it held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct GivesWay {
+pub struct Preemption {
     /// What it held, bytes.
     pub held: u64,
 }
 
-impl Budget {
+impl MemoryBudget {
     /// A budget of `bytes`.
     pub fn new(bytes: u64) -> Self {
-        let ledger = Mutex::new(Ledger::new(bytes));
-        Self { shared: Arc::new(Shared { ledger, spare: Spare::default(), freed: Notify::new(), total: bytes }) }
+        let ledger = Mutex::new(MemoryLedger::new(bytes));
+        Self {
+            shared: Arc::new(BudgetState { ledger, spare: BufferPool::default(), freed: Notify::new(), total: bytes }),
+        }
     }
 
-    fn ledger(&self) -> MutexGuard<'_, Ledger> {
+    fn ledger(&self) -> MutexGuard<'_, MemoryLedger> {
         self.shared.ledger.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// All its bytes, and how many of them are in use; what one page holds beyond them doesn't count.
-    pub fn bytes(&self) -> (u64, u64) {
+    pub fn usage(&self) -> (u64, u64) {
         (self.shared.total, self.ledger().used())
     }
 
     /// The share of a page of `host`'s, which is expected to need `bytes`: it holds nothing yet.
-    pub fn page(&self, host: &str, bytes: u64) -> Reservation {
-        let (number, changed) = self.ledger().enter(Some(host), bytes);
+    pub fn open_page(&self, host: &str, bytes: u64) -> Reservation {
+        let (number, changed) = self.ledger().open_page(Some(host), bytes);
         Reservation { budget: self.clone(), number, changed }
     }
 
     /// Waits for room for `bytes` that never give way; never for more than the whole budget.
     pub async fn reserve(&self, bytes: u64) -> Reservation {
         let bytes = bytes.clamp(1, self.shared.total);
-        let (number, changed) = self.ledger().enter(None, bytes);
+        let (number, changed) = self.ledger().open_page(None, bytes);
         let mut reservation = Reservation { budget: self.clone(), number, changed };
         // Who has no host never gives way.
         let _ = reservation.grow_to(bytes).await;
@@ -92,7 +94,7 @@ impl Budget {
     }
 
     /// In words, what a page that can't grow waits for.
-    pub fn waiting_for(&self) -> String {
+    pub fn describe_wait(&self) -> String {
         let ledger = self.ledger();
         let mib = |bytes: u64| bytes.div_ceil(1 << 20);
         let (waiting, most) = ledger.overview();
@@ -102,7 +104,7 @@ impl Budget {
     }
 }
 
-impl Watch {
+impl ReservationWatch {
     /// Whether the page waits for memory now.
     pub fn is_waiting(&self) -> bool {
         self.budget.ledger().is_waiting(self.number)
@@ -112,12 +114,12 @@ impl Watch {
 impl Reservation {
     /// The bytes it holds.
     pub fn bytes(&self) -> u64 {
-        self.budget.ledger().held(self.number)
+        self.budget.ledger().held_bytes(self.number)
     }
 
     /// A look at it from outside.
-    pub fn watch(&self) -> Watch {
-        Watch { budget: self.budget.clone(), number: self.number }
+    pub fn watch(&self) -> ReservationWatch {
+        ReservationWatch { budget: self.budget.clone(), number: self.number }
     }
 
     /// How long it has waited for memory.
@@ -127,7 +129,7 @@ impl Reservation {
 
     /// Waits while what is ours alone, to be decoded or written, leaves no room for `bytes`: nothing is asked for that
     /// there would be no place for. No publisher can make this wait last.
-    pub async fn ready(&self, bytes: u64) {
+    pub async fn wait_for_admission(&self, bytes: u64) {
         loop {
             let freed = self.budget.shared.freed.notified();
             if self.budget.ledger().is_admitted(self.number, bytes) {
@@ -140,39 +142,39 @@ impl Reservation {
     }
 
     /// What the page is expected to need in all, bytes.
-    pub fn expected(&self) -> u64 {
-        self.budget.ledger().claim(self.number)
+    pub fn expected_bytes(&self) -> u64 {
+        self.budget.ledger().expected_bytes(self.number)
     }
 
     /// The page is expected to need `bytes` in all.
-    pub fn expect(&self, bytes: u64) {
-        self.budget.ledger().expect(self.number, bytes);
+    pub fn set_expected(&self, bytes: u64) {
+        self.budget.ledger().set_expected(self.number, bytes);
     }
 
     /// Waits for what comes from its publisher, and meanwhile for others who need what it holds.
     ///
     /// # Errors
     /// [`GivesWay`].
-    pub async fn receive<T>(&self, bytes: impl Future<Output = T>) -> Result<T, GivesWay> {
-        let _receiving = Receiving::begin(self);
+    pub async fn receive<T>(&self, bytes: impl Future<Output = T>) -> Result<T, Preemption> {
+        let _receiving = ReceivingGuard::begin(self);
         let mut bytes = std::pin::pin!(bytes);
         loop {
             tokio::select! {
                 biased;
                 came = &mut bytes => return Ok(came),
-                () = self.changed.notified() => self.stands()?,
+                () = self.changed.notified() => self.check_preempted()?,
             }
         }
     }
 
-    fn stands(&self) -> Result<(), GivesWay> {
+    fn check_preempted(&self) -> Result<(), Preemption> {
         let ledger = self.budget.ledger();
-        if ledger.gives_way(self.number) { Err(GivesWay { held: ledger.held(self.number) }) } else { Ok(()) }
+        if ledger.is_preempted(self.number) { Err(Preemption { held: ledger.held_bytes(self.number) }) } else { Ok(()) }
     }
 
     /// All of it has come: from here on it doesn't depend on its publisher.
-    pub fn arrived(&self) {
-        self.budget.ledger().arrived(self.number);
+    pub fn mark_arrived(&self) {
+        self.budget.ledger().mark_arrived(self.number);
     }
 
     /// A buffer of so many bytes for the page, whatever they are: one kept from another page, or a new one.
@@ -182,7 +184,7 @@ impl Reservation {
 
     /// Ends the share; the page's buffer may serve another.
     pub fn recycle(self, buffer: Vec<u8>) {
-        self.budget.shared.spare.keep(buffer);
+        self.budget.shared.spare.give_back(buffer);
     }
 
     /// Makes sure that the page may hold `bytes`, waiting where others must finish first. Dropped while it waits, it
@@ -190,25 +192,25 @@ impl Reservation {
     ///
     /// # Errors
     /// [`GivesWay`], where others need what it holds more; never one that has no host.
-    pub async fn grow_to(&mut self, bytes: u64) -> Result<(), GivesWay> {
-        let wish = self.budget.ledger().wish(self.number, bytes, Instant::now());
+    pub async fn grow_to(&mut self, bytes: u64) -> Result<(), Preemption> {
+        let wish = self.budget.ledger().grow(self.number, bytes, Instant::now());
         match wish {
-            Wish::Granted => return Ok(()),
-            Wish::GivesWay => return self.stands(),
-            Wish::Waits => {}
+            GrowResult::Granted => return Ok(()),
+            GrowResult::Preempted => return self.check_preempted(),
+            GrowResult::Waiting => {}
         }
-        let waiting = Waiting(self);
+        let waiting = WithdrawOnDrop(self);
         let mut patience = PATIENCE.saturating_sub(waiting.0.waited()).max(NEXT_PRESSES);
         loop {
             let woken = timeout(patience, self.changed.notified()).await.is_ok();
-            self.stands()?;
+            self.check_preempted()?;
             if !self.budget.ledger().is_waiting(self.number) {
                 return Ok(());
             }
             if !woken {
                 let mut ledger = self.budget.ledger();
-                ledger.press(self.number, Instant::now());
-                patience = if ledger.is_pressing(self.number) { NEXT_PRESSES } else { OTHERS_PRESS };
+                ledger.preempt_others(self.number, Instant::now());
+                patience = if ledger.is_near_front(self.number) { NEXT_PRESSES } else { OTHERS_PRESS };
             }
         }
     }
@@ -228,32 +230,32 @@ impl Reservation {
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        self.budget.ledger().leave(self.number, Instant::now());
+        self.budget.ledger().close_page(self.number, Instant::now());
         self.budget.shared.freed.notify_one();
     }
 }
 
 /// A wish that ends with the wait for it.
-struct Waiting<'a>(&'a Reservation);
+struct WithdrawOnDrop<'a>(&'a Reservation);
 
-impl Drop for Waiting<'_> {
+impl Drop for WithdrawOnDrop<'_> {
     fn drop(&mut self) {
         self.0.budget.ledger().withdraw(self.0.number, Instant::now());
     }
 }
 
-struct Receiving<'a>(&'a Reservation);
+struct ReceivingGuard<'a>(&'a Reservation);
 
-impl<'a> Receiving<'a> {
+impl<'a> ReceivingGuard<'a> {
     fn begin(reservation: &'a Reservation) -> Self {
-        reservation.budget.ledger().receives(reservation.number, true, Instant::now());
+        reservation.budget.ledger().set_receiving(reservation.number, true, Instant::now());
         Self(reservation)
     }
 }
 
-impl Drop for Receiving<'_> {
+impl Drop for ReceivingGuard<'_> {
     fn drop(&mut self) {
-        self.0.budget.ledger().receives(self.0.number, false, Instant::now());
+        self.0.budget.ledger().set_receiving(self.0.number, false, Instant::now());
     }
 }
 

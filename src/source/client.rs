@@ -5,13 +5,13 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::failure::Failure;
-use super::guard::Guard;
+use super::address_policy::AddressPolicy;
+use super::failure::HttpFailure;
 use super::http::HttpSettings;
 
 /// Clients are made here alone, one for each set of connection settings, and share their connections.
 #[derive(Clone, Default)]
-pub struct Clients(Arc<Mutex<HashMap<ClientKey, reqwest::Client>>>);
+pub struct HttpClients(Arc<Mutex<HashMap<ClientKey, reqwest::Client>>>);
 
 /// The last says whether odd heads are read.
 type ClientKey = (Option<String>, Option<PathBuf>, Duration, bool);
@@ -19,19 +19,19 @@ type ClientKey = (Option<String>, Option<PathBuf>, Duration, bool);
 /// What an HTTP/2 peer may send ahead of its reader, bytes: it stands outside the memory budget.
 const HTTP2_WINDOW: u32 = 256 << 10;
 
-impl Clients {
+impl HttpClients {
     /// One that reads what the standard allows.
-    pub(super) fn get(&self, settings: &HttpSettings) -> Result<reqwest::Client, Failure> {
+    pub(super) fn get(&self, settings: &HttpSettings) -> Result<reqwest::Client, HttpFailure> {
         self.made_once(settings, false)
     }
 
     /// One that reads what browsers read: blanks before the colon, folded lines, lines that are no headers passed over, a
     /// thousand headers. For publishers that the other could not read: they have nobody behind them to be deceived.
-    pub(super) fn lenient(&self, settings: &HttpSettings) -> Result<reqwest::Client, Failure> {
+    pub(super) fn lenient(&self, settings: &HttpSettings) -> Result<reqwest::Client, HttpFailure> {
         self.made_once(settings, true)
     }
 
-    fn made_once(&self, settings: &HttpSettings, lenient: bool) -> Result<reqwest::Client, Failure> {
+    fn made_once(&self, settings: &HttpSettings, lenient: bool) -> Result<reqwest::Client, HttpFailure> {
         let key = (settings.proxy.clone(), settings.ca_file.clone(), settings.connect_timeout, lenient);
         let mut clients = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(client) = clients.get(&key) {
@@ -47,14 +47,14 @@ impl Clients {
 ///
 /// # Errors
 /// [`Failure::Settings`].
-pub fn plain_client(timeout: Duration) -> Result<reqwest::Client, Failure> {
+pub fn plain_client(timeout: Duration) -> Result<reqwest::Client, HttpFailure> {
     made(builder().no_proxy().timeout(timeout))
 }
 
 /// A client for pages of anybody's, which connects only where `guard` lets it.
-pub(super) fn guarded_client(settings: &HttpSettings, guard: &Guard) -> Result<reqwest::Client, Failure> {
+pub(super) fn guarded_client(settings: &HttpSettings, guard: &AddressPolicy) -> Result<reqwest::Client, HttpFailure> {
     let client = builder().connect_timeout(settings.connect_timeout).pool_max_idle_per_host(1);
-    made(if guard.is_open() { client } else { client.no_proxy().dns_resolver(Arc::new(guard.clone())) })
+    made(if guard.allows_all() { client } else { client.no_proxy().dns_resolver(Arc::new(guard.clone())) })
 }
 
 #[expect(clippy::disallowed_methods, reason = "the one place where clients are made")]
@@ -84,7 +84,7 @@ impl Leniency {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|helped| helped.elapsed() < Self::LASTS)
     }
 
-    pub(super) fn helped(&self) {
+    pub(super) fn record_success(&self) {
         let mut helped = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if helped.is_none_or(|helped| helped.elapsed() >= Self::LASTS) {
             *helped = Some(Instant::now());
@@ -104,11 +104,11 @@ impl Leniency {
     }
 }
 
-fn made(builder: reqwest::ClientBuilder) -> Result<reqwest::Client, Failure> {
-    builder.build().map_err(|error| Failure::Settings(format!("the HTTP client can't be made: {}", chain(&error))))
+fn made(builder: reqwest::ClientBuilder) -> Result<reqwest::Client, HttpFailure> {
+    builder.build().map_err(|error| HttpFailure::Settings(format!("the HTTP client can't be made: {}", chain(&error))))
 }
 
-fn build(settings: &HttpSettings, lenient: bool) -> Result<reqwest::Client, Failure> {
+fn build(settings: &HttpSettings, lenient: bool) -> Result<reqwest::Client, HttpFailure> {
     let mut builder = if lenient { lenient_builder() } else { builder() }
         .connect_timeout(settings.connect_timeout)
         .http2_initial_stream_window_size(HTTP2_WINDOW)
@@ -116,11 +116,11 @@ fn build(settings: &HttpSettings, lenient: bool) -> Result<reqwest::Client, Fail
         .pool_idle_timeout(Duration::from_secs(60))
         .tcp_keepalive(Duration::from_secs(60));
     if let Some(proxy) = &settings.proxy {
-        let proxy = reqwest::Proxy::all(proxy).map_err(|_| Failure::Settings("http.proxy is no URL".into()))?;
+        let proxy = reqwest::Proxy::all(proxy).map_err(|_| HttpFailure::Settings("http.proxy is no URL".into()))?;
         builder = builder.proxy(proxy);
     }
     if let Some(path) = &settings.ca_file {
-        let unusable = |problem: String| Failure::Settings(format!("ca_file {}: {problem}", path.display()));
+        let unusable = |problem: String| HttpFailure::Settings(format!("ca_file {}: {problem}", path.display()));
         let pem = std::fs::read(path).map_err(|error| unusable(error.to_string()))?;
         let certificates = reqwest::Certificate::from_pem_bundle(&pem).map_err(|error| unusable(error.to_string()))?;
         builder = builder.tls_certs_merge(certificates);

@@ -7,16 +7,16 @@ use secrecy::{ExposeSecret, SecretString};
 use url::Url;
 
 use super::client::chain;
-use super::failure::Failure;
-use super::http::{escape, parse};
+use super::failure::HttpFailure;
+use super::http::{parse, percent_encode_query};
 use super::mask::Mask;
-use super::secret::{SecretSource, Value};
+use super::secret::{ConfiguredValue, SecretSource};
 
 /// Where they come from.
 #[derive(Default)]
-pub(super) struct Sources {
-    pub(super) headers: Vec<(String, Value)>,
-    pub(super) query: Vec<(String, Value)>,
+pub(super) struct CredentialSources {
+    pub(super) headers: Vec<(String, ConfiguredValue)>,
+    pub(super) query: Vec<(String, ConfiguredValue)>,
     /// The feed's other secrets, which these requests don't send.
     pub(super) others: Vec<(String, SecretSource)>,
 }
@@ -33,11 +33,11 @@ pub(super) struct Credentials {
 
 impl Credentials {
     /// Reads them: blocking, small local files. What isn't sent and can't be read keeps nothing from being sent.
-    pub(super) fn read(sources: &Sources) -> Result<Self, Failure> {
+    pub(super) fn read(sources: &CredentialSources) -> Result<Self, HttpFailure> {
         let mut read = Self::default();
         for (name, value) in &sources.headers {
             let (value, hidden) = resolve(value)?;
-            let unusable = |what: &str| Failure::Settings(format!("header {name}: its {what} can't be sent"));
+            let unusable = |what: &str| HttpFailure::Settings(format!("header {name}: its {what} can't be sent"));
             let key = HeaderName::from_bytes(name.as_bytes()).map_err(|_| unusable("name"))?;
             let mut sent = HeaderValue::from_str(value.expose_secret()).map_err(|_| unusable("value"))?;
             sent.set_sensitive(hidden);
@@ -53,11 +53,11 @@ impl Credentials {
             if hidden {
                 read.mask.hide_parameter(name, value.expose_secret());
             }
-            read.query.push((name.clone(), SecretString::from(escape(value.expose_secret()))));
+            read.query.push((name.clone(), SecretString::from(percent_encode_query(value.expose_secret()))));
         }
         let sent = |source: &SecretSource| {
             let mut values = sources.headers.iter().chain(&sources.query).map(|(_, value)| value);
-            values.any(|value| matches!(value, Value::Secret(sent) if sent == source))
+            values.any(|value| matches!(value, ConfiguredValue::Secret(sent) if sent == source))
         };
         for (name, source) in sources.others.iter().filter(|(_, source)| !sent(source)) {
             if let Ok(secret) = source.read() {
@@ -85,56 +85,56 @@ impl Credentials {
     }
 
     /// A URL of the feed's own origin as it is sent: what was hidden of it is put in again, missing parameters are added.
-    pub(super) fn filled(&self, url: &str) -> Result<Url, Failure> {
-        let mut full = self.mask.filled(url);
+    pub(super) fn url_with_secrets(&self, url: &str) -> Result<Url, HttpFailure> {
+        let mut full = self.mask.unmask_url(url);
         let target = parse(&full).map_err(|failure| self.redacted(failure))?;
         for (name, value) in &self.query {
             if !target.query_pairs().any(|(key, _)| key == name.as_str()) {
                 let joint = if full.contains('?') { '&' } else { '?' };
-                full = format!("{full}{joint}{}={}", escape(name), value.expose_secret());
+                full = format!("{full}{joint}{}={}", percent_encode_query(name), value.expose_secret());
             }
         }
         parse(&full).map_err(|failure| self.redacted(failure))
     }
 
-    fn redacted(&self, failure: Failure) -> Failure {
+    fn redacted(&self, failure: HttpFailure) -> HttpFailure {
         match failure {
-            Failure::Url(words) => Failure::Url(self.mask.redact(&words)),
+            HttpFailure::Url(words) => HttpFailure::Url(self.mask.redact(&words)),
             other => other,
         }
     }
 
     /// Sorts what the client says; its own words may hold the URL with secrets, so only the causes are passed on.
-    pub(super) fn explain(&self, error: &reqwest::Error) -> Failure {
+    pub(super) fn to_failure(&self, error: &reqwest::Error) -> HttpFailure {
         let words = self.mask.redact(&chain(error));
         let mut cause = error.source();
         while let Some(inner) = cause {
             if inner.is::<rustls::Error>() {
-                return Failure::Tls(words);
+                return HttpFailure::Tls(words);
             }
             let io = inner.downcast_ref::<std::io::Error>();
             if io.is_some_and(|io| io.kind() == std::io::ErrorKind::ConnectionRefused) {
-                return Failure::ConnectionRefused(words);
+                return HttpFailure::ConnectionRefused(words);
             }
             // Asked for its source, an I/O error passes over the error that it wraps.
             let wrapped = io.and_then(std::io::Error::get_ref);
             cause = wrapped.map(|wrapped| wrapped as &(dyn std::error::Error + 'static)).or_else(|| inner.source());
         }
         if error.is_timeout() {
-            Failure::Timeout(words)
+            HttpFailure::Timeout(words)
         } else if error.is_connect() {
-            Failure::Connect(words)
+            HttpFailure::Connect(words)
         } else {
-            Failure::Broken(words)
+            HttpFailure::Broken(words)
         }
     }
 }
 
-fn resolve(value: &Value) -> Result<(SecretString, bool), Failure> {
+fn resolve(value: &ConfiguredValue) -> Result<(SecretString, bool), HttpFailure> {
     match value {
-        Value::Plain(text) => Ok((SecretString::from(text.as_str()), false)),
-        Value::Secret(source) => {
-            let secret = source.read().map_err(|error| Failure::Settings(error.to_string()))?;
+        ConfiguredValue::Plain(text) => Ok((SecretString::from(text.as_str()), false)),
+        ConfiguredValue::Secret(source) => {
+            let secret = source.read().map_err(|error| HttpFailure::Settings(error.to_string()))?;
             Ok((secret, true))
         }
     }

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use super::budget::GivesWay;
+use super::budget::Preemption;
 
 /// Why a request brought no page. Each begins with a fixed word.
 #[derive(Debug, Clone, thiserror::Error)]
-pub enum Failure {
+pub enum HttpFailure {
     /// A status other than 200 and 304.
     #[error("http-{code}: the publisher answered {code}{}{}", shown(.beginning), remarked(.remark.as_deref()))]
     Status {
@@ -39,7 +39,7 @@ pub enum Failure {
     Tls(String),
     /// Others waited for the memory that the page, or an event of a stream, held.
     #[error("no-memory: other feeds waited for the memory that this one held; it is asked for again ({0} bytes)")]
-    GaveWay(u64),
+    Preempted(u64),
     /// Larger than `max_page_bytes` once decompressed, or an event larger than the limit for one.
     #[error("too-large: more than the {0} bytes that are taken (http.max_page_bytes, and 16 MiB for an event)")]
     TooLarge(u64),
@@ -74,8 +74,8 @@ fn remarked(remark: Option<&str>) -> String {
     remark.map(|remark| format!("; {remark}")).unwrap_or_default()
 }
 
-impl From<GivesWay> for Failure {
-    fn from(given: GivesWay) -> Self {
-        Self::GaveWay(given.held)
+impl From<Preemption> for HttpFailure {
+    fn from(given: Preemption) -> Self {
+        Self::Preempted(given.held)
     }
 }

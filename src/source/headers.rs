@@ -8,7 +8,7 @@ use crate::feed::Finding;
 
 /// What a page's headers say.
 #[derive(Clone, Debug, Default)]
-pub struct Meta {
+pub struct ResponseMeta {
     /// The entity tag, to ask with next time.
     pub etag: Option<String>,
     /// How long the answer is fresh, its age taken off.
@@ -23,31 +23,31 @@ pub struct Meta {
     pub last_modified: Option<i64>,
     /// Where redirects led, secrets masked, if what the URL asked for was lost on the way: the answer is to another
     /// question, so it is never the feed's end.
-    pub lost_cursor: Option<String>,
+    pub cursor_lost_at: Option<String>,
     /// The cookies that it sets, in words: a publisher that sends a web page may want one sent back.
-    pub cookies: Option<String>,
+    pub cookie_remark: Option<String>,
     /// How the answer departs from what HTTP and RPDE say; what came is read all the same.
     pub findings: Vec<Finding>,
 }
 
-impl Meta {
-    pub(super) fn find(&mut self, rule: &'static str, detail: String) {
+impl ResponseMeta {
+    pub(super) fn add_finding(&mut self, rule: &'static str, detail: String) {
         self.findings.push(Finding { rule, detail, count: 1 });
     }
 }
 
 /// What they say; `hide` is for what is shown of it. The entity tag is sent back as it came.
-pub(super) fn meta(headers: &HeaderMap, hide: &dyn Fn(&str) -> String) -> Meta {
+pub(super) fn meta(headers: &HeaderMap, hide: &dyn Fn(&str) -> String) -> ResponseMeta {
     let text = |name: HeaderName| headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
-    let mut meta = Meta {
+    let mut meta = ResponseMeta {
         etag: text(header::ETAG),
         fresh_for: fresh_for(headers),
-        content_type: readable(headers, &header::CONTENT_TYPE).map(|media| hide(&media)),
+        content_type: header_text(headers, &header::CONTENT_TYPE).map(|media| hide(&media)),
         date: text(header::DATE).as_deref().and_then(http_date),
         age: text(header::AGE).and_then(|age| age.trim().parse().ok()),
         last_modified: text(header::LAST_MODIFIED).as_deref().and_then(http_date),
-        lost_cursor: None,
-        cookies: cookies(headers, hide),
+        cursor_lost_at: None,
+        cookie_remark: cookie_remark(headers, hide),
         findings: Vec::new(),
     };
     let read = [
@@ -57,21 +57,21 @@ pub(super) fn meta(headers: &HeaderMap, hide: &dyn Fn(&str) -> String) -> Meta {
         (header::LAST_MODIFIED, meta.last_modified.is_some()),
     ];
     for (name, _) in read.into_iter().filter(|(_, read)| !read) {
-        if let Some(value) = readable(headers, &name) {
+        if let Some(value) = header_text(headers, &name) {
             let detail = format!("the header {name} can't be read, {:?}", shortened(&hide(&value)));
-            meta.find("unreadable-header", detail);
+            meta.add_finding("unreadable-header", detail);
         }
     }
     meta
 }
 
 /// A header's value, whatever its bytes.
-pub(super) fn readable(headers: &HeaderMap, name: &HeaderName) -> Option<String> {
+pub(super) fn header_text(headers: &HeaderMap, name: &HeaderName) -> Option<String> {
     headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned())
 }
 
 /// The names of the cookies that are set, in words: we send none back, and some publishers want one.
-pub(super) fn cookies(headers: &HeaderMap, hide: &dyn Fn(&str) -> String) -> Option<String> {
+pub(super) fn cookie_remark(headers: &HeaderMap, hide: &dyn Fn(&str) -> String) -> Option<String> {
     let named = headers.get_all(header::SET_COOKIE).iter().filter_map(|value| {
         let text = String::from_utf8_lossy(value.as_bytes());
         text.split_once('=').map(|(name, _)| format!("{:?}", shortened(&hide(name.trim()))))
@@ -83,7 +83,7 @@ pub(super) fn cookies(headers: &HeaderMap, hide: &dyn Fn(&str) -> String) -> Opt
 
 /// Whether a partial answer is all there is (RFC 9110 §14.4).
 pub(super) fn is_whole(headers: &HeaderMap) -> bool {
-    let range = readable(headers, &header::CONTENT_RANGE);
+    let range = header_text(headers, &header::CONTENT_RANGE);
     let whole = |range: &str| {
         let (places, total) = range.trim().strip_prefix("bytes")?.trim().split_once('/')?;
         let (first, last) = places.split_once('-')?;
@@ -120,7 +120,7 @@ fn fresh_for(headers: &HeaderMap) -> Option<Duration> {
 
 /// RFC 9110 §10.2.3: seconds or a date; an error is what can't be read.
 pub(super) fn retry_after(headers: &HeaderMap) -> Result<Option<Duration>, String> {
-    let Some(text) = readable(headers, &header::RETRY_AFTER) else { return Ok(None) };
+    let Some(text) = header_text(headers, &header::RETRY_AFTER) else { return Ok(None) };
     let value = text.trim();
     if let Ok(seconds) = value.parse() {
         return Ok(Some(Duration::from_secs(seconds)));

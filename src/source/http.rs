@@ -9,16 +9,16 @@ use reqwest::header::{self, HeaderMap};
 use tokio::time::{Instant, timeout, timeout_at};
 use url::Url;
 
-use super::asked::{Asked, EVENT_STREAM, Streaming};
-use super::body::{Body, Coding};
+use super::body::{ContentCoding, EncodedBody};
 use super::budget::Reservation;
-use super::client::{Clients, Leniency};
-use super::credentials::{Credentials, Sources};
-pub use super::failure::Failure;
-use super::headers::{self, Meta, meta, retry_after};
-use super::origin::{as_asked, is_home};
+use super::client::{HttpClients, Leniency};
+use super::credentials::{CredentialSources, Credentials};
+pub use super::failure::HttpFailure;
+use super::headers::{self, ResponseMeta, meta, retry_after};
+use super::origin::{is_own_origin, upgraded_to_https};
 use super::redirect;
-use super::secret::{SecretSource, Value};
+use super::request_kind::{EVENT_STREAM, EventStreamBody, RequestKind};
+use super::secret::{ConfiguredValue, SecretSource};
 use crate::feed::Finding;
 
 /// `[http]`, and a feed's `http.*`.
@@ -59,14 +59,14 @@ impl Default for HttpSettings {
 
 /// How much may be asked of one host, or of all hosts that match a pattern together.
 #[derive(Clone, Debug, PartialEq)]
-pub struct HostBudget {
+pub struct HostLimits {
     /// Requests at once, over all feeds.
     pub per_host: usize,
     /// Requests a second; no limit when not set.
     pub rate: Option<f64>,
 }
 
-impl Default for HostBudget {
+impl Default for HostLimits {
     fn default() -> Self {
         Self { per_host: 2, rate: None }
     }
@@ -76,38 +76,38 @@ impl Default for HostBudget {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct HostSettings {
     /// For a host that no pattern matches: each host and port has this for itself.
-    pub each: HostBudget,
+    pub each: HostLimits,
     /// Pattern (`example.org`, `example.org:8443` or `*.example.org`) and the budget all that match share.
-    pub matching: Vec<(String, HostBudget)>,
+    pub matching: Vec<(String, HostLimits)>,
 }
 
 /// An answer.
-pub enum Answer {
+pub enum PageResponse {
     /// A page.
-    Page(Body, Meta),
+    Page(EncodedBody, ResponseMeta),
     /// 304 to a request that carried a validator: nothing has changed.
-    NotModified(Meta),
+    NotModified(ResponseMeta),
     /// A request that carried a validator was answered 412, or 200 without a page: whoever asked gives the validator up
     /// and asks again without one.
-    ValidatorRefused(Meta),
+    ValidatorRefused(ResponseMeta),
 }
 
 /// A response, redirects followed.
-struct Reached {
+struct FinalResponse {
     response: reqwest::Response,
     /// Where redirects led, if what the URL asked for was lost on the way.
-    lost_cursor: Option<String>,
+    cursor_lost_at: Option<String>,
     findings: Vec<Finding>,
 }
 
 /// Requests of one feed: its client, limits, origin and secrets.
-pub struct Requests {
-    clients: Clients,
+pub struct EndpointClient {
+    clients: HttpClients,
     client: reqwest::Client,
     leniency: Leniency,
     settings: HttpSettings,
-    home: Url,
-    sources: Sources,
+    endpoint_url: Url,
+    sources: CredentialSources,
     credentials: RwLock<Arc<Credentials>>,
     /// How often they have changed.
     changes: AtomicU64,
@@ -119,26 +119,26 @@ pub(super) const SECRETS_LOOKED_AT: Duration = Duration::from_secs(5);
 /// Of a page that says how long it is, so much is made room for at once.
 const FIRST_BYTES: u64 = 1 << 20;
 
-impl Requests {
+impl EndpointClient {
     /// Requests to the origin of `url`. Reads the secrets: blocking, small local files.
     ///
     /// # Errors
     /// [`Failure::Url`] and [`Failure::Settings`].
     pub fn new(
-        clients: &Clients,
+        clients: &HttpClients,
         url: &str,
         settings: &HttpSettings,
-        headers: &[(String, Value)],
-        query: &[(String, Value)],
-    ) -> Result<Self, Failure> {
+        headers: &[(String, ConfiguredValue)],
+        query: &[(String, ConfiguredValue)],
+    ) -> Result<Self, HttpFailure> {
         let home = parse(url)?;
         let requests = Self {
             clients: clients.clone(),
             client: clients.get(settings)?,
             leniency: Leniency::default(),
             settings: settings.clone(),
-            home,
-            sources: Sources { headers: headers.to_vec(), query: query.to_vec(), others: Vec::new() },
+            endpoint_url: home,
+            sources: CredentialSources { headers: headers.to_vec(), query: query.to_vec(), others: Vec::new() },
             credentials: RwLock::default(),
             changes: AtomicU64::new(0),
         };
@@ -157,15 +157,15 @@ impl Requests {
     }
 
     /// The feed's own URL.
-    pub fn home(&self) -> &Url {
-        &self.home
+    pub fn endpoint_url(&self) -> &Url {
+        &self.endpoint_url
     }
 
     /// Reads the secrets again; how often any has changed so far. Blocking, small local files.
     ///
     /// # Errors
     /// [`Failure::Settings`] when one can't be read.
-    pub fn read_secrets(&self) -> Result<u64, Failure> {
+    pub fn read_secrets(&self) -> Result<u64, HttpFailure> {
         let fresh = Credentials::read(&self.sources)?;
         let mut credentials = self.credentials.write().unwrap_or_else(PoisonError::into_inner);
         if !fresh.equals(&credentials) {
@@ -194,7 +194,7 @@ impl Requests {
     /// A place that the publisher names, such as its `next`, without the feed's secrets, each replaced by its name in
     /// braces: what may be stored and shown. They are put in again when it is asked for.
     pub fn mask(&self, place: &str) -> String {
-        self.credentials().mask().masked(place)
+        self.credentials().mask().mask_url(place)
     }
 
     /// The publisher's words without the feed's secrets, before they are cut, shown, logged or stored.
@@ -206,26 +206,26 @@ impl Requests {
     ///
     /// # Errors
     /// [`Failure::ForeignNext`], [`Failure::Url`].
-    pub fn permit(&self, url: &str) -> Result<(), Failure> {
+    pub fn check_permitted(&self, url: &str) -> Result<(), HttpFailure> {
         let target = parse(url)?;
-        if self.permitted(&target) { Ok(()) } else { Err(Failure::ForeignNext(self.redact(&origin(&target)))) }
+        if self.is_permitted(&target) { Ok(()) } else { Err(HttpFailure::ForeignNext(self.redact(&origin(&target)))) }
     }
 
-    fn permitted(&self, target: &Url) -> bool {
+    fn is_permitted(&self, target: &Url) -> bool {
         let host = target.host_str().unwrap_or_default();
         let address = format!("{host}:{}", target.port_or_known_default().unwrap_or(0));
         let allowed = |entry: &String| entry.eq_ignore_ascii_case(host) || entry.eq_ignore_ascii_case(&address);
-        is_home(&self.home, target)
-            || as_asked(&self.home, target).is_some()
+        is_own_origin(&self.endpoint_url, target)
+            || upgraded_to_https(&self.endpoint_url, target).is_some()
             || self.settings.allow_hosts.iter().any(allowed)
     }
 
     /// The URL as it is asked: by https where the feed's own is, and with its secrets in it where it is the feed's own.
-    fn address(&self, url: &str) -> Result<Url, Failure> {
+    fn request_url(&self, url: &str) -> Result<Url, HttpFailure> {
         let target = parse(url)?;
-        match as_asked(&self.home, &target) {
-            Some(target) => self.credentials().filled(target.as_str()),
-            None if is_home(&self.home, &target) => self.credentials().filled(url),
+        match upgraded_to_https(&self.endpoint_url, &target) {
+            Some(target) => self.credentials().url_with_secrets(target.as_str()),
+            None if is_own_origin(&self.endpoint_url, &target) => self.credentials().url_with_secrets(url),
             None => Ok(target),
         }
     }
@@ -235,37 +235,46 @@ impl Requests {
     ///
     /// # Errors
     /// Whatever kept a page from coming.
-    pub async fn get(&self, url: &str, etag: Option<&str>, reservation: Reservation) -> Result<Answer, Failure> {
+    pub async fn get(
+        &self,
+        url: &str,
+        etag: Option<&str>,
+        reservation: Reservation,
+    ) -> Result<PageResponse, HttpFailure> {
         let deadline = Instant::now() + self.settings.page_timeout;
-        let reached = self.in_time(deadline, self.reach(url, Asked::Page { etag })).await??;
-        let Reached { response, lost_cursor, findings } = reached;
-        let mut meta = Meta { lost_cursor, ..meta(response.headers(), &|text| self.redact(text)) };
+        let reached = self.in_time(deadline, self.send_following_redirects(url, RequestKind::Page { etag })).await??;
+        let FinalResponse { response, cursor_lost_at: lost_cursor, findings } = reached;
+        let mut meta =
+            ResponseMeta { cursor_lost_at: lost_cursor, ..meta(response.headers(), &|text| self.redact(text)) };
         meta.findings.extend(findings);
         let code = response.status().as_u16();
         match (code, etag) {
-            (304, Some(_)) => return Ok(Answer::NotModified(meta)),
-            (304, None) => return Err(Failure::UnaskedNotModified),
-            (412, Some(_)) => return Ok(Answer::ValidatorRefused(meta)),
+            (304, Some(_)) => return Ok(PageResponse::NotModified(meta)),
+            (304, None) => return Err(HttpFailure::UnaskedNotModified),
+            (412, Some(_)) => return Ok(PageResponse::ValidatorRefused(meta)),
             (200, _) => {}
-            (202 | 203, _) => meta.find("status", format!("a page was sent with status {code}")),
+            (202 | 203, _) => meta.add_finding("status", format!("a page was sent with status {code}")),
             (206, _) if headers::is_whole(response.headers()) => {
-                meta.find("status", "a whole page was sent with status 206, as if it were a part".to_owned());
+                meta.add_finding("status", "a whole page was sent with status 206, as if it were a part".to_owned());
             }
             _ => return Err(self.in_time(deadline, self.status(code, response)).await?),
         }
         let body = self.read(response, reservation, deadline, &mut meta).await?;
         match (body.is_blank(), etag, code) {
-            (true, Some(_), _) => Ok(Answer::ValidatorRefused(meta)),
-            (true, None, 202 | 203 | 206) => {
-                Err(Failure::Status { code, retry_after: None, beginning: String::new(), remark: meta.cookies })
-            }
-            _ => Ok(Answer::Page(body, meta)),
+            (true, Some(_), _) => Ok(PageResponse::ValidatorRefused(meta)),
+            (true, None, 202 | 203 | 206) => Err(HttpFailure::Status {
+                code,
+                retry_after: None,
+                beginning: String::new(),
+                remark: meta.cookie_remark,
+            }),
+            _ => Ok(PageResponse::Page(body, meta)),
         }
     }
 
-    async fn in_time<T>(&self, deadline: Instant, work: impl Future<Output = T>) -> Result<T, Failure> {
+    async fn in_time<T>(&self, deadline: Instant, work: impl Future<Output = T>) -> Result<T, HttpFailure> {
         let limit = self.settings.page_timeout;
-        let late = |_| Failure::Timeout(format!("the page took longer than {limit:?} (http.page_timeout)"));
+        let late = |_| HttpFailure::Timeout(format!("the page took longer than {limit:?} (http.page_timeout)"));
         timeout_at(deadline, work).await.map_err(late)
     }
 
@@ -273,24 +282,25 @@ impl Requests {
     ///
     /// # Errors
     /// Whatever kept it from opening; [`Failure::Broken`] for what is no event stream.
-    pub async fn stream(&self, url: &str, last_event_id: Option<&str>) -> Result<Streaming, Failure> {
-        let last_event_id = last_event_id.map(|id| self.credentials().mask().filled_raw(id));
+    pub async fn stream(&self, url: &str, last_event_id: Option<&str>) -> Result<EventStreamBody, HttpFailure> {
+        let last_event_id = last_event_id.map(|id| self.credentials().mask().unmask_header(id));
         let last_event_id = last_event_id.as_deref();
-        let Reached { response, .. } = self.reach(url, Asked::Stream { last_event_id }).await?;
+        let FinalResponse { response, .. } =
+            self.send_following_redirects(url, RequestKind::Stream { last_event_id }).await?;
         let code = response.status().as_u16();
         if code != 200 {
             return Err(self.status(code, response).await);
         }
-        let text = |name| headers::readable(response.headers(), &name);
+        let text = |name| headers::header_text(response.headers(), &name);
         let media = text(header::CONTENT_TYPE);
         let media = media.as_deref().unwrap_or("none").split(';').next().unwrap_or_default().trim();
         if !media.eq_ignore_ascii_case(EVENT_STREAM) {
-            return Err(Failure::Broken(format!("no event stream: its content type is {:?}", self.redact(media))));
+            return Err(HttpFailure::Broken(format!("no event stream: its content type is {:?}", self.redact(media))));
         }
-        if Coding::declared(text(header::CONTENT_ENCODING).as_deref()) != Coding::Identity {
-            return Err(Failure::Coding("the stream is compressed, which was not asked for".into()));
+        if ContentCoding::declared(text(header::CONTENT_ENCODING).as_deref()) != ContentCoding::Identity {
+            return Err(HttpFailure::Coding("the stream is compressed, which was not asked for".into()));
         }
-        Ok(Streaming::new(response, self.credentials(), self.settings.max_page_bytes))
+        Ok(EventStreamBody::new(response, self.credentials(), self.settings.max_page_bytes))
     }
 
     /// Sends `body` to the home URL with this method; a 2xx is all that is wanted. No redirect is followed: what they
@@ -298,18 +308,18 @@ impl Requests {
     ///
     /// # Errors
     /// Any other answer, or whatever kept one from coming.
-    pub async fn submit(&self, method: &str, body: String) -> Result<(), Failure> {
+    pub async fn submit(&self, method: &str, body: String) -> Result<(), HttpFailure> {
         let method = reqwest::Method::from_bytes(method.as_bytes())
-            .map_err(|_| Failure::Settings(format!("{method:?} is no HTTP method")))?;
-        let target = self.address(self.home.as_str())?;
+            .map_err(|_| HttpFailure::Settings(format!("{method:?} is no HTTP method")))?;
+        let target = self.request_url(self.endpoint_url.as_str())?;
         // Nothing is made of the answer but its status: it may be written as it likes.
         let client = self.clients.lenient(&self.settings)?;
         let request = client.request(method, target).header(header::USER_AGENT, &self.settings.user_agent);
         let request = request.headers(self.credentials().headers().clone()).body(body);
         let silence = self.settings.read_timeout;
         let response = match timeout(silence, request.send()).await {
-            Ok(sent) => sent.map_err(|error| self.credentials().explain(&error))?,
-            Err(_) => return Err(Failure::Timeout(format!("no answer for {silence:?} (http.read_timeout)"))),
+            Ok(sent) => sent.map_err(|error| self.credentials().to_failure(&error))?,
+            Err(_) => return Err(HttpFailure::Timeout(format!("no answer for {silence:?} (http.read_timeout)"))),
         };
         match response.status() {
             status if status.is_success() => Ok(()),
@@ -318,11 +328,11 @@ impl Requests {
     }
 
     /// The answer to a request, redirects followed.
-    async fn reach(&self, url: &str, asked: Asked<'_>) -> Result<Reached, Failure> {
-        self.permit(url)?;
-        let mut target = self.address(url)?;
+    async fn send_following_redirects(&self, url: &str, asked: RequestKind<'_>) -> Result<FinalResponse, HttpFailure> {
+        self.check_permitted(url)?;
+        let mut target = self.request_url(url)?;
         let (mut findings, mut cookies) = (Vec::new(), None);
-        if parse(url).is_ok_and(|sent| as_asked(&self.home, &sent).is_some()) {
+        if parse(url).is_ok_and(|sent| upgraded_to_https(&self.endpoint_url, &sent).is_some()) {
             let detail = format!("a page of a feed that is asked by https is said to be at {url}");
             findings.push(Finding { rule: "http-next", detail, count: 1 });
         }
@@ -334,32 +344,32 @@ impl Requests {
             }
             match response.status().as_u16() {
                 301 | 302 | 303 | 307 | 308 => {
-                    cookies = headers::cookies(response.headers(), &|text| self.redact(text)).or(cookies);
+                    cookies = headers::cookie_remark(response.headers(), &|text| self.redact(text)).or(cookies);
                     target = self.redirected(&target, response.headers())?;
                 }
                 _ => {
-                    let lost = redirects > 0 && redirect::loses_cursor(&self.home, url, &target);
+                    let lost = redirects > 0 && redirect::loses_cursor(&self.endpoint_url, url, &target);
                     let lost_cursor = lost.then(|| self.mask(target.as_str()));
-                    return Ok(Reached { response, lost_cursor, findings });
+                    return Ok(FinalResponse { response, cursor_lost_at: lost_cursor, findings });
                 }
             }
         }
         let cookies = cookies.map(|cookies| format!("; {cookies}")).unwrap_or_default();
-        Err(Failure::Redirect(format!("more than {REDIRECTS} redirects{cookies}")))
+        Err(HttpFailure::Redirect(format!("more than {REDIRECTS} redirects{cookies}")))
     }
 
     /// The answer, and whether it was only readable leniently.
-    async fn send(&self, target: &Url, asked: Asked<'_>) -> Result<(reqwest::Response, bool), Failure> {
+    async fn send(&self, target: &Url, asked: RequestKind<'_>) -> Result<(reqwest::Response, bool), HttpFailure> {
         if !self.leniency.is_on() {
             match self.attempt(&self.client, target, asked).await? {
                 Ok(response) => return Ok((response, false)),
-                Err(error) if !Leniency::may_help(&error) => return Err(self.credentials().explain(&error)),
+                Err(error) if !Leniency::may_help(&error) => return Err(self.credentials().to_failure(&error)),
                 Err(_) => {}
             }
         }
         let answer = self.attempt(&self.clients.lenient(&self.settings)?, target, asked).await?;
-        let response = answer.map_err(|error| self.credentials().explain(&error))?;
-        self.leniency.helped();
+        let response = answer.map_err(|error| self.credentials().to_failure(&error))?;
+        self.leniency.record_success();
         Ok((response, true))
     }
 
@@ -367,28 +377,28 @@ impl Requests {
         &self,
         client: &reqwest::Client,
         target: &Url,
-        asked: Asked<'_>,
-    ) -> Result<reqwest::Result<reqwest::Response>, Failure> {
+        asked: RequestKind<'_>,
+    ) -> Result<reqwest::Result<reqwest::Response>, HttpFailure> {
         let mut request = client.get(target.clone()).header(header::USER_AGENT, &self.settings.user_agent);
         request = asked.headers(request);
-        if is_home(&self.home, target) {
+        if is_own_origin(&self.endpoint_url, target) {
             request = request.headers(self.credentials().headers().clone());
         }
         let silence = self.settings.read_timeout;
         let answer = timeout(silence, request.send()).await;
-        answer.map_err(|_| Failure::Timeout(format!("no answer for {silence:?} (http.read_timeout)")))
+        answer.map_err(|_| HttpFailure::Timeout(format!("no answer for {silence:?} (http.read_timeout)")))
     }
 
-    fn redirected(&self, from: &Url, headers: &HeaderMap) -> Result<Url, Failure> {
-        let location = headers::readable(headers, &header::LOCATION);
-        let location = location.ok_or_else(|| Failure::Redirect("a redirect without a Location".into()))?;
+    fn redirected(&self, from: &Url, headers: &HeaderMap) -> Result<Url, HttpFailure> {
+        let location = headers::header_text(headers, &header::LOCATION);
+        let location = location.ok_or_else(|| HttpFailure::Redirect("a redirect without a Location".into()))?;
         let target = from.join(&location).map_err(|error| {
-            Failure::Redirect(format!("its Location can't be read, {:?}: {error}", self.redact(&location)))
+            HttpFailure::Redirect(format!("its Location can't be read, {:?}: {error}", self.redact(&location)))
         })?;
-        if !["http", "https"].contains(&target.scheme()) || !self.permitted(&target) {
-            return Err(Failure::ForeignRedirect(self.redact(&origin(&target))));
+        if !["http", "https"].contains(&target.scheme()) || !self.is_permitted(&target) {
+            return Err(HttpFailure::ForeignRedirect(self.redact(&origin(&target))));
         }
-        self.address(target.as_str())
+        self.request_url(target.as_str())
     }
 
     async fn read(
@@ -396,17 +406,17 @@ impl Requests {
         mut response: reqwest::Response,
         mut reservation: Reservation,
         deadline: Instant,
-        meta: &mut Meta,
-    ) -> Result<Body, Failure> {
+        meta: &mut ResponseMeta,
+    ) -> Result<EncodedBody, HttpFailure> {
         let max = self.settings.max_page_bytes;
-        let header = headers::readable(response.headers(), &header::CONTENT_ENCODING);
-        let coding = Coding::declared(header.as_deref());
+        let header = headers::header_text(response.headers(), &header::CONTENT_ENCODING);
+        let coding = ContentCoding::declared(header.as_deref());
         let length = response.content_length();
         if length.is_some_and(|length| length > max) {
-            return Err(Failure::TooLarge(max));
+            return Err(HttpFailure::TooLarge(max));
         }
         if let Some(length) = length {
-            reservation.expect(coding.likely(length, reservation.expected(), max));
+            reservation.set_expected(coding.estimate_bytes(length, reservation.expected_bytes(), max));
         }
         reservation.grow_to(1).await?;
         let mut bytes = Vec::with_capacity(usize::try_from(length.unwrap_or(0).min(FIRST_BYTES)).unwrap_or(0));
@@ -415,51 +425,52 @@ impl Requests {
             let Some(chunk) = self.in_time(deadline + reservation.waited(), chunk).await??? else { break };
             let size = (bytes.len() + chunk.len()) as u64;
             if size > max {
-                return Err(Failure::TooLarge(max));
+                return Err(HttpFailure::TooLarge(max));
             }
             reservation.grow_to(size).await?;
             bytes.extend_from_slice(&chunk);
         }
-        reservation.arrived();
-        let (coding, finding) = Coding::of_body(header.as_deref().map(|text| self.redact(text)).as_deref(), &bytes)?;
+        reservation.mark_arrived();
+        let (coding, finding) =
+            ContentCoding::of_body(header.as_deref().map(|text| self.redact(text)).as_deref(), &bytes)?;
         meta.findings.extend(finding);
-        Ok(Body { bytes, coding, reservation, max })
+        Ok(EncodedBody { bytes, coding, reservation, max })
     }
 
-    async fn chunk(&self, response: &mut reqwest::Response) -> Result<Option<bytes::Bytes>, Failure> {
+    async fn chunk(&self, response: &mut reqwest::Response) -> Result<Option<bytes::Bytes>, HttpFailure> {
         let silence = self.settings.read_timeout;
         match timeout(silence, response.chunk()).await {
-            Ok(chunk) => chunk.map_err(|error| self.credentials().explain(&error)),
-            Err(_) => Err(Failure::Timeout(format!("no bytes for {silence:?} (http.read_timeout)"))),
+            Ok(chunk) => chunk.map_err(|error| self.credentials().to_failure(&error)),
+            Err(_) => Err(HttpFailure::Timeout(format!("no bytes for {silence:?} (http.read_timeout)"))),
         }
     }
 
-    async fn status(&self, code: u16, mut response: reqwest::Response) -> Failure {
+    async fn status(&self, code: u16, mut response: reqwest::Response) -> HttpFailure {
         let hide = |text: &str| self.redact(text);
         let (retry_after, mut remarks) = match retry_after(response.headers()) {
             Ok(told) => (told, Vec::new()),
             Err(unreadable) => (None, vec![format!("its Retry-After can't be read, {:?}", hide(&unreadable))]),
         };
         if [401, 403, 429, 503].contains(&code) {
-            remarks.extend(headers::cookies(response.headers(), &hide));
+            remarks.extend(headers::cookie_remark(response.headers(), &hide));
         }
         // Only the words for the operator: an error while reading them changes nothing.
         let first = self.chunk(&mut response).await.ok().flatten().unwrap_or_default();
-        let beginning = self.credentials().mask().beginning(&first);
+        let beginning = self.credentials().mask().redacted_beginning(&first);
         let remark = Some(remarks.join("; ")).filter(|remark| !remark.is_empty());
-        Failure::Status { code, retry_after, beginning, remark }
+        HttpFailure::Status { code, retry_after, beginning, remark }
     }
 }
 
 /// Percent-encodes a query name or value.
-pub(super) fn escape(text: &str) -> String {
+pub(super) fn percent_encode_query(text: &str) -> String {
     url::form_urlencoded::byte_serialize(text.as_bytes()).collect::<String>().replace('+', "%20")
 }
 
-pub(super) fn parse(url: &str) -> Result<Url, Failure> {
-    let parsed = Url::parse(url).map_err(|error| Failure::Url(format!("{url:?}: {error}")))?;
+pub(super) fn parse(url: &str) -> Result<Url, HttpFailure> {
+    let parsed = Url::parse(url).map_err(|error| HttpFailure::Url(format!("{url:?}: {error}")))?;
     if !["http", "https"].contains(&parsed.scheme()) || parsed.host().is_none() {
-        return Err(Failure::Url(format!("{url:?} is neither http nor https")));
+        return Err(HttpFailure::Url(format!("{url:?} is neither http nor https")));
     }
     Ok(parsed)
 }

@@ -6,8 +6,8 @@
 
 use std::ops::Range;
 
-use super::http::escape;
-use super::spelling::{self, Layer, Manner};
+use super::encodings::{self, MaskMode, UnescapedText};
+use super::http::percent_encode_query;
 
 /// Shorter secrets are no secrets in running text.
 const LEAST_BYTES: usize = 6;
@@ -39,7 +39,7 @@ struct Needle {
     whole: bool,
 }
 
-struct Find {
+struct SecretMatch {
     place: Range<usize>,
     needle: usize,
     depth: usize,
@@ -49,7 +49,7 @@ impl Mask {
     /// Hides `value` behind `{name}`: a header's value or any other secret. Of credentials after a scheme (RFC 9110 §11.4)
     /// and of a URL with a password only those are secret.
     pub(super) fn hide(&mut self, name: &str, value: &str) {
-        let password = url::Url::parse(value).ok().and_then(|url| url.password().map(spelling::decoded));
+        let password = url::Url::parse(value).ok().and_then(|url| url.password().map(encodings::decoded));
         if let Some(password) = password {
             return self.add(format!("{name}.password"), password);
         }
@@ -59,7 +59,7 @@ impl Mask {
         let credentials = credentials.trim();
         self.add(name.to_owned(), credentials.into());
         if scheme.eq_ignore_ascii_case("basic")
-            && let Some(pair) = spelling::from_base64(credentials)
+            && let Some(pair) = encodings::decode_base64(credentials)
         {
             let password = pair.iter().position(|byte| *byte == b':').map(|colon| pair[colon + 1..].to_vec());
             self.add(format!("{name}.pair"), pair);
@@ -70,7 +70,7 @@ impl Mask {
     /// Hides a query parameter's value behind `{name}`.
     pub(super) fn hide_parameter(&mut self, name: &str, value: &str) {
         if value.len() < LEAST_BYTES {
-            let text = format!("{}={value}", escape(name)).into_bytes();
+            let text = format!("{}={value}", percent_encode_query(name)).into_bytes();
             self.push(Needle { text, name: name.to_owned(), whole: true });
         } else {
             self.add(name.to_owned(), value.into());
@@ -81,7 +81,8 @@ impl Mask {
         if secret.len() < LEAST_BYTES {
             return;
         }
-        for (n, text) in spelling::base64(&secret).into_iter().enumerate().filter(|(_, text)| text.len() >= LEAST_BYTES)
+        for (n, text) in
+            encodings::base64_fragments(&secret).into_iter().enumerate().filter(|(_, text)| text.len() >= LEAST_BYTES)
         {
             self.push(Needle { text, name: format!("{name}.base64-{n}"), whole: false });
         }
@@ -105,30 +106,30 @@ impl Mask {
 
     /// What may be shown and kept of a publisher's text.
     pub(super) fn redact(&self, text: &str) -> String {
-        self.replaced(text, Manner::Text)
+        self.replaced(text, MaskMode::Display)
     }
 
     /// The same of a URL or another place that is sent again: [`Mask::filled`] gives the secrets back.
-    pub(super) fn masked(&self, place: &str) -> String {
-        self.replaced(place, Manner::Place)
+    pub(super) fn mask_url(&self, place: &str) -> String {
+        self.replaced(place, MaskMode::Resend)
     }
 
     /// A place as it is sent.
-    pub(super) fn filled(&self, place: &str) -> String {
+    pub(super) fn unmask_url(&self, place: &str) -> String {
         let mut filled = place.to_owned();
         if !place.contains('{') {
             return filled;
         }
         for needle in &self.needles {
             for depth in 0..DEPTH {
-                let shown = needle.shown(depth);
+                let shown = needle.placeholder(depth);
                 if !filled.contains(&shown) {
                     continue;
                 }
                 let secret = needle.text.get(needle.parameter().map_or(0, str::len)..).unwrap_or_default();
-                let spelt = (0..=depth).fold(spelling::percent(secret), |spelt, again| match again {
+                let spelt = (0..=depth).fold(encodings::percent(secret), |spelt, again| match again {
                     0 => spelt,
-                    _ => escape(&spelt),
+                    _ => percent_encode_query(&spelt),
                 });
                 filled = filled.replace(&shown, &spelt);
             }
@@ -137,34 +138,34 @@ impl Mask {
     }
 
     /// The same of what is sent in a header, where nothing is percent-encoded.
-    pub(super) fn filled_raw(&self, value: &str) -> String {
+    pub(super) fn unmask_header(&self, value: &str) -> String {
         let filled = |filled: String, needle: &Needle| match std::str::from_utf8(&needle.text) {
-            Ok(secret) if !needle.whole => filled.replace(&needle.shown(0), secret),
+            Ok(secret) if !needle.whole => filled.replace(&needle.placeholder(0), secret),
             _ => filled,
         };
         self.needles.iter().fold(value.to_owned(), filled)
     }
 
     /// The first bytes of an answer, for a reason in words: what is hidden is hidden before it is cut.
-    pub(super) fn beginning(&self, bytes: &[u8]) -> String {
+    pub(super) fn redacted_beginning(&self, bytes: &[u8]) -> String {
         let seen = bytes.len().min(SHOWN_BYTES + self.reach);
         let mut shown = self.redact(String::from_utf8_lossy(&bytes[..seen]).trim());
         shown.truncate((0..=SHOWN_BYTES.min(shown.len())).rev().find(|at| shown.is_char_boundary(*at)).unwrap_or(0));
         shown.trim().to_owned()
     }
 
-    fn replaced(&self, text: &str, manner: Manner) -> String {
+    fn replaced(&self, text: &str, manner: MaskMode) -> String {
         if self.needles.is_empty() {
             return text.to_owned();
         }
         let (mut out, mut from) = (String::with_capacity(text.len()), 0);
-        for Find { place, needle, depth } in self.finds(text, manner) {
+        for SecretMatch { place, needle, depth } in self.find_matches(text, manner) {
             out.push_str(text.get(from..place.start).unwrap_or_default());
             let needle = &self.needles[needle];
             if let Some(parameter) = needle.parameter() {
                 out.push_str(parameter);
             }
-            out.push_str(&needle.shown(depth));
+            out.push_str(&needle.placeholder(depth));
             from = place.end;
         }
         out.push_str(text.get(from..).unwrap_or_default());
@@ -172,16 +173,16 @@ impl Mask {
     }
 
     /// Where secrets stand, in order, none within another.
-    fn finds(&self, text: &str, manner: Manner) -> Vec<Find> {
+    fn find_matches(&self, text: &str, manner: MaskMode) -> Vec<SecretMatch> {
         // What was cut was marked as such, or put in quotes.
         let (bytes, mut finds, mut from) = (text.trim_end_matches(['…', '"', '\'']).as_bytes(), Vec::new(), 0);
         while from < bytes.len() {
             let until = bytes.len().min(from + PIECE_BYTES);
             let seen = bytes.len().min(until + self.reach);
-            let mut layer = Layer::of(&bytes[from..seen]);
+            let mut layer = UnescapedText::of(&bytes[from..seen]);
             for depth in 0..DEPTH {
                 self.find_in(&layer, until - from, seen == bytes.len(), manner, |place, needle| {
-                    finds.push(Find { place: place.start + from..place.end + from, needle, depth });
+                    finds.push(SecretMatch { place: place.start + from..place.end + from, needle, depth });
                 });
                 match layer.decoded(manner) {
                     Some(next) => layer = next,
@@ -206,10 +207,10 @@ impl Mask {
 
     fn find_in(
         &self,
-        layer: &Layer,
+        layer: &UnescapedText,
         until: usize,
         last: bool,
-        manner: Manner,
+        manner: MaskMode,
         mut found: impl FnMut(Range<usize>, usize),
     ) {
         let mut at = 0;
@@ -224,7 +225,7 @@ impl Mask {
                                 .checked_sub(1)
                                 .and_then(|before| layer.byte(before))
                                 .is_some_and(|byte| byte.is_ascii_alphanumeric());
-                    let cut = last && manner == Manner::Text && !needle.whole && matched >= CUT_BYTES;
+                    let cut = last && manner == MaskMode::Display && !needle.whole && matched >= CUT_BYTES;
                     if whole && stands_alone || !whole && cut {
                         found(layer.start(at)..layer.end(end), n);
                     }
@@ -243,7 +244,7 @@ impl Needle {
     }
 
     /// A secret that was escaped more than once is named so, to be sent as it came.
-    fn shown(&self, depth: usize) -> String {
+    fn placeholder(&self, depth: usize) -> String {
         format!("{{{}{}}}", self.name, "%".repeat(depth))
     }
 }
@@ -302,8 +303,9 @@ mod tests {
     #[test]
     fn base64_is_found_at_any_offset() {
         for before in ["", "x", "xy", "xyz"] {
-            let text =
-                String::from_utf8(spelling::base64(format!("{before}hush-header-4711 and so on").as_bytes()).remove(0));
+            let text = String::from_utf8(
+                encodings::base64_fragments(format!("{before}hush-header-4711 and so on").as_bytes()).remove(0),
+            );
             let redacted = mask().redact(&text.clone().unwrap_or_default());
             assert!(redacted.contains("{X-Api-Key.base64-"), "{before}: {text:?}: {redacted}");
         }
@@ -316,7 +318,7 @@ mod tests {
         assert_eq!(mask().redact("hush-hour"), "hush-hour");
         for before in 0..90 {
             let text = format!("{}hush-header-4711 is your key", ".".repeat(before));
-            let shown = mask().beginning(text.as_bytes());
+            let shown = mask().redacted_beginning(text.as_bytes());
             assert!(shown.len() <= 80 && !shown.contains("hush"), "{shown}");
         }
     }
@@ -331,11 +333,11 @@ mod tests {
             "/feed?pin=500&from=1500",
             "/feed?from=hush-hea",
         ] {
-            let masked = mask().masked(place);
-            assert_eq!(mask().filled(&masked), place, "{masked}");
+            let masked = mask().mask_url(place);
+            assert_eq!(mask().unmask_url(&masked), place, "{masked}");
             assert!(masked == place || masked.contains('{'));
         }
-        assert_eq!(mask().masked("/feed?from=hush-hea"), "/feed?from=hush-hea");
+        assert_eq!(mask().mask_url("/feed?from=hush-hea"), "/feed?from=hush-hea");
     }
 
     #[test]

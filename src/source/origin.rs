@@ -3,7 +3,7 @@
 use url::Url;
 
 /// Whether `target` is of the feed's own origin, or the https of it: on the same port, or on 443 where it has 80.
-pub(super) fn is_home(home: &Url, target: &Url) -> bool {
+pub(super) fn is_own_origin(home: &Url, target: &Url) -> bool {
     if home.origin() == target.origin() {
         return true;
     }
@@ -14,7 +14,7 @@ pub(super) fn is_home(home: &Url, target: &Url) -> bool {
 
 /// `target`, or the https address that it means: a publisher behind something that speaks TLS for it may not know, and
 /// write `http` where it is asked by https.
-pub(super) fn as_asked(home: &Url, target: &Url) -> Option<Url> {
+pub(super) fn upgraded_to_https(home: &Url, target: &Url) -> Option<Url> {
     let port = target.port_or_known_default();
     let ours = port == Some(80) || port == home.port_or_known_default();
     if home.scheme() != "https" || target.scheme() != "http" || home.host() != target.host() || !ours {
@@ -48,7 +48,7 @@ mod tests {
             ("https://h/feed", "http://h/x", false),
             ("https://h/feed", "https://h:444/x", false),
         ] {
-            assert_eq!(is_home(&url(home), &url(target)), own, "{home} {target}");
+            assert_eq!(is_own_origin(&url(home), &url(target)), own, "{home} {target}");
         }
     }
 
@@ -64,7 +64,7 @@ mod tests {
             ("http://h/feed", "http://h/x", None),
             ("https://h/feed", "https://h/x", None),
         ] {
-            assert_eq!(as_asked(&url(home), &url(target)).as_ref().map(Url::as_str), asked, "{home} {target}");
+            assert_eq!(upgraded_to_https(&url(home), &url(target)).as_ref().map(Url::as_str), asked, "{home} {target}");
         }
     }
 }

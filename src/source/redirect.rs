@@ -2,7 +2,7 @@
 
 use url::Url;
 
-use super::spelling::decoded;
+use super::encodings::decoded;
 
 /// Whether `reached` no longer says where `asked` wanted to read on: a value of its query that the feed's own URL doesn't
 /// have is found neither in the query nor in the path, or the redirect led back to the feed's own page. `asked` is

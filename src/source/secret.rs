@@ -21,7 +21,7 @@ pub enum SecretSource {
 
 /// A header's or query parameter's value.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Value {
+pub enum ConfiguredValue {
     /// Written in the configuration.
     Plain(String),
     /// Read from elsewhere, and never shown.
@@ -41,7 +41,7 @@ pub enum SecretError {
     },
     /// Others than its owner can use the file.
     #[error("secret file {path} can be used by others than its owner (mode {mode:04o}): chmod 0600 {path}")]
-    Shared {
+    InsecureMode {
         /// The file.
         path: PathBuf,
         /// Its permissions.
@@ -80,7 +80,7 @@ impl SecretSource {
         {
             let (mode, given) = (found.mode() & 0o777, found.uid() == 0 && found.gid() != 0);
             if mode & if given { 0o037 } else { 0o077 } != 0 {
-                return Err(SecretError::Shared { path: path.clone(), mode });
+                return Err(SecretError::InsecureMode { path: path.clone(), mode });
             }
         }
         self.read()

@@ -10,9 +10,9 @@ mod parse;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::asked::Streaming;
-use super::budget::{GivesWay, Reservation};
-use super::http::{Failure, Requests, escape};
+use super::budget::{Preemption, Reservation};
+use super::http::{EndpointClient, HttpFailure, percent_encode_query};
+use super::request_kind::EventStreamBody;
 use parse::Parser;
 
 /// `sse` of a feed.
@@ -31,7 +31,7 @@ pub const MAX_EVENT_BYTES: u64 = 16 << 20;
 
 /// An event.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Event {
+pub struct SseEvent {
     /// Its type, `message` when it has none.
     pub name: String,
     /// Its data, lines joined by line feeds; what is not UTF-8 is replaced by U+FFFD.
@@ -48,7 +48,7 @@ const CHARGED_BYTES: u64 = 64 << 10;
 
 /// One connection.
 pub struct Stream {
-    connection: Option<Streaming>,
+    connection: Option<EventStreamBody>,
     parser: Parser,
     /// Of the event under way, and of those returned since [`Stream::take_share`].
     share: Reservation,
@@ -63,11 +63,11 @@ impl Stream {
     /// Whatever kept a stream from being there; a status other than 200, 204 among them (the publisher wants nobody to
     /// connect again), is [`Failure::Status`].
     pub async fn open(
-        requests: &Requests,
+        requests: &EndpointClient,
         url: &str,
         last_event_id: Option<&str>,
         share: Reservation,
-    ) -> Result<Self, Failure> {
+    ) -> Result<Self, HttpFailure> {
         let connection = requests.stream(url, last_event_id).await?;
         let max = MAX_EVENT_BYTES.min(connection.max_page_bytes());
         Ok(Self { connection: Some(connection), parser: Parser::new(max), share, returned: 0 })
@@ -78,8 +78,8 @@ impl Stream {
     ///
     /// # Errors
     /// [`Failure::Broken`] and the like when the connection breaks, [`Failure::TooLarge`] for an event beyond the limit,
-    /// [`Failure::GaveWay`] where others waited for the memory of one that didn't come.
-    pub async fn next(&mut self) -> Result<Option<Event>, Failure> {
+    /// [`Failure::Preempted`] where others waited for the memory of one that didn't come.
+    pub async fn next(&mut self) -> Result<Option<SseEvent>, HttpFailure> {
         let next = self.read().await;
         if !matches!(next, Ok(Some(_))) {
             self.connection = None;
@@ -95,7 +95,7 @@ impl Stream {
         (self.share.bytes() > 0).then(|| self.share.split(returned))
     }
 
-    async fn read(&mut self) -> Result<Option<Event>, Failure> {
+    async fn read(&mut self) -> Result<Option<SseEvent>, HttpFailure> {
         let Some(connection) = &mut self.connection else { return Ok(None) };
         loop {
             if let Some(event) = self.parser.next()? {
@@ -105,7 +105,7 @@ impl Stream {
             charge(&mut self.share, self.returned + self.parser.held()).await?;
             match self.share.receive(connection.chunk()).await?? {
                 Some(chunk) => {
-                    self.parser.take(chunk);
+                    self.parser.push_chunk(chunk);
                     // A stream that always has more leaves the others their time.
                     tokio::task::yield_now().await;
                 }
@@ -125,7 +125,7 @@ impl Stream {
     }
 }
 
-async fn charge(share: &mut Reservation, bytes: u64) -> Result<(), GivesWay> {
+async fn charge(share: &mut Reservation, bytes: u64) -> Result<(), Preemption> {
     if bytes >= CHARGED_BYTES {
         return share.grow_to(bytes).await;
     }
@@ -143,8 +143,8 @@ pub fn connect_url(settings: &SseSettings, position: Option<(&str, &str)>) -> St
     let (place, query) = url.split_once('?').unwrap_or((url, ""));
     let kept = query.split('&').filter(|pair| !pair.is_empty() && !names(pair, &[&settings.from, &settings.after]));
     let mut pairs: Vec<String> = kept.map(str::to_owned).collect();
-    pairs.push(format!("{}={}", escape(&settings.from), escape(modified)));
-    pairs.push(format!("{}={}", escape(&settings.after), escape(id)));
+    pairs.push(format!("{}={}", percent_encode_query(&settings.from), percent_encode_query(modified)));
+    pairs.push(format!("{}={}", percent_encode_query(&settings.after), percent_encode_query(id)));
     format!("{place}?{}", pairs.join("&"))
 }
 

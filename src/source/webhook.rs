@@ -4,15 +4,15 @@
 //! feed's loop says that the body is committed; what waits is bounded, in bodies and in bytes, and whoever comes beyond
 //! that is told when to come again.
 
-mod credentials;
-pub mod places;
-pub mod poison;
+mod authentication;
+pub mod connection_slots;
+pub mod refused_bodies;
 pub mod proxies;
-mod reading;
+mod body_reader;
 mod router;
-pub mod strikes;
+pub mod failed_logins;
 pub mod tls;
-pub mod told;
+pub mod log_limit;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -25,59 +25,59 @@ use secrecy::SecretString;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::budget::Reservation;
-use super::secret::{SecretSource, Value};
+use super::secret::{ConfiguredValue, SecretSource};
 use crate::feed::Generation;
-use poison::Poison;
-use proxies::Proxies;
+use log_limit::LogLimiter;
+use proxies::TrustedProxies;
+use refused_bodies::RefusedBodies;
 pub use router::router;
-use told::Told;
 
 /// Bodies that wait for a feed's loop: the capacity its channel should have.
-pub const WAITING: usize = 8;
+pub const POST_QUEUE_CAPACITY: usize = 8;
 
 /// The feeds that publishers may post to. Clones are the same inbox.
 #[derive(Clone, Default)]
-pub struct Inbox(Arc<Shared>);
+pub struct Inbox(Arc<InboxState>);
 
 #[derive(Default)]
-struct Shared {
-    doors: RwLock<HashMap<String, Arc<Entry>>>,
-    strangers: Mutex<Told>,
+struct InboxState {
+    routes: RwLock<HashMap<String, Arc<RouteEntry>>>,
+    unknown_feed_log: Mutex<LogLimiter>,
 }
 
 /// A feed's side of the inbox.
 #[derive(Clone)]
-pub struct Door {
+pub struct WebhookRoute {
     /// Any of them will do.
     pub secrets: Vec<SecretString>,
     /// Whether bodies are taken just now.
-    pub state: watch::Receiver<DoorState>,
+    pub state: watch::Receiver<RouteState>,
     /// To the feed's loop, with room for [`WAITING`].
-    pub sender: mpsc::Sender<Posted>,
+    pub sender: mpsc::Sender<WebhookPost>,
     /// The feed's generation, as far as its loop knows it.
     pub generation: Arc<AtomicI64>,
     /// Counts bodies that were turned away because of ourselves: nobody is blamed for what was in them.
-    pub turned_away: Arc<AtomicU64>,
+    pub turned_away_count: Arc<AtomicU64>,
 }
 
 /// Whether a feed takes bodies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DoorState {
+pub enum RouteState {
     /// It does.
     Open,
     /// Later: 503.
-    Defer {
+    Deferred {
         /// When to come again.
         retry_after: Duration,
         /// Why, for the publisher.
         why: &'static str,
     },
     /// Not until the operator says so (paused, purged): 409, with the reason.
-    Refused(&'static str),
+    Closed(&'static str),
 }
 
 /// A body on its way to the feed's loop, authenticated and decompressed.
-pub struct Posted {
+pub struct WebhookPost {
     /// The feed's generation when it began to come.
     pub generation: Generation,
     /// The body; when it is the fifth time and it is too large, its beginning alone (at most 1 KiB).
@@ -87,61 +87,61 @@ pub struct Posted {
     pub hash: u64,
     /// It was refused four times within an hour: to be quarantined if it still can't be read, then taken, and the feed
     /// walked again from a while ago.
-    pub fifth: bool,
+    pub quarantine_if_unreadable: bool,
     /// Of `fifth`: what is wrong with it that the loop can't see, such as its size.
     pub fault: Option<String>,
     /// Its share of the memory budget, to be kept for as long as the bytes are.
-    pub held: Reservation,
+    pub reservation: Reservation,
     /// The publisher waits for it. It may be gone: what it posted is applied all the same.
-    pub answer: oneshot::Sender<Answer>,
+    pub answer: oneshot::Sender<PostAnswer>,
 }
 
 /// What a feed's loop says to a body.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Answer {
+pub enum PostAnswer {
     /// Committed and synced: 204.
-    Taken,
+    Committed,
     /// It can't be read, for this reason: 400.
-    Refused(String),
+    Unreadable(String),
     /// Not now: 503, and when to come again.
     Busy(Duration),
     /// Not any more, such as after a purge: 409.
-    Gone,
+    OutdatedGeneration,
 }
 
 /// A door, and what is remembered of it when another takes its place.
-struct Entry {
-    door: Door,
-    memory: Arc<Mutex<Memory>>,
+struct RouteEntry {
+    door: WebhookRoute,
+    history: Arc<Mutex<RouteHistory>>,
 }
 
 #[derive(Default)]
-struct Memory {
-    poison: Poison,
-    told: HashMap<u16, Told>,
+struct RouteHistory {
+    refused_bodies: RefusedBodies,
+    refusal_logs: HashMap<u16, LogLimiter>,
 }
 
 impl Inbox {
     /// Lets publishers post to `feed`, in place of a door it had.
-    pub fn register(&self, feed: &str, door: Door) {
-        let mut doors = self.0.doors.write().unwrap_or_else(PoisonError::into_inner);
-        let memory = doors.get(feed).map(|entry| Arc::clone(&entry.memory)).unwrap_or_default();
-        doors.insert(feed.to_owned(), Arc::new(Entry { door, memory }));
+    pub fn register(&self, feed: &str, door: WebhookRoute) {
+        let mut doors = self.0.routes.write().unwrap_or_else(PoisonError::into_inner);
+        let memory = doors.get(feed).map(|entry| Arc::clone(&entry.history)).unwrap_or_default();
+        doors.insert(feed.to_owned(), Arc::new(RouteEntry { door, history: memory }));
     }
 
     /// From now on nobody knows of `feed`: 404.
     pub fn remove(&self, feed: &str) {
-        self.0.doors.write().unwrap_or_else(PoisonError::into_inner).remove(feed);
+        self.0.routes.write().unwrap_or_else(PoisonError::into_inner).remove(feed);
     }
 
-    fn entry(&self, feed: &str) -> Option<Arc<Entry>> {
-        self.0.doors.read().unwrap_or_else(PoisonError::into_inner).get(feed).cloned()
+    fn entry(&self, feed: &str) -> Option<Arc<RouteEntry>> {
+        self.0.routes.read().unwrap_or_else(PoisonError::into_inner).get(feed).cloned()
     }
 }
 
-impl Entry {
-    fn memory(&self) -> MutexGuard<'_, Memory> {
-        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+impl RouteEntry {
+    fn history(&self) -> MutexGuard<'_, RouteHistory> {
+        self.history.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -164,7 +164,7 @@ pub struct RegisterSettings {
     /// Its method, `POST` by default.
     pub method: String,
     /// Its headers.
-    pub headers: Vec<(String, Value)>,
+    pub headers: Vec<(String, ConfiguredValue)>,
     /// Its body, in which `{callback}` stands for our URL.
     pub body: String,
     /// How often it is repeated; only at start unless set.
@@ -175,7 +175,7 @@ pub struct RegisterSettings {
 
 /// `[webhooks]`: the listener that faces publishers.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct WebhooksSettings {
+pub struct WebhookListenerSettings {
     /// Where it listens.
     pub listen: SocketAddr,
     /// The path in front of the feeds' names: empty, or with a slash before it and none behind.
@@ -187,7 +187,7 @@ pub struct WebhooksSettings {
     /// Certificate chain and key, PEM; behind a proxy unless set.
     pub tls: Option<TlsFiles>,
     /// Whose `X-Forwarded-For` says who posts; nobody's unless set.
-    pub trusted_proxies: Proxies,
+    pub trusted_proxies: TrustedProxies,
 }
 
 /// PEM files.
@@ -199,7 +199,7 @@ pub struct TlsFiles {
     pub key: PathBuf,
 }
 
-impl Default for WebhooksSettings {
+impl Default for WebhookListenerSettings {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 8471)),
@@ -207,12 +207,12 @@ impl Default for WebhooksSettings {
             public_url: None,
             max_body_bytes: 32 << 20,
             tls: None,
-            trusted_proxies: Proxies::default(),
+            trusted_proxies: TrustedProxies::default(),
         }
     }
 }
 
-impl WebhooksSettings {
+impl WebhookListenerSettings {
     /// Where publishers post the feed's pages, if they know our address.
     pub fn callback(&self, feed: &str) -> Option<String> {
         self.public_url.as_ref().map(|url| format!("{url}{}/{feed}", self.path))

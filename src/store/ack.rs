@@ -4,7 +4,7 @@
 
 use rusqlite::params;
 
-use super::writer::Weight;
+use super::writer::JobClass;
 use super::{Millis, Store, StoreError, feeds, journal};
 use crate::feed::FeedName;
 
@@ -21,19 +21,19 @@ impl Store {
         note: Option<String>,
     ) -> Result<(), StoreError> {
         let name = name.clone();
-        self.submit(Weight::default(), move |bench| {
-            let feed = feeds::read(bench, name.as_str())?.id;
+        self.submit(JobClass::default(), move |tx| {
+            let feed = feeds::read(tx, name.as_str())?.id;
             let sql = "UPDATE feed SET acked_until = ?2, ack_note = ?3 WHERE id = ?1
                        RETURNING strftime('%Y-%m-%dT%H:%M:%fZ', acked_until / 1000.0, 'unixepoch')";
             let noted = until.and(note.as_deref());
             let until: Option<String> =
-                bench.db.prepare_cached(sql)?.query_row(params![feed, until, noted], |row| row.get(0))?;
+                tx.db.prepare_cached(sql)?.query_row(params![feed, until, noted], |row| row.get(0))?;
             let detail = match (until, noted) {
                 (Some(until), Some(note)) => format!("until {until}: {note}"),
                 (Some(until), None) => format!("until {until}"),
                 (None, _) => "cleared".to_owned(),
             };
-            Ok(journal::event(bench, Some(feed), at, "ack", &detail)?)
+            Ok(journal::record_event(tx, Some(feed), at, "ack", &detail)?)
         })
         .await
     }

@@ -7,11 +7,11 @@ mod activity;
 mod applied;
 mod cursor;
 mod decide;
-mod hold;
-mod kinds;
+mod release;
+mod kind_limit;
 mod lookup;
-mod notice;
-mod origin;
+mod publisher_checks;
+mod provenance;
 mod redactor;
 mod row;
 
@@ -20,20 +20,20 @@ use std::sync::Arc;
 use rusqlite::{OptionalExtension, params};
 use tokio::sync::oneshot;
 
-use super::writer::{Bench, Weight};
+use super::writer::{JobClass, WriteTx};
 use super::{Millis, Store, StoreError, forget, journal};
-use crate::feed::{Brought, Generation, Item, Modified, Order, Page, Seq, State, Ties, Transport};
-pub use applied::{Applied, Verdict};
-use cursor::{cursor_stands, move_cursor};
-use decide::{Decision, Rules};
-pub use hold::{Held, Hold};
-use lookup::{Met, Prepared, Wanted};
-use notice::{notice_class, notice_going_back};
-pub use origin::Origin;
+use crate::feed::{Generation, Item, ItemState, ItemVersion, Modified, ModifiedOrder, Page, Seq, TiePolicy, Transport};
+pub use applied::{Applied, DeliveryVerdict};
+use cursor::{cursor_matches, move_cursor};
+use decide::{Decision, MergeRules};
+use lookup::{ItemLookup, ItemStatements, Match};
+pub use provenance::Provenance;
+use publisher_checks::{check_modified_class, detect_going_back};
 pub use redactor::{Redact, Redactor};
+pub use release::{Release, ReleaseOnCommit};
 pub(super) use row::{
-    DELETED, FORGOTTEN, NUMBER, ROW_BYTES, SqlModified, WAS_DELETED, forgotten_flags, is_possible, stored_modified,
-    swept_flags,
+    DELETED_FLAG, FORGOTTEN_FLAG, NUMBER_FLAG, ROW_BYTES, SqlModified, WAS_DELETED_FLAG, are_flags_valid,
+    forgotten_flags, stored_modified, swept_flags,
 };
 
 /// What one endpoint hands to the store at once.
@@ -48,21 +48,21 @@ pub struct Delivery {
     /// When it was read.
     pub at: Millis,
     /// The last change number given when it was asked for: what was written since says nothing of its publisher.
-    pub stood: Seq,
+    pub start_seq: Seq,
     /// Where it was asked for, and what the answer said of itself.
-    pub origin: Origin,
+    pub provenance: Provenance,
     /// What it says.
     pub page: Page,
     /// What it is for.
     pub purpose: Purpose,
     /// The feed's order of `modified`.
-    pub order: Order,
+    pub order: ModifiedOrder,
     /// The feed's rule for ties.
-    pub ties: Ties,
+    pub ties: TiePolicy,
     /// Whether others of the same walk may still wait, which it must not overtake.
-    pub follows: bool,
+    pub keep_order: bool,
     /// Released once the delivery is committed or given up: its share of the memory budget.
-    pub held: Held,
+    pub release_on_commit: ReleaseOnCommit,
     /// Hides the feed's secrets in words that the store makes of the page.
     pub redactor: Redactor,
 }
@@ -71,22 +71,22 @@ pub struct Delivery {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Purpose {
     /// A page at the poll cursor.
-    Poll(Step),
+    Poll(PageStep),
     /// A page of a resync, which has a cursor of its own.
-    Resync(Step),
+    Resync(PageStep),
     /// What a push endpoint brought: its own position moves, and no other.
-    Push(Position),
+    Push(PushPosition),
     /// A page read again, or a record taken out of quarantine: no cursor moves.
-    Again,
+    Reread,
 }
 
 /// A step of a walk.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Step {
+pub struct PageStep {
     /// Where the page was asked for: the delivery counts only if the stored cursor is still this.
-    pub asked: String,
+    pub from_cursor: String,
     /// Where the cursor goes.
-    pub cursor: String,
+    pub next_cursor: String,
     /// Whether the feed's end was seen, or taken as seen.
     pub level: bool,
     /// Whether `cursor` is the publisher's own word, and the end, if it was seen, the standard's sign.
@@ -95,30 +95,30 @@ pub struct Step {
 
 /// Where a push endpoint stands after a delivery, beside the delivery's last item.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Position {
+pub struct PushPosition {
     /// Where a stream would be taken up again.
     pub cursor: Option<String>,
     /// The last event's own id.
     pub event_id: Option<String>,
     /// Where the batch before it left the cursor: this one counts only if it is still there, so that no batch that
     /// failed is passed over.
-    pub after: Option<String>,
+    pub from_cursor: Option<String>,
 }
 
 /// So many items of a delivery are named.
-const NAMED: usize = 1_000;
+const MAX_ITEM_VERSIONS: usize = 1_000;
 impl Store {
     /// Queues a delivery; the answer comes once it is committed.
     pub fn apply(&self, mut delivery: Delivery) -> oneshot::Receiver<Result<Applied, StoreError>> {
         let resync = matches!(delivery.purpose, Purpose::Resync(_));
         let pushed = matches!(delivery.purpose, Purpose::Push(_));
         let records = delivery.page.items.len() + delivery.page.unreadable.len();
-        let large = resync || delivery.follows || !pushed && records > SMALL_RECORDS;
+        let large = resync || delivery.keep_order || !pushed && records > SMALL_RECORDS;
         // What can be read again, from the cursor that commits with it, need not be on the disk at once.
         let durable = matches!(delivery.transport, Transport::Webhook | Transport::Amqp);
-        let weight = Weight { large, durable, seqs: records };
+        let weight = JobClass { large, durable, max_seqs: records };
         let mut forgotten = 0;
-        self.queue(weight, move |bench| apply(bench, &mut delivery, &mut forgotten))
+        self.enqueue(weight, move |tx| apply(tx, &mut delivery, &mut forgotten))
     }
 }
 
@@ -126,92 +126,92 @@ impl Store {
 const SMALL_RECORDS: usize = 50;
 
 /// The feed's row and its resync, as one delivery needs them.
-struct Feed {
+struct FeedState {
     id: i64,
     differing: i64,
     suspect: bool,
     class: i64,
     /// Whether it is level and has push endpoints, whose trust depends on what polls find.
-    watched: bool,
+    audits_push: bool,
     /// Whether its end was ever seen: what comes before is no change but the first load.
     level: bool,
     /// Whether some of its items were forgotten on request.
-    forgets: bool,
-    resync: Option<Walk>,
+    has_forgotten: bool,
+    resync: Option<ResyncWalk>,
 }
 
-struct Walk {
+struct ResyncWalk {
     start_seq: Seq,
     trust: bool,
 }
 
 /// What was forgotten leaves the delivery for good; `forgotten` counts it over all runs of this piece of work.
-fn apply(bench: &mut Bench<'_>, delivery: &mut Delivery, forgotten: &mut u64) -> Result<Applied, StoreError> {
-    let Some(mut feed) = open_feed(bench, delivery)? else {
-        return Ok(Applied { verdict: Verdict::OldGeneration, ..Applied::default() });
+fn apply(tx: &mut WriteTx<'_>, delivery: &mut Delivery, forgotten: &mut u64) -> Result<Applied, StoreError> {
+    let Some(mut feed) = load_feed_state(tx, delivery)? else {
+        return Ok(Applied { verdict: DeliveryVerdict::OldGeneration, ..Applied::default() });
     };
-    if !cursor_stands(bench, delivery)? {
-        return Ok(Applied { verdict: Verdict::CursorMoved, ..Applied::default() });
+    if !cursor_matches(tx, delivery)? {
+        return Ok(Applied { verdict: DeliveryVerdict::CursorMoved, ..Applied::default() });
     }
-    if feed.forgets {
-        *forgotten += forget::strike(bench, delivery)?;
+    if feed.has_forgotten {
+        *forgotten += forget::drop_forgotten(tx, delivery)?;
     }
-    kinds::set_aside(bench, delivery)?;
+    kind_limit::quarantine_excess_kinds(tx, delivery)?;
     let delivery = &*delivery;
-    let before = bench.last_seq();
-    let mut tally = Tally::default();
+    let before = tx.last_seq();
+    let mut tally = DeliveryCounts::default();
     tally.applied.forgotten = *forgotten;
-    let mut prepared = Prepared::new(bench.db)?;
+    let mut prepared = ItemStatements::new(tx.db)?;
     for item in &delivery.page.items {
         let before = tally.applied.written();
-        apply_item(bench, &mut prepared, delivery, &feed, item, &mut tally)?;
-        name(delivery, &feed, item, tally.applied.written() > before, &mut tally.applied);
+        apply_item(tx, &mut prepared, delivery, &feed, item, &mut tally)?;
+        list_item_version(delivery, &feed, item, tally.applied.written() > before, &mut tally.applied);
     }
-    origin::record(bench, delivery, before + 1)?;
+    provenance::record(tx, delivery, before + 1)?;
     for record in &delivery.page.unreadable {
-        journal::quarantine(bench, feed.id, delivery.transport, delivery.at, record)?;
+        journal::quarantine_record(tx, feed.id, delivery.transport, delivery.at, record)?;
     }
-    let beyond = &delivery.page.beyond;
+    let beyond = &delivery.page.overflow;
     if beyond.count > 0 {
-        journal::dropped(bench, feed.id, delivery.at, beyond.count, None)?;
+        journal::count_dropped(tx, feed.id, delivery.at, beyond.count, None)?;
     }
     if feed.resync.is_some() {
         let kept = delivery.page.unreadable.iter().filter_map(|record| record.id.as_ref());
         for id in kept.chain(&beyond.ids) {
-            bench.db.prepare_cached("INSERT OR IGNORE INTO spared VALUES (?1, ?2)")?.execute(params![feed.id, id])?;
+            tx.db.prepare_cached("INSERT OR IGNORE INTO spared VALUES (?1, ?2)")?.execute(params![feed.id, id])?;
         }
     }
-    tally.applied.quarantined += delivery.page.unread();
+    tally.applied.quarantined += delivery.page.unreadable_count();
     for finding in &delivery.page.findings {
-        journal::finding(bench, feed.id, delivery.at, finding)?;
+        journal::record_finding(tx, feed.id, delivery.at, finding)?;
     }
-    notice_class(bench, delivery, &mut feed)?;
-    let suspect = notice_going_back(delivery, &mut feed, &tally);
-    write_feed(bench, delivery, &feed, &tally, suspect.as_deref())?;
+    check_modified_class(tx, delivery, &mut feed)?;
+    let suspect = detect_going_back(delivery, &mut feed, &tally);
+    write_feed(tx, delivery, &feed, &tally, suspect.as_deref())?;
     if feed.level {
-        activity::count(bench, feed.id, delivery.at, tally.applied.written())?;
+        activity::add_changes(tx, feed.id, delivery.at, tally.applied.written())?;
     }
-    move_cursor(bench, delivery, &feed)?;
+    move_cursor(tx, delivery, &feed)?;
     if let Some(reason) = &suspect {
-        journal::event(bench, Some(feed.id), delivery.at, "suspect", reason)?;
+        journal::record_event(tx, Some(feed.id), delivery.at, "suspect", reason)?;
     }
     Ok(Applied { suspect, ..tally.applied })
 }
 
-fn name(delivery: &Delivery, feed: &Feed, item: &Item, written: bool, applied: &mut Applied) {
+fn list_item_version(delivery: &Delivery, feed: &FeedState, item: &Item, written: bool, applied: &mut Applied) {
     let wanted = match delivery.purpose {
         Purpose::Push(_) => true,
-        Purpose::Poll(_) => feed.watched && written,
-        Purpose::Resync(_) | Purpose::Again => false,
+        Purpose::Poll(_) => feed.audits_push && written,
+        Purpose::Resync(_) | Purpose::Reread => false,
     };
-    if wanted && applied.brought.len() < NAMED {
+    if wanted && applied.item_versions.len() < MAX_ITEM_VERSIONS {
         let (kind, id, modified) = (Arc::clone(&item.kind), item.id.clone(), item.modified.clone());
-        applied.brought.push(Brought { kind, id, modified, written });
+        applied.item_versions.push(ItemVersion { kind, id, modified, written });
     }
 }
 
-fn open_feed(bench: &Bench<'_>, delivery: &Delivery) -> Result<Option<Feed>, StoreError> {
-    let mut find = bench.db.prepare_cached(
+fn load_feed_state(tx: &WriteTx<'_>, delivery: &Delivery) -> Result<Option<FeedState>, StoreError> {
+    let mut find = tx.db.prepare_cached(
         "SELECT f.differing, f.suspect IS NOT NULL, f.class, r.start_seq, r.trust,
                 f.push <> 'none' AND f.mode <> 'refresh', f.level_at IS NOT NULL, f.forgotten > 0
          FROM feed f LEFT JOIN resync r ON r.feed = f.id WHERE f.id = ?1 AND f.generation = ?2 AND f.purged = 0",
@@ -219,118 +219,120 @@ fn open_feed(bench: &Bench<'_>, delivery: &Delivery) -> Result<Option<Feed>, Sto
     let feed = find.query_row(params![delivery.feed, delivery.generation], |row| {
         let start_seq: Option<Seq> = row.get(3)?;
         let trust: Option<i64> = row.get(4)?;
-        Ok(Feed {
+        Ok(FeedState {
             id: delivery.feed,
             differing: row.get(0)?,
             suspect: row.get(1)?,
             class: row.get(2)?,
-            watched: row.get(5)?,
+            audits_push: row.get(5)?,
             level: row.get(6)?,
-            forgets: row.get(7)?,
-            resync: start_seq.map(|start_seq| Walk { start_seq, trust: trust.unwrap_or(0) != 0 }),
+            has_forgotten: row.get(7)?,
+            resync: start_seq.map(|start_seq| ResyncWalk { start_seq, trust: trust.unwrap_or(0) != 0 }),
         })
     });
     Ok(feed.optional()?)
 }
 
 #[derive(Default)]
-struct Tally {
+struct DeliveryCounts {
     applied: Applied,
     items: i64,
     tombstones: i64,
     bytes: i64,
     /// The newest last, a bit each: 1 was refused as older.
     differing: i64,
-    differing_count: u32,
+    older_bits_count: u32,
     /// Stored and incoming `modified` of the last item refused as older.
-    went_back: Option<(String, String)>,
+    last_older: Option<(String, String)>,
     refusals: usize,
 }
 
-impl Tally {
-    fn differs(&mut self, older: bool) {
+impl DeliveryCounts {
+    fn push_older_bit(&mut self, older: bool) {
         self.differing = (self.differing << 1) | i64::from(older);
-        self.differing_count += 1;
+        self.older_bits_count += 1;
     }
 }
 
 fn apply_item(
-    bench: &mut Bench<'_>,
-    prepared: &mut Prepared<'_>,
+    tx: &mut WriteTx<'_>,
+    prepared: &mut ItemStatements<'_>,
     delivery: &Delivery,
-    feed: &Feed,
+    feed: &FeedState,
     item: &Item,
-    tally: &mut Tally,
+    tally: &mut DeliveryCounts,
 ) -> Result<(), StoreError> {
-    let key = bench.keys.item(&item.kind, &item.id);
-    let kind = bench.kind(feed.id, &item.kind)?;
+    let key = tx.keys.item_key(&item.kind, &item.id);
+    let kind = tx.feed_kind_id(feed.id, &item.kind)?;
     let data = delivery.page.data(item);
-    let rules = Rules {
+    let rules = MergeRules {
         order: delivery.order,
         ties: delivery.ties,
         polled: delivery.transport == Transport::Poll,
         resync: matches!(delivery.purpose, Purpose::Resync(_)),
     };
-    let wanted = Wanted { feed, kind, item, data, rules };
-    let Some(Met { seq, decision, was, before, size }) = prepared.find(bench, &wanted, key)? else {
-        insert(bench, prepared, delivery, feed.id, item, (key, kind))?;
+    let wanted = ItemLookup { feed, kind, item, data, rules };
+    let Some(Match { seq, decision, old_state: was, old_modified: before, old_data_bytes: size }) =
+        prepared.find(tx, &wanted, key)?
+    else {
+        insert(tx, prepared, delivery, feed.id, item, (key, kind))?;
         tally.applied.new += 1;
         tally.bytes += row::ROW_BYTES + (item.id.len() + data.len()) as i64;
         count_written(tally, item, None);
         return Ok(());
     };
     if decision != Decision::Write {
-        return keep(bench, delivery, feed, item, seq, decision, &before, tally);
+        return keep_stored(tx, delivery, feed, item, seq, decision, &before, tally);
     }
-    bench.db.prepare_cached("DELETE FROM item WHERE seq = ?1")?.execute([seq])?;
-    insert(bench, prepared, delivery, feed.id, item, (key, kind))?;
+    tx.db.prepare_cached("DELETE FROM item WHERE seq = ?1")?.execute([seq])?;
+    insert(tx, prepared, delivery, feed.id, item, (key, kind))?;
     tally.applied.changed += 1;
     tally.bytes += data.len() as i64 - size as i64;
     count_written(tally, item, Some(was));
     Ok(())
 }
 
-fn count_written(tally: &mut Tally, item: &Item, was: Option<State>) {
+fn count_written(tally: &mut DeliveryCounts, item: &Item, was: Option<ItemState>) {
     match was {
-        Some(State::Updated) => tally.items -= 1,
-        Some(State::Deleted) => tally.tombstones -= 1,
+        Some(ItemState::Updated) => tally.items -= 1,
+        Some(ItemState::Deleted) => tally.tombstones -= 1,
         None => {}
     }
     match item.state {
-        State::Updated => tally.items += 1,
-        State::Deleted => {
+        ItemState::Updated => tally.items += 1,
+        ItemState::Deleted => {
             tally.tombstones += 1;
             tally.applied.deleted += 1;
             tally.applied.new_deleted += u64::from(was.is_none());
         }
     }
-    tally.differs(false);
+    tally.push_older_bit(false);
 }
 
 /// The stored item stands: counted, recorded where it was refused, and marked as met for a resync under way.
 #[expect(clippy::too_many_arguments, reason = "one step of apply_item, split off for length")]
-fn keep(
-    bench: &Bench<'_>,
+fn keep_stored(
+    tx: &WriteTx<'_>,
     delivery: &Delivery,
-    feed: &Feed,
+    feed: &FeedState,
     item: &Item,
     seq: Seq,
     decision: Decision,
     before: &Modified,
-    tally: &mut Tally,
+    tally: &mut DeliveryCounts,
 ) -> Result<(), StoreError> {
     let reason = match decision {
         Decision::Older => {
             tally.applied.older += 1;
-            if seq <= delivery.stood {
-                tally.differs(true);
-                tally.went_back = Some((before.to_string(), item.modified.to_string()));
+            if seq <= delivery.start_seq {
+                tally.push_older_bit(true);
+                tally.last_older = Some((before.to_string(), item.modified.to_string()));
             }
             Some("older")
         }
         Decision::Tied => {
             tally.applied.tied += 1;
-            tally.differs(false);
+            tally.push_older_bit(false);
             Some("tied")
         }
         Decision::Same | Decision::Write => {
@@ -342,30 +344,30 @@ fn keep(
         tally.refusals += 1;
         if tally.refusals <= journal::REFUSALS_A_DELIVERY {
             let reason = delivery.redactor.redact(&format!("{reason}: the mirror holds {before}"));
-            journal::refusal(bench, feed.id, delivery.transport, delivery.at, item, &reason)?;
+            journal::insert_refusal(tx, feed.id, delivery.transport, delivery.at, item, &reason)?;
         }
     }
     if feed.resync.as_ref().is_some_and(|walk| seq <= walk.start_seq) {
         let walked = matches!(delivery.purpose, Purpose::Resync(_));
         let sql =
             "INSERT INTO seen VALUES (?1, ?2, ?3) ON CONFLICT DO UPDATE SET walked = max(walked, excluded.walked)";
-        bench.db.prepare_cached(sql)?.execute(params![feed.id, seq, walked])?;
+        tx.db.prepare_cached(sql)?.execute(params![feed.id, seq, walked])?;
     }
     Ok(())
 }
 
 fn insert(
-    bench: &mut Bench<'_>,
-    prepared: &mut Prepared<'_>,
+    tx: &mut WriteTx<'_>,
+    prepared: &mut ItemStatements<'_>,
     delivery: &Delivery,
     feed: i64,
     item: &Item,
     (key, kind): (i64, i64),
 ) -> Result<(), StoreError> {
-    let seq = bench.seq();
-    let deleted = item.state == State::Deleted;
+    let seq = tx.allocate_seq();
+    let deleted = item.state == ItemState::Deleted;
     let number = matches!(item.modified, Modified::Number(_));
-    let flags = if deleted { DELETED } else { 0 } | if number { NUMBER } else { 0 };
+    let flags = if deleted { DELETED_FLAG } else { 0 } | if number { NUMBER_FLAG } else { 0 };
     let data = (!deleted).then(|| delivery.page.data(item));
     prepared.insert.execute(params![
         seq,
@@ -383,17 +385,17 @@ fn insert(
 }
 
 fn write_feed(
-    bench: &Bench<'_>,
+    tx: &WriteTx<'_>,
     delivery: &Delivery,
-    feed: &Feed,
-    tally: &Tally,
+    feed: &FeedState,
+    tally: &DeliveryCounts,
     suspect: Option<&str>,
 ) -> Result<(), StoreError> {
     // A part of a page that is not its last, and a page that leads nowhere, leave the cursor where it is.
-    let polled = matches!(&delivery.purpose, Purpose::Poll(step) if step.level || step.cursor != step.asked);
+    let polled = matches!(&delivery.purpose, Purpose::Poll(step) if step.level || step.next_cursor != step.from_cursor);
     let level = matches!(&delivery.purpose, Purpose::Poll(step) if step.level);
     let changed = tally.applied.written() > 0;
-    let mut update = bench.db.prepare_cached(
+    let mut update = tx.db.prepare_cached(
         "UPDATE feed SET items = items + ?2, tombstones = tombstones + ?3, differing = ?4, class = ?5,
              changed_at = iif(?6, ?9, changed_at), polled_at = iif(?7, ?9, polled_at),
              level_at = iif(?8, ?9, level_at), read_anew_at = iif(?8, coalesce(read_anew_at, ?9), read_anew_at), license = coalesce(?10, license), suspect = coalesce(suspect, ?11),

@@ -11,14 +11,14 @@ use std::time::{Duration, Instant};
 use rusqlite::Connection;
 use tokio::sync::watch;
 
-use super::queue::Queue;
+use super::write_queue::WriteQueue;
 
 /// What the WAL file is cut back to once it has been written back.
 pub(super) const KEPT_WAL_BYTES: i64 = 512 << 20;
 /// Written back from this many WAL pages (16 KiB each) on: 128 MiB.
 const START_PAGES: i64 = 8 << 10;
 /// With a rest of at most this many pages large work is put off: 8 MiB.
-const REST_PAGES: i64 = 512;
+const REMAINING_PAGES: i64 = 512;
 /// Passes beside the writer before large work is put off all the same.
 const PASSES: usize = 4;
 /// An idle WAL is written back after this long.
@@ -27,33 +27,33 @@ const IDLE: Duration = Duration::from_secs(15);
 const PINNED_PAGES: i64 = 8 << 10;
 
 /// Between two tries to empty a WAL.
-const EMPTYING: Duration = Duration::from_secs(1);
+const TRUNCATE_RETRY_WAIT: Duration = Duration::from_secs(1);
 /// How long such a try waits for readers, the writer held meanwhile.
-const EMPTYING_WAIT: Duration = Duration::from_millis(100);
+const TRUNCATE_BUSY_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// Where writer and checkpointer meet.
 #[derive(Default)]
-pub(super) struct Gate {
-    open: Mutex<()>,
-    wal: Mutex<Wal>,
+pub(super) struct CheckpointGate {
+    group_lock: Mutex<()>,
+    wal: Mutex<WalState>,
     changed: Condvar,
     pinned: watch::Sender<i64>,
 }
 
 #[derive(Default)]
-struct Wal {
+struct WalState {
     pages: i64,
     closed: bool,
     /// How often it was to be emptied; up to which of those that was tried, and done.
-    asked: u64,
-    tried: u64,
-    emptied: u64,
+    truncations_requested: u64,
+    truncations_tried: u64,
+    truncations_done: u64,
 }
 
-impl Gate {
+impl CheckpointGate {
     /// Held by the writer for a group, by the checkpointer for the rest of a WAL.
     pub(super) fn enter(&self) -> MutexGuard<'_, ()> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+        self.group_lock.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The writer has committed and the WAL holds so many pages.
@@ -66,7 +66,7 @@ impl Gate {
     }
 
     /// Told at its start and at its end.
-    fn tell_pinned(&self, pages: i64) {
+    fn report_pinned(&self, pages: i64) {
         let news = self.pinned.send_if_modified(|before| {
             let news = (*before == 0) != (pages == 0);
             *before = pages;
@@ -90,28 +90,28 @@ impl Gate {
 
     /// Has the WAL cut to nothing, so that no old version of a page stays in it. Blocking; false while a reader still
     /// needs it, which `patience` did not outlast: it is cut once that one has gone.
-    pub(super) fn empty(&self, patience: Duration) -> bool {
+    pub(super) fn request_truncate(&self, patience: Duration) -> bool {
         let mut wal = self.wal();
-        wal.asked += 1;
-        let wanted = wal.asked;
+        wal.truncations_requested += 1;
+        let wanted = wal.truncations_requested;
         self.changed.notify_all();
         let deadline = Instant::now() + patience;
-        while wal.emptied < wanted && !wal.closed {
+        while wal.truncations_done < wanted && !wal.closed {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return false;
             }
             wal = self.changed.wait_timeout(wal, left).unwrap_or_else(PoisonError::into_inner).0;
         }
-        wal.emptied >= wanted
+        wal.truncations_done >= wanted
     }
 
-    fn wal(&self) -> MutexGuard<'_, Wal> {
+    fn wal(&self) -> MutexGuard<'_, WalState> {
         self.wal.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits for a large or an idle WAL; `None` once the writer has ended.
-    fn wait(&self, done: i64) -> Option<()> {
+    fn wait_for_work(&self, done: i64) -> Option<()> {
         let mut wal = self.wal();
         let deadline = Instant::now() + IDLE;
         loop {
@@ -119,13 +119,13 @@ impl Gate {
                 return None;
             }
             let left = deadline.saturating_duration_since(Instant::now());
-            if wal.asked > wal.tried {
+            if wal.truncations_requested > wal.truncations_tried {
                 return Some(());
             }
-            if wal.asked > wal.emptied {
+            if wal.truncations_requested > wal.truncations_done {
                 // Again and again, for as long as a reader is in the way.
-                let waits = |wal: &mut Wal| !wal.closed && wal.asked == wal.tried;
-                let waited = self.changed.wait_timeout_while(wal, EMPTYING, waits);
+                let waits = |wal: &mut WalState| !wal.closed && wal.truncations_requested == wal.truncations_tried;
+                let waited = self.changed.wait_timeout_while(wal, TRUNCATE_RETRY_WAIT, waits);
                 return if waited.unwrap_or_else(PoisonError::into_inner).0.closed { None } else { Some(()) };
             }
             if wal.pages - done.min(wal.pages) >= START_PAGES || (left.is_zero() && wal.pages > done) {
@@ -139,18 +139,18 @@ impl Gate {
 
 /// Until the writer ends. `file` is the database, to synchronise it apart from SQLite, which does that only in the pass
 /// that copies the last page: the one that the writer waits for.
-pub(super) fn run(db: &Connection, file: &File, gate: &Gate, queue: &Queue) {
+pub(super) fn run(db: &Connection, file: &File, gate: &CheckpointGate, queue: &WriteQueue) {
     let mut failing = false;
     let mut stuck_at = 0;
-    while gate.wait(stuck_at).is_some() {
-        let written_back = write_back(db, file, gate, queue).and_then(|end| empty(db, gate, end));
-        queue.put_off_large(false);
+    while gate.wait_for_work(stuck_at).is_some() {
+        let written_back = write_back(db, file, gate, queue).and_then(|end| truncate_wal(db, gate, end));
+        queue.set_large_deferred(false);
         match written_back {
             Ok((log, copied)) => {
                 failing = false;
                 stuck_at = if copied < log { log } else { 0 };
                 let now_pinned = stuck_at > PINNED_PAGES;
-                gate.tell_pinned(if now_pinned { log } else { 0 });
+                gate.report_pinned(if now_pinned { log } else { 0 });
             }
             Err(error) => {
                 if !failing {
@@ -160,56 +160,56 @@ pub(super) fn run(db: &Connection, file: &File, gate: &Gate, queue: &Queue) {
                 let mut wal = gate.wal();
                 stuck_at = wal.pages;
                 // Emptying waits like the rest: whatever keeps it from being written back stays for a while.
-                wal.tried = wal.asked;
+                wal.truncations_tried = wal.truncations_requested;
             }
         }
     }
-    if let Err(error) = pass(db).and_then(|end| empty(db, gate, end)) {
+    if let Err(error) = checkpoint_passive(db).and_then(|end| truncate_wal(db, gate, end)) {
         tracing::warn!(%error, "the WAL could not be written back at the end; the next start does it");
     }
 }
 
 /// Pages in the WAL and pages written back, at the end.
-fn write_back(db: &Connection, file: &File, gate: &Gate, queue: &Queue) -> rusqlite::Result<(i64, i64)> {
+fn write_back(db: &Connection, file: &File, gate: &CheckpointGate, queue: &WriteQueue) -> rusqlite::Result<(i64, i64)> {
     let mut before = 0;
     for _ in 0..PASSES {
-        let (log, copied) = pass(db)?;
+        let (log, copied) = checkpoint_passive(db)?;
         let stuck = copied < log && copied == before;
         let rest = gate.wal().pages - copied;
-        if rest <= REST_PAGES || stuck {
+        if rest <= REMAINING_PAGES || stuck {
             break;
         }
         before = copied;
     }
     synchronise(file);
-    queue.put_off_large(true);
+    queue.set_large_deferred(true);
     // The group that is open ends first: its pages are the most of what is left.
     drop(gate.enter());
-    pass(db)?;
+    checkpoint_passive(db)?;
     synchronise(file);
     let _held = gate.enter();
-    let end = pass(db)?;
+    let end = checkpoint_passive(db)?;
     gate.wal().pages = end.0 - end.1;
     Ok(end)
 }
 
 /// Cuts the WAL to nothing where that was asked for.
-fn empty(db: &Connection, gate: &Gate, end: (i64, i64)) -> rusqlite::Result<(i64, i64)> {
+fn truncate_wal(db: &Connection, gate: &CheckpointGate, end: (i64, i64)) -> rusqlite::Result<(i64, i64)> {
     let asked = {
         let mut wal = gate.wal();
-        if wal.asked == wal.emptied {
+        if wal.truncations_requested == wal.truncations_done {
             return Ok(end);
         }
-        wal.tried = wal.asked;
-        wal.asked
+        wal.truncations_tried = wal.truncations_requested;
+        wal.truncations_requested
     };
     let _held = gate.enter();
-    db.busy_timeout(EMPTYING_WAIT)?;
+    db.busy_timeout(TRUNCATE_BUSY_TIMEOUT)?;
     let busy = db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, bool>(0));
     db.busy_timeout(Duration::from_secs(5))?;
     if !busy? {
         let mut wal = gate.wal();
-        (wal.emptied, wal.pages) = (asked, 0);
+        (wal.truncations_done, wal.pages) = (asked, 0);
         gate.changed.notify_all();
         return Ok((0, 0));
     }
@@ -223,6 +223,6 @@ fn synchronise(file: &File) {
     }
 }
 
-fn pass(db: &Connection) -> rusqlite::Result<(i64, i64)> {
+fn checkpoint_passive(db: &Connection) -> rusqlite::Result<(i64, i64)> {
     db.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |row| Ok((row.get(1)?, row.get(2)?)))
 }

@@ -13,13 +13,13 @@ const BUCKETS: usize = BOUNDS_MS.len() + 1;
 
 /// Counted since the start.
 #[derive(Debug, Default)]
-pub(super) struct Commits {
+pub(super) struct CommitHistogram {
     buckets: [AtomicU64; BUCKETS],
     micros: AtomicU64,
 }
 
-impl Commits {
-    pub(super) fn took(&self, time: Duration) {
+impl CommitHistogram {
+    pub(super) fn observe(&self, time: Duration) {
         let bucket = BOUNDS_MS.partition_point(|bound| Duration::from_millis(*bound) < time);
         if let Some(bucket) = self.buckets.get(bucket) {
             bucket.fetch_add(1, Ordering::Relaxed);
@@ -77,8 +77,8 @@ mod tests {
     use super::*;
 
     fn after(times: &[Duration]) -> CommitTimes {
-        let commits = Commits::default();
-        times.iter().for_each(|time| commits.took(*time));
+        let commits = CommitHistogram::default();
+        times.iter().for_each(|time| commits.observe(*time));
         commits.times()
     }
 

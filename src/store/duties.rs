@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use rusqlite::params;
 
-use super::writer::Weight;
+use super::writer::JobClass;
 use super::{Millis, Store, StoreError, journal};
 
 impl Store {
@@ -12,10 +12,10 @@ impl Store {
     ///
     /// # Errors
     /// When a statement fails or the writer has stopped.
-    pub async fn looked_back(&self, feed: i64, at: Millis, due: i64) -> Result<(), StoreError> {
-        self.submit(Weight::default(), move |bench| {
+    pub async fn record_look_back(&self, feed: i64, at: Millis, due: i64) -> Result<(), StoreError> {
+        self.submit(JobClass::default(), move |tx| {
             let sql = "UPDATE feed SET looked_back_at = ?2, look_back_due = max(look_back_due - ?3, 0) WHERE id = ?1";
-            bench.db.prepare_cached(sql)?.execute([feed, at, due])?;
+            tx.db.prepare_cached(sql)?.execute([feed, at, due])?;
             Ok(())
         })
         .await
@@ -25,9 +25,9 @@ impl Store {
     ///
     /// # Errors
     /// When a statement fails or the writer has stopped.
-    pub async fn look_back(&self, feed: i64) -> Result<(), StoreError> {
-        self.submit(Weight::default(), move |bench| {
-            bench.db.execute("UPDATE feed SET look_back_due = look_back_due + 1 WHERE id = ?1", [feed])?;
+    pub async fn request_look_back(&self, feed: i64) -> Result<(), StoreError> {
+        self.submit(JobClass::default(), move |tx| {
+            tx.db.execute("UPDATE feed SET look_back_due = look_back_due + 1 WHERE id = ?1", [feed])?;
             Ok(())
         })
         .await
@@ -37,10 +37,10 @@ impl Store {
     ///
     /// # Errors
     /// When a statement fails or the writer has stopped.
-    pub async fn hold(&self, feed: i64, until: Option<Millis>) -> Result<(), StoreError> {
-        self.submit(Weight::default(), move |bench| {
+    pub async fn set_held_until(&self, feed: i64, until: Option<Millis>) -> Result<(), StoreError> {
+        self.submit(JobClass::default(), move |tx| {
             let sql = "UPDATE feed SET held_until = ?2, next_poll_at = iif(?2 > next_poll_at, ?2, next_poll_at) WHERE id = ?1";
-            bench.db.prepare_cached(sql)?.execute(params![feed, until])?;
+            tx.db.prepare_cached(sql)?.execute(params![feed, until])?;
             Ok(())
         })
         .await
@@ -50,23 +50,23 @@ impl Store {
     ///
     /// # Errors
     /// When a statement fails or the writer has stopped.
-    pub async fn gone_for(&self, feed: i64, time: Duration) -> Result<(), StoreError> {
+    pub async fn set_gone_for(&self, feed: i64, time: Duration) -> Result<(), StoreError> {
         let time = Millis::try_from(time.as_millis()).unwrap_or(Millis::MAX);
-        self.submit(Weight::default(), move |bench| {
-            bench.db.prepare_cached("UPDATE feed SET gone_ms = ?2 WHERE id = ?1")?.execute([feed, time])?;
+        self.submit(JobClass::default(), move |tx| {
+            tx.db.prepare_cached("UPDATE feed SET gone_ms = ?2 WHERE id = ?1")?.execute([feed, time])?;
             Ok(())
         })
         .await
     }
 
     /// Notes since when a feed seems to have been away, before its next page says otherwise; judged by
-    /// [`Store::judge_away`], restarts or not.
+    /// [`Store::resolve_away`], restarts or not.
     ///
     /// # Errors
     /// When a statement fails or the writer has stopped.
-    pub async fn seems_away(&self, feed: i64, since: Millis) -> Result<(), StoreError> {
-        self.submit(Weight::default(), move |bench| {
-            bench.db.execute("UPDATE feed SET away_since = coalesce(away_since, ?2) WHERE id = ?1", [feed, since])?;
+    pub async fn set_away_since(&self, feed: i64, since: Millis) -> Result<(), StoreError> {
+        self.submit(JobClass::default(), move |tx| {
+            tx.db.execute("UPDATE feed SET away_since = coalesce(away_since, ?2) WHERE id = ?1", [feed, since])?;
             Ok(())
         })
         .await
@@ -77,12 +77,12 @@ impl Store {
     ///
     /// # Errors
     /// When a statement fails or the writer has stopped.
-    pub async fn judge_away(&self, feed: i64, at: Millis, stale: Option<String>) -> Result<(), StoreError> {
-        self.submit(Weight::default(), move |bench| {
+    pub async fn resolve_away(&self, feed: i64, at: Millis, stale: Option<String>) -> Result<(), StoreError> {
+        self.submit(JobClass::default(), move |tx| {
             let sql = "UPDATE feed SET away_since = NULL, stale = iif(?2, 1, stale) WHERE id = ?1";
-            bench.db.execute(sql, params![feed, stale.is_some()])?;
+            tx.db.execute(sql, params![feed, stale.is_some()])?;
             match &stale {
-                Some(detail) => Ok(journal::event(bench, Some(feed), at, "stale", detail)?),
+                Some(detail) => Ok(journal::record_event(tx, Some(feed), at, "stale", detail)?),
                 None => Ok(()),
             }
         })

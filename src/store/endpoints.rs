@@ -3,9 +3,9 @@
 use rusqlite::types::ValueRef;
 use rusqlite::{OptionalExtension, Row, params};
 
-use super::writer::{Bench, Weight};
+use super::writer::{JobClass, WriteTx};
 use super::{Millis, Store, StoreError, journal};
-use crate::feed::{Health, Push, Transport, cut};
+use crate::feed::{Health, PushTrust, Transport, truncate_text};
 
 /// An endpoint as stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,7 +13,7 @@ pub struct StoredEndpoint {
     /// How it delivers.
     pub transport: Transport,
     /// How far it is believed; `None` of a poll endpoint.
-    pub push: Push,
+    pub push: PushTrust,
     /// The last item that came from it, taken or not.
     pub last: Option<LastItem>,
     /// The last event's own id.
@@ -33,11 +33,11 @@ pub struct LastItem {
 
 /// What changes of an endpoint's standing.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Standing {
+pub struct PushTrustUpdate {
     /// How far it is believed now.
-    pub push: Push,
+    pub push: PushTrust,
     /// How far the feed's push is believed: as far as its best endpoint.
-    pub of_feed: Push,
+    pub feed_push: PushTrust,
     /// Why.
     pub why: String,
 }
@@ -53,7 +53,7 @@ impl Store {
         at: Millis,
         transports: Vec<Transport>,
     ) -> Result<Vec<StoredEndpoint>, StoreError> {
-        self.submit(Weight::default(), move |bench| {
+        self.submit(JobClass::default(), move |tx| {
             for transport in Transport::ALL.iter().copied().filter(|transport| *transport != Transport::Poll) {
                 let sql = if transports.contains(&transport) {
                     "INSERT INTO endpoint (feed, transport, push, since) VALUES (?1, ?2, 'unproven', ?3)
@@ -61,11 +61,11 @@ impl Store {
                 } else {
                     "DELETE FROM endpoint WHERE feed = ?1 AND transport = ?2 AND ?3 IS NOT NULL"
                 };
-                bench.db.prepare_cached(sql)?.execute(params![feed, transport.code(), at])?;
+                tx.db.prepare_cached(sql)?.execute(params![feed, transport.code(), at])?;
             }
-            let endpoints = read(bench, feed)?;
+            let endpoints = read(tx, feed)?;
             let push = best(&endpoints);
-            bench.db.execute("UPDATE feed SET push = ?2 WHERE id = ?1", params![feed, push.as_str()])?;
+            tx.db.execute("UPDATE feed SET push = ?2 WHERE id = ?1", params![feed, push.as_str()])?;
             Ok(endpoints)
         })
         .await
@@ -76,14 +76,14 @@ impl Store {
     /// # Errors
     /// When a statement fails or the writer has stopped.
     pub async fn endpoints(&self, feed: i64) -> Result<Vec<StoredEndpoint>, StoreError> {
-        self.submit(Weight::default(), move |bench| Ok(read(bench, feed)?)).await
+        self.submit(JobClass::default(), move |tx| Ok(read(tx, feed)?)).await
     }
 
     /// Notes how a push endpoint is doing; a change of its health is an event.
     ///
     /// # Errors
     /// When a statement fails or the writer has stopped.
-    pub async fn note_endpoint(
+    pub async fn record_endpoint_health(
         &self,
         feed: i64,
         at: Millis,
@@ -91,9 +91,9 @@ impl Store {
         health: Health,
         reason: Option<String>,
     ) -> Result<(), StoreError> {
-        let reason = reason.map(cut);
-        self.submit(Weight::default(), move |bench| {
-            let known: Option<(String, Option<String>)> = bench
+        let reason = reason.map(truncate_text);
+        self.submit(JobClass::default(), move |tx| {
+            let known: Option<(String, Option<String>)> = tx
                 .db
                 .prepare_cached("SELECT health, reason FROM endpoint WHERE feed = ?1 AND transport = ?2")?
                 .query_row(params![feed, transport.code()], |row| Ok((row.get(0)?, row.get(1)?)))
@@ -103,8 +103,7 @@ impl Store {
                 return Ok(());
             }
             let changed = before != health.as_str();
-            bench
-                .db
+            tx.db
                 .prepare_cached(
                     "UPDATE endpoint SET health = ?3, reason = ?4, since = iif(?5, ?6, since)
                      WHERE feed = ?1 AND transport = ?2",
@@ -112,7 +111,7 @@ impl Store {
                 .execute(params![feed, transport.code(), health.as_str(), reason, changed, at])?;
             if changed {
                 let why = reason.as_deref().map(|reason| format!(": {reason}")).unwrap_or_default();
-                journal::event(bench, Some(feed), at, "health", &format!("{transport}: {before} → {health}{why}"))?;
+                journal::record_event(tx, Some(feed), at, "health", &format!("{transport}: {before} → {health}{why}"))?;
             }
             Ok(())
         })
@@ -123,27 +122,27 @@ impl Store {
     ///
     /// # Errors
     /// When a statement fails or the writer has stopped.
-    pub async fn set_standing(
+    pub async fn set_push_trust(
         &self,
         feed: i64,
         at: Millis,
         transport: Transport,
-        standing: Standing,
+        standing: PushTrustUpdate,
     ) -> Result<(), StoreError> {
-        self.submit(Weight::default(), move |bench| {
-            let proven = standing.push == Push::Proven;
-            bench
+        self.submit(JobClass::default(), move |tx| {
+            let proven = standing.push == PushTrust::Proven;
+            tx
                 .db
                 .prepare_cached(
                     "UPDATE endpoint SET push = ?3, proven_at = iif(?4, ?5, proven_at) WHERE feed = ?1 AND transport = ?2",
                 )?
                 .execute(params![feed, transport.code(), standing.push.as_str(), proven, at])?;
-            bench
+            tx
                 .db
                 .prepare_cached("UPDATE feed SET push = ?2 WHERE id = ?1")?
-                .execute(params![feed, standing.of_feed.as_str()])?;
+                .execute(params![feed, standing.feed_push.as_str()])?;
             let detail = format!("{transport}: {}", standing.why);
-            Ok(journal::event(bench, Some(feed), at, "push", &detail)?)
+            Ok(journal::record_event(tx, Some(feed), at, "push", &detail)?)
         })
         .await
     }
@@ -160,9 +159,8 @@ impl Store {
         late: u64,
     ) -> Result<(), StoreError> {
         let [missed, late] = [missed, late].map(|count| i64::try_from(count).unwrap_or(i64::MAX));
-        self.submit(Weight::default(), move |bench| {
-            bench
-                .db
+        self.submit(JobClass::default(), move |tx| {
+            tx.db
                 .prepare_cached(
                     "UPDATE endpoint SET missed = missed + ?3, late = late + ?4 WHERE feed = ?1 AND transport = ?2",
                 )?
@@ -173,19 +171,19 @@ impl Store {
     }
 }
 
-fn best(endpoints: &[StoredEndpoint]) -> Push {
-    let has = |push: &Push| endpoints.iter().any(|endpoint| endpoint.push == *push);
-    [Push::Proven, Push::Unproven, Push::Demoted].into_iter().find(has).unwrap_or(Push::None)
+fn best(endpoints: &[StoredEndpoint]) -> PushTrust {
+    let has = |push: &PushTrust| endpoints.iter().any(|endpoint| endpoint.push == *push);
+    [PushTrust::Proven, PushTrust::Unproven, PushTrust::Demoted].into_iter().find(has).unwrap_or(PushTrust::None)
 }
 
-fn read(bench: &Bench<'_>, feed: i64) -> rusqlite::Result<Vec<StoredEndpoint>> {
-    let mut select = bench.db.prepare_cached(
+fn read(tx: &WriteTx<'_>, feed: i64) -> rusqlite::Result<Vec<StoredEndpoint>> {
+    let mut select = tx.db.prepare_cached(
         "SELECT transport, push, modified, id, event_id, item_at FROM endpoint WHERE feed = ?1 ORDER BY transport",
     )?;
     let rows = select.query_map([feed], |row| {
         Ok(StoredEndpoint {
             transport: Transport::from_code(row.get(0)?).unwrap_or(Transport::Poll),
-            push: Push::from_word(row.get_ref(1)?.as_str()?).unwrap_or(Push::None),
+            push: PushTrust::from_word(row.get_ref(1)?.as_str()?).unwrap_or(PushTrust::None),
             last: last_item(row)?,
             event_id: row.get(4)?,
             item_at: row.get(5)?,

@@ -9,14 +9,14 @@ use std::time::Duration;
 
 use rusqlite::Connection;
 
-use super::writer::{Bench, Weight};
+use super::writer::{JobClass, WriteTx};
 use super::{Store, StoreError};
 use crate::feed::Seq;
 
 /// Free pages filled in one step: 4 MiB.
 const STEP_PAGES: i64 = 256;
 /// For readers that still need the old WAL.
-const PATIENCE: Duration = Duration::from_secs(10);
+const READER_WAIT: Duration = Duration::from_secs(10);
 
 impl Store {
     /// Erases what was deleted before. False while a reader keeps the WAL, which is cut once that one has gone.
@@ -24,34 +24,34 @@ impl Store {
     /// # Errors
     /// When a statement fails or the writer has stopped.
     pub async fn erase(&self) -> Result<bool, StoreError> {
-        let large = Weight { large: true, ..Weight::default() };
-        let begun = self.submit(large, |bench| {
+        let large = JobClass { large: true, ..JobClass::default() };
+        let begun = self.submit(large, |tx| {
             let sql = "SELECT coalesce(max(n), 0) FROM erasure WHERE id IS NULL";
-            Ok((free_pages(bench.db)?, bench.db.query_row(sql, [], |row| row.get::<_, Seq>(0))?))
+            Ok((free_pages(tx.db)?, tx.db.query_row(sql, [], |row| row.get::<_, Seq>(0))?))
         });
         let (mut free, up_to) = begun.await?;
         while free > 0 {
-            let filled = self.submit(large, fill).await?;
+            let filled = self.submit(large, fill_free_pages).await?;
             if filled == 0 {
                 break;
             }
             free -= filled;
         }
-        self.release_blanks().await?;
-        let gate = std::sync::Arc::clone(&self.gate);
-        let emptied = tokio::task::spawn_blocking(move || gate.empty(PATIENCE)).await;
+        self.delete_blank_rows().await?;
+        let gate = std::sync::Arc::clone(&self.checkpoint_gate);
+        let emptied = tokio::task::spawn_blocking(move || gate.request_truncate(READER_WAIT)).await;
         let emptied = emptied.map_err(|error| StoreError::Refused(format!("a thread failed: {error}")))?;
         if emptied {
             let over = "DELETE FROM erasure WHERE n <= ?1 AND id IS NULL";
-            self.submit(Weight::default(), move |bench| Ok(bench.db.execute(over, [up_to])?)).await?;
+            self.submit(JobClass::default(), move |tx| Ok(tx.db.execute(over, [up_to])?)).await?;
         }
         Ok(emptied)
     }
 
     /// Gives back the pages that were filled, also those of an erasure that was cut short.
-    pub(super) async fn release_blanks(&self) -> Result<(), StoreError> {
-        let large = Weight { large: true, ..Weight::default() };
-        while self.submit(large, release).await? > 0 {}
+    pub(super) async fn delete_blank_rows(&self) -> Result<(), StoreError> {
+        let large = JobClass { large: true, ..JobClass::default() };
+        while self.submit(large, delete_blank_row).await? > 0 {}
         Ok(())
     }
 }
@@ -65,18 +65,18 @@ fn free_pages(db: &Connection) -> rusqlite::Result<i64> {
 /// A row's last page is blanked as far as it is used. So the row is of a size of which SQLite puts the odd part beside the
 /// row's number (the file format, "cell payload overflow pages"): whole pages and a bit over the least it keeps there, about
 /// an eighth of a page.
-fn fill(bench: &mut Bench<'_>) -> Result<i64, StoreError> {
-    let pages = free_pages(bench.db)?.min(STEP_PAGES);
+fn fill_free_pages(tx: &mut WriteTx<'_>) -> Result<i64, StoreError> {
+    let pages = free_pages(tx.db)?.min(STEP_PAGES);
     if pages > 0 {
-        let page: i64 = bench.db.pragma_query_value(None, "page_size", |row| row.get(0))?;
+        let page: i64 = tx.db.pragma_query_value(None, "page_size", |row| row.get(0))?;
         let bytes = pages * (page - 4) + page * 3 / 16;
-        bench.db.prepare_cached("INSERT INTO blank (zeros) VALUES (zeroblob(?1))")?.execute([bytes])?;
+        tx.db.prepare_cached("INSERT INTO blank (zeros) VALUES (zeroblob(?1))")?.execute([bytes])?;
     }
     Ok(pages)
 }
 
 /// Gives a step's pages back; how many rows that were.
-fn release(bench: &mut Bench<'_>) -> Result<usize, StoreError> {
+fn delete_blank_row(tx: &mut WriteTx<'_>) -> Result<usize, StoreError> {
     let sql = "DELETE FROM blank WHERE n = (SELECT min(n) FROM blank)";
-    Ok(bench.db.prepare_cached(sql)?.execute([])?)
+    Ok(tx.db.prepare_cached(sql)?.execute([])?)
 }

@@ -48,13 +48,13 @@ pub(super) fn is_moved(before: &str, after: &str) -> bool {
 /// Where `cursor` stands once the feed's URL is no longer `before` but `after`, on the same host and path; nothing when
 /// it stays. A cursor of the old origin goes to the new one; of the query what the URL no longer says goes, and what it
 /// says now comes, unless the publisher has put its own value there.
-pub(super) fn rebased(cursor: &str, before: &str, after: &str) -> Option<String> {
+pub(super) fn rebase_cursor(cursor: &str, before: &str, after: &str) -> Option<String> {
     let (cursor_parts, before, after) = (Parts::of(cursor)?, Parts::of(before)?, Parts::of(after)?);
     if cursor_parts.host() != before.host() {
         return None;
     }
     let same_scheme = cursor_parts.scheme.eq_ignore_ascii_case(before.scheme);
-    let home = if same_scheme { &after } else { &cursor_parts };
+    let target = if same_scheme { &after } else { &cursor_parts };
     let query = query(&cursor_parts.pairs(), &before.pairs(), &after.pairs());
     // A query that doesn't change stays as it is written.
     let query = match query.iter().eq(&cursor_parts.pairs()) {
@@ -63,7 +63,7 @@ pub(super) fn rebased(cursor: &str, before: &str, after: &str) -> Option<String>
     };
     let query = query.map(|query| format!("?{query}")).unwrap_or_default();
     let Parts { path, fragment, .. } = cursor_parts;
-    let moved = format!("{}://{}{path}{query}{fragment}", home.scheme, home.authority);
+    let moved = format!("{}://{}{path}{query}{fragment}", target.scheme, target.authority);
     (moved != cursor).then_some(moved)
 }
 
@@ -148,7 +148,7 @@ mod tests {
             ),
             ("https://h.example/feed?limit=7&after=5", https, "https://h.example/feed?limit=9", None),
         ] {
-            assert_eq!(rebased(cursor, before, after).as_deref(), expected, "{cursor}: {before} → {after}");
+            assert_eq!(rebase_cursor(cursor, before, after).as_deref(), expected, "{cursor}: {before} → {after}");
         }
     }
 }

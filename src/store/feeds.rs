@@ -4,15 +4,15 @@ use std::time::Duration;
 
 use rusqlite::{OptionalExtension, params};
 
-use super::feed_url::{is_moved, rebased};
-use super::resync::{self, Resync, Trust};
-use super::writer::{Bench, Weight};
+use super::feed_url::{is_moved, rebase_cursor};
+use super::resync::{self, ResyncState, SourceTrust};
+use super::writer::{JobClass, WriteTx};
 use super::{Millis, Store, StoreError, journal, purge};
 use crate::feed::{Attribution, FeedName, Generation, Health, Mode, Seq};
 
 /// A feed as configured.
 #[derive(Clone, Debug)]
-pub struct Registration {
+pub struct FeedRegistration {
     /// Its unique name.
     pub name: FeedName,
     /// The provider it belongs to.
@@ -22,7 +22,7 @@ pub struct Registration {
     /// Who publishes it, and on what terms.
     pub attribution: Attribution,
     /// Why it can't run, when its own settings are wrong.
-    pub broken: Option<String>,
+    pub config_error: Option<String>,
 }
 
 /// A feed as stored.
@@ -69,16 +69,16 @@ pub struct StoredFeed {
     /// When it was last read before a time away that has not been judged yet.
     pub away_since: Option<Millis>,
     /// The last change number that was given when this was read.
-    pub seq: Seq,
+    pub last_seq: Seq,
     /// Away for longer than the publisher remembers deletions: to be read anew once level.
     pub stale: bool,
     /// The resync under way.
-    pub resync: Option<Resync>,
+    pub resync: Option<ResyncState>,
 }
 
 /// How a poll endpoint is doing now.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Note {
+pub struct HealthNote {
     /// Its health.
     pub health: Health,
     /// Why.
@@ -94,17 +94,17 @@ impl Store {
     ///
     /// # Errors
     /// When the statement fails or the writer has stopped.
-    pub async fn started(
+    pub async fn record_start(
         &self,
         at: Millis,
         ops_address: Option<String>,
         webhooks_address: Option<String>,
     ) -> Result<(), StoreError> {
-        self.submit(Weight::default(), move |bench| {
+        self.submit(JobClass::default(), move |tx| {
             let version = env!("CARGO_PKG_VERSION");
             let sql = "UPDATE mirror_state SET version = ?1, started_at = ?2, ops_address = ?3, webhooks_address = ?4";
-            bench.db.execute(sql, params![version, at, ops_address, webhooks_address])?;
-            Ok(journal::event(bench, None, at, "started", &format!("feedmirror {version}"))?)
+            tx.db.execute(sql, params![version, at, ops_address, webhooks_address])?;
+            Ok(journal::record_event(tx, None, at, "started", &format!("feedmirror {version}"))?)
         })
         .await
     }
@@ -113,9 +113,9 @@ impl Store {
     ///
     /// # Errors
     /// When the statement fails or the writer has stopped.
-    pub async fn webhooks_listen(&self, address: Option<String>) -> Result<(), StoreError> {
-        self.submit(Weight::default(), move |bench| {
-            bench.db.execute("UPDATE mirror_state SET webhooks_address = ?1", params![address])?;
+    pub async fn set_webhooks_address(&self, address: Option<String>) -> Result<(), StoreError> {
+        self.submit(JobClass::default(), move |tx| {
+            tx.db.execute("UPDATE mirror_state SET webhooks_address = ?1", params![address])?;
             Ok(())
         })
         .await
@@ -128,10 +128,10 @@ impl Store {
     pub async fn register(
         &self,
         at: Millis,
-        feeds: Vec<Registration>,
+        feeds: Vec<FeedRegistration>,
         all: bool,
     ) -> Result<Vec<StoredFeed>, StoreError> {
-        self.submit(Weight::default(), move |bench| register_all(bench, at, &feeds, all)).await
+        self.submit(JobClass::default(), move |tx| register_all(tx, at, &feeds, all)).await
     }
 
     /// The feed as stored now.
@@ -140,7 +140,7 @@ impl Store {
     /// When there is no such feed, a statement fails or the writer has stopped.
     pub async fn feed(&self, name: &FeedName) -> Result<StoredFeed, StoreError> {
         let name = name.clone();
-        self.submit(Weight::default(), move |bench| read(bench, name.as_str())).await
+        self.submit(JobClass::default(), move |tx| read(tx, name.as_str())).await
     }
 
     /// Notes how a poll endpoint is doing. A feed that is suspect stays so while it answers; what comes late from one that
@@ -148,16 +148,16 @@ impl Store {
     ///
     /// # Errors
     /// When a statement fails or the writer has stopped.
-    pub async fn note(&self, feed: i64, at: Millis, note: Note) -> Result<(), StoreError> {
-        self.submit(Weight::default(), move |bench| {
-            let noted = bench
+    pub async fn record_health(&self, feed: i64, at: Millis, note: HealthNote) -> Result<(), StoreError> {
+        self.submit(JobClass::default(), move |tx| {
+            let noted = tx
                 .db
                 .prepare_cached("UPDATE feed SET failures = ?2, next_poll_at = ?3 WHERE id = ?1 AND paused = 0")?
                 .execute(params![feed, note.failures, note.next_poll_at])?;
             if noted == 0 {
                 return Ok(());
             }
-            set_health(bench, feed, at, note.health, note.reason.as_deref())
+            set_health(tx, feed, at, note.health, note.reason.as_deref())
         })
         .await
     }
@@ -167,9 +167,9 @@ impl Store {
     /// # Errors
     /// When a statement fails or the writer has stopped.
     pub async fn note_waiting(&self, feed: i64, reason: String) -> Result<(), StoreError> {
-        self.submit(Weight::default(), move |bench| {
+        self.submit(JobClass::default(), move |tx| {
             let sql = "UPDATE endpoint SET reason = ?2 WHERE feed = ?1 AND transport = 0 AND health = 'ok'";
-            bench.db.prepare_cached(sql)?.execute(params![feed, reason])?;
+            tx.db.prepare_cached(sql)?.execute(params![feed, reason])?;
             Ok(())
         })
         .await
@@ -179,13 +179,13 @@ impl Store {
     ///
     /// # Errors
     /// When a statement fails or the writer has stopped.
-    pub async fn suspect(&self, feed: i64, at: Millis, reason: String) -> Result<(), StoreError> {
-        self.submit(Weight::default(), move |bench| {
+    pub async fn mark_suspect(&self, feed: i64, at: Millis, reason: String) -> Result<(), StoreError> {
+        self.submit(JobClass::default(), move |tx| {
             let sql = "UPDATE feed SET suspect = ?2 WHERE id = ?1 AND suspect IS NULL";
-            if bench.db.prepare_cached(sql)?.execute(params![feed, reason])? > 0 {
-                journal::event(bench, Some(feed), at, "suspect", &reason)?;
+            if tx.db.prepare_cached(sql)?.execute(params![feed, reason])? > 0 {
+                journal::record_event(tx, Some(feed), at, "suspect", &reason)?;
             }
-            set_health(bench, feed, at, Health::Ok, None)
+            set_health(tx, feed, at, Health::Ok, None)
         })
         .await
     }
@@ -196,13 +196,13 @@ impl Store {
     /// When a statement fails or the writer has stopped.
     pub async fn set_mode(&self, feed: i64, at: Millis, mode: Mode, why: &str) -> Result<(), StoreError> {
         let why = why.to_owned();
-        self.submit(Weight::default(), move |bench| {
-            let before: String = bench.db.query_row("SELECT mode FROM feed WHERE id = ?1", [feed], |row| row.get(0))?;
+        self.submit(JobClass::default(), move |tx| {
+            let before: String = tx.db.query_row("SELECT mode FROM feed WHERE id = ?1", [feed], |row| row.get(0))?;
             if before == mode.as_str() {
                 return Ok(());
             }
-            bench.db.execute("UPDATE feed SET mode = ?2 WHERE id = ?1", params![feed, mode.as_str()])?;
-            Ok(journal::event(bench, Some(feed), at, "mode", &format!("{before} → {mode}: {why}"))?)
+            tx.db.execute("UPDATE feed SET mode = ?2 WHERE id = ?1", params![feed, mode.as_str()])?;
+            Ok(journal::record_event(tx, Some(feed), at, "mode", &format!("{before} → {mode}: {why}"))?)
         })
         .await
     }
@@ -211,9 +211,9 @@ impl Store {
     ///
     /// # Errors
     /// When a statement fails or the writer has stopped.
-    pub async fn pause(&self, name: &FeedName, at: Millis, paused: bool) -> Result<StoredFeed, StoreError> {
+    pub async fn set_paused(&self, name: &FeedName, at: Millis, paused: bool) -> Result<StoredFeed, StoreError> {
         let name = name.clone();
-        self.submit(Weight::default(), move |bench| pause(bench, name.as_str(), at, paused)).await
+        self.submit(JobClass::default(), move |tx| set_paused(tx, name.as_str(), at, paused)).await
     }
 
     /// Puts the poll cursor somewhere else.
@@ -222,53 +222,53 @@ impl Store {
     /// When a statement fails or the writer has stopped.
     pub async fn seek(&self, name: &FeedName, at: Millis, url: String) -> Result<StoredFeed, StoreError> {
         let name = name.clone();
-        self.submit(Weight::default(), move |bench| {
-            let feed = read(bench, name.as_str())?;
+        self.submit(JobClass::default(), move |tx| {
+            let feed = read(tx, name.as_str())?;
             let sql = "UPDATE endpoint SET cursor = ?2, updated_at = ?3 WHERE feed = ?1 AND transport = 0";
-            bench.db.execute(sql, params![feed.id, url, at])?;
-            journal::event(bench, Some(feed.id), at, "seek", &url)?;
-            read(bench, name.as_str())
+            tx.db.execute(sql, params![feed.id, url, at])?;
+            journal::record_event(tx, Some(feed.id), at, "seek", &url)?;
+            read(tx, name.as_str())
         })
         .await
     }
 }
 
-pub(super) fn pause(bench: &mut Bench<'_>, name: &str, at: Millis, paused: bool) -> Result<StoredFeed, StoreError> {
-    let feed = read(bench, name)?;
-    if purge::resume_later(bench, feed.id, !paused)? {
+pub(super) fn set_paused(tx: &mut WriteTx<'_>, name: &str, at: Millis, paused: bool) -> Result<StoredFeed, StoreError> {
+    let feed = read(tx, name)?;
+    if purge::set_resume_after(tx, feed.id, !paused)? {
         return Ok(feed);
     }
-    bench.db.execute("UPDATE feed SET paused = ?2 WHERE id = ?1", params![feed.id, paused])?;
+    tx.db.execute("UPDATE feed SET paused = ?2 WHERE id = ?1", params![feed.id, paused])?;
     if !paused && feed.purged {
         let anew =
             "UPDATE endpoint SET cursor = (SELECT url FROM feed WHERE id = ?1) WHERE feed = ?1 AND transport = 0";
-        bench.db.execute(anew, [feed.id])?;
+        tx.db.execute(anew, [feed.id])?;
         let refresh = "UPDATE feed SET purged = 0, mode = 'refresh', began_at = ?2 WHERE id = ?1";
-        bench.db.execute(refresh, params![feed.id, at])?;
+        tx.db.execute(refresh, params![feed.id, at])?;
     }
     let health = if paused { Health::Paused } else { Health::Ok };
-    set_health(bench, feed.id, at, health, paused.then_some("paused: by the operator"))?;
-    read(bench, name)
+    set_health(tx, feed.id, at, health, paused.then_some("paused: by the operator"))?;
+    read(tx, name)
 }
 
 pub(super) fn register_all(
-    bench: &mut Bench<'_>,
+    tx: &mut WriteTx<'_>,
     at: Millis,
-    feeds: &[Registration],
+    feeds: &[FeedRegistration],
     all: bool,
 ) -> Result<Vec<StoredFeed>, StoreError> {
     for feed in feeds {
-        register(bench, at, feed)?;
+        register(tx, at, feed)?;
     }
     if all {
-        remove_others(bench, at, feeds)?;
+        remove_others(tx, at, feeds)?;
     }
-    feeds.iter().map(|feed| read(bench, feed.name.as_str())).collect()
+    feeds.iter().map(|feed| read(tx, feed.name.as_str())).collect()
 }
 
-fn register(bench: &mut Bench<'_>, at: Millis, feed: &Registration) -> Result<(), StoreError> {
+fn register(tx: &mut WriteTx<'_>, at: Millis, feed: &FeedRegistration) -> Result<(), StoreError> {
     let name = feed.name.as_str();
-    let known = bench
+    let known = tx
         .db
         .prepare_cached("SELECT id, url, configured FROM feed WHERE name = ?1")?
         .query_row([name], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?, row.get::<_, bool>(2)?)))
@@ -276,115 +276,127 @@ fn register(bench: &mut Bench<'_>, at: Millis, feed: &Registration) -> Result<()
     let id = match known {
         None => {
             let sql = "INSERT INTO feed (name, provider, url, began_at) VALUES (?1, ?2, ?3, ?4)";
-            bench.db.execute(sql, params![name, feed.provider, feed.url, at])?;
-            let id = bench.db.last_insert_rowid();
+            tx.db.execute(sql, params![name, feed.provider, feed.url, at])?;
+            let id = tx.db.last_insert_rowid();
             let sql = "INSERT INTO endpoint (feed, transport, cursor, since) VALUES (?1, 0, ?2, ?3)";
-            bench.db.execute(sql, params![id, feed.url, at])?;
+            tx.db.execute(sql, params![id, feed.url, at])?;
             id
         }
         Some((id, url, configured)) => {
             let sql = "UPDATE feed SET provider = ?2, configured = 1 WHERE id = ?1";
-            bench.db.execute(sql, params![id, feed.provider])?;
-            if feed.broken.is_none() && url != feed.url {
-                change_url(bench, id, at, &url, feed)?;
+            tx.db.execute(sql, params![id, feed.provider])?;
+            if feed.config_error.is_none() && url != feed.url {
+                change_url(tx, id, at, &url, feed)?;
             }
             if !configured {
-                set_health(bench, id, at, Health::Ok, Some("configured: again"))?;
+                set_health(tx, id, at, Health::Ok, Some("configured: again"))?;
             }
             id
         }
     };
-    if feed.broken.is_none() {
-        attribute(bench, id, &feed.attribution)?;
+    if feed.config_error.is_none() {
+        set_attribution(tx, id, &feed.attribution)?;
     }
-    let stored = read(bench, name)?;
+    let stored = read(tx, name)?;
     if stored.paused {
-        set_health(bench, id, at, Health::Paused, Some("paused: by the operator"))?;
-    } else if let Some(reason) = &feed.broken {
-        set_health(bench, id, at, Health::Failed, Some(reason))?;
+        set_health(tx, id, at, Health::Paused, Some("paused: by the operator"))?;
+    } else if let Some(reason) = &feed.config_error {
+        set_health(tx, id, at, Health::Failed, Some(reason))?;
     }
     Ok(())
 }
 
-fn attribute(bench: &Bench<'_>, id: i64, told: &Attribution) -> Result<(), StoreError> {
+fn set_attribution(tx: &WriteTx<'_>, id: i64, attribution: &Attribution) -> Result<(), StoreError> {
     let sql = "UPDATE feed SET publisher = ?2, told_license = ?3, dataset_url = ?4, total_items = ?5 WHERE id = ?1";
-    let total = told.total_items.map(|total| i64::try_from(total).unwrap_or(i64::MAX));
-    bench.db.prepare_cached(sql)?.execute(params![id, told.publisher, told.license, told.dataset_url, total])?;
+    let total = attribution.total_items.map(|total| i64::try_from(total).unwrap_or(i64::MAX));
+    tx.db.prepare_cached(sql)?.execute(params![
+        id,
+        attribution.publisher,
+        attribution.license,
+        attribution.dataset_url,
+        total
+    ])?;
     Ok(())
 }
 
 /// Another path or host is another beginning: the feed is read anew, trusting the source, its rows kept meanwhile.
-fn change_url(bench: &mut Bench<'_>, id: i64, at: Millis, before: &str, feed: &Registration) -> Result<(), StoreError> {
-    bench.db.execute("UPDATE feed SET url = ?2 WHERE id = ?1", params![id, feed.url])?;
+fn change_url(
+    tx: &mut WriteTx<'_>,
+    id: i64,
+    at: Millis,
+    before: &str,
+    feed: &FeedRegistration,
+) -> Result<(), StoreError> {
+    tx.db.execute("UPDATE feed SET url = ?2 WHERE id = ?1", params![id, feed.url])?;
     let cursor: Option<String> =
-        bench.db.query_row("SELECT cursor FROM endpoint WHERE feed = ?1 AND transport = 0", [id], |row| row.get(0))?;
-    let untouched = before.is_empty() || cursor.as_deref() == Some(before) && !has_items(bench, id)?;
+        tx.db.query_row("SELECT cursor FROM endpoint WHERE feed = ?1 AND transport = 0", [id], |row| row.get(0))?;
+    let untouched = before.is_empty() || cursor.as_deref() == Some(before) && !has_items(tx, id)?;
     let moved = is_moved(before, &feed.url);
     if untouched || !moved && cursor.as_deref() == Some(before) {
         let sql = "UPDATE endpoint SET cursor = ?2 WHERE feed = ?1 AND transport = 0";
-        bench.db.execute(sql, params![id, feed.url])?;
+        tx.db.execute(sql, params![id, feed.url])?;
     }
     if untouched {
         return Ok(());
     }
     if !moved {
-        return rebase(bench, id, before, &feed.url);
+        return rebase(tx, id, before, &feed.url);
     }
     if cursor.is_some() {
         let sql = "UPDATE endpoint SET cursor = NULL WHERE feed = ?1 AND transport = 0";
-        bench.db.execute(sql, [id])?;
+        tx.db.execute(sql, [id])?;
     }
-    journal::event(bench, Some(id), at, "moved", &format!("{before} → {}", feed.url))?;
-    resync::begin(bench, id, at, &feed.url, Trust::Moved, false)
+    journal::record_event(tx, Some(id), at, "moved", &format!("{before} → {}", feed.url))?;
+    resync::begin(tx, id, at, &feed.url, SourceTrust::UrlMoved, false)
 }
 
 /// Wherever the feed's places are kept, they follow a change of its URL's scheme or query.
-fn rebase(bench: &Bench<'_>, id: i64, before: &str, after: &str) -> Result<(), StoreError> {
+fn rebase(tx: &WriteTx<'_>, id: i64, before: &str, after: &str) -> Result<(), StoreError> {
     for (table, column) in [("endpoint", "cursor"), ("resync", "cursor"), ("resync", "asked"), ("position", "cursor")] {
         let polled = if table == "endpoint" { " AND transport = 0" } else { "" };
         let select = format!("SELECT DISTINCT {column} FROM {table} WHERE feed = ?1 AND {column} IS NOT NULL{polled}");
         let places: Vec<String> = {
-            let mut select = bench.db.prepare(&select)?;
+            let mut select = tx.db.prepare(&select)?;
             let rows = select.query_map([id], |row| row.get(0))?;
             rows.collect::<rusqlite::Result<_>>()?
         };
         let update = format!("UPDATE {table} SET {column} = ?3 WHERE feed = ?1 AND {column} = ?2{polled}");
         for place in &places {
-            if let Some(rebased) = rebased(place, before, after) {
-                bench.db.execute(&update, params![id, place, rebased])?;
+            if let Some(rebased) = rebase_cursor(place, before, after) {
+                tx.db.execute(&update, params![id, place, rebased])?;
             }
         }
     }
     Ok(())
 }
 
-fn has_items(bench: &Bench<'_>, id: i64) -> rusqlite::Result<bool> {
-    bench.db.query_row("SELECT items + tombstones > 0 FROM feed WHERE id = ?1", [id], |row| row.get(0))
+fn has_items(tx: &WriteTx<'_>, id: i64) -> rusqlite::Result<bool> {
+    tx.db.query_row("SELECT items + tombstones > 0 FROM feed WHERE id = ?1", [id], |row| row.get(0))
 }
 
-fn remove_others(bench: &mut Bench<'_>, at: Millis, feeds: &[Registration]) -> Result<(), StoreError> {
+fn remove_others(tx: &mut WriteTx<'_>, at: Millis, feeds: &[FeedRegistration]) -> Result<(), StoreError> {
     let configured: Vec<(i64, String)> = {
-        let mut select = bench.db.prepare("SELECT id, name FROM feed WHERE configured = 1")?;
+        let mut select = tx.db.prepare("SELECT id, name FROM feed WHERE configured = 1")?;
         let rows = select.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
         rows.collect::<rusqlite::Result<_>>()?
     };
     let names: std::collections::HashSet<&str> = feeds.iter().map(|feed| feed.name.as_str()).collect();
     for (id, _) in configured.iter().filter(|(_, name)| !names.contains(name.as_str())) {
-        bench.db.execute("UPDATE feed SET configured = 0, next_poll_at = NULL WHERE id = ?1", [id])?;
-        set_health(bench, *id, at, Health::Removed, Some("removed: no longer configured"))?;
+        tx.db.execute("UPDATE feed SET configured = 0, next_poll_at = NULL WHERE id = ?1", [id])?;
+        set_health(tx, *id, at, Health::Removed, Some("removed: no longer configured"))?;
     }
     Ok(())
 }
 
 /// Sets the poll endpoint's health; a change of it is an event.
 pub(super) fn set_health(
-    bench: &mut Bench<'_>,
+    tx: &mut WriteTx<'_>,
     feed: i64,
     at: Millis,
     health: Health,
     reason: Option<&str>,
 ) -> Result<(), StoreError> {
-    let found: Option<(String, Option<String>, Option<String>)> = bench
+    let found: Option<(String, Option<String>, Option<String>)> = tx
         .db
         .prepare_cached(
             "SELECT e.health, e.reason, f.suspect FROM endpoint e JOIN feed f ON f.id = e.feed
@@ -398,13 +410,13 @@ pub(super) fn set_health(
         (Health::Ok, Some(suspect)) => (Health::Suspect, Some(suspect)),
         _ => (health, reason),
     };
-    let reason = reason.map(journal::cut);
+    let reason = reason.map(journal::truncate_text);
     let reason = reason.as_deref();
     if before == health.as_str() && was.as_deref() == reason {
         return Ok(());
     }
     let changed = before != health.as_str();
-    bench
+    tx
         .db
         .prepare_cached(
             "UPDATE endpoint SET health = ?2, reason = ?3, since = iif(?4, ?5, since) WHERE feed = ?1 AND transport = 0",
@@ -415,13 +427,13 @@ pub(super) fn set_health(
             Some(reason) => format!("{before} → {health}: {reason}"),
             None => format!("{before} → {health}"),
         };
-        journal::event(bench, Some(feed), at, "health", &detail)?;
+        journal::record_event(tx, Some(feed), at, "health", &detail)?;
     }
     Ok(())
 }
 
-pub(super) fn read(bench: &Bench<'_>, name: &str) -> Result<StoredFeed, StoreError> {
-    let found = bench
+pub(super) fn read(tx: &WriteTx<'_>, name: &str) -> Result<StoredFeed, StoreError> {
+    let found = tx
         .db
         .prepare_cached(
             "SELECT f.id, f.generation, e.cursor, f.mode, e.health, e.reason, e.since, f.paused, f.purged, f.failures,
@@ -452,12 +464,12 @@ pub(super) fn read(bench: &Bench<'_>, name: &str) -> Result<StoredFeed, StoreErr
                 held_until: row.get(18)?,
                 gone_for: Duration::from_millis(u64::try_from(row.get::<_, i64>(19)?).unwrap_or(0)),
                 away_since: row.get(20)?,
-                seq: bench.last_seq(),
+                last_seq: tx.last_seq(),
                 resync: None,
             })
         })
         .optional()?;
     let mut feed = found.ok_or_else(|| StoreError::Refused(format!("there is no feed {name} in the mirror")))?;
-    feed.resync = resync::read(bench, feed.id)?;
+    feed.resync = resync::read(tx, feed.id)?;
     Ok(feed)
 }

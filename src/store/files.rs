@@ -18,14 +18,14 @@ use rustix::io::Errno;
 /// Links followed on the way to one file, as the kernel does at most.
 const MOST_LINKS: usize = 40;
 /// A directory that is passed through.
-const THROUGH: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+const TRAVERSE_FLAGS: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
 /// User and group that something belongs to.
 pub(super) type Owner = (u32, u32);
 
 /// A file's or directory's place, by its real path; there need not be anything yet.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(super) struct ResolvedPath {
     directory: Directory,
     name: OsString,
 }
@@ -37,15 +37,15 @@ pub(super) struct Directory {
     path: PathBuf,
 }
 
-impl Place {
+impl ResolvedPath {
     /// Where `path` leads.
     ///
     /// # Errors
     /// When a directory on the way is missing or can't be entered, and for root, when a link on it is not root's.
-    pub(super) fn find(path: &Path) -> io::Result<Self> {
+    pub(super) fn resolve(path: &Path) -> io::Result<Self> {
         let path = std::path::absolute(path)?;
         let mut directory = Directory::root()?;
-        let mut pending = steps(&path);
+        let mut pending = pending_components(&path);
         let mut links = 0;
         while let Some(name) = pending.pop() {
             if name == ".." {
@@ -58,12 +58,12 @@ impl Place {
                     if links > MOST_LINKS {
                         return Err(Errno::LOOP.into());
                     }
-                    directory.may_follow(&name, found.st_uid)?;
+                    directory.check_link_owner(&name, found.st_uid)?;
                     let target = directory.link(&name)?;
                     if target.is_absolute() {
                         directory = Directory::root()?;
                     }
-                    pending.extend(steps(&target));
+                    pending.extend(pending_components(&target));
                 }
                 Err(Errno::NOENT) | Ok(_) if pending.is_empty() => return Ok(Self { directory, name }),
                 Ok(_) => directory = directory.enter(&name)?,
@@ -75,7 +75,7 @@ impl Place {
     }
 
     /// The same place with more behind its name.
-    pub(super) fn with(&self, more: &str) -> OsString {
+    pub(super) fn name_with_suffix(&self, more: &str) -> OsString {
         let mut name = self.name.clone();
         name.push(more);
         name
@@ -114,7 +114,7 @@ impl Place {
 
 impl Directory {
     fn root() -> io::Result<Self> {
-        Ok(Self { fd: rustix::fs::open("/", THROUGH, Mode::empty())?, path: "/".into() })
+        Ok(Self { fd: rustix::fs::open("/", TRAVERSE_FLAGS, Mode::empty())?, path: "/".into() })
     }
 
     /// The directory that `path` leads to.
@@ -122,39 +122,39 @@ impl Directory {
     /// # Errors
     /// As [`Place::find`]; when there is none.
     pub(super) fn open(path: &Path) -> io::Result<Self> {
-        Place::find(path)?.into_directory()
+        ResolvedPath::resolve(path)?.into_directory()
     }
 
     /// The directory that `path` leads to; it and those above it are made where they are missing, and given to `owner`.
     ///
     /// # Errors
     /// As [`Directory::open`]; when one can't be made.
-    pub(super) fn make(path: &Path, owner: Owner) -> io::Result<Self> {
+    pub(super) fn create_all(path: &Path, owner: Owner) -> io::Result<Self> {
         match Self::open(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             found => return found,
         }
         let (Some(above), Some(name)) = (path.parent(), path.file_name()) else { return Self::open(path) };
         let above = if above == Path::new("") { Path::new(".") } else { above };
-        let above = Self::make(above, owner)?;
+        let above = Self::create_all(above, owner)?;
         match rustix::fs::mkdirat(&above.fd, name, Mode::from_raw_mode(0o750)) {
             Err(Errno::EXIST) => return above.enter(name),
             made => made?,
         }
         let made = above.enter(name)?;
-        give(&made.readable()?, owner)?;
+        change_owner(&made.open_readable()?, owner)?;
         Ok(made)
     }
 
     fn enter(&self, name: &OsStr) -> io::Result<Self> {
         let path = if name == "." { self.path.clone() } else { self.path.join(name) };
-        Ok(Self { fd: rustix::fs::openat(&self.fd, name, THROUGH, Mode::empty())?, path })
+        Ok(Self { fd: rustix::fs::openat(&self.fd, name, TRAVERSE_FLAGS, Mode::empty())?, path })
     }
 
     fn parent(&self) -> io::Result<Self> {
         let mut path = self.path.clone();
         path.pop();
-        Ok(Self { fd: rustix::fs::openat(&self.fd, "..", THROUGH, Mode::empty())?, path })
+        Ok(Self { fd: rustix::fs::openat(&self.fd, "..", TRAVERSE_FLAGS, Mode::empty())?, path })
     }
 
     fn stat(&self, name: &OsStr) -> rustix::io::Result<rustix::fs::Stat> {
@@ -166,7 +166,7 @@ impl Directory {
         Ok(OsString::from_vec(target.into_bytes()).into())
     }
 
-    fn may_follow(&self, name: &OsStr, layer: u32) -> io::Result<()> {
+    fn check_link_owner(&self, name: &OsStr, layer: u32) -> io::Result<()> {
         if layer == 0 || !rustix::process::geteuid().is_root() {
             return Ok(());
         }
@@ -201,7 +201,7 @@ impl Directory {
     pub(super) fn create(&self, name: &OsStr, mode: u32, owner: Owner) -> io::Result<File> {
         let file = self.file(name, OFlags::RDWR | OFlags::CREATE | OFlags::EXCL)?;
         rustix::fs::fchmod(&file, Mode::from_raw_mode(mode))?;
-        give(&file, owner)?;
+        change_owner(&file, owner)?;
         Ok(file)
     }
 
@@ -243,7 +243,7 @@ impl Directory {
     /// All names in it.
     pub(super) fn names(&self) -> io::Result<Vec<OsString>> {
         let mut names = Vec::new();
-        for entry in rustix::fs::Dir::read_from(self.readable()?)? {
+        for entry in rustix::fs::Dir::read_from(self.open_readable()?)? {
             let name = entry?.file_name().to_bytes().to_vec();
             if name != b"." && name != b".." {
                 names.push(OsString::from_vec(name));
@@ -254,11 +254,11 @@ impl Directory {
 
     /// Its names are on the disk.
     pub(super) fn sync(&self) -> io::Result<()> {
-        self.readable()?.sync_all()
+        self.open_readable()?.sync_all()
     }
 
     /// Bytes that this user may still write on its disk.
-    pub(super) fn free(&self) -> io::Result<u64> {
+    pub(super) fn free_bytes(&self) -> io::Result<u64> {
         let disk = rustix::fs::fstatvfs(&self.fd)?;
         Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
     }
@@ -268,14 +268,14 @@ impl Directory {
         Ok((found.st_uid, found.st_gid))
     }
 
-    fn readable(&self) -> io::Result<File> {
+    fn open_readable(&self) -> io::Result<File> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         Ok(File::from(rustix::fs::openat(&self.fd, ".", flags, Mode::empty())?))
     }
 }
 
 /// Names still to be passed, the next one last.
-fn steps(path: &Path) -> Vec<OsString> {
+fn pending_components(path: &Path) -> Vec<OsString> {
     let name = |step: Component<'_>| match step {
         Component::Normal(name) => Some(name.to_owned()),
         Component::ParentDir => Some("..".into()),
@@ -289,7 +289,7 @@ fn steps(path: &Path) -> Vec<OsString> {
 /// # Errors
 /// As [`Place::find`] and [`Directory::file`].
 pub(super) fn open(path: &Path) -> io::Result<File> {
-    let place = Place::find(path)?;
+    let place = ResolvedPath::resolve(path)?;
     place.directory.file(&place.name, OFlags::RDONLY)
 }
 
@@ -297,7 +297,7 @@ pub(super) fn open(path: &Path) -> io::Result<File> {
 ///
 /// # Errors
 /// When it has another name elsewhere; when it can't be given.
-pub(super) fn give(file: &File, (user, group): Owner) -> io::Result<()> {
+pub(super) fn change_owner(file: &File, (user, group): Owner) -> io::Result<()> {
     let found = file.metadata()?;
     if (found.uid(), found.gid()) == (user, group) {
         return Ok(());
@@ -328,11 +328,11 @@ mod tests {
         symlink("data", real.join("now")).unwrap();
         symlink("../now/mirror.db", real.join("data/other.db")).unwrap();
         for path in ["now/mirror.db", "data/../now/./mirror.db", "data/other.db"] {
-            assert_eq!(Place::find(&real.join(path)).unwrap().path(), real.join("data/mirror.db"), "{path}");
+            assert_eq!(ResolvedPath::resolve(&real.join(path)).unwrap().path(), real.join("data/mirror.db"), "{path}");
         }
-        assert_eq!(Place::find(&real.join("none/mirror.db")).unwrap_err().kind(), io::ErrorKind::NotFound);
+        assert_eq!(ResolvedPath::resolve(&real.join("none/mirror.db")).unwrap_err().kind(), io::ErrorKind::NotFound);
         symlink("round", real.join("round")).unwrap();
-        assert!(Place::find(&real.join("round")).is_err());
+        assert!(ResolvedPath::resolve(&real.join("round")).is_err());
     }
 
     #[test]
@@ -353,7 +353,7 @@ mod tests {
     fn missing_directories_are_made() {
         let folder = tempfile::tempdir().unwrap();
         let owner = Directory::open(folder.path()).unwrap().owner().unwrap();
-        let made = Directory::make(&folder.path().join("a/b"), owner).unwrap();
+        let made = Directory::create_all(&folder.path().join("a/b"), owner).unwrap();
         made.create(OsStr::new("c"), 0o640, owner).unwrap();
         assert_eq!(made.names().unwrap(), ["c"]);
         assert!(folder.path().join("a/b/c").is_file());

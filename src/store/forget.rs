@@ -11,11 +11,11 @@
 use rusqlite::{OptionalExtension, params};
 use sha2::{Digest, Sha256};
 
-use super::apply::{Delivery, FORGOTTEN, ROW_BYTES, WAS_DELETED, forgotten_flags};
-use super::writer::{Bench, Weight};
-use super::{Millis, Store, StoreError, feeds, journal, sift};
+use super::apply::{Delivery, FORGOTTEN_FLAG, ROW_BYTES, WAS_DELETED_FLAG, forgotten_flags};
+use super::writer::{JobClass, WriteTx};
+use super::{Millis, Store, StoreError, feeds, journal, quarantine_batch};
 use crate::feed::{FeedName, Seq};
-use crate::json::{self, Scanner, Token};
+use crate::json::{self, JsonToken, Scanner};
 
 /// Kinds under which one id is removed in one step.
 const STEP_KINDS: usize = 64;
@@ -23,7 +23,7 @@ const STEP_KINDS: usize = 64;
 const STEP_ROWS: i64 = 200;
 
 /// Texts that may name an item: table, the key of its rows, and the text, which is cleared.
-const TEXTS: [(&str, &str, &str); 4] = [
+const MENTION_COLUMNS: [(&str, &str, &str); 4] = [
     ("event", "n", "detail"),
     ("finding", "rule", "detail"),
     ("delivery", "seq", "url"),
@@ -34,7 +34,7 @@ const CURSORS: [&str; 2] = ["SELECT cursor FROM endpoint WHERE feed = ?1", "SELE
 
 /// What was removed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Forgot {
+pub struct ForgetReport {
     /// Items, tombstones too.
     pub items: u64,
     /// Records of quarantine.
@@ -42,15 +42,15 @@ pub struct Forgot {
     /// Whether a cursor still names the id, as the last one read.
     pub in_cursor: bool,
     /// Whether it was forgotten before.
-    pub before: bool,
+    pub already_forgotten: bool,
 }
 
-impl Forgot {
+impl ForgetReport {
     /// What was removed of the feed with this name, in words.
-    pub fn words(&self, feed: &FeedName) -> String {
+    pub fn summary(&self, feed: &FeedName) -> String {
         let removed =
             format!("{} and {} removed", counted(self.items, "item"), counted(self.quarantined, "quarantined record"));
-        let before = if self.before { " (forgotten before)" } else { "" };
+        let before = if self.already_forgotten { " (forgotten before)" } else { "" };
         let cursor = match self.in_cursor {
             true => "; a cursor names it as the last one read, until the feed moves on",
             false => "",
@@ -60,7 +60,7 @@ impl Forgot {
 }
 
 /// How far [`Store::erase`] came, in words.
-pub fn erased_words(erased: bool) -> &'static str {
+pub fn erasure_summary(erased: bool) -> &'static str {
     match erased {
         true => "its bytes are erased from the database's files",
         false => {
@@ -75,7 +75,7 @@ fn counted(count: u64, what: &str) -> String {
 
 /// An item by its id, of one kind or of any.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Named {
+pub struct ItemSelector {
     /// Its kind, if only that one is meant.
     pub kind: Option<String>,
     /// Its id.
@@ -88,34 +88,40 @@ impl Store {
     ///
     /// # Errors
     /// When there is no such feed, a statement fails or the writer has stopped.
-    pub async fn forget(&self, name: &FeedName, at: Millis, item: Named) -> Result<Forgot, StoreError> {
+    pub async fn forget(&self, name: &FeedName, at: Millis, item: ItemSelector) -> Result<ForgetReport, StoreError> {
         let (feed, named) = (name.clone(), item.clone());
-        let weight = Weight { durable: true, seqs: 1, ..Weight::default() };
-        let begun = self.submit(weight, move |bench| {
-            let feed = feeds::read(bench, feed.as_str())?.id;
-            let before = !remember(bench, feed, at, &named)?;
+        let weight = JobClass { durable: true, max_seqs: 1, ..JobClass::default() };
+        let begun = self.submit(weight, move |tx| {
+            let feed = feeds::read(tx, feed.as_str())?.id;
+            let before = !insert_forgotten(tx, feed, at, &named)?;
             let detail = "an item was forgotten on request, and is not taken again";
-            journal::event(bench, Some(feed), at, "forgotten", detail)?;
-            let n = bench.seq();
-            bench.db.execute("INSERT INTO erasure VALUES (?1, ?2, ?3, ?4)", params![n, feed, named.id, named.kind])?;
+            journal::record_event(tx, Some(feed), at, "forgotten", detail)?;
+            let n = tx.allocate_seq();
+            tx.db.execute("INSERT INTO erasure VALUES (?1, ?2, ?3, ?4)", params![n, feed, named.id, named.kind])?;
             Ok((n, before))
         });
         let (n, before) = begun.await?;
-        Ok(Forgot { before, ..self.remove(n, name, at, item).await? })
+        Ok(ForgetReport { already_forgotten: before, ..self.remove(n, name, at, item).await? })
     }
 
     /// Removes whatever names an item that is forgotten already; `n` is its erasure's.
-    async fn remove(&self, n: Seq, name: &FeedName, at: Millis, item: Named) -> Result<Forgot, StoreError> {
-        let mut forgot = Forgot::default();
-        let weight = Weight { durable: true, seqs: STEP_KINDS, ..Weight::default() };
+    async fn remove(
+        &self,
+        n: Seq,
+        name: &FeedName,
+        at: Millis,
+        item: ItemSelector,
+    ) -> Result<ForgetReport, StoreError> {
+        let mut forgot = ForgetReport::default();
+        let weight = JobClass { durable: true, max_seqs: STEP_KINDS, ..JobClass::default() };
         loop {
             let (name, item) = (name.clone(), item.clone());
-            let step = self.submit(weight, move |bench| {
-                let feed = feeds::read(bench, name.as_str())?.id;
-                thoroughly(bench, |bench| {
-                    let items = remove_items(bench, feed, at, &item)?;
-                    remove_mentions(bench, feed, &item)?;
-                    Ok((items, in_cursor(bench, feed, &item.id)?))
+            let step = self.submit(weight, move |tx| {
+                let feed = feeds::read(tx, name.as_str())?.id;
+                with_secure_delete(tx, |tx| {
+                    let items = remove_items(tx, feed, at, &item)?;
+                    remove_mentions(tx, feed, &item)?;
+                    Ok((items, in_cursor(tx, feed, &item.id)?))
                 })
             });
             let (items, in_cursor) = step.await?;
@@ -128,13 +134,13 @@ impl Store {
         let mut after = 0;
         loop {
             let (name, item) = (name.clone(), item.clone());
-            let weight = Weight { durable: true, ..Weight::default() };
-            let step = self.submit(weight, move |bench| {
-                let feed = feeds::read(bench, name.as_str())?.id;
-                thoroughly(bench, |bench| {
-                    let (removed, last) = remove_quarantined(bench, feed, after, &item)?;
+            let weight = JobClass { durable: true, ..JobClass::default() };
+            let step = self.submit(weight, move |tx| {
+                let feed = feeds::read(tx, name.as_str())?.id;
+                with_secure_delete(tx, |tx| {
+                    let (removed, last) = remove_quarantined(tx, feed, after, &item)?;
                     if last.is_none() {
-                        unname(bench, n)?;
+                        unname(tx, n)?;
                     }
                     Ok((removed, last))
                 })
@@ -151,7 +157,7 @@ impl Store {
     /// # Errors
     /// When a statement fails or the writer has stopped.
     pub async fn go_on_erasing(&self, at: Millis) -> Result<(), StoreError> {
-        let pending = self.submit(Weight::default(), |bench| Ok(pending(bench)?)).await?;
+        let pending = self.submit(JobClass::default(), |tx| Ok(pending(tx)?)).await?;
         if pending.is_empty() {
             return Ok(());
         }
@@ -159,7 +165,7 @@ impl Store {
             let Some(item) = item else { continue };
             match name.as_deref().and_then(FeedName::new) {
                 Some(name) => drop(self.remove(n, &name, at, item).await?),
-                None => self.submit(Weight::default(), move |bench| Ok(unname(bench, n)?)).await?,
+                None => self.submit(JobClass::default(), move |tx| Ok(unname(tx, n)?)).await?,
             }
         }
         let erased = self.erase().await?;
@@ -171,30 +177,30 @@ impl Store {
     ///
     /// # Errors
     /// As [`Store::forget`].
-    pub async fn unforget(&self, name: &FeedName, at: Millis, item: Named) -> Result<bool, StoreError> {
+    pub async fn unforget(&self, name: &FeedName, at: Millis, item: ItemSelector) -> Result<bool, StoreError> {
         let name = name.clone();
-        self.submit(Weight { durable: true, ..Weight::default() }, move |bench| {
-            let feed = feeds::read(bench, name.as_str())?.id;
+        self.submit(JobClass { durable: true, ..JobClass::default() }, move |tx| {
+            let feed = feeds::read(tx, name.as_str())?.id;
             let sql = "DELETE FROM forgotten WHERE feed = ?1 AND digest = ?2 AND kind = ?3";
             let kind = item.kind.as_deref().unwrap_or_default();
-            if bench.db.execute(sql, params![feed, digest(&salt(bench)?, &item.id), kind])? == 0 {
+            if tx.db.execute(sql, params![feed, digest(&salt(tx)?, &item.id), kind])? == 0 {
                 return Ok(false);
             }
-            bench.db.execute("UPDATE feed SET forgotten = forgotten - 1 WHERE id = ?1", [feed])?;
+            tx.db.execute("UPDATE feed SET forgotten = forgotten - 1 WHERE id = ?1", [feed])?;
             let sql = "UPDATE erasure SET id = NULL, kind = NULL WHERE feed = ?1 AND id = ?2 AND kind IS ?3";
-            bench.db.execute(sql, params![feed, item.id, item.kind])?;
+            tx.db.execute(sql, params![feed, item.id, item.kind])?;
             // Our own tombstone would refuse the very version that was forgotten; the publisher's refuses what is older.
-            for row in rows(bench, feed, &item)?.iter().filter(|row| row.flags & FORGOTTEN != 0) {
-                if row.flags & WAS_DELETED != 0 {
-                    let flags = row.flags & !(FORGOTTEN | WAS_DELETED);
-                    bench.db.prepare_cached("UPDATE item SET flags = ?2 WHERE seq = ?1")?.execute([row.seq, flags])?;
+            for row in rows(tx, feed, &item)?.iter().filter(|row| row.flags & FORGOTTEN_FLAG != 0) {
+                if row.flags & WAS_DELETED_FLAG != 0 {
+                    let flags = row.flags & !(FORGOTTEN_FLAG | WAS_DELETED_FLAG);
+                    tx.db.prepare_cached("UPDATE item SET flags = ?2 WHERE seq = ?1")?.execute([row.seq, flags])?;
                     continue;
                 }
-                bench.db.prepare_cached("DELETE FROM item WHERE seq = ?1")?.execute([row.seq])?;
+                tx.db.prepare_cached("DELETE FROM item WHERE seq = ?1")?.execute([row.seq])?;
                 let sql = "UPDATE feed SET tombstones = tombstones - 1, bytes = bytes - ?2 WHERE id = ?1";
-                bench.db.prepare_cached(sql)?.execute([feed, row.bytes])?;
+                tx.db.prepare_cached(sql)?.execute([feed, row.bytes])?;
             }
-            journal::event(bench, Some(feed), at, "remembered", "a forgotten item may be taken again, on request")?;
+            journal::record_event(tx, Some(feed), at, "remembered", "a forgotten item may be taken again, on request")?;
             Ok(true)
         })
         .await
@@ -202,31 +208,31 @@ impl Store {
 }
 
 /// An erasure that has not ended: its number, its feed's name, and the item where rows may still name it.
-type Pending = (Seq, Option<String>, Option<Named>);
+type Pending = (Seq, Option<String>, Option<ItemSelector>);
 
-fn pending(bench: &Bench<'_>) -> rusqlite::Result<Vec<Pending>> {
+fn pending(tx: &WriteTx<'_>) -> rusqlite::Result<Vec<Pending>> {
     let sql = "SELECT e.n, f.name, e.id, e.kind FROM erasure e LEFT JOIN feed f ON f.id = e.feed ORDER BY e.n";
-    let mut select = bench.db.prepare_cached(sql)?;
+    let mut select = tx.db.prepare_cached(sql)?;
     let rows = select.query_map([], |row| {
         let (id, kind): (Option<String>, _) = (row.get(2)?, row.get(3)?);
-        Ok((row.get(0)?, row.get(1)?, id.map(|id| Named { kind, id })))
+        Ok((row.get(0)?, row.get(1)?, id.map(|id| ItemSelector { kind, id })))
     })?;
     rows.collect()
 }
 
 /// No row names the item any more.
-fn unname(bench: &Bench<'_>, n: Seq) -> rusqlite::Result<()> {
-    bench.db.execute("UPDATE erasure SET id = NULL, kind = NULL WHERE n = ?1", [n]).map(drop)
+fn unname(tx: &WriteTx<'_>, n: Seq) -> rusqlite::Result<()> {
+    tx.db.execute("UPDATE erasure SET id = NULL, kind = NULL WHERE n = ?1", [n]).map(drop)
 }
 
 /// Drops from a delivery what was forgotten; how many records that were. For feeds that have forgotten something.
-pub(super) fn strike(bench: &Bench<'_>, delivery: &mut Delivery) -> Result<u64, StoreError> {
-    let salt = salt(bench)?;
+pub(super) fn drop_forgotten(tx: &WriteTx<'_>, delivery: &mut Delivery) -> Result<u64, StoreError> {
+    let salt = salt(tx)?;
     let mut struck: Vec<String> = Vec::new();
     let mut failed = None;
     let feed = delivery.feed;
     let mut is_forgotten = |id: &str, kind: Option<&str>| {
-        let met = meet(bench, feed, &digest(&salt, id), kind).unwrap_or_else(|error| {
+        let met = count_if_forgotten(tx, feed, &digest(&salt, id), kind).unwrap_or_else(|error| {
             failed.get_or_insert(error);
             false
         });
@@ -237,12 +243,12 @@ pub(super) fn strike(bench: &Bench<'_>, delivery: &mut Delivery) -> Result<u64, 
     };
     delivery.page.items.retain(|item| !is_forgotten(&item.id, Some(&item.kind)));
     delivery.page.unreadable.retain(|record| !record.id.as_deref().is_some_and(|id| is_forgotten(id, None)));
-    delivery.page.beyond.ids.retain(|id| !is_forgotten(id, None));
+    delivery.page.overflow.ids.retain(|id| !is_forgotten(id, None));
     if let Some(error) = failed {
         return Err(error.into());
     }
     for finding in &mut delivery.page.findings {
-        if struck.iter().any(|id| sift::spells(&finding.detail, id)) {
+        if struck.iter().any(|id| quarantine_batch::contains_id(&finding.detail, id)) {
             finding.detail.clear();
         }
     }
@@ -250,19 +256,19 @@ pub(super) fn strike(bench: &Bench<'_>, delivery: &mut Delivery) -> Result<u64, 
 }
 
 /// Counts it when it was forgotten under this kind, or any; a record whose kind is unknown is taken for the one meant.
-fn meet(bench: &Bench<'_>, feed: i64, digest: &[u8], kind: Option<&str>) -> rusqlite::Result<bool> {
+fn count_if_forgotten(tx: &WriteTx<'_>, feed: i64, digest: &[u8], kind: Option<&str>) -> rusqlite::Result<bool> {
     let sql = "UPDATE forgotten SET met = met + 1 WHERE feed = ?1 AND digest = ?2 AND (?3 IS NULL OR kind IN ('', ?3))";
     let find = "SELECT 1 FROM forgotten WHERE feed = ?1 AND digest = ?2 AND (?3 IS NULL OR kind IN ('', ?3))";
     let values = params![feed, digest, kind];
-    if !bench.db.prepare_cached(find)?.exists(values)? {
+    if !tx.db.prepare_cached(find)?.exists(values)? {
         return Ok(false);
     }
-    bench.db.prepare_cached(sql)?.execute(values)?;
+    tx.db.prepare_cached(sql)?.execute(values)?;
     Ok(true)
 }
 
-fn salt(bench: &Bench<'_>) -> rusqlite::Result<Vec<u8>> {
-    bench.db.prepare_cached("SELECT salt FROM mirror_state")?.query_row([], |row| row.get(0))
+fn salt(tx: &WriteTx<'_>) -> rusqlite::Result<Vec<u8>> {
+    tx.db.prepare_cached("SELECT salt FROM mirror_state")?.query_row([], |row| row.get(0))
 }
 
 fn digest(salt: &[u8], id: &str) -> Vec<u8> {
@@ -270,23 +276,23 @@ fn digest(salt: &[u8], id: &str) -> Vec<u8> {
 }
 
 /// Runs `work` so that what it deletes is overwritten, whole pages too.
-fn thoroughly<T>(
-    bench: &mut Bench<'_>,
-    work: impl FnOnce(&mut Bench<'_>) -> Result<T, StoreError>,
+fn with_secure_delete<T>(
+    tx: &mut WriteTx<'_>,
+    work: impl FnOnce(&mut WriteTx<'_>) -> Result<T, StoreError>,
 ) -> Result<T, StoreError> {
-    bench.db.pragma_update(None, "secure_delete", "ON")?;
-    let result = work(bench);
-    bench.db.pragma_update(None, "secure_delete", "FAST")?;
+    tx.db.pragma_update(None, "secure_delete", "ON")?;
+    let result = work(tx);
+    tx.db.pragma_update(None, "secure_delete", "FAST")?;
     result
 }
 
 /// False when it was remembered before.
-fn remember(bench: &Bench<'_>, feed: i64, at: Millis, item: &Named) -> Result<bool, StoreError> {
+fn insert_forgotten(tx: &WriteTx<'_>, feed: i64, at: Millis, item: &ItemSelector) -> Result<bool, StoreError> {
     let sql = "INSERT OR IGNORE INTO forgotten (feed, digest, kind, at) VALUES (?1, ?2, ?3, ?4)";
     let kind = item.kind.as_deref().unwrap_or_default();
-    let new = bench.db.execute(sql, params![feed, digest(&salt(bench)?, &item.id), kind, at])? > 0;
+    let new = tx.db.execute(sql, params![feed, digest(&salt(tx)?, &item.id), kind, at])? > 0;
     if new {
-        bench.db.execute("UPDATE feed SET forgotten = forgotten + 1 WHERE id = ?1", [feed])?;
+        tx.db.execute("UPDATE feed SET forgotten = forgotten + 1 WHERE id = ?1", [feed])?;
     }
     Ok(new)
 }
@@ -298,17 +304,17 @@ struct Row {
 }
 
 /// The item's rows, a kind each.
-fn rows(bench: &Bench<'_>, feed: i64, item: &Named) -> Result<Vec<Row>, StoreError> {
-    let mut kinds = bench.db.prepare_cached("SELECT id, name FROM kind WHERE ?1 IS NULL OR name = ?1")?;
+fn rows(tx: &WriteTx<'_>, feed: i64, item: &ItemSelector) -> Result<Vec<Row>, StoreError> {
+    let mut kinds = tx.db.prepare_cached("SELECT id, name FROM kind WHERE ?1 IS NULL OR name = ?1")?;
     let kinds = kinds.query_map([&item.kind], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?)))?;
     let kinds: Vec<_> = kinds.collect::<rusqlite::Result<_>>()?;
-    let mut find = bench.db.prepare_cached(
+    let mut find = tx.db.prepare_cached(
         "SELECT seq, flags, octet_length(id) + coalesce(octet_length(data), 0) + ?5 FROM item
          WHERE feed = ?1 AND key = ?2 AND kind = ?3 AND id = ?4",
     )?;
     let mut rows = Vec::new();
     for (kind, name) in kinds {
-        let key = bench.keys.item(&name, &item.id);
+        let key = tx.keys.item_key(&name, &item.id);
         let row = find
             .query_row(params![feed, key, kind, item.id, ROW_BYTES], |row| {
                 Ok(Row { seq: row.get(0)?, flags: row.get(1)?, bytes: row.get(2)? })
@@ -320,27 +326,25 @@ fn rows(bench: &Bench<'_>, feed: i64, item: &Named) -> Result<Vec<Row>, StoreErr
 }
 
 /// Puts tombstones in place of the item's rows; of those that are there already it only marks them.
-fn remove_items(bench: &mut Bench<'_>, feed: i64, at: Millis, item: &Named) -> Result<u64, StoreError> {
+fn remove_items(tx: &mut WriteTx<'_>, feed: i64, at: Millis, item: &ItemSelector) -> Result<u64, StoreError> {
     let mut removed = 0;
-    for row in rows(bench, feed, item)?.into_iter().filter(|row| row.flags & FORGOTTEN == 0).take(STEP_KINDS) {
+    for row in rows(tx, feed, item)?.into_iter().filter(|row| row.flags & FORGOTTEN_FLAG == 0).take(STEP_KINDS) {
         removed += 1;
         if row.flags & 1 != 0 {
             let sql = "UPDATE item SET flags = flags | ?2, changed_at = ?3 WHERE seq = ?1";
-            bench.db.prepare_cached(sql)?.execute([row.seq, FORGOTTEN | WAS_DELETED, at])?;
+            tx.db.prepare_cached(sql)?.execute([row.seq, FORGOTTEN_FLAG | WAS_DELETED_FLAG, at])?;
             continue;
         }
-        let seq = bench.seq();
-        bench
-            .db
+        let seq = tx.allocate_seq();
+        tx.db
             .prepare_cached(
                 "INSERT INTO item SELECT ?2, feed, key, kind, transport, ?3, ?4, id, modified, NULL FROM item
                  WHERE seq = ?1",
             )?
             .execute([row.seq, seq, forgotten_flags(row.flags), at])?;
-        bench.db.prepare_cached("DELETE FROM item WHERE seq = ?1")?.execute([row.seq])?;
+        tx.db.prepare_cached("DELETE FROM item WHERE seq = ?1")?.execute([row.seq])?;
         let left = ROW_BYTES + item.id.len() as i64;
-        bench
-            .db
+        tx.db
             .prepare_cached(
                 "UPDATE feed SET items = items - 1, tombstones = tombstones + 1, bytes = bytes - ?2, changed_at = ?3
                  WHERE id = ?1",
@@ -351,8 +355,8 @@ fn remove_items(bench: &mut Bench<'_>, feed: i64, at: Millis, item: &Named) -> R
 }
 
 /// Whatever else names it: refusals, places to look back from, an endpoint's last item, a resync's, and texts.
-fn remove_mentions(bench: &Bench<'_>, feed: i64, item: &Named) -> Result<(), StoreError> {
-    let (db, id, kind) = (bench.db, &item.id, &item.kind);
+fn remove_mentions(tx: &WriteTx<'_>, feed: i64, item: &ItemSelector) -> Result<(), StoreError> {
+    let (db, id, kind) = (tx.db, &item.id, &item.kind);
     let named = "feed = ?1 AND id = ?2 AND (?3 IS NULL OR kind = ?3)";
     for table in ["refusal", "position"] {
         db.execute(&format!("DELETE FROM {table} WHERE {named}"), params![feed, id, kind])?;
@@ -374,10 +378,10 @@ fn remove_mentions(bench: &Bench<'_>, feed: i64, item: &Named) -> Result<(), Sto
         let rows = select.query_map([feed], |row| Ok((row.get(0)?, row.get(1)?)))?;
         rows.collect::<rusqlite::Result<_>>()?
     };
-    for (n, _) in places.iter().filter(|(_, cursor)| sift::spells(cursor, id)) {
+    for (n, _) in places.iter().filter(|(_, cursor)| quarantine_batch::contains_id(cursor, id)) {
         db.prepare_cached("DELETE FROM position WHERE feed = ?1 AND n = ?2")?.execute([feed, *n])?;
     }
-    for (table, key, text) in TEXTS {
+    for (table, key, text) in MENTION_COLUMNS {
         let sql = format!("SELECT {key}, {text} FROM {table} WHERE feed = ?1 AND {text} IS NOT NULL");
         let texts: Vec<(rusqlite::types::Value, String)> = {
             let mut select = db.prepare(&sql)?;
@@ -385,19 +389,19 @@ fn remove_mentions(bench: &Bench<'_>, feed: i64, item: &Named) -> Result<(), Sto
             rows.collect::<rusqlite::Result<_>>()?
         };
         let sql = format!("UPDATE {table} SET {text} = NULL WHERE feed = ?1 AND {key} = ?2");
-        for (key, _) in texts.iter().filter(|(_, text)| mentions(text, id)) {
+        for (key, _) in texts.iter().filter(|(_, text)| text_mentions_id(text, id)) {
             db.execute(&sql, params![feed, key])?;
         }
     }
     Ok(())
 }
 
-fn in_cursor(bench: &Bench<'_>, feed: i64, id: &str) -> Result<bool, StoreError> {
+fn in_cursor(tx: &WriteTx<'_>, feed: i64, id: &str) -> Result<bool, StoreError> {
     for sql in CURSORS {
-        let mut select = bench.db.prepare_cached(sql)?;
+        let mut select = tx.db.prepare_cached(sql)?;
         let mut rows = select.query([feed])?;
         while let Some(row) = rows.next()? {
-            if row.get::<_, Option<String>>(0)?.is_some_and(|cursor| sift::spells(&cursor, id)) {
+            if row.get::<_, Option<String>>(0)?.is_some_and(|cursor| quarantine_batch::contains_id(&cursor, id)) {
                 return Ok(true);
             }
         }
@@ -407,63 +411,65 @@ fn in_cursor(bench: &Bench<'_>, feed: i64, id: &str) -> Result<bool, StoreError>
 
 /// Removes the records among the next rows that name it; where to go on, if there is more.
 fn remove_quarantined(
-    bench: &Bench<'_>,
+    tx: &WriteTx<'_>,
     feed: i64,
     after: i64,
-    item: &Named,
+    item: &ItemSelector,
 ) -> Result<(u64, Option<i64>), StoreError> {
     let (mut naming, mut last, mut count) = (Vec::new(), None, 0);
     {
         let sql = "SELECT id, raw, detail FROM quarantined WHERE feed = ?1 AND id > ?2 ORDER BY id LIMIT ?3";
-        let mut select = bench.db.prepare_cached(sql)?;
+        let mut select = tx.db.prepare_cached(sql)?;
         let mut rows = select.query([feed, after, STEP_ROWS])?;
         while let Some(row) = rows.next()? {
             let id: i64 = row.get(0)?;
             (last, count) = (Some(id), count + 1);
             let detail: Option<String> = row.get(2)?;
-            if names(&row.get::<_, String>(1)?, &item.id) || detail.is_some_and(|text| mentions(&text, &item.id)) {
+            if record_names_id(&row.get::<_, String>(1)?, &item.id)
+                || detail.is_some_and(|text| text_mentions_id(&text, &item.id))
+            {
                 naming.push(id);
             }
         }
     }
-    let removed = sift::remove(bench, &naming)?;
+    let removed = quarantine_batch::remove_by_ids(tx, &naming)?;
     Ok((removed, if count < STEP_ROWS { None } else { last }))
 }
 
 /// Whether a record names an item: by its id where it is JSON, else by spelling it anywhere.
-pub(super) fn names(raw: &str, id: &str) -> bool {
+pub(super) fn record_names_id(raw: &str, id: &str) -> bool {
     let mut scanner = Scanner::new(raw, 0);
     if scanner.value().and_then(|_| scanner.end()).is_err() {
-        return sift::spells(raw, id);
+        return quarantine_batch::contains_id(raw, id);
     }
     let mut scanner = Scanner::new(raw, 0);
     let (mut last, mut called) = (None, false);
     while let Ok(Some(token)) = scanner.token() {
         let is = match token {
-            Token::Text(text) => json::strict(text).is_some_and(|text| text == id),
-            Token::Number(number) => number == id,
-            Token::Sign(_) | Token::Word(_) => false,
+            JsonToken::Text(text) => json::unescape_strict(text).is_some_and(|text| text == id),
+            JsonToken::Number(number) => number == id,
+            JsonToken::Punctuation(_) | JsonToken::Literal(_) => false,
         };
         if called && is {
             return true;
         }
-        called = matches!((token, last), (Token::Sign(b':'), Some(Token::Text(key))) if is_id(key));
+        called = matches!((token, last), (JsonToken::Punctuation(b':'), Some(JsonToken::Text(key))) if is_id(key));
         last = Some(token);
     }
     false
 }
 
 fn is_id(key: &str) -> bool {
-    json::strict(key).is_some_and(|key| matches!(&*key, "id" | "@id" | "identifier"))
+    json::unescape_strict(key).is_some_and(|key| matches!(&*key, "id" | "@id" | "identifier"))
 }
 
 /// Whether one of our own texts names an item. A short number may be any number there, unless it is called an item.
-fn mentions(text: &str, id: &str) -> bool {
+fn text_mentions_id(text: &str, id: &str) -> bool {
     const SHORT: usize = 4;
     let number = id.len() <= SHORT && id.bytes().all(|byte| byte.is_ascii_digit());
     match number {
-        true => ["item", "id"].iter().any(|what| sift::spells(text, &format!("{what} {id}"))),
-        false => sift::spells(text, id),
+        true => ["item", "id"].iter().any(|what| quarantine_batch::contains_id(text, &format!("{what} {id}"))),
+        false => quarantine_batch::contains_id(text, id),
     }
 }
 
@@ -473,21 +479,21 @@ mod tests {
 
     #[test]
     fn a_text_of_ours_that_only_counts_names_no_item() {
-        assert!(mentions("item 7 has `modified` 3", "7"));
-        assert!(!mentions("7 items swept", "7"));
-        assert!(mentions("person-4711 was late", "person-4711"));
+        assert!(text_mentions_id("item 7 has `modified` 3", "7"));
+        assert!(!text_mentions_id("7 items swept", "7"));
+        assert!(text_mentions_id("person-4711 was late", "person-4711"));
     }
 
     #[test]
     fn a_record_names_an_item_by_its_id_and_by_nothing_else() {
-        assert!(names(r#"{"id":"7","modified":1}"#, "7"));
-        assert!(names(r#"{"@id":7}"#, "7"));
-        assert!(names(r#"{"items":[{"id":"6"},{"id":"7"}]}"#, "7"));
-        assert!(names(r#"{"id":"a\/b"}"#, "a/b"));
-        assert!(!names(r#"{"id":"6","modified":7}"#, "7"));
-        assert!(!names(r#"{"id":"77"}"#, "7"));
-        assert!(names(r#"{"id":"7","#, "7"), "what can't be read is searched");
-        assert!(!names(r#"{"id":"77","#, "7"));
-        assert!(names(r#"{"x":1e999,"y":"\ud800","id":"\u0037"}"#, "7"), "whatever stands beside it");
+        assert!(record_names_id(r#"{"id":"7","modified":1}"#, "7"));
+        assert!(record_names_id(r#"{"@id":7}"#, "7"));
+        assert!(record_names_id(r#"{"items":[{"id":"6"},{"id":"7"}]}"#, "7"));
+        assert!(record_names_id(r#"{"id":"a\/b"}"#, "a/b"));
+        assert!(!record_names_id(r#"{"id":"6","modified":7}"#, "7"));
+        assert!(!record_names_id(r#"{"id":"77"}"#, "7"));
+        assert!(record_names_id(r#"{"id":"7","#, "7"), "what can't be read is searched");
+        assert!(!record_names_id(r#"{"id":"77","#, "7"));
+        assert!(record_names_id(r#"{"x":1e999,"y":"\ud800","id":"\u0037"}"#, "7"), "whatever stands beside it");
     }
 }

@@ -3,9 +3,9 @@
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::apply::SqlModified;
-use super::writer::{Bench, Weight};
+use super::writer::{JobClass, WriteTx};
 use super::{Millis, Store, StoreError};
-use crate::feed::{Finding, Item, Transport, Unreadable};
+use crate::feed::{Finding, Item, Transport, UnreadableRecord};
 
 /// Rows and bytes of quarantine kept for a feed; what comes when it is full is counted and dropped.
 const QUARANTINE_ROWS: i64 = 10_000;
@@ -22,20 +22,20 @@ const REFUSAL_SIZE: &str = "octet_length(kind) + octet_length(id) + octet_length
 const EVENT_SIZE: &str = "octet_length(what) + coalesce(octet_length(detail), 0)";
 
 /// Words as they are kept, whoever made them.
-pub(super) fn cut(words: &str) -> String {
-    crate::feed::cut(words.to_owned())
+pub(super) fn truncate_text(words: &str) -> String {
+    crate::feed::truncate_text(words.to_owned())
 }
 
 /// Keeps a record whole; the same record again only counts.
-pub(super) fn quarantine(
-    bench: &Bench<'_>,
+pub(super) fn quarantine_record(
+    tx: &WriteTx<'_>,
     feed: i64,
     transport: Transport,
     at: Millis,
-    record: &Unreadable,
+    record: &UnreadableRecord,
 ) -> rusqlite::Result<()> {
-    let digest = bench.keys.record(record.reason, &record.raw);
-    let (db, detail) = (bench.db, cut(&record.detail));
+    let digest = tx.keys.record_digest(record.reason, &record.raw);
+    let (db, detail) = (tx.db, truncate_text(&record.detail));
     let known = db
         .prepare_cached("SELECT id FROM quarantined WHERE feed = ?1 AND digest = ?2 AND reason = ?3 AND raw = ?4")?
         .query_row(params![feed, digest, record.reason, record.raw], |row| row.get::<_, i64>(0))
@@ -54,7 +54,7 @@ pub(super) fn quarantine(
         )?
         .execute(params![feed, size, QUARANTINE_ROWS, QUARANTINE_BYTES])?;
     if taken == 0 {
-        return dropped(bench, feed, at, record.count, Some(record.reason));
+        return count_dropped(tx, feed, at, record.count, Some(record.reason));
     }
     db.prepare_cached(
         "INSERT INTO quarantined (feed, transport, digest, reason, detail, raw, first_at, last_at, count, shown)
@@ -69,33 +69,31 @@ pub(super) fn quarantine(
         record.raw,
         at,
         count,
-        record.shown
+        record.redacted
     ])?;
     Ok(())
 }
 
 /// Counts records that quarantine has no room for.
-pub(super) fn dropped(
-    bench: &Bench<'_>,
+pub(super) fn count_dropped(
+    tx: &WriteTx<'_>,
     feed: i64,
     at: Millis,
     count: u64,
     reason: Option<&str>,
 ) -> rusqlite::Result<()> {
-    bench
-        .db
+    tx.db
         .prepare_cached("UPDATE feed SET quarantine_dropped = quarantine_dropped + ?2 WHERE id = ?1")?
         .execute(params![feed, i64::try_from(count).unwrap_or(i64::MAX)])?;
     let records = if count == 1 { "1 record was".to_owned() } else { format!("{count} records were") };
     let reason = reason.map_or_else(String::new, |reason| format!(", with reason {reason}"));
     let detail = format!("quarantine is full: {records} dropped{reason}");
-    finding(bench, feed, at, &Finding { rule: "quarantine-full", detail, count })
+    record_finding(tx, feed, at, &Finding { rule: "quarantine-full", detail, count })
 }
 
 /// Counts a departure from the standard; the latest sample is kept.
-pub(super) fn finding(bench: &Bench<'_>, feed: i64, at: Millis, finding: &Finding) -> rusqlite::Result<()> {
-    bench
-        .db
+pub(super) fn record_finding(tx: &WriteTx<'_>, feed: i64, at: Millis, finding: &Finding) -> rusqlite::Result<()> {
+    tx.db
         .prepare_cached(
             "INSERT INTO finding VALUES (?1, ?2, ?3, ?4, ?5, ?5) ON CONFLICT DO UPDATE
              SET count = count + excluded.count, detail = excluded.detail, last_at = excluded.last_at",
@@ -103,23 +101,22 @@ pub(super) fn finding(bench: &Bench<'_>, feed: i64, at: Millis, finding: &Findin
         .execute(params![
             feed,
             finding.rule,
-            cut(&finding.detail),
+            truncate_text(&finding.detail),
             i64::try_from(finding.count).unwrap_or(i64::MAX),
             at
         ])?;
     Ok(())
 }
 
-pub(super) fn refusal(
-    bench: &Bench<'_>,
+pub(super) fn insert_refusal(
+    tx: &WriteTx<'_>,
     feed: i64,
     transport: Transport,
     at: Millis,
     item: &Item,
     reason: &str,
 ) -> rusqlite::Result<()> {
-    bench
-        .db
+    tx.db
         .prepare_cached(
             "INSERT INTO refusal (at, feed, transport, kind, id, modified, reason) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
         )?
@@ -130,28 +127,28 @@ pub(super) fn refusal(
             &*item.kind,
             &*item.id,
             SqlModified(&item.modified),
-            cut(reason)
+            truncate_text(reason)
         ])?;
     let size = item.kind.len() + item.id.len() + item.modified.to_string().len() + reason.len();
-    trim(bench, "refusal", Some(feed), REFUSALS)?;
-    trim_bytes(bench, ("refusal", REFUSAL_SIZE), Some(feed), (REFUSALS, REFUSAL_BYTES), size)
+    trim(tx, "refusal", Some(feed), REFUSALS)?;
+    trim_bytes(tx, ("refusal", REFUSAL_SIZE), Some(feed), (REFUSALS, REFUSAL_BYTES), size)
 }
 
 /// A mode or health change, resync, sweep, restart: of a feed, or of the mirror itself.
-pub(super) fn event(
-    bench: &Bench<'_>,
+pub(super) fn record_event(
+    tx: &WriteTx<'_>,
     feed: Option<i64>,
     at: Millis,
     what: &str,
     detail: &str,
 ) -> rusqlite::Result<()> {
-    add_event(bench.db, feed, at, what, detail)?;
-    trim(bench, "event", feed, EVENTS)?;
-    trim_bytes(bench, ("event", EVENT_SIZE), feed, (EVENTS, EVENT_BYTES), what.len() + detail.len())
+    insert_event(tx.db, feed, at, what, detail)?;
+    trim(tx, "event", feed, EVENTS)?;
+    trim_bytes(tx, ("event", EVENT_SIZE), feed, (EVENTS, EVENT_BYTES), what.len() + detail.len())
 }
 
 /// An event of a file that no writer has open.
-pub(super) fn add_event(
+pub(super) fn insert_event(
     db: &Connection,
     feed: Option<i64>,
     at: Millis,
@@ -162,25 +159,25 @@ pub(super) fn add_event(
         at,
         feed,
         what,
-        cut(detail)
+        truncate_text(detail)
     ])?;
     Ok(())
 }
 
 /// Removes the feed's oldest rows beyond `kept`.
-fn trim(bench: &Bench<'_>, table: &str, feed: Option<i64>, kept: i64) -> rusqlite::Result<()> {
+fn trim(tx: &WriteTx<'_>, table: &str, feed: Option<i64>, kept: i64) -> rusqlite::Result<()> {
     let sql = format!(
         "DELETE FROM {table} WHERE feed IS ?1
          AND n <= (SELECT n FROM {table} WHERE feed IS ?1 ORDER BY n DESC LIMIT 1 OFFSET ?2)"
     );
-    bench.db.prepare_cached(&sql)?.execute(params![feed, kept])?;
+    tx.db.prepare_cached(&sql)?.execute(params![feed, kept])?;
     Ok(())
 }
 
 /// Removes the feed's oldest rows until the others hold no more than `bytes`. Small rows can't, so only one of some `size`
 /// is a reason to count.
 pub(super) fn trim_bytes(
-    bench: &Bench<'_>,
+    tx: &WriteTx<'_>,
     (table, size_of): (&str, &str),
     feed: Option<i64>,
     (rows, bytes): (i64, i64),
@@ -194,7 +191,7 @@ pub(super) fn trim_bytes(
              (SELECT max(n) FROM (SELECT n, sum({size_of}) OVER (ORDER BY n DESC) AS so_far
                                   FROM {table} WHERE feed IS ?1) WHERE so_far > ?2)"
     );
-    bench.db.prepare_cached(&sql)?.execute(params![feed, bytes])?;
+    tx.db.prepare_cached(&sql)?.execute(params![feed, bytes])?;
     Ok(())
 }
 
@@ -203,26 +200,32 @@ impl Store {
     ///
     /// # Errors
     /// When the statement fails or the writer has stopped.
-    pub async fn event(&self, feed: Option<i64>, at: Millis, what: &str, detail: &str) -> Result<(), StoreError> {
+    pub async fn record_event(
+        &self,
+        feed: Option<i64>,
+        at: Millis,
+        what: &str,
+        detail: &str,
+    ) -> Result<(), StoreError> {
         let (what, detail) = (what.to_owned(), detail.to_owned());
-        self.submit(Weight::default(), move |bench| Ok(event(bench, feed, at, &what, &detail)?)).await
+        self.submit(JobClass::default(), move |tx| Ok(record_event(tx, feed, at, &what, &detail)?)).await
     }
 
     /// Counts a departure from the standard that was seen outside a page.
     ///
     /// # Errors
     /// When the statement fails or the writer has stopped.
-    pub async fn finding(&self, feed: i64, at: Millis, found: Finding) -> Result<(), StoreError> {
-        self.submit(Weight::default(), move |bench| Ok(finding(bench, feed, at, &found)?)).await
+    pub async fn record_finding(&self, feed: i64, at: Millis, found: Finding) -> Result<(), StoreError> {
+        self.submit(JobClass::default(), move |tx| Ok(record_finding(tx, feed, at, &found)?)).await
     }
 
     /// The feed, transport and text of a quarantine row, to be read again.
     ///
     /// # Errors
     /// When the statement fails or the writer has stopped.
-    pub async fn quarantined(&self, id: i64) -> Result<Option<(String, Transport, String)>, StoreError> {
-        self.submit(Weight::default(), move |bench| {
-            let found = bench
+    pub async fn quarantined_record(&self, id: i64) -> Result<Option<(String, Transport, String)>, StoreError> {
+        self.submit(JobClass::default(), move |tx| {
+            let found = tx
                 .db
                 .prepare_cached(
                     "SELECT f.name, q.transport, q.raw FROM quarantined q JOIN feed f ON f.id = q.feed WHERE q.id = ?1",
@@ -241,9 +244,9 @@ impl Store {
     ///
     /// # Errors
     /// When the statement fails or the writer has stopped.
-    pub async fn quarantine_drop(&self, id: i64) -> Result<bool, StoreError> {
-        self.submit(Weight::default(), move |bench| {
-            let row = bench
+    pub async fn drop_quarantined(&self, id: i64) -> Result<bool, StoreError> {
+        self.submit(JobClass::default(), move |tx| {
+            let row = tx
                 .db
                 .prepare_cached(
                     "DELETE FROM quarantined WHERE id = ?1
@@ -252,8 +255,7 @@ impl Store {
                 .query_row([id], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?)))
                 .optional()?;
             let Some((feed, size)) = row else { return Ok(false) };
-            bench
-                .db
+            tx.db
                 .prepare_cached(
                     "UPDATE feed SET quarantine_rows = max(quarantine_rows - 1, 0),
                          quarantine_bytes = max(quarantine_bytes - ?2, 0) WHERE id = ?1",

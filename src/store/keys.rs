@@ -15,14 +15,14 @@ pub(super) const KEY_SHIFT: u32 = 16;
 
 /// The hashes of one mirror.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Keys {
+pub(super) struct SaltedHasher {
     salt: [u8; 16],
     shift: u32,
 }
 
-impl Keys {
+impl SaltedHasher {
     /// Of the mirror in this file.
-    pub(super) fn of(db: &Connection) -> rusqlite::Result<Self> {
+    pub(super) fn load(db: &Connection) -> rusqlite::Result<Self> {
         let salt = db.prepare_cached("SELECT salt FROM mirror_state")?.query_row([], |row| row.get(0))?;
         Ok(Self { salt, shift: KEY_SHIFT })
     }
@@ -32,12 +32,12 @@ impl Keys {
     }
 
     /// What the index knows an item by. Not unique: kind and id decide.
-    pub(super) fn item(&self, kind: &str, id: &str) -> i64 {
+    pub(super) fn item_key(&self, kind: &str, id: &str) -> i64 {
         self.hash([kind, id]) >> self.shift
     }
 
     /// Of a quarantined record. Not unique: reason and text decide.
-    pub(super) fn record(&self, reason: &str, raw: &str) -> i64 {
+    pub(super) fn record_digest(&self, reason: &str, raw: &str) -> i64 {
         self.hash([reason, raw])
     }
 
@@ -51,7 +51,7 @@ impl Keys {
 }
 
 /// A hash that means something until this process ends.
-pub(super) fn passing_hash(bytes: &[u8]) -> i64 {
+pub(super) fn process_hash(bytes: &[u8]) -> i64 {
     static STATE: OnceLock<RandomState> = OnceLock::new();
     STATE.get_or_init(RandomState::new).hash_one(bytes) as i64
 }
@@ -63,18 +63,18 @@ mod tests {
     /// The reference implementation's SipHash-1-3 of "Slot", 0, "1" under 0x07 sixteen times.
     const KNOWN: u64 = 0x23E8_B1C9_CDA0_A9B8;
 
-    fn keys(salt: u8) -> Keys {
-        Keys { salt: [salt; 16], shift: KEY_SHIFT }
+    fn keys(salt: u8) -> SaltedHasher {
+        SaltedHasher { salt: [salt; 16], shift: KEY_SHIFT }
     }
 
     #[test]
     fn the_stored_hash_is_siphash_1_3_under_the_salt() {
-        assert_eq!(keys(7).record("Slot", "1") as u64, KNOWN);
-        assert_eq!(keys(7).item("Slot", "1"), (KNOWN as i64) >> 16);
+        assert_eq!(keys(7).record_digest("Slot", "1") as u64, KNOWN);
+        assert_eq!(keys(7).item_key("Slot", "1"), (KNOWN as i64) >> 16);
     }
 
     #[test]
     fn another_salt_gives_another_hash() {
-        assert_ne!(keys(1).item("Slot", "1"), keys(2).item("Slot", "1"));
+        assert_ne!(keys(1).item_key("Slot", "1"), keys(2).item_key("Slot", "1"));
     }
 }

@@ -14,60 +14,61 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::OFlags;
 
-use super::files::Place;
+use super::files::ResolvedPath;
 use super::{StoreError, unavailable};
 
 /// Whoever only looks whether a file is held holds it for a moment: so long is waited for that.
-const LOOKED_AT: Duration = Duration::from_millis(300);
-const AGAIN: Duration = Duration::from_millis(10);
+const LOCK_TIMEOUT: Duration = Duration::from_millis(300);
+const LOCK_RETRY_WAIT: Duration = Duration::from_millis(10);
 
 /// Device and number of a file.
 type Identity = (u64, u64);
 
 #[derive(Clone, Copy)]
-struct Known {
+struct OpenedFile {
     file: &'static File,
     locked: bool,
 }
 
 /// Database files that this process has looked at.
-static KNOWN: Mutex<BTreeMap<Identity, Known>> = Mutex::new(BTreeMap::new());
+static OPENED_FILES: Mutex<BTreeMap<Identity, OpenedFile>> = Mutex::new(BTreeMap::new());
 
-fn known_files() -> MutexGuard<'static, BTreeMap<Identity, Known>> {
-    KNOWN.lock().unwrap_or_else(PoisonError::into_inner)
+fn known_files() -> MutexGuard<'static, BTreeMap<Identity, OpenedFile>> {
+    OPENED_FILES.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The right to write a database, until it is dropped.
 #[derive(Debug)]
-pub(super) struct Lock {
+pub(super) struct DatabaseLock {
     identity: Identity,
     file: &'static File,
     path: PathBuf,
 }
 
-impl Lock {
+impl DatabaseLock {
     /// Takes the file at `path`, which is made where there is none. Blocking.
     ///
     /// # Errors
     /// [`StoreError::Held`] when somebody has it, [`StoreError::Unavailable`] when it can't be reached or made,
     /// [`StoreError::Unusable`] when it is no file.
-    pub(super) fn take(path: &Path) -> Result<Self, StoreError> {
-        let place = Place::find(path).map_err(|error| unavailable(path, error))?;
-        Self::of(&place, path)
+    pub(super) fn acquire(path: &Path) -> Result<Self, StoreError> {
+        let place = ResolvedPath::resolve(path).map_err(|error| unavailable(path, error))?;
+        Self::acquire_at(&place, path)
     }
 
     /// The same, of a place that was found; `shown` is how it was named.
     ///
     /// # Errors
     /// As [`Lock::take`].
-    pub(super) fn of(place: &Place, shown: &Path) -> Result<Self, StoreError> {
+    pub(super) fn acquire_at(place: &ResolvedPath, shown: &Path) -> Result<Self, StoreError> {
         loop {
-            let (identity, file) = look_at(place, OFlags::CREATE).map_err(|error| refusal(shown, error))?;
+            let (identity, file) =
+                shared_descriptor(place, OFlags::CREATE).map_err(|error| lock_error(shown, error))?;
             let lock = Self { identity, file, path: place.path() };
-            if !lock.wait().map_err(|error| unavailable(shown, format!("it can't be locked: {error}")))? {
+            if !lock.lock_with_timeout().map_err(|error| unavailable(shown, format!("it can't be locked: {error}")))? {
                 // It was never ours to let go of.
                 std::mem::forget(lock);
-                return Err(StoreError::Held(shown.to_owned()));
+                return Err(StoreError::InUse(shown.to_owned()));
             }
             // Another file may stand there by now, as after a restore.
             if place.directory().identity(place.name()).is_ok_and(|now| now == identity) {
@@ -76,18 +77,18 @@ impl Lock {
         }
     }
 
-    fn wait(&self) -> io::Result<bool> {
-        let deadline = Instant::now() + LOOKED_AT;
-        while !self.try_once()? {
+    fn lock_with_timeout(&self) -> io::Result<bool> {
+        let deadline = Instant::now() + LOCK_TIMEOUT;
+        while !self.try_lock()? {
             if Instant::now() >= deadline {
                 return Ok(false);
             }
-            std::thread::park_timeout(AGAIN);
+            std::thread::park_timeout(LOCK_RETRY_WAIT);
         }
         Ok(true)
     }
 
-    fn try_once(&self) -> io::Result<bool> {
+    fn try_lock(&self) -> io::Result<bool> {
         let mut files = known_files();
         let Some(known) = files.get_mut(&self.identity).filter(|known| !known.locked) else { return Ok(false) };
         match known.file.try_lock() {
@@ -111,7 +112,7 @@ impl Lock {
     }
 }
 
-impl Drop for Lock {
+impl Drop for DatabaseLock {
     fn drop(&mut self) {
         let mut files = known_files();
         if let Some(known) = files.get_mut(&self.identity) {
@@ -124,24 +125,24 @@ impl Drop for Lock {
 }
 
 /// Whether somebody writes this database, as far as one can see: whoever may not look at it asks the daemon.
-pub fn is_held(path: &Path) -> bool {
-    is_seen_held(path).unwrap_or_else(|error| error.kind() == io::ErrorKind::PermissionDenied)
+pub fn is_in_use(path: &Path) -> bool {
+    try_is_in_use(path).unwrap_or_else(|error| error.kind() == io::ErrorKind::PermissionDenied)
 }
 
 /// Whether somebody is seen to write this database, and not for a moment only. Blocking.
 pub fn stays_held(path: &Path) -> bool {
-    let deadline = Instant::now() + LOOKED_AT;
-    while is_seen_held(path).unwrap_or(false) {
+    let deadline = Instant::now() + LOCK_TIMEOUT;
+    while try_is_in_use(path).unwrap_or(false) {
         if Instant::now() >= deadline {
             return true;
         }
-        std::thread::park_timeout(AGAIN);
+        std::thread::park_timeout(LOCK_RETRY_WAIT);
     }
     false
 }
 
-fn is_seen_held(path: &Path) -> io::Result<bool> {
-    let (identity, _) = look_at(&Place::find(path)?, OFlags::empty())?;
+fn try_is_in_use(path: &Path) -> io::Result<bool> {
+    let (identity, _) = shared_descriptor(&ResolvedPath::resolve(path)?, OFlags::empty())?;
     let files = known_files();
     let Some(known) = files.get(&identity).filter(|known| !known.locked) else { return Ok(true) };
     Ok(match known.file.try_lock_shared() {
@@ -152,7 +153,7 @@ fn is_seen_held(path: &Path) -> io::Result<bool> {
 }
 
 /// The one descriptor of the file that stands there.
-fn look_at(place: &Place, more: OFlags) -> io::Result<(Identity, &'static File)> {
+fn shared_descriptor(place: &ResolvedPath, more: OFlags) -> io::Result<(Identity, &'static File)> {
     use std::os::unix::fs::MetadataExt;
     let mut files = known_files();
     if let Ok(identity) = place.directory().identity(place.name())
@@ -163,11 +164,11 @@ fn look_at(place: &Place, more: OFlags) -> io::Result<(Identity, &'static File)>
     let file: &'static File = Box::leak(Box::new(place.directory().file(place.name(), OFlags::RDONLY | more)?));
     let found = file.metadata()?;
     let identity = (found.dev(), found.ino());
-    let known = files.entry(identity).or_insert(Known { file, locked: false });
+    let known = files.entry(identity).or_insert(OpenedFile { file, locked: false });
     Ok((identity, known.file))
 }
 
-fn refusal(path: &Path, error: io::Error) -> StoreError {
+fn lock_error(path: &Path, error: io::Error) -> StoreError {
     match error.kind() {
         io::ErrorKind::InvalidInput | io::ErrorKind::IsADirectory => {
             let problem = "it is not a file: name a mirror's SQLite file".to_owned();

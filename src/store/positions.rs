@@ -5,7 +5,7 @@
 
 use rusqlite::{OptionalExtension, params};
 
-use super::writer::{Bench, Weight};
+use super::writer::{JobClass, WriteTx};
 use super::{Millis, Store, StoreError};
 use crate::feed::Item;
 
@@ -13,8 +13,14 @@ use crate::feed::Item;
 const KEPT: i64 = 16;
 
 /// Records that the cursor was `asked` before `witness`, an updated item, was polled.
-pub(super) fn record(bench: &Bench<'_>, feed: i64, at: Millis, asked: &str, witness: &Item) -> rusqlite::Result<()> {
-    let db = bench.db;
+pub(super) fn record(
+    tx: &WriteTx<'_>,
+    feed: i64,
+    at: Millis,
+    asked: &str,
+    updated_item: &Item,
+) -> rusqlite::Result<()> {
+    let db = tx.db;
     let newest: Option<i64> =
         db.prepare_cached("SELECT max(n) FROM position WHERE feed = ?1")?.query_row([feed], |row| row.get(0))?;
     let n = newest.map_or(0, |n| n + 1);
@@ -23,8 +29,8 @@ pub(super) fn record(bench: &Bench<'_>, feed: i64, at: Millis, asked: &str, witn
         n,
         at,
         asked,
-        &*witness.kind,
-        &*witness.id
+        &*updated_item.kind,
+        &*updated_item.id
     ])?;
     let mut every = 4;
     let mut delete =
@@ -44,34 +50,39 @@ impl Store {
     ///
     /// # Errors
     /// When a statement fails or the writer has stopped.
-    pub async fn position(&self, feed: i64, before: Millis, or_within: u32) -> Result<Option<String>, StoreError> {
-        self.submit(Weight::default(), move |bench| Ok(find(bench, feed, before, or_within)?)).await
+    pub async fn look_back_start(
+        &self,
+        feed: i64,
+        before: Millis,
+        or_within: u32,
+    ) -> Result<Option<String>, StoreError> {
+        self.submit(JobClass::default(), move |tx| Ok(find(tx, feed, before, or_within)?)).await
     }
 
     /// Forgets a position that its publisher no longer knows, and all older ones.
     ///
     /// # Errors
     /// When a statement fails or the writer has stopped.
-    pub async fn forget_position(&self, feed: i64, cursor: String) -> Result<(), StoreError> {
-        self.submit(Weight::default(), move |bench| {
+    pub async fn drop_positions_until(&self, feed: i64, cursor: String) -> Result<(), StoreError> {
+        self.submit(JobClass::default(), move |tx| {
             let sql = "DELETE FROM position WHERE feed = ?1
                        AND n <= (SELECT max(n) FROM position WHERE feed = ?1 AND cursor = ?2)";
-            bench.db.prepare_cached(sql)?.execute(params![feed, cursor])?;
+            tx.db.prepare_cached(sql)?.execute(params![feed, cursor])?;
             Ok(())
         })
         .await
     }
 }
 
-fn find(bench: &Bench<'_>, feed: i64, before: Millis, or_within: u32) -> rusqlite::Result<Option<String>> {
+fn find(tx: &WriteTx<'_>, feed: i64, before: Millis, or_within: u32) -> rusqlite::Result<Option<String>> {
     let mut rows =
-        bench.db.prepare_cached("SELECT n, at, cursor, kind, id FROM position WHERE feed = ?1 ORDER BY n DESC")?;
+        tx.db.prepare_cached("SELECT n, at, cursor, kind, id FROM position WHERE feed = ?1 ORDER BY n DESC")?;
     let mut rows = rows.query([feed])?;
     let (mut live_after, mut newest, mut within) = (false, None, None);
     while let Some(row) = rows.next()? {
         let n: i64 = row.get(0)?;
         let (kind, id): (String, String) = (row.get(3)?, row.get(4)?);
-        live_after = live_after || is_live(bench, feed, &kind, &id)?;
+        live_after = live_after || is_live(tx, feed, &kind, &id)?;
         if live_after && row.get::<_, Millis>(1)? <= before {
             return Ok(Some(row.get(2)?));
         }
@@ -82,9 +93,9 @@ fn find(bench: &Bench<'_>, feed: i64, before: Millis, or_within: u32) -> rusqlit
     Ok(within)
 }
 
-fn is_live(bench: &Bench<'_>, feed: i64, kind: &str, id: &str) -> rusqlite::Result<bool> {
-    let key = bench.keys.item(kind, id);
-    let found = bench
+fn is_live(tx: &WriteTx<'_>, feed: i64, kind: &str, id: &str) -> rusqlite::Result<bool> {
+    let key = tx.keys.item_key(kind, id);
+    let found = tx
         .db
         .prepare_cached(
             "SELECT 1 FROM item i JOIN kind k ON k.id = i.kind

@@ -12,12 +12,12 @@ use rusqlite::{OpenFlags, OptionalExtension, params};
 use tokio::sync::Notify;
 
 use super::feeds::{self, set_health};
-use super::writer::{Bench, Weight};
+use super::writer::{JobClass, WriteTx};
 use super::{Millis, Store, StoreError, journal};
 use crate::feed::{FeedName, Health};
 
 /// What the first transaction removes by itself, so that a small feed is gone at once.
-const AT_ONCE: usize = 200;
+const IMMEDIATE_ROWS: usize = 200;
 /// How long a step is to take.
 const STEP: Duration = Duration::from_millis(15);
 /// Rows in a step: the first has this many, and none fewer or more than the other two say.
@@ -25,7 +25,7 @@ const STEP_ROWS: usize = 100;
 const FEWEST_ROWS: usize = 10;
 const MOST_ROWS: usize = 2_000;
 /// Rows found at once, to be removed in the order in which they stand in the table.
-const FOUND: i64 = 2_000_000;
+const MAX_FOUND_ROWS: i64 = 2_000_000;
 
 /// Tables whose rows go with the feed, with a condition that names the next `?2` of them. Quarantined records may be large.
 const TABLES: &[(&str, usize, &str)] = &[
@@ -45,7 +45,7 @@ const TABLES: &[(&str, usize, &str)] = &[
 
 /// Rows of a purged feed that are still to be removed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Removal {
+pub struct PendingRemoval {
     /// The number under which they stand.
     pub feed: i64,
     /// The feed, unless it is no longer configured.
@@ -54,17 +54,17 @@ pub struct Removal {
 
 /// Feeds that were purged since somebody asked.
 #[derive(Default)]
-pub(super) struct Purged {
+pub(super) struct PurgeNotices {
     names: Mutex<Vec<FeedName>>,
     news: Notify,
 }
 
-impl Purged {
+impl PurgeNotices {
     fn names(&self) -> MutexGuard<'_, Vec<FeedName>> {
         self.names.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn tell(&self, name: FeedName) {
+    fn add_name(&self, name: FeedName) {
         let mut names = self.names();
         if !names.contains(&name) {
             names.push(name);
@@ -81,20 +81,20 @@ impl Store {
     /// When a statement fails or the writer has stopped.
     pub async fn purge(&self, name: &FeedName, at: Millis) -> Result<u64, StoreError> {
         let (name, told) = (name.clone(), name.clone());
-        let weight = Weight { seqs: 1, ..Weight::default() };
-        let left = self.submit(weight, move |bench| purge(bench, name.as_str(), at)).await?;
-        self.purged.tell(told);
+        let weight = JobClass { max_seqs: 1, ..JobClass::default() };
+        let left = self.submit(weight, move |tx| purge(tx, name.as_str(), at)).await?;
+        self.purge_notices.add_name(told);
         Ok(left)
     }
 
     /// Returns once feeds were purged, or if some were since the last call: which.
     pub async fn await_purge(&self) -> Vec<FeedName> {
         loop {
-            let names = std::mem::take(&mut *self.purged.names());
+            let names = std::mem::take(&mut *self.purge_notices.names());
             if !names.is_empty() {
                 return names;
             }
-            self.purged.news.notified().await;
+            self.purge_notices.news.notified().await;
         }
     }
 
@@ -102,12 +102,12 @@ impl Store {
     ///
     /// # Errors
     /// When a statement fails or the writer has stopped.
-    pub async fn removals(&self) -> Result<Vec<Removal>, StoreError> {
-        self.submit(Weight::default(), |bench| {
+    pub async fn pending_removals(&self) -> Result<Vec<PendingRemoval>, StoreError> {
+        self.submit(JobClass::default(), |tx| {
             let sql = "SELECT r.feed, f.name FROM removal r LEFT JOIN feed f ON f.id = r.owner ORDER BY r.feed";
-            let mut select = bench.db.prepare_cached(sql)?;
+            let mut select = tx.db.prepare_cached(sql)?;
             let rows = select.query_map([], |row| Ok((row.get(0)?, row.get::<_, Option<String>>(1)?)))?;
-            let removal = |(feed, owner): (i64, Option<String>)| Removal {
+            let removal = |(feed, owner): (i64, Option<String>)| PendingRemoval {
                 feed,
                 owner: owner.as_deref().and_then(FeedName::new),
             };
@@ -120,7 +120,7 @@ impl Store {
     ///
     /// # Errors
     /// When a statement fails or the writer has stopped. What is left then is removed by the next call.
-    pub async fn remove_purged(&self, removal: &Removal, at: impl Fn() -> Millis) -> Result<bool, StoreError> {
+    pub async fn remove_purged(&self, removal: &PendingRemoval, at: impl Fn() -> Millis) -> Result<bool, StoreError> {
         let feed = removal.feed;
         let mut rows = STEP_ROWS;
         loop {
@@ -132,7 +132,7 @@ impl Store {
             while !left.is_empty() {
                 let (step, rest) = left.split_at(rows.min(left.len()));
                 let seqs = step.to_vec();
-                (rows, _) = self.step(rows, move |bench| remove_rows(bench, feed, &seqs)).await?;
+                (rows, _) = self.step(rows, move |tx| remove_rows(tx, feed, &seqs)).await?;
                 left = rest;
             }
         }
@@ -140,7 +140,7 @@ impl Store {
             let sql = format!("DELETE FROM {table} WHERE feed = ?1 AND {condition}");
             loop {
                 let (sql, limit) = (sql.clone(), rows.min(FEWEST_ROWS * most) as i64);
-                let remove = move |bench: &mut Bench<'_>| Ok(bench.db.prepare_cached(&sql)?.execute([feed, limit])?);
+                let remove = move |tx: &mut WriteTx<'_>| Ok(tx.db.prepare_cached(&sql)?.execute([feed, limit])?);
                 let (next, removed) = self.step(rows, remove).await?;
                 if removed == 0 {
                     break;
@@ -149,7 +149,7 @@ impl Store {
             }
         }
         let at = at();
-        self.submit(Weight::default(), move |bench| finish(bench, feed, at)).await
+        self.submit(JobClass::default(), move |tx| finish(tx, feed, at)).await
     }
 
     /// Does one step behind all other work, leaves the writer to others for as long as it took, and says how many rows the
@@ -157,19 +157,19 @@ impl Store {
     async fn step<T, F>(&self, rows: usize, mut work: F) -> Result<(usize, T), StoreError>
     where
         T: Send + 'static,
-        F: FnMut(&mut Bench<'_>) -> Result<T, StoreError> + Send + 'static,
+        F: FnMut(&mut WriteTx<'_>) -> Result<T, StoreError> + Send + 'static,
     {
-        let weight = Weight { large: true, ..Weight::default() };
+        let weight = JobClass { large: true, ..JobClass::default() };
         let queued = Instant::now();
         let (took, done) = self
-            .submit(weight, move |bench| {
+            .submit(weight, move |tx| {
                 let began = Instant::now();
-                let done = work(bench)?;
+                let done = work(tx)?;
                 Ok((began.elapsed(), done))
             })
             .await?;
         tokio::time::sleep(queued.elapsed().min(10 * STEP)).await;
-        Ok((next_rows(rows, took), done))
+        Ok((next_step_rows(rows, took), done))
     }
 
     /// A feed's next rows in the order of the table, found beside the writer.
@@ -178,7 +178,8 @@ impl Store {
         let find = move || -> rusqlite::Result<Vec<i64>> {
             let db = super::read::connect(path, OpenFlags::empty())?;
             let mut select = db.prepare("SELECT seq FROM item INDEXED BY item_key WHERE feed = ?1 LIMIT ?2")?;
-            let mut seqs = select.query_map([feed, FOUND], |row| row.get(0))?.collect::<rusqlite::Result<Vec<_>>>()?;
+            let mut seqs =
+                select.query_map([feed, MAX_FOUND_ROWS], |row| row.get(0))?.collect::<rusqlite::Result<Vec<_>>>()?;
             seqs.sort_unstable();
             Ok(seqs)
         };
@@ -188,74 +189,74 @@ impl Store {
 }
 
 /// A step twice as long as it should be has half as many rows the next time; one that was quick at most twice as many.
-fn next_rows(rows: usize, took: Duration) -> usize {
+fn next_step_rows(rows: usize, took: Duration) -> usize {
     let factor = STEP.as_secs_f64() / took.as_secs_f64().max(1e-6);
     ((rows as f64 * factor.clamp(0.25, 2.0)) as usize).clamp(FEWEST_ROWS, MOST_ROWS)
 }
 
-fn remove_rows(bench: &Bench<'_>, feed: i64, seqs: &[i64]) -> Result<(), StoreError> {
-    let mut delete = bench.db.prepare_cached("DELETE FROM item WHERE seq = ?1 AND feed = ?2")?;
+fn remove_rows(tx: &WriteTx<'_>, feed: i64, seqs: &[i64]) -> Result<(), StoreError> {
+    let mut delete = tx.db.prepare_cached("DELETE FROM item WHERE seq = ?1 AND feed = ?2")?;
     let mut removed = 0;
     for seq in seqs {
         removed += delete.execute([*seq, feed])?;
     }
     let sql = "UPDATE removal SET rows = max(rows - ?2, 0) WHERE feed = ?1 RETURNING owner, rows, resume";
-    let left = bench
+    let left = tx
         .db
         .prepare_cached(sql)?
         .query_row(params![feed, removed as i64], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
         .optional()?;
     if let Some((Some(owner), rows, resume)) = left {
-        tell(bench, owner, rows, resume)?;
+        set_pause_reason(tx, owner, rows, resume)?;
     }
     Ok(())
 }
 
 /// What is left, as the reason for which a purged feed stands still.
-fn tell(bench: &Bench<'_>, owner: i64, rows: i64, resume: bool) -> rusqlite::Result<()> {
+fn set_pause_reason(tx: &WriteTx<'_>, owner: i64, rows: i64, resume: bool) -> rusqlite::Result<()> {
     let then = if resume { "then it is read anew, as asked" } else { "resume reads the feed anew" };
     let reason = format!("paused: purged; {rows} rows that nobody sees are still to be removed; {then}");
     let sql = "UPDATE endpoint SET reason = ?2 WHERE feed = ?1 AND transport = 0 AND health = 'paused'";
-    bench.db.prepare_cached(sql)?.execute(params![owner, reason]).map(drop)
+    tx.db.prepare_cached(sql)?.execute(params![owner, reason]).map(drop)
 }
 
-fn purge(bench: &mut Bench<'_>, name: &str, at: Millis) -> Result<u64, StoreError> {
-    let was = feeds::read(bench, name)?.id;
-    let (configured, rows): (bool, i64) = bench.db.query_row(
+fn purge(tx: &mut WriteTx<'_>, name: &str, at: Millis) -> Result<u64, StoreError> {
+    let was = feeds::read(tx, name)?.id;
+    let (configured, rows): (bool, i64) = tx.db.query_row(
         "SELECT configured, items + tombstones + quarantine_rows FROM feed WHERE id = ?1",
         [was],
         |row| Ok((row.get(0)?, row.get(1)?)),
     )?;
-    bench.db.execute("DELETE FROM resync WHERE feed = ?1", [was])?;
-    bench.db.execute("DELETE FROM purge WHERE feed = ?1", [name])?;
-    let seq = bench.seq();
-    bench.db.execute("INSERT INTO purge VALUES (?1, ?2, ?3)", params![seq, name, at])?;
-    let owner = if configured { Some(begin_anew(bench, was)?) } else { None };
-    bench.db.execute("UPDATE removal SET owner = ?2, resume = 0 WHERE owner = ?1", params![was, owner])?;
-    bench.db.execute("INSERT INTO removal (feed, owner, rows) VALUES (?1, ?2, ?3)", params![was, owner, rows])?;
+    tx.db.execute("DELETE FROM resync WHERE feed = ?1", [was])?;
+    tx.db.execute("DELETE FROM purge WHERE feed = ?1", [name])?;
+    let seq = tx.allocate_seq();
+    tx.db.execute("INSERT INTO purge VALUES (?1, ?2, ?3)", params![seq, name, at])?;
+    let owner = if configured { Some(assign_new_id(tx, was)?) } else { None };
+    tx.db.execute("UPDATE removal SET owner = ?2, resume = 0 WHERE owner = ?1", params![was, owner])?;
+    tx.db.execute("INSERT INTO removal (feed, owner, rows) VALUES (?1, ?2, ?3)", params![was, owner, rows])?;
     match owner {
         Some(owner) => {
-            journal::event(bench, Some(owner), at, "purged", "all rows removed; resume reads the feed anew")?;
-            set_health(bench, owner, at, Health::Paused, Some(PURGED))?;
+            journal::record_event(tx, Some(owner), at, "purged", "all rows removed; resume reads the feed anew")?;
+            set_health(tx, owner, at, Health::Paused, Some(PURGED))?;
         }
         None => {
-            bench.db.execute("DELETE FROM endpoint WHERE feed = ?1", [was])?;
-            bench.db.execute("DELETE FROM feed WHERE id = ?1", [was])?;
-            journal::event(bench, None, at, "purged", name)?;
+            tx.db.execute("DELETE FROM endpoint WHERE feed = ?1", [was])?;
+            tx.db.execute("DELETE FROM feed WHERE id = ?1", [was])?;
+            journal::record_event(tx, None, at, "purged", name)?;
         }
     }
-    remove_at_once(bench, was, at)
+    remove_if_small(tx, was, at)
 }
 
 const PURGED: &str = "paused: purged; resume reads the feed anew";
 
 /// Gives the feed another number; what it keeps is its name, what happened to it, and what it is to forget.
-fn begin_anew(bench: &Bench<'_>, was: i64) -> rusqlite::Result<i64> {
+fn assign_new_id(tx: &WriteTx<'_>, was: i64) -> rusqlite::Result<i64> {
     // A number that SQLite gave once it never gives again.
-    bench.db.execute("INSERT INTO feed (name, url) VALUES ('', '')", [])?;
-    let id = bench.db.last_insert_rowid();
-    bench.db.execute("DELETE FROM feed WHERE id = ?1", [id])?;
-    bench.db.execute(
+    tx.db.execute("INSERT INTO feed (name, url) VALUES ('', '')", [])?;
+    let id = tx.db.last_insert_rowid();
+    tx.db.execute("DELETE FROM feed WHERE id = ?1", [id])?;
+    tx.db.execute(
         "UPDATE feed SET id = ?2, generation = generation + 1, paused = 1, purged = 1, mode = 'refresh', items = 0,
              tombstones = 0, level_at = NULL, polled_at = NULL, changed_at = NULL, next_poll_at = NULL, failures = 0,
              suspect = NULL, differing = 0, class = 0, resynced_at = NULL, read_anew_at = NULL, looked_back_at = NULL,
@@ -264,71 +265,71 @@ fn begin_anew(bench: &Bench<'_>, was: i64) -> rusqlite::Result<i64> {
          WHERE id = ?1",
         [was, id],
     )?;
-    bench.db.execute(
+    tx.db.execute(
         "UPDATE endpoint SET cursor = NULL, modified = NULL, id = NULL, item_at = NULL, event_id = NULL,
              updated_at = NULL, push = 'none', delivered = 0, missed = 0, late = 0, proven_at = NULL WHERE feed = ?1",
         [id],
     )?;
     for table in ["event", "finding", "forgotten", "erasure"] {
-        bench.db.execute(&format!("UPDATE {table} SET feed = ?2 WHERE feed = ?1"), [was, id])?;
+        tx.db.execute(&format!("UPDATE {table} SET feed = ?2 WHERE feed = ?1"), [was, id])?;
     }
     Ok(id)
 }
 
 /// Ends the removal of a small feed in the transaction that begins it; how many rows are left of a larger one.
-fn remove_at_once(bench: &mut Bench<'_>, feed: i64, at: Millis) -> Result<u64, StoreError> {
-    let mut select = bench.db.prepare_cached("SELECT seq FROM item INDEXED BY item_key WHERE feed = ?1 LIMIT ?2")?;
-    let seqs = select.query_map(params![feed, AT_ONCE as i64], |row| row.get(0))?;
+fn remove_if_small(tx: &mut WriteTx<'_>, feed: i64, at: Millis) -> Result<u64, StoreError> {
+    let mut select = tx.db.prepare_cached("SELECT seq FROM item INDEXED BY item_key WHERE feed = ?1 LIMIT ?2")?;
+    let seqs = select.query_map(params![feed, IMMEDIATE_ROWS as i64], |row| row.get(0))?;
     let seqs: Vec<i64> = seqs.collect::<rusqlite::Result<_>>()?;
     drop(select);
-    let mut whole = seqs.len() < AT_ONCE;
-    remove_rows(bench, feed, &seqs)?;
+    let mut whole = seqs.len() < IMMEDIATE_ROWS;
+    remove_rows(tx, feed, &seqs)?;
     for (table, _, condition) in TABLES {
         if !whole {
             break;
         }
         let sql = format!("DELETE FROM {table} WHERE feed = ?1 AND {condition}");
-        whole &= bench.db.prepare_cached(&sql)?.execute(params![feed, AT_ONCE as i64])? < AT_ONCE;
+        whole &= tx.db.prepare_cached(&sql)?.execute(params![feed, IMMEDIATE_ROWS as i64])? < IMMEDIATE_ROWS;
     }
     if whole {
-        finish(bench, feed, at)?;
+        finish(tx, feed, at)?;
         return Ok(0);
     }
-    let rows = bench.db.query_row("SELECT rows FROM removal WHERE feed = ?1", [feed], |row| row.get::<_, i64>(0))?;
+    let rows = tx.db.query_row("SELECT rows FROM removal WHERE feed = ?1", [feed], |row| row.get::<_, i64>(0))?;
     Ok(u64::try_from(rows).unwrap_or(0).max(1))
 }
 
 /// The rows are gone, and with them the kinds that only they had. Whether the feed goes on now.
-fn finish(bench: &mut Bench<'_>, feed: i64, at: Millis) -> Result<bool, StoreError> {
-    bench.db.execute("DELETE FROM kind WHERE id NOT IN (SELECT kind FROM feed_kind)", [])?;
-    bench.forget_kinds();
+fn finish(tx: &mut WriteTx<'_>, feed: i64, at: Millis) -> Result<bool, StoreError> {
+    tx.db.execute("DELETE FROM kind WHERE id NOT IN (SELECT kind FROM feed_kind)", [])?;
+    tx.clear_kind_cache();
     let sql = "DELETE FROM removal WHERE feed = ?1 RETURNING owner, resume";
-    let ended = bench.db.query_row(sql, [feed], |row| Ok((row.get(0)?, row.get(1)?))).optional()?;
+    let ended = tx.db.query_row(sql, [feed], |row| Ok((row.get(0)?, row.get(1)?))).optional()?;
     let Some((Some(owner), resume)) = ended else { return Ok(false) };
     let sql = "SELECT name FROM feed WHERE id = ?1 AND paused AND purged";
-    let name: Option<String> = bench.db.query_row(sql, [owner], |row| row.get(0)).optional()?;
-    let (Some(name), false) = (name, is_running(bench, owner)?) else { return Ok(false) };
-    set_health(bench, owner, at, Health::Paused, Some(PURGED))?;
+    let name: Option<String> = tx.db.query_row(sql, [owner], |row| row.get(0)).optional()?;
+    let (Some(name), false) = (name, has_removal(tx, owner)?) else { return Ok(false) };
+    set_health(tx, owner, at, Health::Paused, Some(PURGED))?;
     if resume {
-        feeds::pause(bench, &name, at, false)?;
+        feeds::set_paused(tx, &name, at, false)?;
     }
     Ok(resume)
 }
 
 /// Whether rows of the feed are still to be removed.
-fn is_running(bench: &Bench<'_>, owner: i64) -> rusqlite::Result<bool> {
-    bench.db.prepare_cached("SELECT 1 FROM removal WHERE owner = ?1")?.exists([owner])
+fn has_removal(tx: &WriteTx<'_>, owner: i64) -> rusqlite::Result<bool> {
+    tx.db.prepare_cached("SELECT 1 FROM removal WHERE owner = ?1")?.exists([owner])
 }
 
 /// Notes whether the feed is to go on once its rows are removed; false when none are left to be.
-pub(super) fn resume_later(bench: &Bench<'_>, owner: i64, resume: bool) -> rusqlite::Result<bool> {
+pub(super) fn set_resume_after(tx: &WriteTx<'_>, owner: i64, resume: bool) -> rusqlite::Result<bool> {
     let sql = "UPDATE removal SET resume = ?2 WHERE owner = ?1 RETURNING rows";
-    let mut update = bench.db.prepare_cached(sql)?;
+    let mut update = tx.db.prepare_cached(sql)?;
     let rows = update.query_map(params![owner, resume], |row| row.get::<_, i64>(0))?;
     let rows = rows.collect::<rusqlite::Result<Vec<_>>>()?;
     drop(update);
     if !rows.is_empty() {
-        tell(bench, owner, rows.iter().sum(), resume)?;
+        set_pause_reason(tx, owner, rows.iter().sum(), resume)?;
     }
     Ok(!rows.is_empty())
 }
@@ -339,11 +340,11 @@ mod tests {
 
     #[test]
     fn a_step_has_as_many_rows_as_its_time_allows() {
-        assert_eq!(next_rows(100, STEP), 100);
-        assert_eq!(next_rows(100, 2 * STEP), 50);
-        assert_eq!(next_rows(100, 100 * STEP), 25);
-        assert_eq!(next_rows(100, STEP / 100), 200);
-        assert_eq!(next_rows(MOST_ROWS, Duration::ZERO), MOST_ROWS);
-        assert_eq!(next_rows(FEWEST_ROWS, 100 * STEP), FEWEST_ROWS);
+        assert_eq!(next_step_rows(100, STEP), 100);
+        assert_eq!(next_step_rows(100, 2 * STEP), 50);
+        assert_eq!(next_step_rows(100, 100 * STEP), 25);
+        assert_eq!(next_step_rows(100, STEP / 100), 200);
+        assert_eq!(next_step_rows(MOST_ROWS, Duration::ZERO), MOST_ROWS);
+        assert_eq!(next_step_rows(FEWEST_ROWS, 100 * STEP), FEWEST_ROWS);
     }
 }

@@ -5,13 +5,13 @@
 //! [`Reader::snapshot`] reads for as long as there are rows. Nothing is shortened or put into words here.
 
 mod copy;
-mod fresh;
-mod journals;
-mod log;
+mod comparison;
+mod quarantine;
+mod change_log;
 mod lookup;
-mod origin;
+mod explain;
 mod rows;
-mod summary;
+mod activity;
 mod verify;
 
 use std::path::{Path, PathBuf};
@@ -20,19 +20,19 @@ use std::time::Duration;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Params};
 
 pub use super::StoreError;
-use super::{APPLICATION_ID, SCHEMA_VERSION, explain, schema};
+use super::{APPLICATION_ID, SCHEMA_VERSION, open_error, schema};
 pub use crate::feed::Seq;
-pub use fresh::{Comparison, Content, Difference, Fresh, Sample};
-pub use journals::QuarantineFilter;
-pub use log::{Filter, Page};
-pub use origin::Found;
-use rows::Columns;
+pub use activity::HourlyActivity;
+pub use change_log::{FeedKindFilter, LogPage};
+pub use comparison::{Comparison, Difference, DifferenceSample, ItemContent, SourceListing};
+pub use explain::ItemSearchResult;
+pub use quarantine::QuarantineFilter;
+use rows::ViewRow;
 pub use rows::{
-    ChangeRow, DeliveryRow, EndpointRow, EventRow, FeedRow, FindingRow, ItemRow, LoadRow, MirrorRow, QuarantineCount,
-    QuarantineReason, QuarantineRow, RefusalRow, ResyncRow, Stored,
+    ChangeRow, DeliveryRow, EndpointRow, EventRow, FeedRow, FindingRow, FirstLoadRow, ItemRow, MirrorRow,
+    QuarantineCount, QuarantineReason, QuarantineRow, RefusalRow, ResyncRow, StoredModified,
 };
-pub use summary::Activity;
-pub use verify::{CHECKS, Report, Violation};
+pub use verify::{CHECKS, VerifyReport, Violation};
 
 /// A mirror's file, open for reading. It can be sent to another thread, and used by one at a time.
 #[derive(Debug)]
@@ -60,8 +60,8 @@ impl Reader {
             Err(error) => return Err(unusable(format!("it can't be reached: {error}"))),
         }
         let db = connect(path, OpenFlags::empty())
-            .or_else(|error| at_rest(path, error))
-            .map_err(|error| refuse(path, error))?;
+            .or_else(|error| connect_if_idle(path, error))
+            .map_err(|error| read_error(path, error))?;
         let reader = Self { db, path: path.to_owned(), file: identity(path) };
         reader.check()?;
         Ok(reader)
@@ -104,7 +104,7 @@ impl Reader {
             return Ok(feeds);
         }
         for name in names {
-            self.known_feed(name)?;
+            self.feed_id(name)?;
         }
         feeds.retain(|feed| names.contains(&feed.name));
         Ok(feeds)
@@ -115,7 +115,7 @@ impl Reader {
     /// # Errors
     /// As [`Reader::feeds`].
     pub fn endpoints(&self, feed: Option<&str>) -> Result<Vec<EndpointRow>, StoreError> {
-        self.of_feed("endpoints", feed, "ORDER BY feed, transport", usize::MAX)
+        self.feed_rows("endpoints", feed, "ORDER BY feed, transport", usize::MAX)
     }
 
     /// The last records that could not be understood, newest last.
@@ -123,7 +123,7 @@ impl Reader {
     /// # Errors
     /// As [`Reader::feeds`].
     pub fn quarantine(&self, feed: Option<&str>, limit: usize) -> Result<Vec<QuarantineRow>, StoreError> {
-        let mut rows = self.of_feed("quarantine", feed, "ORDER BY id DESC", limit)?;
+        let mut rows = self.feed_rows("quarantine", feed, "ORDER BY id DESC", limit)?;
         rows.reverse();
         Ok(rows)
     }
@@ -151,7 +151,7 @@ impl Reader {
     /// # Errors
     /// As [`Reader::feeds`].
     pub fn findings(&self, feed: Option<&str>) -> Result<Vec<FindingRow>, StoreError> {
-        self.of_feed("findings", feed, "ORDER BY feed, rule", usize::MAX)
+        self.feed_rows("findings", feed, "ORDER BY feed, rule", usize::MAX)
     }
 
     /// The last things that happened, newest last.
@@ -159,7 +159,7 @@ impl Reader {
     /// # Errors
     /// As [`Reader::feeds`].
     pub fn events(&self, feed: Option<&str>, limit: usize) -> Result<Vec<EventRow>, StoreError> {
-        self.newest(rows::EVENTS, feed, limit)
+        self.newest_rows(rows::EVENTS, feed, limit)
     }
 
     /// The last items refused as older or tied, newest last.
@@ -167,14 +167,14 @@ impl Reader {
     /// # Errors
     /// As [`Reader::feeds`].
     pub fn refusals(&self, feed: Option<&str>, limit: usize) -> Result<Vec<RefusalRow>, StoreError> {
-        self.newest(rows::REFUSALS, feed, limit)
+        self.newest_rows(rows::REFUSALS, feed, limit)
     }
 
     /// The first loads under way of feeds that say about how many items they have, by feed.
     ///
     /// # Errors
     /// When the file can't be read.
-    pub fn loads(&self) -> Result<Vec<LoadRow>, StoreError> {
+    pub fn first_loads(&self) -> Result<Vec<FirstLoadRow>, StoreError> {
         let source = "(SELECT name AS feed, strftime('%Y-%m-%dT%H:%M:%fZ', began_at / 1000.0, 'unixepoch') AS began_at
                        FROM feed WHERE mode = 'refresh' AND total_items IS NOT NULL AND began_at IS NOT NULL)";
         self.rows(source, "ORDER BY feed", ())
@@ -193,7 +193,7 @@ impl Reader {
     }
 
     /// The feed's number, or a refusal that names the nearest known one.
-    fn known_feed(&self, name: &str) -> Result<i64, StoreError> {
+    fn feed_id(&self, name: &str) -> Result<i64, StoreError> {
         let found = self.db.prepare_cached("SELECT id FROM feed WHERE name = ?1")?.query_row([name], |row| row.get(0));
         found.optional()?.map_or_else(|| Err(self.unknown_feed(name)?), Ok)
     }
@@ -211,7 +211,7 @@ impl Reader {
         Ok(StoreError::Refused(format!("there is no feed {name} in the mirror{hint}")))
     }
 
-    fn of_feed<R: Columns>(
+    fn feed_rows<R: ViewRow>(
         &self,
         view: &str,
         feed: Option<&str>,
@@ -220,17 +220,17 @@ impl Reader {
     ) -> Result<Vec<R>, StoreError> {
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         let Some(feed) = feed else { return self.rows(view, &format!("{order} LIMIT ?1"), [limit]) };
-        self.known_feed(feed)?;
+        self.feed_id(feed)?;
         self.rows(view, &format!("WHERE feed = ?1 {order} LIMIT ?2"), (feed, limit))
     }
 
     /// The last rows of a journal, found by their numbers, which the views leave out.
-    fn newest<R: Columns>(&self, source: &str, feed: Option<&str>, limit: usize) -> Result<Vec<R>, StoreError> {
+    fn newest_rows<R: ViewRow>(&self, source: &str, feed: Option<&str>, limit: usize) -> Result<Vec<R>, StoreError> {
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         let mut rows: Vec<R> = match feed {
             None => self.rows(source, "ORDER BY n DESC LIMIT ?1", [limit])?,
             Some(feed) => {
-                let number = self.known_feed(feed)?;
+                let number = self.feed_id(feed)?;
                 self.rows(source, "WHERE number = ?1 ORDER BY n DESC LIMIT ?2", [number, limit])?
             }
         };
@@ -238,7 +238,7 @@ impl Reader {
         Ok(rows)
     }
 
-    fn rows<R: Columns>(&self, source: &str, rest: &str, values: impl Params) -> Result<Vec<R>, StoreError> {
+    fn rows<R: ViewRow>(&self, source: &str, rest: &str, values: impl Params) -> Result<Vec<R>, StoreError> {
         let sql = format!("SELECT {} FROM {source} {rest}", R::COLUMNS.join(", "));
         let mut select = self.db.prepare_cached(&sql)?;
         let rows = select.query_map(values, R::read)?;
@@ -248,12 +248,12 @@ impl Reader {
     fn check(&self) -> Result<(), StoreError> {
         let pragma = |name: &str| {
             let value = self.db.pragma_query_value(None, name, |row| row.get::<_, i32>(0));
-            value.map_err(|error| refuse(&self.path, error))
+            value.map_err(|error| read_error(&self.path, error))
         };
         let problem = match (pragma("application_id")?, pragma("user_version")?) {
             (APPLICATION_ID, SCHEMA_VERSION) => {
                 return schema::check(&self.db, &self.path, SCHEMA_VERSION).map_err(|error| match error {
-                    StoreError::Sql(error) => refuse(&self.path, error),
+                    StoreError::Sql(error) => read_error(&self.path, error),
                     error => error,
                 });
             }
@@ -286,7 +286,7 @@ pub(super) fn connect(path: impl AsRef<Path>, more: OpenFlags) -> rusqlite::Resu
 }
 
 /// A copy without WAL files in a place where this user can't make them: nobody can be writing it.
-fn at_rest(path: &Path, error: rusqlite::Error) -> rusqlite::Result<Connection> {
+fn connect_if_idle(path: &Path, error: rusqlite::Error) -> rusqlite::Result<Connection> {
     use rusqlite::ErrorCode::{CannotOpen, ReadOnly};
     let mut wal = path.as_os_str().to_owned();
     wal.push("-wal");
@@ -294,24 +294,24 @@ fn at_rest(path: &Path, error: rusqlite::Error) -> rusqlite::Result<Connection> 
     let (Some(CannotOpen | ReadOnly), Some(name), false) = (error.sqlite_error_code(), path.to_str(), written) else {
         return Err(error);
     };
-    immutable(name)
+    connect_immutable(name)
 }
 
 /// Opens a file that nothing writes, as it stands.
-fn immutable(name: &str) -> rusqlite::Result<Connection> {
+fn connect_immutable(name: &str) -> rusqlite::Result<Connection> {
     let name = name.replace('%', "%25").replace('?', "%3f").replace('#', "%23");
     // Two slashes at the start would name a host.
     let name = if name.starts_with("//") { format!("//{name}") } else { name };
     connect(format!("file:{name}?immutable=1"), OpenFlags::SQLITE_OPEN_URI)
 }
 
-fn refuse(path: &Path, error: impl std::borrow::Borrow<rusqlite::Error>) -> StoreError {
+fn read_error(path: &Path, error: impl std::borrow::Borrow<rusqlite::Error>) -> StoreError {
     let error = error.borrow();
     let problem = match error.sqlite_error_code() {
         Some(rusqlite::ErrorCode::CannotOpen | rusqlite::ErrorCode::PermissionDenied) => {
             "this user may not read it or its -wal and -shm files: join the file's group"
         }
-        _ => return explain(path, error),
+        _ => return open_error(path, error),
     };
     StoreError::Unusable { path: path.to_owned(), problem: problem.into() }
 }

@@ -6,9 +6,9 @@
 
 use rusqlite::{OptionalExtension, params};
 
-use super::feeds::{Registration, StoredFeed};
+use super::feeds::{FeedRegistration, StoredFeed};
 use super::resync;
-use super::writer::{Bench, Weight};
+use super::writer::{JobClass, WriteTx};
 use super::{Millis, Store, StoreError, feeds, journal};
 use crate::feed::{FeedName, Seq};
 
@@ -28,8 +28,8 @@ impl Store {
     /// writer has stopped.
     pub async fn rename(&self, at: Millis, old: &FeedName, new: &FeedName) -> Result<(), StoreError> {
         let (old, new) = (old.clone(), new.clone());
-        let weight = Weight { seqs: 1, durable: true, ..Weight::default() };
-        self.submit(weight, move |bench| rename(bench, at, &old, &new)).await
+        let weight = JobClass { max_seqs: 1, durable: true, ..JobClass::default() };
+        self.submit(weight, move |tx| rename(tx, at, &old, &new)).await
     }
 
     /// Takes a configuration over, whole or not at all: feeds that are configured under another name than before are
@@ -42,19 +42,19 @@ impl Store {
         &self,
         at: Millis,
         renames: Vec<Rename>,
-        feeds: Vec<Registration>,
+        feeds: Vec<FeedRegistration>,
         all: bool,
     ) -> Result<(Vec<Rename>, Vec<StoredFeed>), StoreError> {
-        let weight = Weight { seqs: renames.len(), durable: !renames.is_empty(), ..Weight::default() };
-        self.submit(weight, move |bench| {
+        let weight = JobClass { max_seqs: renames.len(), durable: !renames.is_empty(), ..JobClass::default() };
+        self.submit(weight, move |tx| {
             let mut made = Vec::new();
             for (old, new) in &renames {
-                if standing(bench, old)?.is_some() && standing(bench, new)?.is_none_or(|feed| !feed.filled) {
-                    rename(bench, at, old, new)?;
+                if name_holder(tx, old)?.is_some() && name_holder(tx, new)?.is_none_or(|feed| !feed.holds_data) {
+                    rename(tx, at, old, new)?;
                     made.push((old.clone(), new.clone()));
                 }
             }
-            Ok((made, feeds::register_all(bench, at, &feeds, all)?))
+            Ok((made, feeds::register_all(tx, at, &feeds, all)?))
         })
         .await
     }
@@ -66,7 +66,7 @@ impl Store {
     pub async fn renumber(&self) -> Result<u64, StoreError> {
         let mut renumbered = 0;
         loop {
-            let weight = Weight { large: true, seqs: STEP_ROWS, ..Weight::default() };
+            let weight = JobClass { large: true, max_seqs: STEP_ROWS, ..JobClass::default() };
             match self.submit(weight, renumber).await? {
                 None => return Ok(renumbered),
                 Some(count) => renumbered += count as u64,
@@ -75,47 +75,47 @@ impl Store {
     }
 }
 
-fn rename(bench: &mut Bench<'_>, at: Millis, old: &FeedName, new: &FeedName) -> Result<(), StoreError> {
-    let feed = feeds::read(bench, old.as_str())?.id;
+fn rename(tx: &mut WriteTx<'_>, at: Millis, old: &FeedName, new: &FeedName) -> Result<(), StoreError> {
+    let feed = feeds::read(tx, old.as_str())?.id;
     if old == new {
         return Err(StoreError::Refused(format!("{old} has this name already")));
     }
-    match standing(bench, new)? {
+    match name_holder(tx, new)? {
         None => {}
         // A feed that could not run yet, its settings being wrong, stands in nobody's way.
-        Some(Standing { id, filled: false }) => remove(bench, id)?,
+        Some(NameHolder { id, holds_data: false }) => remove(tx, id)?,
         Some(_) => {
             let words = format!("{new} holds rows of its own in the mirror: purge it first, or {old} keeps its name");
             return Err(StoreError::Refused(words));
         }
     }
-    let last = bench.last_seq();
-    bench.db.execute(
+    let last = tx.last_seq();
+    tx.db.execute(
         "UPDATE feed SET name = ?2, renumbered = 0, renumber_to = ?3 WHERE id = ?1",
         params![feed, new.as_str(), last],
     )?;
-    let seq = bench.seq();
-    bench.db.execute("DELETE FROM purge WHERE feed = ?1", [old.as_str()])?;
-    bench.db.execute("INSERT INTO purge VALUES (?1, ?2, ?3)", params![seq, old.as_str(), at])?;
-    Ok(journal::event(bench, Some(feed), at, "renamed", &format!("{old} → {new}"))?)
+    let seq = tx.allocate_seq();
+    tx.db.execute("DELETE FROM purge WHERE feed = ?1", [old.as_str()])?;
+    tx.db.execute("INSERT INTO purge VALUES (?1, ?2, ?3)", params![seq, old.as_str(), at])?;
+    Ok(journal::record_event(tx, Some(feed), at, "renamed", &format!("{old} → {new}"))?)
 }
 
-struct Standing {
+struct NameHolder {
     id: i64,
     /// Whether it holds anything, or has been level.
-    filled: bool,
+    holds_data: bool,
 }
 
-fn standing(bench: &Bench<'_>, name: &FeedName) -> Result<Option<Standing>, StoreError> {
+fn name_holder(tx: &WriteTx<'_>, name: &FeedName) -> Result<Option<NameHolder>, StoreError> {
     let sql = "SELECT id, items + tombstones + quarantine_rows + forgotten > 0 OR level_at IS NOT NULL FROM feed
                WHERE name = ?1";
-    let mut find = bench.db.prepare_cached(sql)?;
-    let found = find.query_row([name.as_str()], |row| Ok(Standing { id: row.get(0)?, filled: row.get(1)? }));
+    let mut find = tx.db.prepare_cached(sql)?;
+    let found = find.query_row([name.as_str()], |row| Ok(NameHolder { id: row.get(0)?, holds_data: row.get(1)? }));
     Ok(found.optional()?)
 }
 
 /// Removes a feed that holds nothing.
-fn remove(bench: &Bench<'_>, feed: i64) -> Result<(), StoreError> {
+fn remove(tx: &WriteTx<'_>, feed: i64) -> Result<(), StoreError> {
     const TABLES: [&str; 12] = [
         "finding",
         "event",
@@ -131,39 +131,39 @@ fn remove(bench: &Bench<'_>, feed: i64) -> Result<(), StoreError> {
         "activity",
     ];
     for table in TABLES {
-        bench.db.execute(&format!("DELETE FROM {table} WHERE feed = ?1"), [feed])?;
+        tx.db.execute(&format!("DELETE FROM {table} WHERE feed = ?1"), [feed])?;
     }
-    bench.db.execute("DELETE FROM feed WHERE id = ?1", [feed])?;
+    tx.db.execute("DELETE FROM feed WHERE id = ?1", [feed])?;
     Ok(())
 }
 
 /// One step, through the table in its own order: of the feed that was renamed first; none when no feed has rows left to
 /// be numbered.
-fn renumber(bench: &mut Bench<'_>) -> Result<Option<usize>, StoreError> {
+fn renumber(tx: &mut WriteTx<'_>) -> Result<Option<usize>, StoreError> {
     let sql = "SELECT id, renumbered, renumber_to FROM feed WHERE renumber_to IS NOT NULL ORDER BY id LIMIT 1";
-    let found = bench.db.query_row(sql, [], |row| Ok((row.get::<_, i64>(0)?, row.get(1)?, row.get(2)?))).optional()?;
+    let found = tx.db.query_row(sql, [], |row| Ok((row.get::<_, i64>(0)?, row.get(1)?, row.get(2)?))).optional()?;
     let Some((feed, from, up_to)) = found else { return Ok(None) };
-    let (seqs, reached) = next_rows(bench, feed, from, up_to)?;
+    let (seqs, reached) = next_rows(tx, feed, from, up_to)?;
     for before in &seqs {
-        let seq = bench.seq();
-        bench.db.prepare_cached("UPDATE item SET seq = ?2 WHERE seq = ?1")?.execute([*before, seq])?;
+        let seq = tx.allocate_seq();
+        tx.db.prepare_cached("UPDATE item SET seq = ?2 WHERE seq = ?1")?.execute([*before, seq])?;
     }
     match reached {
         Some(reached) => {
-            bench.db.prepare_cached("UPDATE feed SET renumbered = ?2 WHERE id = ?1")?.execute([feed, reached])?;
+            tx.db.prepare_cached("UPDATE feed SET renumbered = ?2 WHERE id = ?1")?.execute([feed, reached])?;
         }
         None => {
-            bench.db.execute("UPDATE feed SET renumbered = 0, renumber_to = NULL WHERE id = ?1", [feed])?;
-            begin_resync_anew(bench, feed)?;
+            tx.db.execute("UPDATE feed SET renumbered = 0, renumber_to = NULL WHERE id = ?1", [feed])?;
+            reset_resync(tx, feed)?;
         }
     }
     Ok(Some(seqs.len()))
 }
 
 /// The feed's next rows, and how far the table has been looked at; nothing when that was all of it.
-fn next_rows(bench: &Bench<'_>, feed: i64, from: Seq, up_to: Seq) -> Result<(Vec<Seq>, Option<Seq>), StoreError> {
+fn next_rows(tx: &WriteTx<'_>, feed: i64, from: Seq, up_to: Seq) -> Result<(Vec<Seq>, Option<Seq>), StoreError> {
     let sql = "SELECT seq, feed FROM item WHERE seq > ?1 AND seq <= ?2 ORDER BY seq LIMIT ?3";
-    let mut select = bench.db.prepare_cached(sql)?;
+    let mut select = tx.db.prepare_cached(sql)?;
     let mut rows = select.query([from, up_to, SCANNED])?;
     let (mut seqs, mut reached, mut count) = (Vec::new(), None, 0);
     while let Some(row) = rows.next()? {
@@ -180,13 +180,13 @@ fn next_rows(bench: &Bench<'_>, feed: i64, from: Seq, up_to: Seq) -> Result<(Vec
 }
 
 /// A resync knows what it met by numbers that are no longer.
-fn begin_resync_anew(bench: &mut Bench<'_>, feed: i64) -> Result<(), StoreError> {
-    let Some(running) = resync::read(bench, feed)? else { return Ok(()) };
-    let (url, at): (String, Millis) = bench.db.query_row(
+fn reset_resync(tx: &mut WriteTx<'_>, feed: i64) -> Result<(), StoreError> {
+    let Some(running) = resync::read(tx, feed)? else { return Ok(()) };
+    let (url, at): (String, Millis) = tx.db.query_row(
         "SELECT f.url, r.started_at FROM feed f JOIN resync r ON r.feed = f.id WHERE f.id = ?1",
         [feed],
         |row| Ok((row.get(0)?, row.get(1)?)),
     )?;
-    resync::clear(bench, feed)?;
-    resync::begin(bench, feed, at, &url, running.trust, false)
+    resync::cancel_resync(tx, feed)?;
+    resync::begin(tx, feed, at, &url, running.trust, false)
 }

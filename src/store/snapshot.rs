@@ -6,7 +6,7 @@
 //! copying its pages takes: the writer goes on meanwhile, and the WAL can't be reset. Nothing is written to the source.
 
 mod manifest;
-mod shelf;
+mod dir;
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -15,11 +15,11 @@ use rusqlite::backup::{Backup, StepResult};
 use rusqlite::{Connection, OpenFlags};
 use sha2::{Digest, Sha256};
 
-use super::files::{self, Directory, Place};
-use super::read::{self, Reader, Report};
-use super::{Millis, StoreError, mark, now, schema};
+use super::files::{self, Directory, ResolvedPath};
+use super::read::{self, Reader, VerifyReport};
+use super::{Millis, StoreError, epoch, now, schema};
+use dir::SnapshotDir;
 pub use manifest::{FeedCount, Manifest};
-use shelf::Shelf;
 
 /// Pages copied at once: 16 MiB.
 const STEP_PAGES: i32 = 1_024;
@@ -28,7 +28,7 @@ const MARGIN_BYTES: u64 = 16 << 20;
 
 /// A snapshot that stands.
 #[derive(Clone, Debug, serde::Serialize)]
-pub struct Taken {
+pub struct Snapshot {
     /// Where it is.
     pub path: PathBuf,
     /// What it holds.
@@ -51,12 +51,12 @@ pub fn default_directory(database: &Path) -> PathBuf {
 /// # Errors
 /// [`StoreError::Refused`] when the disk can't hold it, another run makes one there, or the copy is not sound; then
 /// nothing is left of it and nothing is pruned. [`StoreError::Unusable`] when the database is not a mirror.
-pub fn take(database: &Path, directory: &Path, keep: Option<usize>) -> Result<Taken, StoreError> {
-    let place = Place::find(database).map_err(|error| refused(database, error))?;
+pub fn take(database: &Path, directory: &Path, keep: Option<usize>) -> Result<Snapshot, StoreError> {
+    let place = ResolvedPath::resolve(database).map_err(|error| path_error(database, error))?;
     let database = place.path();
     let reader = Reader::open(&database)?;
-    let shelf = Shelf::open(&place, directory)?;
-    let source = Source::open(&database)?;
+    let shelf = SnapshotDir::open(&place, directory)?;
+    let source = ReadSnapshot::open(&database)?;
     check_room(shelf.directory(), source.bytes()?)?;
     drop(reader);
     let part = shelf.begin(now())?;
@@ -64,22 +64,22 @@ pub fn take(database: &Path, directory: &Path, keep: Option<usize>) -> Result<Ta
     let at = source.copy(&part.path())?;
     let pinned_s = began.elapsed().as_secs_f64();
     drop(source);
-    finish(&part.path(), at)?;
+    finalize_copy(&part.path(), at)?;
     let copy = Reader::open(&part.path())?;
-    sound(&part.path(), &copy.verify(false)?)?;
+    refuse_unsound(&part.path(), &copy.verify(false)?)?;
     let mut manifest = Manifest::of(&copy, at)?;
     drop(copy);
     manifest.file = part.name().to_owned();
     (manifest.bytes, manifest.sha256) = digest(&part.path())?;
     let path = part.publish(&manifest)?;
     let pruned = keep.map_or(Ok(Vec::new()), |keep| shelf.prune(keep, &manifest.epoch))?;
-    Ok(Taken { path, manifest, pruned, pinned_s })
+    Ok(Snapshot { path, manifest, pruned, pinned_s })
 }
 
 /// The database, held at one moment.
-struct Source(Connection);
+struct ReadSnapshot(Connection);
 
-impl Source {
+impl ReadSnapshot {
     fn open(database: &Path) -> Result<Self, StoreError> {
         let db = read::connect(database, OpenFlags::empty())?;
         db.execute_batch("BEGIN")?;
@@ -116,16 +116,16 @@ impl Source {
 
 /// Makes a copy one file and no other, so that whoever reads it leaves nothing beside it and its digest stays true, and
 /// marks it as what it is.
-fn finish(copy: &Path, at: Millis) -> Result<(), StoreError> {
+fn finalize_copy(copy: &Path, at: Millis) -> Result<(), StoreError> {
     let db = Connection::open_with_flags(copy, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
     schema::harden(&db)?;
     let mode: String = db.query_row("PRAGMA journal_mode = DELETE", [], |row| row.get(0))?;
     if mode != "delete" {
         return Err(StoreError::Refused(format!("{} could not be made a single file", copy.display())));
     }
-    mark::mark(&db, at)?;
+    epoch::mark_snapshot(&db, at)?;
     close(db)?;
-    files::open(copy).and_then(|file| file.sync_all()).map_err(|error| refused(copy, error))
+    files::open(copy).and_then(|file| file.sync_all()).map_err(|error| path_error(copy, error))
 }
 
 fn close(connection: Connection) -> Result<(), StoreError> {
@@ -133,7 +133,7 @@ fn close(connection: Connection) -> Result<(), StoreError> {
 }
 
 /// A refusal that names what is wrong.
-pub(super) fn sound(path: &Path, report: &Report) -> Result<(), StoreError> {
+pub(super) fn refuse_unsound(path: &Path, report: &VerifyReport) -> Result<(), StoreError> {
     let Some(first) = report.violations.first() else { return Ok(()) };
     let more = report.violations.len() - 1;
     let more = if more == 0 { String::new() } else { format!(", and {more} more checks failed") };
@@ -145,8 +145,8 @@ pub(super) fn sound(path: &Path, report: &Report) -> Result<(), StoreError> {
 
 /// Refuses when the disk of `directory` can't hold so many more bytes.
 pub(super) fn check_room(directory: &Directory, bytes: u64) -> Result<(), StoreError> {
-    let free = directory.free().map_err(|error| refused(directory.path(), error))?;
-    let wanted = wanted(bytes);
+    let free = directory.free_bytes().map_err(|error| path_error(directory.path(), error))?;
+    let wanted = needed_bytes(bytes);
     if free >= wanted {
         return Ok(());
     }
@@ -157,16 +157,16 @@ pub(super) fn check_room(directory: &Directory, bytes: u64) -> Result<(), StoreE
 }
 
 /// With the margin.
-pub(super) fn wanted(bytes: u64) -> u64 {
+pub(super) fn needed_bytes(bytes: u64) -> u64 {
     bytes.saturating_add(MARGIN_BYTES.max(bytes / 20))
 }
 
 /// Size and SHA-256 of a file that no connection of this process has open.
 pub(super) fn digest(path: &Path) -> Result<(u64, String), StoreError> {
-    let mut file = files::open(path).map_err(|error| refused(path, error))?;
+    let mut file = files::open(path).map_err(|error| path_error(path, error))?;
     let (mut hash, mut bytes, mut buffer) = (Sha256::new(), 0, vec![0; 1 << 20]);
     loop {
-        let count = file.read(&mut buffer).map_err(|error| refused(path, error))?;
+        let count = file.read(&mut buffer).map_err(|error| path_error(path, error))?;
         if count == 0 {
             break;
         }
@@ -177,6 +177,6 @@ pub(super) fn digest(path: &Path) -> Result<(u64, String), StoreError> {
     Ok((bytes, hex))
 }
 
-pub(super) fn refused(path: &Path, error: impl std::fmt::Display) -> StoreError {
+pub(super) fn path_error(path: &Path, error: impl std::fmt::Display) -> StoreError {
     StoreError::Refused(format!("{}: {error}", path.display()))
 }

@@ -12,10 +12,10 @@ use std::time::{Duration, Instant};
 use rusqlite::Connection;
 use tokio::sync::watch;
 
-use super::checkpoint::Gate;
-use super::keys::Keys;
-pub(super) use super::queue::Weight;
-use super::queue::{Job, Queue};
+use super::checkpoint::CheckpointGate;
+use super::keys::SaltedHasher;
+pub(super) use super::write_queue::JobClass;
+use super::write_queue::{QueuedJob, WriteQueue};
 use super::{Intake, StoreError};
 use crate::feed::Seq;
 
@@ -25,25 +25,25 @@ const GROUP_ITEMS: usize = 10_000;
 const GROUP_TIME: Duration = Duration::from_millis(150);
 /// While small deliveries come, groups of large work close at this many items: how long a commit takes is what a small
 /// delivery waits.
-const BRISK_ITEMS: usize = 1_000;
+const SHORT_GROUP_ITEMS: usize = 1_000;
 /// Small deliveries are said to come until none has for this long.
-const BRISK_FOR: Duration = Duration::from_secs(5);
+const SHORT_GROUPS_FOR: Duration = Duration::from_secs(5);
 /// Change numbers are reserved in durable blocks of this size; a restart skips what is left of one.
-const BLOCK: Seq = 1 << 20;
-const BLOCKED_PAUSE: Duration = Duration::from_millis(500);
+const SEQ_BLOCK: Seq = 1 << 20;
+const BLOCKED_RETRY_PAUSE: Duration = Duration::from_millis(500);
 
 /// What a piece of work may use: the open transaction, the next change number, and ids of kinds.
-pub(super) struct Bench<'a> {
+pub(super) struct WriteTx<'a> {
     pub(super) db: &'a Connection,
     next_seq: &'a mut Seq,
-    kinds: &'a mut Kinds,
+    kinds: &'a mut KindCache,
     /// The mirror's hashes.
-    pub(super) keys: Keys,
+    pub(super) keys: SaltedHasher,
 }
 
-impl Bench<'_> {
+impl WriteTx<'_> {
     /// The next change number.
-    pub(super) fn seq(&mut self) -> Seq {
+    pub(super) fn allocate_seq(&mut self) -> Seq {
         let seq = *self.next_seq;
         *self.next_seq += 1;
         seq
@@ -55,7 +55,7 @@ impl Bench<'_> {
     }
 
     /// The number that stands for a kind, made when it is new; the feed is known to have it from now on.
-    pub(super) fn kind(&mut self, feed: i64, name: &str) -> rusqlite::Result<i64> {
+    pub(super) fn feed_kind_id(&mut self, feed: i64, name: &str) -> rusqlite::Result<i64> {
         // Mostly it is the item before's.
         if let Some((last_feed, last, id)) = &self.kinds.last
             && *last_feed == feed
@@ -63,7 +63,7 @@ impl Bench<'_> {
         {
             return Ok(*id);
         }
-        let id = self.kind_number(name)?;
+        let id = self.kind_id(name)?;
         if self.kinds.of_feeds.insert((feed, id)) {
             self.db.prepare_cached("INSERT OR IGNORE INTO feed_kind VALUES (?1, ?2)")?.execute([feed, id])?;
         }
@@ -72,7 +72,7 @@ impl Bench<'_> {
     }
 
     /// Whether the feed has the kind, or still room for it: then it has it from now on.
-    pub(super) fn takes_kind(&mut self, feed: i64, name: &str, most: i64) -> rusqlite::Result<bool> {
+    pub(super) fn admit_kind(&mut self, feed: i64, name: &str, most: i64) -> rusqlite::Result<bool> {
         let number = self.kinds.numbers.get(name);
         if number.is_some_and(|id| self.kinds.of_feeds.contains(&(feed, *id))) {
             return Ok(true);
@@ -81,17 +81,17 @@ impl Bench<'_> {
                        SELECT 1 FROM kind k JOIN feed_kind f ON f.kind = k.id WHERE k.name = ?2 AND f.feed = ?1)";
         let takes = self.db.prepare_cached(sql)?.query_row((feed, name, most), |row| row.get(0))?;
         if takes {
-            self.kind(feed, name)?;
+            self.feed_kind_id(feed, name)?;
         }
         Ok(takes)
     }
 
     /// What is remembered of kinds may no longer be so.
-    pub(super) fn forget_kinds(&mut self) {
+    pub(super) fn clear_kind_cache(&mut self) {
         self.kinds.clear();
     }
 
-    fn kind_number(&mut self, name: &str) -> rusqlite::Result<i64> {
+    fn kind_id(&mut self, name: &str) -> rusqlite::Result<i64> {
         if let Some(id) = self.kinds.numbers.get(name) {
             return Ok(*id);
         }
@@ -108,14 +108,14 @@ impl Bench<'_> {
 
 /// Kinds as the file has them, remembered until something is undone.
 #[derive(Default)]
-struct Kinds {
+struct KindCache {
     numbers: HashMap<String, i64>,
     of_feeds: HashSet<(i64, i64)>,
     /// Feed, kind and number that were asked for last.
     last: Option<(i64, String, i64)>,
 }
 
-impl Kinds {
+impl KindCache {
     fn clear(&mut self) {
         self.numbers.clear();
         self.of_feeds.clear();
@@ -124,21 +124,21 @@ impl Kinds {
 }
 
 /// Why a whole group was undone.
-enum Undone {
+enum GroupError {
     /// A statement failed, or the surroundings refused.
     Failed(StoreError),
     /// A piece failed by itself: the group is done again with a savepoint for each. Most groups need none, and a
     /// savepoint costs a copy of every page that is changed under it.
-    Unguarded,
+    NeedsSavepoints,
 }
 
-impl From<StoreError> for Undone {
+impl From<StoreError> for GroupError {
     fn from(error: StoreError) -> Self {
         Self::Failed(error)
     }
 }
 
-impl From<rusqlite::Error> for Undone {
+impl From<rusqlite::Error> for GroupError {
     fn from(error: rusqlite::Error) -> Self {
         Self::Failed(error.into())
     }
@@ -146,30 +146,30 @@ impl From<rusqlite::Error> for Undone {
 
 pub(super) struct Writer {
     db: Connection,
-    queue: Arc<Queue>,
-    gate: Arc<Gate>,
+    queue: Arc<WriteQueue>,
+    gate: Arc<CheckpointGate>,
     intake: watch::Sender<Intake>,
     next_seq: Seq,
-    written_seq: Seq,
+    committed_seq: Seq,
     reserved: Seq,
-    kinds: Kinds,
+    kinds: KindCache,
     full_sync: bool,
-    keys: Keys,
-    small_came: Option<Instant>,
+    keys: SaltedHasher,
+    last_small_at: Option<Instant>,
 }
 
 impl Writer {
     pub(super) fn new(
         mut db: Connection,
-        queue: Arc<Queue>,
-        gate: Arc<Gate>,
+        queue: Arc<WriteQueue>,
+        gate: Arc<CheckpointGate>,
         intake: watch::Sender<Intake>,
         key_shift: u32,
     ) -> rusqlite::Result<Self> {
         let reserved: Seq = db.query_row("SELECT reserved FROM mirror_state", [], |row| row.get(0))?;
         // A new run starts at the end of the last block: what was given before a power loss is never given again.
         db.execute("UPDATE mirror_state SET seq = reserved", [])?;
-        let keys = Keys::of(&db)?.with_shift(key_shift);
+        let keys = SaltedHasher::load(&db)?.with_shift(key_shift);
         let pages = Arc::clone(&gate);
         db.wal_hook(Some(move |_: &mut rusqlite::hooks::Wal, count: i32| {
             pages.committed(count);
@@ -181,24 +181,24 @@ impl Writer {
             gate,
             intake,
             next_seq: reserved + 1,
-            written_seq: reserved,
+            committed_seq: reserved,
             reserved,
-            kinds: Kinds::default(),
+            kinds: KindCache::default(),
             full_sync: true,
             keys,
-            small_came: None,
+            last_small_at: None,
         })
     }
 
     /// Until the queue is closed and empty, or the file is found damaged.
     pub(super) fn run(mut self) {
-        while let Some(first) = self.queue.first() {
-            if let Err(error) = self.group(first) {
+        while let Some(first) = self.queue.wait_pop() {
+            if let Err(error) = self.commit_group(first) {
                 tracing::error!(%error, "the database is damaged: nothing is written any more");
                 self.intake.send_replace(Intake::Broken(error.to_string()));
                 self.queue.close();
-                while let Some(job) = self.queue.first() {
-                    job.work.answer(Err(error.clone()));
+                while let Some(job) = self.queue.wait_pop() {
+                    job.job.answer(Err(error.clone()));
                 }
             }
         }
@@ -206,29 +206,29 @@ impl Writer {
     }
 
     /// Takes work while it fits, and commits it; the error is fatal.
-    fn group(&mut self, first: Job) -> Result<(), StoreError> {
-        let mut jobs: Vec<Job> = vec![first];
+    fn commit_group(&mut self, first: QueuedJob) -> Result<(), StoreError> {
+        let mut jobs: Vec<QueuedJob> = vec![first];
         let mut guarded = false;
         loop {
-            match self.attempt(&mut jobs, guarded) {
+            match self.try_commit(&mut jobs, guarded) {
                 Ok(results) => {
-                    self.unblocked();
+                    self.report_unblocked();
                     for (job, result) in jobs.into_iter().zip(results) {
-                        job.work.answer(result);
+                        job.job.answer(result);
                     }
                     return Ok(());
                 }
-                Err(Undone::Unguarded) => guarded = true,
-                Err(Undone::Failed(error)) if error.is_environment() => {
-                    self.blocked(&error);
+                Err(GroupError::NeedsSavepoints) => guarded = true,
+                Err(GroupError::Failed(error)) if error.is_environment() => {
+                    self.report_blocked(&error);
                     // A closed queue ends the waiting: nothing of the group was acknowledged, so nothing is lost.
-                    if !self.queue.pause(BLOCKED_PAUSE) && self.queue.is_closed() {
+                    if !self.queue.wait_unless_closed(BLOCKED_RETRY_PAUSE) && self.queue.is_closed() {
                         self.give_up(jobs, &error);
                         return Ok(());
                     }
                 }
-                Err(Undone::Failed(error)) => {
-                    jobs.into_iter().for_each(|job| job.work.answer(Err(error.clone())));
+                Err(GroupError::Failed(error)) => {
+                    jobs.into_iter().for_each(|job| job.job.answer(Err(error.clone())));
                     return if error.is_fatal() { Err(error) } else { Ok(()) };
                 }
             }
@@ -236,24 +236,28 @@ impl Writer {
     }
 
     /// What else waits is not even tried: each try at a locked file takes as long as SQLite waits for the lock.
-    fn give_up(&self, jobs: Vec<Job>, error: &StoreError) {
-        jobs.into_iter().for_each(|job| job.work.answer(Err(error.clone())));
-        while let Some(job) = self.queue.first() {
-            job.work.answer(Err(error.clone()));
+    fn give_up(&self, jobs: Vec<QueuedJob>, error: &StoreError) {
+        jobs.into_iter().for_each(|job| job.job.answer(Err(error.clone())));
+        while let Some(job) = self.queue.wait_pop() {
+            job.job.answer(Err(error.clone()));
         }
     }
 
-    fn attempt(&mut self, jobs: &mut Vec<Job>, guarded: bool) -> Result<Vec<Result<(), StoreError>>, Undone> {
-        let durable = jobs.iter().any(|job| job.weight.durable);
-        let wanted: usize = jobs.iter().map(|job| job.weight.seqs).sum();
+    fn try_commit(
+        &mut self,
+        jobs: &mut Vec<QueuedJob>,
+        guarded: bool,
+    ) -> Result<Vec<Result<(), StoreError>>, GroupError> {
+        let durable = jobs.iter().any(|job| job.class.durable);
+        let wanted: usize = jobs.iter().map(|job| job.class.max_seqs).sum();
         let (began, gate) = (Instant::now(), Arc::clone(&self.gate));
         let _open = gate.enter();
         self.reserve(wanted)?;
-        self.synchronous(durable)?;
+        self.set_synchronous(durable)?;
         self.db.execute_batch("BEGIN IMMEDIATE")?;
         let before = self.next_seq;
-        let done = self.fill(jobs, durable, wanted, guarded).and_then(|results| {
-            if self.next_seq != self.written_seq + 1 {
+        let done = self.run_group(jobs, durable, wanted, guarded).and_then(|results| {
+            if self.next_seq != self.committed_seq + 1 {
                 let seq = self.next_seq - 1;
                 self.db.prepare_cached("UPDATE mirror_state SET seq = ?1")?.execute([seq])?;
             }
@@ -262,8 +266,8 @@ impl Writer {
         });
         match done {
             Ok(results) => {
-                self.written_seq = self.next_seq - 1;
-                self.queue.commits.took(began.elapsed());
+                self.committed_seq = self.next_seq - 1;
+                self.queue.commits.observe(began.elapsed());
                 Ok(results)
             }
             Err(error) => {
@@ -278,48 +282,48 @@ impl Writer {
     }
 
     /// Runs what is there, then whatever waits and fits. The error undoes the whole group.
-    fn fill(
+    fn run_group(
         &mut self,
-        jobs: &mut Vec<Job>,
+        jobs: &mut Vec<QueuedJob>,
         durable: bool,
         mut wanted: usize,
         guarded: bool,
-    ) -> Result<Vec<Result<(), StoreError>>, Undone> {
+    ) -> Result<Vec<Result<(), StoreError>>, GroupError> {
         let started = Instant::now();
         let room = usize::try_from(self.reserved + 1 - self.next_seq).unwrap_or(0);
         let mut results = Vec::new();
         let mut at = 0;
         loop {
             while let Some(job) = jobs.get_mut(at) {
-                results.push(self.one(job, guarded)?);
+                results.push(self.run_job(job, guarded)?);
                 at += 1;
             }
             // Small deliveries are waited for outside; notes and look-ups can wait for a group to fill.
-            let waits = jobs.iter().any(|job| !job.weight.large && job.weight.seqs > 0);
+            let waits = jobs.iter().any(|job| !job.class.large && job.class.max_seqs > 0);
             if waits {
-                self.small_came = Some(started);
+                self.last_small_at = Some(started);
             }
-            let brisk = self.small_came.is_some_and(|came| came.elapsed() < BRISK_FOR);
-            let full = wanted >= if brisk { BRISK_ITEMS } else { GROUP_ITEMS };
+            let short_groups = self.last_small_at.is_some_and(|came| came.elapsed() < SHORT_GROUPS_FOR);
+            let full = wanted >= if short_groups { SHORT_GROUP_ITEMS } else { GROUP_ITEMS };
             let open = !full && started.elapsed() < GROUP_TIME;
-            let next = self.queue.another(|weight| {
+            let next = self.queue.try_pop(|weight| {
                 let kept_apart = waits && weight.large;
-                weight.durable == durable && wanted + weight.seqs <= room && (open || !weight.large) && !kept_apart
+                weight.durable == durable && wanted + weight.max_seqs <= room && (open || !weight.large) && !kept_apart
             });
             let Some(job) = next else { return Ok(results) };
-            wanted += job.weight.seqs;
+            wanted += job.class.max_seqs;
             jobs.push(job);
         }
     }
 
     /// One piece. Its own failure, a panic too, undoes it alone when it runs under a savepoint of its own.
-    fn one(&mut self, job: &mut Job, guarded: bool) -> Result<Result<(), StoreError>, Undone> {
+    fn run_job(&mut self, job: &mut QueuedJob, guarded: bool) -> Result<Result<(), StoreError>, GroupError> {
         let before = self.next_seq;
         if guarded {
             self.db.prepare_cached("SAVEPOINT work")?.execute([])?;
         }
-        let mut bench = Bench { db: &self.db, next_seq: &mut self.next_seq, kinds: &mut self.kinds, keys: self.keys };
-        let ran = catch_unwind(AssertUnwindSafe(|| job.work.run(&mut bench)));
+        let mut tx = WriteTx { db: &self.db, next_seq: &mut self.next_seq, kinds: &mut self.kinds, keys: self.keys };
+        let ran = catch_unwind(AssertUnwindSafe(|| job.job.run(&mut tx)));
         let result = ran.unwrap_or_else(|_| Err(StoreError::Refused("the writer panicked over this delivery".into())));
         match result {
             Ok(()) => {
@@ -328,8 +332,8 @@ impl Writer {
                 }
                 Ok(Ok(()))
             }
-            Err(error) if error.is_environment() || error.is_fatal() => Err(Undone::Failed(error)),
-            Err(_) if !guarded => Err(Undone::Unguarded),
+            Err(error) if error.is_environment() || error.is_fatal() => Err(GroupError::Failed(error)),
+            Err(_) if !guarded => Err(GroupError::NeedsSavepoints),
             Err(error) => {
                 self.next_seq = before;
                 self.kinds.clear();
@@ -341,18 +345,18 @@ impl Writer {
 
     /// Makes sure that `wanted` change numbers lie within a block that is on the disk.
     fn reserve(&mut self, wanted: usize) -> Result<(), StoreError> {
-        let wanted = Seq::try_from(wanted.max(GROUP_ITEMS)).unwrap_or(BLOCK);
+        let wanted = Seq::try_from(wanted.max(GROUP_ITEMS)).unwrap_or(SEQ_BLOCK);
         if self.next_seq + wanted <= self.reserved + 1 {
             return Ok(());
         }
-        self.synchronous(true)?;
-        let reserved = self.next_seq - 1 + BLOCK.max(wanted);
+        self.set_synchronous(true)?;
+        let reserved = self.next_seq - 1 + SEQ_BLOCK.max(wanted);
         self.db.execute("UPDATE mirror_state SET reserved = ?1", [reserved])?;
         self.reserved = reserved;
         Ok(())
     }
 
-    fn synchronous(&mut self, full: bool) -> Result<(), StoreError> {
+    fn set_synchronous(&mut self, full: bool) -> Result<(), StoreError> {
         if self.full_sync != full {
             self.db.pragma_update(None, "synchronous", if full { "FULL" } else { "NORMAL" })?;
             self.full_sync = full;
@@ -360,7 +364,7 @@ impl Writer {
         Ok(())
     }
 
-    fn blocked(&self, error: &StoreError) {
+    fn report_blocked(&self, error: &StoreError) {
         let reason = format!("the database can't be written: {error}");
         let news = self.intake.send_if_modified(|intake| {
             let news = *intake == Intake::Open;
@@ -372,7 +376,7 @@ impl Writer {
         }
     }
 
-    fn unblocked(&self) {
+    fn report_unblocked(&self) {
         let was = self.intake.send_if_modified(|intake| {
             let was = *intake != Intake::Open;
             *intake = Intake::Open;

@@ -8,8 +8,8 @@ use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot};
 
 use super::ack::Ack;
-pub use crate::store::forget::Named;
-pub use crate::store::sift::Chosen;
+pub use crate::store::forget::ItemSelector;
+pub use crate::store::quarantine_batch::QuarantineSelection;
 
 /// An operator's order to one feed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,7 +38,7 @@ pub enum Order {
     /// Forget an item for good, or let a forgotten one be taken again.
     Forget {
         /// Which.
-        item: Named,
+        item: ItemSelector,
         /// Whether it may be taken again.
         undo: bool,
     },
@@ -62,14 +62,14 @@ impl Order {
 
 /// What an order comes to, mostly in words.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Answer<T = String> {
+pub enum OrderAnswer<T = String> {
     /// It was carried out.
     Done(T),
     /// It is being carried out, or will be as soon as it can be; in words.
     Accepted(String),
 }
 
-impl Answer {
+impl OrderAnswer {
     /// The words.
     pub fn into_words(self) -> String {
         match self {
@@ -89,13 +89,13 @@ pub enum QuarantineOrder {
 
 /// What came of an order to many quarantine rows.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Sorted {
+pub struct QuarantineBatchReport {
     /// Rows that have left quarantine.
-    pub gone: u64,
+    pub removed: u64,
     /// Rows that could not be read or applied.
     pub failed: u64,
     /// The first of those, and why.
-    pub why: Option<String>,
+    pub first_error: Option<String>,
 }
 
 /// Why an order was not carried out.
@@ -112,69 +112,73 @@ pub enum ControlError {
     Stopping,
 }
 
-pub(super) enum Request {
-    Feed(String, Order, oneshot::Sender<Result<Answer, ControlError>>),
-    Quarantine(i64, QuarantineOrder, oneshot::Sender<Result<Answer, ControlError>>),
-    Sort(Chosen, QuarantineOrder, oneshot::Sender<Result<Answer<Sorted>, ControlError>>),
+pub(super) enum ControlRequest {
+    Feed(String, Order, oneshot::Sender<Result<OrderAnswer, ControlError>>),
+    Quarantine(i64, QuarantineOrder, oneshot::Sender<Result<OrderAnswer, ControlError>>),
+    QuarantineBatch(
+        QuarantineSelection,
+        QuarantineOrder,
+        oneshot::Sender<Result<OrderAnswer<QuarantineBatchReport>, ControlError>>,
+    ),
     Ping(oneshot::Sender<()>),
 }
 
 /// Asks the supervisor; cheap to clone.
 #[derive(Clone)]
 pub struct Control {
-    requests: mpsc::Sender<Request>,
+    requests: mpsc::Sender<ControlRequest>,
     begun: Arc<AtomicBool>,
 }
 
 /// The supervisor's end: what it is asked.
-pub struct Orders {
-    requests: mpsc::Receiver<Request>,
+pub struct ControlReceiver {
+    requests: mpsc::Receiver<ControlRequest>,
     /// Whether anybody has taken a request: before, as while the database can't be opened, nobody is there to answer.
     begun: Arc<AtomicBool>,
 }
 
-impl Orders {
+impl ControlReceiver {
     /// The next request; nothing once nobody can ask any more.
-    pub(super) async fn next(&mut self) -> Option<Request> {
+    pub(super) async fn next(&mut self) -> Option<ControlRequest> {
         self.begun.store(true, Ordering::Relaxed);
         self.requests.recv().await
     }
 }
 
 /// Orders that may wait for the supervisor.
-const WAITING: usize = 64;
+const MAX_QUEUED_REQUESTS: usize = 64;
 /// How long whoever gives an order waits for it to be carried out.
-pub const PATIENCE: Duration = Duration::from_millis(1_500);
+pub const ORDER_WAIT: Duration = Duration::from_millis(1_500);
 
 /// A handle and what it leads to.
-pub fn channel() -> (Control, Orders) {
-    let (sender, receiver) = mpsc::channel(WAITING);
+pub fn channel() -> (Control, ControlReceiver) {
+    let (sender, receiver) = mpsc::channel(MAX_QUEUED_REQUESTS);
     let begun = Arc::<AtomicBool>::default();
-    (Control { requests: sender, begun: Arc::clone(&begun) }, Orders { requests: receiver, begun })
+    (Control { requests: sender, begun: Arc::clone(&begun) }, ControlReceiver { requests: receiver, begun })
 }
 
 /// What a stand-in for the supervisor is asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Asked {
+pub enum StubRequest {
     /// An order to a feed, by its name.
     Feed(String, Order),
     /// An order to a quarantine row, by its number.
     Quarantine(i64, QuarantineOrder),
     /// An order to many quarantine rows.
-    Sort(Chosen, QuarantineOrder),
+    Sort(QuarantineSelection, QuarantineOrder),
     /// Whether it is alive; the words it answers are not looked at.
     Ping,
 }
 
-impl Sorted {
+impl QuarantineBatchReport {
     /// What came of it, in words.
     pub fn words(&self, order: QuarantineOrder) -> String {
         let records = |count| if count == 1 { "1 record".to_owned() } else { format!("{count} records") };
         let done = match order {
-            QuarantineOrder::Retry => format!("{} could be read, and left quarantine", records(self.gone)),
-            QuarantineOrder::Drop => format!("{} dropped", records(self.gone)),
+            QuarantineOrder::Retry => format!("{} could be read, and left quarantine", records(self.removed)),
+            QuarantineOrder::Drop => format!("{} dropped", records(self.removed)),
         };
-        match &self.why {
+        match &self.first_error {
             Some(why) => format!("{done}; still there: {}, the first: {why}", records(self.failed)),
             None => done,
         }
@@ -184,9 +188,9 @@ impl Sorted {
 impl Control {
     /// A handle whose orders `answer` carries out one after the other, where no supervisor runs. Needs a tokio runtime;
     /// ends with the last clone of the handle.
-    pub fn answered_by<F, A>(mut answer: F) -> Self
+    pub fn with_stub<F, A>(mut answer: F) -> Self
     where
-        F: FnMut(Asked) -> A + Send + 'static,
+        F: FnMut(StubRequest) -> A + Send + 'static,
         A: Future<Output = Result<String, ControlError>> + Send,
     {
         let (control, mut orders) = channel();
@@ -195,18 +199,20 @@ impl Control {
             while let Some(request) = orders.next().await {
                 // Whoever asked may be gone.
                 match request {
-                    Request::Feed(name, order, reply) => {
-                        let _ = reply.send(answer(Asked::Feed(name, order)).await.map(Answer::Done));
+                    ControlRequest::Feed(name, order, reply) => {
+                        let _ = reply.send(answer(StubRequest::Feed(name, order)).await.map(OrderAnswer::Done));
                     }
-                    Request::Quarantine(id, order, reply) => {
-                        let _ = reply.send(answer(Asked::Quarantine(id, order)).await.map(Answer::Done));
+                    ControlRequest::Quarantine(id, order, reply) => {
+                        let _ = reply.send(answer(StubRequest::Quarantine(id, order)).await.map(OrderAnswer::Done));
                     }
-                    Request::Sort(chosen, order, reply) => {
-                        let sorted = |_| Answer::Done(Sorted { gone: 1, ..Sorted::default() });
-                        let _ = reply.send(answer(Asked::Sort(chosen, order)).await.map(sorted));
+                    ControlRequest::QuarantineBatch(chosen, order, reply) => {
+                        let sorted = |_| {
+                            OrderAnswer::Done(QuarantineBatchReport { removed: 1, ..QuarantineBatchReport::default() })
+                        };
+                        let _ = reply.send(answer(StubRequest::Sort(chosen, order)).await.map(sorted));
                     }
-                    Request::Ping(reply) => {
-                        if answer(Asked::Ping).await.is_ok() {
+                    ControlRequest::Ping(reply) => {
+                        if answer(StubRequest::Ping).await.is_ok() {
                             let _ = reply.send(());
                         }
                     }
@@ -221,45 +227,49 @@ impl Control {
     ///
     /// # Errors
     /// When there is no such feed, or the order can't be carried out.
-    pub async fn feed(&self, name: &str, order: Order) -> Result<Answer, ControlError> {
+    pub async fn order_feed(&self, name: &str, order: Order) -> Result<OrderAnswer, ControlError> {
         let accepted = format!("{name}: {} is accepted, and carried out as soon as it can be", order.verb());
-        self.within_patience(accepted, |reply| Request::Feed(name.to_owned(), order, reply)).await
+        self.send_order(accepted, |reply| ControlRequest::Feed(name.to_owned(), order, reply)).await
     }
 
     /// Gives a quarantine row an order; the answer says in words what was done, or that it was accepted.
     ///
     /// # Errors
     /// When there is no such row, or it still can't be read.
-    pub async fn quarantine(&self, id: i64, order: QuarantineOrder) -> Result<Answer, ControlError> {
+    pub async fn order_record(&self, id: i64, order: QuarantineOrder) -> Result<OrderAnswer, ControlError> {
         let accepted = format!("record {id}: accepted, and seen to as soon as it can be");
-        self.within_patience(accepted, |reply| Request::Quarantine(id, order, reply)).await
+        self.send_order(accepted, |reply| ControlRequest::Quarantine(id, order, reply)).await
     }
 
     /// Gives many quarantine rows an order.
     ///
     /// # Errors
     /// When there is no such feed, or the mirror can't be written.
-    pub async fn sort(&self, chosen: Chosen, order: QuarantineOrder) -> Result<Answer<Sorted>, ControlError> {
+    pub async fn order_records(
+        &self,
+        chosen: QuarantineSelection,
+        order: QuarantineOrder,
+    ) -> Result<OrderAnswer<QuarantineBatchReport>, ControlError> {
         let accepted =
             "this is accepted: the records are seen to one after the other, and the log says what came of it"
                 .to_owned();
-        self.within_patience(accepted, |reply| Request::Sort(chosen, order, reply)).await
+        self.send_order(accepted, |reply| ControlRequest::QuarantineBatch(chosen, order, reply)).await
     }
 
-    async fn within_patience<T>(
+    async fn send_order<T>(
         &self,
         accepted: String,
-        request: impl FnOnce(oneshot::Sender<Result<Answer<T>, ControlError>>) -> Request,
-    ) -> Result<Answer<T>, ControlError> {
+        request: impl FnOnce(oneshot::Sender<Result<OrderAnswer<T>, ControlError>>) -> ControlRequest,
+    ) -> Result<OrderAnswer<T>, ControlError> {
         let (reply, answer) = oneshot::channel();
         // A full queue says that nothing of it is being carried out: that is better told than added to.
         self.requests.try_send(request(reply)).map_err(|error| match error {
             TrySendError::Full(_) => ControlError::Refused("too many orders wait already".to_owned()),
             TrySendError::Closed(_) => ControlError::Stopping,
         })?;
-        match tokio::time::timeout(PATIENCE, answer).await {
+        match tokio::time::timeout(ORDER_WAIT, answer).await {
             Ok(answer) => answer.map_err(|_| ControlError::Stopping)?,
-            Err(_) => Ok(Answer::Accepted(accepted)),
+            Err(_) => Ok(OrderAnswer::Accepted(accepted)),
         }
     }
 
@@ -271,10 +281,10 @@ impl Control {
         if !self.begun.load(Ordering::Relaxed) {
             return Ok(());
         }
-        self.ask(Request::Ping).await
+        self.ask(ControlRequest::Ping).await
     }
 
-    async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> Result<T, ControlError> {
+    async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> ControlRequest) -> Result<T, ControlError> {
         let (reply, answer) = oneshot::channel();
         self.requests.send(request(reply)).await.map_err(|_| ControlError::Stopping)?;
         answer.await.map_err(|_| ControlError::Stopping)

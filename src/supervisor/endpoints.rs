@@ -10,51 +10,51 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::FeedSettings;
-use crate::feed::{Mode, Push, Transport};
-use crate::mode::push::Ledger;
+use crate::feed::{Mode, PushTrust, Transport};
+use crate::mode::push::PushLedger;
 use crate::source::amqp::AmqpSettings;
-use crate::source::client::Clients;
-use crate::source::http::{Failure, Requests};
+use crate::source::client::HttpClients;
+use crate::source::http::{EndpointClient, HttpFailure};
 use crate::source::secret::SecretSource;
-use crate::source::webhook::{Door, DoorState, Posted, WAITING, WebhookSettings};
+use crate::source::webhook::{POST_QUEUE_CAPACITY, RouteState, WebhookPost, WebhookRoute, WebhookSettings};
 use crate::store::endpoints::StoredEndpoint;
 use crate::store::feeds::StoredFeed;
-use crate::worker::Feed;
+use crate::worker::FeedRuntime;
 use crate::worker::amqp::AmqpLoop;
-use crate::worker::push::Book;
+use crate::worker::push::PushState;
 use crate::worker::sse::{SseEndpoint, SseLoop};
-use crate::worker::webhook::{Registration, WebhookLoop};
+use crate::worker::webhook::{WebhookLoop, WebhookRegistration};
 
 /// What a feed's push loops run with.
-pub(super) struct Endpoints {
+pub(super) struct PushEndpoints {
     sse: Option<SseEndpoint>,
     amqp: Option<AmqpSettings>,
-    webhook: Option<Posts>,
+    webhook: Option<WebhookEndpoint>,
 }
 
 /// What comes through a feed's door, and the sign on it.
-struct Posts {
-    inbox: mpsc::Receiver<Posted>,
-    sign: watch::Sender<DoorState>,
+struct WebhookEndpoint {
+    inbox: mpsc::Receiver<WebhookPost>,
+    route_state: watch::Sender<RouteState>,
     generation: Arc<AtomicI64>,
-    registration: Option<Registration>,
+    registration: Option<WebhookRegistration>,
 }
 
 /// Until it is level, a feed that defers asks its publisher to come again after this.
 const DEFERRED: Duration = Duration::from_secs(30);
 
-impl Endpoints {
+impl PushEndpoints {
     /// With the door that the feed's publisher posts to, if it has one. Reads secrets: blocking, small local files.
     pub(super) fn new(
-        clients: &Clients,
+        clients: &HttpClients,
         settings: &FeedSettings,
         stored: &StoredFeed,
-        book: &Book,
-    ) -> Result<(Self, Option<Door>), Failure> {
+        book: &PushState,
+    ) -> Result<(Self, Option<WebhookRoute>), HttpFailure> {
         let sse = match &settings.sse {
             Some(sse) => {
                 let (headers, query) = (&settings.headers, &settings.query);
-                let requests = Requests::new(clients, &sse.url, &settings.http, headers, query)?;
+                let requests = EndpointClient::new(clients, &sse.url, &settings.http, headers, query)?;
                 let requests = requests.hiding(settings.secrets());
                 Some(SseEndpoint { settings: sse.clone(), requests })
             }
@@ -64,52 +64,57 @@ impl Endpoints {
             return Ok((Self { sse, amqp: settings.amqp.clone(), webhook: None }, None));
         };
         let defers = webhook.defer && stored.mode == Mode::Refresh;
-        let deferring = DoorState::Defer { retry_after: DEFERRED, why: "the feed is being read first" };
-        let (sign, state) = watch::channel(if defers { deferring } else { DoorState::Open });
-        let (sender, inbox) = mpsc::channel(WAITING);
+        let deferring = RouteState::Deferred { retry_after: DEFERRED, why: "the feed is being read first" };
+        let (sign, state) = watch::channel(if defers { deferring } else { RouteState::Open });
+        let (sender, inbox) = mpsc::channel(POST_QUEUE_CAPACITY);
         let registration = match &webhook.register {
             Some(register) => {
-                let requests = Requests::new(clients, &register.url, &settings.http, &register.headers, &[])?;
+                let requests = EndpointClient::new(clients, &register.url, &settings.http, &register.headers, &[])?;
                 let requests = requests.hiding(settings.secrets());
-                Some(Registration { settings: register.clone(), requests })
+                Some(WebhookRegistration { settings: register.clone(), requests })
             }
             None => None,
         };
         let generation = Arc::new(AtomicI64::new(stored.generation));
-        let door = Door {
-            secrets: secrets(webhook)?,
+        let door = WebhookRoute {
+            secrets: read_webhook_secrets(webhook)?,
             state,
             sender,
             generation: Arc::clone(&generation),
-            turned_away: Arc::clone(&book.turned_away),
+            turned_away_count: Arc::clone(&book.rejected_posts),
         };
         Ok((
-            Self { sse, amqp: settings.amqp.clone(), webhook: Some(Posts { inbox, sign, generation, registration }) },
+            Self {
+                sse,
+                amqp: settings.amqp.clone(),
+                webhook: Some(WebhookEndpoint { inbox, route_state: sign, generation, registration }),
+            },
             Some(door),
         ))
     }
 
     /// Until cancelled.
-    pub(super) async fn run(self, feed: &Arc<Feed>, cancel: &CancellationToken) {
+    pub(super) async fn run(self, feed: &Arc<FeedRuntime>, cancel: &CancellationToken) {
         let Self { sse, amqp, webhook } = self;
         if sse.is_none() && amqp.is_none() && webhook.is_none() {
             return;
         }
         let sse = sse.as_ref().map(|endpoint| SseLoop::new(feed, endpoint, cancel).run());
         let amqp = amqp.as_ref().map(|settings| AmqpLoop::new(feed, settings, cancel).run());
-        let webhook = webhook.map(|Posts { inbox, sign, generation, registration }| async move {
-            let open = async {
-                if feed.wait_until_level(cancel).await {
-                    sign.send_replace(DoorState::Open);
-                }
-                cancel.cancelled().await;
-            };
-            let registration = registration.as_ref().map(|registration| registration.keep(feed, cancel));
-            let posts = WebhookLoop::new(feed, generation, inbox, cancel).run();
-            tokio::join!(posts, open, OptionFuture::from(registration));
-        });
+        let webhook =
+            webhook.map(|WebhookEndpoint { inbox, route_state: sign, generation, registration }| async move {
+                let open = async {
+                    if feed.wait_until_level(cancel).await {
+                        sign.send_replace(RouteState::Open);
+                    }
+                    cancel.cancelled().await;
+                };
+                let registration = registration.as_ref().map(|registration| registration.run(feed, cancel));
+                let posts = WebhookLoop::new(feed, generation, inbox, cancel).run();
+                tokio::join!(posts, open, OptionFuture::from(registration));
+            });
         tokio::join!(
-            feed.keep_book(cancel),
+            feed.run_push_clock(cancel),
             OptionFuture::from(sse),
             OptionFuture::from(amqp),
             OptionFuture::from(webhook)
@@ -121,29 +126,39 @@ impl Endpoints {
 ///
 /// # Errors
 /// When one can't be read.
-pub(super) fn secrets(webhook: &WebhookSettings) -> Result<Vec<SecretString>, Failure> {
-    let read = |source: &SecretSource| source.read().map_err(|error| Failure::Settings(error.to_string()));
+pub(super) fn read_webhook_secrets(webhook: &WebhookSettings) -> Result<Vec<SecretString>, HttpFailure> {
+    let read = |source: &SecretSource| source.read().map_err(|error| HttpFailure::Settings(error.to_string()));
     webhook.secrets.iter().map(read).collect()
 }
 
 /// A door that nobody gets through, with the reason on it.
-pub(super) fn closed_door(webhook: &WebhookSettings, state: DoorState) -> Result<Door, Failure> {
+pub(super) fn closed_route(webhook: &WebhookSettings, state: RouteState) -> Result<WebhookRoute, HttpFailure> {
     let (_, state) = watch::channel(state);
     let (sender, _) = mpsc::channel(1);
-    Ok(Door { secrets: secrets(webhook)?, state, sender, generation: Arc::default(), turned_away: Arc::default() })
+    Ok(WebhookRoute {
+        secrets: read_webhook_secrets(webhook)?,
+        state,
+        sender,
+        generation: Arc::default(),
+        turned_away_count: Arc::default(),
+    })
 }
 
 /// The book of a feed that is only polled.
-pub fn no_push(settings: &FeedSettings, stored: &StoredFeed) -> Book {
-    Book::new(Ledger::new(settings.push.clone(), settings.modified, []), stored.mode)
+pub fn poll_only_state(settings: &FeedSettings, stored: &StoredFeed) -> PushState {
+    PushState::new(PushLedger::new(settings.push.clone(), settings.modified, []), stored.mode)
 }
 
 /// What was known of a feed's push before, as a book to go on with. Whatever kept it level has to be reached again.
-pub(super) fn book(settings: &FeedSettings, stored: &StoredFeed, endpoints: &[StoredEndpoint]) -> Book {
+pub(super) fn restore_push_state(
+    settings: &FeedSettings,
+    stored: &StoredFeed,
+    endpoints: &[StoredEndpoint],
+) -> PushState {
     let known = settings.push_transports().into_iter().map(|transport: Transport| {
         let known = endpoints.iter().find(|endpoint| endpoint.transport == transport);
-        (transport, known.map_or(Push::Unproven, |known| known.push))
+        (transport, known.map_or(PushTrust::Unproven, |known| known.push))
     });
     let mode = if stored.mode.is_push() { Mode::Poll } else { stored.mode };
-    Book::new(Ledger::new(settings.push.clone(), settings.modified, known), mode)
+    PushState::new(PushLedger::new(settings.push.clone(), settings.modified, known), mode)
 }

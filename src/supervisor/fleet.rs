@@ -11,31 +11,31 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
-use super::control::{Answer, ControlError, Order, Request, Sorted};
+use super::control::{ControlError, ControlRequest, Order, OrderAnswer, QuarantineBatchReport};
 use super::endpoints;
-use super::housekeeping::{keep_house, keep_removing};
-use super::quarantine::Sorter;
+use super::feed_supervisor::{FeedCommand, FeedSupervisor, OrderReply};
+use super::housekeeping::{run_housekeeping, run_purge_removal};
+use super::quarantine::QuarantineWorker;
 use super::registration::configure;
-use super::unit::{Command, Reply, Unit};
-use super::{Configured, FeedSettings, Fleet};
-use crate::feed::{Asked, FeedName, Outcome, Transport};
-use crate::source::client::Clients;
-use crate::source::http::Failure;
-use crate::source::turns::Turns;
-use crate::source::webhook::{DoorState, Inbox};
+use super::{ConfiguredFeed, FeedSettings, FleetSettings};
+use crate::feed::{FeedName, RecordOutcome, RequestOutcome, Transport};
+use crate::source::client::HttpClients;
+use crate::source::host_limiter::HostLimiter;
+use crate::source::http::HttpFailure;
+use crate::source::webhook::{Inbox, RouteState};
 use crate::store::StoreError;
-use crate::store::keep::KeepSettings;
-use crate::worker::page_source::Waits;
-use crate::worker::push::Book;
-use crate::worker::{Counts, Feed, Shared};
+use crate::store::retention::RetentionSettings;
+use crate::worker::page_source::WaitReporter;
+use crate::worker::push::PushState;
+use crate::worker::{FeedCounters, FeedRuntime, WorkerContext};
 
 /// The feeds' counts, for metrics.
 #[derive(Clone, Default)]
-pub struct Roster(Arc<Mutex<BTreeMap<FeedName, Arc<Counts>>>>);
+pub struct CounterRegistry(Arc<Mutex<BTreeMap<FeedName, Arc<FeedCounters>>>>);
 
 /// What a feed has done since the start.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Done {
+pub struct FeedTotals {
     /// The feed.
     pub feed: FeedName,
     /// Pages committed.
@@ -49,16 +49,16 @@ pub struct Done {
     /// Records quarantined.
     pub quarantined: u64,
     /// Records, by transport and by what became of them.
-    pub outcomes: Vec<(Transport, Outcome, u64)>,
+    pub outcomes: Vec<(Transport, RecordOutcome, u64)>,
     /// Requests for pages, by what they got.
-    pub polls: Vec<(Asked, u64)>,
+    pub polls: Vec<(RequestOutcome, u64)>,
 }
 
-impl Roster {
+impl CounterRegistry {
     /// What each configured feed has done since the start.
-    pub fn done(&self) -> Vec<Done> {
+    pub fn totals(&self) -> Vec<FeedTotals> {
         let counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let done = |(feed, counts): (&FeedName, &Arc<Counts>)| Done {
+        let done = |(feed, counts): (&FeedName, &Arc<FeedCounters>)| FeedTotals {
             feed: feed.clone(),
             pages: counts.pages.load(Ordering::Relaxed),
             bytes: counts.bytes.load(Ordering::Relaxed),
@@ -71,32 +71,32 @@ impl Roster {
         counts.iter().map(done).collect()
     }
 
-    fn set(&self, feeds: impl Iterator<Item = (FeedName, Arc<Counts>)>) {
+    fn set(&self, feeds: impl Iterator<Item = (FeedName, Arc<FeedCounters>)>) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = feeds.collect();
     }
 }
 
 /// What all units share.
 #[derive(Clone)]
-pub(super) struct Common {
-    pub(super) shared: Shared,
+pub(super) struct SupervisorContext {
+    pub(super) worker_context: WorkerContext,
     /// Where publishers post.
     pub(super) inbox: Inbox,
-    pub(super) clients: Clients,
-    pub(super) turns: Turns,
-    pub(super) at_work: AtWork,
+    pub(super) clients: HttpClients,
+    pub(super) host_limiter: HostLimiter,
+    pub(super) running_feeds: RunningFeeds,
 }
 
 /// The feeds whose loops run.
 #[derive(Clone, Default)]
-pub(super) struct AtWork(Arc<Mutex<BTreeMap<FeedName, Arc<Feed>>>>);
+pub(super) struct RunningFeeds(Arc<Mutex<BTreeMap<FeedName, Arc<FeedRuntime>>>>);
 
-impl AtWork {
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<FeedName, Arc<Feed>>> {
+impl RunningFeeds {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<FeedName, Arc<FeedRuntime>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn insert(&self, feed: &Arc<Feed>) {
+    pub(super) fn insert(&self, feed: &Arc<FeedRuntime>) {
         self.lock().insert(feed.name.clone(), Arc::clone(feed));
     }
 
@@ -105,216 +105,227 @@ impl AtWork {
     }
 
     /// The feed, or in words why not.
-    pub(super) fn get(&self, name: &FeedName) -> Result<Arc<Feed>, String> {
+    pub(super) fn get(&self, name: &FeedName) -> Result<Arc<FeedRuntime>, String> {
         let found = self.lock().get(name).cloned();
         found.ok_or_else(|| format!("{name} does not run: it is paused or could not start; resume it first"))
     }
 }
 
 /// Orders that one feed may have waiting, and orders to records and to feeds that are not configured, all together.
-const WAITING: usize = 32;
+const MAX_QUEUED_COMMANDS: usize = 32;
 /// When to post again to a feed whose settings have changed.
-const RELOADED: Duration = Duration::from_secs(5);
+const RELOAD_RETRY_AFTER: Duration = Duration::from_secs(5);
 
 /// Starts and stops a unit for each feed, and hands orders on to them. It waits for none of them, nor for the store.
 pub struct Supervisor {
-    common: Common,
-    fleet: Fleet,
-    members: BTreeMap<FeedName, Member>,
+    context: SupervisorContext,
+    fleet: FleetSettings,
+    feed_handles: BTreeMap<FeedName, FeedHandle>,
     tasks: JoinSet<()>,
     names: BTreeMap<Id, FeedName>,
     /// What is done for orders to none of the units.
-    errands: JoinSet<()>,
-    roster: Roster,
-    keep: watch::Sender<KeepSettings>,
+    background_tasks: JoinSet<()>,
+    counter_registry: CounterRegistry,
+    keep_settings: watch::Sender<RetentionSettings>,
     shutdown: CancellationToken,
 }
 
 /// A configured feed.
-struct Member {
-    configured: Configured,
-    counts: Arc<Counts>,
+struct FeedHandle {
+    configured: ConfiguredFeed,
+    counts: Arc<FeedCounters>,
     /// Closed once the unit has ended.
-    commands: mpsc::Sender<Command>,
+    commands: mpsc::Sender<FeedCommand>,
     cancel: CancellationToken,
 }
 
 /// A configuration that is being taken over.
-struct Loading {
-    fleet: Fleet,
+struct PendingReload {
+    fleet: FleetSettings,
     same_hosts: bool,
     /// Feeds that did not change.
-    kept: BTreeSet<FeedName>,
+    unchanged: BTreeSet<FeedName>,
     /// Those that did, or are no longer configured.
-    left: Vec<FeedName>,
+    stopped: Vec<FeedName>,
 }
 
 /// A configuration that the store could not take over.
-struct Refused {
+struct FailedReload {
     error: StoreError,
     /// The feeds that were stopped for it.
-    stopped: Vec<(Configured, Arc<Counts>)>,
+    stopped: Vec<(ConfiguredFeed, Arc<FeedCounters>)>,
 }
 
 impl Supervisor {
     /// With nothing to do yet; its feeds take what is posted to `inbox`.
-    pub fn new(shared: Shared, inbox: Inbox) -> Self {
-        let turns = Turns::new(Default::default());
+    pub fn new(shared: WorkerContext, inbox: Inbox) -> Self {
+        let turns = HostLimiter::new(Default::default());
         Self {
-            common: Common { shared, inbox, clients: Clients::default(), turns, at_work: AtWork::default() },
-            fleet: Fleet::default(),
-            members: BTreeMap::new(),
+            context: SupervisorContext {
+                worker_context: shared,
+                inbox,
+                clients: HttpClients::default(),
+                host_limiter: turns,
+                running_feeds: RunningFeeds::default(),
+            },
+            fleet: FleetSettings::default(),
+            feed_handles: BTreeMap::new(),
             tasks: JoinSet::new(),
             names: BTreeMap::new(),
-            errands: JoinSet::new(),
-            roster: Roster::default(),
-            keep: watch::Sender::default(),
+            background_tasks: JoinSet::new(),
+            counter_registry: CounterRegistry::default(),
+            keep_settings: watch::Sender::default(),
             shutdown: CancellationToken::new(),
         }
     }
 
     /// The feeds' counts.
-    pub fn roster(&self) -> Roster {
-        self.roster.clone()
+    pub fn counter_registry(&self) -> CounterRegistry {
+        self.counter_registry.clone()
     }
 
     /// Until `shutdown`: hands on orders, takes over reloads, and restarts what falls over. Returns once every unit has
     /// ended.
     pub async fn run(
         mut self,
-        mut orders: super::control::Orders,
-        mut reloads: mpsc::Receiver<Fleet>,
+        mut orders: super::control::ControlReceiver,
+        mut reloads: mpsc::Receiver<FleetSettings>,
         shutdown: CancellationToken,
     ) {
-        let store = &self.common.shared.store;
-        self.tasks.spawn(keep_house(store.clone(), self.keep.subscribe(), shutdown.clone()));
-        let (sender, mut to_look_again) = mpsc::channel(WAITING);
-        self.tasks.spawn(keep_removing(store.clone(), sender, shutdown.clone()));
-        let mut loading: Option<BoxFuture<'static, Result<Loading, Refused>>> = None;
+        let store = &self.context.worker_context.store;
+        self.tasks.spawn(run_housekeeping(store.clone(), self.keep_settings.subscribe(), shutdown.clone()));
+        let (sender, mut to_look_again) = mpsc::channel(MAX_QUEUED_COMMANDS);
+        self.tasks.spawn(run_purge_removal(store.clone(), sender, shutdown.clone()));
+        let mut loading: Option<BoxFuture<'static, Result<PendingReload, FailedReload>>> = None;
         // Orders to feeds that the configuration being taken over has stopped, or is about to start.
         let mut deferred = Vec::new();
         loop {
             tokio::select! {
                 () = shutdown.cancelled() => break,
-                Some(ended) = self.tasks.join_next_with_id() => self.ended(ended),
-                Some(_) = self.errands.join_next() => {}
+                Some(ended) = self.tasks.join_next_with_id() => self.handle_feed_end(ended),
+                Some(_) = self.background_tasks.join_next() => {}
                 Some(request) = orders.next() => match (&request, loading.is_some()) {
-                    (Request::Feed(name, ..), true) if !self.is_member(name) && deferred.len() < WAITING => {
+                    (ControlRequest::Feed(name, ..), true) if !self.has_feed(name) && deferred.len() < MAX_QUEUED_COMMANDS => {
                         deferred.push(request);
                     }
-                    _ => self.hand_on(request),
+                    _ => self.dispatch(request),
                 },
-                Some(name) = to_look_again.recv() => self.command(&name, Command::LookAgain),
+                Some(name) = to_look_again.recv() => self.send_command(&name, FeedCommand::Reconcile),
                 Some(fleet) = reloads.recv(), if loading.is_none() => {
-                    loading = Some(Box::pin(self.begin_load(fleet)));
+                    loading = Some(Box::pin(self.begin_reload(fleet)));
                 }
                 loaded = async { loading.as_mut()?.await.into() }, if loading.is_some() => {
                     loading = None;
-                    self.take_over_or_tell(loaded);
-                    deferred.drain(..).for_each(|request| self.hand_on(request));
+                    self.finish_reload(loaded);
+                    deferred.drain(..).for_each(|request| self.dispatch(request));
                 }
             }
         }
         self.shutdown.cancel();
-        for member in self.members.values() {
+        for member in self.feed_handles.values() {
             member.cancel.cancel();
         }
-        self.errands.abort_all();
+        self.background_tasks.abort_all();
         while self.tasks.join_next().await.is_some() {}
     }
 
-    fn is_member(&self, name: &str) -> bool {
-        FeedName::new(name).is_some_and(|name| self.members.contains_key(&name))
+    fn has_feed(&self, name: &str) -> bool {
+        FeedName::new(name).is_some_and(|name| self.feed_handles.contains_key(&name))
     }
 
-    fn hand_on(&mut self, request: Request) {
+    fn dispatch(&mut self, request: ControlRequest) {
         match request {
-            Request::Feed(name, order, reply) => self.order(&name, order, reply),
-            Request::Ping(reply) => drop(reply.send(())),
-            Request::Quarantine(id, order, reply) => {
-                let sorter = self.sorter();
-                self.errand(reply, String::clone, async move { sorter.one(id, order).await });
+            ControlRequest::Feed(name, order, reply) => self.dispatch_order(&name, order, reply),
+            ControlRequest::Ping(reply) => drop(reply.send(())),
+            ControlRequest::Quarantine(id, order, reply) => {
+                let sorter = self.quarantine_worker();
+                self.spawn_background(reply, String::clone, async move { sorter.execute_order(id, order).await });
             }
-            Request::Sort(chosen, order, reply) => {
-                let sorter = self.sorter();
-                let sorting = async move { sorter.sort(chosen, order).await.map(Answer::Done) };
-                self.errand(reply, move |sorted: &Sorted| sorted.words(order), sorting);
+            ControlRequest::QuarantineBatch(chosen, order, reply) => {
+                let sorter = self.quarantine_worker();
+                let sorting = async move { sorter.execute_many(chosen, order).await.map(OrderAnswer::Done) };
+                self.spawn_background(reply, move |sorted: &QuarantineBatchReport| sorted.words(order), sorting);
             }
         }
     }
 
-    fn sorter(&self) -> Sorter {
-        Sorter { store: self.common.shared.store.clone(), at_work: self.common.at_work.clone() }
+    fn quarantine_worker(&self) -> QuarantineWorker {
+        QuarantineWorker {
+            store: self.context.worker_context.store.clone(),
+            running_feeds: self.context.running_feeds.clone(),
+        }
     }
 
     /// Does something beside the units, and answers for it; where nobody waits any more, the log has the words.
-    fn errand<T: Send + 'static>(
+    fn spawn_background<T: Send + 'static>(
         &mut self,
-        reply: oneshot::Sender<Result<Answer<T>, ControlError>>,
+        reply: oneshot::Sender<Result<OrderAnswer<T>, ControlError>>,
         words: impl FnOnce(&T) -> String + Send + 'static,
-        work: impl Future<Output = Result<Answer<T>, ControlError>> + Send + 'static,
+        work: impl Future<Output = Result<OrderAnswer<T>, ControlError>> + Send + 'static,
     ) {
-        if self.errands.len() >= WAITING {
+        if self.background_tasks.len() >= MAX_QUEUED_COMMANDS {
             return drop(reply.send(Err(too_many())));
         }
-        self.errands.spawn(async move {
+        self.background_tasks.spawn(async move {
             let Err(answer) = reply.send(work.await) else { return };
             match answer {
-                Ok(Answer::Done(done)) => {
+                Ok(OrderAnswer::Done(done)) => {
                     tracing::info!(done = words(&done), "an order that was accepted is carried out")
                 }
-                Ok(Answer::Accepted(words)) => tracing::info!(words, "an order is accepted"),
+                Ok(OrderAnswer::Accepted(words)) => tracing::info!(words, "an order is accepted"),
                 Err(error) => tracing::error!(%error, "an order that was accepted can't be carried out"),
             }
         });
     }
 
-    fn order(&mut self, name: &str, order: Order, reply: Reply) {
+    fn dispatch_order(&mut self, name: &str, order: Order, reply: OrderReply) {
         let Some(name) = FeedName::new(name) else {
             return drop(reply.send(Err(ControlError::Unknown(format!("there is no feed {name}")))));
         };
-        if let Some(member) = self.members.get(&name) {
-            return match member.commands.try_send(Command::Order(order, reply)) {
+        if let Some(member) = self.feed_handles.get(&name) {
+            return match member.commands.try_send(FeedCommand::Order(order, reply)) {
                 Ok(()) => {}
-                Err(TrySendError::Full(Command::Order(_, reply))) => drop(reply.send(Err(too_many()))),
+                Err(TrySendError::Full(FeedCommand::Order(_, reply))) => drop(reply.send(Err(too_many()))),
                 // The unit is ending, and with it the mirror, or is started again.
                 Err(_) => {}
             };
         }
-        if self.errands.len() >= WAITING {
+        if self.background_tasks.len() >= MAX_QUEUED_COMMANDS {
             return drop(reply.send(Err(too_many())));
         }
-        let mut unit = Unit::new(self.common.clone(), name, None, Arc::default());
-        self.errands.spawn(async move {
-            unit.carry_out(Command::Order(order, reply)).await;
-            while unit.errands.join_next().await.is_some() {}
+        let mut unit = FeedSupervisor::new(self.context.clone(), name, None, Arc::default());
+        self.background_tasks.spawn(async move {
+            unit.execute_command(FeedCommand::Order(order, reply)).await;
+            while unit.background_tasks.join_next().await.is_some() {}
         });
     }
 
-    fn command(&self, name: &FeedName, command: Command) {
-        let Some(member) = self.members.get(name) else { return };
+    fn send_command(&self, name: &FeedName, command: FeedCommand) {
+        let Some(member) = self.feed_handles.get(name) else { return };
         if member.commands.try_send(command).is_err() {
             tracing::warn!(feed = %name, "too many orders wait: it looks at what is stored when it is started again");
         }
     }
 
     /// A unit has ended that nobody stopped: it panicked itself.
-    fn ended(&mut self, ended: Result<(Id, ()), JoinError>) {
+    fn handle_feed_end(&mut self, ended: Result<(Id, ()), JoinError>) {
         let (id, error) = match ended {
             Ok((id, ())) => (id, None),
             Err(error) => (error.id(), Some(error)),
         };
         let Some(name) = self.names.remove(&id) else { return };
-        let left =
-            self.members.get(&name).is_none_or(|member| member.cancel.is_cancelled() || !member.commands.is_closed());
+        let left = self
+            .feed_handles
+            .get(&name)
+            .is_none_or(|member| member.cancel.is_cancelled() || !member.commands.is_closed());
         if left || self.shutdown.is_cancelled() {
             return;
         }
         let error = error.map(|error| error.to_string()).unwrap_or_default();
         tracing::error!(feed = %name, error, "a feed's unit fell over and is started again");
-        self.common.at_work.remove(&name);
-        if let Some(Member { configured, counts, .. }) = self.members.remove(&name) {
-            drop(self.admit(configured, counts));
+        self.context.running_feeds.remove(&name);
+        if let Some(FeedHandle { configured, counts, .. }) = self.feed_handles.remove(&name) {
+            drop(self.start_feed(configured, counts));
         }
     }
 
@@ -322,9 +333,9 @@ impl Supervisor {
     ///
     /// # Errors
     /// When the store can't register the feeds.
-    pub async fn load(&mut self, fleet: Fleet) -> Result<(), StoreError> {
-        let loading = self.begin_load(fleet).await.map_err(|refused| refused.error)?;
-        for started in self.take_over(loading) {
+    pub async fn load(&mut self, fleet: FleetSettings) -> Result<(), StoreError> {
+        let loading = self.begin_reload(fleet).await.map_err(|refused| refused.error)?;
+        for started in self.apply_reload(loading) {
             // Its end tells as much as a word would.
             drop(started.await);
         }
@@ -332,52 +343,56 @@ impl Supervisor {
     }
 
     /// Stops the feeds that change. What is returned waits for them and for the store, and needs nothing of the supervisor.
-    fn begin_load(&mut self, fleet: Fleet) -> impl Future<Output = Result<Loading, Refused>> + Send + use<> {
+    fn begin_reload(
+        &mut self,
+        fleet: FleetSettings,
+    ) -> impl Future<Output = Result<PendingReload, FailedReload>> + Send + use<> {
         let same_hosts = self.fleet.hosts == fleet.hosts;
-        let is_same = |configured: &&Configured| {
-            let member = self.members.get(configured.name());
-            same_hosts && member.is_some_and(|member| member.configured.works_as(configured))
+        let is_same = |configured: &&ConfiguredFeed| {
+            let member = self.feed_handles.get(configured.name());
+            same_hosts && member.is_some_and(|member| member.configured.runs_same_as(configured))
         };
         let kept: BTreeSet<FeedName> = fleet.feeds.iter().filter(is_same).map(|same| same.name().clone()).collect();
-        let left: Vec<FeedName> = self.members.keys().filter(|name| !kept.contains(*name)).cloned().collect();
-        let leaving: Vec<Member> = left.iter().filter_map(|name| self.leave(name)).collect();
-        let store = self.common.shared.store.clone();
+        let left: Vec<FeedName> = self.feed_handles.keys().filter(|name| !kept.contains(*name)).cloned().collect();
+        let leaving: Vec<FeedHandle> = left.iter().filter_map(|name| self.stop_feed(name)).collect();
+        let store = self.context.worker_context.store.clone();
         async move {
             for member in &leaving {
                 member.commands.closed().await;
             }
             match configure(&store, &fleet, true).await {
-                Ok(_) => Ok(Loading { fleet, same_hosts, kept, left }),
+                Ok(_) => Ok(PendingReload { fleet, same_hosts, unchanged: kept, stopped: left }),
                 Err(error) => {
                     let stopped = leaving.into_iter().map(|member| (member.configured, member.counts)).collect();
-                    Err(Refused { error, stopped })
+                    Err(FailedReload { error, stopped })
                 }
             }
         }
     }
 
-    fn leave(&mut self, name: &FeedName) -> Option<Member> {
-        let member = self.members.remove(name)?;
+    fn stop_feed(&mut self, name: &FeedName) -> Option<FeedHandle> {
+        let member = self.feed_handles.remove(name)?;
         member.cancel.cancel();
-        let Configured::Ready(settings) = &member.configured else { return Some(member) };
-        let reloading = DoorState::Defer { retry_after: RELOADED, why: "the configuration is being reloaded" };
-        match settings.webhook.as_ref().map(|webhook| endpoints::closed_door(webhook, reloading)) {
-            Some(Ok(door)) => self.common.inbox.register(name.as_str(), door),
-            _ => self.common.inbox.remove(name.as_str()),
+        let ConfiguredFeed::Ready(settings) = &member.configured else { return Some(member) };
+        let reloading =
+            RouteState::Deferred { retry_after: RELOAD_RETRY_AFTER, why: "the configuration is being reloaded" };
+        match settings.webhook.as_ref().map(|webhook| endpoints::closed_route(webhook, reloading)) {
+            Some(Ok(door)) => self.context.inbox.register(name.as_str(), door),
+            _ => self.context.inbox.remove(name.as_str()),
         }
         Some(member)
     }
 
-    fn take_over_or_tell(&mut self, loaded: Option<Result<Loading, Refused>>) {
+    fn finish_reload(&mut self, loaded: Option<Result<PendingReload, FailedReload>>) {
         match loaded {
             Some(Ok(loading)) => {
-                drop(self.take_over(loading));
-                tracing::info!(feeds = self.members.len(), "configuration reloaded");
+                drop(self.apply_reload(loading));
+                tracing::info!(feeds = self.feed_handles.len(), "configuration reloaded");
             }
-            Some(Err(Refused { error, stopped })) => {
+            Some(Err(FailedReload { error, stopped })) => {
                 tracing::error!(%error, "the reload failed, and changed nothing; a further one may succeed");
                 for (configured, counts) in stopped {
-                    drop(self.admit(configured, counts));
+                    drop(self.start_feed(configured, counts));
                 }
             }
             None => {}
@@ -385,38 +400,40 @@ impl Supervisor {
     }
 
     /// Starts the feeds that are new or have changed; what is returned ends as each has been.
-    fn take_over(&mut self, loading: Loading) -> Vec<oneshot::Receiver<()>> {
-        let Loading { fleet, same_hosts, kept, left } = loading;
+    fn apply_reload(&mut self, loading: PendingReload) -> Vec<oneshot::Receiver<()>> {
+        let PendingReload { fleet, same_hosts, unchanged: kept, stopped: left } = loading;
         let mut starting = Vec::new();
         if !same_hosts {
-            self.common.turns = Turns::new(fleet.hosts.clone());
+            self.context.host_limiter = HostLimiter::new(fleet.hosts.clone());
         }
         for configured in &fleet.feeds {
             if kept.contains(configured.name()) {
-                self.command(configured.name(), Command::ReadSecrets);
+                self.send_command(configured.name(), FeedCommand::ReloadSecrets);
             } else {
-                starting.push(self.admit(configured.clone(), Arc::default()));
+                starting.push(self.start_feed(configured.clone(), Arc::default()));
             }
         }
-        for name in left.iter().filter(|name| !self.members.contains_key(*name)) {
-            self.common.inbox.remove(name.as_str());
+        for name in left.iter().filter(|name| !self.feed_handles.contains_key(*name)) {
+            self.context.inbox.remove(name.as_str());
         }
-        self.keep.send_replace(fleet.keep.clone());
+        self.keep_settings.send_replace(fleet.keep_settings.clone());
         self.fleet = fleet;
-        self.roster.set(self.members.iter().map(|(name, member)| (name.clone(), Arc::clone(&member.counts))));
+        self.counter_registry
+            .set(self.feed_handles.iter().map(|(name, member)| (name.clone(), Arc::clone(&member.counts))));
         starting
     }
 
-    fn admit(&mut self, configured: Configured, counts: Arc<Counts>) -> oneshot::Receiver<()> {
+    fn start_feed(&mut self, configured: ConfiguredFeed, counts: Arc<FeedCounters>) -> oneshot::Receiver<()> {
         let name = configured.name().clone();
-        let (commands, received) = mpsc::channel(WAITING);
+        let (commands, received) = mpsc::channel(MAX_QUEUED_COMMANDS);
         let cancel = CancellationToken::new();
-        let mut unit = Unit::new(self.common.clone(), name.clone(), Some(configured.clone()), Arc::clone(&counts));
+        let mut unit =
+            FeedSupervisor::new(self.context.clone(), name.clone(), Some(configured.clone()), Arc::clone(&counts));
         let (starting, started) = oneshot::channel();
-        unit.starting = Some(starting);
+        unit.started_signal = Some(starting);
         let task = self.tasks.spawn(unit.run(received, cancel.clone()));
         self.names.insert(task.id(), name.clone());
-        self.members.insert(name, Member { configured, counts, commands, cancel });
+        self.feed_handles.insert(name, FeedHandle { configured, counts, commands, cancel });
         started
     }
 }
@@ -429,20 +446,20 @@ fn too_many() -> ControlError {
 ///
 /// # Errors
 /// When its URL or a secret can't be used.
-pub fn feed(
-    shared: &Shared,
-    clients: &Clients,
-    turns: &Turns,
+pub fn build_feed(
+    shared: &WorkerContext,
+    clients: &HttpClients,
+    turns: &HostLimiter,
     settings: &FeedSettings,
     id: i64,
-    counts: Arc<Counts>,
-    book: Book,
-) -> Result<Feed, Failure> {
-    let waits = Some(Waits { store: shared.store.clone(), feed: id });
+    counts: Arc<FeedCounters>,
+    book: PushState,
+) -> Result<FeedRuntime, HttpFailure> {
+    let waits = Some(WaitReporter { store: shared.store.clone(), feed: id });
     let limits = (shared.budget.clone(), shared.decoders.clone());
     let source = settings.page_source((clients, turns), limits, counts, waits)?;
-    Ok(Feed {
-        shared: shared.clone(),
+    Ok(FeedRuntime {
+        context: shared.clone(),
         id,
         name: settings.name.clone(),
         url: settings.url.clone(),
@@ -458,12 +475,12 @@ pub fn feed(
         audit: settings.push.audit,
         level: Default::default(),
         poll_now: Notify::new(),
-        poll_anew: Notify::new(),
-        poll_soon: Notify::new(),
+        poll_when_allowed: Notify::new(),
+        poll_at_pace: Notify::new(),
         resync_now: Notify::new(),
-        book,
-        begun_anew: Notify::new(),
+        push_state: book,
+        reopen_stream: Notify::new(),
         look_back_now: Notify::new(),
-        pulses: Default::default(),
+        heartbeats: Default::default(),
     })
 }

@@ -12,14 +12,18 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::feed::FeedName;
-use crate::store::keep::KeepSettings;
+use crate::store::retention::RetentionSettings;
 use crate::store::{Store, StoreError, now};
 
 /// Until cancelled.
-pub async fn keep_house(store: Store, mut settings: watch::Receiver<KeepSettings>, cancel: CancellationToken) {
+pub async fn run_housekeeping(
+    store: Store,
+    mut settings: watch::Receiver<RetentionSettings>,
+    cancel: CancellationToken,
+) {
     loop {
         let current = settings.borrow_and_update().clone();
-        let run = AssertUnwindSafe(once(&store, &current)).catch_unwind();
+        let run = AssertUnwindSafe(run_once(&store, &current)).catch_unwind();
         tokio::select! {
             () = cancel.cancelled() => return,
             done = run => match done {
@@ -31,7 +35,7 @@ pub async fn keep_house(store: Store, mut settings: watch::Receiver<KeepSettings
         tokio::select! {
             () = cancel.cancelled() => return,
             changed = settings.changed() => if changed.is_err() { return },
-            () = tokio::time::sleep(current.every()) => {}
+            () = tokio::time::sleep(current.run_interval()) => {}
         }
     }
 }
@@ -42,7 +46,7 @@ pub async fn keep_house(store: Store, mut settings: watch::Receiver<KeepSettings
 /// When a statement fails or the writer has stopped.
 pub async fn remove_purged(store: &Store) -> Result<Vec<FeedName>, StoreError> {
     let mut resumed = Vec::new();
-    for removal in store.removals().await? {
+    for removal in store.pending_removals().await? {
         if store.remove_purged(&removal, now).await? {
             resumed.extend(removal.owner);
         }
@@ -52,7 +56,7 @@ pub async fn remove_purged(store: &Store) -> Result<Vec<FeedName>, StoreError> {
 
 /// Removes what purges left, also in earlier runs, as it is left; `units` gets the feeds that were purged, and those that go
 /// on after it. Until cancelled.
-pub(super) async fn keep_removing(store: Store, units: mpsc::Sender<FeedName>, cancel: CancellationToken) {
+pub(super) async fn run_purge_removal(store: Store, units: mpsc::Sender<FeedName>, cancel: CancellationToken) {
     let work = async {
         loop {
             let tell = match remove_purged(&store).await {
@@ -61,7 +65,7 @@ pub(super) async fn keep_removing(store: Store, units: mpsc::Sender<FeedName>, c
                 Err(StoreError::Closed) => return,
                 Err(error) => {
                     tracing::warn!(%error, "what a purge left could not be removed: tried again");
-                    tokio::time::sleep(AGAIN).await;
+                    tokio::time::sleep(RETRY_PAUSE).await;
                     continue;
                 }
             };
@@ -78,15 +82,15 @@ pub(super) async fn keep_removing(store: Store, units: mpsc::Sender<FeedName>, c
 }
 
 /// Before what failed is tried again.
-const AGAIN: Duration = Duration::from_secs(30);
+const RETRY_PAUSE: Duration = Duration::from_secs(30);
 
 /// Once, as `sync` does it at its end; how many rows were removed.
 ///
 /// # Errors
 /// When a statement fails or the writer has stopped.
-pub async fn once(store: &Store, settings: &KeepSettings) -> Result<u64, StoreError> {
+pub async fn run_once(store: &Store, settings: &RetentionSettings) -> Result<u64, StoreError> {
     store.renumber().await?;
-    let removed = store.keep(settings, now()).await?;
+    let removed = store.remove_expired(settings, now()).await?;
     store.go_on_erasing(now()).await?;
     Ok(removed)
 }

@@ -2,198 +2,206 @@
 
 use std::time::Duration;
 
-use super::Configured;
+use super::ConfiguredFeed;
 use super::ack::Ack;
-use super::control::{Answer, ControlError, Named, Order};
-use super::unit::{PAUSED, PURGED, Reply, Running, Unit};
+use super::control::{ControlError, ItemSelector, Order, OrderAnswer};
+use super::feed_supervisor::{FeedSupervisor, OrderReply, PAUSED, PURGED, RunningLoops};
 use crate::feed::Health;
-use crate::source::http::Failure;
-use crate::store::forget::erased_words;
-use crate::store::resync::Trust;
+use crate::source::http::HttpFailure;
+use crate::store::forget::erasure_summary;
+use crate::store::resync::SourceTrust;
 use crate::store::{StoreError, now};
 
 /// How long whoever has something forgotten waits for it to be erased.
 const ERASED: Duration = Duration::from_secs(1);
 
-impl Unit {
-    pub(super) async fn order(&mut self, order: Order) -> Result<Answer, ControlError> {
-        self.known().await?;
+impl FeedSupervisor {
+    pub(super) async fn execute_order(&mut self, order: Order) -> Result<OrderAnswer, ControlError> {
+        self.require_known().await?;
         match order {
             Order::Pause => self.pause().await,
             Order::Resume => self.resume().await,
             Order::PollNow => self.poll_now(),
-            Order::Resync { trust_source, accept } => self.resync(Trust::of(trust_source, accept)).await,
+            Order::Resync { trust_source, accept } => {
+                self.resync(SourceTrust::from_options(trust_source, accept)).await
+            }
             Order::AcceptSweep => self.accept_sweep().await,
             Order::Seek(url) => self.seek(&url).await,
             Order::Purge => self.purge().await,
             Order::Ack(ack) => self.ack(ack).await,
             Order::Forget { item, undo: false } => {
-                let forgot = self.common.shared.store.forget(&self.name, now(), item).await.map_err(refused)?;
-                Ok(Answer::Done(forgot.words(&self.name)))
+                let forgot =
+                    self.context.worker_context.store.forget(&self.name, now(), item).await.map_err(control_error)?;
+                Ok(OrderAnswer::Done(forgot.summary(&self.name)))
             }
-            Order::Forget { item, undo: true } => self.remember(item).await,
+            Order::Forget { item, undo: true } => self.unforget(item).await,
         }
     }
 
     /// The loops end first: that needs no store. Why they did is stored as soon as it can be.
-    async fn pause(&mut self) -> Result<Answer, ControlError> {
-        self.shut(PAUSED);
+    async fn pause(&mut self) -> Result<OrderAnswer, ControlError> {
+        self.refuse_posts(PAUSED);
         self.stop().await;
-        self.common.shared.store.pause(&self.name, now(), true).await.map_err(refused)?;
-        Ok(Answer::Done(format!("{} is paused until it is resumed, restarts included", self.name)))
+        self.context.worker_context.store.set_paused(&self.name, now(), true).await.map_err(control_error)?;
+        Ok(OrderAnswer::Done(format!("{} is paused until it is resumed, restarts included", self.name)))
     }
 
-    async fn resume(&mut self) -> Result<Answer, ControlError> {
-        self.configured()?;
+    async fn resume(&mut self) -> Result<OrderAnswer, ControlError> {
+        self.require_configured()?;
         self.stop().await;
-        let stored = self.common.shared.store.pause(&self.name, now(), false).await.map_err(refused)?;
+        let stored =
+            self.context.worker_context.store.set_paused(&self.name, now(), false).await.map_err(control_error)?;
         self.start(&stored, Duration::ZERO).await;
         let name = &self.name;
         if stored.paused {
-            return Ok(Answer::Accepted(format!("{name} goes on once the rows that its purge left are removed")));
+            return Ok(OrderAnswer::Accepted(format!("{name} goes on once the rows that its purge left are removed")));
         }
-        self.running()?.feed.poll_anew.notify_one();
-        Ok(Answer::Done(format!("{name} goes on")))
+        self.require_running()?.feed.poll_when_allowed.notify_one();
+        Ok(OrderAnswer::Done(format!("{name} goes on")))
     }
 
-    fn poll_now(&self) -> Result<Answer, ControlError> {
-        let running = self.running()?;
+    fn poll_now(&self) -> Result<OrderAnswer, ControlError> {
+        let running = self.require_running()?;
         running.feed.poll_now.notify_one();
         running.feed.resync_now.notify_one();
-        Ok(Answer::Done(format!("{} is asked now", self.name)))
+        Ok(OrderAnswer::Done(format!("{} is asked now", self.name)))
     }
 
-    async fn resync(&self, trust: Trust) -> Result<Answer, ControlError> {
-        let (store, name) = (&self.common.shared.store, &self.name);
-        let running = self.running()?;
-        let underway = store.feed(name).await.map_err(refused)?.resync.is_some();
-        store.begin_resync(name, now(), trust, false).await.map_err(refused)?;
+    async fn resync(&self, trust: SourceTrust) -> Result<OrderAnswer, ControlError> {
+        let (store, name) = (&self.context.worker_context.store, &self.name);
+        let running = self.require_running()?;
+        let underway = store.feed(name).await.map_err(control_error)?.resync.is_some();
+        store.begin_resync(name, now(), trust, false).await.map_err(control_error)?;
         running.feed.resync_now.notify_one();
-        running.feed.poll_anew.notify_one();
+        running.feed.poll_when_allowed.notify_one();
         let words = match (trust, underway) {
-            (Trust::No, false) => format!("{name} is read anew; what is gone is swept at the end"),
-            (Trust::No, true) => format!("{name} is being read anew already"),
+            (SourceTrust::No, false) => format!("{name} is read anew; what is gone is swept at the end"),
+            (SourceTrust::No, true) => format!("{name} is being read anew already"),
             _ => format!("{name} is read anew, and what its source says replaces what is stored"),
         };
-        Ok(match running.feed.source.not_before.left() {
-            Duration::ZERO => Answer::Done(words),
-            left => Answer::Accepted(format!(
+        Ok(match running.feed.source.not_before.remaining() {
+            Duration::ZERO => OrderAnswer::Done(words),
+            left => OrderAnswer::Accepted(format!(
                 "{words}; that begins in {} s, when its publisher may be asked again (poll-now asks at once)",
                 left.as_secs() + 1
             )),
         })
     }
 
-    async fn accept_sweep(&self) -> Result<Answer, ControlError> {
-        let running = self.running()?;
-        self.common.shared.store.accept_sweep(running.feed.id, now()).await.map_err(refused)?;
+    async fn accept_sweep(&self) -> Result<OrderAnswer, ControlError> {
+        let running = self.require_running()?;
+        self.context.worker_context.store.accept_sweep(running.feed.id, now()).await.map_err(control_error)?;
         running.feed.resync_now.notify_one();
-        Ok(Answer::Done(format!("{} is swept now", self.name)))
+        Ok(OrderAnswer::Done(format!("{} is swept now", self.name)))
     }
 
-    async fn seek(&self, url: &str) -> Result<Answer, ControlError> {
-        let (store, name) = (&self.common.shared.store, &self.name);
-        let running = self.running()?;
-        running.feed.source.requests.permit(url).map_err(|failure| {
+    async fn seek(&self, url: &str) -> Result<OrderAnswer, ControlError> {
+        let (store, name) = (&self.context.worker_context.store, &self.name);
+        let running = self.require_running()?;
+        running.feed.source.requests.check_permitted(url).map_err(|failure| {
             let refused = match failure {
-                Failure::ForeignNext(origin) => {
+                HttpFailure::ForeignNext(origin) => {
                     format!("{origin} is not {name}'s own origin; allow it with http.allow_hosts")
                 }
                 failure => failure.to_string(),
             };
             ControlError::Refused(refused)
         })?;
-        if store.feed(name).await.map_err(refused)?.cursor.is_none() {
+        if store.feed(name).await.map_err(control_error)?.cursor.is_none() {
             let reason = format!("{name} is being read anew and has no poll cursor yet");
             return Err(ControlError::Refused(reason));
         }
         let url = running.feed.source.requests.mask(url);
-        store.seek(name, now(), url.clone()).await.map_err(refused)?;
-        running.feed.poll_anew.notify_one();
-        Ok(Answer::Done(format!("{name} goes on from {url}")))
+        store.seek(name, now(), url.clone()).await.map_err(control_error)?;
+        running.feed.poll_when_allowed.notify_one();
+        Ok(OrderAnswer::Done(format!("{name} goes on from {url}")))
     }
 
-    async fn purge(&mut self) -> Result<Answer, ControlError> {
-        self.shut(PURGED);
+    async fn purge(&mut self) -> Result<OrderAnswer, ControlError> {
+        self.refuse_posts(PURGED);
         self.stop().await;
-        let left = self.common.shared.store.purge(&self.name, now()).await.map_err(refused)?;
+        let left = self.context.worker_context.store.purge(&self.name, now()).await.map_err(control_error)?;
         let name = &self.name;
         let words = match self.configured.is_some() {
             true => format!("{name} is purged, and paused until it is resumed"),
             false => format!("{name} is purged and forgotten"),
         };
         Ok(match left {
-            0 => Answer::Done(words),
-            left => Answer::Accepted(format!("{words}; {left} rows, which nobody sees any more, are being removed")),
+            0 => OrderAnswer::Done(words),
+            left => {
+                OrderAnswer::Accepted(format!("{words}; {left} rows, which nobody sees any more, are being removed"))
+            }
         })
     }
 
-    async fn ack(&self, ack: Option<Ack>) -> Result<Answer, ControlError> {
+    async fn ack(&self, ack: Option<Ack>) -> Result<OrderAnswer, ControlError> {
         let name = &self.name;
         let words = match &ack {
             Some(ack) => format!("alerts of {name} are silenced until {}", ack.until_text()),
             None => format!("alerts of {name} come again"),
         };
         let (until, note) = ack.map(|ack| (ack.until, ack.note)).unzip();
-        self.common.shared.store.ack(name, now(), until, note.flatten()).await.map_err(refused)?;
-        Ok(Answer::Done(words))
+        self.context.worker_context.store.ack(name, now(), until, note.flatten()).await.map_err(control_error)?;
+        Ok(OrderAnswer::Done(words))
     }
 
     /// Erasing may take a while: it goes on beside the feed's other orders.
-    pub(super) async fn forget(&mut self, item: Named, reply: Reply) {
-        let words = match self.order(Order::Forget { item, undo: false }).await {
+    pub(super) async fn forget(&mut self, item: ItemSelector, reply: OrderReply) {
+        let words = match self.execute_order(Order::Forget { item, undo: false }).await {
             Ok(answer) => answer.into_words(),
             Err(error) => return drop(reply.send(Err(error))),
         };
-        let store = self.common.shared.store.clone();
-        self.errands.spawn(async move {
+        let store = self.context.worker_context.store.clone();
+        self.background_tasks.spawn(async move {
             let mut erasing = std::pin::pin!(store.erase());
             let Ok(erased) = tokio::time::timeout(ERASED, &mut erasing).await else {
-                drop(reply.send(Ok(Answer::Accepted(format!("{words}; {}", erased_words(false))))));
+                drop(reply.send(Ok(OrderAnswer::Accepted(format!("{words}; {}", erasure_summary(false))))));
                 if let Err(error) = erasing.await {
                     tracing::error!(%error, "what was forgotten could not be erased from the files");
                 }
                 return;
             };
             let failed = |error| ControlError::Refused(format!("{words}, but not erased: {error}"));
-            let answer = erased.map(|erased| Answer::Done(format!("{words}; {}", erased_words(erased))));
+            let answer = erased.map(|erased| OrderAnswer::Done(format!("{words}; {}", erasure_summary(erased))));
             drop(reply.send(answer.map_err(failed)));
         });
     }
 
-    async fn remember(&self, item: Named) -> Result<Answer, ControlError> {
+    async fn unforget(&self, item: ItemSelector) -> Result<OrderAnswer, ControlError> {
         let name = &self.name;
-        match self.common.shared.store.unforget(name, now(), item).await.map_err(refused)? {
-            true => Ok(Answer::Done(format!("{name}: it is taken again when it comes; resync {name} reads it anew"))),
+        match self.context.worker_context.store.unforget(name, now(), item).await.map_err(control_error)? {
+            true => {
+                Ok(OrderAnswer::Done(format!("{name}: it is taken again when it comes; resync {name} reads it anew")))
+            }
             false => Err(ControlError::Unknown(format!("{name}: no such item was forgotten"))),
         }
     }
 
     /// Of a feed that is not configured only the store knows whether there is one.
-    async fn known(&self) -> Result<(), ControlError> {
+    async fn require_known(&self) -> Result<(), ControlError> {
         if self.configured.is_some() {
             return Ok(());
         }
-        match self.common.shared.store.feed(&self.name).await {
+        match self.context.worker_context.store.feed(&self.name).await {
             Ok(_) => Ok(()),
             Err(StoreError::Refused(_)) => Err(ControlError::Unknown(format!("there is no feed {}", self.name))),
-            Err(error) => Err(refused(error)),
+            Err(error) => Err(control_error(error)),
         }
     }
 
-    fn configured(&self) -> Result<(), ControlError> {
+    fn require_configured(&self) -> Result<(), ControlError> {
         let name = &self.name;
         match &self.configured {
-            Some(Configured::Ready(_)) => Ok(()),
-            Some(Configured::Broken { reason, .. }) => {
+            Some(ConfiguredFeed::Ready(_)) => Ok(()),
+            Some(ConfiguredFeed::Broken { reason, .. }) => {
                 Err(ControlError::Refused(format!("{name} can't run as it is configured: {reason}")))
             }
             None => Err(ControlError::Refused(format!("{name} is not configured"))),
         }
     }
 
-    fn running(&self) -> Result<&Running, ControlError> {
-        self.configured()?;
+    fn require_running(&self) -> Result<&RunningLoops, ControlError> {
+        self.require_configured()?;
         self.running.as_ref().ok_or_else(|| {
             let (name, paused) = (&self.name, Health::Paused);
             ControlError::Refused(format!("{name} does not run: it is {paused} or could not start; resume it first"))
@@ -201,7 +209,7 @@ impl Unit {
     }
 }
 
-pub(super) fn refused(error: StoreError) -> ControlError {
+pub(super) fn control_error(error: StoreError) -> ControlError {
     match error {
         StoreError::Closed => ControlError::Stopping,
         error => ControlError::Refused(error.to_string()),

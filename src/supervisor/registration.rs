@@ -1,8 +1,8 @@
 //! What the store is told of the configured feeds.
 
-use super::{Configured, Fleet};
+use super::{ConfiguredFeed, FleetSettings};
 use crate::feed::Attribution;
-use crate::store::feeds::{Registration, StoredFeed};
+use crate::store::feeds::{FeedRegistration, StoredFeed};
 use crate::store::{Store, StoreError, now};
 
 /// Tells the store what is configured, and renames there what is configured under another name than before: whole or not at
@@ -10,10 +10,10 @@ use crate::store::{Store, StoreError, now};
 ///
 /// # Errors
 /// When the store can't do it.
-pub async fn configure(store: &Store, fleet: &Fleet, all: bool) -> Result<Vec<StoredFeed>, StoreError> {
-    let rename = |configured: &Configured| match configured {
-        Configured::Ready(settings) => Some((settings.was.clone()?, settings.name.clone())),
-        Configured::Broken { .. } => None,
+pub async fn configure(store: &Store, fleet: &FleetSettings, all: bool) -> Result<Vec<StoredFeed>, StoreError> {
+    let rename = |configured: &ConfiguredFeed| match configured {
+        ConfiguredFeed::Ready(settings) => Some((settings.was.clone()?, settings.name.clone())),
+        ConfiguredFeed::Broken { .. } => None,
     };
     let renames = fleet.feeds.iter().filter_map(rename).collect();
     let (made, stored) = store.configure(now(), renames, registrations(fleet), all).await?;
@@ -24,21 +24,21 @@ pub async fn configure(store: &Store, fleet: &Fleet, all: bool) -> Result<Vec<St
 }
 
 /// How the store knows the configured feeds.
-fn registrations(fleet: &Fleet) -> Vec<Registration> {
-    let registration = |configured: &Configured| match configured {
-        Configured::Ready(settings) => Registration {
+fn registrations(fleet: &FleetSettings) -> Vec<FeedRegistration> {
+    let registration = |configured: &ConfiguredFeed| match configured {
+        ConfiguredFeed::Ready(settings) => FeedRegistration {
             name: settings.name.clone(),
             provider: settings.provider.clone(),
             url: settings.url.clone(),
             attribution: settings.attribution.clone(),
-            broken: None,
+            config_error: None,
         },
-        Configured::Broken { name, reason } => Registration {
+        ConfiguredFeed::Broken { name, reason } => FeedRegistration {
             name: name.clone(),
             provider: None,
             url: String::new(),
             attribution: Attribution::default(),
-            broken: Some(format!("settings: {reason}")),
+            config_error: Some(format!("settings: {reason}")),
         },
     };
     fleet.feeds.iter().map(registration).collect()

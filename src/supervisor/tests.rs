@@ -12,13 +12,13 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::fleet::Supervisor;
-use super::{Configured, FeedSettings, Fleet, control};
+use super::{ConfiguredFeed, FeedSettings, FleetSettings, control};
 use crate::feed::{Attribution, FeedName, Health};
-use crate::source::budget::Budget;
-use crate::source::decoders::Decoders;
+use crate::source::budget::MemoryBudget;
+use crate::source::decoder_pool::DecoderPool;
 use crate::store::read::Reader;
 use crate::store::{Store, now};
-use crate::worker::Shared;
+use crate::worker::WorkerContext;
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
@@ -42,10 +42,10 @@ async fn publisher(listener: TcpListener, asked: Arc<Semaphore>) {
     }
 }
 
-fn quick(name: &str, url: String) -> Configured {
-    let mut settings = FeedSettings::plain(FeedName::new(name).unwrap(), url);
+fn quick(name: &str, url: String) -> ConfiguredFeed {
+    let mut settings = FeedSettings::with_defaults(FeedName::new(name).unwrap(), url);
     (settings.poll.min, settings.poll.max) = (Duration::from_millis(20), Duration::from_millis(20));
-    Configured::Ready(Box::new(settings))
+    ConfiguredFeed::Ready(Box::new(settings))
 }
 
 #[tokio::test]
@@ -54,17 +54,17 @@ async fn a_feed_that_panics_is_started_again_and_the_others_never_notice() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("mirror.db");
     let (store, closing) = Store::open(&path).unwrap();
-    store.started(now(), None, None).await.unwrap();
+    store.record_start(now(), None, None).await.unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let base = format!("http://{}", listener.local_addr().unwrap());
     let asked = Arc::new(Semaphore::new(0));
     let serving = tokio::spawn(publisher(listener, Arc::clone(&asked)));
-    let shared = Shared { store, budget: Budget::new(1 << 20), decoders: Decoders::new(1) };
+    let shared = WorkerContext { store, budget: MemoryBudget::new(1 << 20), decoders: DecoderPool::new(1) };
     let mut supervisor = Supervisor::new(shared, Default::default());
     let feeds = vec![quick("panics", format!("{base}/panics")), quick("sound", format!("{base}/sound"))];
 
     // When
-    supervisor.load(Fleet { feeds, ..Fleet::default() }).await.unwrap();
+    supervisor.load(FleetSettings { feeds, ..FleetSettings::default() }).await.unwrap();
     let (shutdown, (control, orders)) = (CancellationToken::new(), control::channel());
     let (_reloads, reloaded) = mpsc::channel(1);
     let running = tokio::spawn(supervisor.run(orders, reloaded, shutdown.clone()));
@@ -92,7 +92,7 @@ async fn a_feed_that_panics_is_started_again_and_the_others_never_notice() {
     // The other one is asked on, and orders are still carried out.
     let so_far = u32::try_from(asked.available_permits()).unwrap();
     tokio::time::timeout(DEADLINE, asked.acquire_many(so_far + 10)).await.expect("polled on").unwrap().forget();
-    assert!(control.feed("sound", control::Order::PollNow).await.is_ok());
+    assert!(control.order_feed("sound", control::Order::PollNow).await.is_ok());
 
     shutdown.cancel();
     running.await.unwrap();
@@ -102,11 +102,11 @@ async fn a_feed_that_panics_is_started_again_and_the_others_never_notice() {
 
 #[test]
 fn who_publishes_a_feed_changes_nothing_about_how_it_works() {
-    let plain = FeedSettings::plain(FeedName::new("acme").unwrap(), "https://acme.example/".into());
+    let plain = FeedSettings::with_defaults(FeedName::new("acme").unwrap(), "https://acme.example/".into());
     let attribution = Attribution { publisher: Some("Acme".into()), total_items: Some(12), ..Attribution::default() };
-    let ready = |settings: FeedSettings| Configured::Ready(Box::new(settings));
+    let ready = |settings: FeedSettings| ConfiguredFeed::Ready(Box::new(settings));
     let told = ready(FeedSettings { attribution: attribution.clone(), ..plain.clone() });
-    assert!(ready(plain.clone()).works_as(&told));
+    assert!(ready(plain.clone()).runs_same_as(&told));
     let moved = ready(FeedSettings { attribution, url: "https://acme.example/b".into(), ..plain });
-    assert!(!told.works_as(&moved));
+    assert!(!told.runs_same_as(&moved));
 }

@@ -6,23 +6,23 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::not_before::NotBefore;
-use super::walk::explain;
-use super::{Counts, Pulse};
-use crate::decode::Refused;
-use crate::decode::rpde::{Body, Reading};
-use crate::feed::{Asked, Dialect, FeedName, Page};
-use crate::mode::Trouble;
-use crate::source::body::Opened;
-use crate::source::budget::{Budget, Watch};
-use crate::source::decoders::{Decoders, Stop};
-use crate::source::headers::Meta;
-use crate::source::http::{Answer, Failure, Requests};
-use crate::source::turns::{Host, Priority, Turn};
+use super::walk::describe_failure;
+use super::{FeedCounters, Heartbeat};
+use crate::decode::DecodeError;
+use crate::decode::rpde::{CheckedPage, DecodeSettings};
+use crate::feed::{Dialect, FeedName, Page, RequestOutcome};
+use crate::mode::FailureKind;
+use crate::source::body::DecompressedBody;
+use crate::source::budget::{MemoryBudget, ReservationWatch};
+use crate::source::decoder_pool::{DecoderPool, StopFlag};
+use crate::source::headers::ResponseMeta;
+use crate::source::host_limiter::{HostPermit, HostQueue, Priority};
+use crate::source::http::{EndpointClient, HttpFailure, PageResponse};
 use crate::store::Store;
 use crate::store::apply::Redact;
 
 /// A wait for a place at the host, or for memory, is told after this long.
-pub(super) const TELL_WAITING: Duration = Duration::from_secs(5);
+pub(super) const WAIT_REPORT_INTERVAL: Duration = Duration::from_secs(5);
 /// A feed's first page is expected to be this large.
 const EXPECTED_BYTES: u64 = 256 << 10;
 
@@ -31,11 +31,11 @@ pub struct PageSource {
     /// The feed's name, under which it waits for its turn at the host.
     pub name: FeedName,
     /// Its requests.
-    pub requests: Requests,
+    pub requests: EndpointClient,
     /// Its host's line.
-    pub host: Arc<Host>,
+    pub host: Arc<HostQueue>,
     /// How its records are read.
-    pub reading: Reading,
+    pub decode_options: DecodeSettings,
     /// How a missing `next` is made.
     pub dialect: Option<Dialect>,
     /// The least time between two requests for pages that bring nothing.
@@ -43,17 +43,17 @@ pub struct PageSource {
     /// The longest a single request may take.
     pub page_timeout: Duration,
     /// Bytes in flight.
-    pub budget: Budget,
+    pub budget: MemoryBudget,
     /// Pages decoded at once: more than there are cores would only hold memory.
-    pub decoders: Decoders,
+    pub decoders: DecoderPool,
     /// What it has done since the start.
-    pub counts: Arc<Counts>,
+    pub counts: Arc<FeedCounters>,
     /// Set once it has answered a conditional request in a way that says nothing: it is asked without from then on.
-    pub unconditional: AtomicBool,
+    pub skip_validators: AtomicBool,
     /// When it may be asked next.
     pub not_before: NotBefore,
     /// Where long waits are told, if anywhere.
-    pub waits: Option<Waits>,
+    pub wait_reporter: Option<WaitReporter>,
 }
 
 impl Redact for PageSource {
@@ -63,7 +63,7 @@ impl Redact for PageSource {
 }
 
 /// A feed of the store, whose operators are told what it waits for.
-pub struct Waits {
+pub struct WaitReporter {
     /// The mirror.
     pub store: Store,
     /// The feed's number in it.
@@ -71,15 +71,15 @@ pub struct Waits {
 }
 
 /// What a publisher answered.
-pub(super) enum Downloaded {
-    Page(Opened, Meta),
-    NotModified(Meta),
+pub(super) enum PageDownload {
+    Page(DecompressedBody, ResponseMeta),
+    NotModified(ResponseMeta),
     /// It can't say whether anything has changed: to be asked without a validator.
     ValidatorRefused,
 }
 
 /// What the rules need to know of a failure, and its words.
-pub type Failed = (Trouble, String);
+pub type PageFailure = (FailureKind, String);
 
 impl PageSource {
     /// Asks for a page and decompresses it; `etag` makes it conditional. Each time counts once, by what it got.
@@ -88,59 +88,59 @@ impl PageSource {
         url: &str,
         etag: Option<&str>,
         priority: Priority,
-        pulse: Option<&Pulse>,
-    ) -> Result<Downloaded, Failed> {
-        let got = self.ask(url, etag, priority, pulse).await;
-        self.counts.asked(match &got {
-            Ok(Downloaded::Page(..)) => Asked::Page,
-            Ok(Downloaded::NotModified(_)) => Asked::NotModified,
-            Ok(Downloaded::ValidatorRefused) | Err(_) => Asked::Failed,
+        pulse: Option<&Heartbeat>,
+    ) -> Result<PageDownload, PageFailure> {
+        let got = self.request_page(url, etag, priority, pulse).await;
+        self.counts.count_request(match &got {
+            Ok(PageDownload::Page(..)) => RequestOutcome::Page,
+            Ok(PageDownload::NotModified(_)) => RequestOutcome::NotModified,
+            Ok(PageDownload::ValidatorRefused) | Err(_) => RequestOutcome::Failed,
         });
         got
     }
 
-    async fn ask(
+    async fn request_page(
         &self,
         url: &str,
         etag: Option<&str>,
         priority: Priority,
-        pulse: Option<&Pulse>,
-    ) -> Result<Downloaded, Failed> {
-        let turn = self.permitted(priority, pulse).await;
-        let answer = self.answer(url, etag, pulse).await;
+        pulse: Option<&Heartbeat>,
+    ) -> Result<PageDownload, PageFailure> {
+        let turn = self.acquire_when_allowed(priority, pulse).await;
+        let answer = self.fetch_response(url, etag, pulse).await;
         drop(turn);
-        let (body, mut meta) = match answer.map_err(|failure| explain(&failure))? {
-            Answer::NotModified(meta) => {
-                self.host.succeeded();
-                return Ok(Downloaded::NotModified(meta));
+        let (body, mut meta) = match answer.map_err(|failure| describe_failure(&failure))? {
+            PageResponse::NotModified(meta) => {
+                self.host.record_success();
+                return Ok(PageDownload::NotModified(meta));
             }
-            Answer::ValidatorRefused(_) => return Ok(Downloaded::ValidatorRefused),
-            Answer::Page(body, meta) => (body, meta),
+            PageResponse::ValidatorRefused(_) => return Ok(PageDownload::ValidatorRefused),
+            PageResponse::Page(body, meta) => (body, meta),
         };
-        self.host.succeeded();
-        Counts::add(&self.counts.bytes, body.wire_bytes());
+        self.host.record_success();
+        FeedCounters::add(&self.counts.bytes, body.wire_bytes());
         let watch = body.watch();
-        let opened = self.telling(watch, pulse, body.open(&self.decoders)).await;
-        let opened = opened.map_err(|failure| explain(&failure))?;
+        let opened = self.with_wait_reports(watch, pulse, body.decompress(&self.decoders)).await;
+        let opened = opened.map_err(|failure| describe_failure(&failure))?;
         meta.findings.extend_from_slice(&opened.findings);
-        self.counts.expected.store(opened.bytes.len() as u64 * 5 / 4, Ordering::Relaxed);
-        Ok(Downloaded::Page(opened, meta))
+        self.counts.expected_page_bytes.store(opened.bytes.len() as u64 * 5 / 4, Ordering::Relaxed);
+        Ok(PageDownload::Page(opened, meta))
     }
 
     /// Reads a page to its end, off the async threads; its first part is decoded on the way. Where a web page came in its
     /// place, the `cookies` that it wants to set are told too.
-    pub(super) async fn check(&self, bytes: Vec<u8>, cookies: Option<&str>) -> Result<Body, Failed> {
-        let reading = self.reading.clone();
-        let checked = self.off_thread(move |stop| Body::check(bytes, &reading, &|| stop.is_set())).await?;
+    pub(super) async fn check(&self, bytes: Vec<u8>, cookies: Option<&str>) -> Result<CheckedPage, PageFailure> {
+        let reading = self.decode_options.clone();
+        let checked = self.off_thread(move |stop| CheckedPage::check(bytes, &reading, &|| stop.is_set())).await?;
         checked.map_err(|refused| {
-            let cookies = cookies.filter(|_| matches!(refused, Refused::Html { .. }));
+            let cookies = cookies.filter(|_| matches!(refused, DecodeError::Html { .. }));
             let cookies = cookies.map(|cookies| format!("; {cookies}")).unwrap_or_default();
-            (Trouble::Page, refused.words(|text| self.requests.redact(text)) + &cookies)
+            (FailureKind::Page, refused.reason(|text| self.requests.redact(text)) + &cookies)
         })
     }
 
     /// Decodes the next part of a page off the async threads.
-    pub(super) async fn part(&self, mut body: Body) -> Result<(Body, Option<Page>), Failed> {
+    pub(super) async fn decode_part(&self, mut body: CheckedPage) -> Result<(CheckedPage, Option<Page>), PageFailure> {
         self.off_thread(move |_| {
             let part = body.next_part();
             (body, part)
@@ -148,37 +148,50 @@ impl PageSource {
         .await
     }
 
-    async fn off_thread<T: Send + 'static>(&self, work: impl FnOnce(&Stop) -> T + Send + 'static) -> Result<T, Failed> {
+    async fn off_thread<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&StopFlag) -> T + Send + 'static,
+    ) -> Result<T, PageFailure> {
         let done = self.decoders.run(work).await;
-        done.map_err(|panic| (Trouble::Page, panic.to_string()))
+        done.map_err(|panic| (FailureKind::Page, panic.to_string()))
     }
 
     /// Asks once there is a place for what may come. While the writer is kept from writing, that takes as long as it
     /// does.
-    pub(super) async fn answer(&self, url: &str, etag: Option<&str>, pulse: Option<&Pulse>) -> Result<Answer, Failure> {
-        let expected = match self.counts.expected.load(Ordering::Relaxed) {
+    pub(super) async fn fetch_response(
+        &self,
+        url: &str,
+        etag: Option<&str>,
+        pulse: Option<&Heartbeat>,
+    ) -> Result<PageResponse, HttpFailure> {
+        let expected = match self.counts.expected_page_bytes.load(Ordering::Relaxed) {
             0 => EXPECTED_BYTES,
             bytes => bytes,
         };
-        let reservation = self.budget.page(self.host.name(), expected);
+        let reservation = self.budget.open_page(self.host.name(), expected);
         let watch = reservation.watch();
         let answer = async {
-            reservation.ready(expected).await;
+            reservation.wait_for_admission(expected).await;
             self.requests.get(url, etag, reservation).await
         };
-        self.telling(watch, pulse, answer).await
+        self.with_wait_reports(watch, pulse, answer).await
     }
 
     /// Waits for a page under way; where it waits for memory itself, that is told, and is no hang.
-    async fn telling<T>(&self, watch: Watch, pulse: Option<&Pulse>, work: impl Future<Output = T>) -> T {
-        let alive = || pulse.inspect(|pulse| pulse.within(self.page_timeout));
+    async fn with_wait_reports<T>(
+        &self,
+        watch: ReservationWatch,
+        pulse: Option<&Heartbeat>,
+        work: impl Future<Output = T>,
+    ) -> T {
+        let alive = || pulse.inspect(|pulse| pulse.expect_within(self.page_timeout));
         alive();
         let tell = async {
             loop {
-                tokio::time::sleep(TELL_WAITING).await;
+                tokio::time::sleep(WAIT_REPORT_INTERVAL).await;
                 if watch.is_waiting() {
                     alive();
-                    self.tell_waiting(self.budget.waiting_for()).await;
+                    self.report_wait(self.budget.describe_wait()).await;
                 }
             }
         };
@@ -190,39 +203,39 @@ impl PageSource {
     }
 
     /// A place at the host, once the publisher may be asked: what another loop was told while this one waited counts too.
-    async fn permitted(&self, priority: Priority, pulse: Option<&Pulse>) -> Turn {
+    async fn acquire_when_allowed(&self, priority: Priority, pulse: Option<&Heartbeat>) -> HostPermit {
         loop {
-            let held = self.not_before.left();
+            let held = self.not_before.remaining();
             if !held.is_zero() {
                 if let Some(pulse) = pulse {
-                    pulse.within(held);
+                    pulse.expect_within(held);
                 }
                 let reason = format!("waiting: its publisher asked not to be asked for {} s", held.as_secs() + 1);
-                self.tell_waiting(reason).await;
-                self.not_before.passed().await;
+                self.report_wait(reason).await;
+                self.not_before.wait_until_passed().await;
             }
-            let turn = self.turn(priority, pulse).await;
-            if self.not_before.left().is_zero() {
+            let turn = self.acquire_permit(priority, pulse).await;
+            if self.not_before.remaining().is_zero() {
                 return turn;
             }
         }
     }
 
-    async fn turn(&self, priority: Priority, pulse: Option<&Pulse>) -> Turn {
-        let mut turn = std::pin::pin!(self.host.turn(&self.name, priority));
+    async fn acquire_permit(&self, priority: Priority, pulse: Option<&Heartbeat>) -> HostPermit {
+        let mut turn = std::pin::pin!(self.host.acquire(&self.name, priority));
         loop {
             if let Some(pulse) = pulse {
-                pulse.within(TELL_WAITING);
+                pulse.expect_within(WAIT_REPORT_INTERVAL);
             }
-            if let Ok(turn) = tokio::time::timeout(TELL_WAITING, &mut turn).await {
+            if let Ok(turn) = tokio::time::timeout(WAIT_REPORT_INTERVAL, &mut turn).await {
                 return turn;
             }
-            self.tell_waiting(self.host.waiting_for()).await;
+            self.report_wait(self.host.describe_wait()).await;
         }
     }
 
-    async fn tell_waiting(&self, reason: String) {
-        let Some(Waits { store, feed }) = &self.waits else { return };
+    async fn report_wait(&self, reason: String) {
+        let Some(WaitReporter { store, feed }) = &self.wait_reporter else { return };
         if let Err(error) = store.note_waiting(*feed, reason).await {
             tracing::debug!(feed = %self.name, %error, "the wait could not be noted");
         }

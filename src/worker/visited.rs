@@ -38,7 +38,7 @@ impl VisitedUrls {
 
 /// The versions of records on the last pages, by hash: a page that brings nothing but them brings nothing.
 #[derive(Debug, Default)]
-pub(super) struct RecentRecords {
+pub(super) struct RecentPages {
     pages: VecDeque<Vec<u64>>,
     /// How often each hash stands on those pages.
     counts: HashMap<u64, u32>,
@@ -47,14 +47,14 @@ pub(super) struct RecentRecords {
 
 /// The records of a page under way, part by part.
 #[derive(Debug, Default)]
-pub(super) struct PageRecords {
+pub(super) struct PageFingerprint {
     count: usize,
     first: Vec<u64>,
     /// Of all its records, whatever their order.
     sum: u64,
 }
 
-impl PageRecords {
+impl PageFingerprint {
     fn add(&mut self, hash: u64) {
         self.count += 1;
         self.sum = self.sum.wrapping_add(hash);
@@ -68,12 +68,12 @@ impl PageRecords {
     }
 }
 
-impl RecentRecords {
+impl RecentPages {
     /// Takes a part of a page in.
-    pub(super) fn note(&self, records: &mut PageRecords, part: &Page) {
+    pub(super) fn add_part(&self, records: &mut PageFingerprint, part: &Page) {
         part.items.iter().for_each(|item| records.add(self.version(item)));
         part.unreadable.iter().for_each(|record| records.add(self.hasher.hash_one((&record.raw, record.count))));
-        part.beyond.ids.iter().for_each(|id| records.add(self.hasher.hash_one(id)));
+        part.overflow.ids.iter().for_each(|id| records.add(self.hasher.hash_one(id)));
     }
 
     fn version(&self, item: &Item) -> u64 {
@@ -87,7 +87,7 @@ impl RecentRecords {
     }
 
     /// Ends a page; whether it brought records, and none that the last pages had not.
-    pub(super) fn repeats(&mut self, page: PageRecords) -> bool {
+    pub(super) fn finish_page(&mut self, page: PageFingerprint) -> bool {
         let hashes = page.into_hashes();
         if hashes.is_empty() {
             return false;
@@ -96,7 +96,7 @@ impl RecentRecords {
         if self.pages.len() >= PAGES
             && let Some(oldest) = self.pages.pop_front()
         {
-            self.forget(&oldest);
+            self.remove_page(&oldest);
         }
         for hash in &hashes {
             *self.counts.entry(*hash).or_default() += 1;
@@ -105,7 +105,7 @@ impl RecentRecords {
         repeats
     }
 
-    fn forget(&mut self, page: &[u64]) {
+    fn remove_page(&mut self, page: &[u64]) {
         for hash in page {
             if let std::collections::hash_map::Entry::Occupied(mut count) = self.counts.entry(*hash) {
                 *count.get_mut() -= 1;
@@ -120,28 +120,28 @@ impl RecentRecords {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::feed::State;
+    use crate::feed::ItemState;
 
-    fn page(recent: &RecentRecords, ids: std::ops::Range<i64>) -> PageRecords {
+    fn page(recent: &RecentPages, ids: std::ops::Range<i64>) -> PageFingerprint {
         let item = |n: i64| Item {
             kind: "k".into(),
             id: n.to_string().into(),
             modified: Modified::Int(n),
-            state: State::Deleted,
-            data: 0..0,
-            record: 0..0,
+            state: ItemState::Deleted,
+            data_range: 0..0,
+            record_range: 0..0,
         };
-        let mut records = PageRecords::default();
-        recent.note(&mut records, &Page { items: ids.map(item).collect(), ..Page::default() });
+        let mut records = PageFingerprint::default();
+        recent.add_part(&mut records, &Page { items: ids.map(item).collect(), ..Page::default() });
         records
     }
 
     #[test]
     fn a_page_repeats_when_all_its_records_stood_on_the_last_sixteen() {
-        let mut recent = RecentRecords::default();
+        let mut recent = RecentPages::default();
         let mut repeats = |ids| {
             let page = page(&recent, ids);
-            recent.repeats(page)
+            recent.finish_page(page)
         };
         assert!(!repeats(0..10));
         assert!(!repeats(5..15), "some are new");

@@ -7,15 +7,15 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::walk::explain;
-use super::{Feed, REGISTER_PULSE, WEBHOOK_PULSE, chance};
-use crate::feed::{Generation, Page, Transport, Unreadable, cut};
-use crate::mode::{self, History, Trouble};
+use super::walk::describe_failure;
+use super::{FeedRuntime, REGISTER_HEARTBEAT, WEBHOOK_HEARTBEAT, jitter};
+use crate::feed::{Generation, Page, Transport, UnreadableRecord, truncate_text};
+use crate::mode::{self, FailureHistory, FailureKind};
 use crate::schedule;
-use crate::source::http::Requests;
-use crate::source::webhook::{Answer, Posted, RegisterSettings};
+use crate::source::http::EndpointClient;
+use crate::source::webhook::{PostAnswer, RegisterSettings, WebhookPost};
 use crate::store::StoreError;
-use crate::store::apply::{Applied, Position};
+use crate::store::apply::{Applied, PushPosition};
 
 /// A registration under way shows a sign of life within this time.
 const REGISTERS: Duration = Duration::from_secs(120);
@@ -25,9 +25,9 @@ const COME_AGAIN: Duration = Duration::from_secs(1);
 
 /// One feed's webhook.
 pub struct WebhookLoop<'a> {
-    feed: &'a Arc<Feed>,
+    feed: &'a Arc<FeedRuntime>,
     cancel: &'a CancellationToken,
-    inbox: mpsc::Receiver<Posted>,
+    inbox: mpsc::Receiver<WebhookPost>,
     /// The feed's generation, as the door knows it.
     generation: Arc<AtomicI64>,
 }
@@ -35,9 +35,9 @@ pub struct WebhookLoop<'a> {
 impl<'a> WebhookLoop<'a> {
     /// A loop for what is posted to `feed`, to be cancelled by `cancel`.
     pub fn new(
-        feed: &'a Arc<Feed>,
+        feed: &'a Arc<FeedRuntime>,
         generation: Arc<AtomicI64>,
-        inbox: mpsc::Receiver<Posted>,
+        inbox: mpsc::Receiver<WebhookPost>,
         cancel: &'a CancellationToken,
     ) -> Self {
         Self { feed, cancel, inbox, generation }
@@ -45,31 +45,31 @@ impl<'a> WebhookLoop<'a> {
 
     /// Until cancelled; what was taken in is answered.
     pub async fn run(mut self) {
-        self.feed.push_up(Transport::Webhook, None).await;
+        self.feed.mark_push_up(Transport::Webhook, None).await;
         loop {
-            self.feed.pulses[WEBHOOK_PULSE].rest();
+            self.feed.heartbeats[WEBHOOK_HEARTBEAT].suspend();
             let posted = tokio::select! {
                 () = self.cancel.cancelled() => break,
                 posted = self.inbox.recv() => posted,
             };
             let Some(posted) = posted else { break };
-            self.take(posted).await;
+            self.handle_post(posted).await;
         }
         self.inbox.close();
         while let Some(posted) = self.inbox.recv().await {
-            self.take(posted).await;
+            self.handle_post(posted).await;
         }
     }
 
-    async fn take(&mut self, mut posted: Posted) {
+    async fn handle_post(&mut self, mut posted: WebhookPost) {
         let mut bytes = std::mem::take(&mut posted.bytes);
         let mut answer = match &posted.fault {
-            Some(fault) => Answer::Refused(fault.clone()),
-            None if posted.fifth => self.answer(posted.generation, bytes.clone()).await,
-            None => self.answer(posted.generation, std::mem::take(&mut bytes)).await,
+            Some(fault) => PostAnswer::Unreadable(fault.clone()),
+            None if posted.quarantine_if_unreadable => self.commit_body(posted.generation, bytes.clone()).await,
+            None => self.commit_body(posted.generation, std::mem::take(&mut bytes)).await,
         };
-        if let (Answer::Refused(why), true) = (&answer, posted.fifth) {
-            answer = self.give_in(posted.generation, &bytes, posted.hash, &why.clone()).await;
+        if let (PostAnswer::Unreadable(why), true) = (&answer, posted.quarantine_if_unreadable) {
+            answer = self.quarantine_body(posted.generation, &bytes, posted.hash, &why.clone()).await;
         }
         // The publisher may be gone: what it posted is applied all the same.
         let _ = posted.answer.send(answer);
@@ -77,81 +77,88 @@ impl<'a> WebhookLoop<'a> {
 
     /// A body is checked whole before any of it is written, then committed part by part. What ends in between comes
     /// again, and what was written of it is equal then.
-    async fn answer(&mut self, generation: Generation, bytes: Vec<u8>) -> Answer {
+    async fn commit_body(&mut self, generation: Generation, bytes: Vec<u8>) -> PostAnswer {
         let source = &self.feed.source;
         let mut body = match source.check(bytes, None).await {
             Ok(body) => body,
-            Err((_, reason)) => return Answer::Refused(reason),
+            Err((_, reason)) => return PostAnswer::Unreadable(reason),
         };
         loop {
             let part;
-            (body, part) = match self.feed.source.part(body).await {
+            (body, part) = match self.feed.source.decode_part(body).await {
                 Ok(decoded) => decoded,
-                Err((_, reason)) => return Answer::Refused(reason),
+                Err((_, reason)) => return PostAnswer::Unreadable(reason),
             };
-            let Some(part) = part else { return Answer::Taken };
-            match self.apply(generation, part).await {
-                Answer::Taken => {}
+            let Some(part) = part else { return PostAnswer::Committed };
+            match self.commit_page(generation, part).await {
+                PostAnswer::Committed => {}
                 answer => return answer,
             }
         }
     }
 
-    async fn apply(&mut self, generation: Generation, page: Page) -> Answer {
-        match self.feed.push(generation, Transport::Webhook, page, Position::default()).await {
-            Ok(Ok(applied)) => self.applied(applied).await,
-            Ok(Err(StoreError::Closed)) | Err(_) => Answer::Busy(COME_AGAIN),
+    async fn commit_page(&mut self, generation: Generation, page: Page) -> PostAnswer {
+        match self.feed.submit_push(generation, Transport::Webhook, page, PushPosition::default()).await {
+            Ok(Ok(applied)) => self.answer_commit(applied).await,
+            Ok(Err(StoreError::Closed)) | Err(_) => PostAnswer::Busy(COME_AGAIN),
             Ok(Err(error)) => {
                 tracing::warn!(feed = %self.feed.name, %error, "what was posted could not be committed");
-                Answer::Busy(COME_AGAIN)
+                PostAnswer::Busy(COME_AGAIN)
             }
         }
     }
 
-    async fn applied(&mut self, applied: Applied) -> Answer {
-        if self.feed.committed(Transport::Webhook, applied).await {
-            return Answer::Taken;
+    async fn answer_commit(&mut self, applied: Applied) -> PostAnswer {
+        if self.feed.record_push_commit(Transport::Webhook, applied).await {
+            return PostAnswer::Committed;
         }
         // The feed has begun anew: what comes again is taken under its new generation.
-        if let Ok(stored) = self.feed.shared.store.feed(&self.feed.name).await {
+        if let Ok(stored) = self.feed.context.store.feed(&self.feed.name).await {
             if stored.purged {
-                return Answer::Gone;
+                return PostAnswer::OutdatedGeneration;
             }
             self.generation.store(stored.generation, Ordering::Relaxed);
         }
-        Answer::Busy(COME_AGAIN)
+        PostAnswer::Busy(COME_AGAIN)
     }
 
     /// The publisher sends the same body for the fifth time, and its queue waits behind it: the body goes to quarantine,
     /// and a look-back finds what it held.
-    async fn give_in(&mut self, generation: Generation, bytes: &[u8], hash: u64, why: &str) -> Answer {
+    async fn quarantine_body(&mut self, generation: Generation, bytes: &[u8], hash: u64, why: &str) -> PostAnswer {
         let raw = String::from_utf8_lossy(bytes).into_owned();
         let detail = format!("posted for the fifth time (SHA-256 {hash:016x}…): {why}");
-        let refused = Unreadable { reason: "refused-body", detail: cut(detail), raw, shown: None, id: None, count: 1 };
+        let refused = UnreadableRecord {
+            reason: "refused-body",
+            detail: truncate_text(detail),
+            raw,
+            redacted: None,
+            id: None,
+            count: 1,
+        };
         let page = Page { unreadable: vec![refused], ..Page::default() };
-        let answer = self.apply(generation, page).await;
-        if matches!(answer, Answer::Taken) {
+        let answer = self.commit_page(generation, page).await;
+        if matches!(answer, PostAnswer::Committed) {
             tracing::warn!(feed = %self.feed.name, "a body that could not be read was quarantined at its fifth time");
-            self.feed.look_back_soon().await;
+            self.feed.request_look_back().await;
         }
         answer
     }
 }
 
 /// How a feed's publisher is told where to post.
-pub struct Registration {
+pub struct WebhookRegistration {
     /// As configured.
     pub settings: RegisterSettings,
     /// The request, with its own headers and no others.
-    pub requests: Requests,
+    pub requests: EndpointClient,
 }
 
-impl Registration {
+impl WebhookRegistration {
     /// Registers at start, again until it succeeds, and then as often as configured; until cancelled.
-    pub async fn keep(&self, feed: &Feed, cancel: &CancellationToken) {
+    pub async fn run(&self, feed: &FeedRuntime, cancel: &CancellationToken) {
         let mut failures = 0_u32;
         loop {
-            feed.pulses[REGISTER_PULSE].within(REGISTERS);
+            feed.heartbeats[REGISTER_HEARTBEAT].expect_within(REGISTERS);
             let changes = self.requests.secret_changes();
             let mut refused = false;
             let body = self.settings.body.replace("{callback}", &self.settings.callback);
@@ -163,30 +170,30 @@ impl Registration {
                 Ok(()) => {
                     failures = 0;
                     tracing::info!(feed = %feed.name, callback = self.settings.callback, "registered with the publisher");
-                    feed.registered(None).await;
+                    feed.record_registration(None).await;
                     self.settings.renew
                 }
                 Err(failure) => {
                     failures = failures.saturating_add(1);
-                    let (trouble, reason) = explain(&failure);
-                    refused = matches!(trouble, Trouble::Status { code: 401 | 403, .. });
+                    let (trouble, reason) = describe_failure(&failure);
+                    refused = matches!(trouble, FailureKind::Status { code: 401 | 403, .. });
                     if let Err(failure) = self.requests.read_secrets() {
                         tracing::warn!(feed = %feed.name, %failure, "secrets can't be read again");
                     }
-                    feed.registered(Some(format!("registration: {reason}"))).await;
-                    let history = History { failures, first_page: true, ..History::default() };
-                    let ruling = mode::judge_push(trouble, &history);
-                    Some(schedule::after_failure(&feed.retry, ruling.wait, failures, chance()))
+                    feed.record_registration(Some(format!("registration: {reason}"))).await;
+                    let history = FailureHistory { failures, first_page: true, ..FailureHistory::default() };
+                    let ruling = mode::classify_push(trouble, &history);
+                    Some(schedule::wait_after_failure(&feed.retry, ruling.wait, failures, jitter()))
                 }
             };
             let rest = async {
                 match wait {
                     Some(wait) => {
-                        feed.pulses[REGISTER_PULSE].within(wait);
+                        feed.heartbeats[REGISTER_HEARTBEAT].expect_within(wait);
                         tokio::time::sleep(wait).await;
                     }
                     None => {
-                        feed.pulses[REGISTER_PULSE].rest();
+                        feed.heartbeats[REGISTER_HEARTBEAT].suspend();
                         std::future::pending().await
                     }
                 }

@@ -1,6 +1,6 @@
 //! `check`: all mistakes at once, and what each feed's own URL answers.
 
-use crate::desk::{Desk, Simulated, nobody};
+use crate::workspace::{SimulatorProcess, Workspace, nobody};
 
 fn feed(name: &str, url: &str) -> String {
     format!("[feeds.{name}]\nurl = \"{url}\"\n")
@@ -8,7 +8,7 @@ fn feed(name: &str, url: &str) -> String {
 
 #[test]
 fn a_sound_configuration_is_done_and_mistakes_are_told_all_at_once() {
-    let desk = Desk::new();
+    let desk = Workspace::new();
     desk.write("feedmirror.toml", &feed("acme", "https://acme.example/"));
     let sound = desk.run(&["check"]);
     assert_eq!((sound.code, sound.err.as_str()), (Some(0), ""), "{sound:?}");
@@ -26,7 +26,7 @@ fn a_sound_configuration_is_done_and_mistakes_are_told_all_at_once() {
 
 #[test]
 fn online_every_feed_is_asked_and_one_that_does_not_answer_fails_the_check() {
-    let (desk, publisher) = (Desk::new(), Simulated::of(2));
+    let (desk, publisher) = (Workspace::new(), SimulatorProcess::of(2));
     let good = feed("sessions", publisher.url(0)) + &feed("facilities", publisher.url(1));
     desk.write("feedmirror.toml", &good);
     let well = desk.run(&["check", "--online"]);
@@ -50,7 +50,7 @@ fn online_every_feed_is_asked_and_one_that_does_not_answer_fails_the_check() {
 
 #[test]
 fn online_a_stream_is_opened_and_a_broker_asked_for_its_queue() {
-    let (desk, publisher) = (Desk::new(), Simulated::of(1));
+    let (desk, publisher) = (Workspace::new(), SimulatorProcess::of(1));
     let broker = nobody().replacen("http://", "amqp://guest:hunter2@", 1);
     desk.write("broker", broker.trim_end_matches("/feed"));
     let stream = format!("sse.url = \"{}/stream\"\n", publisher.url(0));

@@ -6,8 +6,8 @@ use std::os::unix::fs::PermissionsExt;
 
 use nix::sys::signal::Signal;
 
-use crate::desk::Desk;
 use crate::support::until;
+use crate::workspace::Workspace;
 
 const SMALL: [&str; 8] = ["demo", "--feeds", "2", "--items", "200", "--db", "demo.db", "--rate"];
 
@@ -23,7 +23,7 @@ fn page(url: &str) -> String {
 
 #[test]
 fn its_feeds_get_level_its_page_answers_and_its_file_stays() {
-    let desk = Desk::new();
+    let desk = Workspace::new();
     let running = desk.start(&[&SMALL[..], &["1"]].concat());
     let level = || desk.sql("demo.db", "SELECT name FROM feeds WHERE level_at IS NOT NULL ORDER BY name");
     until("both feeds level", || level().len() == 2);
@@ -37,7 +37,7 @@ fn its_feeds_get_level_its_page_answers_and_its_file_stays() {
     assert!(hints.contains(&format!("{} changes --db demo.db", env!("CARGO_BIN_EXE_feedmirror"))), "{hints}");
 
     running.signal(Signal::SIGINT);
-    let ran = running.ended();
+    let ran = running.wait_for_exit();
 
     assert_eq!((ran.code, ran.err.as_str()), (Some(0), ""), "{ran:?}");
     assert!(ran.out.ends_with("The file stays for you to look at: demo.db\n"), "{}", ran.out);
@@ -48,7 +48,7 @@ fn its_feeds_get_level_its_page_answers_and_its_file_stays() {
 
 #[test]
 fn one_feed_is_kept_live_by_a_stream_and_one_by_a_webhook() {
-    let desk = Desk::new();
+    let desk = Workspace::new();
     let running = desk.start(&[&SMALL[..], &["5"]].concat());
     let modes = || desk.sql("demo.db", "SELECT mode || ' ' || push FROM feeds ORDER BY mode");
     until("push keeps both feeds", || modes() == ["sse proven", "webhook proven"]);
@@ -64,7 +64,7 @@ fn one_feed_is_kept_live_by_a_stream_and_one_by_a_webhook() {
     let secret = std::fs::read_to_string(desk.path("demo.db.webhook.token")).unwrap();
 
     running.signal(Signal::SIGINT);
-    let ran = running.ended();
+    let ran = running.wait_for_exit();
 
     assert_eq!((ran.code, ran.err.as_str()), (Some(0), ""), "{ran:?}");
     assert!(secret.len() >= 32 && !ran.out.contains(&secret), "{}", ran.out);
@@ -72,15 +72,15 @@ fn one_feed_is_kept_live_by_a_stream_and_one_by_a_webhook() {
 
 #[test]
 fn it_ends_by_itself_when_its_time_is_over() {
-    let desk = Desk::new();
-    let ran = desk.start(&[&SMALL[..], &["0", "--seconds", "1"]].concat()).ended();
+    let desk = Workspace::new();
+    let ran = desk.start(&[&SMALL[..], &["0", "--seconds", "1"]].concat()).wait_for_exit();
     assert_eq!(ran.code, Some(0), "{ran:?}");
     assert!(desk.path("demo.db").exists());
 }
 
 #[test]
 fn a_file_that_is_there_already_is_left_alone() {
-    let desk = Desk::new();
+    let desk = Workspace::new();
     desk.write("demo.db", "precious");
     let ran = desk.run(&[&SMALL[..], &["0"]].concat());
     assert_eq!((ran.code, ran.out.as_str()), (Some(2), ""));

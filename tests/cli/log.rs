@@ -3,8 +3,8 @@
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::desk::{Desk, Ran, Simulated};
 use crate::support::until;
+use crate::workspace::{RunOutput, SimulatorProcess, Workspace};
 
 const CONFIGURATION: &str = "poll.min = \"1s\"\nops.listen = \"127.0.0.1:0\"\n";
 
@@ -12,8 +12,13 @@ const CONFIGURATION: &str = "poll.min = \"1s\"\nops.listen = \"127.0.0.1:0\"\n";
 const JOURNAL: &str = "(standard error)";
 
 /// Runs the daemon until its feed is level, and ends it.
-fn run(publisher: &Simulated, configuration: &str, arguments: &[&str], environment: &[(&str, &str)]) -> Ran {
-    let desk = Desk::new();
+fn run(
+    publisher: &SimulatorProcess,
+    configuration: &str,
+    arguments: &[&str],
+    environment: &[(&str, &str)],
+) -> RunOutput {
+    let desk = Workspace::new();
     let feed = format!("[feeds.acme]\nurl = \"{}\"\n", publisher.url(0));
     desk.write("feedmirror.toml", &format!("{CONFIGURATION}{configuration}{feed}"));
     let mut command = desk.command(&[arguments, &["run"]].concat());
@@ -23,18 +28,18 @@ fn run(publisher: &Simulated, configuration: &str, arguments: &[&str], environme
     let running = desk.start_as(command.envs(environment));
     until("the feed level", || !desk.sql("mirror.db", "SELECT name FROM feeds WHERE level_at IS NOT NULL").is_empty());
     running.signal(Signal::SIGTERM);
-    let ran = running.ended();
+    let ran = running.wait_for_exit();
     assert_eq!((ran.code, ran.out.as_str()), (Some(0), ""), "{ran:?}");
     ran
 }
 
-fn events(ran: &Ran) -> Vec<Value> {
+fn events(ran: &RunOutput) -> Vec<Value> {
     ran.err.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))).collect()
 }
 
 #[test]
 fn json_is_an_object_a_line_with_time_level_and_message() {
-    let publisher = Simulated::of(1);
+    let publisher = SimulatorProcess::of(1);
     let configured = run(&publisher, "log.format = \"json\"\n", &[], &[]);
     let told = run(&publisher, "", &[], &[("FEEDMIRROR_LOG__FORMAT", "json")]);
     for ran in [configured, told] {
@@ -50,7 +55,7 @@ fn json_is_an_object_a_line_with_time_level_and_message() {
 
 #[test]
 fn text_is_a_line_an_event_without_colours_where_no_terminal_shows_it() {
-    let ran = run(&Simulated::of(1), "", &[], &[]);
+    let ran = run(&SimulatorProcess::of(1), "", &[], &[]);
     assert!(ran.err.contains("Z  INFO running ops=\"127.0.0.1:"), "{}", ran.err);
     assert!(ran.err.contains("Z  WARN feedmirror.toml: poll.min: "), "{}", ran.err);
     assert!(!ran.err.contains('\x1b'), "{:?}", ran.err);
@@ -58,7 +63,7 @@ fn text_is_a_line_an_event_without_colours_where_no_terminal_shows_it() {
 
 #[test]
 fn the_journal_is_told_each_lines_priority_and_keeps_the_time_itself() {
-    let publisher = Simulated::of(1);
+    let publisher = SimulatorProcess::of(1);
     let journal = |configuration: &str| run(&publisher, configuration, &[], &[("JOURNAL_STREAM", JOURNAL)]).err;
 
     let text = journal("");
@@ -82,15 +87,15 @@ fn the_journal_is_told_each_lines_priority_and_keeps_the_time_itself() {
 
 #[test]
 fn an_inherited_journal_stream_is_not_taken_for_standard_error() {
-    let ran = run(&Simulated::of(1), "", &[], &[("JOURNAL_STREAM", "8:1")]);
+    let ran = run(&SimulatorProcess::of(1), "", &[], &[("JOURNAL_STREAM", "8:1")]);
     assert!(ran.err.contains("Z  INFO running ops=\"127.0.0.1:"), "{}", ran.err);
     assert!(!ran.err.contains("<6>"), "{}", ran.err);
 }
 
 #[test]
 fn flags_overrule_the_configured_level() {
-    let publisher = Simulated::of(1);
-    let debug = |ran: &Ran| events(ran).iter().any(|event| event["level"] == "DEBUG");
+    let publisher = SimulatorProcess::of(1);
+    let debug = |ran: &RunOutput| events(ran).iter().any(|event| event["level"] == "DEBUG");
     let json = "log = { format = \"json\", level = \"info\" }\n";
 
     let loud = run(&publisher, json, &["-vv"], &[]);

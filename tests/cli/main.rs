@@ -7,7 +7,7 @@ mod support;
 
 mod check;
 mod demo;
-mod desk;
+mod workspace;
 mod log;
 mod places;
 mod ready;

@@ -1,19 +1,19 @@
 //! Where the configuration and the database are looked for, and which of several wins.
 
-use crate::desk::{Desk, Ran, Simulated};
+use crate::workspace::{RunOutput, SimulatorProcess, Workspace};
 
-fn environment(desk: &Desk, arguments: &[&str], variables: &[(&str, &str)]) -> Ran {
+fn environment(desk: &Workspace, arguments: &[&str], variables: &[(&str, &str)]) -> RunOutput {
     desk.command(arguments).envs(variables.iter().copied()).output().unwrap().into()
 }
 
 /// Which configuration was read, by the number of its feeds.
-fn feeds(ran: &Ran) -> Option<&str> {
+fn feeds(ran: &RunOutput) -> Option<&str> {
     ran.out.split(", ").find(|part| part.contains("feed"))
 }
 
 #[test]
 fn the_configuration_is_the_one_named_else_the_one_here() {
-    let desk = Desk::new();
+    let desk = Workspace::new();
     let configuration = |count: usize| {
         (0..count).map(|n| format!("[feeds.f{n}]\nurl = \"https://acme.example/{n}\"\n")).collect::<String>()
     };
@@ -35,7 +35,7 @@ fn without_any_the_places_looked_at_are_named() {
     if std::path::Path::new("/etc/feedmirror/config.toml").exists() {
         panic!("this machine runs feedmirror: its configuration would be found in place of none");
     }
-    let desk = Desk::new();
+    let desk = Workspace::new();
     for verb in ["run", "check", "status", "sync"] {
         let ran = desk.run(&[verb]);
         assert_eq!(ran.code, Some(2), "{verb}: {ran:?}");
@@ -49,7 +49,7 @@ fn without_any_the_places_looked_at_are_named() {
 
 #[test]
 fn the_environment_overrides_the_file_and_flags_override_both() {
-    let (desk, publisher) = (Desk::new(), Simulated::of(1));
+    let (desk, publisher) = (Workspace::new(), SimulatorProcess::of(1));
     let feed = format!("[feeds.acme]\nurl = \"{}\"\n", publisher.url(0));
     desk.write("feedmirror.toml", &format!("database = \"file.db\"\n{feed}"));
     let database = |variables: &[(&str, &str)], flags: &[&str]| {
@@ -69,7 +69,7 @@ fn the_environment_overrides_the_file_and_flags_override_both() {
 
 #[test]
 fn a_variable_that_sets_nothing_is_a_mistake_with_a_name() {
-    let desk = Desk::new();
+    let desk = Workspace::new();
     desk.write("feedmirror.toml", "[feeds.acme]\nurl = \"https://acme.example/\"\n");
     let ran = environment(&desk, &["check"], &[("FEEDMIRROR_POLL__MINI", "9s")]);
     assert_eq!(ran.code, Some(2), "{ran:?}");

@@ -2,13 +2,13 @@
 
 use nix::sys::signal::Signal;
 
-use crate::desk::{Desk, Simulated};
 use crate::support::until;
+use crate::workspace::{SimulatorProcess, Workspace};
 
 #[test]
 fn ready_is_said_by_a_running_daemon_alone() {
     // Given: a daemon.
-    let (desk, publisher) = (Desk::new(), Simulated::of(1));
+    let (desk, publisher) = (Workspace::new(), SimulatorProcess::of(1));
     let feed = format!("[feeds.acme]\nurl = \"{}\"\n", publisher.url(0));
     desk.write("feedmirror.toml", &format!("ops.listen = \"127.0.0.1:0\"\n{feed}"));
     let before = desk.run(&["status", "--ready"]);
@@ -22,7 +22,7 @@ fn ready_is_said_by_a_running_daemon_alone() {
 
     // When it has ended, then the file alone is not enough.
     running.signal(Signal::SIGTERM);
-    running.ended();
+    running.wait_for_exit();
     let after = desk.run(&["status", "--ready"]);
     assert_eq!((after.code, after.out.as_str()), (Some(1), ""), "{after:?}");
     assert!(!after.err.is_empty());
@@ -31,7 +31,7 @@ fn ready_is_said_by_a_running_daemon_alone() {
 /// The package starts the daemon as soon as it is installed, before anybody configured a feed.
 #[test]
 fn the_packages_configuration_runs_as_it_is() {
-    let desk = Desk::new();
+    let desk = Workspace::new();
     let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/config.toml");
     let packaged = std::fs::read_to_string(path).unwrap();
     let database = "/var/lib/feedmirror/mirror.db";
@@ -43,6 +43,6 @@ fn the_packages_configuration_runs_as_it_is() {
     let running = desk.start_as(desk.command(&["run"]).env("FEEDMIRROR_OPS__LISTEN", "127.0.0.1:0"));
     until("the daemon ready", || desk.run(&["status", "--ready", "--db", "mirror.db"]).code == Some(0));
     running.signal(Signal::SIGTERM);
-    let ran = running.ended();
+    let ran = running.wait_for_exit();
     assert_eq!(ran.code, Some(0), "{ran:?}");
 }

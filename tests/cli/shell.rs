@@ -4,7 +4,7 @@ use std::process::Command;
 
 use feedmirror::cli::command;
 
-use crate::desk::Desk;
+use crate::workspace::Workspace;
 
 fn verbs() -> Vec<String> {
     command().get_subcommands().map(|verb| verb.get_name().to_owned()).collect()
@@ -12,7 +12,7 @@ fn verbs() -> Vec<String> {
 
 #[test]
 fn every_verb_explains_itself() {
-    let desk = Desk::new();
+    let desk = Workspace::new();
     for verb in verbs() {
         let ran = desk.run(&[&verb, "--help"]);
         assert_eq!((ran.code, ran.err.as_str()), (Some(0), ""), "{verb}");
@@ -25,7 +25,7 @@ fn every_verb_explains_itself() {
 
 #[test]
 fn a_wrong_command_line_is_refused_on_standard_error() {
-    let desk = Desk::new();
+    let desk = Workspace::new();
     for (arguments, hint) in [
         (&["stauts"][..], "status"),
         (&["status", "--jsn"], "--json"),
@@ -41,7 +41,7 @@ fn a_wrong_command_line_is_refused_on_standard_error() {
 
 #[test]
 fn completions_know_every_verb_and_bash_can_read_them() {
-    let desk = Desk::new();
+    let desk = Workspace::new();
     for shell in ["bash", "zsh", "fish"] {
         let ran = desk.run(&["completions", shell]);
         assert_eq!((ran.code, ran.err.as_str()), (Some(0), ""), "{shell}");
@@ -59,7 +59,7 @@ fn completions_know_every_verb_and_bash_can_read_them() {
 
 #[test]
 fn there_is_a_manual_page_for_the_program_and_for_every_verb() {
-    let desk = Desk::new();
+    let desk = Workspace::new();
     let whole = desk.run(&["man"]);
     assert_eq!(whole.code, Some(0));
     assert!(whole.out.contains(".SH NAME\nfeedmirror"), "{}", whole.out);

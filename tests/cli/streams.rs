@@ -2,11 +2,11 @@
 
 use std::process::Stdio;
 
-use crate::desk::{Desk, Simulated};
+use crate::workspace::{SimulatorProcess, Workspace};
 
 #[test]
 fn progress_goes_to_standard_error_and_quiet_silences_it() {
-    let (desk, publisher) = (Desk::new(), Simulated::of(1));
+    let (desk, publisher) = (Workspace::new(), SimulatorProcess::of(1));
     let good = format!("good={}", publisher.url(0));
     let bad = format!("bad={}", publisher.url(0).replace("/sessions-1", "/nothing"));
 
@@ -21,7 +21,7 @@ fn progress_goes_to_standard_error_and_quiet_silences_it() {
 
 #[test]
 fn a_failure_is_one_line_that_begins_with_the_program_s_name() {
-    let desk = Desk::new();
+    let desk = Workspace::new();
     for verb in [&["status", "--db", "none.db"][..], &["export", "--db", "none.db"], &["sync"], &["run"]] {
         let ran = desk.run(verb);
         assert_eq!(ran.out, "", "{verb:?}");
@@ -31,7 +31,7 @@ fn a_failure_is_one_line_that_begins_with_the_program_s_name() {
 
 #[test]
 fn who_stops_reading_the_output_is_no_failure() {
-    let (desk, publisher) = (Desk::new(), Simulated::of(1));
+    let (desk, publisher) = (Workspace::new(), SimulatorProcess::of(1));
     let (db, url) = (["--db", "a.db"], publisher.url(0).to_owned());
     assert_eq!(desk.run(&["sync", &url, db[0], db[1]]).code, Some(0));
     for verb in [

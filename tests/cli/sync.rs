@@ -1,7 +1,7 @@
 //! `sync`: feeds given by URL or by name, the summary, and what is refused before anything is read.
 
-use crate::desk::{Desk, Simulated};
-use crate::support::{Publisher, Reply, page};
+use crate::support::{Reply, ScriptedPublisher, page};
+use crate::workspace::{SimulatorProcess, Workspace};
 
 /// What `sync` makes of a URL's host and path.
 fn made_name(url: &str) -> String {
@@ -10,7 +10,7 @@ fn made_name(url: &str) -> String {
 
 #[test]
 fn feeds_given_by_url_get_level_and_are_summed_up() {
-    let (desk, publisher) = (Desk::new(), Simulated::of(2));
+    let (desk, publisher) = (Workspace::new(), SimulatorProcess::of(2));
 
     let ran = desk.run(&["sync", publisher.url(0), publisher.url(1)]);
 
@@ -31,7 +31,7 @@ fn feeds_given_by_url_get_level_and_are_summed_up() {
 
 #[test]
 fn json_is_a_row_a_feed_and_nothing_else() {
-    let (desk, publisher) = (Desk::new(), Simulated::of(1));
+    let (desk, publisher) = (Workspace::new(), SimulatorProcess::of(1));
     let feed = format!("acme={}", publisher.url(0));
 
     let rows = desk.run(&["sync", &feed, "--json"]).rows();
@@ -47,7 +47,7 @@ fn json_is_a_row_a_feed_and_nothing_else() {
 
 #[test]
 fn a_second_run_goes_on_from_the_first() {
-    let (desk, publisher) = (Desk::new(), Simulated::of(1));
+    let (desk, publisher) = (Workspace::new(), SimulatorProcess::of(1));
     assert_eq!(desk.run(&["sync", publisher.url(0)]).code, Some(0));
 
     let again = desk.run(&["sync", publisher.url(0), "--json"]).rows();
@@ -57,7 +57,7 @@ fn a_second_run_goes_on_from_the_first() {
 
 #[test]
 fn a_bad_feed_is_named_with_its_reason_and_the_good_one_gets_level() {
-    let (desk, publisher) = (Desk::new(), Simulated::of(1));
+    let (desk, publisher) = (Workspace::new(), SimulatorProcess::of(1));
     let good = format!("good={}", publisher.url(0));
     let bad = format!("bad={}", publisher.url(0).replace("/sessions-1", "/nothing"));
 
@@ -76,19 +76,20 @@ fn a_bad_feed_is_named_with_its_reason_and_the_good_one_gets_level() {
 
 #[test]
 fn a_feed_is_given_up_after_as_many_failures_as_told() {
-    let publisher = Publisher::start(|_| Reply::status(500));
+    let publisher = ScriptedPublisher::start(|_| Reply::status(500));
     for tries in [1, 2] {
-        let (desk, before) = (Desk::new(), publisher.requests().len());
+        let (desk, before) = (Workspace::new(), publisher.requests().len());
         let ran = desk.run(&["sync", &publisher.url("/feed"), "--tries", &tries.to_string()]);
         assert_eq!(ran.code, Some(3), "{ran:?}");
         assert_eq!(publisher.requests().len() - before, tries);
     }
-    assert_eq!(Desk::new().run(&["sync", &publisher.url("/feed"), "--tries", "0"]).code, Some(2));
+    assert_eq!(Workspace::new().run(&["sync", &publisher.url("/feed"), "--tries", "0"]).code, Some(2));
 }
 
 #[test]
 fn a_publisher_that_asks_for_a_day_is_given_up_within_a_minute_with_the_time_it_may_come_back() {
-    let (desk, publisher) = (Desk::new(), Publisher::start(|_| Reply::status(429).header("Retry-After", "86400")));
+    let (desk, publisher) =
+        (Workspace::new(), ScriptedPublisher::start(|_| Reply::status(429).header("Retry-After", "86400")));
     let began = std::time::Instant::now();
 
     let ran = desk.run(&["sync", &publisher.url("/feed"), "--json"]);
@@ -103,12 +104,12 @@ fn a_publisher_that_asks_for_a_day_is_given_up_within_a_minute_with_the_time_it_
 #[test]
 fn what_is_waited_for_is_told_meanwhile() {
     // Given: a publisher that wants 12 s of rest, longer than a line of progress takes to come.
-    let publisher = Publisher::start(|request| match request.count {
+    let publisher = ScriptedPublisher::start(|request| match request.count {
         1 => Reply::status(503).header("Retry-After", "12").body("down for a moment"),
         _ => Reply::page(page(&[], &request.target)),
     });
 
-    let ran = Desk::new().run(&["sync", &format!("own={}", publisher.url("/feed"))]);
+    let ran = Workspace::new().run(&["sync", &format!("own={}", publisher.url("/feed"))]);
 
     assert_eq!(ran.code, Some(0), "{ran:?}");
     let told =
@@ -125,7 +126,7 @@ fn what_can_not_be_meant_is_refused_before_anything_is_made() {
         (&["Acme=https://acme.example/a"], "can't name a feed"),
         (&["https://user:secret@acme.example/"], "no credentials"),
     ] {
-        let desk = Desk::new();
+        let desk = Workspace::new();
         let ran = desk.run(&[&["sync"], feeds].concat());
         assert_eq!((ran.code, ran.out.as_str()), (Some(2), ""), "{ran:?}");
         assert!(ran.err.contains(hint), "{hint}: {}", ran.err);
@@ -136,7 +137,7 @@ fn what_can_not_be_meant_is_refused_before_anything_is_made() {
 
 #[test]
 fn configured_feeds_are_brought_level_by_name_and_an_unknown_one_is_told_the_known() {
-    let (desk, publisher) = (Desk::new(), Simulated::of(2));
+    let (desk, publisher) = (Workspace::new(), SimulatorProcess::of(2));
     let feed = |n: usize| format!("[feeds.{}]\nurl = \"{}\"\n", publisher.feeds[n].0, publisher.url(n));
     desk.write("feedmirror.toml", &format!("database = \"own.db\"\n{}{}", feed(0), feed(1)));
 

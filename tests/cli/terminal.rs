@@ -5,7 +5,7 @@ use std::process::Output;
 
 use serde_json::json;
 
-use crate::support::{Mirror, Publisher, Reply, Request};
+use crate::support::{MirrorProcess, Reply, Request, ScriptedPublisher};
 
 /// An escape sequence, its C1 form, an override, an isolate, zero width, a line separator, a carriage return, a tag.
 const HOSTILE: &str = "a\u{1b}[2J\u{9b}31mb\u{202e}c\u{2066}d\u{200b}e\u{2028}f\rg\u{7f}h\u{e0041}i";
@@ -51,8 +51,8 @@ fn seen(what: &str, output: &Output) -> String {
 #[test]
 fn no_verb_prints_what_a_terminal_would_obey() {
     // Given: feeds full of it, as `sync` read them
-    let publisher = Publisher::start(page);
-    let mirror = Mirror::new()
+    let publisher = ScriptedPublisher::start(page);
+    let mirror = MirrorProcess::new()
         .feed("f", &publisher.url("/feed"))
         .feed("g", &publisher.url("/broken"))
         .feed("h", &publisher.url("/forbidden"));
@@ -129,12 +129,12 @@ fn no_verb_prints_what_a_terminal_would_obey() {
 #[test]
 fn the_log_holds_no_line_that_a_publisher_wrote() {
     // Given
-    let publisher = Publisher::start(|request| match request.path() {
+    let publisher = ScriptedPublisher::start(|request| match request.path() {
         "/broken" => Reply::page(format!("<html>\nERROR forged {HOSTILE}</html>")),
         _ => page(request),
     });
     for format in ["text", "json"] {
-        let mut mirror = Mirror::new()
+        let mut mirror = MirrorProcess::new()
             .feed("f", &publisher.url("/feed"))
             .feed("g", &publisher.url("/broken"))
             .env("FEEDMIRROR_LOG__FORMAT", format)

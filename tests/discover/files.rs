@@ -5,21 +5,21 @@ use std::os::unix::fs::MetadataExt;
 
 use nix::sys::signal::Signal;
 
-use crate::desk::{Desk, Ran, Simulated};
 use crate::support::until;
 use crate::web::Web;
+use crate::workspace::{RunOutput, SimulatorProcess, Workspace};
 
 /// A folder with a configuration that includes `feeds.d`, and a catalogue of one site.
-struct Place {
-    desk: Desk,
+struct DiscoverWorkspace {
+    desk: Workspace,
     web: Web,
 }
 
 const FILE: &str = "feeds.d/acme-leisure.toml";
 
-impl Place {
+impl DiscoverWorkspace {
     fn new(feeds: &[(&'static str, &str)]) -> Self {
-        let place = Self { desk: Desk::new(), web: Web::new() };
+        let place = Self { desk: Workspace::new(), web: Web::new() };
         place.desk.write("feedmirror.toml", "database = \"mirror.db\"\ninclude = [\"feeds.d/*.toml\"]\n");
         place.web.catalogue("/catalogue", &[], &["/acme"]);
         place.lists(feeds);
@@ -31,7 +31,7 @@ impl Place {
         self.web.site("/acme", "Acme Leisure", &feeds);
     }
 
-    fn discover(&self, more: &[&str]) -> Ran {
+    fn discover(&self, more: &[&str]) -> RunOutput {
         let url = self.web.url("/catalogue");
         let ran = self.desk.run(&[&["discover", &url, "--allow-private"], more].concat());
         assert_eq!(ran.code, Some(0), "{ran:?}");
@@ -54,8 +54,8 @@ const SLOTS: (&str, &str) = ("Slot", "https://feeds.example/slots");
 #[test]
 fn what_is_added_is_checked_synced_and_exported_with_whom_to_name() {
     // given a dataset site of a publisher that serves feeds
-    let publisher = Simulated::of(2);
-    let place = Place::new(&[("ScheduledSession", publisher.url(0)), ("FacilityUse", publisher.url(1))]);
+    let publisher = SimulatorProcess::of(2);
+    let place = DiscoverWorkspace::new(&[("ScheduledSession", publisher.url(0)), ("FacilityUse", publisher.url(1))]);
 
     // when its feeds are added
     let added = place.discover(&["--add"]);
@@ -88,8 +88,8 @@ fn what_is_added_is_checked_synced_and_exported_with_whom_to_name() {
 #[test]
 fn a_running_daemon_takes_over_what_was_added_when_it_is_told_to_reload() {
     // given a daemon without any feed
-    let publisher = Simulated::of(1);
-    let place = Place::new(&[("ScheduledSession", publisher.url(0))]);
+    let publisher = SimulatorProcess::of(1);
+    let place = DiscoverWorkspace::new(&[("ScheduledSession", publisher.url(0))]);
     let settings = "include = [\"feeds.d/*.toml\"]\nops.listen = \"127.0.0.1:0\"\n";
     place.desk.write("feedmirror.toml", settings);
     let daemon = place.desk.start(&["run"]);
@@ -107,12 +107,12 @@ fn a_running_daemon_takes_over_what_was_added_when_it_is_told_to_reload() {
     daemon.signal(Signal::SIGHUP);
     until("the publisher is renamed", || publishers("") == ["Acme Group"]);
     daemon.signal(Signal::SIGTERM);
-    assert_eq!(daemon.ended().code, Some(0));
+    assert_eq!(daemon.wait_for_exit().code, Some(0));
 }
 
 #[test]
 fn the_same_again_touches_nothing() {
-    let place = Place::new(&[SESSIONS, SLOTS]);
+    let place = DiscoverWorkspace::new(&[SESSIONS, SLOTS]);
     place.discover(&["--add"]);
     let inode = || fs::metadata(place.desk.path(FILE)).unwrap().ino();
     let before = (place.text(), inode());
@@ -129,7 +129,7 @@ fn the_same_again_touches_nothing() {
 #[test]
 fn what_appeared_vanished_and_moved_is_shown_and_then_taken_over() {
     // given feeds that were added, of which one moves, one vanishes and one is new
-    let place = Place::new(&[SESSIONS, SLOTS, ("Event", "https://feeds.example/events")]);
+    let place = DiscoverWorkspace::new(&[SESSIONS, SLOTS, ("Event", "https://feeds.example/events")]);
     place.discover(&["--add"]);
     assert_eq!(place.discover(&["--diff"]).out, "");
     let before = place.text();
@@ -173,7 +173,7 @@ fn what_appeared_vanished_and_moved_is_shown_and_then_taken_over() {
 
 #[test]
 fn a_site_that_is_listed_no_more_is_told_and_one_out_of_reach_is_not() {
-    let place = Place::new(&[SESSIONS]);
+    let place = DiscoverWorkspace::new(&[SESSIONS]);
     place.discover(&["--add"]);
     // given its page is down, though still listed
     place.web.drop_page("/acme");
@@ -191,7 +191,7 @@ fn a_site_that_is_listed_no_more_is_told_and_one_out_of_reach_is_not() {
 
 #[test]
 fn names_stay_when_a_publisher_is_renamed() {
-    let place = Place::new(&[SESSIONS]);
+    let place = DiscoverWorkspace::new(&[SESSIONS]);
     place.discover(&["--add"]);
     let feeds = vec![(SESSIONS.0, SESSIONS.1.to_owned()), ("Slot", SLOTS.1.to_owned())];
     place.web.site("/acme", "Acme Group", &feeds);
@@ -206,7 +206,7 @@ fn names_stay_when_a_publisher_is_renamed() {
 #[test]
 fn nobody_s_work_is_overwritten() {
     // given a file of the very name that somebody else wrote, and a feed that is configured by hand
-    let place = Place::new(&[SESSIONS, SLOTS]);
+    let place = DiscoverWorkspace::new(&[SESSIONS, SLOTS]);
     let theirs = format!("[feeds.mine]\nurl = \"{}\"\n", SLOTS.1);
     fs::create_dir(place.desk.path("feeds.d")).unwrap();
     fs::write(place.desk.path(FILE), &theirs).unwrap();
@@ -234,7 +234,7 @@ fn nobody_s_work_is_overwritten() {
 
 #[test]
 fn a_folder_can_be_named_without_any_configuration() {
-    let place = Place::new(&[SESSIONS]);
+    let place = DiscoverWorkspace::new(&[SESSIONS]);
     fs::remove_file(place.desk.path("feedmirror.toml")).unwrap();
     let ran = place.discover(&["--add", "found"]);
     assert!(ran.out.starts_with("found/acme-leisure.toml: written: 1 feed of "), "{}", ran.out);

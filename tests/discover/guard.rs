@@ -2,17 +2,17 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use feedmirror::source::guard::Guard;
-use feedmirror::source::http::{Failure, HttpSettings};
-use feedmirror::source::pages::Pages;
+use feedmirror::source::address_policy::AddressPolicy;
+use feedmirror::source::http::{HttpFailure, HttpSettings};
+use feedmirror::source::web_page_fetcher::WebPageFetcher;
 use url::Url;
 
-use crate::desk::Desk;
 use crate::support::Reply;
 use crate::web::Web;
+use crate::workspace::Workspace;
 
-fn get(guard: Guard, url: &str) -> Result<Vec<u8>, Failure> {
-    let pages = Pages::new(HttpSettings::default(), guard).unwrap();
+fn get(guard: AddressPolicy, url: &str) -> Result<Vec<u8>, HttpFailure> {
+    let pages = WebPageFetcher::new(HttpSettings::default(), guard).unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(pages.get(&Url::parse(url).unwrap())).map(|page| page.bytes)
 }
@@ -24,12 +24,12 @@ fn this_machine_is_not_asked_unless_allowed() {
     let by_name = web.url("/acme").replace("127.0.0.1", "localhost");
 
     for url in [&web.url("/acme"), &by_name] {
-        let ran = Desk::new().run(&["discover", url]);
+        let ran = Workspace::new().run(&["discover", url]);
         assert_eq!((ran.code, ran.out.as_str()), (Some(1), ""), "{ran:?}");
         assert!(ran.err.contains("private-address: ") && ran.err.contains("--allow-private"), "{}", ran.err);
     }
     assert_eq!(web.publisher.requests().len(), 0, "not even asked");
-    assert_eq!(Desk::new().run(&["discover", &by_name, "--allow-private"]).code, Some(0));
+    assert_eq!(Workspace::new().run(&["discover", &by_name, "--allow-private"]).code, Some(0));
 }
 
 #[test]
@@ -39,7 +39,7 @@ fn a_redirect_to_where_no_connection_may_go_is_not_followed() {
     let port = web.publisher.address().port();
     web.reply("/well", Reply::page("well"));
     web.reply("/round", Reply::redirect(307, "/well"));
-    let guard = || Guard::public().besides(IpAddr::V4(Ipv4Addr::LOCALHOST));
+    let guard = || AddressPolicy::public_only().besides(IpAddr::V4(Ipv4Addr::LOCALHOST));
     assert_eq!(get(guard(), &web.url("/round")).unwrap(), b"well");
 
     // when it sends elsewhere, by address or by name, then nobody is asked there
@@ -47,9 +47,9 @@ fn a_redirect_to_where_no_connection_may_go_is_not_followed() {
     for target in [format!("http://127.0.0.2:{port}/well"), format!("http://[::1]:{port}/well"), metadata] {
         web.reply("/away", Reply::redirect(302, &target));
         let got = get(guard(), &web.url("/away"));
-        assert!(matches!(got, Err(Failure::PrivateAddress(_))), "{target}: {got:?}");
+        assert!(matches!(got, Err(HttpFailure::PrivateAddress(_))), "{target}: {got:?}");
     }
     let by_name = web.url("/well").replace("127.0.0.1", "localhost");
-    assert!(matches!(get(Guard::public(), &by_name), Err(Failure::PrivateAddress(_))));
+    assert!(matches!(get(AddressPolicy::public_only(), &by_name), Err(HttpFailure::PrivateAddress(_))));
     assert_eq!(web.publisher.count("/well"), 1);
 }

@@ -2,9 +2,9 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-#[path = "../cli/desk.rs"]
+#[path = "../cli/workspace.rs"]
 #[allow(dead_code)]
-mod desk;
+mod workspace;
 mod files;
 mod guard;
 mod recorded;

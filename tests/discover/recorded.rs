@@ -48,7 +48,7 @@ fn an_old_site_s_one_feed_without_a_name_is_named_by_its_url() {
 fn a_recorded_page_that_only_sends_elsewhere_says_where() {
     let listing = read(&recorded("sites/opensessions-redirect.html"), &at("https://opensessions.github.io/"));
     assert!(listing.is_empty(), "{listing:?}");
-    assert_eq!(listing.elsewhere, Some(at("https://opensessions.io/openactive")));
+    assert_eq!(listing.meta_refresh, Some(at("https://opensessions.io/openactive")));
 }
 
 #[test]

@@ -1,8 +1,8 @@
 //! From a collection to configuration on standard output.
 
-use crate::desk::Desk;
 use crate::support::{Reply, page};
 use crate::web::Web;
+use crate::workspace::Workspace;
 
 fn feeds(names: &[&'static str]) -> Vec<(&'static str, String)> {
     names.iter().map(|name| (*name, format!("https://feeds.example/{name}"))).collect()
@@ -22,7 +22,7 @@ fn a_collection_s_catalogues_and_sites_become_configuration_that_check_accepts()
         "/plain",
         r#"{"@type":"Dataset","distribution":{"contentUrl":"https://feeds.example/rides","encodingFormat":"rpde"}}"#,
     );
-    let desk = Desk::new();
+    let desk = Workspace::new();
 
     // when it is walked
     let ran = desk.run(&["discover", &web.url("/collection"), "--allow-private"]);
@@ -70,7 +70,7 @@ fn bad_pages_are_told_and_the_rest_is_found() {
     web.html("/plain", "<h1>Welcome</h1>");
     web.reply("/ftp", Reply::redirect(302, "ftp://127.0.0.1/"));
     web.site("/good", "Acme", &feeds(&["Slot"]));
-    let desk = Desk::new();
+    let desk = Workspace::new();
 
     let ran = desk.run(&["discover", &web.url("/catalogue"), "--allow-private", "--json"]);
 
@@ -117,7 +117,7 @@ fn nobody_speaks_for_another_s_site() {
     web.site("/acme", "Acme", &feeds(&["Slot"]));
     for order in [[&acme, &imitation], [&imitation, &acme]] {
         web.json("/catalogue", &serde_json::json!({"@type": "DataCatalog", "dataset": order}).to_string());
-        let ran = Desk::new().run(&["discover", &web.url("/catalogue"), "--allow-private", "--json"]);
+        let ran = Workspace::new().run(&["discover", &web.url("/catalogue"), "--allow-private", "--json"]);
         let rows = ran.rows();
         assert_eq!((rows.len(), &rows[0]["feed"], &rows[0]["publisher"]), (1, &"acme-slot".into(), &"Acme".into()));
         assert!(ran.err.contains(&format!("{imitation}: 1 feed of {acme} left out")), "{}", ran.err);
@@ -133,7 +133,7 @@ fn a_walk_is_no_longer_than_its_limit() {
     for (n, site) in sites.iter().enumerate() {
         web.site(site, "Acme", &vec![("Slot", format!("https://feeds.example/{n}"))]);
     }
-    let ran = Desk::new().run(&["discover", &web.url("/catalogue"), "--allow-private", "--limit", "6", "--json"]);
+    let ran = Workspace::new().run(&["discover", &web.url("/catalogue"), "--allow-private", "--limit", "6", "--json"]);
     assert_eq!((ran.code, ran.rows().len(), web.publisher.requests().len()), (Some(0), 5, 6), "{ran:?}");
     assert!(ran.err.contains("the limit of pages is reached (--limit): 15 pages left unread"), "{}", ran.err);
     assert_eq!(web.publisher.most_at_once(), 1, "one request at a time to a host");
@@ -146,7 +146,8 @@ fn a_walk_takes_no_longer_than_its_time_and_keeps_what_it_found() {
     let silent = other.url("/silent");
     web.json("/catalogue", &format!(r#"{{"@type":"DataCatalog","dataset":["{silent}","{{here}}/acme"]}}"#));
     web.site("/acme", "Acme", &feeds(&["Slot"]));
-    let ran = Desk::new().run(&["discover", &web.url("/catalogue"), "--allow-private", "--timeout", "2", "--json"]);
+    let ran =
+        Workspace::new().run(&["discover", &web.url("/catalogue"), "--allow-private", "--timeout", "2", "--json"]);
     assert_eq!((ran.code, ran.rows().len()), (Some(0), 1), "{ran:?}");
     assert!(ran.err.contains("the time is up (--timeout): 1 page left unread"), "{}", ran.err);
 }
@@ -159,7 +160,7 @@ fn catalogues_without_end_are_left() {
         web.json(&here, &format!(r#"{{"@type":"DataCatalog","hasPart":"{{here}}{next}","dataset":"{{here}}/site"}}"#));
     }
     web.site("/site", "Acme", &feeds(&["Slot"]));
-    let ran = Desk::new().run(&["discover", &web.url("/0"), "--allow-private", "--json"]);
+    let ran = Workspace::new().run(&["discover", &web.url("/0"), "--allow-private", "--json"]);
     assert_eq!((ran.code, ran.rows().len()), (Some(0), 1), "{ran:?}");
     assert_eq!((web.publisher.count("/5"), web.publisher.count("/6")), (1, 0));
 }
@@ -168,7 +169,7 @@ fn catalogues_without_end_are_left() {
 fn what_tells_of_no_feed_fails_and_what_can_not_be_meant_is_refused() {
     let web = Web::new();
     web.reply("/feed", Reply::page(page(&[], "/feed")));
-    let desk = Desk::new();
+    let desk = Workspace::new();
     let itself = format!(
         "no feeds were found: it is a feed itself, and tells of no others: feedmirror sync {}",
         web.url("/feed")

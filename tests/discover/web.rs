@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
-use crate::support::{Publisher, Reply};
+use crate::support::{Reply, ScriptedPublisher};
 
 /// A dataset site's feeds: name and URL.
 pub(crate) type Feeds = Vec<(&'static str, String)>;
@@ -13,7 +13,7 @@ struct Pages(Mutex<BTreeMap<String, Reply>>);
 
 /// Pages by path; anything else is 404. `{here}` in a body is where it is served.
 pub(crate) struct Web {
-    pub(crate) publisher: Publisher,
+    pub(crate) publisher: ScriptedPublisher,
     pages: Arc<Pages>,
 }
 
@@ -21,7 +21,7 @@ impl Web {
     pub(crate) fn new() -> Self {
         let pages = Arc::<Pages>::default();
         let served = Arc::clone(&pages);
-        let publisher = Publisher::start(move |request| {
+        let publisher = ScriptedPublisher::start(move |request| {
             served.0.lock().unwrap().get(request.path()).cloned().unwrap_or_else(|| Reply::status(404))
         });
         Self { publisher, pages }

@@ -121,10 +121,11 @@ fn exits() -> [(Exit, &'static str); 6] {
         Exit::Failed => "failed",
         Exit::Usage => "usage or configuration",
         Exit::NotLevel => "some feeds did not get level",
-        Exit::Database => "the database is unusable",
-        Exit::Held => "another daemon holds the database",
+        Exit::DatabaseUnusable => "the database is unusable",
+        Exit::DatabaseInUse => "another daemon holds the database",
     };
-    [Exit::Done, Exit::Failed, Exit::Usage, Exit::NotLevel, Exit::Database, Exit::Held].map(|exit| (exit, words(exit)))
+    [Exit::Done, Exit::Failed, Exit::Usage, Exit::NotLevel, Exit::DatabaseUnusable, Exit::DatabaseInUse]
+        .map(|exit| (exit, words(exit)))
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use crate::document::{blocks, readme};
-use crate::support::{Mirror, Publisher, Reply, page};
+use crate::support::{MirrorProcess, Reply, ScriptedPublisher, page};
 
 /// The files that README's configurations refer to.
 const SECRETS: [(&str, &str); 3] = [
@@ -68,10 +68,10 @@ fn every_recipe_for_a_secret_makes_a_file_that_is_its_owner_s_alone_and_that_che
 #[test]
 fn a_page_is_posted_to_the_webhook_as_the_example_does_it() {
     // given README's webhook, but for the addresses
-    let publisher = Publisher::start(|request| Reply::page(page(&[], &request.target)));
+    let publisher = ScriptedPublisher::start(|request| Reply::page(page(&[], &request.target)));
     let example = blocks(&readme(), "toml").into_iter().find(|block| block.contains("webhook.secret_file")).unwrap();
     let keys = example.lines().find(|line| line.starts_with("webhook.")).unwrap();
-    let mirror = Mirror::new().feed_with("acme-sessions", &publisher.url("/sessions"), keys);
+    let mirror = MirrorProcess::new().feed_with("acme-sessions", &publisher.url("/sessions"), keys);
     let mirror = mirror.tables("[webhooks]\nlisten = \"127.0.0.1:0\"\n");
     lay_out(mirror.path(".").as_path());
     let mirror = mirror.start();

@@ -63,7 +63,7 @@ fn exported() -> BTreeMap<String, BTreeSet<String>> {
 
 /// What an expression names.
 #[derive(Debug, Default, PartialEq)]
-struct Named {
+struct ExpressionNames {
     /// Series, each with the labels it is asked by.
     series: Vec<(String, BTreeSet<String>)>,
     /// Labels that series are joined or grouped by.
@@ -73,8 +73,8 @@ struct Named {
 }
 
 /// Reads an expression; what stands in quotes is no name.
-fn named(expression: &str) -> Named {
-    let mut named = Named::default();
+fn named(expression: &str) -> ExpressionNames {
+    let mut named = ExpressionNames::default();
     let is_name = |sign: char| sign.is_ascii_alphanumeric() || "_:$".contains(sign);
     let mut rest = expression;
     while let Some(at) = rest.find(is_name) {

@@ -9,7 +9,7 @@ use feedmirror::store::Store;
 use rusqlite::Connection;
 
 use crate::document::{blocks, readme, same, spans, table};
-use crate::support::{Publisher, Reply, page};
+use crate::support::{Reply, ScriptedPublisher, page};
 
 /// The views of a file, with their columns in order.
 fn views(database: &Path) -> BTreeMap<String, String> {
@@ -45,9 +45,9 @@ fn the_sql_names_and_columns_are_those_of_a_new_file() {
 }
 
 /// The publisher of the examples' feed: sessions, one record that can't be read, and later one more session.
-fn publisher() -> Publisher {
+fn publisher() -> ScriptedPublisher {
     let asked = AtomicUsize::new(0);
-    Publisher::start(move |request| {
+    ScriptedPublisher::start(move |request| {
         if request.path() != "/sessions" {
             return Reply::status(404);
         }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use feedmirror::output::standard::{Departure, REASONS, RULES};
+use feedmirror::output::rules::{Departure, REASONS, RULES};
 
 use crate::document::same;
 use crate::words::{quarantine_reasons, rules};

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::support::{Mirror, Publisher, Reply, Shelf};
-use crate::{at_rest, explain};
+use crate::support::{MirrorProcess, Reply, ScriptedPublisher, TestFeed};
+use crate::{explain, stopped_mirror};
 
-fn verdict(mirror: &Mirror, id: &str, more: &[&str]) -> (String, serde_json::Value) {
+fn verdict(mirror: &MirrorProcess, id: &str, more: &[&str]) -> (String, serde_json::Value) {
     let mut arguments = vec!["f", id, "--live", "--json"];
     arguments.extend(more);
     let said = explain(mirror, &arguments).json();
@@ -17,8 +17,8 @@ fn verdict(mirror: &Mirror, id: &str, more: &[&str]) -> (String, serde_json::Val
 #[test]
 fn a_publisher_that_went_on_is_told_apart_from_one_that_did_not() {
     // given a mirror at rest, and a publisher that changes one item, deletes one, forgets one and goes back on one
-    let shelf = Shelf::of(9, 3);
-    let (publisher, mirror) = at_rest(&shelf);
+    let shelf = TestFeed::of(9, 3);
+    let (publisher, mirror) = stopped_mirror(&shelf);
     let before = mirror.rows("SELECT seq, id, modified, state FROM items ORDER BY seq");
     let newest = shelf.put("id-1");
     shelf.delete("id-2");
@@ -55,13 +55,13 @@ fn a_publisher_that_went_on_is_told_apart_from_one_that_did_not() {
 #[test]
 fn the_feed_s_secrets_go_along_and_with_only_the_file_their_lack_is_said() {
     // given a publisher that wants a key
-    let shelf = Shelf::of(2, 10);
-    let publisher = Publisher::start(move |request| match request.header("x-api-key") {
+    let shelf = TestFeed::of(2, 10);
+    let publisher = ScriptedPublisher::start(move |request| match request.header("x-api-key") {
         Some("hunter2") => shelf.page(request),
         _ => Reply::status(401),
     });
     let keys = "headers = { X-Api-Key = { file = \"key\" } }";
-    let mirror = Mirror::new().feed_with("f", &publisher.url("/f"), keys);
+    let mirror = MirrorProcess::new().feed_with("f", &publisher.url("/f"), keys);
     mirror.write("key", "hunter2");
     let mut mirror = mirror.start();
     mirror.until_level("f");
@@ -82,7 +82,7 @@ fn the_feed_s_secrets_go_along_and_with_only_the_file_their_lack_is_said() {
 
 #[test]
 fn a_source_that_does_not_answer_is_told_and_the_rest_stands() {
-    let (publisher, mirror) = at_rest(&Shelf::of(2, 10));
+    let (publisher, mirror) = stopped_mirror(&TestFeed::of(2, 10));
     drop(publisher);
 
     let (failed, answer) = verdict(&mirror, "id-0", &[]);
@@ -94,14 +94,14 @@ fn a_source_that_does_not_answer_is_told_and_the_rest_stands() {
 #[test]
 fn where_the_page_is_gone_the_feed_is_read_from_its_beginning() {
     // given an item of the second page, which its publisher no longer answers
-    let shelf = Shelf::of(6, 3);
+    let shelf = TestFeed::of(6, 3);
     let gone = Arc::new(AtomicBool::new(false));
     let (pages, is_gone) = (Arc::clone(&shelf), Arc::clone(&gone));
-    let publisher = Publisher::start(move |request| match request.query() {
+    let publisher = ScriptedPublisher::start(move |request| match request.query() {
         "from=3&after=id-2" if is_gone.load(Ordering::SeqCst) => Reply::status(404),
         _ => pages.page(request),
     });
-    let mut mirror = Mirror::running("f", &publisher.url("/f"));
+    let mut mirror = MirrorProcess::running("f", &publisher.url("/f"));
     mirror.until_level("f");
     assert!(mirror.stop().success());
     gone.store(true, Ordering::SeqCst);
@@ -116,8 +116,8 @@ fn where_the_page_is_gone_the_feed_is_read_from_its_beginning() {
 
 #[test]
 fn a_publisher_that_asks_for_patience_is_told_at_once() {
-    let (publisher, mut mirror) = at_rest(&Shelf::of(2, 10));
-    let busy = Publisher::start(|_| Reply::status(429).header("Retry-After", "90"));
+    let (publisher, mut mirror) = stopped_mirror(&TestFeed::of(2, 10));
+    let busy = ScriptedPublisher::start(|_| Reply::status(429).header("Retry-After", "90"));
     drop(publisher);
     mirror.set_feed("f", &busy.url("/f"), "retry.max = \"5m\"");
 

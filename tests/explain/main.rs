@@ -14,24 +14,24 @@ mod support;
 
 mod live;
 mod source;
-mod told;
+mod stored;
 
 use std::sync::Arc;
 
 use serde_json::Value;
-use support::{Mirror, Publisher, Shelf};
+use support::{MirrorProcess, ScriptedPublisher, TestFeed};
 
 /// Posts are taken on a port of its own.
 const WEBHOOKS: &str = "[webhooks]\nlisten = \"127.0.0.1:0\"\n";
 
 /// What a verb came to.
-struct Said {
+struct VerbOutput {
     code: Option<i32>,
     out: String,
     err: String,
 }
 
-impl Said {
+impl VerbOutput {
     fn json(&self) -> Value {
         serde_json::from_str(&self.out).unwrap_or_else(|error| panic!("{error}: {}{}", self.out, self.err))
     }
@@ -41,26 +41,26 @@ impl Said {
     }
 }
 
-fn explain(mirror: &Mirror, arguments: &[&str]) -> Said {
-    said(mirror, &[&["explain"], arguments].concat())
+fn explain(mirror: &MirrorProcess, arguments: &[&str]) -> VerbOutput {
+    run_and_capture(mirror, &[&["explain"], arguments].concat())
 }
 
-fn said(mirror: &Mirror, arguments: &[&str]) -> Said {
+fn run_and_capture(mirror: &MirrorProcess, arguments: &[&str]) -> VerbOutput {
     let output = mirror.verb(arguments);
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-    Said { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) }
+    VerbOutput { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) }
 }
 
 /// A publisher of a shelf at `/f`.
-fn publisher(shelf: &Arc<Shelf>) -> Publisher {
+fn publisher(shelf: &Arc<TestFeed>) -> ScriptedPublisher {
     let shelf = Arc::clone(shelf);
-    Publisher::start(move |request| shelf.page(request))
+    ScriptedPublisher::start(move |request| shelf.page(request))
 }
 
 /// A mirror of `shelf`, level, its daemon stopped.
-fn at_rest(shelf: &Arc<Shelf>) -> (Publisher, Mirror) {
+fn stopped_mirror(shelf: &Arc<TestFeed>) -> (ScriptedPublisher, MirrorProcess) {
     let publisher = publisher(shelf);
-    let mut mirror = Mirror::running("f", &publisher.url("/f"));
+    let mut mirror = MirrorProcess::running("f", &publisher.url("/f"));
     mirror.until_level("f");
     assert!(mirror.stop().success());
     (publisher, mirror)

@@ -3,19 +3,19 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::support::{Mirror, Publisher, Reply, Shelf, item, page};
-use crate::{Said, at_rest, publisher, said};
+use crate::support::{MirrorProcess, Reply, ScriptedPublisher, TestFeed, item, page};
+use crate::{VerbOutput, publisher, run_and_capture, stopped_mirror};
 
-fn compare(mirror: &Mirror, json: bool) -> Said {
+fn compare(mirror: &MirrorProcess, json: bool) -> VerbOutput {
     let arguments = ["verify", "--against-source", "f", "--json"];
-    said(mirror, if json { &arguments } else { &arguments[..3] })
+    run_and_capture(mirror, if json { &arguments } else { &arguments[..3] })
 }
 
 #[test]
 fn a_level_mirror_is_the_same_as_its_source() {
-    let shelf = Shelf::of(25, 4);
+    let shelf = TestFeed::of(25, 4);
     shelf.delete("id-3");
-    let (_publisher, mirror) = at_rest(&shelf);
+    let (_publisher, mirror) = stopped_mirror(&shelf);
 
     let said = compare(&mirror, true);
 
@@ -27,8 +27,8 @@ fn a_level_mirror_is_the_same_as_its_source() {
 #[test]
 fn each_sort_of_difference_is_counted_with_samples_and_nothing_is_written() {
     // given a mirror at rest whose source went on, lost one and went back on one
-    let shelf = Shelf::of(9, 4);
-    let (_publisher, mirror) = at_rest(&shelf);
+    let shelf = TestFeed::of(9, 4);
+    let (_publisher, mirror) = stopped_mirror(&shelf);
     shelf.put("id-1");
     shelf.put("new");
     shelf.forget("id-3");
@@ -55,17 +55,17 @@ fn each_sort_of_difference_is_counted_with_samples_and_nothing_is_written() {
 #[test]
 fn what_changes_during_the_walk_is_no_difference() {
     // given a daemon that keeps up with a source, which changes with each page that the comparison asks for
-    let shelf = Shelf::of(40, 4);
+    let shelf = TestFeed::of(40, 4);
     let (changing, left) = (Arc::clone(&shelf), Arc::new(AtomicUsize::new(0)));
     let changes = Arc::clone(&left);
-    let publisher = Publisher::start(move |request| {
+    let publisher = ScriptedPublisher::start(move |request| {
         let reply = changing.page(request);
         if let Ok(n) = changes.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)) {
             changing.put(&format!("id-{}", n % 40));
         }
         reply
     });
-    let mirror = Mirror::running("f", &publisher.url("/f"));
+    let mirror = MirrorProcess::running("f", &publisher.url("/f"));
     mirror.until_level("f");
 
     // when
@@ -80,9 +80,9 @@ fn what_changes_during_the_walk_is_no_difference() {
 
 #[test]
 fn without_a_clean_end_nothing_is_called_extra() {
-    let shelf = Shelf::of(5, 10);
-    let (publisher, mut mirror) = at_rest(&shelf);
-    let cut = Publisher::start(|request| Reply::page(page(&[item("id-0", 1)], &request.target)));
+    let shelf = TestFeed::of(5, 10);
+    let (publisher, mut mirror) = stopped_mirror(&shelf);
+    let cut = ScriptedPublisher::start(|request| Reply::page(page(&[item("id-0", 1)], &request.target)));
     mirror.set_feed("f", &cut.url("/f"), "");
 
     let said = compare(&mirror, true);
@@ -95,11 +95,11 @@ fn without_a_clean_end_nothing_is_called_extra() {
 
 #[test]
 fn an_unknown_feed_is_refused() {
-    let publisher = publisher(&Shelf::of(1, 4));
-    let mirror = Mirror::running("f", &publisher.url("/f"));
+    let publisher = publisher(&TestFeed::of(1, 4));
+    let mirror = MirrorProcess::running("f", &publisher.url("/f"));
     mirror.until_level("f");
 
-    let said = said(&mirror, &["verify", "--against-source", "g"]);
+    let said = run_and_capture(&mirror, &["verify", "--against-source", "g"]);
 
     assert_eq!(said.code, Some(1));
     assert!(said.err.contains("there is no feed g in the mirror"), "{}", said.err);

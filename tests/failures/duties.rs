@@ -5,23 +5,23 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use rusqlite::Connection;
 
-use crate::support::{Mirror, Publisher, Reply, Shelf, item, page, until};
+use crate::support::{MirrorProcess, Reply, ScriptedPublisher, TestFeed, item, page, until};
 
 /// Changes the file of a mirror that doesn't run.
-fn change(mirror: &Mirror, sql: &str) {
+fn change(mirror: &MirrorProcess, sql: &str) {
     Connection::open(mirror.path("mirror.db")).unwrap().execute_batch(sql).unwrap();
 }
 
 #[test]
 fn a_feed_that_was_away_too_long_is_read_anew_though_its_catching_up_was_cut_short() {
     // Given: a feed that has much to catch up with after a long time away, and hangs in the middle of it.
-    let (shelf, hang) = (Shelf::of(6, 2), Arc::new(AtomicBool::new(false)));
+    let (shelf, hang) = (TestFeed::of(6, 2), Arc::new(AtomicBool::new(false)));
     let (serving, hanging) = (Arc::clone(&shelf), Arc::clone(&hang));
-    let publisher = Publisher::start(move |request| {
+    let publisher = ScriptedPublisher::start(move |request| {
         let held = request.query().contains("from=10&") && hanging.load(Ordering::SeqCst);
         if held { Reply::silence() } else { serving.page(request) }
     });
-    let mut mirror = Mirror::new().feed_with("f", &publisher.url("/feed"), r#"retention = "1h""#).start();
+    let mut mirror = MirrorProcess::new().feed_with("f", &publisher.url("/feed"), r#"retention = "1h""#).start();
     mirror.until_level("f");
     assert!(mirror.stop().success());
     shelf.forget("id-2");
@@ -48,10 +48,10 @@ fn a_feed_that_was_away_too_long_is_read_anew_though_its_catching_up_was_cut_sho
 #[test]
 fn a_time_in_the_future_is_due_and_holds_no_resync_back() {
     // Given: read anew at a time that has not come, since the clock was wrong.
-    let shelf = Shelf::of(6, 2);
+    let shelf = TestFeed::of(6, 2);
     let serving = Arc::clone(&shelf);
-    let publisher = Publisher::start(move |request| serving.page(request));
-    let mut mirror = Mirror::new().feed_with("f", &publisher.url("/feed"), r#"resync.every = "1h""#).start();
+    let publisher = ScriptedPublisher::start(move |request| serving.page(request));
+    let mut mirror = MirrorProcess::new().feed_with("f", &publisher.url("/feed"), r#"resync.every = "1h""#).start();
     mirror.until_level("f");
     assert!(mirror.stop().success());
     change(&mirror, "UPDATE feed SET read_anew_at = read_anew_at + 864000000");
@@ -69,10 +69,10 @@ fn a_time_in_the_future_is_due_and_holds_no_resync_back() {
 #[test]
 fn a_feed_that_is_purged_and_resumed_is_read_once() {
     // Given: one that is due to be read anew soon.
-    let shelf = Shelf::of(6, 2);
+    let shelf = TestFeed::of(6, 2);
     let serving = Arc::clone(&shelf);
-    let publisher = Publisher::start(move |request| serving.page(request));
-    let mut mirror = Mirror::new().feed_with("f", &publisher.url("/feed"), r#"resync.every = "1h""#).start();
+    let publisher = ScriptedPublisher::start(move |request| serving.page(request));
+    let mut mirror = MirrorProcess::new().feed_with("f", &publisher.url("/feed"), r#"resync.every = "1h""#).start();
     mirror.until_level("f");
     assert!(mirror.stop().success());
     change(&mirror, "UPDATE feed SET read_anew_at = read_anew_at - 3590000");
@@ -93,7 +93,7 @@ fn a_feed_that_is_purged_and_resumed_is_read_once() {
 }
 
 /// Waits until the time has come for what was due within ten seconds.
-fn change_waits(mirror: &Mirror) {
+fn change_waits(mirror: &MirrorProcess) {
     let late = "SELECT (julianday('now') - julianday(max(at))) * 86400 < 60 FROM events WHERE what = 'purged'";
     mirror.until("purged", |mirror| mirror.number(late) == 1);
 }
@@ -101,13 +101,14 @@ fn change_waits(mirror: &Mirror) {
 #[test]
 fn a_clock_that_is_set_ahead_purges_no_gone_feed() {
     // Given: gone a moment ago, though the file's times say long ago.
-    let (shelf, gone) = (Shelf::of(3, 2), Arc::new(AtomicBool::new(false)));
+    let (shelf, gone) = (TestFeed::of(3, 2), Arc::new(AtomicBool::new(false)));
     let (serving, removed) = (Arc::clone(&shelf), Arc::clone(&gone));
-    let publisher = Publisher::start(move |request| match removed.load(Ordering::SeqCst) {
+    let publisher = ScriptedPublisher::start(move |request| match removed.load(Ordering::SeqCst) {
         true => Reply::status(410),
         false => serving.page(request),
     });
-    let mut mirror = Mirror::new().feed_with("f", &publisher.url("/feed"), r#"purge_gone_after = "30m""#).start();
+    let mut mirror =
+        MirrorProcess::new().feed_with("f", &publisher.url("/feed"), r#"purge_gone_after = "30m""#).start();
     mirror.until_level("f");
     gone.store(true, Ordering::SeqCst);
     mirror.until_health("f", "gone", "http-410");
@@ -129,9 +130,9 @@ fn a_clock_that_is_set_ahead_purges_no_gone_feed() {
 #[test]
 fn a_url_whose_query_changes_is_asked_for_at_once_where_the_feed_was() {
     // Given: a publisher that wants a new key, and answers nothing to the old one.
-    let (shelf, changed) = (Shelf::of(6, 2), Arc::new(AtomicBool::new(false)));
+    let (shelf, changed) = (TestFeed::of(6, 2), Arc::new(AtomicBool::new(false)));
     let (serving, rotated) = (Arc::clone(&shelf), Arc::clone(&changed));
-    let publisher = Publisher::start(move |request| {
+    let publisher = ScriptedPublisher::start(move |request| {
         let key = if rotated.load(Ordering::SeqCst) { "key=new" } else { "key=old" };
         if !request.query().contains(key) {
             return Reply::status(400);
@@ -139,7 +140,7 @@ fn a_url_whose_query_changes_is_asked_for_at_once_where_the_feed_was() {
         let json = serving.json(request);
         Reply::page(json.replace("/feed?from=", &format!("/feed?{key}&from=")))
     });
-    let mut mirror = Mirror::running("f", &publisher.url("/feed?key=old"));
+    let mut mirror = MirrorProcess::running("f", &publisher.url("/feed?key=old"));
     mirror.until_level("f");
     assert!(mirror.stop().success());
 
@@ -162,13 +163,13 @@ fn a_url_whose_query_changes_is_asked_for_at_once_where_the_feed_was() {
 #[test]
 fn a_next_that_is_too_long_is_not_followed_and_its_pages_items_are_taken() {
     // Given
-    let publisher = Publisher::start(|request| match request.query() {
+    let publisher = ScriptedPublisher::start(|request| match request.query() {
         "" => Reply::page(page(&[item("a", 1)], "/feed?p=1")),
         _ => Reply::page(page(&[item("b", 2)], &format!("/feed?p={}", "x".repeat(70_000)))),
     });
 
     // When
-    let mirror = Mirror::running("f", &publisher.url("/feed"));
+    let mirror = MirrorProcess::running("f", &publisher.url("/feed"));
 
     // Then
     let row = mirror.until_health("f", "retrying", "long-next");

@@ -3,28 +3,28 @@
 
 use std::sync::Arc;
 
-use crate::held::{Systemd, lock};
-use crate::support::{Mirror, Publisher, Reply, Shelf, item, page, until};
+use crate::held::{NotifySocket, lock};
+use crate::support::{MirrorProcess, Reply, ScriptedPublisher, TestFeed, item, page, until};
 
 /// Takes all the room there is.
 const FILL: &str = "{ head -c 8000000 /dev/zero > \"$0/filler\" 2>/dev/null; true; }";
 
-fn publisher(shelf: &Arc<Shelf>) -> Publisher {
+fn publisher(shelf: &Arc<TestFeed>) -> ScriptedPublisher {
     let serving = Arc::clone(shelf);
-    Publisher::start(move |request| serving.page(request))
+    ScriptedPublisher::start(move |request| serving.page(request))
 }
 
 /// A mirror that was level once, stopped, and moved to a disk that is full.
-fn moved(publisher: &Publisher) -> Mirror {
-    let mut mirror = Mirror::running("a", &publisher.url("/a"));
+fn moved(publisher: &ScriptedPublisher) -> MirrorProcess {
+    let mut mirror = MirrorProcess::running("a", &publisher.url("/a"));
     mirror.until_level("a");
     assert!(mirror.stop().success());
     let from = mirror.path("mirror.db").display().to_string();
     mirror.on_small_disk(&format!("cp {from} {from}.token \"$0\" && {FILL}"))
 }
 
-fn waits_for_room_and_begins(mirror: Mirror, publisher: &Publisher, shelf: &Shelf) {
-    let (systemd, mut mirror) = Systemd::of(mirror);
+fn waits_for_room_and_begins(mirror: MirrorProcess, publisher: &ScriptedPublisher, shelf: &TestFeed) {
+    let (systemd, mut mirror) = NotifySocket::of(mirror);
     let asked = publisher.requests().len();
 
     // When
@@ -56,7 +56,7 @@ fn waits_for_room_and_begins(mirror: Mirror, publisher: &Publisher, shelf: &Shel
 
 #[test]
 fn a_daemon_started_on_a_full_disk_says_so_and_begins_when_there_is_room() {
-    let shelf = Shelf::of(5, 2);
+    let shelf = TestFeed::of(5, 2);
     let publisher = publisher(&shelf);
     let mirror = moved(&publisher);
 
@@ -65,15 +65,15 @@ fn a_daemon_started_on_a_full_disk_says_so_and_begins_when_there_is_room() {
 
 #[test]
 fn a_daemon_started_for_the_first_time_on_a_full_disk_begins_when_there_is_room() {
-    let shelf = Shelf::of(5, 2);
+    let shelf = TestFeed::of(5, 2);
     let publisher = publisher(&shelf);
-    let mirror = Mirror::new().feed("a", &publisher.url("/a")).on_small_disk(FILL);
+    let mirror = MirrorProcess::new().feed("a", &publisher.url("/a")).on_small_disk(FILL);
 
     waits_for_room_and_begins(mirror, &publisher, &shelf);
 }
 
 /// Exit 4, and why in words.
-fn is_unusable(mirror: &Mirror, words: &[&str]) {
+fn is_unusable(mirror: &MirrorProcess, words: &[&str]) {
     let ran = mirror.verb(&["sync"]);
     let told = String::from_utf8_lossy(&ran.stderr).into_owned();
     assert_eq!(ran.status.code(), Some(4), "{told}");
@@ -82,7 +82,7 @@ fn is_unusable(mirror: &Mirror, words: &[&str]) {
 
 #[test]
 fn sync_on_a_full_disk_ends_and_says_why() {
-    let shelf = Shelf::of(5, 2);
+    let shelf = TestFeed::of(5, 2);
     let publisher = publisher(&shelf);
     let mirror = moved(&publisher);
 
@@ -92,13 +92,13 @@ fn sync_on_a_full_disk_ends_and_says_why() {
 #[test]
 fn sync_that_fills_the_disk_ends_and_says_why() {
     // Given: room for some of the items.
-    let publisher = Publisher::start(|request| {
+    let publisher = ScriptedPublisher::start(|request| {
         let large = item("x", 1).replace("x@1", &"large".repeat(50_000));
         let at: usize = request.query().strip_prefix("at=").map_or(0, |at| at.parse().unwrap());
         let large = large.replace("\"id\":\"x\"", &format!("\"id\":\"x{at}\""));
         Reply::page(page(&[large], &format!("/a?at={}", at + 1)))
     });
-    let mirror = Mirror::new().feed("a", &publisher.url("/a")).on_small_disk("true");
+    let mirror = MirrorProcess::new().feed("a", &publisher.url("/a")).on_small_disk("true");
 
     is_unusable(&mirror, &["full"]);
 }
@@ -106,9 +106,9 @@ fn sync_that_fills_the_disk_ends_and_says_why() {
 #[test]
 fn sync_on_a_locked_file_ends_and_says_why() {
     // Given
-    let shelf = Shelf::of(5, 2);
+    let shelf = TestFeed::of(5, 2);
     let publisher = publisher(&shelf);
-    let mut mirror = Mirror::running("a", &publisher.url("/a"));
+    let mut mirror = MirrorProcess::running("a", &publisher.url("/a"));
     mirror.until_level("a");
     assert!(mirror.stop().success());
     let asked = publisher.requests().len();

@@ -11,17 +11,17 @@ use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 use rusqlite::Connection;
 
-use crate::support::{Mirror, Publisher, Reply, Shelf, item, page, until};
+use crate::support::{MirrorProcess, Reply, ScriptedPublisher, TestFeed, item, page, until};
 
 /// What an operator waits for an order at most, and what it takes to start the program that gives it.
 const SOON: Duration = Duration::from_millis(2_000 + 1_000);
 
 /// What systemd is told.
-pub(crate) struct Systemd(Arc<Mutex<Vec<String>>>);
+pub(crate) struct NotifySocket(Arc<Mutex<Vec<String>>>);
 
-impl Systemd {
+impl NotifySocket {
     /// Expects a sign of life every 300 ms.
-    pub(crate) fn of(mirror: Mirror) -> (Self, Mirror) {
+    pub(crate) fn of(mirror: MirrorProcess) -> (Self, MirrorProcess) {
         let path = mirror.path("notify");
         let socket = UnixDatagram::bind(&path).unwrap();
         let lines = Arc::new(Mutex::new(Vec::new()));
@@ -42,7 +42,7 @@ impl Systemd {
     }
 }
 
-pub(crate) fn lock(mirror: &Mirror) -> Connection {
+pub(crate) fn lock(mirror: &MirrorProcess) -> Connection {
     let db = Connection::open(mirror.path("mirror.db")).unwrap();
     db.busy_timeout(Duration::from_secs(10)).unwrap();
     db.execute_batch("BEGIN IMMEDIATE").unwrap();
@@ -50,7 +50,7 @@ pub(crate) fn lock(mirror: &Mirror) -> Connection {
 }
 
 /// What an order was answered, in time.
-fn ordered(mirror: &Mirror, order: &[&str]) -> String {
+fn ordered(mirror: &MirrorProcess, order: &[&str]) -> String {
     let began = Instant::now();
     let output = mirror.command(order).output().unwrap();
     let words = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
@@ -59,18 +59,18 @@ fn ordered(mirror: &Mirror, order: &[&str]) -> String {
     words
 }
 
-fn ready(mirror: &Mirror) -> (u16, String) {
+fn ready(mirror: &MirrorProcess) -> (u16, String) {
     mirror.get("/readyz")
 }
 
 #[test]
 fn while_the_database_is_locked_orders_are_accepted_and_systemd_gets_its_signs_of_life() {
     // Given
-    let shelf = Shelf::of(5, 2);
+    let shelf = TestFeed::of(5, 2);
     let serving = Arc::clone(&shelf);
-    let publisher = Publisher::start(move |request| serving.page(request));
-    let mirror = Mirror::new().feed("a", &publisher.url("/a")).feed("b", &publisher.url("/b"));
-    let (systemd, mirror) = Systemd::of(mirror);
+    let publisher = ScriptedPublisher::start(move |request| serving.page(request));
+    let mirror = MirrorProcess::new().feed("a", &publisher.url("/a")).feed("b", &publisher.url("/b"));
+    let (systemd, mirror) = NotifySocket::of(mirror);
     let mut mirror = mirror.start();
     mirror.until_level("a");
     mirror.until_level("b");
@@ -104,7 +104,7 @@ fn while_the_database_is_locked_orders_are_accepted_and_systemd_gets_its_signs_o
 struct Stopped(Pid);
 
 impl Stopped {
-    fn thread(mirror: &Mirror, name: &str) -> Self {
+    fn thread(mirror: &MirrorProcess, name: &str) -> Self {
         let threads = std::fs::read_dir(format!("/proc/{}/task", mirror.pid())).unwrap();
         let threads = threads.map(|thread| thread.unwrap().path());
         let is_named =
@@ -129,14 +129,15 @@ impl Drop for Stopped {
 #[test]
 fn a_writer_that_is_held_makes_the_mirror_unready_by_its_own_age() {
     // Given
-    let shelf = Shelf::of(5, 2);
+    let shelf = TestFeed::of(5, 2);
     let serving = Arc::clone(&shelf);
-    let publisher = Publisher::start(move |request| serving.page(request));
-    let (systemd, mirror) = Systemd::of(Mirror::new().feed("a", &publisher.url("/a")));
+    let publisher = ScriptedPublisher::start(move |request| serving.page(request));
+    let (systemd, mirror) = NotifySocket::of(MirrorProcess::new().feed("a", &publisher.url("/a")));
     let mut mirror = mirror.start();
     mirror.until_level("a");
-    let says_ready =
-        |mirror: &Mirror, ready: &str| mirror.get("/metrics").1.contains(&format!("\nfeedmirror_ready {ready}\n"));
+    let says_ready = |mirror: &MirrorProcess, ready: &str| {
+        mirror.get("/metrics").1.contains(&format!("\nfeedmirror_ready {ready}\n"))
+    };
     assert!(ready(&mirror).0 == 200 && says_ready(&mirror, "1"));
 
     // When: nothing refuses to be written, and nothing is.
@@ -169,11 +170,11 @@ fn orders_to_many_records_are_accepted_while_the_database_is_locked_and_carried_
     // Given: two feeds with records in quarantine.
     let bad = |n: usize| format!(r#"{{"state":"odd","kind":"thing","id":"x{n}","modified":1}}"#);
     let bad: Vec<String> = (0..120).map(bad).collect();
-    let publisher = Publisher::start(move |request| match request.query() {
+    let publisher = ScriptedPublisher::start(move |request| match request.query() {
         "" => Reply::page(page(&bad, &format!("{}?at=1", request.path()))),
         _ => Reply::page(page(&[], &request.target)),
     });
-    let mirror = Mirror::new().feed("a", &publisher.url("/a")).feed("b", &publisher.url("/b")).start();
+    let mirror = MirrorProcess::new().feed("a", &publisher.url("/a")).feed("b", &publisher.url("/b")).start();
     mirror.until_level("a");
     mirror.until_level("b");
     let left = |feed: &str| format!("SELECT quarantine_rows FROM feed WHERE name = '{feed}'");
@@ -201,13 +202,13 @@ fn orders_to_many_records_are_accepted_while_the_database_is_locked_and_carried_
 #[test]
 fn a_daemon_started_on_a_locked_file_says_so_and_begins_when_it_can() {
     // Given
-    let shelf = Shelf::of(5, 2);
+    let shelf = TestFeed::of(5, 2);
     let serving = Arc::clone(&shelf);
-    let publisher = Publisher::start(move |request| serving.page(request));
-    let mut mirror = Mirror::running("a", &publisher.url("/a"));
+    let publisher = ScriptedPublisher::start(move |request| serving.page(request));
+    let mut mirror = MirrorProcess::running("a", &publisher.url("/a"));
     mirror.until_level("a");
     assert!(mirror.stop().success());
-    let (systemd, mut mirror) = Systemd::of(mirror);
+    let (systemd, mut mirror) = NotifySocket::of(mirror);
     let locked = lock(&mirror);
     let asked = publisher.requests().len();
 
@@ -234,15 +235,16 @@ fn a_daemon_started_on_a_locked_file_says_so_and_begins_when_it_can() {
 #[test]
 fn a_probe_of_a_first_page_that_hangs_keeps_no_order_and_no_other_feed() {
     // Given: the cursor of one feed is dead, and its own URL does not answer.
-    let publisher = Publisher::start(|request| match (request.path(), request.query(), request.count) {
+    let publisher = ScriptedPublisher::start(|request| match (request.path(), request.query(), request.count) {
         ("/b", ..) => Reply::page(page(&[], &request.target)),
         ("/a", "", 1) => Reply::page(page(&[item("x", 1)], "/a?at=1")),
         ("/a", "", _) => Reply::silence(),
         _ if request.count < 3 => Reply::page(page(&[], "/a?at=1")),
         _ => Reply::status(404),
     });
-    let mirror = Mirror::new().http("per_host = 4").feed("a", &publisher.url("/a")).feed("b", &publisher.url("/b"));
-    let (systemd, mirror) = Systemd::of(mirror);
+    let mirror =
+        MirrorProcess::new().http("per_host = 4").feed("a", &publisher.url("/a")).feed("b", &publisher.url("/b"));
+    let (systemd, mirror) = NotifySocket::of(mirror);
     let mirror = mirror.start();
     mirror.until_level("b");
     mirror.until("it is probed", |_| publisher.requests().iter().filter(|asked| asked.target == "/a").count() > 1);
@@ -265,13 +267,14 @@ fn a_purge_hides_everything_at_once_and_a_resume_waits_for_the_rest() {
     // Given
     const ITEMS: usize = 3_000;
     let items: Vec<String> = (0..ITEMS).map(|n| item(&format!("i{n}"), 1)).collect();
-    let publisher = Publisher::start(move |request| match request.query() {
+    let publisher = ScriptedPublisher::start(move |request| match request.query() {
         "" => Reply::page(page(&items, "/a?at=1")),
         _ => Reply::page(page(&[], "/a?at=1")),
     });
-    let mut mirror = Mirror::running("a", &publisher.url("/a"));
+    let mut mirror = MirrorProcess::running("a", &publisher.url("/a"));
     mirror.until_level("a");
-    let asked = |publisher: &Publisher| publisher.requests().iter().filter(|asked| asked.target == "/a").count();
+    let asked =
+        |publisher: &ScriptedPublisher| publisher.requests().iter().filter(|asked| asked.target == "/a").count();
     assert_eq!((asked(&publisher), mirror.number("SELECT count(*) FROM live_items")), (1, ITEMS as i64));
 
     // When

@@ -5,14 +5,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use crate::support::{Mirror, Publisher, Reply, item, page, until};
+use crate::support::{MirrorProcess, Reply, ScriptedPublisher, item, page, until};
 
 const BRISK: &str = r#"poll = { min = "200ms", max = "400ms" }"#;
 
 /// Repeats its last three items under an ever-new `next`; `newest` is the last of them.
-fn repeating(newest: &Arc<AtomicI64>) -> Publisher {
+fn repeating(newest: &Arc<AtomicI64>) -> ScriptedPublisher {
     let (newest, asked) = (Arc::clone(newest), AtomicUsize::new(0));
-    Publisher::start(move |_| {
+    ScriptedPublisher::start(move |_| {
         let last = newest.load(Ordering::Relaxed);
         let items: Vec<String> = (last - 2..=last).map(|n| item(&format!("i{n}"), n)).collect();
         Reply::page(page(&items, &format!("?asked={}", asked.fetch_add(1, Ordering::Relaxed))))
@@ -20,9 +20,9 @@ fn repeating(newest: &Arc<AtomicI64>) -> Publisher {
 }
 
 /// Empty but for the items behind the position asked for; its `next` is another one each time.
-fn moving(newest: &Arc<AtomicI64>) -> Publisher {
+fn moving(newest: &Arc<AtomicI64>) -> ScriptedPublisher {
     let (newest, asked) = (Arc::clone(newest), AtomicUsize::new(0));
-    Publisher::start(move |request| {
+    ScriptedPublisher::start(move |request| {
         let read = request.query().split('&').find_map(|pair| pair.strip_prefix("from=")?.parse().ok()).unwrap_or(0);
         let last = newest.load(Ordering::Relaxed);
         let items: Vec<String> = (read + 1..=last).map(|n| item(&format!("i{n}"), n)).collect();
@@ -30,7 +30,7 @@ fn moving(newest: &Arc<AtomicI64>) -> Publisher {
     })
 }
 
-fn never_hot(publisher: &Publisher, at_once: usize) {
+fn never_hot(publisher: &ScriptedPublisher, at_once: usize) {
     until("polled on", || publisher.count("/feed") >= at_once + 8);
     let asked = publisher.requests_to("/feed");
     for pair in asked[at_once..].windows(2) {
@@ -45,7 +45,7 @@ fn a_last_page_that_repeats_its_items_under_an_ever_new_next_is_level_in_practic
     let newest = Arc::new(AtomicI64::new(3));
     let publisher = repeating(&newest);
 
-    let mirror = Mirror::new().feed_with("torn", &publisher.url("/feed"), BRISK).start();
+    let mirror = MirrorProcess::new().feed_with("torn", &publisher.url("/feed"), BRISK).start();
 
     // Then: ten pages that repeat the first, and one each poll from then on.
     let row = mirror.until_health("torn", "ok", "repeating-end");
@@ -66,7 +66,7 @@ fn empty_pages_whose_next_carries_the_clock_are_level_in_practice() {
     let newest = Arc::new(AtomicI64::new(3));
     let publisher = moving(&newest);
 
-    let mirror = Mirror::new().feed_with("clock", &publisher.url("/feed"), BRISK).start();
+    let mirror = MirrorProcess::new().feed_with("clock", &publisher.url("/feed"), BRISK).start();
 
     // Then: a page of items, ten empty ones, the last of them twice.
     let row = mirror.until_health("clock", "ok", "moving-end");
@@ -87,7 +87,7 @@ fn a_resync_that_comes_to_such_an_end_sweeps_nothing() {
     // Given: an item that the publisher no longer has.
     let newest = Arc::new(AtomicI64::new(3));
     let publisher = repeating(&newest);
-    let mirror = Mirror::new().feed_with("torn", &publisher.url("/feed"), BRISK).start();
+    let mirror = MirrorProcess::new().feed_with("torn", &publisher.url("/feed"), BRISK).start();
     mirror.until_health("torn", "ok", "repeating-end");
     newest.store(6, Ordering::Relaxed);
     mirror.until("the new items", |mirror| mirror.ids("torn").len() == 6);
@@ -104,8 +104,11 @@ fn a_resync_that_comes_to_such_an_end_sweeps_nothing() {
 fn sync_comes_to_its_end_with_a_remark() {
     // Given
     let (torn, clock) = (repeating(&Arc::new(AtomicI64::new(3))), moving(&Arc::new(AtomicI64::new(3))));
-    let mirror =
-        Mirror::new().feed_with("torn", &torn.url("/feed"), BRISK).feed_with("clock", &clock.url("/feed"), BRISK);
+    let mirror = MirrorProcess::new().feed_with("torn", &torn.url("/feed"), BRISK).feed_with(
+        "clock",
+        &clock.url("/feed"),
+        BRISK,
+    );
     mirror.write_config();
 
     for arguments in [&["sync", "--json"][..], &["sync"]] {
@@ -120,13 +123,13 @@ fn sync_comes_to_its_end_with_a_remark() {
 #[test]
 fn a_redirect_that_loses_the_position_is_never_the_end() {
     // Given: what the redirect leads to looks like the end of what was asked for.
-    let publisher = Publisher::start(|request| match request.target.as_str() {
+    let publisher = ScriptedPublisher::start(|request| match request.target.as_str() {
         "/feed" => Reply::page(page(&[item("a", 1)], "/moved?from=1")),
         "/moved?from=1" => Reply::redirect(302, "/moved"),
         _ => Reply::page(page(&[], "/moved?from=1")),
     });
 
-    let mirror = Mirror::new().feed_with("moved", &publisher.url("/feed"), BRISK).start();
+    let mirror = MirrorProcess::new().feed_with("moved", &publisher.url("/feed"), BRISK).start();
 
     // Then
     let row = mirror.until_health("moved", "retrying", "lost-cursor");
@@ -138,12 +141,12 @@ fn a_redirect_that_loses_the_position_is_never_the_end() {
 fn a_validator_that_is_answered_412_or_with_nothing_is_given_up_after_the_first() {
     for refusal in [Reply::status(412), Reply::page(""), Reply::page("").gzip()] {
         // Given
-        let publisher = Publisher::start(move |request| match request.header("if-none-match") {
+        let publisher = ScriptedPublisher::start(move |request| match request.header("if-none-match") {
             Some(_) => refusal.clone(),
             None => Reply::page(page(&[], &request.target)).header("ETag", "\"e1\""),
         });
 
-        let mirror = Mirror::new().feed_with("tagged", &publisher.url("/feed"), BRISK).start();
+        let mirror = MirrorProcess::new().feed_with("tagged", &publisher.url("/feed"), BRISK).start();
 
         // Then
         mirror.until_level("tagged");
@@ -159,13 +162,13 @@ fn a_validator_that_is_answered_412_or_with_nothing_is_given_up_after_the_first(
 #[test]
 fn a_next_with_a_raw_fragment_or_blanks_around_it_is_followed_and_told() {
     // Given
-    let publisher = Publisher::start(|request| match request.target.as_str() {
+    let publisher = ScriptedPublisher::start(|request| match request.target.as_str() {
         "/feed" => Reply::page(page(&[item("a", 1)], " /feed?from=1 ")),
         "/feed?from=1" => Reply::page(page(&[item("b", 2)], "/feed?from=2#2&after=b")),
         _ => Reply::page(page(&[], &request.target)),
     });
 
-    let mirror = Mirror::running("odd", &publisher.url("/feed"));
+    let mirror = MirrorProcess::running("odd", &publisher.url("/feed"));
 
     // Then
     let row = mirror.until_level("odd");

@@ -3,15 +3,15 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
-use crate::support::{Mirror, Publisher, Reply, Shelf, item, page, until};
+use crate::support::{MirrorProcess, Reply, ScriptedPublisher, TestFeed, item, page, until};
 
 #[test]
 fn what_was_committed_late_behind_the_cursor_is_found_by_looking_back() {
     // Given
-    let shelf = Shelf::of(6, 2);
+    let shelf = TestFeed::of(6, 2);
     let serving = Arc::clone(&shelf);
-    let publisher = Publisher::start(move |request| serving.page(request));
-    let mirror = Mirror::new().feed_with("late", &publisher.url("/feed"), r#"poll.lookback = "500ms""#).start();
+    let publisher = ScriptedPublisher::start(move |request| serving.page(request));
+    let mirror = MirrorProcess::new().feed_with("late", &publisher.url("/feed"), r#"poll.lookback = "500ms""#).start();
     mirror.until_level("late");
     shelf.put("newest");
     mirror.until("the cursor moves on", |mirror| mirror.row("late").cursor.contains("newest"));
@@ -31,10 +31,11 @@ fn what_was_committed_late_behind_the_cursor_is_found_by_looking_back() {
 #[test]
 fn a_publisher_that_lost_its_list_is_suspect_and_nothing_is_removed_until_it_is_trusted_again() {
     // Given
-    let shelf = Shelf::of(6, 2);
+    let shelf = TestFeed::of(6, 2);
     let serving = Arc::clone(&shelf);
-    let publisher = Publisher::start(move |request| serving.page(request));
-    let mirror = Mirror::new().feed_with("replaced", &publisher.url("/feed"), r#"poll.lookback = "500ms""#).start();
+    let publisher = ScriptedPublisher::start(move |request| serving.page(request));
+    let mirror =
+        MirrorProcess::new().feed_with("replaced", &publisher.url("/feed"), r#"poll.lookback = "500ms""#).start();
     mirror.until_level("replaced");
     let before = mirror.live("replaced");
 
@@ -67,7 +68,7 @@ fn over_half_of_twenty_differing_items_older_than_the_mirror_is_suspect_and_half
     // Given: level feeds of 25 items; what follows at their cursors has `older` of twenty older than the mirror.
     let restored = Arc::new(AtomicBool::new(false));
     let sending = Arc::clone(&restored);
-    let publisher = Publisher::start(move |request| {
+    let publisher = ScriptedPublisher::start(move |request| {
         let older = if request.path() == "/half" { 10 } else { 11 };
         match request.query() {
             "" => {
@@ -82,7 +83,8 @@ fn over_half_of_twenty_differing_items_older_than_the_mirror_is_suspect_and_half
             _ => Reply::page(page(&[], &request.target)),
         }
     });
-    let mirror = Mirror::new().feed("half", &publisher.url("/half")).feed("over", &publisher.url("/over")).start();
+    let mirror =
+        MirrorProcess::new().feed("half", &publisher.url("/half")).feed("over", &publisher.url("/over")).start();
     mirror.until_level("half");
     mirror.until_level("over");
 
@@ -102,7 +104,7 @@ fn over_half_of_twenty_differing_items_older_than_the_mirror_is_suspect_and_half
 }
 
 /// Waits until the file says that the feed was polled more than this many seconds ago.
-fn until_away(mirror: &Mirror, seconds: f64) {
+fn until_away(mirror: &MirrorProcess, seconds: f64) {
     let away = format!("SELECT (julianday('now') - julianday(max(polled_at))) * 86400 > {seconds} FROM feeds");
     mirror.until("away for longer", |mirror| mirror.number(&away) == 1);
 }
@@ -110,10 +112,10 @@ fn until_away(mirror: &Mirror, seconds: f64) {
 #[test]
 fn a_feed_not_read_for_longer_than_its_retention_is_resynced_and_what_it_forgot_swept() {
     // Given
-    let shelf = Shelf::of(6, 2);
+    let shelf = TestFeed::of(6, 2);
     let serving = Arc::clone(&shelf);
-    let publisher = Publisher::start(move |request| serving.page(request));
-    let mut mirror = Mirror::new()
+    let publisher = ScriptedPublisher::start(move |request| serving.page(request));
+    let mut mirror = MirrorProcess::new()
         .feed_with("short", &publisher.url("/short"), r#"retention = "1s""#)
         .feed("long", &publisher.url("/long"))
         .start();
@@ -140,14 +142,14 @@ fn a_feed_not_read_for_longer_than_its_retention_is_resynced_and_what_it_forgot_
 #[test]
 fn a_resync_by_retention_waits_for_the_end_of_the_walk() {
     // Given: a refresh that hangs at its fourth page.
-    let shelf = Shelf::of(12, 2);
+    let shelf = TestFeed::of(12, 2);
     let (serving, open) = (Arc::clone(&shelf), Arc::new(AtomicBool::new(false)));
     let opened = Arc::clone(&open);
-    let publisher = Publisher::start(move |request| {
+    let publisher = ScriptedPublisher::start(move |request| {
         let held = request.query().contains("from=6&") && !opened.load(Ordering::SeqCst);
         if held { Reply::silence() } else { serving.page(request) }
     });
-    let mut mirror = Mirror::new().feed_with("slow", &publisher.url("/feed"), r#"retention = "1s""#).start();
+    let mut mirror = MirrorProcess::new().feed_with("slow", &publisher.url("/feed"), r#"retention = "1s""#).start();
     mirror.until("three pages", |mirror| mirror.row("slow").items == 6);
     until("the fourth is asked for", || publisher.requests().len() >= 4);
 
@@ -172,7 +174,7 @@ fn values_that_change_their_class_are_found() {
     // Given
     let modified = Arc::new(AtomicI64::new(0));
     let form = Arc::clone(&modified);
-    let publisher = Publisher::start(move |request| match (request.query(), form.load(Ordering::SeqCst)) {
+    let publisher = ScriptedPublisher::start(move |request| match (request.query(), form.load(Ordering::SeqCst)) {
         ("", _) => Reply::page(page(&[item("a", 1_700_000_000)], "?from=a")),
         ("from=a", 1) => {
             let dated = item("b", 1).replace("\"modified\":1,", "\"modified\":\"2026-01-01T00:00:00Z\",");
@@ -180,7 +182,7 @@ fn values_that_change_their_class_are_found() {
         }
         _ => Reply::page(page(&[], &request.target)),
     });
-    let mirror = Mirror::running("changing", &publisher.url("/feed"));
+    let mirror = MirrorProcess::running("changing", &publisher.url("/feed"));
     mirror.until_level("changing");
 
     // When

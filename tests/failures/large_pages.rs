@@ -3,27 +3,27 @@
 use std::io::Write;
 use std::time::{Duration, Instant};
 
-use crate::support::{Mirror, Publisher, Reply, Shelf, item, page, until};
+use crate::support::{MirrorProcess, Reply, ScriptedPublisher, TestFeed, item, page, until};
 
 const MIB: u64 = 1 << 20;
 const BRISK: &str = r#"poll = { min = "200ms", max = "200ms" }"#;
 
-fn level(shelf: &std::sync::Arc<Shelf>) -> Publisher {
+fn level(shelf: &std::sync::Arc<TestFeed>) -> ScriptedPublisher {
     let shelf = std::sync::Arc::clone(shelf);
-    Publisher::start(move |request| shelf.page(request))
+    ScriptedPublisher::start(move |request| shelf.page(request))
 }
 
 #[test]
 fn a_page_of_nothing_but_bad_records_costs_little_memory_and_keeps_nobody_waiting() {
     // Given: four million records in a few kilobytes, and a healthy feed of another host.
     let zeros = format!("{{\"items\":[0{}],\"next\":\"/feed?end\"}}", ",0".repeat(4 << 20));
-    let hostile = Publisher::start(move |request| match request.query() {
+    let hostile = ScriptedPublisher::start(move |request| match request.query() {
         "" => Reply::page(zeros.clone()).gzip(),
         _ => Reply::page(page(&[], &request.target)),
     });
-    let shelf = Shelf::of(10, 10);
+    let shelf = TestFeed::of(10, 10);
     let healthy = level(&shelf);
-    let mirror = Mirror::new()
+    let mirror = MirrorProcess::new()
         .http(r#"max_page_bytes = "16MiB""#)
         .feed_with("healthy", &healthy.url("/feed"), BRISK)
         .feed_with("zeros", &hostile.url("/feed"), BRISK)
@@ -51,9 +51,9 @@ fn a_page_of_nothing_but_bad_records_costs_little_memory_and_keeps_nobody_waitin
 #[test]
 fn a_posted_body_of_nothing_but_bad_records_costs_little_memory() {
     // Given: a feed with a webhook, and four million records in a body of a few kilobytes.
-    let shelf = Shelf::of(10, 10);
+    let shelf = TestFeed::of(10, 10);
     let publisher = level(&shelf);
-    let mirror = Mirror::new().feed_with("f", &publisher.url("/feed"), "webhook.secret_file = \"hook\"");
+    let mirror = MirrorProcess::new().feed_with("f", &publisher.url("/feed"), "webhook.secret_file = \"hook\"");
     let mut mirror = mirror.tables("[webhooks]\nlisten = \"127.0.0.1:0\"\nmax_body_bytes = \"16MiB\"\n");
     mirror.write("hook", "a-secret-of-a-webhook");
     mirror.start_again();
@@ -89,13 +89,13 @@ fn a_tie_of_two_large_records_is_told_without_trees() {
         format!(r#"{{"items":[{{"state":"updated","kind":"k","id":"a","modified":1,"data":{data}}}],"next":"?again"}}"#)
     };
     let (first, again) = (record(""), record(" "));
-    let publisher = Publisher::start(move |request| match request.query() {
+    let publisher = ScriptedPublisher::start(move |request| match request.query() {
         "" => Reply::page(first.clone()).gzip(),
         "again" => Reply::page(again.replace("?again", "?end")).gzip(),
         _ => Reply::page(page(&[], &request.target)),
     });
 
-    let mirror = Mirror::new().feed_with("large", &publisher.url("/feed"), BRISK).start();
+    let mirror = MirrorProcess::new().feed_with("large", &publisher.url("/feed"), BRISK).start();
 
     // Then: neither written again nor called tied, within what a page may cost.
     mirror.until_within(Duration::from_secs(120), "level", |mirror| !mirror.row("large").level_at.is_empty());
@@ -114,11 +114,11 @@ fn a_kill_within_a_page_reads_the_page_again_and_nothing_is_doubled() {
         let items: Vec<String> = (from + 1..=from + ITEMS).map(|n| item(&format!("i{n}"), n)).collect();
         page(&items, &format!("?from={}", from + ITEMS))
     };
-    let publisher = Publisher::start(move |request| {
+    let publisher = ScriptedPublisher::start(move |request| {
         let from: i64 = request.query().strip_prefix("from=").map_or(0, |from| from.parse().unwrap());
         if from >= 2 * ITEMS { Reply::page(page(&[], &request.target)) } else { Reply::page(body(from)) }
     });
-    let mut mirror = Mirror::new().feed_with("large", &publisher.url("/feed"), BRISK).start();
+    let mut mirror = MirrorProcess::new().feed_with("large", &publisher.url("/feed"), BRISK).start();
 
     // When: it is killed as soon as some of the page is there.
     mirror.until("a part of the page", |mirror| mirror.number("SELECT count(*) FROM items") > 0);

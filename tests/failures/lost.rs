@@ -4,20 +4,20 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use crate::statuses::{HOUR, switched};
-use crate::support::{Mirror, Publisher, Reply, Shelf, until};
+use crate::support::{MirrorProcess, Reply, ScriptedPublisher, TestFeed, until};
 
 /// A publisher whose positions die whenever it is rebuilt: only those of the present era are known.
-struct Rebuilt {
-    shelf: Arc<Shelf>,
+struct RebuiltPublisher {
+    shelf: Arc<TestFeed>,
     era: Arc<AtomicUsize>,
-    publisher: Publisher,
+    publisher: ScriptedPublisher,
 }
 
-impl Rebuilt {
+impl RebuiltPublisher {
     fn start(status: u16) -> Self {
-        let (shelf, era) = (Shelf::of(5, 2), Arc::new(AtomicUsize::new(1)));
+        let (shelf, era) = (TestFeed::of(5, 2), Arc::new(AtomicUsize::new(1)));
         let (serving, present) = (Arc::clone(&shelf), Arc::clone(&era));
-        let publisher = Publisher::start(move |request| {
+        let publisher = ScriptedPublisher::start(move |request| {
             let era = present.load(Ordering::SeqCst);
             if !request.query().is_empty() && !request.query().contains(&format!("era={era}")) {
                 return Reply::status(status);
@@ -36,8 +36,8 @@ impl Rebuilt {
 fn a_dead_cursor_of_a_living_feed_is_a_resync_that_sweeps_and_then_at_most_weekly() {
     for status in [404, 410] {
         // Given
-        let rebuilt = Rebuilt::start(status);
-        let mirror = Mirror::running("rebuilt", &rebuilt.publisher.url("/feed"));
+        let rebuilt = RebuiltPublisher::start(status);
+        let mirror = MirrorProcess::running("rebuilt", &rebuilt.publisher.url("/feed"));
         mirror.until_level("rebuilt");
         assert_eq!(mirror.live("rebuilt"), rebuilt.shelf.live());
 
@@ -68,8 +68,8 @@ fn a_dead_cursor_of_a_living_feed_is_a_resync_that_sweeps_and_then_at_most_weekl
 #[test]
 fn sync_reads_a_feed_with_a_dead_cursor_anew_at_once() {
     // Given
-    let rebuilt = Rebuilt::start(404);
-    let mirror = Mirror::new().feed("rebuilt", &rebuilt.publisher.url("/feed"));
+    let rebuilt = RebuiltPublisher::start(404);
+    let mirror = MirrorProcess::new().feed("rebuilt", &rebuilt.publisher.url("/feed"));
     assert!(mirror.verb(&["sync"]).status.success());
     rebuilt.shelf.forget("id-0");
     rebuilt.rebuild();
@@ -85,14 +85,14 @@ fn sync_reads_a_feed_with_a_dead_cursor_anew_at_once() {
 #[test]
 fn a_feed_with_a_dead_page_in_its_middle_is_not_read_over_and_over() {
     // Given: a page that is never there; the one before it always sends to it.
-    let shelf = Shelf::of(12, 2);
+    let shelf = TestFeed::of(12, 2);
     let serving = Arc::clone(&shelf);
-    let publisher = Publisher::start(move |request| match request.query().contains("from=6&") {
+    let publisher = ScriptedPublisher::start(move |request| match request.query().contains("from=6&") {
         true => Reply::status(404),
         false => serving.page(request),
     });
 
-    let mirror = Mirror::running("torn", &publisher.url("/feed"));
+    let mirror = MirrorProcess::running("torn", &publisher.url("/feed"));
 
     // Then: read anew, once more in case that its positions had changed meanwhile, and then no more within the week.
     let row = mirror.until_health("torn", "stuck", "dead-cursor");
@@ -107,14 +107,14 @@ fn a_feed_with_a_dead_page_in_its_middle_is_not_read_over_and_over() {
 #[test]
 fn a_feed_that_is_gone_keeps_its_rows_but_not_live_and_is_probed_hourly() {
     // Given
-    let (shelf, broken) = (Shelf::of(3, 2), Arc::new(AtomicBool::new(false)));
+    let (shelf, broken) = (TestFeed::of(3, 2), Arc::new(AtomicBool::new(false)));
     let serving = Arc::clone(&shelf);
-    let publisher = Publisher::start(switched(&shelf, &broken, move |request| match request.path() {
+    let publisher = ScriptedPublisher::start(switched(&shelf, &broken, move |request| match request.path() {
         "/gone" => Reply::status(404),
         _ => serving.page(request),
     }));
     let mut mirror =
-        Mirror::new().feed("gone", &publisher.url("/gone")).feed("other", &publisher.url("/other")).start();
+        MirrorProcess::new().feed("gone", &publisher.url("/gone")).feed("other", &publisher.url("/other")).start();
     mirror.until_level("gone");
     mirror.until_level("other");
 
@@ -143,9 +143,9 @@ fn a_feed_that_is_gone_keeps_its_rows_but_not_live_and_is_probed_hourly() {
 #[test]
 fn a_gone_feed_is_purged_by_itself_where_that_is_configured() {
     // Given
-    let (shelf, broken) = (Shelf::of(3, 2), Arc::new(AtomicBool::new(false)));
-    let publisher = Publisher::start(switched(&shelf, &broken, |_| Reply::status(410)));
-    let mirror = Mirror::new().feed_with("gone", &publisher.url("/feed"), r#"purge_gone_after = "1ms""#).start();
+    let (shelf, broken) = (TestFeed::of(3, 2), Arc::new(AtomicBool::new(false)));
+    let publisher = ScriptedPublisher::start(switched(&shelf, &broken, |_| Reply::status(410)));
+    let mirror = MirrorProcess::new().feed_with("gone", &publisher.url("/feed"), r#"purge_gone_after = "1ms""#).start();
     mirror.until_level("gone");
     broken.store(true, Ordering::SeqCst);
     mirror.until_health("gone", "gone", "http-410");

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::support::{Mirror, Publisher, Reply, Shelf, item, page};
+use crate::support::{MirrorProcess, Reply, ScriptedPublisher, TestFeed, item, page};
 
 /// The healthy feed's interval (200 ms), 2 s, and what a loaded machine needs.
 const IN_TIME: Duration = Duration::from_secs(5);
@@ -36,7 +36,7 @@ fn drip(mut stream: TcpStream, length: usize, at_once: usize) -> Option<()> {
 }
 
 /// News of a healthy feed come in time, again and again.
-fn stays_current(mirror: &Mirror, shelf: &Shelf) {
+fn stays_current(mirror: &MirrorProcess, shelf: &TestFeed) {
     let began = Instant::now();
     let mut news = 0;
     while began.elapsed() < Duration::from_secs(8) {
@@ -46,11 +46,11 @@ fn stays_current(mirror: &Mirror, shelf: &Shelf) {
     }
 }
 
-fn beside(strangers: impl IntoIterator<Item = String>) -> (Mirror, std::sync::Arc<Shelf>, Publisher) {
-    let shelf = Shelf::of(300, 100);
+fn beside(strangers: impl IntoIterator<Item = String>) -> (MirrorProcess, std::sync::Arc<TestFeed>, ScriptedPublisher) {
+    let shelf = TestFeed::of(300, 100);
     let serving = std::sync::Arc::clone(&shelf);
-    let publisher = Publisher::start(move |request| serving.page(request));
-    let mut mirror = Mirror::new();
+    let publisher = ScriptedPublisher::start(move |request| serving.page(request));
+    let mut mirror = MirrorProcess::new();
     for (n, url) in strangers.into_iter().enumerate() {
         mirror = mirror.feed(&format!("stranger-{n}"), &url);
     }
@@ -84,7 +84,7 @@ fn hosts_that_never_answer_hold_no_memory() {
 #[test]
 fn a_feed_whose_last_page_was_large_and_which_then_hangs_holds_nothing_of_others() {
     // Given: a page of 40 MB, and silence behind it.
-    let large = Publisher::start(|request| match request.query() {
+    let large = ScriptedPublisher::start(|request| match request.query() {
         "" => {
             let blank = " ".repeat(40_000_000);
             Reply::page(page(&[item("one", 1)], "?after=1").replacen('{', &format!("{{{blank}"), 1))
@@ -137,7 +137,7 @@ fn answer_steadily(mut stream: TcpStream, go: &AtomicBool) -> Option<()> {
 fn who_waits_for_memory_says_so_until_there_is_some() {
     // Given: two pages that fill the memory, one that goes beyond it, and one that waits, all of them steady and as large.
     let go = Arc::new(AtomicBool::new(false));
-    let mut mirror = Mirror::new();
+    let mut mirror = MirrorProcess::new();
     for n in 0..4 {
         mirror = mirror.feed_with(&format!("large-{n}"), &steady(&go), "http.page_timeout = \"60s\"");
     }

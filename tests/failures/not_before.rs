@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::support::{Mirror, Publisher, Reply, Request, Shelf, item, page, until};
+use crate::support::{MirrorProcess, Reply, Request, ScriptedPublisher, TestFeed, item, page, until};
 
 /// Seconds between a request and the one after it, of all that the publisher was asked.
 fn pause_after(asked: &[Request], at: usize) -> f64 {
@@ -16,10 +16,10 @@ fn pause_after(asked: &[Request], at: usize) -> f64 {
 fn what_a_look_back_or_a_resync_is_told_holds_the_whole_feed_and_its_polls() {
     for keys in [r#"poll.lookback = "400ms""#, r#"resync.every = "400ms""#] {
         // Given: a level feed whose own URL has had enough, while its end answers.
-        let (shelf, enough) = (Shelf::of(6, 2), Arc::new(AtomicBool::new(false)));
+        let (shelf, enough) = (TestFeed::of(6, 2), Arc::new(AtomicBool::new(false)));
         let (serving, annoyed, told) = (Arc::clone(&shelf), Arc::clone(&enough), Arc::new(AtomicUsize::new(0)));
         let refused = Arc::clone(&told);
-        let publisher = Publisher::start(move |request| {
+        let publisher = ScriptedPublisher::start(move |request| {
             let at_end = request.query().contains("from=6&");
             if at_end || !annoyed.load(Ordering::SeqCst) || refused.fetch_add(1, Ordering::SeqCst) > 0 {
                 return serving.page(request);
@@ -27,7 +27,7 @@ fn what_a_look_back_or_a_resync_is_told_holds_the_whole_feed_and_its_polls() {
             Reply::status(429).header("Retry-After", "2")
         });
         let keys = format!("{keys}\nretry = {{ min = \"20ms\", max = \"30s\" }}");
-        let mirror = Mirror::new().feed_with("f", &publisher.url("/feed"), &keys).start();
+        let mirror = MirrorProcess::new().feed_with("f", &publisher.url("/feed"), &keys).start();
         mirror.until_level("f");
 
         // When
@@ -45,9 +45,9 @@ fn what_a_look_back_or_a_resync_is_told_holds_the_whole_feed_and_its_polls() {
 #[test]
 fn an_operators_poll_now_goes_before_what_the_publisher_asked_for_and_a_restart_or_resume_does_not() {
     // Given: told by a look-back to come again in ten minutes.
-    let (shelf, enough) = (Shelf::of(6, 2), Arc::new(AtomicBool::new(false)));
+    let (shelf, enough) = (TestFeed::of(6, 2), Arc::new(AtomicBool::new(false)));
     let (serving, annoyed) = (Arc::clone(&shelf), Arc::clone(&enough));
-    let publisher = Publisher::start(move |request| {
+    let publisher = ScriptedPublisher::start(move |request| {
         let at_end = request.query().contains("from=6&");
         if !at_end && annoyed.load(Ordering::SeqCst) {
             return Reply::status(503).header("Retry-After", "600");
@@ -55,7 +55,7 @@ fn an_operators_poll_now_goes_before_what_the_publisher_asked_for_and_a_restart_
         serving.page(request)
     });
     let keys = "poll.lookback = \"400ms\"\nretry = { min = \"20ms\", max = \"1h\" }";
-    let mut mirror = Mirror::new().feed_with("f", &publisher.url("/feed"), keys).start();
+    let mut mirror = MirrorProcess::new().feed_with("f", &publisher.url("/feed"), keys).start();
     mirror.until_level("f");
     enough.store(true, Ordering::SeqCst);
     mirror.until("a long wait", |mirror| mirror.row("f").next_poll_in_s > 500.0);
@@ -81,13 +81,13 @@ fn an_operators_poll_now_goes_before_what_the_publisher_asked_for_and_a_restart_
 #[test]
 fn a_resync_that_is_unavailable_three_times_waits_an_hour_or_two() {
     // Given
-    let (shelf, down) = (Shelf::of(6, 2), Arc::new(AtomicBool::new(false)));
+    let (shelf, down) = (TestFeed::of(6, 2), Arc::new(AtomicBool::new(false)));
     let (serving, broken) = (Arc::clone(&shelf), Arc::clone(&down));
-    let publisher = Publisher::start(move |request| {
+    let publisher = ScriptedPublisher::start(move |request| {
         let at_end = request.query().contains("from=6&");
         if !at_end && broken.load(Ordering::SeqCst) { Reply::status(503) } else { serving.page(request) }
     });
-    let mirror = Mirror::running("f", &publisher.url("/feed"));
+    let mirror = MirrorProcess::running("f", &publisher.url("/feed"));
     mirror.until_level("f");
 
     // When
@@ -103,10 +103,10 @@ fn a_resync_that_is_unavailable_three_times_waits_an_hour_or_two() {
 #[test]
 fn a_look_back_of_slow_pages_stops_no_poll() {
     // Given: a feed whose old pages take long.
-    let (shelf, slow) = (Shelf::of(30, 2), Arc::new(AtomicBool::new(false)));
+    let (shelf, slow) = (TestFeed::of(30, 2), Arc::new(AtomicBool::new(false)));
     let (serving, slowed, old) = (Arc::clone(&shelf), Arc::clone(&slow), Arc::new(AtomicUsize::new(0)));
     let looked_back = Arc::clone(&old);
-    let publisher = Publisher::start(move |request| {
+    let publisher = ScriptedPublisher::start(move |request| {
         let from: i64 = request.query().split(['=', '&']).nth(1).map_or(0, |from| from.parse().unwrap());
         if from >= 30 || !slowed.load(Ordering::SeqCst) {
             return serving.page(request);
@@ -114,7 +114,7 @@ fn a_look_back_of_slow_pages_stops_no_poll() {
         looked_back.fetch_add(1, Ordering::SeqCst);
         serving.page(request).after(Duration::from_millis(300))
     });
-    let mirror = Mirror::new().feed_with("f", &publisher.url("/feed"), r#"poll.lookback = "1s""#).start();
+    let mirror = MirrorProcess::new().feed_with("f", &publisher.url("/feed"), r#"poll.lookback = "1s""#).start();
     mirror.until_level("f");
 
     // When
@@ -133,13 +133,13 @@ fn a_feed_whose_cursor_is_dead_and_that_is_torn_is_not_read_over_and_over() {
     // Given: a regular resync that meets a dead page each time.
     let torn = Arc::new(AtomicBool::new(false));
     let tearing = Arc::clone(&torn);
-    let publisher = Publisher::start(move |request| match request.query() {
+    let publisher = ScriptedPublisher::start(move |request| match request.query() {
         "" => Reply::page(page(&[item("a", 1)], "/feed?from=1")),
         "from=1" if tearing.load(Ordering::SeqCst) => Reply::status(410),
         "from=1" => Reply::page(page(&[item("b", 2)], "/feed?from=2")),
         _ => Reply::page(page(&[], &request.target)),
     });
-    let mirror = Mirror::new().feed_with("f", &publisher.url("/feed"), r#"resync.every = "300ms""#).start();
+    let mirror = MirrorProcess::new().feed_with("f", &publisher.url("/feed"), r#"resync.every = "300ms""#).start();
     mirror.until_level("f");
 
     // When

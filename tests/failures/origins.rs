@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::support::{Mirror, Publisher, Reply, Shelf, item, page};
+use crate::support::{MirrorProcess, Reply, ScriptedPublisher, TestFeed, item, page};
 
 const SECRETS: &str = r#"headers = { X-Api-Key = { file = "header-secret" } }
 query = { api_key = { file = "query-secret" }, limit = "500" }"#;
@@ -11,13 +11,13 @@ const QUERY_SECRET: &str = "hush&query/0815+";
 /// As it must stand in a query (RFC 3986 §2.1).
 const QUERY_ESCAPED: &str = "hush%26query%2F0815%2B";
 
-fn with_secrets(mirror: Mirror) -> Mirror {
+fn with_secrets(mirror: MirrorProcess) -> MirrorProcess {
     mirror.write("header-secret", HEADER_SECRET);
     mirror.write("query-secret", QUERY_SECRET);
     mirror
 }
 
-fn assert_no_secret_is_kept(mirror: &Mirror) {
+fn assert_no_secret_is_kept(mirror: &MirrorProcess) {
     for secret in [HEADER_SECRET, QUERY_SECRET, QUERY_ESCAPED, "hush"] {
         assert_eq!(mirror.holds_bytes(secret, &["header-secret", "query-secret"]), [] as [&str; 0], "{secret}");
     }
@@ -26,16 +26,16 @@ fn assert_no_secret_is_kept(mirror: &Mirror) {
 #[test]
 fn next_and_redirects_to_another_origin_are_refused_and_nothing_is_asked_there() {
     // Given
-    let elsewhere = Publisher::start(|request| Reply::page(page(&[item("stolen", 9)], &request.target)));
+    let elsewhere = ScriptedPublisher::start(|request| Reply::page(page(&[item("stolen", 9)], &request.target)));
     let target = elsewhere.url("/feed?from=1");
-    let publisher = Publisher::start(move |request| match request.path() {
+    let publisher = ScriptedPublisher::start(move |request| match request.path() {
         "/next" => Reply::page(page(&[item("own", 1)], &target)),
         "/redirect" => Reply::redirect(302, &target),
         "/scheme" => Reply::redirect(302, "file:///etc/passwd"),
         "/next-scheme" => Reply::page(page(&[item("own", 1)], "ftp://127.0.0.1/feed")),
         _ => Reply::page(page(&[], &request.target)),
     });
-    let mirror = Mirror::new()
+    let mirror = MirrorProcess::new()
         .http("per_host = 8")
         .feed("next", &publisher.url("/next"))
         .feed("redirect", &publisher.url("/redirect"))
@@ -65,9 +65,9 @@ fn next_and_redirects_to_another_origin_are_refused_and_nothing_is_asked_there()
 fn https_of_the_same_host_is_no_other_origin_and_broken_tls_needs_the_operator() {
     // Given: a publisher that sends on to https at its own host and port, at another port, and at another host; none of
     // them speaks TLS.
-    let elsewhere = Publisher::start(|_| Reply::status(500));
+    let elsewhere = ScriptedPublisher::start(|_| Reply::status(500));
     let port = elsewhere.address().port();
-    let publisher = Publisher::start(move |request| {
+    let publisher = ScriptedPublisher::start(move |request| {
         let own = format!("https://{}/feed", request.header("host").unwrap());
         match request.path() {
             "/redirect" => Reply::redirect(301, &own),
@@ -77,7 +77,7 @@ fn https_of_the_same_host_is_no_other_origin_and_broken_tls_needs_the_operator()
         }
     });
     let own = format!("https://{}/feed", publisher.address());
-    let mirror = Mirror::new()
+    let mirror = MirrorProcess::new()
         .http("per_host = 4")
         .feed("redirect", &publisher.url("/redirect"))
         .feed("next", &publisher.url("/next"))
@@ -99,18 +99,18 @@ fn https_of_the_same_host_is_no_other_origin_and_broken_tls_needs_the_operator()
 #[test]
 fn an_allowed_origin_is_followed_and_never_sees_a_credential() {
     // Given: a feed that goes on elsewhere, by `next` and by redirect, echoing the secret all the way.
-    let elsewhere = Publisher::start(|request| match request.query().contains("from=2") {
+    let elsewhere = ScriptedPublisher::start(|request| match request.query().contains("from=2") {
         false => Reply::page(page(&[item("there", 2)], &format!("{}?from=2", request.path()))),
         true => Reply::page(page(&[], &request.target)),
     });
     let (by_next, by_redirect) = (elsewhere.url("/by-next?from=1"), elsewhere.url("/by-redirect?from=1"));
-    let publisher = Publisher::start(move |request| match request.path() {
+    let publisher = ScriptedPublisher::start(move |request| match request.path() {
         "/next" => Reply::page(page(&[item("here", 1)], &by_next)),
         _ => Reply::redirect(307, &by_redirect),
     });
     let allowed = format!("http.allow_hosts = [\"{}\"]\n{SECRETS}", elsewhere.address());
 
-    let mirror = with_secrets(Mirror::new().feed_with("next", &publisher.url("/next"), &allowed).feed_with(
+    let mirror = with_secrets(MirrorProcess::new().feed_with("next", &publisher.url("/next"), &allowed).feed_with(
         "redirect",
         &publisher.url("/redirect"),
         &allowed,
@@ -138,7 +138,7 @@ fn an_allowed_origin_is_followed_and_never_sees_a_credential() {
 #[test]
 fn a_secret_that_the_publisher_echoes_is_stored_as_a_placeholder_and_sent_in_full() {
     // Given: ways to echo a parameter; the end is an echo of the URL asked for, too.
-    let publisher = Publisher::start(|request| {
+    let publisher = ScriptedPublisher::start(|request| {
         let key = request.query().split('&').find(|pair| pair.starts_with("api_key=")).unwrap_or("api_key=none");
         let key = match request.path() {
             "/plain" => format!("api_key={QUERY_SECRET}").replace('&', "%26"),
@@ -151,7 +151,7 @@ fn a_secret_that_the_publisher_echoes_is_stored_as_a_placeholder_and_sent_in_ful
         Reply::page(page(&[item("a", 1)], &format!("{}?from=1&{key}", request.path())))
     });
     let mirror = with_secrets(
-        Mirror::new()
+        MirrorProcess::new()
             .feed_with("same", &publisher.url("/same"), SECRETS)
             .feed_with("plain", &publisher.url("/plain"), SECRETS)
             .feed_with("lower", &publisher.url("/lower"), SECRETS)
@@ -175,13 +175,13 @@ fn a_secret_that_the_publisher_echoes_is_stored_as_a_placeholder_and_sent_in_ful
 #[test]
 fn an_error_that_shows_the_url_or_the_secret_does_not_give_it_away() {
     // Given: publishers that repeat what they were sent in their error pages, and one that breaks the connection.
-    let publisher = Publisher::start(|request| match request.path() {
+    let publisher = ScriptedPublisher::start(|request| match request.path() {
         "/echo" => Reply::status(500).body(format!("bad request {}", request.target)),
         "/page" => Reply::page(format!("you asked for {}", request.target)),
         "/broken" => Reply::reset(),
         _ => Reply::redirect(302, &format!("http://127.0.0.9/{}", request.target)),
     });
-    let mut mirror = Mirror::new().http("per_host = 4");
+    let mut mirror = MirrorProcess::new().http("per_host = 4");
     for name in ["echo", "page", "broken", "away"] {
         mirror = mirror.feed_with(name, &publisher.url(&format!("/{name}")), SECRETS);
     }
@@ -203,9 +203,9 @@ fn an_error_that_shows_the_url_or_the_secret_does_not_give_it_away() {
 #[test]
 fn redirects_within_the_origin_are_followed_and_endless_ones_given_up() {
     // Given
-    let shelf = Shelf::of(5, 2);
+    let shelf = TestFeed::of(5, 2);
     let serving = Arc::clone(&shelf);
-    let publisher = Publisher::start(move |request| {
+    let publisher = ScriptedPublisher::start(move |request| {
         let query = if request.query().is_empty() { String::new() } else { format!("?{}", request.query()) };
         match request.path() {
             "/301" | "/302" | "/303" | "/307" | "/308" => {
@@ -216,7 +216,7 @@ fn redirects_within_the_origin_are_followed_and_endless_ones_given_up() {
             _ => Reply::page(serving.json(request).replace("/at/", "/")),
         }
     });
-    let mut mirror = Mirror::new().http("per_host = 8");
+    let mut mirror = MirrorProcess::new().http("per_host = 8");
     for name in ["301", "302", "303", "307", "308", "round", "nowhere"] {
         mirror = mirror.feed(&format!("r-{name}"), &publisher.url(&format!("/{name}")));
     }

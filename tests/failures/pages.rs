@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crate::support::{Mirror, Publisher, Reply, Shelf, data, deleted, item, page, until};
+use crate::support::{MirrorProcess, Reply, ScriptedPublisher, TestFeed, data, deleted, item, page, until};
 
 fn gzipped(json: &str) -> Vec<u8> {
     use std::io::Write;
@@ -45,7 +45,7 @@ fn a_page_that_cannot_be_read_is_refused_whole_and_the_cursor_stays() {
         faults.iter().map(|(name, _, _, reply)| (format!("/{name}"), reply.clone())).collect();
     let whole = Arc::new(AtomicBool::new(false));
     let healed = Arc::clone(&whole);
-    let publisher = Publisher::start(move |request| match request.query() {
+    let publisher = ScriptedPublisher::start(move |request| match request.query() {
         "" => Reply::page(page(&[item("a", 1)], &format!("{}?from=1", request.path()))),
         "from=1" if healed.load(Ordering::SeqCst) => {
             Reply::page(page(&[item("b", 2)], &format!("{}?from=2", request.path())))
@@ -53,7 +53,7 @@ fn a_page_that_cannot_be_read_is_refused_whole_and_the_cursor_stays() {
         "from=1" => replies.iter().find(|(path, _)| path == request.path()).unwrap().1.clone(),
         _ => Reply::page(page(&[], &request.target)),
     });
-    let mut mirror = Mirror::new().http("per_host = 8");
+    let mut mirror = MirrorProcess::new().http("per_host = 8");
     for (name, ..) in &faults {
         mirror = mirror.feed(name, &publisher.url(&format!("/{name}")));
     }
@@ -84,7 +84,7 @@ fn a_page_that_cannot_be_read_is_refused_whole_and_the_cursor_stays() {
 #[test]
 fn a_page_that_is_odd_but_readable_is_read_and_the_oddity_found() {
     // Given
-    let publisher = Publisher::start(|request| {
+    let publisher = ScriptedPublisher::start(|request| {
         if !request.query().is_empty() {
             return Reply::page(page(&[], &request.target));
         }
@@ -98,7 +98,7 @@ fn a_page_that_is_odd_but_readable_is_read_and_the_oddity_found() {
         }
     });
     let names = ["bom", "html", "untyped", "rpde", "zipped"];
-    let mut mirror = Mirror::new().http("per_host = 8");
+    let mut mirror = MirrorProcess::new().http("per_host = 8");
     for name in names {
         mirror = mirror.feed(name, &publisher.url(&format!("/{name}")));
     }
@@ -120,7 +120,7 @@ fn a_page_over_the_limit_is_refused_without_being_held_in_memory() {
     // Given: a bomb of half a gigabyte, a page that says how large it is, and one that doesn't.
     const BOMB: u64 = 512 << 20;
     let large = page(&[item(&"x".repeat(3 << 20), 1)], "?from=1");
-    let publisher = Publisher::start(move |request| match request.path() {
+    let publisher = ScriptedPublisher::start(move |request| match request.path() {
         "/bomb" => Reply::bomb(BOMB),
         "/said" => Reply::page(large.clone()),
         "/unsaid" => {
@@ -130,7 +130,7 @@ fn a_page_over_the_limit_is_refused_without_being_held_in_memory() {
         _ => Reply::page(page(&[], &request.target)),
     });
     let slowly = r#"retry = { min = "2s", max = "4s" }"#;
-    let mirror = Mirror::new()
+    let mirror = MirrorProcess::new()
         .http("per_host = 8")
         .feed_with("bomb", &publisher.url("/bomb"), &format!("{slowly}\nhttp.max_page_bytes = \"16MiB\""))
         .feed_with("said", &publisher.url("/said"), &format!("{slowly}\nhttp.max_page_bytes = \"2MiB\""))
@@ -167,12 +167,12 @@ fn each_bad_record_is_quarantined_whole_and_the_rest_of_its_page_applied() {
     let mut records = vec![item("a", 1)];
     records.extend(bad.iter().map(|(_, raw)| (*raw).to_owned()));
     records.push(item("z", 3));
-    let publisher = Publisher::start(move |request| match request.query() {
+    let publisher = ScriptedPublisher::start(move |request| match request.query() {
         "" => Reply::page(page(&records, "?from=3")),
         _ => Reply::page(page(&[], &request.target)),
     });
 
-    let mirror = Mirror::running("mixed", &publisher.url("/feed"));
+    let mirror = MirrorProcess::running("mixed", &publisher.url("/feed"));
 
     // Then
     let row = mirror.until_level("mixed");
@@ -193,12 +193,12 @@ fn records_out_of_the_ordinary_are_read_as_what_they_mean() {
         r#"{"state":"DELETED","kind":"Own","id":"gone","modified":3,"data":{"was":"here"}}"#.to_owned(),
         r#"{"state":"updated","kind":"Own","id":"late","modified":9223372036854775807,"data":[]}"#.to_owned(),
     ];
-    let publisher = Publisher::start(move |request| match request.query() {
+    let publisher = ScriptedPublisher::start(move |request| match request.query() {
         "" => Reply::page(page(&records, "?from=3")),
         _ => Reply::page(page(&[], &request.target)),
     });
 
-    let mirror = Mirror::new().feed_with("odd", &publisher.url("/feed"), r#"kind = "Session""#).start();
+    let mirror = MirrorProcess::new().feed_with("odd", &publisher.url("/feed"), r#"kind = "Session""#).start();
 
     // Then: data are kept byte for byte; a tombstone has none.
     mirror.until_level("odd");
@@ -224,14 +224,16 @@ fn of_duplicates_the_newest_stands_and_disorder_does_no_harm() {
     // Given: one page with duplicates, one in descending order.
     let twice = [item("a", 5), item("a", 9), item("a", 7), deleted("b", 10), item("b", 6)];
     let descending = [item("c", 9), item("b", 5), item("a", 1)];
-    let publisher = Publisher::start(move |request| match (request.path(), request.query()) {
+    let publisher = ScriptedPublisher::start(move |request| match (request.path(), request.query()) {
         ("/twice", "") => Reply::page(page(&twice, "?from=10")),
         ("/descending", "") => Reply::page(page(&descending, "?from=9")),
         _ => Reply::page(page(&[], &request.target)),
     });
 
-    let mirror =
-        Mirror::new().feed("twice", &publisher.url("/twice")).feed("descending", &publisher.url("/descending")).start();
+    let mirror = MirrorProcess::new()
+        .feed("twice", &publisher.url("/twice"))
+        .feed("descending", &publisher.url("/descending"))
+        .start();
 
     // Then
     mirror.until_level("twice");
@@ -250,13 +252,13 @@ fn a_late_update_neither_revives_a_tombstone_nor_overwrites_a_newer_item() {
     // Given
     let first = [item("kept", 10), deleted("gone", 11), item("tied", 12)];
     let second = [item("kept", 4), item("gone", 5), deleted("tied", 12)];
-    let publisher = Publisher::start(move |request| match request.query() {
+    let publisher = ScriptedPublisher::start(move |request| match request.query() {
         "" => Reply::page(page(&first, "?from=12")),
         "from=12" => Reply::page(page(&second, "?from=12&again")),
         _ => Reply::page(page(&[], &request.target)),
     });
 
-    let mirror = Mirror::running("late", &publisher.url("/feed"));
+    let mirror = MirrorProcess::running("late", &publisher.url("/feed"));
 
     // Then: older is refused and kept on record, and a deletion wins a tie.
     let row = mirror.until_level("late");
@@ -268,15 +270,15 @@ fn a_late_update_neither_revives_a_tombstone_nor_overwrites_a_newer_item() {
 #[test]
 fn a_bad_page_in_the_middle_costs_only_its_own_feed() {
     // Given: one feed whose third page is spoilt for good, another on the same host.
-    let shelf = Shelf::of(40, 4);
+    let shelf = TestFeed::of(40, 4);
     let serving = Arc::clone(&shelf);
-    let publisher = Publisher::start(move |request| match request.path() {
+    let publisher = ScriptedPublisher::start(move |request| match request.path() {
         "/spoilt" if request.query().contains("from=8&") => Reply::page("{").after(Duration::from_millis(20)),
         _ => serving.page(request),
     });
 
     let mirror =
-        Mirror::new().feed("spoilt", &publisher.url("/spoilt")).feed("sound", &publisher.url("/sound")).start();
+        MirrorProcess::new().feed("spoilt", &publisher.url("/spoilt")).feed("sound", &publisher.url("/sound")).start();
 
     // Then
     mirror.until_level("sound");

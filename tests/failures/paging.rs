@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::support::{Mirror, Publisher, Reply, Shelf, item, page, page_without_next, until};
+use crate::support::{MirrorProcess, Reply, ScriptedPublisher, TestFeed, item, page, page_without_next, until};
 
 #[test]
 fn next_is_followed_as_sent_byte_for_byte() {
     // Given: one feed that goes through every spelling that publishers are known for; each names the target to expect.
-    let publisher = Publisher::start(|request| {
+    let publisher = ScriptedPublisher::start(|request| {
         let port = request.header("host").unwrap().rsplit_once(':').unwrap().1.to_owned();
         let hops = [
             ("/rpde/feed".to_owned(), "feed?from=0001&after=".to_owned(), "/rpde/feed?from=0001&after="),
@@ -31,7 +31,7 @@ fn next_is_followed_as_sent_byte_for_byte() {
     });
     let port = publisher.address().port();
 
-    let mirror = Mirror::running("hops", &format!("http://localhost:{port}/rpde/feed"));
+    let mirror = MirrorProcess::running("hops", &format!("http://localhost:{port}/rpde/feed"));
 
     // Then
     let row = mirror.until_level("hops");
@@ -56,14 +56,14 @@ fn next_is_followed_as_sent_byte_for_byte() {
 #[test]
 fn a_missing_next_is_made_from_the_last_item_in_the_dialect_seen_or_configured() {
     // Given
-    let publisher = Publisher::start(|request| match (request.path(), request.query()) {
+    let publisher = ScriptedPublisher::start(|request| match (request.path(), request.query()) {
         ("/draft", "from=0&after=x&limit=2") | ("/timestamp", "") => {
             Reply::page(page_without_next(&[item("a", 3), item("b c:{d}", 7)]))
         }
         ("/number", "afterChangeNumber=0") => Reply::page(page_without_next(&[item("a", 41)])),
         _ => Reply::page(page_without_next(&[])),
     });
-    let mirror = Mirror::new()
+    let mirror = MirrorProcess::new()
         .http("per_host = 4")
         .feed("draft", &publisher.url("/draft?from=0&after=x&limit=2"))
         .feed("number", &publisher.url("/number?afterChangeNumber=0"))
@@ -89,8 +89,8 @@ fn a_missing_next_is_made_from_the_last_item_in_the_dialect_seen_or_configured()
 #[test]
 fn without_next_and_dialect_or_with_the_same_page_again_it_is_as_level_and_polled_at_its_pace() {
     // Given: a feed that is one file, and one that ignores whatever it is asked with.
-    let publisher = Publisher::start(|_| Reply::page(page_without_next(&[item("a", 3), item("b", 7)])));
-    let mirror = Mirror::new()
+    let publisher = ScriptedPublisher::start(|_| Reply::page(page_without_next(&[item("a", 3), item("b", 7)])));
+    let mirror = MirrorProcess::new()
         .feed_with("file", &publisher.url("/file"), r#"poll = { min = "200ms", max = "200ms" }"#)
         .feed_with("deaf", &publisher.url("/deaf?from=0&after=x"), r#"poll = { min = "200ms", max = "200ms" }"#)
         .start();
@@ -111,7 +111,7 @@ fn without_next_and_dialect_or_with_the_same_page_again_it_is_as_level_and_polle
 #[test]
 fn an_empty_page_with_another_next_is_followed_at_once_ten_times_then_one_each_poll_min() {
     // Given: twenty filtered pages before the first item.
-    let publisher = Publisher::start(|request| {
+    let publisher = ScriptedPublisher::start(|request| {
         let at: usize = request.query().strip_prefix("at=").map_or(0, |at| at.parse().unwrap());
         match at {
             20 => Reply::page(page(&[item("a", 1)], "?at=21")),
@@ -120,8 +120,9 @@ fn an_empty_page_with_another_next_is_followed_at_once_ten_times_then_one_each_p
         }
     });
 
-    let mirror =
-        Mirror::new().feed_with("filtered", &publisher.url("/feed"), r#"poll = { min = "200ms", max = "1s" }"#).start();
+    let mirror = MirrorProcess::new()
+        .feed_with("filtered", &publisher.url("/feed"), r#"poll = { min = "200ms", max = "1s" }"#)
+        .start();
 
     // Then
     mirror.until_level("filtered");
@@ -139,15 +140,15 @@ fn an_empty_page_with_another_next_is_followed_at_once_ten_times_then_one_each_p
 #[test]
 fn items_on_a_page_that_sends_to_itself_are_applied_and_it_is_as_level() {
     // Given: a publisher whose only page grows.
-    let shelf = Shelf::of(3, 100);
+    let shelf = TestFeed::of(3, 100);
     let serving = Arc::clone(&shelf);
-    let publisher = Publisher::start(move |request| {
+    let publisher = ScriptedPublisher::start(move |request| {
         let ids: Vec<(String, i64)> = serving.live().into_iter().map(|(id, (modified, _))| (id, modified)).collect();
         let items: Vec<String> = ids.iter().map(|(id, modified)| item(id, *modified)).collect();
         Reply::page(page(&items, &request.target))
     });
 
-    let mirror = Mirror::running("own", &publisher.url("/feed"));
+    let mirror = MirrorProcess::running("own", &publisher.url("/feed"));
 
     // Then
     mirror.until_health("own", "ok", "self-next");
@@ -163,7 +164,7 @@ fn a_loop_applies_its_items_backs_off_and_is_left_when_the_publisher_mends() {
         // Given: pages that lead round in a circle, each with an item.
         let mended = Arc::new(AtomicBool::new(false));
         let open = Arc::clone(&mended);
-        let publisher = Publisher::start(move |request| {
+        let publisher = ScriptedPublisher::start(move |request| {
             let at: usize = request.query().strip_prefix("at=").map_or(0, |at| at.parse().unwrap());
             if at == length {
                 return Reply::page(page(&[], &request.target));
@@ -171,7 +172,7 @@ fn a_loop_applies_its_items_backs_off_and_is_left_when_the_publisher_mends() {
             let next = if open.load(Ordering::SeqCst) { at + 1 } else { (at + 1) % length };
             Reply::page(page(&[item(&format!("i{at:02}"), 1 + at as i64)], &format!("?at={next}")))
         });
-        let mirror = Mirror::new()
+        let mirror = MirrorProcess::new()
             .feed_with("circle", &publisher.url("/feed?at=0"), r#"retry = { min = "50ms", max = "30s" }"#)
             .start();
 
@@ -194,11 +195,11 @@ fn a_loop_applies_its_items_backs_off_and_is_left_when_the_publisher_mends() {
 
 #[test]
 fn sync_gives_a_loop_up_like_any_failure_in_a_row() {
-    let publisher = Publisher::start(|request| {
+    let publisher = ScriptedPublisher::start(|request| {
         let next = if request.query() == "at=1" { 2 } else { 1 };
         Reply::page(page(&[item("a", 1)], &format!("?at={next}")))
     });
-    let mirror = Mirror::new().feed("circle", &publisher.url("/feed"));
+    let mirror = MirrorProcess::new().feed("circle", &publisher.url("/feed"));
 
     let output = mirror.verb(&["sync", "--tries", "3"]);
 
@@ -209,9 +210,9 @@ fn sync_gives_a_loop_up_like_any_failure_in_a_row() {
 #[test]
 fn an_endless_feed_does_not_keep_others_from_their_turn() {
     // Given: a feed with a new page behind every page, and a small one on the same host.
-    let shelf = Shelf::of(20, 2);
+    let shelf = TestFeed::of(20, 2);
     let serving = Arc::clone(&shelf);
-    let publisher = Publisher::start(move |request| match request.path() {
+    let publisher = ScriptedPublisher::start(move |request| match request.path() {
         "/endless" => {
             let at: usize = request.query().strip_prefix("at=").map_or(0, |at| at.parse().unwrap());
             Reply::page(page(&[item(&format!("i{at}"), at as i64)], &format!("?at={}", at + 1)))
@@ -219,7 +220,7 @@ fn an_endless_feed_does_not_keep_others_from_their_turn() {
         _ => serving.page(request).after(Duration::from_millis(5)),
     });
 
-    let mirror = Mirror::new()
+    let mirror = MirrorProcess::new()
         .http("per_host = 1")
         .feed("endless", &publisher.url("/endless"))
         .feed("small", &publisher.url("/small"))
@@ -241,15 +242,15 @@ fn an_endless_feed_does_not_keep_others_from_their_turn() {
 #[test]
 fn the_end_is_recognised_whatever_the_redirects_and_no_page_is_asked_twice_on_the_way() {
     // Given: every request is sent on to a place that serves the page.
-    let shelf = Shelf::of(9, 2);
+    let shelf = TestFeed::of(9, 2);
     let serving = Arc::clone(&shelf);
-    let publisher = Publisher::start(move |request| match request.path() {
+    let publisher = ScriptedPublisher::start(move |request| match request.path() {
         "/feed" => Reply::redirect(307, &format!("/moved/feed?{}", request.query())),
         _ => Reply::page(serving.json(request).replace("/moved/feed?", "/feed?")),
     });
 
     let began = Instant::now();
-    let mirror = Mirror::running("moved", &publisher.url("/feed"));
+    let mirror = MirrorProcess::running("moved", &publisher.url("/feed"));
 
     // Then
     let row = mirror.until_level("moved");

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use crate::support::{Mirror, Publisher, Reply, Request, Shelf, item, page, until};
+use crate::support::{MirrorProcess, Reply, Request, ScriptedPublisher, TestFeed, item, page, until};
 
 /// A page with one item and always another behind it.
 fn endless(request: &Request) -> Reply {
@@ -13,7 +13,7 @@ fn endless(request: &Request) -> Reply {
 }
 
 /// Seconds between the requests to a path, in order.
-fn gaps(publisher: &Publisher, path: &str) -> Vec<f64> {
+fn gaps(publisher: &ScriptedPublisher, path: &str) -> Vec<f64> {
     let asked = publisher.requests_to(path);
     asked.windows(2).map(|pair| pair[1].at.duration_since(pair[0].at).as_secs_f64()).collect()
 }
@@ -22,10 +22,10 @@ fn gaps(publisher: &Publisher, path: &str) -> Vec<f64> {
 fn a_host_is_never_asked_more_at_once_than_it_may_be_over_all_feeds() {
     for (setting, most) in [("per_host = 2", 2), ("per_host = 5", 5)] {
         // Given
-        let shelf = Shelf::of(30, 5);
+        let shelf = TestFeed::of(30, 5);
         let serving = Arc::clone(&shelf);
-        let publisher = Publisher::start(move |request| serving.page(request).after(Duration::from_millis(15)));
-        let mut mirror = Mirror::new().http(setting);
+        let publisher = ScriptedPublisher::start(move |request| serving.page(request).after(Duration::from_millis(15)));
+        let mut mirror = MirrorProcess::new().http(setting);
         let names: Vec<String> = (0..12).map(|n| format!("feed-{n}")).collect();
         for name in &names {
             mirror = mirror.feed(name, &publisher.url(&format!("/{name}")));
@@ -47,13 +47,13 @@ fn a_host_is_never_asked_more_at_once_than_it_may_be_over_all_feeds() {
 fn a_level_poll_waits_for_no_refresh() {
     // Given: one place, twenty endless refreshes, and a feed that is soon level.
     const ENDLESS: usize = 20;
-    let shelf = Shelf::of(2, 5);
+    let shelf = TestFeed::of(2, 5);
     let serving = Arc::clone(&shelf);
-    let publisher = Publisher::start(move |request| match request.path() {
+    let publisher = ScriptedPublisher::start(move |request| match request.path() {
         "/level" => serving.page(request),
         _ => endless(request).after(Duration::from_millis(20)),
     });
-    let mut mirror = Mirror::new().http("per_host = 1").feed("level", &publisher.url("/level"));
+    let mut mirror = MirrorProcess::new().http("per_host = 1").feed("level", &publisher.url("/level"));
     for n in 0..ENDLESS {
         mirror = mirror.feed(&format!("endless-{n}"), &publisher.url(&format!("/endless-{n}")));
     }
@@ -79,8 +79,8 @@ fn a_level_poll_waits_for_no_refresh() {
 #[test]
 fn the_rate_of_a_host_is_kept_over_all_feeds() {
     // Given
-    let publisher = Publisher::start(endless);
-    let _mirror = Mirror::new()
+    let publisher = ScriptedPublisher::start(endless);
+    let _mirror = MirrorProcess::new()
         .http("per_host = 4, rate = 25.0")
         .feed("a", &publisher.url("/a"))
         .feed("b", &publisher.url("/b"))
@@ -105,7 +105,7 @@ fn after_a_429_a_host_gets_one_request_at_a_time_until_one_succeeds() {
     let (annoyed, refused) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Vec::new())));
     let calm_open = Arc::new(AtomicUsize::new(0));
     let (angry, open, calm) = (Arc::clone(&annoyed), Arc::clone(&refused), Arc::clone(&calm_open));
-    let publisher = Publisher::start(move |request| {
+    let publisher = ScriptedPublisher::start(move |request| {
         let delay = Duration::from_millis(20);
         let mut open = open.lock().unwrap();
         if angry.load(Ordering::SeqCst) && open.len() < REFUSED {
@@ -117,7 +117,7 @@ fn after_a_429_a_host_gets_one_request_at_a_time_until_one_succeeds() {
         }
         endless(request).after(delay)
     });
-    let mut mirror = Mirror::new().http("per_host = 4");
+    let mut mirror = MirrorProcess::new().http("per_host = 4");
     for n in 0..6 {
         mirror = mirror.feed(&format!("feed-{n}"), &publisher.url(&format!("/feed-{n}")));
     }
@@ -138,11 +138,11 @@ fn after_a_429_a_host_gets_one_request_at_a_time_until_one_succeeds() {
 fn hosts_of_one_pattern_share_one_budget() {
     for (tables, most) in [("", 3), ("[hosts.\"*.example.org\"]\nper_host = 1\n", 1)] {
         // Given: three hosts, all reached through one proxy, so that their names need no DNS.
-        let shelf = Shelf::of(30, 3);
+        let shelf = TestFeed::of(30, 3);
         let serving = Arc::clone(&shelf);
-        let proxy = Publisher::start(move |request| serving.page(request).after(Duration::from_millis(20)));
+        let proxy = ScriptedPublisher::start(move |request| serving.page(request).after(Duration::from_millis(20)));
         let through = format!("http.proxy = \"http://{}\"", proxy.address());
-        let mut mirror = Mirror::new().http("per_host = 1").tables(tables);
+        let mut mirror = MirrorProcess::new().http("per_host = 1").tables(tables);
         for host in ["a", "b", "c.d"] {
             mirror = mirror.feed_with(&format!("feed-{host}"), &format!("http://{host}.example.org/feed"), &through);
         }
@@ -162,11 +162,11 @@ fn hosts_of_one_pattern_share_one_budget() {
 #[test]
 fn a_failing_feed_backs_off_alone() {
     // Given
-    let publisher = Publisher::start(|request| match request.path() {
+    let publisher = ScriptedPublisher::start(|request| match request.path() {
         "/failing" => Reply::status(500),
         _ => Reply::page(page(&[], &request.target)),
     });
-    let _mirror = Mirror::new()
+    let _mirror = MirrorProcess::new()
         .feed_with("failing", &publisher.url("/failing"), r#"retry = { min = "50ms", max = "10s" }"#)
         .feed_with("sound", &publisher.url("/sound"), r#"poll = { min = "50ms", max = "50ms" }"#)
         .start();
@@ -182,11 +182,12 @@ fn a_failing_feed_backs_off_alone() {
 #[test]
 fn polls_grow_rare_while_nothing_comes_and_frequent_when_something_does() {
     // Given
-    let shelf = Shelf::of(2, 10);
+    let shelf = TestFeed::of(2, 10);
     let serving = Arc::clone(&shelf);
-    let publisher = Publisher::start(move |request| serving.page(request));
-    let mirror =
-        Mirror::new().feed_with("moody", &publisher.url("/feed"), r#"poll = { min = "50ms", max = "1s" }"#).start();
+    let publisher = ScriptedPublisher::start(move |request| serving.page(request));
+    let mirror = MirrorProcess::new()
+        .feed_with("moody", &publisher.url("/feed"), r#"poll = { min = "50ms", max = "1s" }"#)
+        .start();
 
     // Then: from the shortest wait to the longest.
     until("rare", || gaps(&publisher, "/feed").last().is_some_and(|gap| *gap >= 0.95));
@@ -209,7 +210,7 @@ fn polls_grow_rare_while_nothing_comes_and_frequent_when_something_does() {
 #[test]
 fn an_answer_is_not_asked_for_again_while_it_is_fresh_within_poll_max() {
     // Given (RFC 9111 §4.2.1)
-    let publisher = Publisher::start(|request| {
+    let publisher = ScriptedPublisher::start(|request| {
         let reply = Reply::page(page(&[], &request.target));
         match request.path() {
             "/max-age" => reply.header("Cache-Control", "public, max-age=1"),
@@ -221,7 +222,7 @@ fn an_answer_is_not_asked_for_again_while_it_is_fresh_within_poll_max() {
         }
     });
     let patient = r#"poll = { min = "50ms", max = "20s" }"#;
-    let _mirror = Mirror::new()
+    let _mirror = MirrorProcess::new()
         .http("per_host = 4")
         .feed_with("max-age", &publisher.url("/max-age"), patient)
         .feed_with("expires", &publisher.url("/expires"), patient)
@@ -244,16 +245,16 @@ fn an_answer_is_not_asked_for_again_while_it_is_fresh_within_poll_max() {
 #[test]
 fn a_dead_feed_delays_no_feed_of_another_host_and_its_own_only_by_its_share() {
     // Given: a feed that never answers, neighbours on its host, and one elsewhere.
-    let (here, there) = (Shelf::of(20, 5), Shelf::of(20, 5));
+    let (here, there) = (TestFeed::of(20, 5), TestFeed::of(20, 5));
     let (serving_here, serving_there) = (Arc::clone(&here), Arc::clone(&there));
-    let publisher = Publisher::start(move |request| match request.path() {
+    let publisher = ScriptedPublisher::start(move |request| match request.path() {
         "/dead" => Reply::silence(),
         _ => serving_here.page(request),
     });
-    let elsewhere = Publisher::start(move |request| serving_there.page(request));
+    let elsewhere = ScriptedPublisher::start(move |request| serving_there.page(request));
 
     // When
-    let mirror = Mirror::new()
+    let mirror = MirrorProcess::new()
         .feed_with("dead", &publisher.url("/dead"), r#"http.read_timeout = "30s""#)
         .feed("neighbour", &publisher.url("/neighbour"))
         .feed("elsewhere", &elsewhere.url("/feed"))
@@ -272,11 +273,11 @@ fn a_dead_feed_delays_no_feed_of_another_host_and_its_own_only_by_its_share() {
 #[test]
 fn who_waits_for_a_place_says_for_which_and_who_holds_it() {
     // Given: one place, and a feed that holds it for long.
-    let publisher = Publisher::start(|request| match request.path() {
+    let publisher = ScriptedPublisher::start(|request| match request.path() {
         "/holder" => Reply::silence(),
         _ => Reply::page(page(&[], &request.target)),
     });
-    let mut mirror = Mirror::new()
+    let mut mirror = MirrorProcess::new()
         .http("per_host = 1")
         .feed_with("holder", &publisher.url("/holder"), r#"http.read_timeout = "60s""#)
         .start();

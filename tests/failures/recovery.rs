@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-use crate::support::{Mirror, Publisher, Reply, Shelf, until};
+use crate::support::{MirrorProcess, Reply, ScriptedPublisher, TestFeed, until};
 
 const END: Duration = Duration::from_secs(5);
 
@@ -13,13 +13,13 @@ const END: Duration = Duration::from_secs(5);
 fn sigterm_ends_a_refresh_within_five_seconds_and_the_next_start_goes_on_from_the_cursor() {
     for signal in [Signal::SIGTERM, Signal::SIGINT] {
         // Given: a long refresh, and a feed that waits for an answer that never comes.
-        let shelf = Shelf::of(80, 2);
+        let shelf = TestFeed::of(80, 2);
         let serving = Arc::clone(&shelf);
-        let publisher = Publisher::start(move |request| match request.path() {
+        let publisher = ScriptedPublisher::start(move |request| match request.path() {
             "/dead" => Reply::silence(),
             _ => serving.page(request).after(Duration::from_millis(10)),
         });
-        let mut mirror = Mirror::new()
+        let mut mirror = MirrorProcess::new()
             .feed_with("long", &publisher.url("/long"), "")
             .feed_with("dead", &publisher.url("/dead"), r#"http.read_timeout = "60s""#)
             .start();
@@ -28,7 +28,7 @@ fn sigterm_ends_a_refresh_within_five_seconds_and_the_next_start_goes_on_from_th
         // When
         let began = Instant::now();
         mirror.signal(signal);
-        let status = mirror.ended();
+        let status = mirror.wait_for_exit();
 
         // Then
         assert!(began.elapsed() < END, "{:?}", began.elapsed());
@@ -57,10 +57,10 @@ fn position(cursor: &str) -> i64 {
 #[test]
 fn killed_anywhere_in_a_refresh_nothing_is_lost_and_the_cursor_never_leads_the_data() {
     // Given
-    let shelf = Shelf::of(4_000, 10);
+    let shelf = TestFeed::of(4_000, 10);
     let serving = Arc::clone(&shelf);
-    let publisher = Publisher::start(move |request| serving.page(request).after(Duration::from_millis(1)));
-    let mut mirror = Mirror::new().feed("killed", &publisher.url("/feed"));
+    let publisher = ScriptedPublisher::start(move |request| serving.page(request).after(Duration::from_millis(1)));
+    let mut mirror = MirrorProcess::new().feed("killed", &publisher.url("/feed"));
     mirror.write_config();
 
     // When: killed ten times, after another number of requests each.
@@ -97,8 +97,8 @@ fn killed_anywhere_in_a_refresh_nothing_is_lost_and_the_cursor_never_leads_the_d
 #[test]
 fn a_wait_that_was_stored_is_kept_over_a_restart_and_broken_by_poll_now() {
     // Given: a feed told to stay away for long.
-    let publisher = Publisher::start(|_| Reply::status(503).header("Retry-After", "600"));
-    let mut mirror = Mirror::new().feed_with("away", &publisher.url("/feed"), r#"retry.max = "1h""#).start();
+    let publisher = ScriptedPublisher::start(|_| Reply::status(503).header("Retry-After", "600"));
+    let mut mirror = MirrorProcess::new().feed_with("away", &publisher.url("/feed"), r#"retry.max = "1h""#).start();
     mirror.until_health("away", "retrying", "http-503");
     let wait = mirror.row("away").next_poll_in_s;
     assert!((590.0..661.0).contains(&wait), "{wait} s");

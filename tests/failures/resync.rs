@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use crate::support::{Mirror, Publisher, Reply, Shelf, item, page, page_without_next, until};
+use crate::support::{MirrorProcess, Reply, ScriptedPublisher, TestFeed, item, page, page_without_next, until};
 
-fn seqs(mirror: &Mirror, feed: &str) -> BTreeMap<String, String> {
+fn seqs(mirror: &MirrorProcess, feed: &str) -> BTreeMap<String, String> {
     let rows = mirror.rows(&format!("SELECT id, seq FROM live_items WHERE feed = '{feed}'"));
     rows.into_iter().map(|mut row| (row.swap_remove(0), row.swap_remove(0))).collect()
 }
@@ -17,10 +17,11 @@ fn seqs(mirror: &Mirror, feed: &str) -> BTreeMap<String, String> {
 #[test]
 fn a_regular_resync_runs_beside_polling_and_gives_unchanged_items_no_new_seq() {
     // Given
-    let shelf = Shelf::of(40, 5);
+    let shelf = TestFeed::of(40, 5);
     let serving = Arc::clone(&shelf);
-    let publisher = Publisher::start(move |request| serving.page(request).after(Duration::from_millis(10)));
-    let mirror = Mirror::new().feed_with("regular", &publisher.url("/feed"), r#"resync.every = "400ms""#).start();
+    let publisher = ScriptedPublisher::start(move |request| serving.page(request).after(Duration::from_millis(10)));
+    let mirror =
+        MirrorProcess::new().feed_with("regular", &publisher.url("/feed"), r#"resync.every = "400ms""#).start();
     mirror.until_level("regular");
     let before = seqs(&mirror, "regular");
 
@@ -50,7 +51,7 @@ fn without_a_clean_end_nothing_is_swept() {
     // with items.
     let shortened = Arc::new(AtomicBool::new(false));
     let short = Arc::clone(&shortened);
-    let publisher = Publisher::start(move |request| {
+    let publisher = ScriptedPublisher::start(move |request| {
         let mut items: Vec<String> = (0..4).map(|n| item(&format!("i{n}"), n + 1)).collect();
         if short.load(Ordering::SeqCst) {
             items.remove(2);
@@ -63,7 +64,7 @@ fn without_a_clean_end_nothing_is_swept() {
         }
     });
     let every = r#"resync.every = "300ms""#;
-    let mirror = Mirror::new()
+    let mirror = MirrorProcess::new()
         .http("per_host = 4")
         .feed_with("none", &publisher.url("/none"), every)
         .feed_with("own", &publisher.url("/own"), every)
@@ -89,7 +90,7 @@ fn an_old_last_page_from_a_cache_ends_no_resync() {
     // Given: a feed that was level at its second page once, and has gone on to a third since.
     let (grown, stale) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
     let (growing, caching) = (Arc::clone(&grown), Arc::clone(&stale));
-    let publisher = Publisher::start(move |request| {
+    let publisher = ScriptedPublisher::start(move |request| {
         let items = |range: std::ops::Range<i64>| range.map(|n| item(&format!("i{n}"), n)).collect::<Vec<_>>();
         match request.query() {
             "" => Reply::page(page(&items(1..4), "/feed?p=1")),
@@ -99,7 +100,7 @@ fn an_old_last_page_from_a_cache_ends_no_resync() {
             _ => Reply::page(page(&[], &request.target)),
         }
     });
-    let mirror = Mirror::new().feed_with("cached", &publisher.url("/feed"), r#"resync.every = "1s""#).start();
+    let mirror = MirrorProcess::new().feed_with("cached", &publisher.url("/feed"), r#"resync.every = "1s""#).start();
     mirror.until_level("cached");
     grown.store(true, Ordering::SeqCst);
     mirror.until("all of it", |mirror| mirror.row("cached").items == 7);
@@ -117,8 +118,8 @@ fn an_old_last_page_from_a_cache_ends_no_resync() {
 #[test]
 fn a_resync_without_a_clean_end_comes_again_only_when_it_is_due() {
     // Given
-    let publisher = Publisher::start(|_| Reply::page(page_without_next(&[item("a", 1)])));
-    let mirror = Mirror::new().feed_with("none", &publisher.url("/none"), r#"resync.every = "1s""#).start();
+    let publisher = ScriptedPublisher::start(|_| Reply::page(page_without_next(&[item("a", 1)])));
+    let mirror = MirrorProcess::new().feed_with("none", &publisher.url("/none"), r#"resync.every = "1s""#).start();
 
     // When
     mirror.until("three of them", |mirror| mirror.events("none", "resync-unclean").len() >= 3);
@@ -134,11 +135,11 @@ fn a_resync_without_a_clean_end_comes_again_only_when_it_is_due() {
 #[test]
 fn resyncs_go_one_a_host_at_a_time() {
     // Given
-    let shelf = Shelf::of(20, 2);
+    let shelf = TestFeed::of(20, 2);
     let serving = Arc::clone(&shelf);
-    let publisher = Publisher::start(move |request| serving.page(request).after(Duration::from_millis(5)));
+    let publisher = ScriptedPublisher::start(move |request| serving.page(request).after(Duration::from_millis(5)));
     let names = ["one", "two", "three"];
-    let mut mirror = Mirror::new().http("per_host = 8");
+    let mut mirror = MirrorProcess::new().http("per_host = 8");
     for name in names {
         mirror = mirror.feed(name, &publisher.url(&format!("/{name}")));
     }
@@ -167,13 +168,13 @@ fn resyncs_go_one_a_host_at_a_time() {
 fn a_sweep_of_everything_or_of_too_much_is_held_until_it_is_accepted() {
     // Given: name, items, how many of them vanish, and whether that is too much (over a fifth and over 100, or all).
     let cases = [("all", 3, 3, true), ("third", 330, 110, true), ("many", 600, 110, false), ("small", 60, 59, false)];
-    let shelves: Vec<Arc<Shelf>> = cases.iter().map(|(_, items, _, _)| Shelf::of(*items, 500)).collect();
+    let shelves: Vec<Arc<TestFeed>> = cases.iter().map(|(_, items, _, _)| TestFeed::of(*items, 500)).collect();
     let serving = shelves.clone();
-    let publisher = Publisher::start(move |request| {
+    let publisher = ScriptedPublisher::start(move |request| {
         let at = cases.iter().position(|(name, ..)| request.path() == format!("/{name}")).unwrap();
         serving[at].page(request)
     });
-    let mut mirror = Mirror::new().http("per_host = 4");
+    let mut mirror = MirrorProcess::new().http("per_host = 4");
     for (name, ..) in cases {
         mirror = mirror.feed(name, &publisher.url(&format!("/{name}")));
     }
@@ -212,10 +213,10 @@ fn a_sweep_of_everything_or_of_too_much_is_held_until_it_is_accepted() {
 #[test]
 fn a_held_sweep_is_still_held_after_a_restart() {
     // Given
-    let shelf = Shelf::of(3, 2);
+    let shelf = TestFeed::of(3, 2);
     let serving = Arc::clone(&shelf);
-    let publisher = Publisher::start(move |request| serving.page(request));
-    let mut mirror = Mirror::running("all", &publisher.url("/feed"));
+    let publisher = ScriptedPublisher::start(move |request| serving.page(request));
+    let mut mirror = MirrorProcess::running("all", &publisher.url("/feed"));
     mirror.until_level("all");
     shelf.clear();
     assert!(mirror.verb(&["resync", "all"]).status.success());
@@ -238,12 +239,12 @@ fn a_record_that_a_resync_cannot_read_is_not_swept() {
     // Given
     let spoilt = Arc::new(AtomicBool::new(false));
     let bad = Arc::clone(&spoilt);
-    let publisher = Publisher::start(move |request| match (request.query(), bad.load(Ordering::SeqCst)) {
+    let publisher = ScriptedPublisher::start(move |request| match (request.query(), bad.load(Ordering::SeqCst)) {
         ("", false) => Reply::page(page(&[item("a", 1), item("b", 2), item("c", 3), item("d", 4)], "?from=4")),
         ("", true) => Reply::page(page(&[item("a", 1), item("b", 2).replace("updated", "?"), item("d", 4)], "?from=4")),
         _ => Reply::page(page(&[], &request.target)),
     });
-    let mirror = Mirror::running("spoilt", &publisher.url("/feed"));
+    let mirror = MirrorProcess::running("spoilt", &publisher.url("/feed"));
     mirror.until_level("spoilt");
 
     // When
@@ -258,17 +259,17 @@ fn a_record_that_a_resync_cannot_read_is_not_swept() {
 #[test]
 fn a_feed_whose_url_moves_is_read_anew_and_trusted_while_its_old_rows_are_served() {
     // Given: the new place has other items, some older than what the old one said, and keeps its second page back.
-    let (old, new, open) = (Shelf::of(6, 2), Shelf::new(2), Arc::new(AtomicBool::new(false)));
+    let (old, new, open) = (TestFeed::of(6, 2), TestFeed::new(2), Arc::new(AtomicBool::new(false)));
     for (id, modified) in [("id-4", 1), ("id-5", 2), ("other", 3)] {
         new.put_at(id, modified);
     }
     let (serving_old, serving_new, opened) = (Arc::clone(&old), Arc::clone(&new), Arc::clone(&open));
-    let publisher = Publisher::start(move |request| match request.path() {
+    let publisher = ScriptedPublisher::start(move |request| match request.path() {
         "/old" => serving_old.page(request),
         _ if !request.query().is_empty() && !opened.load(Ordering::SeqCst) => Reply::status(500),
         _ => serving_new.page(request),
     });
-    let mut mirror = Mirror::running("moving", &publisher.url("/old"));
+    let mut mirror = MirrorProcess::running("moving", &publisher.url("/old"));
     mirror.until_level("moving");
 
     // When
@@ -297,13 +298,13 @@ fn a_feed_whose_url_moves_is_read_anew_and_trusted_while_its_old_rows_are_served
 #[test]
 fn a_place_moved_to_that_is_torn_is_not_read_over_and_over_and_the_old_rows_stay() {
     // Given
-    let shelf = Shelf::of(6, 2);
+    let shelf = TestFeed::of(6, 2);
     let serving = Arc::clone(&shelf);
-    let publisher = Publisher::start(move |request| match request.path() {
+    let publisher = ScriptedPublisher::start(move |request| match request.path() {
         "/new" if request.query().contains("from=4&") => Reply::status(410),
         _ => serving.page(request),
     });
-    let mut mirror = Mirror::running("moving", &publisher.url("/old"));
+    let mut mirror = MirrorProcess::running("moving", &publisher.url("/old"));
     mirror.until_level("moving");
 
     // When
@@ -322,14 +323,14 @@ fn a_place_moved_to_that_is_torn_is_not_read_over_and_over_and_the_old_rows_stay
 #[test]
 fn a_resync_survives_a_kill_and_goes_on_from_its_own_cursor() {
     // Given: a resync that hangs at its third page.
-    let shelf = Shelf::of(12, 2);
+    let shelf = TestFeed::of(12, 2);
     let (serving, hang) = (Arc::clone(&shelf), Arc::new(AtomicBool::new(false)));
     let hanging = Arc::clone(&hang);
-    let publisher = Publisher::start(move |request| {
+    let publisher = ScriptedPublisher::start(move |request| {
         let held = request.query().contains("from=4&") && hanging.load(Ordering::SeqCst);
         if held { Reply::silence() } else { serving.page(request) }
     });
-    let mut mirror = Mirror::running("killed", &publisher.url("/feed"));
+    let mut mirror = MirrorProcess::running("killed", &publisher.url("/feed"));
     mirror.until_level("killed");
     let before = seqs(&mirror, "killed");
     hang.store(true, Ordering::SeqCst);

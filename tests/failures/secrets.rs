@@ -1,13 +1,13 @@
 //! A publisher that shows a feed's secrets wherever it can: nothing of it is stored or shown but `data`.
 
-use crate::support::secrets::{self, HEADER, KEYS, POSTED, base64, percent, quoted, shown};
-use crate::support::{Mirror, Publisher, Reply, item, page, until};
+use crate::support::secrets::{self, HEADER, KEYS, POSTED, all_encodings, base64, percent, quoted};
+use crate::support::{MirrorProcess, Reply, ScriptedPublisher, item, page, until};
 
 #[test]
 fn secrets_that_a_publisher_shows_are_neither_stored_nor_told() {
     // Given: feeds that show their secrets in every place.
-    let publisher = Publisher::start(|request| {
-        let secrets = shown();
+    let publisher = ScriptedPublisher::start(|request| {
+        let secrets = all_encodings();
         let header = percent(HEADER, true);
         let next = format!("{}?from=1&token={header}&b={}", request.path(), percent(&base64(HEADER), true));
         match (request.path(), request.query().contains("from=1")) {
@@ -30,7 +30,7 @@ fn secrets_that_a_publisher_shows_are_neither_stored_nor_told() {
             (_, true) => Reply::page(page(&[], &next)).header("ETag", &format!("\"{POSTED}\"")),
         }
     });
-    let mut mirror = Mirror::new().http("per_host = 12");
+    let mut mirror = MirrorProcess::new().http("per_host = 12");
     let failing = [
         ("denied", "failed", "http-403"),
         ("broken", "retrying", "http-500"),
@@ -72,7 +72,7 @@ fn secrets_that_a_publisher_shows_are_neither_stored_nor_told() {
 #[test]
 fn data_is_never_touched() {
     // Given: an item whose data hold the secret.
-    let publisher = Publisher::start(|request| match request.query().contains("from=1") {
+    let publisher = ScriptedPublisher::start(|request| match request.query().contains("from=1") {
         false => {
             let item = format!(
                 "{{\"state\":\"updated\",\"kind\":\"k\",\"id\":\"a\",\"modified\":1,\"data\":{{\"x\":\"{POSTED}\"}}}}"
@@ -81,8 +81,11 @@ fn data_is_never_touched() {
         }
         true => Reply::page(page(&[], &request.target)),
     });
-    let mirror =
-        Mirror::new().feed_with("own", &publisher.url("/feed"), "headers = { X-Key = { file = \"hook-secret\" } }");
+    let mirror = MirrorProcess::new().feed_with(
+        "own",
+        &publisher.url("/feed"),
+        "headers = { X-Key = { file = \"hook-secret\" } }",
+    );
     mirror.write("hook-secret", POSTED);
     let mirror = mirror.start();
 
@@ -94,11 +97,12 @@ fn data_is_never_touched() {
 #[test]
 fn a_new_secret_is_used_at_once_while_its_feed_waits_for_an_hour() {
     // Given: a feed that was refused for its secret, twice.
-    let publisher = Publisher::start(|request| match request.header("x-key") {
+    let publisher = ScriptedPublisher::start(|request| match request.header("x-key") {
         Some("the-new-one") => Reply::page(page(&[], &request.target)),
         _ => Reply::status(401),
     });
-    let mirror = Mirror::new().feed_with("own", &publisher.url("/feed"), "headers = { X-Key = { file = \"key\" } }");
+    let mirror =
+        MirrorProcess::new().feed_with("own", &publisher.url("/feed"), "headers = { X-Key = { file = \"key\" } }");
     mirror.write("key", "the-old-one");
     let mirror = mirror.start();
     let row = mirror.until_health("own", "failed", "http-401");
@@ -117,13 +121,14 @@ fn a_new_secret_is_used_at_once_while_its_feed_waits_for_an_hour() {
 #[test]
 fn query_secrets_go_along_with_a_redirect_within_the_origin() {
     // Given
-    let publisher = Publisher::start(|request| match (request.path(), request.query().contains("from=1")) {
+    let publisher = ScriptedPublisher::start(|request| match (request.path(), request.query().contains("from=1")) {
         ("/feed", false) => Reply::redirect(302, "/moved"),
         ("/feed", true) => Reply::redirect(302, "/moved?from=1"),
         (_, false) => Reply::page(page(&[item("a", 1)], "/feed?from=1")),
         (_, true) => Reply::page(page(&[], "/feed?from=1")),
     });
-    let mirror = Mirror::new().feed_with("own", &publisher.url("/feed"), "query = { api_key = { file = \"key\" } }");
+    let mirror =
+        MirrorProcess::new().feed_with("own", &publisher.url("/feed"), "query = { api_key = { file = \"key\" } }");
     mirror.write("key", "open-sesame");
     let mirror = mirror.start();
 

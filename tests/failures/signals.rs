@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use crate::support::{Mirror, Publisher, Reply, Request, Shelf, item, page, until};
+use crate::support::{MirrorProcess, Reply, Request, ScriptedPublisher, TestFeed, item, page, until};
 
 fn endless(request: &Request) -> Reply {
     let at: i64 = request.query().strip_prefix("at=").map_or(0, |at| at.parse().unwrap());
@@ -16,13 +16,15 @@ fn endless(request: &Request) -> Reply {
 }
 
 /// A feed that never ends, `/still`, and others by the shelf.
-fn publisher_of(shelf: &Arc<Shelf>) -> Publisher {
+fn publisher_of(shelf: &Arc<TestFeed>) -> ScriptedPublisher {
     let serving = Arc::clone(shelf);
-    Publisher::start(move |request| if request.path() == "/still" { endless(request) } else { serving.page(request) })
+    ScriptedPublisher::start(
+        move |request| if request.path() == "/still" { endless(request) } else { serving.page(request) },
+    )
 }
 
 /// That a feed was not begun anew nor asked anything twice.
-fn assert_undisturbed(publisher: &Publisher) {
+fn assert_undisturbed(publisher: &ScriptedPublisher) {
     let twice: Vec<String> =
         publisher.requests_to("/still").into_iter().filter(|asked| asked.count > 1).map(|asked| asked.target).collect();
     assert_eq!(twice, [] as [&str; 0], "asked twice");
@@ -31,9 +33,9 @@ fn assert_undisturbed(publisher: &Publisher) {
 #[test]
 fn sighup_adds_changes_and_removes_feeds_and_disturbs_no_other() {
     // Given
-    let shelf = Shelf::of(5, 2);
+    let shelf = TestFeed::of(5, 2);
     let publisher = publisher_of(&shelf);
-    let mut mirror = Mirror::new()
+    let mut mirror = MirrorProcess::new()
         .http("per_host = 4")
         .feed("still", &publisher.url("/still"))
         .feed("leaving", &publisher.url("/leaving"))
@@ -80,10 +82,10 @@ fn sighup_adds_changes_and_removes_feeds_and_disturbs_no_other() {
 #[test]
 fn a_file_that_run_would_refuse_changes_nothing_and_says_so() {
     // Given
-    let shelf = Shelf::of(5, 2);
+    let shelf = TestFeed::of(5, 2);
     let publisher = publisher_of(&shelf);
     let mut mirror =
-        Mirror::new().feed("still", &publisher.url("/still")).feed("other", &publisher.url("/other")).start();
+        MirrorProcess::new().feed("still", &publisher.url("/still")).feed("other", &publisher.url("/other")).start();
     mirror.until_level("other");
 
     for broken in ["[feeds.", "[pol]\nmin = \"8s\"\n"] {
@@ -107,9 +109,9 @@ fn a_file_that_run_would_refuse_changes_nothing_and_says_so() {
 #[test]
 fn one_feeds_bad_settings_stop_no_other() {
     // Given: before and after a reload.
-    let shelf = Shelf::of(5, 2);
+    let shelf = TestFeed::of(5, 2);
     let publisher = publisher_of(&shelf);
-    let mut mirror = Mirror::new()
+    let mut mirror = MirrorProcess::new()
         .feed("sound", &publisher.url("/sound"))
         .feed_with("secretless", &publisher.url("/a"), r#"headers = { X-Key = { file = "not-there" } }"#)
         .feed("urlless", "gopher://127.0.0.1/")
@@ -137,14 +139,14 @@ fn one_feeds_bad_settings_stop_no_other() {
 
 #[test]
 fn whatever_run_cannot_use_has_its_own_exit_code_and_says_what() {
-    let publisher = Publisher::start(|request| Reply::page(page(&[], &request.target)));
-    let refused = |mirror: &Mirror, verb: &[&str]| {
+    let publisher = ScriptedPublisher::start(|request| Reply::page(page(&[], &request.target)));
+    let refused = |mirror: &MirrorProcess, verb: &[&str]| {
         let output = mirror.verb(verb);
         (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
     };
 
     // A second daemon, also where the first one has its listener, and `sync` beside one: 5.
-    let running = Mirror::running("a", &publisher.url("/a"));
+    let running = MirrorProcess::running("a", &publisher.url("/a"));
     let taken = running.ops_address().unwrap();
     for verb in [&["run"][..], &["run", "--listen", &taken], &["sync"]] {
         let (code, words) = refused(&running, verb);
@@ -153,16 +155,16 @@ fn whatever_run_cannot_use_has_its_own_exit_code_and_says_what() {
     }
 
     // A listener that is another's, of a mirror that nobody writes: 1.
-    let other = Mirror::new().feed("a", &publisher.url("/a"));
+    let other = MirrorProcess::new().feed("a", &publisher.url("/a"));
     let (code, words) = refused(&other, &["run", "--listen", &taken]);
     assert_eq!((code, words.contains(&taken)), (Some(1), true), "{words}");
 
     // A foreign or damaged database: 4, and the file stays as it was.
-    let foreign = Mirror::new().feed("a", &publisher.url("/a"));
+    let foreign = MirrorProcess::new().feed("a", &publisher.url("/a"));
     rusqlite::Connection::open(foreign.path("mirror.db"))
         .and_then(|db| db.execute_batch("PRAGMA application_id = 77; CREATE TABLE theirs (x)"))
         .unwrap();
-    let garbage = Mirror::new().feed("a", &publisher.url("/a"));
+    let garbage = MirrorProcess::new().feed("a", &publisher.url("/a"));
     garbage.write("mirror.db", &"this is no database at all\n".repeat(500));
     for mirror in [&foreign, &garbage] {
         let before = fs::read(mirror.path("mirror.db")).unwrap();
@@ -173,11 +175,11 @@ fn whatever_run_cannot_use_has_its_own_exit_code_and_says_what() {
     }
 
     // A configuration with mistakes: 2, all of them named.
-    let wrong = Mirror::new().http("per_hots = 3").tables("[resync]\nmax_sweep = 7\n");
+    let wrong = MirrorProcess::new().http("per_hots = 3").tables("[resync]\nmax_sweep = 7\n");
     let (code, words) = refused(&wrong, &["run"]);
     assert_eq!(code, Some(2), "{words}");
     assert!(words.contains("per_hots") && words.contains("per_host") && words.contains("max_sweep"), "{words}");
-    let unreadable = Mirror::new().tables("[feeds");
+    let unreadable = MirrorProcess::new().tables("[feeds");
     let (code, words) = refused(&unreadable, &["run"]);
     assert_eq!(code, Some(2), "{words}");
     assert!(words.contains("line"), "{words}");
@@ -186,8 +188,8 @@ fn whatever_run_cannot_use_has_its_own_exit_code_and_says_what() {
 #[test]
 fn systemd_is_told_of_readiness_reloads_life_and_the_end() {
     // Given
-    let publisher = Publisher::start(|request| Reply::page(page(&[], &request.target)));
-    let mirror = Mirror::new().feed("a", &publisher.url("/a"));
+    let publisher = ScriptedPublisher::start(|request| Reply::page(page(&[], &request.target)));
+    let mirror = MirrorProcess::new().feed("a", &publisher.url("/a"));
     let path = mirror.path("notify");
     let socket = UnixDatagram::bind(&path).unwrap();
     let told = Arc::new(Mutex::new(Vec::<String>::new()));

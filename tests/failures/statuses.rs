@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use crate::support::{Mirror, Publisher, Reply, Request, Shelf, item, page, until};
+use crate::support::{MirrorProcess, Reply, Request, ScriptedPublisher, TestFeed, item, page, until};
 
 pub(crate) const HOUR: f64 = 3_600.0;
 
 /// Answers by the shelf until `broken`, then by `fault`.
 pub(crate) fn switched(
-    shelf: &Arc<Shelf>,
+    shelf: &Arc<TestFeed>,
     broken: &Arc<AtomicBool>,
     fault: impl Fn(&Request) -> Reply + Send + Sync + 'static,
 ) -> impl Fn(&Request) -> Reply + Send + Sync + 'static {
@@ -36,15 +36,15 @@ fn trouble_that_waiting_heals_keeps_rows_and_cursor_and_heals_by_itself() {
         ("reset", "broken-response", Reply::reset()),
         ("garbage", "broken-response", Reply::raw("\0\x01 this is no HTTP\r\n\r\n")),
     ];
-    let (shelf, broken) = (Shelf::of(3, 2), Arc::new(AtomicBool::new(false)));
+    let (shelf, broken) = (TestFeed::of(3, 2), Arc::new(AtomicBool::new(false)));
     let replies: Vec<(String, Reply)> =
         faults.iter().map(|(name, _, reply)| (format!("/{name}"), reply.clone())).collect();
     let serving = Arc::clone(&shelf);
-    let publisher = Publisher::start(switched(&shelf, &broken, move |request| {
+    let publisher = ScriptedPublisher::start(switched(&shelf, &broken, move |request| {
         let fault = replies.iter().find(|(path, _)| path == request.path());
         fault.map_or_else(|| serving.page(request), |(_, reply)| reply.clone())
     }));
-    let mut mirror = Mirror::new().http("per_host = 8").feed("sound", &publisher.url("/sound"));
+    let mut mirror = MirrorProcess::new().http("per_host = 8").feed("sound", &publisher.url("/sound"));
     for (name, _, _) in &faults {
         mirror = mirror.feed_with(name, &publisher.url(&format!("/{name}")), r#"http.read_timeout = "300ms""#);
     }
@@ -82,8 +82,8 @@ fn trouble_that_waiting_heals_keeps_rows_and_cursor_and_heals_by_itself() {
 #[test]
 fn a_publisher_that_is_down_or_has_no_name_yet_is_waited_for() {
     // Given: a port where nobody listens, and a host that no DNS knows (RFC 6761 §6.4).
-    let address = Publisher::start(|_| Reply::status(500)).address();
-    let mirror = Mirror::new()
+    let address = ScriptedPublisher::start(|_| Reply::status(500)).address();
+    let mirror = MirrorProcess::new()
         .feed("down", &format!("http://{address}/feed"))
         .feed("nameless", "http://feeds.nowhere.invalid/feed")
         .start();
@@ -93,9 +93,9 @@ fn a_publisher_that_is_down_or_has_no_name_yet_is_waited_for() {
     mirror.until_health("nameless", "retrying", "connect");
 
     // When it comes up
-    let shelf = Shelf::of(3, 2);
+    let shelf = TestFeed::of(3, 2);
     let serving = Arc::clone(&shelf);
-    let _publisher = Publisher::on(address, move |request| serving.page(request));
+    let _publisher = ScriptedPublisher::on(address, move |request| serving.page(request));
 
     // Then
     mirror.until_level("down");
@@ -105,7 +105,7 @@ fn a_publisher_that_is_down_or_has_no_name_yet_is_waited_for() {
 #[test]
 fn retry_after_is_honoured_in_both_forms_and_clamped_to_retry_max() {
     // Given: the second answer comes when it may; dates are read against the publisher's own clock.
-    let publisher = Publisher::start(|request| match (request.path(), request.path_count) {
+    let publisher = ScriptedPublisher::start(|request| match (request.path(), request.path_count) {
         ("/seconds", 1) => Reply::status(503).header("Retry-After", "1"),
         ("/date", 1) => Reply::status(429)
             .header("Date", "Mon, 06 Mar 2000 10:00:00 GMT")
@@ -114,7 +114,7 @@ fn retry_after_is_honoured_in_both_forms_and_clamped_to_retry_max() {
         ("/past", 1) => Reply::status(503).header("Retry-After", "Mon, 06 Mar 2000 10:00:00 GMT"),
         _ => Reply::page(page(&[], &request.target)),
     });
-    let mirror = Mirror::new()
+    let mirror = MirrorProcess::new()
         .http("per_host = 4")
         .feed_with("seconds", &publisher.url("/seconds"), r#"retry.max = "5s""#)
         .feed_with("date", &publisher.url("/date"), r#"retry.max = "5s""#)
@@ -134,11 +134,11 @@ fn retry_after_is_honoured_in_both_forms_and_clamped_to_retry_max() {
 #[test]
 fn the_third_503_without_a_word_when_waits_one_to_two_hours() {
     // Given (RPDE 1.0, "503"): two that say when, then those that don't.
-    let publisher = Publisher::start(|request| match request.path_count {
+    let publisher = ScriptedPublisher::start(|request| match request.path_count {
         1 | 2 => Reply::status(503).header("Retry-After", "0"),
         _ => Reply::status(503),
     });
-    let mirror = Mirror::running("busy", &publisher.url("/feed"));
+    let mirror = MirrorProcess::running("busy", &publisher.url("/feed"));
 
     // Then: five requests, and none more.
     mirror.until("a long wait", |mirror| mirror.row("busy").reason.ends_with("asked again in one to two hours"));
@@ -152,8 +152,8 @@ fn the_third_503_without_a_word_when_waits_one_to_two_hours() {
 
 #[test]
 fn sync_gives_up_after_three_503s_and_says_so() {
-    let publisher = Publisher::start(|_| Reply::status(503));
-    let mirror = Mirror::new().feed("busy", &publisher.url("/feed"));
+    let publisher = ScriptedPublisher::start(|_| Reply::status(503));
+    let mirror = MirrorProcess::new().feed("busy", &publisher.url("/feed"));
 
     let output = mirror.verb(&["sync"]);
 
@@ -165,14 +165,14 @@ fn sync_gives_up_after_three_503s_and_says_so() {
 #[test]
 fn sync_gives_up_after_as_many_failures_as_asked_and_at_once_where_waiting_cannot_help() {
     // Given
-    let publisher = Publisher::start(|request| match request.path() {
+    let publisher = ScriptedPublisher::start(|request| match request.path() {
         "/flaky" if request.path_count == 2 => Reply::page(page(&[item("a", 1)], "/flaky?from=1")),
         "/flaky" => Reply::status(500),
         "/denied" => Reply::status(401),
         "/gone" => Reply::status(410),
         _ => Reply::page(page(&[], &request.target)),
     });
-    let mirror = Mirror::new()
+    let mirror = MirrorProcess::new()
         .http("per_host = 4")
         .feed("flaky", &publisher.url("/flaky"))
         .feed("denied", &publisher.url("/denied"))
@@ -193,14 +193,16 @@ fn sync_gives_up_after_as_many_failures_as_asked_and_at_once_where_waiting_canno
 #[test]
 fn a_403_throttles_a_feed_that_answered_before_and_that_feed_alone() {
     // Given
-    let (shelf, broken) = (Shelf::of(3, 2), Arc::new(AtomicBool::new(false)));
+    let (shelf, broken) = (TestFeed::of(3, 2), Arc::new(AtomicBool::new(false)));
     let serving = Arc::clone(&shelf);
-    let publisher = Publisher::start(switched(&shelf, &broken, move |request| match request.path() {
+    let publisher = ScriptedPublisher::start(switched(&shelf, &broken, move |request| match request.path() {
         "/throttled" => Reply::status(403),
         _ => serving.page(request),
     }));
-    let mirror =
-        Mirror::new().feed("throttled", &publisher.url("/throttled")).feed("other", &publisher.url("/other")).start();
+    let mirror = MirrorProcess::new()
+        .feed("throttled", &publisher.url("/throttled"))
+        .feed("other", &publisher.url("/other"))
+        .start();
     mirror.until_level("throttled");
     mirror.until_level("other");
 
@@ -220,8 +222,10 @@ fn a_403_throttles_a_feed_that_answered_before_and_that_feed_alone() {
 
 #[test]
 fn a_401_and_a_403_from_the_first_need_the_operator_and_are_asked_hourly() {
-    let publisher = Publisher::start(|request| Reply::status(if request.path() == "/f401" { 401 } else { 403 }));
-    let mirror = Mirror::new().feed("f401", &publisher.url("/f401")).feed("f403", &publisher.url("/f403")).start();
+    let publisher =
+        ScriptedPublisher::start(|request| Reply::status(if request.path() == "/f401" { 401 } else { 403 }));
+    let mirror =
+        MirrorProcess::new().feed("f401", &publisher.url("/f401")).feed("f403", &publisher.url("/f403")).start();
 
     for (name, word) in [("f401", "http-401"), ("f403", "http-403")] {
         let row = mirror.until_health(name, "failed", word);
@@ -232,7 +236,7 @@ fn a_401_and_a_403_from_the_first_need_the_operator_and_are_asked_hourly() {
 }
 
 /// Lets in whoever sends the token of the day.
-fn guarded(shelf: &Arc<Shelf>, token: &Arc<Mutex<String>>) -> impl Fn(&Request) -> Reply + Send + Sync + 'static {
+fn guarded(shelf: &Arc<TestFeed>, token: &Arc<Mutex<String>>) -> impl Fn(&Request) -> Reply + Send + Sync + 'static {
     let (shelf, token) = (Arc::clone(shelf), Arc::clone(token));
     move |request| match request.header("x-token") == Some(token.lock().unwrap().as_str()) {
         true => shelf.page(request),
@@ -243,10 +247,13 @@ fn guarded(shelf: &Arc<Shelf>, token: &Arc<Mutex<String>>) -> impl Fn(&Request) 
 #[test]
 fn a_rotated_secret_is_read_again_on_a_401_and_heals_by_itself() {
     // Given
-    let (shelf, token) = (Shelf::of(3, 2), Arc::new(Mutex::new("first-secret".to_owned())));
-    let publisher = Publisher::start(guarded(&shelf, &token));
-    let mirror =
-        Mirror::new().feed_with("guarded", &publisher.url("/f"), r#"headers = { X-Token = { file = "token" } }"#);
+    let (shelf, token) = (TestFeed::of(3, 2), Arc::new(Mutex::new("first-secret".to_owned())));
+    let publisher = ScriptedPublisher::start(guarded(&shelf, &token));
+    let mirror = MirrorProcess::new().feed_with(
+        "guarded",
+        &publisher.url("/f"),
+        r#"headers = { X-Token = { file = "token" } }"#,
+    );
     mirror.write("token", "first-secret\n");
     let mirror = mirror.start();
     mirror.until_level("guarded");
@@ -268,10 +275,13 @@ fn a_rotated_secret_is_read_again_on_a_401_and_heals_by_itself() {
 #[test]
 fn a_secret_put_right_after_the_401_is_read_again_on_sighup() {
     // Given: the publisher has moved on, the file has not.
-    let (shelf, token) = (Shelf::of(3, 2), Arc::new(Mutex::new("new".to_owned())));
-    let publisher = Publisher::start(guarded(&shelf, &token));
-    let mirror =
-        Mirror::new().feed_with("guarded", &publisher.url("/f"), r#"headers = { X-Token = { file = "token" } }"#);
+    let (shelf, token) = (TestFeed::of(3, 2), Arc::new(Mutex::new("new".to_owned())));
+    let publisher = ScriptedPublisher::start(guarded(&shelf, &token));
+    let mirror = MirrorProcess::new().feed_with(
+        "guarded",
+        &publisher.url("/f"),
+        r#"headers = { X-Token = { file = "token" } }"#,
+    );
     mirror.write("token", "old");
     let mirror = mirror.start();
     mirror.until_health("guarded", "failed", "http-401");
@@ -288,16 +298,16 @@ fn a_secret_put_right_after_the_401_is_read_again_on_sighup() {
 #[test]
 fn a_304_is_level_and_costs_no_page() {
     // Given: a last page with a tag that changes with the list.
-    let shelf = Shelf::of(3, 10);
+    let shelf = TestFeed::of(3, 10);
     let serving = Arc::clone(&shelf);
-    let publisher = Publisher::start(move |request| {
+    let publisher = ScriptedPublisher::start(move |request| {
         let tag = format!("\"{}\"", serving.newest());
         match request.header("if-none-match") == Some(&tag) {
             true => Reply::status(304).header("ETag", &tag),
             false => serving.page(request).header("ETag", &tag),
         }
     });
-    let mirror = Mirror::running("tagged", &publisher.url("/feed"));
+    let mirror = MirrorProcess::running("tagged", &publisher.url("/feed"));
     mirror.until_level("tagged");
 
     // When
@@ -315,14 +325,14 @@ fn a_304_is_level_and_costs_no_page() {
 #[test]
 fn a_page_with_items_is_never_asked_for_conditionally() {
     // Given: a publisher that tags every page and would answer 304 to whoever knows the tag.
-    let shelf = Shelf::of(6, 2);
+    let shelf = TestFeed::of(6, 2);
     let serving = Arc::clone(&shelf);
-    let publisher = Publisher::start(move |request| match request.header("if-none-match") {
+    let publisher = ScriptedPublisher::start(move |request| match request.header("if-none-match") {
         Some("\"always\"") if request.query().contains("from=2&") => Reply::status(304),
         _ => serving.page(request).header("ETag", "\"always\""),
     });
 
-    let mirror = Mirror::running("tagged", &publisher.url("/feed"));
+    let mirror = MirrorProcess::running("tagged", &publisher.url("/feed"));
 
     mirror.until_level("tagged");
     assert_eq!(mirror.live("tagged"), shelf.live());
@@ -333,14 +343,14 @@ fn a_page_with_items_is_never_asked_for_conditionally() {
 #[test]
 fn silence_and_drips_are_dropped_when_their_time_is_up() {
     // Given
-    let publisher = Publisher::start(|request| match request.path() {
+    let publisher = ScriptedPublisher::start(|request| match request.path() {
         "/silent" => Reply::silence(),
         "/stalled" => Reply::page(page(&[item("a", 1)], "/stalled?from=1")).drip(Duration::from_secs(60)),
         "/drip" => Reply::page(page(&[item("a", 1)], "/drip?from=1")).drip(Duration::from_millis(40)),
         _ => Reply::page(page(&[], &request.target)),
     });
     let limits = r#"http = { read_timeout = "400ms", page_timeout = "900ms" }"#;
-    let mirror = Mirror::new()
+    let mirror = MirrorProcess::new()
         .http("per_host = 4")
         .feed_with("silent", &publisher.url("/silent"), limits)
         .feed_with("stalled", &publisher.url("/stalled"), limits)

@@ -9,7 +9,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
-use crate::support::{Mirror, Publisher, Reply, Request, item, page};
+use crate::support::{MirrorProcess, Reply, Request, ScriptedPublisher, item, page};
 
 fn gzipped(json: &str) -> Vec<u8> {
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
@@ -38,7 +38,7 @@ const JSON: &str = "Content-Type: application/json\r\n";
 fn bodies_that_are_not_what_their_coding_says_are_read_and_told() {
     // Given
     const FEEDS: [&str; 5] = ["padded", "utf-8", "none", "aws-chunked", "undeclared"];
-    let publisher = Publisher::start(|request| {
+    let publisher = ScriptedPublisher::start(|request| {
         let body = json(request);
         match &request.path()[1..] {
             "padded" => {
@@ -49,7 +49,7 @@ fn bodies_that_are_not_what_their_coding_says_are_read_and_told() {
             coding => raw("200 OK", &format!("{JSON}Content-Encoding: {coding}\r\n"), body.as_bytes()),
         }
     });
-    let mut mirror = Mirror::new().http("per_host = 8");
+    let mut mirror = MirrorProcess::new().http("per_host = 8");
     for name in FEEDS {
         mirror = mirror.feed(name, &publisher.url(&format!("/{name}")));
     }
@@ -73,14 +73,14 @@ fn heads_with_lines_that_are_no_headers_are_read_leniently_once_strictly_failed_
         ("folded", "Content-Type: application/json;\r\n charset=utf-8\r\n"),
         ("many", ""),
     ];
-    let publisher = Publisher::start(|request| {
+    let publisher = ScriptedPublisher::start(|request| {
         let name = &request.path()[1..];
         let headers = FEEDS.iter().find(|(feed, _)| *feed == name).map_or(JSON, |(_, headers)| headers);
         let many: String = (0..200).map(|n| format!("Set-Cookie: c{n}=1\r\n")).collect();
         let headers = if name == "many" { format!("{JSON}{many}") } else { headers.to_owned() };
         raw("200 OK", &headers, json(request).as_bytes())
     });
-    let mut mirror = Mirror::new().http("per_host = 8").feed("sound", &publisher.url("/sound"));
+    let mut mirror = MirrorProcess::new().http("per_host = 8").feed("sound", &publisher.url("/sound"));
     for (name, _) in FEEDS {
         mirror = mirror.feed(name, &publisher.url(&format!("/{name}")));
     }
@@ -101,7 +101,7 @@ fn heads_with_lines_that_are_no_headers_are_read_leniently_once_strictly_failed_
 #[test]
 fn whole_pages_with_an_odd_status_are_read_and_told_and_other_answers_with_it_are_not() {
     // Given
-    let publisher = Publisher::start(|request| {
+    let publisher = ScriptedPublisher::start(|request| {
         let body = json(request);
         let range = |last: usize, total: usize| format!("{JSON}Content-Range: bytes 0-{last}/{total}\r\n");
         match request.path() {
@@ -113,7 +113,7 @@ fn whole_pages_with_an_odd_status_are_read_and_told_and_other_answers_with_it_ar
             _ => raw("204 No Content", JSON, b""),
         }
     });
-    let mut mirror = Mirror::new().http("per_host = 8");
+    let mut mirror = MirrorProcess::new().http("per_host = 8");
     for name in ["203", "202", "206", "part", "later", "nothing"] {
         mirror = mirror.feed(&format!("s-{name}"), &publisher.url(&format!("/{name}")));
     }
@@ -134,7 +134,7 @@ fn whole_pages_with_an_odd_status_are_read_and_told_and_other_answers_with_it_ar
 #[test]
 fn what_keeps_a_page_away_is_named_down_to_the_cookie_and_the_header() {
     // Given: walls of cookies, and headers that say nothing.
-    let publisher = Publisher::start(|request| match request.path() {
+    let publisher = ScriptedPublisher::start(|request| match request.path() {
         "/round" => Reply::redirect(302, "/round").header("Set-Cookie", "wall_id=4711; Path=/"),
         "/denied" => Reply::status(403).header("Set-Cookie", "__challenge=1"),
         "/page" => Reply::page("<html>enable cookies</html>").header("Set-Cookie", "visid=1"),
@@ -142,7 +142,7 @@ fn what_keeps_a_page_away_is_named_down_to_the_cookie_and_the_header() {
         "/there" => Reply::redirect(301, "http://[half"),
         _ => Reply::page(page(&[], &request.target)).header("Last-Modified", "yesterday"),
     });
-    let mut mirror = Mirror::new().http("per_host = 8");
+    let mut mirror = MirrorProcess::new().http("per_host = 8");
     for name in ["round", "denied", "page", "soon", "there", "dated"] {
         mirror = mirror.feed(name, &publisher.url(&format!("/{name}")));
     }
@@ -168,7 +168,7 @@ fn of_localhost(file: &str) -> PathBuf {
 }
 
 /// A proxy that speaks TLS for the publisher, which knows nothing of it; its port.
-fn in_tls(publisher: &Publisher) -> u16 {
+fn in_tls(publisher: &ScriptedPublisher) -> u16 {
     let certificate = CertificateDer::from_pem_file(of_localhost("localhost.pem")).unwrap();
     let key = PrivateKeyDer::from_pem_file(of_localhost("localhost.key")).unwrap();
     let builder = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()));
@@ -205,7 +205,7 @@ fn hand_on(mut tls: StreamOwned<ServerConnection, TcpStream>, mut publisher: Tcp
 fn an_http_next_of_an_https_feed_is_asked_by_https_stored_as_sent_and_told() {
     // Given: a publisher behind something that speaks TLS for it; of one feed it knows the port, of the other it doesn't.
     const FEEDS: [&str; 2] = ["port", "portless"];
-    let publisher = Publisher::start(|request| {
+    let publisher = ScriptedPublisher::start(|request| {
         let host = request.header("host").unwrap();
         let host = if request.path() == "/port" { host } else { host.split(':').next().unwrap() };
         let next = format!("http://{host}{}?from=1", request.path());
@@ -213,7 +213,7 @@ fn an_http_next_of_an_https_feed_is_asked_by_https_stored_as_sent_and_told() {
         raw("200 OK", JSON, page(&items, &next).as_bytes())
     });
     let port = in_tls(&publisher);
-    let mut mirror = Mirror::new().http(&format!("per_host = 8, ca_file = {:?}", of_localhost("localhost.pem")));
+    let mut mirror = MirrorProcess::new().http(&format!("per_host = 8, ca_file = {:?}", of_localhost("localhost.pem")));
     for name in FEEDS {
         let keys = "headers.Authorization = { file = \"token\" }";
         mirror = mirror.feed_with(name, &format!("https://localhost:{port}/{name}"), keys);

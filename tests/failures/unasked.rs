@@ -1,18 +1,18 @@
 //! An answer means only what was asked.
 
-use crate::support::{Mirror, Publisher, Reply, Shelf};
+use crate::support::{MirrorProcess, Reply, ScriptedPublisher, TestFeed};
 
 #[test]
 fn a_304_to_a_request_without_a_validator_is_never_the_end() {
     // Given: ten items on five pages, and a cache that answers 304 in place of the third, whatever it is asked.
-    let shelf = Shelf::of(10, 2);
+    let shelf = TestFeed::of(10, 2);
     let serving = std::sync::Arc::clone(&shelf);
-    let publisher = Publisher::start(move |request| match request.query().contains("from=4&") {
+    let publisher = ScriptedPublisher::start(move |request| match request.query().contains("from=4&") {
         true => Reply::status(304),
         false => serving.page(request),
     });
 
-    let mirror = Mirror::running("cached", &publisher.url("/feed"));
+    let mirror = MirrorProcess::running("cached", &publisher.url("/feed"));
 
     // Then
     let row = mirror.until_health("cached", "retrying", "unasked-304");

@@ -9,7 +9,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rusqlite::{Connection, OpenFlags};
 
-use crate::support::{Mirror, until};
+use crate::support::{MirrorProcess, until};
 use crate::{fill, level, names, path_of, refusal, said, snapshot, text};
 
 /// Reads only: whoever writes would take the WAL back when closing.
@@ -163,7 +163,7 @@ fn each_mirror_prunes_its_own_snapshots_alone() {
     let (_shelf, _publisher, one) = level(10);
     let (_other_shelf, _other_publisher, other) = level(10);
     let folder = one.path("backup");
-    let take = |mirror: &Mirror| snapshot(mirror, &["--to", text(&folder), "--keep", "1"])["file"].clone();
+    let take = |mirror: &MirrorProcess| snapshot(mirror, &["--to", text(&folder), "--keep", "1"])["file"].clone();
     let theirs = take(&other);
     take(&one);
 

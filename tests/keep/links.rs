@@ -8,7 +8,7 @@ use std::process::{Command, Output, Stdio};
 
 use tempfile::TempDir;
 
-use crate::support::Mirror;
+use crate::support::MirrorProcess;
 use crate::{level, names, path_of, refusal, said, snapshot, text};
 
 /// Whom the daemon's files belong to where root runs the tests; else it is who runs them.
@@ -19,7 +19,7 @@ fn is_root() -> bool {
 }
 
 /// A mirror at rest in a directory of the daemon's user.
-fn at_rest() -> Mirror {
+fn at_rest() -> MirrorProcess {
     let (_shelf, _publisher, mut mirror) = level(20);
     mirror.stop();
     mirror.write_config();
@@ -27,7 +27,7 @@ fn at_rest() -> Mirror {
     mirror
 }
 
-fn give_to_daemon(mirror: &Mirror) {
+fn give_to_daemon(mirror: &MirrorProcess) {
     let folder = mirror.path(".");
     if is_root() {
         for name in names(&folder) {
@@ -61,7 +61,7 @@ fn is_untouched(file: &Path) {
 }
 
 /// Runs a verb as the daemon's user.
-fn as_daemon(mirror: &Mirror, arguments: &[&str]) -> Output {
+fn as_daemon(mirror: &MirrorProcess, arguments: &[&str]) -> Output {
     if !is_root() {
         return mirror.verb(arguments);
     }

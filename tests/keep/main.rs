@@ -16,14 +16,14 @@ use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::sync::Arc;
 
-use support::{Mirror, Publisher, Shelf};
+use support::{MirrorProcess, ScriptedPublisher, TestFeed};
 
 /// A feed of so many records, and a mirror that is level with it and still runs.
-fn level(count: usize) -> (Arc<Shelf>, Publisher, Mirror) {
-    let shelf = Shelf::of(count, 50);
+fn level(count: usize) -> (Arc<TestFeed>, ScriptedPublisher, MirrorProcess) {
+    let shelf = TestFeed::of(count, 50);
     let serving = Arc::clone(&shelf);
-    let publisher = Publisher::start(move |request| serving.page(request));
-    let mirror = Mirror::running("acme", &publisher.url("/feed"));
+    let publisher = ScriptedPublisher::start(move |request| serving.page(request));
+    let mirror = MirrorProcess::running("acme", &publisher.url("/feed"));
     mirror.until_level("acme");
     (shelf, publisher, mirror)
 }
@@ -41,7 +41,7 @@ fn refusal(output: &Output) -> (i32, String) {
 }
 
 /// Makes a snapshot and gives its manifest as printed.
-fn snapshot(mirror: &Mirror, more: &[&str]) -> serde_json::Value {
+fn snapshot(mirror: &MirrorProcess, more: &[&str]) -> serde_json::Value {
     let arguments: Vec<&str> = ["snapshot", "--json"].iter().chain(more).copied().collect();
     serde_json::from_str(&said(&mirror.verb(&arguments))).unwrap()
 }

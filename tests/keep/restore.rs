@@ -11,17 +11,17 @@ use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
 
-use crate::support::{Mirror, Publisher, Shelf, until};
+use crate::support::{MirrorProcess, ScriptedPublisher, TestFeed, until};
 use crate::{fill, level, names, path_of, refusal, said, snapshot, text};
 
 const NEXT_BLOCK: i64 = 1 << 20;
 
-fn position(mirror: &Mirror) -> (String, i64) {
+fn position(mirror: &MirrorProcess) -> (String, i64) {
     let row = mirror.rows("SELECT epoch, seq FROM mirror").remove(0);
     (row[0].clone(), row[1].parse().unwrap())
 }
 
-fn kept(mirror: &Mirror) -> Vec<String> {
+fn kept(mirror: &MirrorProcess) -> Vec<String> {
     names(&mirror.path(".")).into_iter().filter(|name| name.contains("before-restore")).collect()
 }
 
@@ -222,10 +222,10 @@ fn on_a_new_machine_there_is_nothing_to_keep() {
 
 #[test]
 fn the_old_database_is_let_go_of_when_asked() {
-    let shelf = Shelf::of(5, 50);
+    let shelf = TestFeed::of(5, 50);
     let serving = Arc::clone(&shelf);
-    let publisher = Publisher::start(move |request| serving.page(request));
-    let mut mirror = Mirror::running("acme", &publisher.url("/feed"));
+    let publisher = ScriptedPublisher::start(move |request| serving.page(request));
+    let mut mirror = MirrorProcess::running("acme", &publisher.url("/feed"));
     mirror.until_level("acme");
     let taken = path_of(&snapshot(&mirror, &[]));
     mirror.stop();

@@ -2,13 +2,13 @@
 
 use rusqlite::Connection;
 
-use crate::support::Mirror;
+use crate::support::MirrorProcess;
 use crate::{level, path_of, refit, refusal, said, snapshot, text};
 
 const ENDLESS: &str = "WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n)";
 
 /// A mirror at rest, changed by somebody.
-fn changed(change: &str) -> Mirror {
+fn changed(change: &str) -> MirrorProcess {
     let (_shelf, _publisher, mut mirror) = level(20);
     mirror.stop();
     Connection::open(mirror.path("mirror.db")).unwrap().execute_batch(change).unwrap();
@@ -16,7 +16,7 @@ fn changed(change: &str) -> Mirror {
 }
 
 /// All verbs that read or write it refuse it in these words.
-fn is_refused(mirror: &Mirror, words: &str) {
+fn is_refused(mirror: &MirrorProcess, words: &str) {
     for verb in [&["status"][..], &["verify"], &["export"], &["changes"], &["snapshot"], &["pause", "acme"], &["run"]] {
         let (code, said) = refusal(&mirror.verb(verb));
         assert_eq!(code, 4, "{verb:?}: {said}");

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rusqlite::Connection;
 use sha2::{Digest, Sha256};
 
-use crate::support::{Mirror, holds_within, until};
+use crate::support::{MirrorProcess, holds_within, until};
 use crate::{fill, level, names, path_of, refusal, said, snapshot, text};
 
 #[test]
@@ -245,7 +245,7 @@ fn two_runs_at_once_don_t_meet() {
 
 #[test]
 fn without_a_mirror_there_is_nothing_to_copy_and_no_directory_is_made() {
-    let mirror = Mirror::new();
+    let mirror = MirrorProcess::new();
 
     let (code, words) = refusal(&mirror.verb(&["snapshot"]));
 

@@ -6,7 +6,7 @@ use std::fs;
 use feedmirror::store::read::CHECKS;
 use rusqlite::Connection;
 
-use crate::support::Mirror;
+use crate::support::MirrorProcess;
 use crate::{level, path_of, said, snapshot, text};
 
 /// A check, and what makes it find something; in the order of [`CHECKS`], save `unreadable`.
@@ -65,7 +65,7 @@ const QUICK: &[&str] = &[
 ];
 
 /// A sound mirror at rest, with live items and tombstones, all in one file.
-fn at_rest() -> Mirror {
+fn at_rest() -> MirrorProcess {
     let (shelf, _publisher, mut mirror) = level(30);
     shelf.delete("id-2");
     mirror.until("the deletion came", |mirror| mirror.live("acme") == shelf.live());
@@ -76,7 +76,7 @@ fn at_rest() -> Mirror {
 }
 
 /// What `verify` finds in a changed copy: checks with their counts, and its exit code.
-fn found(mirror: &Mirror, change: &str, more: &[&str]) -> (Vec<(String, i64)>, i32) {
+fn found(mirror: &MirrorProcess, change: &str, more: &[&str]) -> (Vec<(String, i64)>, i32) {
     let copy = mirror.path("changed.db");
     fs::copy(mirror.path("mirror.db"), &copy).unwrap();
     let db = Connection::open(&copy).unwrap();

@@ -1,6 +1,6 @@
 //! Compares one file's words with its row of the table. The tests below prove that it can fail.
 
-use crate::rules::{CRATES_OF_FEED, HOMES, RULES, Rule};
+use crate::rules::{CRATES_OF_FEED, DEPENDENCY_RULES, RULES, Rule};
 use crate::source_text::{Token, mentions, tokens, without_tests};
 
 pub(crate) fn complaints(file: &str, text: &str, dependencies: &[String]) -> Vec<String> {
@@ -23,7 +23,7 @@ pub(crate) fn complaints(file: &str, text: &str, dependencies: &[String]) -> Vec
             found.push((line, format!("`{}` must not use `{never}`: {}", rule.module, rule.because)));
         }
     }
-    for home in HOMES.iter().filter(|home| !home.only_in.contains(&rule.module)) {
+    for home in DEPENDENCY_RULES.iter().filter(|home| !home.only_in.contains(&rule.module)) {
         for line in mentions(&tokens, home.dependency) {
             found.push((line, format!("`{}` belongs in {:?} alone: {}", home.dependency, home.only_in, home.because)));
         }

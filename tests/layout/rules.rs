@@ -151,29 +151,29 @@ pub(crate) const RULES: &[Rule] = &[
 ];
 
 /// A dependency with few homes.
-pub(crate) struct Home {
+pub(crate) struct DependencyRule {
     pub(crate) dependency: &'static str,
     pub(crate) only_in: &'static [&'static str],
     pub(crate) because: &'static str,
 }
 
-pub(crate) const HOMES: &[Home] = &[
-    Home {
+pub(crate) const DEPENDENCY_RULES: &[DependencyRule] = &[
+    DependencyRule {
         dependency: "rusqlite",
         only_in: &["store"],
         because: "SQL that is written in one place is migrated in one place",
     },
-    Home {
+    DependencyRule {
         dependency: "lapin",
         only_in: &["source", "simulate"],
         because: "a broker is a transport like any other: no loop knows one library's words",
     },
-    Home {
+    DependencyRule {
         dependency: "async-rs",
         only_in: &["source"],
         because: "it is there to limit what the broker's library is fed with",
     },
-    Home {
+    DependencyRule {
         dependency: "anyhow",
         only_in: &["cli", "main"],
         because: "each stage has its own error enum, which policy can match",

@@ -6,16 +6,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::post::{self, SECRET};
-use crate::stream::{Stream, event};
-use crate::support::{Publisher, Reply, Shelf, item, page_without_next, until};
+use crate::stream::{StreamServer, event};
+use crate::support::{Reply, ScriptedPublisher, TestFeed, item, page_without_next, until};
 use crate::{endpoint, mirror, until_has, until_mode};
 
 #[test]
 fn after_a_trusted_walk_a_stream_is_opened_anew_behind_what_was_polled_last() {
     // Given: a stream that has brought what its publisher, restored from a backup, no longer knows.
-    let (shelf, stream) = (Shelf::of(5, 2), Stream::start());
+    let (shelf, stream) = (TestFeed::of(5, 2), StreamServer::start());
     let serving = Arc::clone(&shelf);
-    let publisher = Publisher::start(move |request| serving.page(request));
+    let publisher = ScriptedPublisher::start(move |request| serving.page(request));
     let mirror = mirror(&publisher.url("/feed"), &format!("sse.url = {:?}", stream.url())).start();
     until_mode(&mirror, "sse");
     stream.item(&item("lost", 900));
@@ -37,9 +37,9 @@ fn after_a_trusted_walk_a_stream_is_opened_anew_behind_what_was_polled_last() {
 #[test]
 fn a_body_that_began_to_come_before_a_trusted_walk_is_not_written_after_it() {
     // Given: half of a post.
-    let shelf = Shelf::of(5, 2);
+    let shelf = TestFeed::of(5, 2);
     let serving = Arc::clone(&shelf);
-    let publisher = Publisher::start(move |request| serving.page(request));
+    let publisher = ScriptedPublisher::start(move |request| serving.page(request));
     let mirror = mirror(&publisher.url("/feed"), r#"webhook = { secret_file = "secret" }"#);
     mirror.write("secret", SECRET);
     let mirror = mirror.start();
@@ -72,9 +72,9 @@ fn a_body_that_began_to_come_before_a_trusted_walk_is_not_written_after_it() {
 #[test]
 fn a_stream_that_is_unavailable_for_a_while_is_opened_again_within_the_longest_retry() {
     // Given
-    let (shelf, stream) = (Shelf::of(5, 2), Stream::start());
+    let (shelf, stream) = (TestFeed::of(5, 2), StreamServer::start());
     let serving = Arc::clone(&shelf);
-    let publisher = Publisher::start(move |request| serving.page(request));
+    let publisher = ScriptedPublisher::start(move |request| serving.page(request));
     let mirror = mirror(&publisher.url("/feed"), &format!("sse.url = {:?}", stream.url())).start();
     until_mode(&mirror, "sse");
 
@@ -83,7 +83,7 @@ fn a_stream_that_is_unavailable_for_a_while_is_opened_again_within_the_longest_r
         let before = stream.heads().len();
         stream.refuse(status, "", "");
         until("asked more than three times", || stream.heads().len() > before + 4);
-        stream.welcome();
+        stream.accept_again();
 
         // Then
         mirror.until("up again", |mirror| endpoint(mirror, "sse", "health") == "ok");
@@ -94,11 +94,11 @@ fn a_stream_that_is_unavailable_for_a_while_is_opened_again_within_the_longest_r
 #[test]
 fn a_stream_that_ends_after_each_event_makes_no_feed_polled_before_its_time() {
     // Given: a stream that ends as soon as it was opened, and a publisher that wants to be asked rarely, or has had enough.
-    let ending = Stream::greeting(|_| event(&item("again", 7)));
+    let ending = StreamServer::greeting(|_| event(&item("again", 7)));
     let enough = Arc::new(AtomicBool::new(false));
     let annoyed = Arc::clone(&enough);
-    let shelf = Shelf::of(5, 9);
-    let publisher = Publisher::start(move |request| match annoyed.load(Ordering::SeqCst) {
+    let shelf = TestFeed::of(5, 9);
+    let publisher = ScriptedPublisher::start(move |request| match annoyed.load(Ordering::SeqCst) {
         true => Reply::status(429).header("Retry-After", "300"),
         false => shelf.page(request),
     });
@@ -139,9 +139,9 @@ fn a_stream_that_ends_after_each_event_makes_no_feed_polled_before_its_time() {
 #[test]
 fn the_stream_of_a_feed_that_purged_itself_is_not_opened_again_and_again() {
     // Given
-    let (gone, stream) = (Arc::new(AtomicBool::new(false)), Stream::start());
-    let (removed, shelf) = (Arc::clone(&gone), Shelf::of(5, 2));
-    let publisher = Publisher::start(move |request| match removed.load(Ordering::SeqCst) {
+    let (gone, stream) = (Arc::new(AtomicBool::new(false)), StreamServer::start());
+    let (removed, shelf) = (Arc::clone(&gone), TestFeed::of(5, 2));
+    let publisher = ScriptedPublisher::start(move |request| match removed.load(Ordering::SeqCst) {
         true => Reply::status(410),
         false => shelf.page(request),
     });

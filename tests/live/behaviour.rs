@@ -6,20 +6,20 @@ use std::sync::{Arc, Mutex};
 
 use crate::broker::Broker;
 use crate::post::{self, SECRET};
-use crate::stream::{Stream, event};
-use crate::support::{Mirror, Publisher, Reply, Request, page};
+use crate::stream::{StreamServer, event};
+use crate::support::{MirrorProcess, Reply, Request, ScriptedPublisher, page};
 use crate::{endpoint, mirror};
 
 /// How a delivery gets to the mirror. Another transport means another name here, and another test below.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Way {
+enum DeliveryTransport {
     Poll,
     Sse,
     Webhook,
     Amqp,
 }
 
-impl Way {
+impl DeliveryTransport {
     const ALL: [Self; 4] = [Self::Poll, Self::Sse, Self::Webhook, Self::Amqp];
     /// A broker takes ten seconds to start: whatever needs one is a single test.
     const WITHOUT_A_BROKER: [Self; 3] = [Self::Poll, Self::Sse, Self::Webhook];
@@ -56,9 +56,9 @@ impl Version {
 }
 
 /// Numbers that look random and are the same each time (a linear congruential generator).
-struct Dice(u64);
+struct TestRandom(u64);
 
-impl Dice {
+impl TestRandom {
     fn below(&mut self, bound: usize) -> usize {
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         usize::try_from(self.0 >> 33).unwrap() % bound
@@ -67,7 +67,7 @@ impl Dice {
 
 /// 300 versions of 20 records: changes, deletions, revivals, and a deletion that shares its `modified` with an update.
 fn history() -> Vec<Version> {
-    let mut dice = Dice(7);
+    let mut dice = TestRandom(7);
     let mut versions = Vec::new();
     for modified in 1..=300 {
         let (kind, id) = (["session", "slot"][dice.below(2)], format!("r{}", dice.below(10)));
@@ -81,8 +81,8 @@ fn history() -> Vec<Version> {
 }
 
 /// The history as careless publishers tell it: out of order, repeated, and old versions again at the end.
-fn told(history: &[Version]) -> Vec<Version> {
-    let mut dice = Dice(11);
+fn careless_order(history: &[Version]) -> Vec<Version> {
+    let mut dice = TestRandom(11);
     let mut told = history.to_vec();
     for at in 0..told.len() {
         let with = (at + dice.below(25)).min(told.len() - 1);
@@ -100,7 +100,7 @@ fn told(history: &[Version]) -> Vec<Version> {
 type Contents = BTreeMap<(String, String), (String, String, String)>;
 
 /// What RPDE says is left of a history: of each record the newest; a deletion stands over an update of the same time.
-fn left(history: &[Version]) -> Contents {
+fn expected_contents(history: &[Version]) -> Contents {
     let mut left = BTreeMap::<(&str, &str), &Version>::new();
     for version in history {
         let key = (version.kind, version.id.as_str());
@@ -116,7 +116,7 @@ fn left(history: &[Version]) -> Contents {
     owned.collect()
 }
 
-fn contents(mirror: &Mirror) -> Contents {
+fn contents(mirror: &MirrorProcess) -> Contents {
     let rows = mirror.rows("SELECT kind, id, modified, state, data FROM items WHERE feed = 'f' AND kind <> 'mark'");
     let entry = |row: Vec<String>| {
         let [kind, id, modified, state, data] = row.try_into().unwrap();
@@ -126,27 +126,27 @@ fn contents(mirror: &Mirror) -> Contents {
 }
 
 /// A publisher of pages as they were written, a mirror, and the ways between them.
-struct Bench<'a> {
+struct TransportHarness<'a> {
     /// And a queue of it.
     broker: Option<(&'a Broker, String)>,
     pages: Arc<Mutex<Vec<String>>>,
     /// Every event so far: whoever connects is told all of them again.
     events: Arc<Mutex<String>>,
-    _publisher: Publisher,
-    stream: Stream,
-    mirror: Mirror,
+    _publisher: ScriptedPublisher,
+    stream: StreamServer,
+    mirror: MirrorProcess,
 }
 
-impl<'a> Bench<'a> {
+impl<'a> TransportHarness<'a> {
     fn new(broker: Option<(&'a Broker, String)>) -> Self {
         let pages = Arc::new(Mutex::new(vec![
             r#"{"kind":"mark","id":"begin","modified":1,"state":"updated","data":{}}"#.to_owned(),
         ]));
         let serving = Arc::clone(&pages);
-        let publisher = Publisher::start(move |request| serve(request, &serving.lock().unwrap()));
+        let publisher = ScriptedPublisher::start(move |request| serve(request, &serving.lock().unwrap()));
         let events = Arc::new(Mutex::new(String::new()));
         let repeating = Arc::clone(&events);
-        let stream = Stream::greeting(move |_| repeating.lock().unwrap().clone());
+        let stream = StreamServer::greeting(move |_| repeating.lock().unwrap().clone());
         let mut keys = format!("sse.url = {:?}\nwebhook = {{ secret_file = \"secret\" }}", stream.url());
         if let Some((_, queue)) = &broker {
             keys.push_str(&format!("\namqp = {{ url_file = \"broker\", queue = {queue:?} }}"));
@@ -163,16 +163,16 @@ impl<'a> Bench<'a> {
     }
 
     /// Delivers items, together where the way knows pages.
-    fn deliver(&self, way: Way, items: &[String]) {
+    fn deliver(&self, way: DeliveryTransport, items: &[String]) {
         match way {
-            Way::Poll => self.pages.lock().unwrap().push(items.join(",")),
-            Way::Sse => {
+            DeliveryTransport::Poll => self.pages.lock().unwrap().push(items.join(",")),
+            DeliveryTransport::Sse => {
                 // A stream that brings only its share is found wanting and opened anew: none of it may be lost by that.
                 self.events.lock().unwrap().extend(items.iter().map(|item| event(item)));
                 items.iter().for_each(|item| self.stream.item(item));
             }
-            Way::Webhook => assert_eq!(post::page(&self.mirror, items).status, 204),
-            Way::Amqp => {
+            DeliveryTransport::Webhook => assert_eq!(post::page(&self.mirror, items).status, 204),
+            DeliveryTransport::Amqp => {
                 let (broker, queue) = self.broker.as_ref().unwrap();
                 items.iter().for_each(|item| broker.publish(queue, item));
             }
@@ -180,7 +180,7 @@ impl<'a> Bench<'a> {
     }
 
     /// Whatever was delivered this way before is taken in once its mark is there: each way keeps its order.
-    fn settle(&self, way: Way) {
+    fn wait_until_settled(&self, way: DeliveryTransport) {
         let mark = format!("end-{}", way.name());
         self.deliver(way, &[format!(r#"{{"kind":"mark","id":"{mark}","modified":1,"state":"updated","data":{{}}}}"#)]);
         crate::until_has(&self.mirror, &mark);
@@ -196,13 +196,17 @@ fn serve(request: &Request, pages: &[String]) -> Reply {
 }
 
 /// Tells the history, each part by the ways that `ways` says, and compares what the mirror holds with what is left.
-fn the_history_ends_in_the_same_mirror(told: &[Version], ways: impl Fn(usize) -> Vec<Way>) {
+fn the_history_ends_in_the_same_mirror(told: &[Version], ways: impl Fn(usize) -> Vec<DeliveryTransport>) {
     ends_in_the_same_mirror(None, told, ways);
 }
 
-fn ends_in_the_same_mirror(broker: Option<(&Broker, String)>, told: &[Version], ways: impl Fn(usize) -> Vec<Way>) {
+fn ends_in_the_same_mirror(
+    broker: Option<(&Broker, String)>,
+    told: &[Version],
+    ways: impl Fn(usize) -> Vec<DeliveryTransport>,
+) {
     // Given
-    let bench = Bench::new(broker);
+    let bench = TransportHarness::new(broker);
 
     // When
     let mut used = Vec::new();
@@ -213,49 +217,51 @@ fn ends_in_the_same_mirror(broker: Option<(&Broker, String)>, told: &[Version], 
             used.push(way);
         }
     }
-    let used: Vec<Way> = Way::ALL.into_iter().filter(|way| used.contains(way)).collect();
-    used.iter().for_each(|way| bench.settle(*way));
+    let used: Vec<DeliveryTransport> = DeliveryTransport::ALL.into_iter().filter(|way| used.contains(way)).collect();
+    used.iter().for_each(|way| bench.wait_until_settled(*way));
 
     // Then
-    assert_eq!(contents(&bench.mirror), left(&history()));
-    let live = left(&history()).values().filter(|(_, state, _)| state == "updated").count();
+    assert_eq!(contents(&bench.mirror), expected_contents(&history()));
+    let live = expected_contents(&history()).values().filter(|(_, state, _)| state == "updated").count();
     let marks = 1 + used.len();
     assert_eq!(bench.mirror.row("f").items, i64::try_from(live + marks).unwrap());
     for way in used {
         let delivered = endpoint(&bench.mirror, way.name(), "delivered");
-        assert!(way == Way::Poll || delivered.parse::<i64>().unwrap() > 0, "{way:?} brought nothing");
+        assert!(way == DeliveryTransport::Poll || delivered.parse::<i64>().unwrap() > 0, "{way:?} brought nothing");
     }
 }
 
-fn by(way: Way) {
+fn by(way: DeliveryTransport) {
     the_history_ends_in_the_same_mirror(&history(), |_| vec![way]);
-    the_history_ends_in_the_same_mirror(&told(&history()), |_| vec![way]);
+    the_history_ends_in_the_same_mirror(&careless_order(&history()), |_| vec![way]);
 }
 
 #[test]
 fn polled_a_history_ends_in_its_newest_versions() {
-    by(Way::Poll);
+    by(DeliveryTransport::Poll);
 }
 
 #[test]
 fn streamed_a_history_ends_in_its_newest_versions() {
-    by(Way::Sse);
+    by(DeliveryTransport::Sse);
 }
 
 #[test]
 fn posted_a_history_ends_in_its_newest_versions() {
-    by(Way::Webhook);
+    by(DeliveryTransport::Webhook);
 }
 
 #[test]
 fn each_part_another_way_a_history_ends_in_its_newest_versions() {
-    the_history_ends_in_the_same_mirror(&told(&history()), |n| vec![Way::WITHOUT_A_BROKER[n % 3]]);
+    the_history_ends_in_the_same_mirror(&careless_order(&history()), |n| {
+        vec![DeliveryTransport::WITHOUT_A_BROKER[n % 3]]
+    });
 }
 
 #[test]
 fn everything_every_way_a_history_ends_in_its_newest_versions() {
-    the_history_ends_in_the_same_mirror(&told(&history()), |n| {
-        let mut ways = Way::WITHOUT_A_BROKER.to_vec();
+    the_history_ends_in_the_same_mirror(&careless_order(&history()), |n| {
+        let mut ways = DeliveryTransport::WITHOUT_A_BROKER.to_vec();
         ways.rotate_left(n % 3);
         ways
     });
@@ -264,14 +270,14 @@ fn everything_every_way_a_history_ends_in_its_newest_versions() {
 #[test]
 fn queued_alone_or_among_the_others_a_history_ends_in_its_newest_versions() {
     let broker = Broker::start();
-    let ends = |queue: &str, told: &[Version], ways: &dyn Fn(usize) -> Vec<Way>| {
+    let ends = |queue: &str, told: &[Version], ways: &dyn Fn(usize) -> Vec<DeliveryTransport>| {
         ends_in_the_same_mirror(Some((&broker, queue.to_owned())), told, ways);
     };
-    ends("in-order", &history(), &|_| vec![Way::Amqp]);
-    ends("as-told", &told(&history()), &|_| vec![Way::Amqp]);
-    ends("each-part-another-way", &told(&history()), &|n| vec![Way::ALL[n % 4]]);
-    ends("everything-every-way", &told(&history()), &|n| {
-        let mut ways = Way::ALL.to_vec();
+    ends("in-order", &history(), &|_| vec![DeliveryTransport::Amqp]);
+    ends("as-told", &careless_order(&history()), &|_| vec![DeliveryTransport::Amqp]);
+    ends("each-part-another-way", &careless_order(&history()), &|n| vec![DeliveryTransport::ALL[n % 4]]);
+    ends("everything-every-way", &careless_order(&history()), &|n| {
+        let mut ways = DeliveryTransport::ALL.to_vec();
         ways.rotate_left(n % 4);
         ways
     });

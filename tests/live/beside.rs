@@ -8,19 +8,19 @@ use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 
 use crate::post::{self, SECRET};
-use crate::stream::Stream;
-use crate::support::{Mirror, Publisher, Reply, Shelf, item, page_without_next, until};
+use crate::stream::StreamServer;
+use crate::support::{MirrorProcess, Reply, ScriptedPublisher, TestFeed, item, page_without_next, until};
 use crate::{endpoint, mirror, until_has, until_mode};
 
-fn shelf_publisher(shelf: &Arc<Shelf>) -> Publisher {
+fn shelf_publisher(shelf: &Arc<TestFeed>) -> ScriptedPublisher {
     let serving = Arc::clone(shelf);
-    Publisher::start(move |request| serving.page(request))
+    ScriptedPublisher::start(move |request| serving.page(request))
 }
 
 #[test]
 fn a_stream_is_taken_up_by_the_names_its_publisher_gives_to_a_position() {
     // Given
-    let (shelf, stream) = (Shelf::of(3, 2), Stream::start());
+    let (shelf, stream) = (TestFeed::of(3, 2), StreamServer::start());
     let publisher = shelf_publisher(&shelf);
     let keys = format!(
         "sse.url = \"{}?kind=a\"\nsse.params = {{ from = \"afterTimestamp\", after = \"afterId\" }}",
@@ -43,7 +43,7 @@ fn a_stream_is_taken_up_by_the_names_its_publisher_gives_to_a_position() {
 #[test]
 fn a_signed_post_is_taken_and_one_signed_otherwise_is_not() {
     // Given
-    let shelf = Shelf::of(3, 2);
+    let shelf = TestFeed::of(3, 2);
     let publisher = shelf_publisher(&shelf);
     let mirror = mirror(&publisher.url("/feed"), "webhook = { secret_file = \"secret\" }");
     mirror.write("secret", SECRET);
@@ -68,7 +68,7 @@ fn a_signed_post_is_taken_and_one_signed_otherwise_is_not() {
 }
 
 /// A feed of a shelf that its stream keeps level, with audits an hour apart.
-fn streamed(publisher: &Publisher, stream: &Stream) -> Mirror {
+fn streamed(publisher: &ScriptedPublisher, stream: &StreamServer) -> MirrorProcess {
     let keys = format!("sse.url = {:?}\npush.audit = \"1h\"", stream.url());
     let mirror = mirror(&publisher.url("/feed"), &keys).start();
     until_mode(&mirror, "sse");
@@ -78,7 +78,7 @@ fn streamed(publisher: &Publisher, stream: &Stream) -> Mirror {
 #[test]
 fn a_poll_that_is_asked_for_finds_what_push_left_out() {
     // Given: two polls behind it, so that a whole span of time is known
-    let (shelf, stream) = (Shelf::of(3, 2), Stream::start());
+    let (shelf, stream) = (TestFeed::of(3, 2), StreamServer::start());
     let publisher = shelf_publisher(&shelf);
     let mirror = streamed(&publisher, &stream);
     let poll_now = || assert!(mirror.verb(&["poll-now", "f"]).status.success());
@@ -109,10 +109,10 @@ fn a_poll_that_is_asked_for_finds_what_push_left_out() {
 #[test]
 fn a_resync_beside_a_stream_sweeps_nothing_that_the_stream_brought() {
     // Given: a resync that hangs at its second page
-    let (shelf, stream) = (Shelf::of(6, 2), Stream::start());
+    let (shelf, stream) = (TestFeed::of(6, 2), StreamServer::start());
     let (serving, hang) = (Arc::clone(&shelf), Arc::new(AtomicBool::new(false)));
     let hanging = Arc::clone(&hang);
-    let publisher = Publisher::start(move |request| {
+    let publisher = ScriptedPublisher::start(move |request| {
         let held = request.query().contains("from=2&") && hanging.load(Ordering::SeqCst);
         if held { Reply::silence() } else { serving.page(request) }
     });

@@ -4,10 +4,10 @@ use lapin::options::{BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOpti
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
 use tokio::runtime::Runtime;
 
-use crate::support::rabbit::Rabbit;
+use crate::support::rabbit::RabbitBroker;
 
 pub(crate) struct Broker {
-    rabbit: Rabbit,
+    rabbit: RabbitBroker,
     runtime: Runtime,
     _connection: Connection,
     channel: Channel,
@@ -15,7 +15,7 @@ pub(crate) struct Broker {
 
 impl Broker {
     pub(crate) fn start() -> Self {
-        let (rabbit, runtime) = (Rabbit::start(), Runtime::new().unwrap());
+        let (rabbit, runtime) = (RabbitBroker::start(), Runtime::new().unwrap());
         let (connection, channel) = runtime.block_on(async {
             let url = rabbit.url("guest", "guest");
             let connection = Connection::connect(&url, ConnectionProperties::default()).await.unwrap();

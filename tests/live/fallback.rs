@@ -4,19 +4,19 @@
 use std::sync::Arc;
 
 use crate::post::{self, SECRET};
-use crate::stream::{Stream, event};
-use crate::support::{Mirror, Publisher, Shelf, item, until};
+use crate::stream::{StreamServer, event};
+use crate::support::{MirrorProcess, ScriptedPublisher, TestFeed, item, until};
 use crate::{PUSH, endpoint, mirror, until_has, until_mode};
 
 /// A publisher of a shelf and of a stream, and a mirror of both.
-struct Bench {
-    shelf: Arc<Shelf>,
-    publisher: Publisher,
-    stream: Stream,
-    mirror: Mirror,
+struct StreamHarness {
+    shelf: Arc<TestFeed>,
+    publisher: ScriptedPublisher,
+    stream: StreamServer,
+    mirror: MirrorProcess,
 }
 
-impl Bench {
+impl StreamHarness {
     /// Running, with a stream that has proven itself by staying open.
     fn new() -> Self {
         let bench = Self::unproven();
@@ -25,9 +25,9 @@ impl Bench {
     }
 
     fn unproven() -> Self {
-        let (shelf, stream) = (Shelf::of(5, 2), Stream::start());
+        let (shelf, stream) = (TestFeed::of(5, 2), StreamServer::start());
         let serving = Arc::clone(&shelf);
-        let publisher = Publisher::start(move |request| serving.page(request));
+        let publisher = ScriptedPublisher::start(move |request| serving.page(request));
         let mirror = mirror(&publisher.url("/feed"), &format!("sse.url = {:?}", stream.url())).start();
         Self { shelf, publisher, stream, mirror }
     }
@@ -53,7 +53,7 @@ impl Bench {
 #[test]
 fn a_stream_that_is_lost_is_replaced_by_polling_and_comes_back() {
     // Given
-    let bench = Bench::new();
+    let bench = StreamHarness::new();
     bench.publish("streamed");
     until_has(&bench.mirror, "streamed");
 
@@ -70,7 +70,7 @@ fn a_stream_that_is_lost_is_replaced_by_polling_and_comes_back() {
     assert_eq!(bench.mirror.row("f").health, "ok");
 
     // When
-    bench.stream.welcome();
+    bench.stream.accept_again();
 
     // Then
     until_mode(&bench.mirror, "sse");
@@ -88,7 +88,7 @@ fn a_stream_that_is_lost_is_replaced_by_polling_and_comes_back() {
 #[test]
 fn what_is_pushed_is_there_before_any_poll() {
     // Given
-    let bench = Bench::new();
+    let bench = StreamHarness::new();
     let polls = bench.publisher.count("/feed");
 
     // When: only the stream knows of it
@@ -109,7 +109,7 @@ fn what_is_pushed_is_there_before_any_poll() {
 #[test]
 fn a_stream_that_skips_items_is_found_by_an_audit_and_has_to_prove_itself_again() {
     // Given
-    let bench = Bench::new();
+    let bench = StreamHarness::new();
     // An audit after the one that follows the connection: from then on the stream owes everything.
     let polls = bench.publisher.count("/feed");
     until("an audit", || bench.publisher.count("/feed") > polls + 1);
@@ -142,7 +142,7 @@ fn a_stream_that_skips_items_is_found_by_an_audit_and_has_to_prove_itself_again(
 #[test]
 fn an_idle_stream_is_proven_by_staying_open_and_is_healthy() {
     // Given
-    let bench = Bench::unproven();
+    let bench = StreamHarness::unproven();
 
     // Then
     until_mode(&bench.mirror, "sse");
@@ -159,7 +159,7 @@ fn an_idle_stream_is_proven_by_staying_open_and_is_healthy() {
 
 /// A stream that answers so gets this health for this reason, while the feed is polled and well.
 fn refused(status: &str, headers: &str, body: &str, health: &str, reason: &str) {
-    let bench = Bench::new();
+    let bench = StreamHarness::new();
     bench.stream.refuse(status, headers, body);
     bench.mirror.until(&format!("the stream {health}, {reason}"), |mirror| {
         endpoint(mirror, "sse", "health") == health && endpoint(mirror, "sse", "reason").contains(reason)
@@ -189,7 +189,7 @@ fn a_stream_that_answers_401_waits_for_the_operator_and_its_feed_does_not() {
 #[test]
 fn a_stream_that_asks_for_patience_gets_it() {
     // Given: retry.max is 200 ms, which clamps what it asks for
-    let bench = Bench::new();
+    let bench = StreamHarness::new();
     let heads = bench.stream.heads().len();
 
     // When
@@ -199,14 +199,14 @@ fn a_stream_that_asks_for_patience_gets_it() {
     bench.mirror.until("its reason", |mirror| endpoint(mirror, "sse", "reason").contains("503"));
     assert_eq!(endpoint(&bench.mirror, "sse", "health"), "retrying");
     until("asked again", || bench.stream.heads().len() > heads + 2);
-    bench.stream.welcome();
+    bench.stream.accept_again();
     until_mode(&bench.mirror, "sse");
 }
 
 #[test]
 fn junk_events_are_quarantined_and_the_rest_is_taken() {
     // Given
-    let bench = Bench::new();
+    let bench = StreamHarness::new();
 
     // When
     bench.stream.send(": a comment\n\nevent: itemupdate\ndata: {not json\n\n");
@@ -230,7 +230,7 @@ fn junk_events_are_quarantined_and_the_rest_is_taken() {
 #[test]
 fn a_restart_takes_the_stream_up_behind_its_last_event() {
     // Given
-    let mut bench = Bench::new();
+    let mut bench = StreamHarness::new();
     bench.stream.item(&item("id with space&more", 77));
     until_has(&bench.mirror, "id with space&more");
 
@@ -256,7 +256,7 @@ fn a_restart_takes_the_stream_up_behind_its_last_event() {
 #[test]
 fn a_stream_that_names_its_events_is_taken_up_by_name_and_at_its_own_pace() {
     // Given
-    let bench = Bench::new();
+    let bench = StreamHarness::new();
     bench.stream.send(&format!("retry: 150\nid: place-7\n{}", event(&item("named", 77))));
     until_has(&bench.mirror, "named");
 
@@ -276,11 +276,12 @@ fn a_stream_that_names_its_events_is_taken_up_by_name_and_at_its_own_pace() {
 #[test]
 fn what_a_webhook_misses_is_not_held_against_the_stream() {
     // Given: both proven, and both owe everything from the next audit on
-    let (shelf, stream) = (Shelf::of(5, 2), Stream::start());
+    let (shelf, stream) = (TestFeed::of(5, 2), StreamServer::start());
     let serving = Arc::clone(&shelf);
-    let publisher = Publisher::start(move |request| serving.page(request));
+    let publisher = ScriptedPublisher::start(move |request| serving.page(request));
     let keys = format!("sse.url = {:?}\nwebhook = {{ secret_file = \"secret\" }}", stream.url());
-    let mirror = Mirror::new().feed_with("f", &publisher.url("/feed"), &keys).tables(&PUSH.replace("300ms", "2s"));
+    let mirror =
+        MirrorProcess::new().feed_with("f", &publisher.url("/feed"), &keys).tables(&PUSH.replace("300ms", "2s"));
     mirror.write("secret", SECRET);
     let mirror = mirror.start();
     until_mode(&mirror, "sse");

@@ -5,13 +5,13 @@ use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use crate::stream::{Stream, event};
-use crate::support::{Mirror, Publisher, Reply, holds_within, item, page, until};
+use crate::stream::{StreamServer, event};
+use crate::support::{MirrorProcess, Reply, ScriptedPublisher, holds_within, item, page, until};
 use crate::{endpoint, mirror, until_mode};
 
 /// What the poll side knows: the first item alone, so that only the stream can bring the others.
-fn first_item_alone() -> Publisher {
-    Publisher::start(|request| {
+fn first_item_alone() -> ScriptedPublisher {
+    ScriptedPublisher::start(|request| {
         let items = if request.query().is_empty() { vec![item("i00000001", 1)] } else { Vec::new() };
         Reply::page(page(&items, "/feed?behind=1"))
     })
@@ -19,18 +19,18 @@ fn first_item_alone() -> Publisher {
 
 /// The stream's own log: item `n` has `modified` n. Whoever connects gets what is behind the place asked for.
 #[derive(Default)]
-struct Log {
+struct StreamLog {
     last: AtomicI64,
     over: AtomicBool,
     /// Where connections were taken up.
-    asked: Mutex<Vec<i64>>,
+    resume_points: Mutex<Vec<i64>>,
 }
 
-impl Log {
+impl StreamLog {
     fn behind(&self, target: &str) -> String {
         let query = target.split_once('?').map_or("", |(_, query)| query);
         let from = query.split('&').find_map(|pair| pair.strip_prefix("from=")).map_or(0, |from| from.parse().unwrap());
-        self.asked.lock().unwrap().push(from);
+        self.resume_points.lock().unwrap().push(from);
         (from + 1..=self.last.load(Ordering::SeqCst)).map(entry).collect()
     }
 }
@@ -44,16 +44,16 @@ fn entry(n: i64) -> String {
 }
 
 /// Ends the speaker however the test ends.
-struct Hush<'a>(&'a Log);
+struct StopSendingOnDrop<'a>(&'a StreamLog);
 
-impl Drop for Hush<'_> {
+impl Drop for StopSendingOnDrop<'_> {
     fn drop(&mut self) {
         self.0.over.store(true, Ordering::SeqCst);
     }
 }
 
 /// Sends an item every 5 ms, each one 5 ms after the last, until it is told to stop.
-fn speak(stream: &Stream, log: &Log) {
+fn send_items(stream: &StreamServer, log: &StreamLog) {
     let began = Instant::now();
     let first = log.last.load(Ordering::SeqCst);
     while !log.over.load(Ordering::SeqCst) {
@@ -69,7 +69,7 @@ fn speak(stream: &Stream, log: &Log) {
 }
 
 /// Items between the first and the place where the stream is stored to stand that are not there.
-fn missing(mirror: &Mirror, place: i64) -> Vec<i64> {
+fn missing(mirror: &MirrorProcess, place: i64) -> Vec<i64> {
     let held = mirror.column("SELECT modified FROM items WHERE feed = 'f' ORDER BY modified");
     let held: Vec<i64> = held.iter().map(|n| n.parse().unwrap()).collect();
     (1..=place).filter(|n| held.binary_search(n).is_err()).collect()
@@ -79,20 +79,20 @@ fn missing(mirror: &Mirror, place: i64) -> Vec<i64> {
 fn killed_at_any_moment_the_stream_goes_on_without_a_gap() {
     // Given
     let publisher = first_item_alone();
-    let log = Arc::new(Log { last: AtomicI64::new(1), ..Log::default() });
+    let log = Arc::new(StreamLog { last: AtomicI64::new(1), ..StreamLog::default() });
     let greeting = Arc::clone(&log);
-    let stream = Stream::greeting(move |target| greeting.behind(target));
+    let stream = StreamServer::greeting(move |target| greeting.behind(target));
     let mut mirror = mirror(&publisher.url("/feed"), &format!("sse.url = {:?}", stream.url())).start();
     until_mode(&mirror, "sse");
 
     std::thread::scope(|scope| {
-        let _hush = Hush(&log);
-        scope.spawn(|| speak(&stream, &log));
+        let _hush = StopSendingOnDrop(&log);
+        scope.spawn(|| send_items(&stream, &log));
         let mut before = 0;
         for moment in [130, 470, 20, 310, 90, 640, 5, 220].map(Duration::from_millis) {
             // When: at a moment of its own, once something new has come
             mirror.until("the stream brings more", |mirror| place(mirror) > before);
-            let asked = log.asked.lock().unwrap().len();
+            let asked = log.resume_points.lock().unwrap().len();
             holds_within(moment, || false);
             mirror.kill();
 
@@ -100,8 +100,8 @@ fn killed_at_any_moment_the_stream_goes_on_without_a_gap() {
             before = place(&mirror);
             assert_eq!(missing(&mirror, before), [] as [i64; 0], "ahead of the data: {before}");
             mirror.start_again();
-            until("connected again", || log.asked.lock().unwrap().len() > asked);
-            let taken_up = *log.asked.lock().unwrap().last().unwrap();
+            until("connected again", || log.resume_points.lock().unwrap().len() > asked);
+            let taken_up = *log.resume_points.lock().unwrap().last().unwrap();
             assert!(taken_up <= before, "taken up from {taken_up}, where {before} was the last");
         }
     });
@@ -118,6 +118,6 @@ fn killed_at_any_moment_the_stream_goes_on_without_a_gap() {
 }
 
 /// The `modified` where the stream is stored to stand.
-fn place(mirror: &Mirror) -> i64 {
+fn place(mirror: &MirrorProcess) -> i64 {
     endpoint(mirror, "sse", "modified").parse().unwrap_or(0)
 }

@@ -17,7 +17,7 @@ mod secrets;
 mod stream;
 mod webhook;
 
-use support::Mirror;
+use support::MirrorProcess;
 
 /// Push is judged within a test's patience; posts are taken on a port of its own.
 const PUSH: &str = r#"
@@ -30,22 +30,22 @@ listen = "127.0.0.1:0"
 "#;
 
 /// A mirror of one feed, `f`, not started yet: its poll URL and further keys, such as `sse.url`.
-fn mirror(url: &str, keys: &str) -> Mirror {
-    Mirror::new().feed_with("f", url, keys).tables(PUSH)
+fn mirror(url: &str, keys: &str) -> MirrorProcess {
+    MirrorProcess::new().feed_with("f", url, keys).tables(PUSH)
 }
 
 /// One column of an endpoint's row.
-fn endpoint(mirror: &Mirror, transport: &str, column: &str) -> String {
+fn endpoint(mirror: &MirrorProcess, transport: &str, column: &str) -> String {
     let sql = format!("SELECT {column} FROM endpoints WHERE feed = 'f' AND transport = '{transport}'");
     mirror.column(&sql).pop().unwrap_or_default()
 }
 
 /// Waits for this mode.
-fn until_mode(mirror: &Mirror, mode: &str) {
+fn until_mode(mirror: &MirrorProcess, mode: &str) {
     mirror.until(&format!("mode {mode}"), |mirror| mirror.row("f").mode == mode);
 }
 
 /// Waits for a live item.
-fn until_has(mirror: &Mirror, id: &str) {
+fn until_has(mirror: &MirrorProcess, id: &str) {
     mirror.until(&format!("item {id}"), |mirror| mirror.ids("f").iter().any(|known| known == id));
 }

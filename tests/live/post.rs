@@ -4,19 +4,19 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
-use crate::support::Mirror;
+use crate::support::MirrorProcess;
 
 /// What a mirror's file of secrets holds where a test doesn't care.
 pub(crate) const SECRET: &str = "open-sesame";
 
 /// An answer.
 #[derive(Clone, Debug)]
-pub(crate) struct Answer {
+pub(crate) struct PostReply {
     pub(crate) status: u16,
     head: String,
 }
 
-impl Answer {
+impl PostReply {
     /// Seconds of `Retry-After`.
     pub(crate) fn retry_after(&self) -> Option<u64> {
         let mut headers = self.head.lines().filter_map(|line| line.split_once(": "));
@@ -25,7 +25,7 @@ impl Answer {
 }
 
 /// Where the running mirror takes posts.
-pub(crate) fn address(mirror: &Mirror) -> String {
+pub(crate) fn address(mirror: &MirrorProcess) -> String {
     mirror.until("an address for webhooks", |mirror| {
         mirror.column("SELECT webhooks_address FROM mirror").iter().any(|address| !address.is_empty())
     });
@@ -33,22 +33,22 @@ pub(crate) fn address(mirror: &Mirror) -> String {
 }
 
 /// Posts a page to feed `f` with the usual secret.
-pub(crate) fn page(mirror: &Mirror, items: &[String]) -> Answer {
+pub(crate) fn page(mirror: &MirrorProcess, items: &[String]) -> PostReply {
     body(mirror, "f", SECRET, &crate::support::page_without_next(items))
 }
 
 /// Posts a body to a feed with a secret.
-pub(crate) fn body(mirror: &Mirror, feed: &str, secret: &str, body: &str) -> Answer {
+pub(crate) fn body(mirror: &MirrorProcess, feed: &str, secret: &str, body: &str) -> PostReply {
     to(&address(mirror), feed, secret, body).unwrap()
 }
 
 /// Posts a body to the mirror that listens there; nothing when it goes away before it has answered.
-pub(crate) fn to(address: &str, feed: &str, secret: &str, body: &str) -> Option<Answer> {
+pub(crate) fn to(address: &str, feed: &str, secret: &str, body: &str) -> Option<PostReply> {
     with(address, feed, &format!("Authorization: Bearer {secret}"), body)
 }
 
 /// Posts a body with this header as its credentials.
-pub(crate) fn with(address: &str, feed: &str, credentials: &str, body: &str) -> Option<Answer> {
+pub(crate) fn with(address: &str, feed: &str, credentials: &str, body: &str) -> Option<PostReply> {
     let mut connection = TcpStream::connect(address).ok()?;
     connection.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
     let head = format!(
@@ -67,5 +67,5 @@ pub(crate) fn with(address: &str, feed: &str, credentials: &str, body: &str) -> 
     }
     let head = String::from_utf8(answer).unwrap();
     let status = head.split(' ').nth(1).unwrap().parse().unwrap();
-    Some(Answer { status, head })
+    Some(PostReply { status, head })
 }

@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use tempfile::TempDir;
 
-use crate::stream::Stream;
-use crate::support::{Mirror, Publisher, Shelf, item, until};
+use crate::stream::StreamServer;
+use crate::support::{MirrorProcess, ScriptedPublisher, TestFeed, item, until};
 use crate::{mirror, until_has, until_mode};
 
 const NGINX: &str = "/usr/sbin/nginx";
@@ -24,7 +24,7 @@ struct Proxy {
 
 impl Proxy {
     /// With further directives for the stream's location.
-    fn start(stream: &Stream, directives: &str) -> Self {
+    fn start(stream: &StreamServer, directives: &str) -> Self {
         assert!(Path::new(NGINX).exists(), "these tests need nginx: apt-get install nginx-light");
         let folder = tempfile::tempdir().unwrap();
         // Free a moment ago; nginx takes no port 0.
@@ -80,23 +80,23 @@ fn config(port: u16, to: u16, directives: &str) -> String {
 }
 
 /// A level feed whose stream comes through the proxy.
-fn streaming(proxy: &Proxy) -> (Arc<Shelf>, Publisher, Mirror) {
-    let shelf = Shelf::of(3, 2);
+fn streaming(proxy: &Proxy) -> (Arc<TestFeed>, ScriptedPublisher, MirrorProcess) {
+    let shelf = TestFeed::of(3, 2);
     let serving = Arc::clone(&shelf);
-    let publisher = Publisher::start(move |request| serving.page(request));
+    let publisher = ScriptedPublisher::start(move |request| serving.page(request));
     let mirror = mirror(&publisher.url("/feed"), &format!("sse.url = {:?}", proxy.url())).start();
     until_mode(&mirror, "sse");
     (shelf, publisher, mirror)
 }
 
-fn brought_by(mirror: &Mirror, id: &str) -> Vec<String> {
+fn brought_by(mirror: &MirrorProcess, id: &str) -> Vec<String> {
     mirror.column(&format!("SELECT transport FROM items WHERE feed = 'f' AND id = '{id}'"))
 }
 
 #[test]
 fn events_pass_a_proxy_as_they_come() {
     // Given
-    let stream = Stream::start();
+    let stream = StreamServer::start();
     let proxy = Proxy::start(&stream, "");
     let (_shelf, _publisher, mirror) = streaming(&proxy);
 
@@ -116,7 +116,7 @@ fn events_pass_a_proxy_as_they_come() {
 #[test]
 fn a_proxy_that_cuts_idle_streams_loses_nothing() {
     // Given
-    let stream = Stream::start();
+    let stream = StreamServer::start();
     let proxy = Proxy::start(&stream, "proxy_read_timeout 1s;");
     let (shelf, _publisher, mirror) = streaming(&proxy);
 

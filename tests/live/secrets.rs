@@ -1,20 +1,20 @@
 //! A publisher that pushes a feed's secrets back: neither stored nor shown, whichever way they come.
 
 use crate::post;
-use crate::stream::Stream;
-use crate::support::secrets::{self, KEYS, POSTED, percent, quoted, shown};
-use crate::support::{Publisher, Reply, item, page, page_without_next};
+use crate::stream::StreamServer;
+use crate::support::secrets::{self, KEYS, POSTED, all_encodings, percent, quoted};
+use crate::support::{Reply, ScriptedPublisher, item, page, page_without_next};
 use crate::{endpoint, mirror};
 
 /// A record that can't be read and shows every secret.
 fn bad(id: &str) -> String {
-    format!("{{\"id\":{},\"kind\":\"thing\",\"modified\":1,\"state\":{}}}", quoted(id), quoted(&shown()))
+    format!("{{\"id\":{},\"kind\":\"thing\",\"modified\":1,\"state\":{}}}", quoted(id), quoted(&all_encodings()))
 }
 
 #[test]
 fn secrets_that_a_publisher_pushes_back_are_neither_stored_nor_told() {
     // Given: a feed with as many kinds as there may be.
-    let publisher = Publisher::start(|request| match request.query().contains("from=1") {
+    let publisher = ScriptedPublisher::start(|request| match request.query().contains("from=1") {
         true => Reply::page(page(&[], &request.target)),
         false => {
             let kind = |n: usize| item(&format!("i{n}"), 1).replace("\"thing\"", &format!("\"kind-{n}\""));
@@ -22,7 +22,7 @@ fn secrets_that_a_publisher_pushes_back_are_neither_stored_nor_told() {
             Reply::page(page(&kinds, "?from=1"))
         }
     });
-    let stream = Stream::start();
+    let stream = StreamServer::start();
     let mirror = mirror(&publisher.url("/feed"), &format!("sse.url = {:?}\n{KEYS}", stream.url()));
     secrets::write(&mirror);
     let mirror = mirror.start();
@@ -35,24 +35,24 @@ fn secrets_that_a_publisher_pushes_back_are_neither_stored_nor_told() {
 
     // When: by stream
     let id = percent(POSTED, false);
-    stream.send(&format!(": {}\nid: {id}\nevent: {POSTED}\ndata: {{}}\n\n", shown()));
+    stream.send(&format!(": {}\nid: {id}\nevent: {POSTED}\ndata: {{}}\n\n", all_encodings()));
     stream.send(&format!("id: {id}\nevent: itemupdate\ndata: {}\n\n", bad("by-stream")));
-    stream.send(&format!("id: {id}\nevent: itemupdate\ndata: no JSON: {}\n\n", shown()));
+    stream.send(&format!("id: {id}\nevent: itemupdate\ndata: no JSON: {}\n\n", all_encodings()));
     stream.send(&format!("id: {id}\nevent: itemupdate\ndata: {}\n\n", further("stream-kind")));
     stream.send(&format!("id: {id}\nevent: itemupdate\ndata: {}\n\n", item("by-stream", 3)));
     mirror.until("the stream's item", |mirror| mirror.ids("f").contains(&"by-stream".to_owned()));
-    stream.refuse("403 Forbidden", &format!("X-Echo: {POSTED}\r\nContent-Type: text/{POSTED}\r\n"), &shown());
+    stream.refuse("403 Forbidden", &format!("X-Echo: {POSTED}\r\nContent-Type: text/{POSTED}\r\n"), &all_encodings());
     mirror.until("the stream refused", |mirror| endpoint(mirror, "sse", "reason").contains("403"));
 
     // and by post
-    let license = format!("{{\"license\":{},\"items\":[{}]}}", quoted(&shown()), item("by-post", 4));
+    let license = format!("{{\"license\":{},\"items\":[{}]}}", quoted(&all_encodings()), item("by-post", 4));
     assert_eq!(post::body(&mirror, "f", POSTED, &license).status, 204);
     assert_eq!(
         post::body(&mirror, "f", POSTED, &page_without_next(&[bad("by-post"), further("post-kind")])).status,
         204
     );
     for status in [400, 400, 400, 400, 204] {
-        assert_eq!(post::body(&mirror, "f", POSTED, &format!("no page: {}", shown())).status, status);
+        assert_eq!(post::body(&mirror, "f", POSTED, &format!("no page: {}", all_encodings())).status, status);
     }
     assert_eq!(post::body(&mirror, POSTED, POSTED, &license).status, 404);
 

@@ -9,21 +9,21 @@ use std::time::Duration;
 const OPEN: &str = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-store\r\n\r\n";
 
 /// A running stream; ends when dropped.
-pub(crate) struct Stream {
+pub(crate) struct StreamServer {
     address: SocketAddr,
-    shared: Arc<Shared>,
+    shared: Arc<StreamServerInner>,
 }
 
 type Greeting = Box<dyn Fn(&str) -> String + Send + Sync>;
 
-struct Shared {
+struct StreamServerInner {
     /// What a connection is told first, by the target it asks for.
     greeting: Greeting,
-    desk: Mutex<Desk>,
+    state: Mutex<StreamServerState>,
 }
 
 #[derive(Default)]
-struct Desk {
+struct StreamServerState {
     listening: Vec<TcpStream>,
     heads: Vec<String>,
     /// The whole answer to whoever connects, in place of a stream.
@@ -31,7 +31,7 @@ struct Desk {
     over: bool,
 }
 
-impl Stream {
+impl StreamServer {
     /// On a port of its own; whoever connects hears of nothing but what is sent from then on.
     pub(crate) fn start() -> Self {
         Self::greeting(|_| String::new())
@@ -41,14 +41,14 @@ impl Stream {
     pub(crate) fn greeting(greeting: impl Fn(&str) -> String + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        let shared = Arc::new(Shared { greeting: Box::new(greeting), desk: Mutex::default() });
+        let shared = Arc::new(StreamServerInner { greeting: Box::new(greeting), state: Mutex::default() });
         let accepting = Arc::clone(&shared);
         std::thread::spawn(move || {
             for connection in listener.incoming() {
-                if accepting.desk.lock().unwrap().over {
+                if accepting.state.lock().unwrap().over {
                     return;
                 }
-                accepting.admit(connection.unwrap());
+                accepting.accept_connection(connection.unwrap());
             }
         });
         Self { address, shared }
@@ -64,7 +64,7 @@ impl Stream {
 
     /// Sends these bytes to whoever is connected.
     pub(crate) fn send(&self, text: &str) {
-        let mut desk = self.shared.desk.lock().unwrap();
+        let mut desk = self.shared.state.lock().unwrap();
         desk.listening.retain_mut(|connection| connection.write_all(text.as_bytes()).is_ok());
     }
 
@@ -75,7 +75,7 @@ impl Stream {
 
     /// Closes every connection; new ones are taken.
     pub(crate) fn cut(&self) {
-        for connection in self.shared.desk.lock().unwrap().listening.drain(..) {
+        for connection in self.shared.state.lock().unwrap().listening.drain(..) {
             let _ = connection.shutdown(Shutdown::Both);
         }
     }
@@ -83,38 +83,38 @@ impl Stream {
     /// Closes every connection, and answers new ones with this status line, headers and body.
     pub(crate) fn refuse(&self, status: &str, headers: &str, body: &str) {
         let head = format!("HTTP/1.1 {status}\r\n{headers}Content-Length: {}\r\nConnection: close\r\n\r\n", body.len());
-        self.shared.desk.lock().unwrap().refusal = Some(head + body);
+        self.shared.state.lock().unwrap().refusal = Some(head + body);
         self.cut();
     }
 
     /// Takes new connections again.
-    pub(crate) fn welcome(&self) {
-        self.shared.desk.lock().unwrap().refusal = None;
+    pub(crate) fn accept_again(&self) {
+        self.shared.state.lock().unwrap().refusal = None;
     }
 
     /// The heads of all requests so far, refused ones too.
     pub(crate) fn heads(&self) -> Vec<String> {
-        self.shared.desk.lock().unwrap().heads.clone()
+        self.shared.state.lock().unwrap().heads.clone()
     }
 }
 
-impl Drop for Stream {
+impl Drop for StreamServer {
     fn drop(&mut self) {
-        self.shared.desk.lock().unwrap().over = true;
+        self.shared.state.lock().unwrap().over = true;
         self.cut();
         // Wakes the accepting thread, which then sees that it is over.
         drop(TcpStream::connect(self.address));
     }
 }
 
-impl Shared {
-    fn admit(&self, mut connection: TcpStream) {
+impl StreamServerInner {
+    fn accept_connection(&self, mut connection: TcpStream) {
         connection.set_nodelay(true).unwrap();
         connection.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
         connection.set_write_timeout(Some(Duration::from_secs(5))).unwrap();
         let Some(head) = head(&mut connection) else { return };
         let target = head.split(' ').nth(1).unwrap_or_default().to_owned();
-        let mut desk = self.desk.lock().unwrap();
+        let mut desk = self.state.lock().unwrap();
         desk.heads.push(head);
         if let Some(refusal) = &desk.refusal {
             let _ = connection.write_all(refusal.as_bytes());

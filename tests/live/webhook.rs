@@ -9,18 +9,18 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 
 use crate::post::{self, SECRET};
-use crate::support::{Mirror, Publisher, Reply, Request, Shelf, item, page_without_next, until};
+use crate::support::{MirrorProcess, Reply, Request, ScriptedPublisher, TestFeed, item, page_without_next, until};
 use crate::{PUSH, endpoint, mirror, until_has, until_mode};
 
 const KEYS: &str = r#"webhook = { secret_file = "secret" }"#;
 
-fn shelf_publisher(shelf: &Arc<Shelf>) -> Publisher {
+fn shelf_publisher(shelf: &Arc<TestFeed>) -> ScriptedPublisher {
     let serving = Arc::clone(shelf);
-    Publisher::start(move |request| serving.page(request))
+    ScriptedPublisher::start(move |request| serving.page(request))
 }
 
 /// A mirror of this feed that takes posts, not started yet.
-fn taking(publisher: &Publisher, keys: &str) -> Mirror {
+fn taking(publisher: &ScriptedPublisher, keys: &str) -> MirrorProcess {
     let mirror = mirror(&publisher.url("/feed"), keys);
     mirror.write("secret", SECRET);
     mirror
@@ -29,7 +29,7 @@ fn taking(publisher: &Publisher, keys: &str) -> Mirror {
 #[test]
 fn what_got_a_2xx_can_be_read_at_once() {
     // Given
-    let shelf = Shelf::of(3, 2);
+    let shelf = TestFeed::of(3, 2);
     let publisher = shelf_publisher(&shelf);
     let mirror = taking(&publisher, KEYS).start();
     mirror.until_level("f");
@@ -53,7 +53,7 @@ fn what_got_a_2xx_can_be_read_at_once() {
 #[test]
 fn a_body_that_is_only_sent_again_makes_no_webhook_proven() {
     // Given: what is posted was in the mirror before it was started
-    let shelf = Shelf::of(3, 2);
+    let shelf = TestFeed::of(3, 2);
     let publisher = shelf_publisher(&shelf);
     let mut mirror = taking(&publisher, KEYS).start();
     mirror.until_level("f");
@@ -81,7 +81,7 @@ fn a_body_that_is_only_sent_again_makes_no_webhook_proven() {
 #[test]
 fn what_got_a_2xx_outlives_a_kill_right_after_it() {
     // Given
-    let shelf = Shelf::of(3, 2);
+    let shelf = TestFeed::of(3, 2);
     let publisher = shelf_publisher(&shelf);
     let mut mirror = taking(&publisher, KEYS).start();
     mirror.until_level("f");
@@ -121,7 +121,7 @@ fn a_feed_that_defers_takes_posts_once_it_is_level() {
     let end = Arc::new(std::sync::atomic::AtomicBool::new(false));
     let ending = Arc::clone(&end);
     let publisher =
-        Publisher::start(move |request| long_feed(request, ending.load(std::sync::atomic::Ordering::SeqCst)));
+        ScriptedPublisher::start(move |request| long_feed(request, ending.load(std::sync::atomic::Ordering::SeqCst)));
     let keys = r#"webhook = { secret_file = "secret", during_refresh = "defer" }"#;
     let mirror = taking(&publisher, keys).start();
 
@@ -145,7 +145,7 @@ fn a_feed_that_defers_takes_posts_once_it_is_level() {
 
 #[test]
 fn a_feed_that_does_not_defer_takes_posts_while_it_is_read() {
-    let publisher = Publisher::start(|request| long_feed(request, false));
+    let publisher = ScriptedPublisher::start(|request| long_feed(request, false));
     let mirror = taking(&publisher, KEYS).start();
     assert_eq!(post::page(&mirror, &[item("early", 9_000)]).status, 204);
     assert_eq!(mirror.ids("f").iter().filter(|id| *id == "early").count(), 1);
@@ -155,7 +155,7 @@ fn a_feed_that_does_not_defer_takes_posts_while_it_is_read() {
 #[test]
 fn what_is_refused_is_refused_whole_and_says_why() {
     // Given
-    let shelf = Shelf::of(3, 2);
+    let shelf = TestFeed::of(3, 2);
     let publisher = shelf_publisher(&shelf);
     let mirror = taking(&publisher, KEYS).tables("max_body_bytes = \"64KiB\"\n").start();
     mirror.until_level("f");
@@ -184,7 +184,7 @@ fn what_is_refused_is_refused_whole_and_says_why() {
 #[test]
 fn the_fifth_time_a_body_is_taken_aside_and_the_feed_walked_again() {
     // Given
-    let shelf = Shelf::of(6, 2);
+    let shelf = TestFeed::of(6, 2);
     let publisher = shelf_publisher(&shelf);
     let mirror = taking(&publisher, KEYS).start();
     mirror.until_level("f");
@@ -209,14 +209,14 @@ fn the_fifth_time_a_body_is_taken_aside_and_the_feed_walked_again() {
 }
 
 /// Requests for places that the cursor had left behind.
-fn looked_back(publisher: &Publisher) -> usize {
+fn looked_back(publisher: &ScriptedPublisher) -> usize {
     publisher.requests_to("/feed").iter().filter(|request| !request.target.contains("from=6&")).count()
 }
 
 #[test]
 fn two_secrets_are_valid_during_a_rotation_and_files_are_read_again_on_sighup() {
     // Given
-    let shelf = Shelf::of(3, 2);
+    let shelf = TestFeed::of(3, 2);
     let publisher = shelf_publisher(&shelf);
     let mirror = taking(&publisher, r#"webhook = { secret_file = ["new", "secret"] }"#);
     mirror.write("new", "first-new\n");
@@ -242,7 +242,7 @@ fn two_secrets_are_valid_during_a_rotation_and_files_are_read_again_on_sighup() 
 #[test]
 fn a_purged_feed_takes_nothing_until_it_is_resumed() {
     // Given
-    let shelf = Shelf::of(3, 2);
+    let shelf = TestFeed::of(3, 2);
     let publisher = shelf_publisher(&shelf);
     let mirror = taking(&publisher, KEYS).start();
     mirror.until_level("f");
@@ -269,7 +269,7 @@ fn a_purged_feed_takes_nothing_until_it_is_resumed() {
 
 #[test]
 fn a_paused_feed_takes_nothing_until_it_is_resumed() {
-    let shelf = Shelf::of(3, 2);
+    let shelf = TestFeed::of(3, 2);
     let publisher = shelf_publisher(&shelf);
     let mirror = taking(&publisher, KEYS).start();
     mirror.until_level("f");
@@ -282,7 +282,7 @@ fn a_paused_feed_takes_nothing_until_it_is_resumed() {
 #[test]
 fn posts_of_many_publishers_at_once_are_all_answered() {
     // Given
-    let shelf = Shelf::of(3, 2);
+    let shelf = TestFeed::of(3, 2);
     let publisher = shelf_publisher(&shelf);
     let mirror = taking(&publisher, KEYS).start();
     mirror.until_level("f");
@@ -347,14 +347,14 @@ fn registrar(statuses: &'static [u16]) -> (String, std::sync::mpsc::Receiver<(St
 #[test]
 fn the_publisher_is_told_where_to_post_until_it_takes_it_and_again_when_due() {
     // Given
-    let shelf = Shelf::of(3, 2);
+    let shelf = TestFeed::of(3, 2);
     let publisher = shelf_publisher(&shelf);
     let (url, asked) = registrar(&[500, 201]);
     let register = format!(
         "webhook.secret_file = \"secret\"\nwebhook.register = {{ url = {url:?}, method = \"PUT\", body = '{{\"to\":\"{{callback}}\"}}', \
          renew = \"1s\", headers = {{ X-Key = {{ file = \"secret\" }} }} }}\nretry = {{ min = \"50ms\", max = \"1s\" }}"
     );
-    let mirror = Mirror::new().feed_with("f", &publisher.url("/feed"), &register);
+    let mirror = MirrorProcess::new().feed_with("f", &publisher.url("/feed"), &register);
     let mirror = mirror.tables(&format!("{PUSH}public_url = \"https://mirror.example\"\n"));
     mirror.write("secret", SECRET);
 

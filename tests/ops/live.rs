@@ -9,16 +9,16 @@ use feedmirror::output::metrics::{METRICS, Metric, MetricType};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::bench::{DEADLINE, command};
-use crate::support::{Mirror, until};
+use crate::harness::{DEADLINE, command};
+use crate::support::{MirrorProcess, until};
 
 /// A simulated publisher, with its feeds' URLs.
-struct Simulated {
+struct LiveSimulator {
     child: Child,
     urls: Vec<String>,
 }
 
-impl Drop for Simulated {
+impl Drop for LiveSimulator {
     fn drop(&mut self) {
         // It may have ended by then.
         let _ = self.child.kill();
@@ -26,7 +26,7 @@ impl Drop for Simulated {
     }
 }
 
-impl Simulated {
+impl LiveSimulator {
     fn start(feeds: usize) -> Self {
         let count = feeds.to_string();
         let arguments = ["simulate", "--listen", "127.0.0.1:0", "--rate", "0", "--items", "30", "--feeds", &count];
@@ -89,13 +89,13 @@ fn sample(line: &str) -> Sample {
 }
 
 /// What the daemon exports now.
-struct Scrape {
+struct MetricsText {
     text: String,
     samples: Vec<Sample>,
 }
 
-impl Scrape {
-    fn of(mirror: &Mirror) -> Self {
+impl MetricsText {
+    fn of(mirror: &MirrorProcess) -> Self {
         let address = mirror.column("SELECT ops_address FROM mirror").pop().unwrap();
         let text = get(&address, "/metrics");
         let samples = text.lines().filter(|line| !line.starts_with('#')).map(sample).collect();
@@ -133,9 +133,9 @@ fn metric(sample: &Sample) -> (&'static Metric, Vec<&'static str>) {
     (metric, metric.labels.iter().copied().chain(bound).collect())
 }
 
-fn two_feeds(publisher: &Simulated) -> Mirror {
+fn two_feeds(publisher: &LiveSimulator) -> MirrorProcess {
     let sse = format!("sse.url = \"{}/stream\"\nprovider = \"acme\"", publisher.urls[0]);
-    let mirror = Mirror::new().tables("[providers.acme]\n").feed_with("a", &publisher.urls[0], &sse);
+    let mirror = MirrorProcess::new().tables("[providers.acme]\n").feed_with("a", &publisher.urls[0], &sse);
     let mirror = mirror.feed("b", &publisher.urls[1]).start();
     mirror.until("both level", |mirror| {
         mirror.number("SELECT count(*) FROM feeds WHERE level_at IS NOT NULL AND health = 'ok'") == 2
@@ -146,14 +146,14 @@ fn two_feeds(publisher: &Simulated) -> Mirror {
 #[test]
 fn a_daemon_exports_what_is_listed_and_what_its_publisher_says() {
     // Given
-    let publisher = Simulated::start(2);
+    let publisher = LiveSimulator::start(2);
     let mirror = two_feeds(&publisher);
     until("the stream is up", || {
-        Scrape::of(&mirror).value("feedmirror_endpoint_up", &["feed=a", "transport=sse"]) == Some(1.0)
+        MetricsText::of(&mirror).value("feedmirror_endpoint_up", &["feed=a", "transport=sse"]) == Some(1.0)
     });
 
     // When
-    let scrape = Scrape::of(&mirror);
+    let scrape = MetricsText::of(&mirror);
 
     // Then: names and labels are those of the list.
     for sample in &scrape.samples {
@@ -195,15 +195,15 @@ fn a_daemon_exports_what_is_listed_and_what_its_publisher_says() {
 
 #[test]
 fn each_commit_is_counted_in_a_histogram_that_adds_up() {
-    let publisher = Simulated::start(2);
+    let publisher = LiveSimulator::start(2);
     let mirror = two_feeds(&publisher);
-    let count = |scrape: &Scrape| scrape.value("feedmirror_commit_seconds_count", &[]).unwrap();
-    let before = count(&Scrape::of(&mirror));
+    let count = |scrape: &MetricsText| scrape.value("feedmirror_commit_seconds_count", &[]).unwrap();
+    let before = count(&MetricsText::of(&mirror));
     assert!(before >= 3.0, "two feeds were registered and read: {before}");
 
-    until("polls commit too", || count(&Scrape::of(&mirror)) > before);
+    until("polls commit too", || count(&MetricsText::of(&mirror)) > before);
 
-    let scrape = Scrape::of(&mirror);
+    let scrape = MetricsText::of(&mirror);
     let bucket = |sample: &&Sample| sample.name == "feedmirror_commit_seconds_bucket";
     let buckets: Vec<f64> = scrape.samples.iter().filter(bucket).map(|sample| sample.value).collect();
     assert!(buckets.len() > 10 && buckets.is_sorted(), "{buckets:?}");
@@ -215,9 +215,9 @@ fn each_commit_is_counted_in_a_histogram_that_adds_up() {
 #[test]
 fn a_feed_s_series_vanish_when_it_leaves_the_configuration_and_its_rows_count_until_it_is_purged() {
     // Given
-    let publisher = Simulated::start(2);
+    let publisher = LiveSimulator::start(2);
     let mut mirror = two_feeds(&publisher);
-    assert!(Scrape::of(&mirror).speaks_of("b"));
+    assert!(MetricsText::of(&mirror).speaks_of("b"));
 
     // When
     mirror.drop_feed("b");
@@ -225,14 +225,14 @@ fn a_feed_s_series_vanish_when_it_leaves_the_configuration_and_its_rows_count_un
     mirror.signal(Signal::SIGHUP);
 
     // Then
-    until("its series are gone", || !Scrape::of(&mirror).speaks_of("b"));
-    let scrape = Scrape::of(&mirror);
+    until("its series are gone", || !MetricsText::of(&mirror).speaks_of("b"));
+    let scrape = MetricsText::of(&mirror);
     assert!(scrape.speaks_of("a"));
     assert_eq!(scrape.value("feedmirror_feeds", &["health=removed"]), Some(1.0));
 
     let purged = mirror.verb(&["purge", "b", "--yes"]);
     assert!(purged.status.success(), "{purged:?}");
-    let scrape = Scrape::of(&mirror);
+    let scrape = MetricsText::of(&mirror);
     assert!(!scrape.speaks_of("b"));
     assert_eq!(scrape.value("feedmirror_feeds", &["health=removed"]), Some(0.0));
 }
@@ -240,10 +240,11 @@ fn a_feed_s_series_vanish_when_it_leaves_the_configuration_and_its_rows_count_un
 #[test]
 fn an_ack_silences_one_feed_of_a_daemon_without_pausing_it_and_ends() {
     // Given
-    let publisher = Simulated::start(2);
+    let publisher = LiveSimulator::start(2);
     let mut mirror = two_feeds(&publisher);
-    let acked =
-        |mirror: &Mirror, feed: &str| Scrape::of(mirror).value("feedmirror_feed_acked", &[&format!("feed={feed}")]);
+    let acked = |mirror: &MirrorProcess, feed: &str| {
+        MetricsText::of(mirror).value("feedmirror_feed_acked", &[&format!("feed={feed}")])
+    };
     assert_eq!((acked(&mirror, "a"), acked(&mirror, "b")), (Some(0.0), Some(0.0)));
 
     // When
@@ -254,8 +255,9 @@ fn an_ack_silences_one_feed_of_a_daemon_without_pausing_it_and_ends() {
     let words = String::from_utf8(told.stdout).unwrap();
     assert_eq!(words, "alerts of b are silenced until 2100-01-02T03:04:05Z\n");
     assert_eq!((acked(&mirror, "a"), acked(&mirror, "b")), (Some(0.0), Some(1.0)));
-    let shown =
-        |mirror: &Mirror| -> Value { serde_json::from_slice(&mirror.verb(&["status", "b", "--json"]).stdout).unwrap() };
+    let shown = |mirror: &MirrorProcess| -> Value {
+        serde_json::from_slice(&mirror.verb(&["status", "b", "--json"]).stdout).unwrap()
+    };
     let row = shown(&mirror)["feeds"][0].clone();
     assert_eq!((&row["acked_until"], &row["ack_note"]), (&"2100-01-02T03:04:05.000Z".into(), &"ticket 4711".into()));
     assert_eq!(row["health"], "ok");

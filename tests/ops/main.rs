@@ -6,15 +6,15 @@
 #[path = "../support/mod.rs"]
 mod support;
 
-mod bench;
-mod doors;
+mod harness;
+mod access;
 mod journals;
 mod openapi;
 mod live;
 mod orders;
 mod running;
 mod schema;
-mod shown;
+mod current_state;
 mod stalled;
 mod streams;
 mod verbs;

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use feedmirror::store::now;
 use serde_json::{Value, json};
 
-use crate::bench::{Bench, lines, told};
+use crate::harness::{OpsHarness, lines, status_and_text};
 use crate::schema;
 
 /// Routes of the router, as its source has them: `GET /api/feeds`.
@@ -30,16 +30,16 @@ fn operations(document: &Value) -> BTreeSet<String> {
     paths.iter().flat_map(of).collect()
 }
 
-async fn document(bench: &Bench) -> Value {
-    let (status, text) = bench.got("/api/openapi.json").await;
+async fn document(harness: &OpsHarness) -> Value {
+    let (status, text) = harness.get_text("/api/openapi.json").await;
     assert_eq!(status, 200);
     serde_json::from_str(&text).unwrap()
 }
 
 #[tokio::test]
 async fn the_document_has_every_route_and_no_other() {
-    let bench = Bench::with(&["acme"]).await;
-    let document = document(&bench).await;
+    let harness = OpsHarness::with(&["acme"]).await;
+    let document = document(&harness).await;
     assert_eq!(document["openapi"], "3.1.0");
     assert_eq!(document["info"]["version"], env!("CARGO_PKG_VERSION"));
 
@@ -53,7 +53,7 @@ async fn the_document_has_every_route_and_no_other() {
 
 #[tokio::test]
 async fn every_operation_has_a_name_of_its_own_and_says_what_its_path_takes() {
-    let document = document(&Bench::with(&["acme"]).await).await;
+    let document = document(&OpsHarness::with(&["acme"]).await).await;
     let mut names = BTreeSet::new();
     for (path, methods) in document["paths"].as_object().unwrap() {
         for operation in methods.as_object().unwrap().values() {
@@ -70,15 +70,15 @@ async fn every_operation_has_a_name_of_its_own_and_says_what_its_path_takes() {
 }
 
 /// A mirror that has something of everything.
-async fn busy() -> Bench {
-    let bench = Bench::with(&["acme", "well"]).await;
-    bench.file.store().started(now(), Some(bench.address.to_string()), None).await.unwrap();
-    bench.file.write("acme", &[("1", 5, Some("{\"n\": 1.50}")), ("2", 1, None), ("a/ä", 1, Some("[1]"))]).await;
-    bench.file.write("acme", &[("1", 4, Some("{}"))]).await;
-    bench.file.ails("acme", "timeout: no answer").await;
-    bench.file.quarantine("acme", &[("no-id", "{\"state\":\"updated\"}"), ("not-json", "{")]).await;
-    bench.file.finds("acme", "bom", "it begins with one").await;
-    bench
+async fn busy() -> OpsHarness {
+    let harness = OpsHarness::with(&["acme", "well"]).await;
+    harness.file.store().record_start(now(), Some(harness.address.to_string()), None).await.unwrap();
+    harness.file.write("acme", &[("1", 5, Some("{\"n\": 1.50}")), ("2", 1, None), ("a/ä", 1, Some("[1]"))]).await;
+    harness.file.write("acme", &[("1", 4, Some("{}"))]).await;
+    harness.file.set_retrying("acme", "timeout: no answer").await;
+    harness.file.quarantine("acme", &[("no-id", "{\"state\":\"updated\"}"), ("not-json", "{")]).await;
+    harness.file.finds("acme", "bom", "it begins with one").await;
+    harness
 }
 
 /// What is asked, by which path of the document, and how it ends. One of each status that a reader can bring about.
@@ -121,11 +121,11 @@ const ASKED: &[(&str, &str, u16)] = &[
 
 #[tokio::test]
 async fn what_is_answered_is_what_the_document_says() {
-    let bench = busy().await;
-    let document = document(&bench).await;
+    let harness = busy().await;
+    let document = document(&harness).await;
     let mut asked = BTreeSet::new();
     for (url, path, status) in ASKED {
-        let response = bench.get(url).send().await.unwrap();
+        let response = harness.get(url).send().await.unwrap();
         assert_eq!(response.status().as_u16(), *status, "{url}");
         let media_type = response.headers()["content-type"].to_str().unwrap().to_owned();
         let text = response.text().await.unwrap();
@@ -146,8 +146,8 @@ async fn what_is_answered_is_what_the_document_says() {
 
 #[tokio::test]
 async fn each_order_that_the_document_names_is_one_and_no_other() {
-    let bench = busy().await;
-    let document = document(&bench).await;
+    let harness = busy().await;
+    let document = document(&harness).await;
     for (path, of) in
         [("/api/feeds/{name}/{verb}", "/api/feeds/acme"), ("/api/quarantine/{id}/{verb}", "/api/quarantine/1")]
     {
@@ -161,18 +161,18 @@ async fn each_order_that_the_document_names_is_one_and_no_other() {
                 "forget" => json!({ "id": "1" }),
                 _ => json!({}),
             };
-            let request = bench.post(&format!("{of}/{verb}")).bearer_auth(&bench.token).json(&body);
+            let request = harness.post(&format!("{of}/{verb}")).bearer_auth(&harness.token).json(&body);
             let response = request.send().await.unwrap();
             assert_eq!(response.status().as_u16(), 200, "{verb}");
             let text = response.text().await.unwrap();
             checked(&document, post, 200, "application/json", &text).unwrap();
         }
         // The router's own words for what it takes name them all.
-        let (status, text) = bench.ordered(&format!("{of}/explode"), "").await;
+        let (status, text) = harness.post_order(&format!("{of}/explode"), "").await;
         assert_eq!(status, 404);
         assert!(verbs.iter().all(|verb| text.contains(verb)), "{verbs:?}: {text}");
         checked(&document, post, 404, "application/problem+json", &text).unwrap();
-        let (status, text) = told(bench.post(&format!("{of}/{}", verbs[0]))).await;
+        let (status, text) = status_and_text(harness.post(&format!("{of}/{}", verbs[0]))).await;
         assert_eq!(status, 401);
         checked(&document, post, 401, "application/problem+json", &text).unwrap();
     }
@@ -180,7 +180,7 @@ async fn each_order_that_the_document_names_is_one_and_no_other() {
 
 #[tokio::test]
 async fn the_check_can_fail() {
-    let document = document(&Bench::with(&["acme"]).await).await;
+    let document = document(&OpsHarness::with(&["acme"]).await).await;
     let done = &document["paths"]["/healthz"]["get"];
     let check = |media_type: &str, text: &str| checked(&document, done, 200, media_type, text);
     assert_eq!(check("application/json", "{\"done\":\"x\"}"), Ok(()));

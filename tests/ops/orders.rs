@@ -1,13 +1,13 @@
 //! What a request makes of the supervisor, and what its answer makes of the request.
 
 use feedmirror::supervisor::ack::Ack;
-use feedmirror::supervisor::control::{Asked, ControlError, Order, QuarantineOrder};
+use feedmirror::supervisor::control::{ControlError, Order, QuarantineOrder, StubRequest};
 
-use crate::bench::Bench;
+use crate::harness::OpsHarness;
 
 #[tokio::test]
 async fn each_route_is_one_order() {
-    let bench = Bench::with(&["acme"]).await;
+    let harness = OpsHarness::with(&["acme"]).await;
     let seek = r#"{"url": "https://acme.example/rpde?afterId=%7B1%7D&afterTimestamp=2"}"#;
     let told = [
         ("/api/feeds/acme/pause", "", Order::Pause),
@@ -35,21 +35,21 @@ async fn each_route_is_one_order() {
         ),
     ];
     for (path, body, order) in told {
-        let (status, text) = bench.ordered(path, body).await;
+        let (status, text) = harness.post_order(path, body).await;
         assert_eq!(status, 200, "{path} {body}: {text}");
-        assert_eq!(bench.asked().pop(), Some(Asked::Feed("acme".into(), order)), "{path} {body}");
+        assert_eq!(harness.received_orders().pop(), Some(StubRequest::Feed("acme".into(), order)), "{path} {body}");
         let answer: serde_json::Value = serde_json::from_str(&text).unwrap();
         assert!(answer["done"].as_str().unwrap().starts_with("did "), "{text}");
     }
     for (verb, order) in [("retry", QuarantineOrder::Retry), ("drop", QuarantineOrder::Drop)] {
-        assert_eq!(bench.ordered(&format!("/api/quarantine/7/{verb}"), "").await.0, 200);
-        assert_eq!(bench.asked().pop(), Some(Asked::Quarantine(7, order)));
+        assert_eq!(harness.post_order(&format!("/api/quarantine/7/{verb}"), "").await.0, 200);
+        assert_eq!(harness.received_orders().pop(), Some(StubRequest::Quarantine(7, order)));
     }
 }
 
 #[tokio::test]
 async fn what_makes_no_sense_is_named_and_asks_for_nothing() {
-    let bench = Bench::with(&["acme"]).await;
+    let harness = OpsHarness::with(&["acme"]).await;
     let long = format!("{{\"x\": \"{}\"}}", "x".repeat(70_000));
     let refused = [
         ("/api/feeds/acme/resync", r#"{"trust": true}"#, 400, "trust"),
@@ -73,26 +73,26 @@ async fn what_makes_no_sense_is_named_and_asks_for_nothing() {
         ("/api/feeds", "", 405, "method"),
     ];
     for (path, body, status, word) in refused {
-        let (got, text) = bench.ordered(path, body).await;
+        let (got, text) = harness.post_order(path, body).await;
         let answer: serde_json::Value = serde_json::from_str(&text).unwrap_or_else(|_| panic!("{path}: {text}"));
         assert_eq!(got, status, "{path}: {text}");
         assert!(answer["error"].as_str().unwrap().contains(word), "{path}: {text}");
     }
-    assert_eq!(bench.asked(), []);
+    assert_eq!(harness.received_orders(), []);
 }
 
 #[tokio::test]
 async fn the_supervisor_s_refusal_is_the_answer() {
-    let answer = |asked: &Asked| match asked {
-        Asked::Feed(name, _) if name == "acme" => Err(ControlError::Refused("acme is \"busy\"".into())),
-        Asked::Feed(name, _) => Err(ControlError::Unknown(format!("there is no feed {name}"))),
+    let answer = |asked: &StubRequest| match asked {
+        StubRequest::Feed(name, _) if name == "acme" => Err(ControlError::Refused("acme is \"busy\"".into())),
+        StubRequest::Feed(name, _) => Err(ControlError::Unknown(format!("there is no feed {name}"))),
         _ => Err(ControlError::Stopping),
     };
-    let bench = Bench::listening("127.0.0.1:0", &["acme"], answer).await;
+    let harness = OpsHarness::listening("127.0.0.1:0", &["acme"], answer).await;
     for (feed, status, words) in [("acme", 409, "acme is \"busy\""), ("nope", 404, "there is no feed nope")] {
-        let (got, text) = bench.ordered(&format!("/api/feeds/{feed}/pause"), "").await;
+        let (got, text) = harness.post_order(&format!("/api/feeds/{feed}/pause"), "").await;
         let answer: serde_json::Value = serde_json::from_str(&text).unwrap();
         assert_eq!((got, &answer["error"]), (status, &words.into()), "{text}");
     }
-    assert_eq!(bench.ordered("/api/quarantine/1/drop", "").await.0, 503);
+    assert_eq!(harness.post_order("/api/quarantine/1/drop", "").await.0, 503);
 }

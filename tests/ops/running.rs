@@ -5,13 +5,13 @@ use std::time::Duration;
 use feedmirror::source::client::plain_client;
 use serde_json::{Value, json};
 
-use crate::bench::{DEADLINE, File, lines, told};
+use crate::harness::{DEADLINE, MirrorFixture, lines, status_and_text};
 use crate::openapi::checked;
-use crate::support::{Mirror, Publisher, Reply, deleted, item, page};
+use crate::support::{MirrorProcess, Reply, ScriptedPublisher, deleted, item, page};
 
 /// An item, a tombstone, a record without id, an older version on the second page, and a mark before the first.
-fn publisher() -> Publisher {
-    Publisher::start(|request| match request.query() {
+fn publisher() -> ScriptedPublisher {
+    ScriptedPublisher::start(|request| match request.query() {
         "" => {
             let nameless = r#"{"state":"updated","kind":"thing","modified":7,"data":{}}"#.to_owned();
             let items = [item("a", 5), deleted("b", 6), nameless];
@@ -23,22 +23,22 @@ fn publisher() -> Publisher {
 }
 
 /// A running daemon and how to ask it.
-struct Asked {
-    mirror: Mirror,
+struct RunningDaemon {
+    mirror: MirrorProcess,
     client: reqwest::Client,
     base: String,
     token: String,
     document: Value,
 }
 
-impl Asked {
-    async fn before(publisher: &Publisher) -> Self {
-        let mirror = Mirror::running("acme", &publisher.url("/feed"));
+impl RunningDaemon {
+    async fn before(publisher: &ScriptedPublisher) -> Self {
+        let mirror = MirrorProcess::running("acme", &publisher.url("/feed"));
         mirror.until_level("acme");
         let base = format!("http://{}", mirror.column("SELECT ops_address FROM mirror")[0]);
         let token = std::fs::read_to_string(mirror.path("mirror.db.token")).unwrap().trim().to_owned();
         let client = plain_client(DEADLINE).unwrap();
-        let text = told(client.get(format!("{base}/api/openapi.json"))).await.1;
+        let text = status_and_text(client.get(format!("{base}/api/openapi.json"))).await.1;
         Self { mirror, client, base, token, document: serde_json::from_str(&text).unwrap() }
     }
 
@@ -76,7 +76,7 @@ impl Asked {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_running_daemon_answers_what_the_document_says() {
     let publisher = publisher();
-    let asked = Asked::before(&publisher).await;
+    let asked = RunningDaemon::before(&publisher).await;
     for path in ["/", "/healthz", "/readyz", "/metrics", "/api/feeds", "/api/openapi.json"] {
         assert_eq!(asked.get(path, path).await.0, 200, "{path}");
     }
@@ -107,7 +107,7 @@ async fn a_running_daemon_answers_what_the_document_says() {
 #[tokio::test(flavor = "multi_thread")]
 async fn orders_over_http_do_what_they_say_and_what_can_t_be_done_is_refused_in_words() {
     let publisher = publisher();
-    let asked = Asked::before(&publisher).await;
+    let asked = RunningDaemon::before(&publisher).await;
     let feed = |verb: &str| format!("/api/feeds/acme/{verb}");
     let none = || json!({});
 
@@ -163,7 +163,7 @@ async fn orders_over_http_do_what_they_say_and_what_can_t_be_done_is_refused_in_
 #[tokio::test(flavor = "multi_thread")]
 async fn a_head_of_a_followed_log_ends_and_a_stop_ends_those_who_follow() {
     let publisher = publisher();
-    let mut asked = Asked::before(&publisher).await;
+    let mut asked = RunningDaemon::before(&publisher).await;
     let changes = format!("{}/api/changes", asked.base);
     let head = asked.client.head(&changes).header("accept", "text/event-stream");
     let head = tokio::time::timeout(Duration::from_secs(10), head.send()).await.expect("a head is soon told").unwrap();
@@ -180,7 +180,7 @@ async fn a_head_of_a_followed_log_ends_and_a_stop_ends_those_who_follow() {
 async fn however_much_is_asked_for_memory_stays_constant() {
     // Given: a daemon over 120 MB of a feed that it no longer has
     const ITEMS: usize = 2_000;
-    let mut file = File::with(&["old"]).await;
+    let mut file = MirrorFixture::with(&["old"]).await;
     let data = format!("\"{}\"", "x".repeat(60 << 10));
     let ids: Vec<String> = (0..ITEMS).map(|id| format!("{id}")).collect();
     let records: Vec<_> = ids.iter().map(|id| (id.as_str(), 1, Some(data.as_str()))).collect();
@@ -189,7 +189,7 @@ async fn however_much_is_asked_for_memory_stays_constant() {
     }
     file.close();
     let publisher = publisher();
-    let mirror = Mirror::new().feed("acme", &publisher.url("/feed"));
+    let mirror = MirrorProcess::new().feed("acme", &publisher.url("/feed"));
     std::fs::copy(file.path(), mirror.path("mirror.db")).unwrap();
     let mirror = mirror.start();
     mirror.until_level("acme");

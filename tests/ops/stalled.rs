@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{interval, timeout};
 
-use crate::bench::{Bench, DEADLINE};
+use crate::harness::{DEADLINE, OpsHarness};
 use crate::support::holds_within;
 
 /// Whether our end of the connection is still open, as the system has it.
@@ -27,8 +27,8 @@ fn is_served(server: SocketAddr, client: SocketAddr) -> bool {
 /// Copies the whole WAL and starts it anew, as no reader that holds a transaction would let happen. While the mirror
 /// itself is at it, SQLite says "busy" at once, without waiting: so it is tried again, for far shorter than the client
 /// is waited for.
-async fn restart_wal(bench: &Bench) -> bool {
-    let path = bench.file.path();
+async fn restart_wal(harness: &OpsHarness) -> bool {
+    let path = harness.file.path();
     let restarted = tokio::task::spawn_blocking(move || {
         let connection = Connection::open(path).unwrap();
         connection.busy_timeout(Duration::from_secs(5)).unwrap();
@@ -43,36 +43,36 @@ async fn restart_wal(bench: &Bench) -> bool {
 async fn a_client_that_reads_nothing_is_dropped_while_writes_and_checkpoints_go_on() {
     // Given: more than a socket's buffers take, and a client that takes none of it
     const ITEMS: usize = 3_000;
-    let bench = Bench::with(&["acme"]).await;
+    let harness = OpsHarness::with(&["acme"]).await;
     let data = format!("\"{}\"", "x".repeat(16 << 10));
     let ids: Vec<String> = (0..ITEMS).map(|id| format!("{id}")).collect();
     let records: Vec<_> = ids.iter().map(|id| (id.as_str(), 1, Some(data.as_str()))).collect();
-    bench.file.write("acme", &records).await;
-    let mut client = TcpStream::connect(bench.address).await.unwrap();
+    harness.file.write("acme", &records).await;
+    let mut client = TcpStream::connect(harness.address).await.unwrap();
     client.write_all(b"GET /api/items HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").await.unwrap();
     let mut text = vec![0; 1024];
     client.read_exact(&mut text).await.unwrap();
     let address = client.local_addr().unwrap();
-    assert!(is_served(bench.address, address));
+    assert!(is_served(harness.address, address));
 
     // When: it goes on reading nothing, while items change
     let mut tick = interval(Duration::from_millis(250));
     let mut modified = 1;
     let dropped = async {
-        while is_served(bench.address, address) {
+        while is_served(harness.address, address) {
             tick.tick().await;
             modified += 1;
-            bench.file.write("acme", &[("0", modified, Some("{}"))]).await;
-            assert!(restart_wal(&bench).await, "a reader is in the way");
+            harness.file.write("acme", &[("0", modified, Some("{}"))]).await;
+            assert!(restart_wal(&harness).await, "a reader is in the way");
         }
     };
     timeout(2 * DEADLINE, dropped).await.expect("the client is dropped");
 
     // Then: writes went on all the while, and what it gets is no whole answer
     assert!(modified > 20, "{modified}");
-    assert_eq!(bench.file.value::<i64>("SELECT modified FROM items WHERE id = '0'"), modified);
+    assert_eq!(harness.file.value::<i64>("SELECT modified FROM items WHERE id = '0'"), modified);
     let ended = timeout(DEADLINE, client.read_to_end(&mut text)).await.expect("the connection is closed");
     let whole = ended.is_ok() && text.ends_with(b"0\r\n\r\n");
     assert!(!whole, "{} bytes came", text.len());
-    assert_eq!(bench.got("/healthz").await.0, 200);
+    assert_eq!(harness.get_text("/healthz").await.0, 200);
 }

@@ -6,7 +6,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
-use crate::bench::{Bench, DEADLINE, lines, told};
+use crate::harness::{DEADLINE, OpsHarness, lines, status_and_text};
 
 /// The ids of all lines but the last, which is a position.
 fn ids(lines: &[Value]) -> Vec<&str> {
@@ -17,75 +17,75 @@ fn ids(lines: &[Value]) -> Vec<&str> {
 
 #[tokio::test]
 async fn a_reader_that_comes_back_with_its_position_gets_what_came_since() {
-    let bench = Bench::with(&["acme"]).await;
-    bench.file.write("acme", &[("1", 1, Some("{\"n\": 1.50}")), ("2", 1, None)]).await;
+    let harness = OpsHarness::with(&["acme"]).await;
+    harness.file.write("acme", &[("1", 1, Some("{\"n\": 1.50}")), ("2", 1, None)]).await;
 
-    let (status, text) = bench.got("/api/changes?data=true").await;
+    let (status, text) = harness.get_text("/api/changes?data=true").await;
     let first = lines(&text);
     assert_eq!((status, ids(&first)), (200, vec!["1", "2"]));
     assert!(text.contains("\"data\":{\"n\": 1.50}"), "the publisher's own bytes: {text}");
     assert_eq!(first[1]["data"], Value::Null);
     let position = format!("{}:{}", first[2]["epoch"].as_str().unwrap(), first[2]["last_seq"]);
-    assert_eq!(position, bench.file.position());
+    assert_eq!(position, harness.file.position());
 
-    bench.file.write("acme", &[("1", 2, Some("{}")), ("3", 1, Some("{}"))]).await;
-    let again = lines(&bench.got(&format!("/api/changes?since={position}")).await.1);
+    harness.file.write("acme", &[("1", 2, Some("{}")), ("3", 1, Some("{}"))]).await;
+    let again = lines(&harness.get_text(&format!("/api/changes?since={position}")).await.1);
     assert_eq!(ids(&again), ["1", "3"]);
     assert_eq!(again[0].get("data"), None, "only when asked for");
-    let limited = lines(&bench.got("/api/changes?limit=2").await.1);
+    let limited = lines(&harness.get_text("/api/changes?limit=2").await.1);
     assert_eq!(ids(&limited), ["2", "1"]);
-    let rest = lines(&bench.got(&format!("/api/changes?since={}", limited[2]["last_seq"])).await.1);
+    let rest = lines(&harness.get_text(&format!("/api/changes?since={}", limited[2]["last_seq"])).await.1);
     assert_eq!(ids(&rest), ["3"], "a limit ends at a position to go on from");
 }
 
 #[tokio::test]
 async fn a_filter_leaves_the_position_that_of_the_whole_log() {
-    let bench = Bench::with(&["acme", "other"]).await;
-    bench.file.write("acme", &[("1", 1, Some("{}"))]).await;
-    bench.file.write("other", &[("2", 1, Some("{}"))]).await;
-    let filtered = lines(&bench.got("/api/changes?feed=acme&kind=Session").await.1);
+    let harness = OpsHarness::with(&["acme", "other"]).await;
+    harness.file.write("acme", &[("1", 1, Some("{}"))]).await;
+    harness.file.write("other", &[("2", 1, Some("{}"))]).await;
+    let filtered = lines(&harness.get_text("/api/changes?feed=acme&kind=Session").await.1);
     assert_eq!(ids(&filtered), ["1"]);
-    assert_eq!(filtered[1]["last_seq"], bench.file.value::<i64>("SELECT seq FROM mirror"));
-    assert_eq!(ids(&lines(&bench.got("/api/changes?kind=Slot").await.1)), [""; 0]);
+    assert_eq!(filtered[1]["last_seq"], harness.file.value::<i64>("SELECT seq FROM mirror"));
+    assert_eq!(ids(&lines(&harness.get_text("/api/changes?kind=Slot").await.1)), [""; 0]);
 }
 
 #[tokio::test]
 async fn a_position_of_another_mirror_or_ahead_of_this_one_is_gone() {
-    let bench = Bench::with(&["acme"]).await;
-    let seq: i64 = bench.file.value("SELECT seq FROM mirror");
-    let epoch: String = bench.file.value("SELECT epoch FROM mirror");
+    let harness = OpsHarness::with(&["acme"]).await;
+    let seq: i64 = harness.file.value("SELECT seq FROM mirror");
+    let epoch: String = harness.file.value("SELECT epoch FROM mirror");
     for position in [format!("0000000000000000:{seq}"), format!("{}", seq + 1), format!("{epoch}:{}", seq + 1)] {
-        let (status, text) = bench.got(&format!("/api/changes?since={position}")).await;
+        let (status, text) = harness.get_text(&format!("/api/changes?since={position}")).await;
         assert_eq!(status, 410, "{position}: {text}");
         assert!(text.contains("read everything again"), "{text}");
         let followed =
-            bench.get("/api/changes").header("accept", "text/event-stream").header("last-event-id", position);
-        assert_eq!(told(followed).await.0, 410);
+            harness.get("/api/changes").header("accept", "text/event-stream").header("last-event-id", position);
+        assert_eq!(status_and_text(followed).await.0, 410);
     }
     for (query, word) in [("since=x", "since"), ("since=-1", "since"), ("limit=x", "limit"), ("sinse=1", "sinse")] {
-        let (status, text) = bench.got(&format!("/api/changes?{query}")).await;
+        let (status, text) = harness.get_text(&format!("/api/changes?{query}")).await;
         assert_eq!((status, text.contains(word)), (400, true), "{query}: {text}");
     }
 }
 
 #[tokio::test]
 async fn who_follows_sees_a_later_commit_and_resumes_where_the_stream_broke() {
-    let bench = Bench::with(&["acme"]).await;
-    bench.file.write("acme", &[("1", 1, Some("{}"))]).await;
-    let follow = || bench.get("/api/changes").header("accept", "text/event-stream");
+    let harness = OpsHarness::with(&["acme"]).await;
+    harness.file.write("acme", &[("1", 1, Some("{}"))]).await;
+    let follow = || harness.get("/api/changes").header("accept", "text/event-stream");
     let mut stream = Events(follow().send().await.unwrap(), String::new());
 
     let first = stream.next_change().await;
     assert_eq!(first.data["id"], "1");
-    bench.file.write("acme", &[("2", 1, Some("{}"))]).await;
+    harness.file.write("acme", &[("2", 1, Some("{}"))]).await;
     let second = stream.next_change().await;
     assert_eq!(second.data["id"], "2");
-    let epoch: String = bench.file.value("SELECT epoch FROM mirror");
+    let epoch: String = harness.file.value("SELECT epoch FROM mirror");
     assert_eq!(second.id, format!("{epoch}:{}", second.data["seq"]));
     drop(stream);
 
     // The header wins over where the client began.
-    let resumed = bench.get("/api/changes?since=0").header("accept", "text/event-stream");
+    let resumed = harness.get("/api/changes?since=0").header("accept", "text/event-stream");
     let resumed = resumed.header("last-event-id", &first.id).send().await.unwrap();
     assert_eq!(resumed.headers()["content-type"], "text/event-stream");
     assert_eq!(Events(resumed, String::new()).next_change().await.data["id"], "2");
@@ -93,52 +93,52 @@ async fn who_follows_sees_a_later_commit_and_resumes_where_the_stream_broke() {
 
 #[tokio::test]
 async fn a_purge_is_a_change_that_followers_see() {
-    let bench = Bench::with(&["acme"]).await;
-    bench.file.write("acme", &[("1", 1, Some("{}"))]).await;
-    let position = bench.file.position();
-    bench.file.store().purge(&crate::bench::name("acme"), 1).await.unwrap();
-    let changes = lines(&bench.got(&format!("/api/changes?since={position}&data=1")).await.1);
+    let harness = OpsHarness::with(&["acme"]).await;
+    harness.file.write("acme", &[("1", 1, Some("{}"))]).await;
+    let position = harness.file.position();
+    harness.file.store().purge(&crate::harness::name("acme"), 1).await.unwrap();
+    let changes = lines(&harness.get_text(&format!("/api/changes?since={position}&data=1")).await.1);
     assert_eq!((&changes[0]["state"], &changes[0]["feed"]), (&json!("purged"), &json!("acme")));
     assert_eq!((&changes[0]["kind"], &changes[0]["id"]), (&Value::Null, &Value::Null));
 }
 
 #[tokio::test]
 async fn items_are_the_live_ones_unless_tombstones_are_asked_for() {
-    let bench = Bench::with(&["acme", "other"]).await;
-    bench.file.write("acme", &[("1", 1, Some("{\"a\":\n1}")), ("2", 1, None), ("3", 1, Some("{}"))]).await;
-    bench.file.write("other", &[("4", 1, Some("{}"))]).await;
+    let harness = OpsHarness::with(&["acme", "other"]).await;
+    harness.file.write("acme", &[("1", 1, Some("{\"a\":\n1}")), ("2", 1, None), ("3", 1, Some("{}"))]).await;
+    harness.file.write("other", &[("4", 1, Some("{}"))]).await;
     let got = async |query: &str| {
-        let text = bench.got(&format!("/api/items?{query}")).await.1;
+        let text = harness.get_text(&format!("/api/items?{query}")).await.1;
         lines(&text).iter().map(|item| item["id"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
     };
     assert_eq!(got("").await, ["1", "3", "4"]);
     assert_eq!(got("feed=acme&deleted=true").await, ["1", "2", "3"]);
     assert_eq!(got("limit=2").await, ["1", "3"]);
-    let third: i64 = bench.file.value("SELECT seq FROM items WHERE id = '3'");
+    let third: i64 = harness.file.value("SELECT seq FROM items WHERE id = '3'");
     assert_eq!(got(&format!("since={third}")).await, ["4"]);
     assert_eq!(got("kind=Slot").await, [""; 0]);
-    assert_eq!(lines(&bench.got("/api/items?limit=1").await.1)[0]["data"], json!({"a": 1}));
-    assert_eq!(bench.got("/api/items?feed=nope").await.0, 404);
-    assert_eq!(bench.got("/api/items?deleted=perhaps").await.0, 400);
+    assert_eq!(lines(&harness.get_text("/api/items?limit=1").await.1)[0]["data"], json!({"a": 1}));
+    assert_eq!(harness.get_text("/api/items?feed=nope").await.0, 404);
+    assert_eq!(harness.get_text("/api/items?deleted=perhaps").await.0, 400);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_stalls_keeps_no_transaction_open_and_gets_the_rest_when_it_goes_on() {
     // More than a socket's buffers take.
     const ITEMS: usize = 3_000;
-    let bench = Bench::with(&["acme"]).await;
+    let harness = OpsHarness::with(&["acme"]).await;
     let data = format!("\"{}\"", "x".repeat(16 << 10));
     let ids: Vec<String> = (0..ITEMS).map(|id| format!("{id}")).collect();
     let records: Vec<_> = ids.iter().map(|id| (id.as_str(), 1, Some(data.as_str()))).collect();
-    bench.file.write("acme", &records).await;
-    let mut client = TcpStream::connect(bench.address).await.unwrap();
+    harness.file.write("acme", &records).await;
+    let mut client = TcpStream::connect(harness.address).await.unwrap();
     client.write_all(b"GET /api/items HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").await.unwrap();
     let mut text = vec![0; 1024];
     client.read_exact(&mut text).await.unwrap();
 
     // Commits behind the stalled client's back; then the WAL starts anew, which no open reader of it would let happen.
-    bench.file.write("acme", &[("later", 1, Some("{}"))]).await;
-    let path = bench.file.path();
+    harness.file.write("acme", &[("later", 1, Some("{}"))]).await;
+    let path = harness.file.path();
     let restarted = tokio::task::spawn_blocking(move || {
         let connection = Connection::open(path).unwrap();
         connection.busy_timeout(DEADLINE / 2).unwrap();

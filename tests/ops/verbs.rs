@@ -4,16 +4,16 @@ use std::net::TcpListener;
 
 use feedmirror::store::now;
 use feedmirror::supervisor::ack::Ack;
-use feedmirror::supervisor::control::{Asked, ControlError, Order, QuarantineOrder};
+use feedmirror::supervisor::control::{ControlError, Order, QuarantineOrder, StubRequest};
 
-use crate::bench::{Bench, File, command, run, shown};
+use crate::harness::{MirrorFixture, OpsHarness, command, exit_and_output, run};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_verb_reaches_the_daemon_that_holds_the_file() {
-    let bench = Bench::with(&["acme", "b"]).await;
-    bench.file.store().started(now(), Some(bench.address.to_string()), None).await.unwrap();
+    let harness = OpsHarness::with(&["acme", "b"]).await;
+    harness.file.store().record_start(now(), Some(harness.address.to_string()), None).await.unwrap();
     let seek = "https://acme.example/rpde?afterId=%7B1%7D";
-    let told = |order: Order| Asked::Feed("acme".into(), order);
+    let told = |order: Order| StubRequest::Feed("acme".into(), order);
     for (arguments, asked) in [
         (vec!["pause", "acme"], told(Order::Pause)),
         (vec!["resume", "acme"], told(Order::Resume)),
@@ -32,44 +32,44 @@ async fn a_verb_reaches_the_daemon_that_holds_the_file() {
             vec!["ack", "acme", "--until", "2100-01-01T00:00:00Z", "--note", "they know"],
             told(Order::Ack(Some(Ack { until: 4_102_444_800_000, note: Some("they know".into()) }))),
         ),
-        (vec!["quarantine", "retry", "7"], Asked::Quarantine(7, QuarantineOrder::Retry)),
-        (vec!["quarantine", "drop", "7"], Asked::Quarantine(7, QuarantineOrder::Drop)),
+        (vec!["quarantine", "retry", "7"], StubRequest::Quarantine(7, QuarantineOrder::Retry)),
+        (vec!["quarantine", "drop", "7"], StubRequest::Quarantine(7, QuarantineOrder::Drop)),
     ] {
-        let (exit, out, error) = run(&bench.file.path(), &arguments).await;
+        let (exit, out, error) = run(&harness.file.path(), &arguments).await;
         assert_eq!((exit, error.as_str()), (0, ""), "{arguments:?}");
         assert_eq!(out.lines().count(), 1, "{out}");
         assert!(out.starts_with("did "), "the supervisor's words: {out}");
-        assert_eq!(bench.asked().pop(), Some(asked), "{arguments:?}");
+        assert_eq!(harness.received_orders().pop(), Some(asked), "{arguments:?}");
     }
 
-    let before = bench.asked().len();
-    assert_eq!(run(&bench.file.path(), &["pause", "acme", "b"]).await.1.lines().count(), 2);
-    assert_eq!(bench.asked().len(), before + 2);
+    let before = harness.received_orders().len();
+    assert_eq!(run(&harness.file.path(), &["pause", "acme", "b"]).await.1.lines().count(), 2);
+    assert_eq!(harness.received_orders().len(), before + 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_configuration_leads_to_the_daemon_too() {
-    let bench = Bench::with(&["acme"]).await;
+    let harness = OpsHarness::with(&["acme"]).await;
     let folder = tempfile::tempdir().unwrap();
     let config = folder.path().join("feedmirror.toml");
     let token = folder.path().join("chosen.token");
-    std::fs::write(&token, &bench.token).unwrap();
+    std::fs::write(&token, &harness.token).unwrap();
     std::fs::set_permissions(&token, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
     let text = format!(
         "database = {:?}\n[ops]\nlisten = \"{}\"\ntoken_file = \"chosen.token\"\n\
          [feeds.acme]\nurl = \"https://acme.example/\"\n",
-        bench.file.path(),
-        bench.address
+        harness.file.path(),
+        harness.address
     );
     std::fs::write(&config, text).unwrap();
     let pause = {
         let config = config.clone();
-        move || shown(command().arg("--config").arg(config).args(["pause", "acme"]).output().unwrap())
+        move || exit_and_output(command().arg("--config").arg(config).args(["pause", "acme"]).output().unwrap())
     };
 
     let (exit, _, error) = tokio::task::spawn_blocking(pause.clone()).await.unwrap();
     assert_eq!((exit, error.as_str()), (0, ""));
-    assert_eq!(bench.asked(), [Asked::Feed("acme".into(), Order::Pause)]);
+    assert_eq!(harness.received_orders(), [StubRequest::Feed("acme".into(), Order::Pause)]);
 
     std::fs::write(&token, "another").unwrap();
     let (exit, _, error) = tokio::task::spawn_blocking(pause).await.unwrap();
@@ -79,36 +79,36 @@ async fn the_configuration_leads_to_the_daemon_too() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refusal_is_told_and_keeps_no_other_feed_from_its_order() {
-    let answer = |asked: &Asked| match asked {
-        Asked::Feed(name, _) if name == "nope" => Err(ControlError::Unknown("there is no feed nope".into())),
+    let answer = |asked: &StubRequest| match asked {
+        StubRequest::Feed(name, _) if name == "nope" => Err(ControlError::Unknown("there is no feed nope".into())),
         _ => Ok("done".into()),
     };
-    let bench = Bench::listening("127.0.0.1:0", &["acme"], answer).await;
-    bench.file.store().started(now(), Some(bench.address.to_string()), None).await.unwrap();
-    let (exit, out, error) = run(&bench.file.path(), &["pause", "nope", "acme"]).await;
+    let harness = OpsHarness::listening("127.0.0.1:0", &["acme"], answer).await;
+    harness.file.store().record_start(now(), Some(harness.address.to_string()), None).await.unwrap();
+    let (exit, out, error) = run(&harness.file.path(), &["pause", "nope", "acme"]).await;
     assert_eq!((exit, out.as_str()), (1, "done\n"));
     assert!(error.contains("there is no feed nope"), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_holder_that_does_not_answer_is_named() {
-    let bench = File::with(&["acme"]).await;
-    let (exit, _, error) = run(&bench.path(), &["pause", "acme"]).await;
+    let harness = MirrorFixture::with(&["acme"]).await;
+    let (exit, _, error) = run(&harness.path(), &["pause", "acme"]).await;
     assert_eq!(exit, 1);
     assert!(error.contains("without an ops listener"), "{error}");
 
     let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
-    bench.store().started(now(), Some(closed.clone()), None).await.unwrap();
-    feedmirror::server::token::token(None, &bench.path()).unwrap();
-    let (exit, _, error) = run(&bench.path(), &["pause", "acme"]).await;
+    harness.store().record_start(now(), Some(closed.clone()), None).await.unwrap();
+    feedmirror::server::token::read_or_create(None, &harness.path()).unwrap();
+    let (exit, _, error) = run(&harness.path(), &["pause", "acme"]).await;
     assert_eq!(exit, 1);
     assert!(error.contains("does not answer") && error.contains(&closed), "{error}");
-    assert!(!bench.feed("acme").await.paused, "what another holds is not touched");
+    assert!(!harness.feed("acme").await.paused, "what another holds is not touched");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_a_daemon_the_verbs_act_on_the_file() {
-    let mut file = File::with(&["acme"]).await;
+    let mut file = MirrorFixture::with(&["acme"]).await;
     file.write("acme", &[("1", 1, Some("{}"))]).await;
     file.close();
     let told = async |arguments: &[&str]| {
@@ -148,7 +148,7 @@ async fn without_a_daemon_the_verbs_act_on_the_file() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_held_sweep_is_accepted_in_the_file() {
-    let mut file = File::with(&["acme"]).await;
+    let mut file = MirrorFixture::with(&["acme"]).await;
     file.write("acme", &[("1", 1, Some("{}"))]).await;
     file.hold_a_sweep("acme").await;
     file.close();
@@ -162,7 +162,7 @@ async fn a_held_sweep_is_accepted_in_the_file() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_needs_a_daemon_or_a_feed_says_so() {
-    let mut file = File::with(&["acme"]).await;
+    let mut file = MirrorFixture::with(&["acme"]).await;
     file.close();
     for (arguments, code, words) in [
         (vec!["poll-now", "acme"], 1, "no daemon is running"),

@@ -7,15 +7,15 @@ const SHOWN: &str = "[...document.querySelectorAll('#rows tr')].filter((row) => 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_change_shows_and_focus_place_and_search_stay() {
-    let (bench, browser) = (small().await, Browser::start());
-    browser.open(&bench.url("/"));
+    let (harness, browser) = (small().await, Browser::start());
+    browser.open(&harness.url("/"));
     browser.evaluate("window.row = document.getElementById('feed-acme-sessions'); row.querySelector('a').focus()");
     browser.evaluate("search.value = 'acme'; search.dispatchEvent(new Event('input'))");
     assert_eq!(browser.text(&format!("{SHOWN}.join()")), "feed-acme-sessions,feed-acme-slots");
 
-    bench.file.write("acme-sessions", &[("new", 1, Some("{}"))]).await;
+    harness.file.write("acme-sessions", &[("new", 1, Some("{}"))]).await;
     browser.until("row.querySelector('[data-head=Items]').innerText.includes('2')");
-    bench.file.ails("acme-slots", "timeout: <i>no answer</i>").await;
+    harness.file.set_retrying("acme-slots", "timeout: <i>no answer</i>").await;
     browser.until("document.getElementById('feed-acme-slots').innerText.includes('timeout: <i>no answer</i>')");
     browser.until(&format!("{SHOWN}.join() === 'feed-acme-slots,feed-acme-sessions'"));
 
@@ -30,20 +30,20 @@ async fn a_change_shows_and_focus_place_and_search_stay() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_feed_s_page_shows_what_happens_to_it() {
-    let (bench, browser) = (small().await, Browser::start());
-    browser.open(&bench.url("/"));
-    bench.file.write("late-feed", &[("0", 0, Some("{}"))]).await;
+    let (harness, browser) = (small().await, Browser::start());
+    browser.open(&harness.url("/"));
+    harness.file.write("late-feed", &[("0", 0, Some("{}"))]).await;
     browser.follow("#feed-late-feed a");
     assert_eq!(browser.text("document.querySelector('h1').innerText"), "late-feed");
     browser.evaluate("document.querySelector('details').open = true; document.querySelector('summary').focus()");
 
-    bench.file.write("late-feed", &[("1", 1, Some("{}")), ("2", 2, Some("{}"))]).await;
+    harness.file.write("late-feed", &[("1", 1, Some("{}")), ("2", 2, Some("{}"))]).await;
 
     browser.until("document.querySelector('svg')?.ariaLabel.startsWith('3 changes in the last 7 days')");
     browser.until("document.querySelector('details td').innerText === '3'");
     assert_eq!(browser.evaluate("document.querySelector('details').open"), true);
     assert_eq!(browser.text("document.activeElement.localName"), "summary");
-    bench.ready.send_replace(Some("the disk is full".into()));
+    harness.ready.send_replace(Some("the disk is full".into()));
     browser.until("trouble.innerText.includes('the disk is full')");
     assert!(browser.text("document.body.innerText").contains("out-of-order"), "its findings");
     assert!(browser.text("document.body.innerText").contains("ok → retrying: http-503"), "its events");
@@ -52,22 +52,22 @@ async fn a_feed_s_page_shows_what_happens_to_it() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn words_for_time_pass_with_it_and_a_mirror_that_is_gone_is_said() {
-    let (bench, browser) = (small().await, Browser::start());
-    browser.open(&bench.url("/"));
+    let (harness, browser) = (small().await, Browser::start());
+    browser.open(&harness.url("/"));
     let next = "document.querySelector('#feed-late-feed [data-head=\"Next poll\"]').innerText.trim()";
     browser.evaluate(&format!("window.before = {next}"));
     browser.until(&format!("/in \\d+ s/.test({next}) && {next} !== before"));
     assert_eq!(browser.evaluate("old.hidden"), true);
 
-    bench.shutdown.cancel();
+    harness.shutdown.cancel();
 
     browser.until("!old.hidden && old.innerText.startsWith('The mirror does not answer')");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn five_hundred_feeds_are_shown_searched_and_kept_current() {
-    let (bench, browser) = (large(500).await, Browser::start());
-    browser.open(&bench.url("/"));
+    let (harness, browser) = (large(500).await, Browser::start());
+    browser.open(&harness.url("/"));
     assert_eq!(browser.evaluate("document.querySelectorAll('#rows tr').length"), 500);
     assert_eq!(
         browser.evaluate(&format!(
@@ -81,7 +81,7 @@ async fn five_hundred_feeds_are_shown_searched_and_kept_current() {
     browser.write("feed-499");
     assert_eq!(browser.text(&format!("{SHOWN}.join()")), "feed-provider-19.feed-499");
     assert_eq!(browser.text("shown.textContent"), "1 of 500 feeds");
-    bench.file.ails("provider-19.feed-499", "tls: expired").await;
+    harness.file.set_retrying("provider-19.feed-499", "tls: expired").await;
     browser.until("document.getElementById('feed-provider-19.feed-499').innerText.includes('tls: expired')");
     assert_eq!(browser.text(&format!("{SHOWN}.join()")), "feed-provider-19.feed-499");
 

@@ -7,9 +7,9 @@ use crate::fleet::{large, small};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn it_is_whole_without_scripts() {
-    let (bench, browser) = (small().await, Browser::start());
+    let (harness, browser) = (small().await, Browser::start());
     browser.scripts(false);
-    browser.open(&bench.url("/"));
+    browser.open(&harness.url("/"));
     let text = browser.text("document.body.innerText");
     for words in ["acme-sessions", "access-refused: 401", "went-back", "Free on its disk", "6 feeds, 2 live items"] {
         assert!(text.contains(words), "{words} is not in {text}");
@@ -17,12 +17,12 @@ async fn it_is_whole_without_scripts() {
     assert_eq!(browser.evaluate("document.querySelectorAll('#rows svg path').length"), 2);
     assert_eq!(browser.evaluate("document.querySelector('meta[http-equiv=refresh]').content"), "10");
 
-    browser.open(&bench.url("/?q=health:failed"));
+    browser.open(&harness.url("/?q=health:failed"));
     let shown = "[...document.querySelectorAll('#rows tr')].filter((row) => row.offsetParent).map((row) => row.id)";
     assert_eq!(browser.evaluate(shown), json!(["feed-failed-feed"]), "the search works");
     assert!(browser.text("document.body.innerText").contains("1 of 6 feeds"));
 
-    browser.open(&bench.url("/feeds/late-feed"));
+    browser.open(&harness.url("/feeds/late-feed"));
     assert!(browser.text("document.querySelector('main').innerText").contains("Service Unavailable"));
     assert_eq!(browser.complaints(), [""; 0]);
 }
@@ -51,11 +51,11 @@ const CONTRAST: &str = "(() => {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn it_is_legible_by_day_and_by_night() {
-    let (bench, browser) = (small().await, Browser::start());
+    let (harness, browser) = (small().await, Browser::start());
     for (scheme, is_light) in [("light", true), ("dark", false)] {
         browser.prefer(scheme);
         for (name, path) in [("overview", "/"), ("feed", "/feeds/late-feed"), ("feed-live", "/feeds/acme-sessions")] {
-            browser.open(&bench.url(path));
+            browser.open(&harness.url(path));
             let seen = browser.evaluate(CONTRAST);
             assert!(seen["least"].as_f64().unwrap() >= 4.5, "{scheme} {path}: {seen}");
             assert_eq!(seen["behind"].as_f64().unwrap() > 0.5, is_light, "{scheme} {path}");
@@ -66,11 +66,11 @@ async fn it_is_legible_by_day_and_by_night() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn it_fits_a_phone() {
-    let (bench, browser) = (small().await, Browser::start());
+    let (harness, browser) = (small().await, Browser::start());
     for width in [320, 390, 800] {
         browser.size(width, 844);
         for (name, path) in [("overview", "/"), ("feed", "/feeds/late-feed")] {
-            browser.open(&bench.url(path));
+            browser.open(&harness.url(path));
             let wide = browser.evaluate("document.documentElement.scrollWidth").as_u64().unwrap();
             assert!(wide <= u64::from(width), "{path} is {wide} wide on {width}");
             browser.picture(&format!("{name}-{width}"));
@@ -80,8 +80,8 @@ async fn it_fits_a_phone() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_keyboard_reaches_every_feed() {
-    let (bench, browser) = (small().await, Browser::start());
-    browser.open(&bench.url("/"));
+    let (harness, browser) = (small().await, Browser::start());
+    browser.open(&harness.url("/"));
     let mut reached = Vec::new();
     for _ in 0..20 {
         browser.press("Tab", 9);
@@ -99,10 +99,10 @@ async fn the_keyboard_reaches_every_feed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_screen_reader_finds_its_way() {
-    let (bench, browser) = (small().await, Browser::start());
+    let (harness, browser) = (small().await, Browser::start());
     for (path, width) in [("/", 1280), ("/feeds/late-feed", 1280), ("/", 390), ("/feeds/late-feed", 390)] {
         browser.size(width, 900);
-        browser.open(&bench.url(path));
+        browser.open(&harness.url(path));
         browser.call("Accessibility.enable", json!({}));
         let tree = browser.call("Accessibility.getFullAXTree", json!({}));
         let nodes = tree["nodes"].as_array().unwrap();
@@ -122,9 +122,9 @@ async fn a_screen_reader_finds_its_way() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn many_feeds_fit_a_phone_too() {
-    let (bench, browser) = (large(60).await, Browser::start());
+    let (harness, browser) = (large(60).await, Browser::start());
     browser.size(360, 800);
-    browser.open(&bench.url("/"));
+    browser.open(&harness.url("/"));
     assert!(browser.evaluate("document.documentElement.scrollWidth").as_u64().unwrap() <= 360);
     browser.picture("many-360");
 }

@@ -3,11 +3,11 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-#[path = "../ops/bench.rs"]
+#[path = "../ops/harness.rs"]
 #[allow(dead_code, reason = "shared with the tests of the listener, which need all of it")]
-mod bench;
+mod harness;
 mod browser;
-mod doors;
+mod browser_login;
 mod fleet;
 mod live;
 mod looks;

@@ -10,7 +10,7 @@ use secrecy::SecretString;
 use tokio::time::timeout;
 
 use crate::support::DEADLINE;
-use crate::support::rabbit::Rabbit;
+use crate::support::rabbit::RabbitBroker;
 
 fn settings(queue: &str) -> AmqpSettings {
     AmqpSettings {
@@ -42,14 +42,14 @@ async fn refused(settings: &AmqpSettings, url: &str) -> Failure {
 }
 
 /// Another client, which declares a durable queue and publishes to it.
-struct Publisher {
+struct QueuePublisher {
     _connection: Connection,
     channel: Channel,
     queue: String,
 }
 
-impl Publisher {
-    async fn to(rabbit: &Rabbit, queue: &str) -> Self {
+impl QueuePublisher {
+    async fn to(rabbit: &RabbitBroker, queue: &str) -> Self {
         let url = rabbit.url("guest", "guest");
         let connection = Connection::connect(&url, ConnectionProperties::default()).await.unwrap();
         let channel = connection.create_channel().await.unwrap();
@@ -74,7 +74,7 @@ impl Publisher {
 /// One broker for all: it takes ten seconds to start.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_real_brokers_messages_are_each_acknowledged_or_delivered_again() {
-    let mut rabbit = tokio::task::spawn_blocking(Rabbit::start).await.unwrap();
+    let mut rabbit = tokio::task::spawn_blocking(RabbitBroker::start).await.unwrap();
     what_is_acknowledged_in_batches_never_comes_again(&rabbit).await;
     what_is_not_acknowledged_comes_again(&rabbit).await;
     a_broker_sends_no_more_than_prefetch_ahead(&rabbit).await;
@@ -87,8 +87,8 @@ async fn a_real_brokers_messages_are_each_acknowledged_or_delivered_again() {
     tokio::task::spawn_blocking(move || drop(rabbit)).await.unwrap();
 }
 
-async fn what_is_acknowledged_in_batches_never_comes_again(rabbit: &Rabbit) {
-    let publisher = Publisher::to(rabbit, "batches").await;
+async fn what_is_acknowledged_in_batches_never_comes_again(rabbit: &RabbitBroker) {
+    let publisher = QueuePublisher::to(rabbit, "batches").await;
     publisher.publish(0..250).await;
     let mut consumer = open(&settings("batches"), &rabbit.url("guest", "guest")).await.unwrap();
     for expected in 0..250 {
@@ -104,8 +104,8 @@ async fn what_is_acknowledged_in_batches_never_comes_again(rabbit: &Rabbit) {
     assert_eq!(number(&mut consumer).await.0, 250);
 }
 
-async fn what_is_not_acknowledged_comes_again(rabbit: &Rabbit) {
-    let publisher = Publisher::to(rabbit, "dropped").await;
+async fn what_is_not_acknowledged_comes_again(rabbit: &RabbitBroker) {
+    let publisher = QueuePublisher::to(rabbit, "dropped").await;
     publisher.publish(0..10).await;
     let mut consumer = open(&settings("dropped"), &rabbit.url("guest", "guest")).await.unwrap();
     for _ in 0..10 {
@@ -124,8 +124,8 @@ async fn what_is_not_acknowledged_comes_again(rabbit: &Rabbit) {
     }
 }
 
-async fn a_broker_sends_no_more_than_prefetch_ahead(rabbit: &Rabbit) {
-    let publisher = Publisher::to(rabbit, "ahead").await;
+async fn a_broker_sends_no_more_than_prefetch_ahead(rabbit: &RabbitBroker) {
+    let publisher = QueuePublisher::to(rabbit, "ahead").await;
     publisher.publish(0..5).await;
     let two = AmqpSettings { prefetch: 2, ..settings("ahead") };
     let mut consumer = open(&two, &rabbit.url("guest", "guest")).await.unwrap();
@@ -136,7 +136,7 @@ async fn a_broker_sends_no_more_than_prefetch_ahead(rabbit: &Rabbit) {
     assert_eq!(number(&mut consumer).await.0, 2);
 }
 
-async fn a_queue_must_be_there_unless_it_is_to_be_declared(rabbit: &Rabbit) {
+async fn a_queue_must_be_there_unless_it_is_to_be_declared(rabbit: &RabbitBroker) {
     let url = rabbit.url("guest", "guest");
     let failure = refused(&settings("nowhere"), &url).await;
     assert!(matches!(failure, Failure::Queue(_)) && failure.needs_operator(), "{failure}");
@@ -144,7 +144,7 @@ async fn a_queue_must_be_there_unless_it_is_to_be_declared(rabbit: &Rabbit) {
     let declaring = AmqpSettings { declare: true, ..settings("nowhere") };
     assert_eq!(look(&declaring, &SecretString::from(url.clone())).await.unwrap(), None);
     open(&declaring, &url).await.unwrap().close().await;
-    Publisher::to(rabbit, "nowhere").await.publish(0..2).await;
+    QueuePublisher::to(rabbit, "nowhere").await.publish(0..2).await;
     for _ in 0..2 {
         let looked = look(&settings("nowhere"), &SecretString::from(url.clone())).await.unwrap();
         assert_eq!(looked, Some(2), "looking takes nothing");
@@ -154,8 +154,8 @@ async fn a_queue_must_be_there_unless_it_is_to_be_declared(rabbit: &Rabbit) {
     assert!(queues.lines().any(|line| line.split_whitespace().eq(["nowhere", "true"])), "{queues}");
 }
 
-async fn a_deleted_queue_is_the_end(rabbit: &Rabbit) {
-    let publisher = Publisher::to(rabbit, "deleted").await;
+async fn a_deleted_queue_is_the_end(rabbit: &RabbitBroker) {
+    let publisher = QueuePublisher::to(rabbit, "deleted").await;
     let mut consumer = open(&settings("deleted"), &rabbit.url("guest", "guest")).await.unwrap();
     publisher.channel.queue_delete("deleted".into(), QueueDeleteOptions::default()).await.unwrap();
     assert_eq!(next(&mut consumer).await.unwrap(), None);
@@ -164,8 +164,8 @@ async fn a_deleted_queue_is_the_end(rabbit: &Rabbit) {
 
 /// RabbitMQ closes a channel with 406, as for a queue declared in another way, when an acknowledgement is unknown or comes
 /// too late (`consumer_timeout`): that a new connection heals.
-async fn a_channel_closed_over_an_acknowledgement_needs_no_operator(rabbit: &Rabbit) {
-    let publisher = Publisher::to(rabbit, "closed").await;
+async fn a_channel_closed_over_an_acknowledgement_needs_no_operator(rabbit: &RabbitBroker) {
+    let publisher = QueuePublisher::to(rabbit, "closed").await;
     publisher.publish(0..2).await;
     let mut consumer = open(&settings("closed"), &rabbit.url("guest", "guest")).await.unwrap();
     let (_, first) = number(&mut consumer).await;
@@ -179,7 +179,7 @@ async fn a_channel_closed_over_an_acknowledgement_needs_no_operator(rabbit: &Rab
     assert_eq!((number(&mut consumer).await.0, number(&mut consumer).await.0), (0, 1));
 }
 
-async fn refused_credentials_are_the_operators_and_stay_secret(rabbit: &Rabbit) {
+async fn refused_credentials_are_the_operators_and_stay_secret(rabbit: &RabbitBroker) {
     for url in
         [rabbit.url("guest", "hunter2"), rabbit.url("hunter2", "hunter2"), rabbit.url("guest", "guest") + "/none"]
     {
@@ -189,12 +189,12 @@ async fn refused_credentials_are_the_operators_and_stay_secret(rabbit: &Rabbit) 
     }
 }
 
-async fn tls_needs_the_brokers_authority_and_our_certificate(rabbit: &Rabbit) {
+async fn tls_needs_the_brokers_authority_and_our_certificate(rabbit: &RabbitBroker) {
     let identity = TlsFiles { certificate: rabbit.file("client.pem"), key: rabbit.file("client.key") };
     let trusted =
         AmqpSettings { ca_file: Some(rabbit.file("ca.pem")), identity: Some(identity), ..settings("encrypted") };
     let url = rabbit.tls_url();
-    let publisher = Publisher::to(rabbit, "encrypted").await;
+    let publisher = QueuePublisher::to(rabbit, "encrypted").await;
     publisher.publish(0..1).await;
     let mut consumer = open(&trusted, &url).await.unwrap();
     assert_eq!(number(&mut consumer).await.0, 0);
@@ -211,8 +211,8 @@ async fn tls_needs_the_brokers_authority_and_our_certificate(rabbit: &Rabbit) {
     assert!(matches!(refused(&unreadable, &url).await, Failure::Settings(_)));
 }
 
-async fn a_restart_in_mid_stream_loses_nothing(mut rabbit: Rabbit) -> Rabbit {
-    let publisher = Publisher::to(&rabbit, "restarted").await;
+async fn a_restart_in_mid_stream_loses_nothing(mut rabbit: RabbitBroker) -> RabbitBroker {
+    let publisher = QueuePublisher::to(&rabbit, "restarted").await;
     publisher.publish(0..10).await;
     let url = rabbit.url("guest", "guest");
     let mut consumer = open(&settings("restarted"), &url).await.unwrap();

@@ -5,28 +5,28 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::fake_broker::{FakeBroker, Sender};
-use crate::support::{Mirror, Publisher, Shelf, item};
+use crate::support::{MirrorProcess, ScriptedPublisher, TestFeed, item};
 
 /// Bytes that a debug build may hold with one queue: about half of it is held without any.
 const MEMORY: u64 = 128 << 20;
 
 /// A feed of three items, polled and consumed from this broker.
-fn consuming(broker: &FakeBroker, keys: &str) -> (Mirror, Publisher, Arc<Shelf>) {
-    let shelf = Shelf::of(3, 7);
+fn consuming(broker: &FakeBroker, keys: &str) -> (MirrorProcess, ScriptedPublisher, Arc<TestFeed>) {
+    let shelf = TestFeed::of(3, 7);
     let serving = Arc::clone(&shelf);
-    let publisher = Publisher::start(move |request| serving.page(request));
+    let publisher = ScriptedPublisher::start(move |request| serving.page(request));
     let amqp = format!("amqp.url_file = \"broker\"\namqp.queue = \"acme\"\npoll.min = \"200ms\"\n{keys}");
-    let mirror = Mirror::new().feed_with("things", &publisher.url("/feed"), &amqp);
+    let mirror = MirrorProcess::new().feed_with("things", &publisher.url("/feed"), &amqp);
     mirror.write("broker", &broker.url);
     (mirror.start(), publisher, shelf)
 }
 
-fn endpoint(mirror: &Mirror, column: &str) -> String {
+fn endpoint(mirror: &MirrorProcess, column: &str) -> String {
     mirror.column(&format!("SELECT coalesce({column}, '') FROM endpoints WHERE transport = 'amqp'")).concat()
 }
 
 /// The reason that begins with `word`; polling goes on beside it.
-fn until_refused(mirror: &Mirror, shelf: &Shelf, word: &str) -> String {
+fn until_refused(mirror: &MirrorProcess, shelf: &TestFeed, word: &str) -> String {
     mirror.until(word, |mirror| endpoint(mirror, "reason").starts_with(&format!("{word}: ")));
     assert_eq!(endpoint(mirror, "health"), "retrying");
     shelf.put("by-poll");

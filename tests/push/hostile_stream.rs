@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
 use std::time::{Duration, Instant};
 
-use crate::streamer::{Connection, Streamer};
-use crate::support::{Mirror, Publisher, Reply, Shelf, item, page};
+use crate::raw_stream_server::{Connection, RawStreamServer};
+use crate::support::{MirrorProcess, Reply, ScriptedPublisher, TestFeed, item, page};
 
 const HEAD: &str = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n";
 const ID_BYTES: usize = 15_000_000;
@@ -24,7 +24,7 @@ fn send(connection: &mut Connection, event_id: &str, item_id: &str) {
 fn event_ids_of_megabytes_are_passed_over_and_never_sent_back_and_delay_no_answer() {
     // Given a stream with an id that is short, and then many that are not; then it ends.
     const EVENTS: i64 = 20;
-    let streamer = Streamer::start();
+    let streamer = RawStreamServer::start();
     let url = streamer.url("/stream");
     let (again, connected_again) = sync_channel(1);
     std::thread::spawn(move || {
@@ -38,12 +38,12 @@ fn event_ids_of_megabytes_are_passed_over_and_never_sent_back_and_delay_no_answe
         second.send(HEAD);
         let _ = again.send(second);
     });
-    let shelf = Shelf::of(3, 7);
+    let shelf = TestFeed::of(3, 7);
     let serving = Arc::clone(&shelf);
-    let publisher = Publisher::start(move |request| serving.page(request));
+    let publisher = ScriptedPublisher::start(move |request| serving.page(request));
     // When it is read
     let keys = format!("sse.url = \"{url}\"");
-    let mirror = Mirror::new().feed_with("things", &publisher.url("/feed"), &keys).start();
+    let mirror = MirrorProcess::new().feed_with("things", &publisher.url("/feed"), &keys).start();
     mirror.until("the first event", |mirror| mirror.ids("things").contains(&"first".to_owned()));
     // Then whoever asks is answered within a second, all the time;
     mirror.until("all events", |mirror| {
@@ -64,10 +64,10 @@ fn event_ids_of_megabytes_are_passed_over_and_never_sent_back_and_delay_no_answe
 #[test]
 fn streams_that_leave_large_events_half_sent_hold_no_more_memory_than_pages_and_delay_nobody() {
     // Given more of them than memory is to hold.
-    let publisher = Publisher::start(|_| Reply::page(page(&[], "?after=1")));
-    let mut mirror = Mirror::new();
+    let publisher = ScriptedPublisher::start(|_| Reply::page(page(&[], "?after=1")));
+    let mut mirror = MirrorProcess::new();
     for n in 0..16 {
-        let streamer = Streamer::start();
+        let streamer = RawStreamServer::start();
         let keys = format!("sse.url = \"{}\"", streamer.url("/stream"));
         mirror = mirror.feed_with(&format!("stranger-{n}"), &publisher.url(&format!("/{n}")), &keys);
         std::thread::spawn(move || {
@@ -79,9 +79,9 @@ fn streams_that_leave_large_events_half_sent_hold_no_more_memory_than_pages_and_
             }
         });
     }
-    let shelf = Shelf::of(300, 100);
+    let shelf = TestFeed::of(300, 100);
     let serving = Arc::clone(&shelf);
-    let healthy = Publisher::start(move |request| serving.page(request));
+    let healthy = ScriptedPublisher::start(move |request| serving.page(request));
     let mirror = mirror.feed("healthy", &healthy.url("/healthy")).start();
     // When they have taken all that there is
     let gave_way = "SELECT count(*) FROM endpoints WHERE transport = 'sse' AND reason LIKE 'no-memory: %'";

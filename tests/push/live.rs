@@ -12,8 +12,8 @@ use rand::rngs::StdRng;
 use rand::seq::{IndexedRandom, SliceRandom};
 use tokio::runtime::Runtime;
 
-use crate::support::rabbit::Rabbit;
-use crate::support::{DEADLINE, Mirror, Publisher, Shelf, deleted, item, until};
+use crate::support::rabbit::RabbitBroker;
+use crate::support::{DEADLINE, MirrorProcess, ScriptedPublisher, TestFeed, deleted, item, until};
 
 const PASSWORD: &str = "hunter2";
 /// Soon enough for a test, and still so rare that an audit is no polling.
@@ -22,7 +22,7 @@ const PUSH: &str = "[push]\naudit = \"2s\"\ngrace = \"300ms\"\n";
 /// One broker for all: it takes ten seconds to start.
 #[test]
 fn a_mirror_on_a_real_brokers_queue_loses_nothing_and_believes_it_only_once_proven() {
-    let mut broker = Broker::start();
+    let mut broker = MirrorBroker::start();
     whatever_order_and_repetition_ends_in_the_publishers_state(&broker);
     queue_and_poll_at_once_converge_in_any_order(&broker);
     what_cannot_be_understood_is_kept_and_does_not_come_again(&broker);
@@ -34,29 +34,29 @@ fn a_mirror_on_a_real_brokers_queue_loses_nothing_and_believes_it_only_once_prov
     a_broker_that_goes_away_is_stood_in_for_by_polling(&mut broker);
 }
 
-struct Broker {
-    rabbit: Rabbit,
+struct MirrorBroker {
+    rabbit: RabbitBroker,
     runtime: Runtime,
 }
 
-impl Broker {
+impl MirrorBroker {
     fn start() -> Self {
-        let rabbit = Rabbit::start();
+        let rabbit = RabbitBroker::start();
         rabbit.ctl(&["add_user", "mirror", PASSWORD]);
         rabbit.ctl(&["set_permissions", "mirror", ".*", ".*", ".*"]);
         Self { rabbit, runtime: Runtime::new().unwrap() }
     }
 
     /// A mirror, not yet started, of this poll URL and this queue; `keys` are further lines of the feed.
-    fn mirror(&self, url: &str, queue: &str, keys: &str) -> Mirror {
+    fn mirror(&self, url: &str, queue: &str, keys: &str) -> MirrorProcess {
         let amqp = format!("amqp.url_file = \"broker\"\namqp.queue = {queue:?}\n{keys}");
-        let mirror = Mirror::new().feed_with("things", url, &amqp).tables(PUSH);
+        let mirror = MirrorProcess::new().feed_with("things", url, &amqp).tables(PUSH);
         mirror.write("broker", &self.rabbit.url("mirror", PASSWORD));
         mirror
     }
 
     /// A mirror that declares the queue, level and consuming.
-    fn consuming(&self, url: &str, queue: &str, keys: &str) -> Mirror {
+    fn consuming(&self, url: &str, queue: &str, keys: &str) -> MirrorProcess {
         let mirror = self.mirror(url, queue, &format!("amqp.declare = \"durable\"\n{keys}")).start();
         mirror.until_level("things");
         mirror.until("consuming", |_| self.of_queue(queue, "consumers") == Some(1));
@@ -78,7 +78,7 @@ impl Broker {
 }
 
 struct Queue<'a> {
-    broker: &'a Broker,
+    broker: &'a MirrorBroker,
     _connection: Connection,
     channel: Channel,
     name: String,
@@ -121,24 +121,24 @@ fn publish(runtime: &Runtime, channel: &Channel, queue: &str, body: &[u8]) -> bo
     runtime.block_on(publishing).is_ok_and(|confirmation| confirmation.is_ack())
 }
 
-fn serve(shelf: &Arc<Shelf>) -> Publisher {
+fn serve(shelf: &Arc<TestFeed>) -> ScriptedPublisher {
     let shelf = Arc::clone(shelf);
-    Publisher::start(move |request| shelf.page(request))
+    ScriptedPublisher::start(move |request| shelf.page(request))
 }
 
-fn push_of(mirror: &Mirror) -> String {
+fn push_of(mirror: &MirrorProcess) -> String {
     mirror.column("SELECT push FROM endpoints WHERE transport = 'amqp'").concat()
 }
 
-fn endpoint_health(mirror: &Mirror) -> String {
+fn endpoint_health(mirror: &MirrorProcess) -> String {
     mirror.column("SELECT health FROM endpoints WHERE transport = 'amqp'").concat()
 }
 
-fn until_mode(mirror: &Mirror, mode: &str) {
+fn until_mode(mirror: &MirrorProcess, mode: &str) {
     mirror.until(&format!("mode {mode}"), |mirror| mirror.row("things").mode == mode);
 }
 
-fn until_holds(mirror: &Mirror, id: &str) {
+fn until_holds(mirror: &MirrorProcess, id: &str) {
     let sql = format!("SELECT count(*) FROM items WHERE id = '{id}'");
     mirror.until(&format!("{id} in the mirror"), |mirror| mirror.number(&sql) == 1);
 }
@@ -174,18 +174,18 @@ fn outcome<'a>(history: impl IntoIterator<Item = &'a Version>) -> BTreeMap<Strin
     history.into_iter().map(|v| (v.id.clone(), (v.modified.to_string(), state(v.live)))).collect()
 }
 
-fn held(mirror: &Mirror) -> BTreeMap<String, (String, String)> {
+fn mirror_contents(mirror: &MirrorProcess) -> BTreeMap<String, (String, String)> {
     let rows = mirror.rows("SELECT id, modified, state FROM items WHERE feed = 'things'");
     rows.into_iter().map(|row| (row[0].clone(), (row[1].clone(), row[2].clone()))).collect()
 }
 
-fn until_held(mirror: &Mirror, expected: &BTreeMap<String, (String, String)>) {
-    mirror.until("the publisher's state", |mirror| held(mirror) == *expected);
+fn until_contents(mirror: &MirrorProcess, expected: &BTreeMap<String, (String, String)>) {
+    mirror.until("the publisher's state", |mirror| mirror_contents(mirror) == *expected);
 }
 
-fn whatever_order_and_repetition_ends_in_the_publishers_state(broker: &Broker) {
+fn whatever_order_and_repetition_ends_in_the_publishers_state(broker: &MirrorBroker) {
     // Given a level feed whose poll URL never says more than ten records.
-    let shelf = Shelf::of(10, 7);
+    let shelf = TestFeed::of(10, 7);
     let publisher = serve(&shelf);
     let mirror = broker.consuming(&publisher.url("/feed"), "orders", "");
     assert_eq!((push_of(&mirror), mirror.row("things").mode), ("unproven".into(), "poll".into()));
@@ -219,9 +219,9 @@ fn whatever_order_and_repetition_ends_in_the_publishers_state(broker: &Broker) {
     expected.push(end);
 
     // Then the mirror is what the publisher has, data too, and the queue is empty.
-    until_held(&mirror, &outcome(&expected));
+    until_contents(&mirror, &outcome(&expected));
     queue.until_all_acknowledged();
-    assert_eq!(held(&mirror), outcome(&expected));
+    assert_eq!(mirror_contents(&mirror), outcome(&expected));
     for (id, (modified, data)) in mirror.live("things") {
         assert_eq!(data, crate::support::data(&id, modified));
     }
@@ -232,9 +232,9 @@ fn is_last(version: &Version, history: &[Version]) -> bool {
     !history.iter().any(|other| other.id == version.id && other.modified > version.modified)
 }
 
-fn queue_and_poll_at_once_converge_in_any_order(broker: &Broker) {
+fn queue_and_poll_at_once_converge_in_any_order(broker: &MirrorBroker) {
     // Given a feed whose audits come as often as polls would.
-    let shelf = Shelf::of(10, 7);
+    let shelf = TestFeed::of(10, 7);
     let publisher = serve(&shelf);
     let mirror = broker.consuming(&publisher.url("/feed"), "both", "push.audit = \"100ms\"");
     let queue = broker.queue("both");
@@ -261,9 +261,9 @@ fn queue_and_poll_at_once_converge_in_any_order(broker: &Broker) {
     // Then the mirror is what the publisher has, and both had their part in it.
     let before = (0..10).map(|n| Version { id: format!("id-{n}"), modified: n + 1, live: true });
     let expected: Vec<Version> = before.chain(changes).collect();
-    until_held(&mirror, &outcome(&expected));
+    until_contents(&mirror, &outcome(&expected));
     queue.until_all_acknowledged();
-    assert_eq!(held(&mirror), outcome(&expected));
+    assert_eq!(mirror_contents(&mirror), outcome(&expected));
     assert_eq!(mirror.live("things"), shelf.live());
     assert!(publisher.count("/feed") > polls + 3);
     assert!(mirror.number("SELECT count(*) FROM refusals WHERE transport = 'amqp'") > 0);
@@ -273,8 +273,8 @@ fn queue_and_poll_at_once_converge_in_any_order(broker: &Broker) {
     until_mode(&mirror, "amqp");
 }
 
-fn what_cannot_be_understood_is_kept_and_does_not_come_again(broker: &Broker) {
-    let publisher = serve(&Shelf::of(3, 7));
+fn what_cannot_be_understood_is_kept_and_does_not_come_again(broker: &MirrorBroker) {
+    let publisher = serve(&TestFeed::of(3, 7));
     let mirror = broker.consuming(&publisher.url("/feed"), "odd", "");
     let queue = broker.queue("odd");
     let without_id = r#"{"state":"updated","kind":"thing","modified":9,"data":{"name":"x"}}"#;
@@ -303,9 +303,9 @@ fn what_cannot_be_understood_is_kept_and_does_not_come_again(broker: &Broker) {
     assert_eq!(endpoint_health(&mirror), "ok");
 }
 
-fn nothing_is_acknowledged_before_it_is_written(broker: &Broker) {
+fn nothing_is_acknowledged_before_it_is_written(broker: &MirrorBroker) {
     // Given somebody else who keeps the file locked.
-    let publisher = serve(&Shelf::of(3, 7));
+    let publisher = serve(&TestFeed::of(3, 7));
     let mut mirror = broker.consuming(&publisher.url("/feed"), "locked", "");
     let queue = broker.queue("locked");
     let lock = rusqlite::Connection::open(mirror.path("mirror.db")).unwrap();
@@ -325,9 +325,9 @@ fn nothing_is_acknowledged_before_it_is_written(broker: &Broker) {
     assert_eq!(mirror.number("SELECT count(*) FROM items"), 43);
 }
 
-fn what_the_file_refuses_is_not_acknowledged_with_what_follows(broker: &Broker) {
+fn what_the_file_refuses_is_not_acknowledged_with_what_follows(broker: &MirrorBroker) {
     // Given a file that is locked until several batches wait for it, and then refuses the first of them.
-    let publisher = serve(&Shelf::of(3, 7));
+    let publisher = serve(&TestFeed::of(3, 7));
     let mirror = broker.consuming(&publisher.url("/feed"), "refusing", "");
     let queue = broker.queue("refusing");
     let file = rusqlite::Connection::open(mirror.path("mirror.db")).unwrap();
@@ -349,8 +349,8 @@ fn what_the_file_refuses_is_not_acknowledged_with_what_follows(broker: &Broker) 
     assert_eq!(mirror.number("SELECT count(*) FROM items"), 44);
 }
 
-fn a_kill_loses_nothing_that_was_acknowledged(broker: &Broker) {
-    let publisher = serve(&Shelf::of(3, 7));
+fn a_kill_loses_nothing_that_was_acknowledged(broker: &MirrorBroker) {
+    let publisher = serve(&TestFeed::of(3, 7));
     let mut mirror = broker.consuming(&publisher.url("/feed"), "killed", "");
     let queue = broker.queue("killed");
     for round in 0..3_i64 {
@@ -375,10 +375,10 @@ fn a_kill_loses_nothing_that_was_acknowledged(broker: &Broker) {
     }
 }
 
-fn what_was_acknowledged_is_in_the_file_when_a_kill_follows_at_once(broker: &Broker) {
+fn what_was_acknowledged_is_in_the_file_when_a_kill_follows_at_once(broker: &MirrorBroker) {
     // One message ahead at most: when so many are still waiting, all of the others but one were acknowledged.
     const MESSAGES: u32 = 200;
-    let publisher = serve(&Shelf::of(3, 7));
+    let publisher = serve(&TestFeed::of(3, 7));
     let mut mirror = broker.consuming(&publisher.url("/feed"), "one-by-one", "amqp.prefetch = 1");
     let queue = broker.queue("one-by-one");
     let mut in_mid_stream = 0;
@@ -410,8 +410,8 @@ fn what_was_acknowledged_is_in_the_file_when_a_kill_follows_at_once(broker: &Bro
     assert!(in_mid_stream > 0, "every kill came too late to prove anything");
 }
 
-fn a_missing_queue_is_the_operators_and_the_feed_is_well(broker: &Broker) {
-    let shelf = Shelf::of(3, 7);
+fn a_missing_queue_is_the_operators_and_the_feed_is_well(broker: &MirrorBroker) {
+    let shelf = TestFeed::of(3, 7);
     let publisher = serve(&shelf);
     let mirror = broker.mirror(&publisher.url("/feed"), "nowhere", "amqp.declare = \"passive\"").start();
     mirror.until_level("things");
@@ -426,9 +426,9 @@ fn a_missing_queue_is_the_operators_and_the_feed_is_well(broker: &Broker) {
     assert_eq!(mirror.holds_bytes(PASSWORD, &["broker"]), Vec::<String>::new());
 }
 
-fn a_broker_that_goes_away_is_stood_in_for_by_polling(broker: &mut Broker) {
+fn a_broker_that_goes_away_is_stood_in_for_by_polling(broker: &mut MirrorBroker) {
     // Given a feed that its queue keeps level.
-    let shelf = Shelf::of(3, 7);
+    let shelf = TestFeed::of(3, 7);
     let publisher = serve(&shelf);
     let mirror = broker.consuming(&publisher.url("/feed"), "restarted", "");
     let queue = broker.queue("restarted");
@@ -456,9 +456,9 @@ fn a_broker_that_goes_away_is_stood_in_for_by_polling(broker: &mut Broker) {
 }
 
 /// Publishes until the broker takes no more, while it is stopped; ids of the records that it said it took.
-fn publishing_while_it_stops(broker: &mut Broker, queue: &str) -> Vec<String> {
+fn publishing_while_it_stops(broker: &mut MirrorBroker, queue: &str) -> Vec<String> {
     const MOST: i64 = 100_000;
-    let Broker { rabbit, runtime } = broker;
+    let MirrorBroker { rabbit, runtime } = broker;
     let (channel, _connection) = channel(runtime, &rabbit.url("guest", "guest"));
     let id = |n: i64| format!("taken-{n}");
     let sent = |n: &i64| publish(runtime, &channel, queue, item(&id(*n), 100 + n).as_bytes());

@@ -12,4 +12,4 @@ mod hostile_broker;
 mod hostile_stream;
 mod live;
 mod sse;
-mod streamer;
+mod raw_stream_server;

@@ -1,44 +1,44 @@
 use std::time::Duration;
 
-use feedmirror::source::budget::{Budget, Reservation};
-use feedmirror::source::client::Clients;
-use feedmirror::source::http::{Failure, HttpSettings, Requests};
-use feedmirror::source::secret::Value;
-use feedmirror::source::sse::{Event, MAX_EVENT_BYTES, Stream};
+use feedmirror::source::budget::{MemoryBudget, Reservation};
+use feedmirror::source::client::HttpClients;
+use feedmirror::source::http::{EndpointClient, HttpFailure, HttpSettings};
+use feedmirror::source::secret::ConfiguredValue;
+use feedmirror::source::sse::{MAX_EVENT_BYTES, SseEvent, Stream};
 use tokio::time::timeout;
 
-use crate::streamer::Streamer;
+use crate::raw_stream_server::RawStreamServer;
 use crate::support::DEADLINE;
 
 const HEAD: &str = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\n";
 const OPEN: &str = "HTTP/1.1 200 OK\r\nContent-Type: Text/Event-Stream\r\nTransfer-Encoding: chunked\r\n\r\n";
 
-fn requests(url: &str, settings: &HttpSettings) -> Requests {
-    let headers = [("X-Api-Key".to_owned(), Value::Plain("key".into()))];
-    Requests::new(&Clients::default(), url, settings, &headers, &[]).unwrap()
+fn requests(url: &str, settings: &HttpSettings) -> EndpointClient {
+    let headers = [("X-Api-Key".to_owned(), ConfiguredValue::Plain("key".into()))];
+    EndpointClient::new(&HttpClients::default(), url, settings, &headers, &[]).unwrap()
 }
 
-async fn open(url: &str, settings: &HttpSettings) -> Result<Stream, Failure> {
+async fn open(url: &str, settings: &HttpSettings) -> Result<Stream, HttpFailure> {
     open_with(url, settings, share()).await
 }
 
-async fn open_with(url: &str, settings: &HttpSettings, share: Reservation) -> Result<Stream, Failure> {
+async fn open_with(url: &str, settings: &HttpSettings, share: Reservation) -> Result<Stream, HttpFailure> {
     timeout(DEADLINE, Stream::open(&requests(url, settings), url, None, share)).await.unwrap()
 }
 
 /// Of a budget that nobody else has a part in.
 fn share() -> Reservation {
-    Budget::new(48 << 20).page("publisher", 0)
+    MemoryBudget::new(48 << 20).open_page("publisher", 0)
 }
 
-async fn next(stream: &mut Stream) -> Result<Option<Event>, Failure> {
+async fn next(stream: &mut Stream) -> Result<Option<SseEvent>, HttpFailure> {
     timeout(DEADLINE, stream.next()).await.unwrap()
 }
 
 /// What comes of a body, up to the end or a failure.
-async fn read(body: impl AsRef<[u8]>) -> (Vec<Event>, Option<Failure>) {
+async fn read(body: impl AsRef<[u8]>) -> (Vec<SseEvent>, Option<HttpFailure>) {
     let answer = [HEAD.as_bytes(), b"Connection: close\r\n\r\n", body.as_ref()].concat();
-    let (url, answered) = Streamer::start().answering(answer);
+    let (url, answered) = RawStreamServer::start().answering(answer);
     let mut stream = open(&url, &HttpSettings::default()).await.unwrap();
     drop(answered.recv().unwrap());
     let mut events = Vec::new();
@@ -53,7 +53,7 @@ async fn read(body: impl AsRef<[u8]>) -> (Vec<Event>, Option<Failure>) {
 
 #[tokio::test]
 async fn a_request_says_where_it_goes_on_and_carries_the_feeds_secrets() {
-    let streamer = Streamer::start();
+    let streamer = RawStreamServer::start();
     let url = streamer.url("/stream?from=1&after=%7Bx%7D");
     let requests = requests(&streamer.url("/stream"), &HttpSettings::default());
     let opening = tokio::spawn(async move { Stream::open(&requests, &url, Some("id-7"), share()).await.map(drop) });
@@ -68,7 +68,7 @@ async fn a_request_says_where_it_goes_on_and_carries_the_feeds_secrets() {
 
 #[tokio::test]
 async fn events_come_as_they_are_sent_however_the_wire_cuts_them() {
-    let streamer = Streamer::start();
+    let streamer = RawStreamServer::start();
     let (url, answered) = streamer.answering(OPEN);
     let mut stream = open(&url, &HttpSettings::default()).await.unwrap();
     let mut connection = answered.recv().unwrap();
@@ -77,7 +77,8 @@ async fn events_come_as_they_are_sent_however_the_wire_cuts_them() {
         connection.send_chunk(&[*byte]);
     }
     let first = next(&mut stream).await.unwrap().unwrap();
-    let expected = Event { name: "itemupdate".into(), data: "{\"é\":\n1}".into(), id: Some("1".into()), retry: None };
+    let expected =
+        SseEvent { name: "itemupdate".into(), data: "{\"é\":\n1}".into(), id: Some("1".into()), retry: None };
     assert_eq!(first, expected);
     connection.send_chunk(b": ping\n\nretry: 1500\n\nnonsense: 1\n\n\xff\n\ndata: \xff\n\n");
     assert_eq!(next(&mut stream).await.unwrap().unwrap().data, "\u{fffd}");
@@ -97,7 +98,7 @@ async fn an_event_without_its_blank_line_is_none() {
 #[tokio::test]
 async fn a_stream_may_be_silent_for_as_long_as_it_likes_and_a_dropped_wait_loses_nothing() {
     let settings = HttpSettings { read_timeout: Duration::from_millis(50), ..HttpSettings::default() };
-    let (url, answered) = Streamer::start().answering(OPEN);
+    let (url, answered) = RawStreamServer::start().answering(OPEN);
     let mut stream = open(&url, &settings).await.unwrap();
     let mut connection = answered.recv().unwrap();
     connection.send_chunk(b"data: a");
@@ -111,13 +112,13 @@ async fn a_stream_may_be_silent_for_as_long_as_it_likes_and_a_dropped_wait_loses
 #[tokio::test]
 async fn a_head_that_does_not_come_is_a_timeout() {
     let settings = HttpSettings { read_timeout: Duration::from_millis(50), ..HttpSettings::default() };
-    let (url, _answered) = Streamer::start().answering("");
-    assert!(matches!(open(&url, &settings).await, Err(Failure::Timeout(_))));
+    let (url, _answered) = RawStreamServer::start().answering("");
+    assert!(matches!(open(&url, &settings).await, Err(HttpFailure::Timeout(_))));
 }
 
 #[tokio::test]
 async fn a_connection_that_breaks_ends_the_stream_with_one_failure() {
-    let (url, answered) = Streamer::start().answering(OPEN);
+    let (url, answered) = RawStreamServer::start().answering(OPEN);
     let mut stream = open(&url, &HttpSettings::default()).await.unwrap();
     let mut connection = answered.recv().unwrap();
     connection.send_chunk(b"data: 1\n\n");
@@ -125,7 +126,7 @@ async fn a_connection_that_breaks_ends_the_stream_with_one_failure() {
     assert_eq!(next(&mut stream).await.unwrap().unwrap().data, "1");
     assert_eq!(next(&mut stream).await.unwrap().unwrap().data, "2");
     drop(connection);
-    assert!(matches!(next(&mut stream).await, Err(Failure::Broken(_))));
+    assert!(matches!(next(&mut stream).await, Err(HttpFailure::Broken(_))));
     assert_eq!(next(&mut stream).await.unwrap(), None);
 }
 
@@ -134,7 +135,7 @@ async fn an_event_without_end_is_refused_at_the_limit_and_the_connection_dropped
     for limit in [64 << 10, 1 << 40] {
         let settings = HttpSettings { max_page_bytes: limit, ..HttpSettings::default() };
         let expected = limit.min(MAX_EVENT_BYTES);
-        let (url, answered) = Streamer::start().answering([HEAD, "\r\n"].concat());
+        let (url, answered) = RawStreamServer::start().answering([HEAD, "\r\n"].concat());
         let mut stream = open(&url, &settings).await.unwrap();
         let mut connection = answered.recv().unwrap();
         let sent = tokio::task::spawn_blocking(move || {
@@ -145,7 +146,7 @@ async fn an_event_without_end_is_refused_at_the_limit_and_the_connection_dropped
             }
             sent
         });
-        assert!(matches!(next(&mut stream).await, Err(Failure::TooLarge(limit)) if limit == expected));
+        assert!(matches!(next(&mut stream).await, Err(HttpFailure::TooLarge(limit)) if limit == expected));
         assert_eq!(next(&mut stream).await.unwrap(), None);
         // Beyond what was taken there is only what sockets and buffers hold, which on a busy machine grow to tens of MiB.
         let sent = timeout(DEADLINE, sent).await.unwrap().unwrap();
@@ -168,7 +169,7 @@ async fn what_is_no_event_stream_is_refused() {
         ("SSH-2.0-nothing\r\n\r\n", "broken-response"),
     ];
     for (answer, expected) in rows {
-        let (url, _answered) = Streamer::start().answering(answer);
+        let (url, _answered) = RawStreamServer::start().answering(answer);
         let failure = open(&url, &HttpSettings::default()).await.map(drop).unwrap_err().to_string();
         assert!(failure.contains(expected), "{answer:?}: {failure}");
     }
@@ -177,18 +178,18 @@ async fn what_is_no_event_stream_is_refused() {
 #[tokio::test]
 async fn a_stream_that_is_busy_says_when_to_come_again() {
     let answer = "HTTP/1.1 503 Busy\r\nRetry-After: 7\r\nContent-Length: 0\r\n\r\n";
-    let (url, _answered) = Streamer::start().answering(answer);
+    let (url, _answered) = RawStreamServer::start().answering(answer);
     let failure = open(&url, &HttpSettings::default()).await.map(drop).unwrap_err();
     let wait = Some(Duration::from_secs(7));
-    assert!(matches!(failure, Failure::Status { code: 503, retry_after, .. } if retry_after == wait));
+    assert!(matches!(failure, HttpFailure::Status { code: 503, retry_after, .. } if retry_after == wait));
 }
 
 #[tokio::test]
 async fn events_are_charged_until_their_share_is_dropped_and_a_lone_item_never_is() {
-    let budget = Budget::new(1 << 20);
-    let streamer = Streamer::start();
+    let budget = MemoryBudget::new(1 << 20);
+    let streamer = RawStreamServer::start();
     let (url, answered) = streamer.answering(OPEN);
-    let mut stream = open_with(&url, &HttpSettings::default(), budget.page("publisher", 0)).await.unwrap();
+    let mut stream = open_with(&url, &HttpSettings::default(), budget.open_page("publisher", 0)).await.unwrap();
     let mut connection = answered.recv().unwrap();
     // A lone item.
     connection.send_chunk(b"data: 1\n\n");
@@ -199,7 +200,7 @@ async fn events_are_charged_until_their_share_is_dropped_and_a_lone_item_never_i
     let first = next(&mut stream).await.unwrap().unwrap();
     connection.send_chunk(format!("data: {}", "x".repeat(200_000)).as_bytes());
     assert!(timeout(Duration::from_secs(1), stream.next()).await.is_err());
-    assert!(budget.bytes().1 >= 500_000);
+    assert!(budget.usage().1 >= 500_000);
     let share = stream.take_share().unwrap();
     assert!(share.bytes() >= first.data.len() as u64);
     connection.send_chunk(b"\n\n");
@@ -208,23 +209,23 @@ async fn events_are_charged_until_their_share_is_dropped_and_a_lone_item_never_i
     connection.send_chunk(b"data: 1\n\n");
     next(&mut stream).await.unwrap().unwrap();
     assert!(timeout(Duration::from_millis(200), stream.next()).await.is_err());
-    assert_eq!(budget.bytes().1, 0);
+    assert_eq!(budget.usage().1, 0);
 }
 
 #[tokio::test]
 async fn an_event_that_waits_half_sent_gives_way_to_whom_it_lets_wait() {
     // Given a budget that half an event takes.
-    let budget = Budget::new(1 << 20);
-    let streamer = Streamer::start();
+    let budget = MemoryBudget::new(1 << 20);
+    let streamer = RawStreamServer::start();
     let (url, answered) = streamer.answering(OPEN);
-    let mut stream = open_with(&url, &HttpSettings::default(), budget.page("publisher", 0)).await.unwrap();
+    let mut stream = open_with(&url, &HttpSettings::default(), budget.open_page("publisher", 0)).await.unwrap();
     let mut connection = answered.recv().unwrap();
     connection.send_chunk(format!("data: good\n\ndata: {}", "x".repeat(900_000)).as_bytes());
     assert_eq!(next(&mut stream).await.unwrap().unwrap().data, "good");
     // When pages of other hosts need it, of which one may go beyond
-    let mut beyond = budget.page("a third", 0);
+    let mut beyond = budget.open_page("a third", 0);
     let (_, _) = tokio::join!(timeout(Duration::from_millis(100), stream.next()), beyond.grow_to(400_000));
-    let mut page = budget.page("another", 0);
+    let mut page = budget.open_page("another", 0);
     let (end, grown) = tokio::join!(next(&mut stream), timeout(DEADLINE, page.grow_to(800_000)));
     // Then
     assert!(end.unwrap_err().to_string().starts_with("no-memory: "));

@@ -3,14 +3,14 @@
 use std::io::Write;
 use std::time::Duration;
 
-use feedmirror::source::webhook::{Answer, DoorState};
+use feedmirror::source::webhook::{PostAnswer, RouteState};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use crate::bench::{BUDGET, Bench, DEADLINE, MAX, NEW, OLD, bearer, post, reply};
+use crate::harness::{BUDGET, DEADLINE, MAX, NEW, OLD, WebhookHarness, bearer, post, reply};
 
 const PAGE: &[u8] = br#"{"items":[]}"#;
 
@@ -37,80 +37,80 @@ async fn until(what: &str, mut condition: impl FnMut() -> bool) {
 
 #[tokio::test]
 async fn who_shows_no_secret_gets_401_and_nothing_is_handed_on() {
-    let bench = Bench::start().await;
+    let harness = WebhookHarness::start().await;
     let wrong_signature = SIGNATURE.replace("757107", "757108");
     let unprefixed = SIGNATURE.replace("sha256=", "");
     for headers in ["", &bearer("wrong"), &bearer(""), "Authorization: Basic x\r\n", &wrong_signature, &unprefixed] {
-        let reply = bench.post(headers, SIGNED).await;
+        let reply = harness.post(headers, SIGNED).await;
         assert_eq!((reply.status, reply.header("WWW-Authenticate")), (401, Some("Bearer")), "{headers}");
     }
-    assert_eq!(bench.ask(&post("/in/a?token=wrong", "", PAGE)).await.status, 401);
-    assert_eq!(bench.waiting(), 0);
+    assert_eq!(harness.ask(&post("/in/a?token=wrong", "", PAGE)).await.status, 401);
+    assert_eq!(harness.waiting(), 0);
 }
 
 #[tokio::test]
 async fn any_of_the_secrets_will_do_and_the_body_arrives_as_it_was_sent() {
-    let mut bench = Bench::start().await;
+    let mut harness = WebhookHarness::start().await;
     for secret in [NEW, OLD] {
-        let (seen, reply) = bench.answered(&bearer(secret), PAGE, Answer::Taken).await;
+        let (seen, reply) = harness.post_with_answer(&bearer(secret), PAGE, PostAnswer::Committed).await;
         assert_eq!((seen.bytes.as_slice(), seen.fifth, seen.fault, reply.status), (PAGE, false, None, 204));
     }
-    let (seen, signed) = bench.answered(SIGNATURE, SIGNED, Answer::Taken).await;
+    let (seen, signed) = harness.post_with_answer(SIGNATURE, SIGNED, PostAnswer::Committed).await;
     assert_eq!((seen.bytes.as_slice(), signed.status), (SIGNED, 204));
     let both = format!("{}{SIGNATURE}", bearer("wrong"));
-    assert_eq!(bench.answered(&both, SIGNED, Answer::Taken).await.1.status, 204);
+    assert_eq!(harness.post_with_answer(&both, SIGNED, PostAnswer::Committed).await.1.status, 204);
     let largest = vec![b'x'; MAX];
-    let (seen, reply_to_it) = bench.answered(&bearer(NEW), &largest, Answer::Taken).await;
+    let (seen, reply_to_it) = harness.post_with_answer(&bearer(NEW), &largest, PostAnswer::Committed).await;
     assert_eq!((seen.bytes == largest, reply_to_it.status), (true, 204));
     let chunked = b"POST /in/a?token=the%2Dold-one HTTP/1.1\r\nHost: m\r\nConnection: close\r\n\
         Transfer-Encoding: chunked\r\n\r\n6\r\n{\"item\r\n6\r\ns\":[]}\r\n0\r\n\r\n";
-    let mut stream = TcpStream::connect(bench.address).await.unwrap();
+    let mut stream = TcpStream::connect(harness.address).await.unwrap();
     stream.write_all(chunked).await.unwrap();
-    let posted = timeout(DEADLINE, bench.posted.recv()).await.unwrap().unwrap();
+    let posted = timeout(DEADLINE, harness.posted.recv()).await.unwrap().unwrap();
     assert_eq!(posted.bytes, PAGE);
-    posted.answer.send(Answer::Taken).unwrap();
+    posted.answer.send(PostAnswer::Committed).unwrap();
     assert_eq!(reply(&mut stream).await.status, 204);
 }
 
 #[tokio::test]
 async fn compressed_bodies_are_opened_within_the_limit() {
-    let mut bench = Bench::start().await;
+    let mut harness = WebhookHarness::start().await;
     let headers = format!("{}Content-Encoding: gzip\r\n", bearer(NEW));
     let text = vec![b' '; MAX];
-    let (seen, reply) = bench.answered(&headers, &gzip(&text), Answer::Taken).await;
+    let (seen, reply) = harness.post_with_answer(&headers, &gzip(&text), PostAnswer::Committed).await;
     assert_eq!((seen.bytes == text, reply.status), (true, 204));
 
-    assert_eq!(bench.post(&headers, &gzip(&vec![b' '; MAX + 1])).await.status, 413);
-    assert_eq!(bench.post(&headers, &gzip(PAGE)[..12]).await.status, 400);
-    let reply = bench.post(&headers.replace("gzip", "compress"), PAGE).await;
+    assert_eq!(harness.post(&headers, &gzip(&vec![b' '; MAX + 1])).await.status, 413);
+    assert_eq!(harness.post(&headers, &gzip(PAGE)[..12]).await.status, 400);
+    let reply = harness.post(&headers.replace("gzip", "compress"), PAGE).await;
     assert_eq!((reply.status, reply.header("Accept-Encoding")), (415, Some("gzip, br, zstd")));
-    assert_eq!(bench.waiting(), 0);
+    assert_eq!(harness.waiting(), 0);
 }
 
 #[tokio::test]
 async fn unknown_feeds_get_404_and_other_methods_405() {
-    let bench = Bench::start().await;
+    let harness = WebhookHarness::start().await;
     for path in ["/in/b", "/in", "/", "/in/a/", "/a"] {
-        assert_eq!(bench.ask(&post(path, &bearer(NEW), PAGE)).await.status, 404, "{path}");
+        assert_eq!(harness.ask(&post(path, &bearer(NEW), PAGE)).await.status, 404, "{path}");
     }
     for method in ["GET", "PUT", "DELETE"] {
         let reply =
-            bench.ask(format!("{method} /in/a HTTP/1.1\r\nHost: m\r\nConnection: close\r\n\r\n").as_bytes()).await;
+            harness.ask(format!("{method} /in/a HTTP/1.1\r\nHost: m\r\nConnection: close\r\n\r\n").as_bytes()).await;
         assert_eq!((reply.status, reply.header("Allow")), (405, Some("POST")), "{method}");
     }
-    bench.inbox.remove("a");
-    assert_eq!(bench.post(&bearer(NEW), PAGE).await.status, 404);
+    harness.inbox.remove("a");
+    assert_eq!(harness.post(&bearer(NEW), PAGE).await.status, 404);
 }
 
 #[tokio::test]
 async fn what_is_refused_unread_is_read_to_its_end_so_that_its_sender_sees_the_answer() {
-    let bench = Bench::start().await;
-    bench.state.send_replace(DoorState::Refused("the feed is purged"));
+    let harness = WebhookHarness::start().await;
+    harness.state.send_replace(RouteState::Closed("the feed is purged"));
     let body = vec![b' '; MAX / 2];
     for (path, headers, status) in
         [("/in/b", bearer(NEW), 404), ("/in/a", bearer("no"), 401), ("/in/a", bearer(NEW), 409)]
     {
-        let mut stream = TcpStream::connect(bench.address).await.unwrap();
+        let mut stream = TcpStream::connect(harness.address).await.unwrap();
         let request = post(path, &headers, &body);
         let (first, rest) = request.split_at(request.len() / 2);
         stream.write_all(first).await.unwrap();
@@ -123,110 +123,110 @@ async fn what_is_refused_unread_is_read_to_its_end_so_that_its_sender_sees_the_a
 
 #[tokio::test]
 async fn a_2xx_comes_only_once_the_loop_has_answered() {
-    let mut bench = Bench::start().await;
-    let mut stream = TcpStream::connect(bench.address).await.unwrap();
+    let mut harness = WebhookHarness::start().await;
+    let mut stream = TcpStream::connect(harness.address).await.unwrap();
     stream.write_all(&post("/in/a", &bearer(NEW), PAGE)).await.unwrap();
-    let posted = timeout(DEADLINE, bench.posted.recv()).await.unwrap().unwrap();
+    let posted = timeout(DEADLINE, harness.posted.recv()).await.unwrap().unwrap();
     // Given: the loop has it and says nothing. Then there is no byte of an answer.
     let mut byte = [0];
     assert!(timeout(Duration::from_millis(200), stream.read(&mut byte)).await.is_err());
-    posted.answer.send(Answer::Taken).unwrap();
+    posted.answer.send(PostAnswer::Committed).unwrap();
     assert_eq!(reply(&mut stream).await.status, 204);
 }
 
 #[tokio::test]
 async fn each_word_of_the_loop_has_its_answer() {
-    let mut bench = Bench::start().await;
+    let mut harness = WebhookHarness::start().await;
     let table = [
-        (Answer::Taken, 204, None, ""),
-        (Answer::Refused("not-json: expected value".into()), 400, None, "not-json: expected value\n"),
-        (Answer::Busy(Duration::from_millis(1500)), 503, Some("2"), "not now\n"),
-        (Answer::Busy(Duration::ZERO), 503, Some("1"), "not now\n"),
-        (Answer::Gone, 409, None, "the feed takes nothing any more\n"),
+        (PostAnswer::Committed, 204, None, ""),
+        (PostAnswer::Unreadable("not-json: expected value".into()), 400, None, "not-json: expected value\n"),
+        (PostAnswer::Busy(Duration::from_millis(1500)), 503, Some("2"), "not now\n"),
+        (PostAnswer::Busy(Duration::ZERO), 503, Some("1"), "not now\n"),
+        (PostAnswer::OutdatedGeneration, 409, None, "the feed takes nothing any more\n"),
     ];
     for (answer, status, again, words) in table {
-        let (_, reply) = bench.answered(&bearer(NEW), PAGE, answer).await;
+        let (_, reply) = harness.post_with_answer(&bearer(NEW), PAGE, answer).await;
         assert_eq!((reply.status, reply.header("Retry-After"), reply.body.as_str()), (status, again, words));
     }
     // A loop that falls over answers nothing.
-    let mut stream = TcpStream::connect(bench.address).await.unwrap();
+    let mut stream = TcpStream::connect(harness.address).await.unwrap();
     stream.write_all(&post("/in/a", &bearer(NEW), PAGE)).await.unwrap();
-    drop(timeout(DEADLINE, bench.posted.recv()).await.unwrap().unwrap());
+    drop(timeout(DEADLINE, harness.posted.recv()).await.unwrap().unwrap());
     assert_eq!(reply(&mut stream).await.status, 503);
 }
 
 #[tokio::test]
 async fn a_feed_that_defers_or_refuses_says_so_to_its_publisher_alone() {
-    let bench = Bench::start().await;
-    bench.state.send_replace(DoorState::Defer { retry_after: Duration::from_secs(90), why: "not level yet" });
+    let harness = WebhookHarness::start().await;
+    harness.state.send_replace(RouteState::Deferred { retry_after: Duration::from_secs(90), why: "not level yet" });
     for (headers, body) in [(bearer(NEW), PAGE), (SIGNATURE.to_owned(), SIGNED)] {
-        let reply = bench.post(&headers, body).await;
+        let reply = harness.post(&headers, body).await;
         assert_eq!(
             (reply.status, reply.header("Retry-After"), reply.body.as_str()),
             (503, Some("90"), "not level yet\n")
         );
     }
-    bench.state.send_replace(DoorState::Refused("purged"));
+    harness.state.send_replace(RouteState::Closed("purged"));
     for (headers, body) in [(bearer(NEW), PAGE), (SIGNATURE.to_owned(), SIGNED)] {
-        assert_eq!(bench.post(&headers, body).await.status, 409);
+        assert_eq!(harness.post(&headers, body).await.status, 409);
     }
-    assert_eq!(bench.post("", PAGE).await.status, 401);
-    assert_eq!(bench.post(SIGNATURE, PAGE).await.status, 401);
-    assert_eq!(bench.waiting(), 0);
+    assert_eq!(harness.post("", PAGE).await.status, 401);
+    assert_eq!(harness.post(SIGNATURE, PAGE).await.status, 401);
+    assert_eq!(harness.waiting(), 0);
 }
 
 #[tokio::test]
 async fn a_full_queue_is_busy_and_keeps_what_it_holds() {
-    let mut bench = Bench::with_room(1, None).await;
-    let mut first = TcpStream::connect(bench.address).await.unwrap();
+    let mut harness = WebhookHarness::with_room(1, None).await;
+    let mut first = TcpStream::connect(harness.address).await.unwrap();
     first.write_all(&post("/in/a", &bearer(NEW), PAGE)).await.unwrap();
-    until("the first waits", || bench.waiting() == 1).await;
+    until("the first waits", || harness.waiting() == 1).await;
 
-    let reply_to_second = bench.post(&bearer(NEW), b"second").await;
+    let reply_to_second = harness.post(&bearer(NEW), b"second").await;
     assert_eq!((reply_to_second.status, reply_to_second.header("Retry-After")), (503, Some("5")));
 
-    let posted = bench.posted.recv().await.unwrap();
+    let posted = harness.posted.recv().await.unwrap();
     assert_eq!(posted.bytes, PAGE);
-    posted.answer.send(Answer::Taken).unwrap();
+    posted.answer.send(PostAnswer::Committed).unwrap();
     assert_eq!(reply(&mut first).await.status, 204);
 }
 
 #[tokio::test]
 async fn what_is_queued_is_applied_though_its_publisher_has_gone() {
-    let mut bench = Bench::start().await;
-    let mut stream = TcpStream::connect(bench.address).await.unwrap();
+    let mut harness = WebhookHarness::start().await;
+    let mut stream = TcpStream::connect(harness.address).await.unwrap();
     stream.write_all(&post("/in/a", &bearer(NEW), PAGE)).await.unwrap();
-    until("it waits", || bench.waiting() == 1).await;
+    until("it waits", || harness.waiting() == 1).await;
     drop(stream);
-    let posted = timeout(DEADLINE, bench.posted.recv()).await.unwrap().unwrap();
+    let posted = timeout(DEADLINE, harness.posted.recv()).await.unwrap().unwrap();
     assert_eq!(posted.bytes, PAGE);
     until("nobody waits for the answer", || posted.answer.is_closed()).await;
 }
 
 #[tokio::test]
 async fn without_memory_publishers_wait_and_strangers_take_none() {
-    let bench = Bench::start().await;
-    let all = bench.budget.reserve(BUDGET).await;
-    let reply = bench.post(&bearer(NEW), PAGE).await;
+    let harness = WebhookHarness::start().await;
+    let all = harness.budget.reserve(BUDGET).await;
+    let reply = harness.post(&bearer(NEW), PAGE).await;
     assert_eq!((reply.status, reply.header("Retry-After")), (503, Some("5")));
-    assert_eq!(bench.post(SIGNATURE, SIGNED).await.status, 503);
-    assert_eq!(bench.post(SIGNATURE, PAGE).await.status, 401, "judged without the mirror's memory");
+    assert_eq!(harness.post(SIGNATURE, SIGNED).await.status, 503);
+    assert_eq!(harness.post(SIGNATURE, PAGE).await.status, 401, "judged without the mirror's memory");
     drop(all);
     // What was refused has given everything back.
-    assert_eq!(timeout(DEADLINE, bench.budget.reserve(BUDGET)).await.unwrap().bytes(), BUDGET);
+    assert_eq!(timeout(DEADLINE, harness.budget.reserve(BUDGET)).await.unwrap().bytes(), BUDGET);
 }
 
 #[tokio::test]
 async fn a_body_that_is_too_large_is_refused_before_it_is_sent() {
-    let bench = Bench::start().await;
+    let harness = WebhookHarness::start().await;
     let head = format!(
         "POST /in/a HTTP/1.1\r\nHost: m\r\nContent-Length: 1000000000\r\n{}\r\n{}",
         bearer(NEW),
         "x".repeat(1024)
     );
-    assert_eq!(bench.ask(head.as_bytes()).await.status, 413);
+    assert_eq!(harness.ask(head.as_bytes()).await.status, 413);
     let chunk = format!("{MAX:x}\r\n{}\r\n1\r\nx\r\n", "x".repeat(MAX));
     let head = format!("POST /in/a HTTP/1.1\r\nHost: m\r\nTransfer-Encoding: chunked\r\n{}\r\n{chunk}", bearer(NEW));
-    assert_eq!(bench.ask(head.as_bytes()).await.status, 413);
-    assert_eq!(bench.waiting(), 0);
+    assert_eq!(harness.ask(head.as_bytes()).await.status, 413);
+    assert_eq!(harness.waiting(), 0);
 }

@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use feedmirror::source::webhook::tls::Tls;
-use feedmirror::source::webhook::{Answer, TlsFiles};
+use feedmirror::source::webhook::tls::ReloadableTls;
+use feedmirror::source::webhook::{PostAnswer, TlsFiles};
 use nix::sys::signal::Signal;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
@@ -14,8 +14,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
-use crate::bench::{Bench, DEADLINE, NEW, ask, bearer, post, reply};
-use crate::support::{Mirror, holds_within};
+use crate::harness::{DEADLINE, NEW, WebhookHarness, ask, bearer, post, reply};
+use crate::support::{MirrorProcess, holds_within};
 
 fn files() -> TlsFiles {
     let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/certificate");
@@ -32,16 +32,16 @@ fn connector() -> TlsConnector {
 
 #[tokio::test]
 async fn over_tls_a_page_is_taken_though_another_handshake_drags() {
-    let mut bench = Bench::with_room(8, Some(Tls::load(files()).unwrap())).await;
-    let dragging = TcpStream::connect(bench.address).await.unwrap();
-    let stream = TcpStream::connect(bench.address).await.unwrap();
+    let mut harness = WebhookHarness::with_room(8, Some(ReloadableTls::load(files()).unwrap())).await;
+    let dragging = TcpStream::connect(harness.address).await.unwrap();
+    let stream = TcpStream::connect(harness.address).await.unwrap();
     let connecting = connector().connect(ServerName::try_from("localhost").unwrap(), stream);
     let mut stream = timeout(DEADLINE, connecting).await.unwrap().unwrap();
     let request = post("/in/a", &bearer(NEW), b"page");
     let (reply, ()) = tokio::join!(ask(&mut stream, &request), async {
-        let posted = timeout(DEADLINE, bench.posted.recv()).await.unwrap().unwrap();
+        let posted = timeout(DEADLINE, harness.posted.recv()).await.unwrap().unwrap();
         assert_eq!(posted.bytes, b"page");
-        posted.answer.send(Answer::Taken).unwrap();
+        posted.answer.send(PostAnswer::Committed).unwrap();
     });
     assert_eq!(reply.status, 204);
     drop(dragging);
@@ -49,29 +49,29 @@ async fn over_tls_a_page_is_taken_though_another_handshake_drags() {
 
 #[tokio::test]
 async fn what_was_posted_before_the_end_is_answered() {
-    let mut bench = Bench::start().await;
-    let mut stream = TcpStream::connect(bench.address).await.unwrap();
+    let mut harness = WebhookHarness::start().await;
+    let mut stream = TcpStream::connect(harness.address).await.unwrap();
     stream.write_all(&post("/in/a", &bearer(NEW), b"page")).await.unwrap();
-    let posted = timeout(DEADLINE, bench.posted.recv()).await.unwrap().unwrap();
-    bench.shutdown.cancel();
-    posted.answer.send(Answer::Taken).unwrap();
+    let posted = timeout(DEADLINE, harness.posted.recv()).await.unwrap().unwrap();
+    harness.shutdown.cancel();
+    posted.answer.send(PostAnswer::Committed).unwrap();
     assert_eq!(reply(&mut stream).await.status, 204);
-    timeout(DEADLINE, bench.serving).await.unwrap().unwrap().unwrap();
-    assert!(TcpStream::connect(bench.address).await.is_err());
+    timeout(DEADLINE, harness.serving).await.unwrap().unwrap().unwrap();
+    assert!(TcpStream::connect(harness.address).await.is_err());
 }
 
 /// The address that the log tells.
-fn address(mirror: &Mirror) -> Option<String> {
+fn address(mirror: &MirrorProcess) -> Option<String> {
     let log = mirror.log();
     Some(log.split_once(" webhooks=")?.1.split_whitespace().next()?.trim_matches('"').to_owned())
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_daemon_listens_for_publishers_only_if_it_is_to() {
-    let polled = Mirror::running("a", "http://127.0.0.1:9/");
+    let polled = MirrorProcess::running("a", "http://127.0.0.1:9/");
     assert_eq!(address(&polled), None, "{}", polled.log());
 
-    let mirror = Mirror::new().feed_with("a", "http://127.0.0.1:9/", "webhook.secret_file = \"key\"");
+    let mirror = MirrorProcess::new().feed_with("a", "http://127.0.0.1:9/", "webhook.secret_file = \"key\"");
     mirror.write("key", NEW);
     let mut mirror = mirror.tables("[webhooks]\nlisten = \"127.0.0.1:0\"\npath = \"/in\"\n").start();
     assert!(holds_within(DEADLINE, || address(&mirror).is_some()), "{}", mirror.log());
@@ -85,7 +85,7 @@ async fn the_daemon_listens_for_publishers_only_if_it_is_to() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_configuration_speaks_of_listens_without_a_feed_and_a_reload_can_begin_it() {
     // Given: a mirror that has never heard of webhooks
-    let mut mirror = Mirror::running("a", "http://127.0.0.1:9/");
+    let mut mirror = MirrorProcess::running("a", "http://127.0.0.1:9/");
     assert_eq!(address(&mirror), None, "{}", mirror.log());
 
     // When
@@ -128,7 +128,7 @@ async fn what_the_configuration_speaks_of_listens_without_a_feed_and_a_reload_ca
 #[tokio::test(flavor = "multi_thread")]
 async fn the_operator_is_told_of_wrong_secrets_wrong_tokens_and_crowds_at_a_bounded_rate() {
     // Given: a proxy of ours in front
-    let mirror = Mirror::new().feed_with("a", "http://127.0.0.1:9/", "webhook.secret_file = \"key\"");
+    let mirror = MirrorProcess::new().feed_with("a", "http://127.0.0.1:9/", "webhook.secret_file = \"key\"");
     mirror.write("key", NEW);
     let tables = "[webhooks]\nlisten = \"127.0.0.1:0\"\npath = \"/in\"\ntrusted_proxies = [\"127.0.0.1\"]\n";
     let mut mirror = mirror.tables(tables).start();
@@ -169,11 +169,11 @@ async fn the_operator_is_told_of_wrong_secrets_wrong_tokens_and_crowds_at_a_boun
 async fn a_place_that_is_taken_ends_the_start() {
     let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let listen = taken.local_addr().unwrap();
-    let mirror = Mirror::new().feed_with("a", "http://127.0.0.1:9/", "webhook.secret_file = \"key\"");
+    let mirror = MirrorProcess::new().feed_with("a", "http://127.0.0.1:9/", "webhook.secret_file = \"key\"");
     let mut mirror = mirror.tables(&format!("[webhooks]\nlisten = \"{listen}\"\n"));
     mirror.write("key", NEW);
     mirror.write_config();
     mirror.spawn();
-    assert_eq!(mirror.ended().code(), Some(1));
+    assert_eq!(mirror.wait_for_exit().code(), Some(1));
     assert!(mirror.log().contains(&format!("webhooks.listen = {listen}: can't listen there")), "{}", mirror.log());
 }

@@ -7,7 +7,7 @@
 mod support;
 
 mod answers;
-mod bench;
+mod harness;
 mod listener;
 mod poison;
 mod strangers;

@@ -2,22 +2,22 @@
 
 use std::time::{Duration, Instant};
 
-use feedmirror::source::webhook::Answer;
+use feedmirror::source::webhook::PostAnswer;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::answers::{SIGNATURE, SIGNED};
-use crate::bench::{Bench, DEADLINE, NEW, bearer, post};
+use crate::harness::{DEADLINE, NEW, WebhookHarness, bearer, post};
 
 /// A publisher waits no longer than this for places and memory that strangers hold.
 const SOON: Duration = Duration::from_secs(5);
 
 /// Strangers who have sent this, and what goes on of them.
-async fn strangers(bench: &Bench, count: usize, sent: &[u8]) -> Vec<TcpStream> {
+async fn strangers(harness: &WebhookHarness, count: usize, sent: &[u8]) -> Vec<TcpStream> {
     let mut held = Vec::new();
     for _ in 0..count {
-        let mut stream = timeout(DEADLINE, TcpStream::connect(bench.address)).await.unwrap().unwrap();
+        let mut stream = timeout(DEADLINE, TcpStream::connect(harness.address)).await.unwrap().unwrap();
         // One that had to make room already takes nothing.
         drop(stream.write_all(sent).await);
         held.push(stream);
@@ -25,9 +25,9 @@ async fn strangers(bench: &Bench, count: usize, sent: &[u8]) -> Vec<TcpStream> {
     held
 }
 
-async fn is_taken_soon(bench: &mut Bench, headers: &str, body: &[u8]) {
+async fn is_taken_soon(harness: &mut WebhookHarness, headers: &str, body: &[u8]) {
     let began = Instant::now();
-    let (seen, reply) = bench.answered(headers, body, Answer::Taken).await;
+    let (seen, reply) = harness.post_with_answer(headers, body, PostAnswer::Committed).await;
     assert_eq!((seen.bytes.as_slice(), reply.status), (body, 204));
     assert!(began.elapsed() < SOON, "{:?}", began.elapsed());
 }
@@ -35,15 +35,15 @@ async fn is_taken_soon(bench: &mut Bench, headers: &str, body: &[u8]) {
 #[tokio::test(flavor = "multi_thread")]
 async fn dripping_bodies_with_any_signature_keep_no_publisher_out() {
     // Given: more than had room before, each with its first byte there
-    let mut bench = Bench::start().await;
+    let mut harness = WebhookHarness::start().await;
     let wrong = SIGNATURE.replace("757107", "757108");
     let head = format!("POST /in/a HTTP/1.1\r\nHost: m\r\nContent-Length: 100000\r\n{wrong}\r\n{{");
-    let mut held = strangers(&bench, 300, head.as_bytes()).await;
+    let mut held = strangers(&harness, 300, head.as_bytes()).await;
 
     // When, then
     for _ in 0..5 {
-        is_taken_soon(&mut bench, SIGNATURE, SIGNED).await;
-        is_taken_soon(&mut bench, &bearer(NEW), b"page").await;
+        is_taken_soon(&mut harness, SIGNATURE, SIGNED).await;
+        is_taken_soon(&mut harness, &bearer(NEW), b"page").await;
         for stranger in &mut held {
             drop(stranger.write_all(b" ").await);
         }
@@ -52,43 +52,43 @@ async fn dripping_bodies_with_any_signature_keep_no_publisher_out() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_byte_of_a_head_delays_no_post() {
-    let mut bench = Bench::start().await;
-    let held = strangers(&bench, 300, b"P").await;
-    is_taken_soon(&mut bench, &bearer(NEW), b"page").await;
+    let mut harness = WebhookHarness::start().await;
+    let held = strangers(&harness, 300, b"P").await;
+    is_taken_soon(&mut harness, &bearer(NEW), b"page").await;
     drop(held);
-    let silent = strangers(&bench, 300, b"").await;
-    is_taken_soon(&mut bench, SIGNATURE, SIGNED).await;
+    let silent = strangers(&harness, 300, b"").await;
+    is_taken_soon(&mut harness, SIGNATURE, SIGNED).await;
     drop(silent);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_is_being_answered_keeps_the_place() {
     // Given: a page that the loop has not answered yet
-    let mut bench = Bench::start().await;
-    let mut publisher = TcpStream::connect(bench.address).await.unwrap();
+    let mut harness = WebhookHarness::start().await;
+    let mut publisher = TcpStream::connect(harness.address).await.unwrap();
     publisher.write_all(&post("/in/a", &bearer(NEW), b"page")).await.unwrap();
-    let posted = timeout(DEADLINE, bench.posted.recv()).await.unwrap().unwrap();
+    let posted = timeout(DEADLINE, harness.posted.recv()).await.unwrap().unwrap();
 
     // When
-    let held = strangers(&bench, 400, b"P").await;
-    is_taken_soon(&mut bench, &bearer(NEW), b"another").await;
+    let held = strangers(&harness, 400, b"P").await;
+    is_taken_soon(&mut harness, &bearer(NEW), b"another").await;
 
     // Then
-    posted.answer.send(Answer::Taken).unwrap();
-    assert_eq!(crate::bench::reply(&mut publisher).await.status, 204);
+    posted.answer.send(PostAnswer::Committed).unwrap();
+    assert_eq!(crate::harness::reply(&mut publisher).await.status, 204);
     drop(held);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn wrong_secrets_are_answered_ever_more_slowly_and_right_ones_at_once() {
-    let mut bench = Bench::start().await;
+    let mut harness = WebhookHarness::start().await;
     let mut waits = Vec::new();
     for _ in 0..8 {
         let began = Instant::now();
-        assert_eq!(bench.post(&bearer("wrong"), b"page").await.status, 401);
+        assert_eq!(harness.post(&bearer("wrong"), b"page").await.status, 401);
         waits.push(began.elapsed());
     }
     // 200, 400 and 800 ms after five that are free.
     assert!(waits[5] >= Duration::from_millis(200) && waits[7] >= Duration::from_millis(800), "{waits:?}");
-    is_taken_soon(&mut bench, &bearer(NEW), b"page").await;
+    is_taken_soon(&mut harness, &bearer(NEW), b"page").await;
 }

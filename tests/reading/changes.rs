@@ -3,15 +3,15 @@
 use std::io::{BufRead, BufReader, Read};
 use std::process::ChildStdout;
 
-use feedmirror::store::read::{Filter, Reader};
+use feedmirror::store::read::{FeedKindFilter, Reader};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::mirror::{AT, Mirror, deleted, failed, json_lines, of_kind, updated};
+use crate::mirror_file::{AT, MirrorFile, deleted, failed, json_lines, of_kind, updated};
 
-fn small_mirror() -> Mirror {
-    let mirror = Mirror::new();
+fn small_mirror() -> MirrorFile {
+    let mirror = MirrorFile::new();
     for name in ["acme", "other"] {
         mirror.feed(name);
     }
@@ -21,7 +21,7 @@ fn small_mirror() -> Mirror {
 }
 
 /// The changes and the last position told.
-fn log(mirror: &Mirror, more: &[&str]) -> (Vec<Value>, Value) {
+fn log(mirror: &MirrorFile, more: &[&str]) -> (Vec<Value>, Value) {
     let arguments: Vec<&str> = ["changes"].iter().chain(more).copied().collect();
     let mut lines = json_lines(&mirror.says(&arguments));
     let last = lines.pop().unwrap();
@@ -33,7 +33,7 @@ fn ids(lines: &[Value]) -> Vec<&str> {
     lines.iter().map(|line| line["id"].as_str().unwrap_or("-")).collect()
 }
 
-fn mirror_row(mirror: &Mirror) -> (String, i64) {
+fn mirror_row(mirror: &MirrorFile) -> (String, i64) {
     let db = rusqlite::Connection::open(mirror.path()).unwrap();
     db.query_row("SELECT epoch, seq FROM mirror", [], |row| Ok((row.get(0)?, row.get(1)?))).unwrap()
 }
@@ -84,7 +84,7 @@ fn with_a_filter_the_position_moves_on_all_the_same() {
 
 #[test]
 fn a_page_that_finds_nothing_is_bounded_and_says_how_far_it_came() {
-    let mirror = Mirror::new();
+    let mirror = MirrorFile::new();
     mirror.feed("acme");
     mirror.feed("empty");
     for page in 0..12 {
@@ -92,7 +92,7 @@ fn a_page_that_finds_nothing_is_bounded_and_says_how_far_it_came() {
         mirror.polled("acme", &items);
     }
     let reader = Reader::open(&mirror.path()).unwrap();
-    let filter = Filter { feeds: vec!["empty".into()], kinds: Vec::new() };
+    let filter = FeedKindFilter { feeds: vec!["empty".into()], kinds: Vec::new() };
     let (_, seq) = mirror_row(&mirror);
     let first = reader.changes(0, 10, &filter, false).unwrap();
     assert!(first.rows.is_empty() && !first.end && first.last_seq < seq, "{first:?}");
@@ -119,12 +119,12 @@ fn a_purge_is_told_to_those_who_follow_its_feed() {
 #[test]
 fn a_feed_that_was_purged_for_good_can_still_be_asked_for() {
     let mirror = small_mirror();
-    let kept = feedmirror::store::feeds::Registration {
+    let kept = feedmirror::store::feeds::FeedRegistration {
         name: mirror.name("other"),
         provider: None,
         url: "https://acme.example/other".into(),
         attribution: Default::default(),
-        broken: None,
+        config_error: None,
     };
     mirror.runtime.block_on(mirror.store().register(AT, vec![kept], true)).unwrap();
     mirror.runtime.block_on(mirror.store().purge(&mirror.name("acme"), AT)).unwrap();
@@ -208,7 +208,7 @@ fn a_restored_file_is_noticed_while_following() {
     let mut output = BufReader::new(follower.0.stdout.take().unwrap());
     wait_for(&mut output, |line| line.get("last_seq").is_some());
     // when another mirror's file takes its place, as a restore does
-    let mut other = Mirror::new();
+    let mut other = MirrorFile::new();
     other.stop();
     for companion in ["-wal", "-shm"] {
         std::fs::remove_file(format!("{}{companion}", mirror.path().display())).unwrap();

@@ -1,15 +1,15 @@
 //! `explain` over a file at rest: what is kept of deliveries, and what is said once they are too long ago.
 
-use crate::mirror::{Mirror, deleted, failed, updated};
+use crate::mirror_file::{MirrorFile, deleted, failed, updated};
 
-fn count(mirror: &Mirror, sql: &str) -> i64 {
+fn count(mirror: &MirrorFile, sql: &str) -> i64 {
     rusqlite::Connection::open(mirror.path()).unwrap().query_row(sql, [], |row| row.get(0)).unwrap()
 }
 
 #[test]
 fn of_a_feed_two_thousand_deliveries_are_kept_and_older_items_say_so() {
     // given a feed with one delivery more than are kept, and another feed with one
-    let mirror = Mirror::new();
+    let mirror = MirrorFile::new();
     let feed = mirror.feed("a");
     mirror.feed("b");
     mirror.polled("b", &[updated("only", 1, "{}")]);
@@ -28,7 +28,7 @@ fn of_a_feed_two_thousand_deliveries_are_kept_and_older_items_say_so() {
 
 #[test]
 fn a_delivery_that_wrote_nothing_leaves_no_row() {
-    let mirror = Mirror::new();
+    let mirror = MirrorFile::new();
     mirror.feed("a");
     mirror.polled("a", &[updated("1", 5, "{}"), updated("2", 5, "{}")]);
     mirror.polled("a", &[updated("1", 5, "{}")]);
@@ -43,7 +43,7 @@ fn a_delivery_that_wrote_nothing_leaves_no_row() {
 
 #[test]
 fn an_item_is_of_the_delivery_that_wrote_it_last() {
-    let mirror = Mirror::new();
+    let mirror = MirrorFile::new();
     mirror.feed("a");
     mirror.polled("a", &[updated("1", 1, "{}"), updated("2", 2, "{}")]);
     mirror.polled("a", &[updated("3", 3, "{}"), deleted("1", 4)]);
@@ -58,7 +58,7 @@ fn an_item_is_of_the_delivery_that_wrote_it_last() {
 
 #[test]
 fn a_feed_that_the_mirror_never_had_is_told_with_the_nearest() {
-    let mirror = Mirror::new();
+    let mirror = MirrorFile::new();
     mirror.feed("acme-sessions");
     let (code, errors) = failed(&mirror.run(&["explain", "acme-session", "1"]));
     assert_eq!(code, Some(1));

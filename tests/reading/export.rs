@@ -3,15 +3,15 @@
 use std::io::{BufRead, BufReader, Read};
 
 use feedmirror::feed::Health;
-use feedmirror::store::feeds::Note;
+use feedmirror::store::feeds::HealthNote;
 
-use crate::mirror::{AT, Mirror, deleted, failed, json_lines, of_kind, updated};
+use crate::mirror_file::{AT, MirrorFile, deleted, failed, json_lines, of_kind, updated};
 
 /// As no serialiser would write it: the bytes must come through.
 const ODD: &str = r#"{ "n":1.50e+2,"big":123456789012345678901234567890 ,"u":"\u00e9é\/", "dup":1,"dup":2 }"#;
 
-fn small_mirror() -> Mirror {
-    let mirror = Mirror::new();
+fn small_mirror() -> MirrorFile {
+    let mirror = MirrorFile::new();
     for name in ["acme", "other"] {
         mirror.feed(name);
     }
@@ -61,7 +61,7 @@ fn feeds_kinds_and_a_beginning_can_be_chosen() {
 
 #[test]
 fn a_small_feed_beside_a_large_one_comes_out_in_the_same_order() {
-    let mirror = Mirror::new();
+    let mirror = MirrorFile::new();
     mirror.feed("large");
     mirror.feed("small");
     for round in 0..10 {
@@ -79,8 +79,8 @@ fn a_small_feed_beside_a_large_one_comes_out_in_the_same_order() {
 fn items_of_a_feed_that_is_gone_are_left_out() {
     let mirror = small_mirror();
     let gone = mirror.feed("other");
-    let note = Note { health: Health::Gone, reason: None, failures: 1, next_poll_at: None };
-    mirror.runtime.block_on(mirror.store().note(gone.id, AT, note)).unwrap();
+    let note = HealthNote { health: Health::Gone, reason: None, failures: 1, next_poll_at: None };
+    mirror.runtime.block_on(mirror.store().record_health(gone.id, AT, note)).unwrap();
     assert_eq!(ids(&mirror.says(&["export"])), ["a", "c"]);
 }
 
@@ -108,7 +108,7 @@ fn the_other_formats_hold_the_same_items() {
 
 #[test]
 fn nothing_is_valid_in_every_format() {
-    let mirror = Mirror::new();
+    let mirror = MirrorFile::new();
     assert_eq!(mirror.says(&["export"]), "");
     assert_eq!(mirror.says(&["export", "--format", "json"]), "[]\n");
     let header = "feed,kind,id,modified,state,data,seq,changed_at,publisher,license,dataset_url\r\n";
@@ -133,7 +133,7 @@ fn a_file_appears_whole_or_not_at_all() {
 
 #[test]
 fn a_reader_that_goes_away_is_no_failure() {
-    let mirror = Mirror::new();
+    let mirror = MirrorFile::new();
     mirror.feed("acme");
     let data = format!("{{\"text\":\"{}\"}}", "x".repeat(10_000));
     let items: Vec<String> = (0..200).map(|n| updated(&n.to_string(), n, &data)).collect();
@@ -151,7 +151,7 @@ fn a_reader_that_goes_away_is_no_failure() {
 fn memory_stays_the_same_however_many_items_there_are() {
     // given 64 MiB of items
     const ITEMS: usize = 32 * 1024;
-    let mirror = Mirror::new();
+    let mirror = MirrorFile::new();
     mirror.feed("acme");
     let data = format!("{{\"text\":\"{}\"}}", "x".repeat(2_048));
     for page in 0..32 {

@@ -4,7 +4,7 @@
 mod changes;
 mod explain;
 mod export;
-mod mirror;
+mod mirror_file;
 mod opening;
 mod report;
 mod rows;

@@ -4,7 +4,7 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-use crate::mirror::{Mirror, command, failed, updated};
+use crate::mirror_file::{MirrorFile, command, failed, updated};
 
 fn refused(path: &Path, arguments: &[&str]) -> String {
     let (code, errors) = failed(&command(path, arguments).output().unwrap());
@@ -53,7 +53,7 @@ fn what_is_no_database_is_refused() {
 
 #[test]
 fn a_newer_layout_asks_for_an_upgrade() {
-    let mut mirror = Mirror::new();
+    let mut mirror = MirrorFile::new();
     mirror.stop();
     let db = rusqlite::Connection::open(mirror.path()).unwrap();
     db.pragma_update(None, "user_version", 99).unwrap();
@@ -63,7 +63,7 @@ fn a_newer_layout_asks_for_an_upgrade() {
 
 #[test]
 fn names_with_signs_that_uris_use_are_read_as_they_are() {
-    let mut mirror = Mirror::new();
+    let mut mirror = MirrorFile::new();
     mirror.stop();
     let path = mirror.directory.path().join("a %41?#b.db");
     std::fs::copy(mirror.path(), &path).unwrap();
@@ -93,7 +93,7 @@ fn as_group_member(program: &Path, arguments: &[&str]) -> Output {
 struct Given<'a>(&'a Path);
 
 impl<'a> Given<'a> {
-    fn to_group(mirror: &'a Mirror) -> Self {
+    fn to_group(mirror: &'a MirrorFile) -> Self {
         let directory = mirror.directory.path();
         for entry in std::fs::read_dir(directory).unwrap() {
             give(&entry.unwrap().path(), if is_root() { 0o640 } else { 0o440 });
@@ -128,7 +128,7 @@ fn reachable_binary() -> (tempfile::TempDir, std::path::PathBuf) {
 #[test]
 fn the_file_s_group_reads_it_whether_the_daemon_runs_or_not() {
     // given a mirror whose last commit is still in the WAL
-    let mut mirror = Mirror::new();
+    let mut mirror = MirrorFile::new();
     mirror.feed("acme");
     mirror.polled("acme", &[updated("a", 1, "{\"name\":\"Yoga\"}")]);
     let (_kept, binary) = reachable_binary();
@@ -155,7 +155,7 @@ fn the_file_s_group_reads_it_whether_the_daemon_runs_or_not() {
 
 #[test]
 fn a_copy_without_wal_files_is_read_where_none_can_be_made() {
-    let mut mirror = Mirror::new();
+    let mut mirror = MirrorFile::new();
     mirror.feed("acme");
     mirror.polled("acme", &[updated("a", 1, "{}")]);
     mirror.stop();
@@ -171,7 +171,7 @@ fn a_copy_without_wal_files_is_read_where_none_can_be_made() {
 
 #[test]
 fn who_may_not_read_it_is_told_what_is_missing() {
-    let mirror = Mirror::new();
+    let mirror = MirrorFile::new();
     let _given = Given::to_group(&mirror);
     give(&mirror.path(), if is_root() { 0o600 } else { 0 });
     let (_kept, binary) = reachable_binary();

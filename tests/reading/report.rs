@@ -1,21 +1,21 @@
 //! `findings` as something to send: by publisher, with sections, samples and counts, as the real binary over a file.
 
 use feedmirror::feed::Finding;
-use feedmirror::store::feeds::Registration;
+use feedmirror::store::feeds::FeedRegistration;
 use serde_json::{Value, json};
 
-use crate::mirror::{AT, Mirror, failed, json_lines, updated};
+use crate::mirror_file::{AT, MirrorFile, failed, json_lines, updated};
 
 const DAY: i64 = 86_400_000;
 
 /// Two feeds of the provider `acme`, one of nobody in particular, and one that is well.
-fn mirror() -> Mirror {
-    let mirror = Mirror::new();
-    let registration = |name: &str, provider: Option<&str>, url: &str| Registration {
+fn mirror() -> MirrorFile {
+    let mirror = MirrorFile::new();
+    let registration = |name: &str, provider: Option<&str>, url: &str| FeedRegistration {
         name: mirror.name(name),
         provider: provider.map(str::to_owned),
         url: url.to_owned(),
-        broken: None,
+        config_error: None,
         attribution: Default::default(),
     };
     let feeds = vec![
@@ -41,10 +41,10 @@ fn mirror() -> Mirror {
     mirror
 }
 
-fn finds(mirror: &Mirror, feed: &str, at: i64, rule: &'static str, count: u64) {
+fn finds(mirror: &MirrorFile, feed: &str, at: i64, rule: &'static str, count: u64) {
     let id = mirror.runtime.block_on(mirror.store().feed(&mirror.name(feed))).unwrap().id;
     let finding = Finding { rule, detail: format!("what {feed} did"), count };
-    mirror.runtime.block_on(mirror.store().finding(id, at, finding)).unwrap();
+    mirror.runtime.block_on(mirror.store().record_finding(id, at, finding)).unwrap();
 }
 
 #[test]
@@ -121,7 +121,7 @@ fn a_provider_narrows_the_list_and_an_unknown_one_is_named() {
 
 #[test]
 fn a_record_too_long_for_a_letter_is_cut_and_a_hostile_one_commands_nothing() {
-    let mirror = Mirror::new();
+    let mirror = MirrorFile::new();
     mirror.feed("acme");
     let long = format!(
         "{{\"state\":\"odd\\u001b[2J\",\"id\":1,\"kind\":\"k\",\"modified\":1,\"data\":\"{}\"}}",

@@ -1,35 +1,35 @@
 //! Status and the journals: rows under the SQL names, tables for people.
 
-use feedmirror::feed::{Attribution, Finding, Health, Mode, Push, Transport};
-use feedmirror::store::endpoints::Standing;
-use feedmirror::store::feeds::{Note, Registration};
+use feedmirror::feed::{Attribution, Finding, Health, Mode, PushTrust, Transport};
+use feedmirror::store::endpoints::PushTrustUpdate;
+use feedmirror::store::feeds::{FeedRegistration, HealthNote};
 use feedmirror::store::read::Reader;
 
-use crate::mirror::{AT, Mirror, deleted, failed, json_lines, updated};
+use crate::mirror_file::{AT, MirrorFile, deleted, failed, json_lines, updated};
 
 /// Two feeds, one failing; an item, a tombstone, a refusal, a record in quarantine, a finding.
-fn busy_mirror() -> Mirror {
-    let mirror = Mirror::new();
+fn busy_mirror() -> MirrorFile {
+    let mirror = MirrorFile::new();
     mirror.feed("acme-sessions");
     let trouble = mirror.feed("trouble");
     let nameless = "{\"state\":\"updated\",\"kind\":\"Session\",\"modified\":9,\"data\":{}}".to_owned();
     mirror.polled("acme-sessions", &[updated("a", 5, "{\"n\":1}"), deleted("b", 6), nameless]);
     mirror.polled("acme-sessions", &[updated("a", 4, "{\"n\":0}")]);
     mirror.polled("acme-sessions", &[]);
-    let note = Note {
+    let note = HealthNote {
         health: Health::Retrying,
         reason: Some("timeout: no bytes for 30 s".into()),
         failures: 3,
         next_poll_at: Some(AT),
     };
-    mirror.runtime.block_on(mirror.store().note(trouble.id, AT, note)).unwrap();
+    mirror.runtime.block_on(mirror.store().record_health(trouble.id, AT, note)).unwrap();
     let finding = Finding { rule: "bom", detail: "it begins with one".into(), count: 2 };
-    mirror.runtime.block_on(mirror.store().finding(trouble.id, AT, finding)).unwrap();
+    mirror.runtime.block_on(mirror.store().record_finding(trouble.id, AT, finding)).unwrap();
     mirror
 }
 
 /// The view's columns as SQLite itself tells them.
-fn columns(mirror: &Mirror, view: &str) -> Vec<String> {
+fn columns(mirror: &MirrorFile, view: &str) -> Vec<String> {
     let db = rusqlite::Connection::open(mirror.path()).unwrap();
     let mut select = db.prepare("SELECT name FROM pragma_table_info(?1) ORDER BY cid").unwrap();
     let names = select.query_map([view], |row| row.get(0)).unwrap();
@@ -147,16 +147,17 @@ fn status_of_a_pushed_feed_says_how_its_endpoints_are_and_why_its_mode_is_what_i
     // given a feed that its stream kept level until the stream was lost, and its webhook is doing so now
     let mirror = busy_mirror();
     let id = mirror.runtime.block_on(mirror.store().feed(&mirror.name("acme-sessions"))).unwrap().id;
-    let standing = |why: &str| Standing { push: Push::Proven, of_feed: Push::Proven, why: why.into() };
+    let standing =
+        |why: &str| PushTrustUpdate { push: PushTrust::Proven, feed_push: PushTrust::Proven, why: why.into() };
     mirror.runtime.block_on(async {
         let store = mirror.store();
         store.set_push_endpoints(id, AT, vec![Transport::Sse, Transport::Webhook]).await.unwrap();
-        store.set_standing(id, AT, Transport::Webhook, standing("proven: it delivered a")).await.unwrap();
+        store.set_push_trust(id, AT, Transport::Webhook, standing("proven: it delivered a")).await.unwrap();
         store.count_missed(id, Transport::Webhook, 2, 0).await.unwrap();
         store.count_missed(id, Transport::Webhook, 0, 1).await.unwrap();
         store.set_mode(id, AT, Mode::Sse, "push delivers").await.unwrap();
         let lost = Some("push-lost: sse: stream-ended: the publisher closed the stream".to_owned());
-        store.note_endpoint(id, AT, Transport::Sse, Health::Retrying, lost).await.unwrap();
+        store.record_endpoint_health(id, AT, Transport::Sse, Health::Retrying, lost).await.unwrap();
         store.set_mode(id, AT, Mode::Webhook, "push-lost: sse: stream-ended").await.unwrap();
     });
 
@@ -224,10 +225,10 @@ fn findings_and_events_tell_what_was_seen() {
 
 #[test]
 fn the_last_events_come_in_the_order_they_happened() {
-    let mirror = Mirror::new();
+    let mirror = MirrorFile::new();
     let feed = mirror.feed("a");
     for n in 0..5 {
-        mirror.runtime.block_on(mirror.store().event(Some(feed.id), AT, "seek", &n.to_string())).unwrap();
+        mirror.runtime.block_on(mirror.store().record_event(Some(feed.id), AT, "seek", &n.to_string())).unwrap();
     }
     for arguments in [&["events", "--json", "--limit", "2"][..], &["events", "a", "--json", "--limit", "2"]] {
         let rows = json_lines(&mirror.says(arguments));
@@ -237,10 +238,10 @@ fn the_last_events_come_in_the_order_they_happened() {
 
 #[test]
 fn status_says_how_far_a_first_load_is_where_its_size_is_known() {
-    let mirror = Mirror::new();
+    let mirror = MirrorFile::new();
     let url = "https://acme.example/acme".to_owned();
     let attribution = Attribution { total_items: Some(4), ..Attribution::default() };
-    let feed = Registration { name: mirror.name("acme"), provider: None, url, attribution, broken: None };
+    let feed = FeedRegistration { name: mirror.name("acme"), provider: None, url, attribution, config_error: None };
     mirror.runtime.block_on(mirror.store().register(AT, vec![feed], false)).unwrap();
     mirror.feed("unknown");
     mirror.polled("acme", &[updated("1", 1, "{}")]);

@@ -4,18 +4,18 @@ use std::collections::HashMap;
 use std::io::Read as _;
 use std::time::Duration;
 
-use feedmirror::simulate::{Carrier, Dialect, FAULTS, Fault, Misbehaviour, Settings, Simulator};
+use feedmirror::simulate::{Dialect, FAULTS, Fault, FaultChannel, FaultInfo, Simulator, SimulatorSettings};
 use serde_json::Value;
 
-use crate::reader::{Read, Reply, get, get_with, record, resolve, walk};
-use crate::{held, start};
+use crate::reader::{Reply, WalkResult, get, get_with, record, resolve, walk};
+use crate::{items_by_key, start};
 
 const FEED: &str = "sessions-1";
 const PAGE: usize = 10;
 const LARGE: u64 = 300_000;
 
-fn settings(dialect: Dialect) -> Settings {
-    Settings {
+fn settings(dialect: Dialect) -> SimulatorSettings {
+    SimulatorSettings {
         feeds: 1,
         items: 45,
         page: PAGE,
@@ -23,12 +23,12 @@ fn settings(dialect: Dialect) -> Settings {
         hold: Duration::from_millis(300),
         drip: Duration::from_millis(20),
         large: LARGE,
-        ..Settings::default()
+        ..SimulatorSettings::default()
     }
 }
 
 /// One fault, always; and the URLs a reader knows before it began.
-struct Scene {
+struct FaultCase {
     simulator: Simulator,
     fault: Fault,
     first: String,
@@ -36,7 +36,7 @@ struct Scene {
     end: String,
 }
 
-impl Scene {
+impl FaultCase {
     async fn new(name: &str, dialect: Dialect) -> Self {
         let fault = Fault::named(name).unwrap();
         let simulator = start(settings(dialect)).await;
@@ -48,11 +48,11 @@ impl Scene {
     }
 
     fn fired(&self) -> u64 {
-        self.simulator.fired().get(self.fault.name()).copied().unwrap_or(0)
+        self.simulator.fault_counts().get(self.fault.name()).copied().unwrap_or(0)
     }
 
     fn truth(&self) -> HashMap<String, Value> {
-        let truth = self.simulator.truth(FEED);
+        let truth = self.simulator.expected_items(FEED);
         truth.into_iter().map(|item| (item.id.clone(), serde_json::to_value(item).unwrap())).collect()
     }
 }
@@ -72,22 +72,22 @@ fn next(page: &Value) -> &str {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_fault_happens_as_named_is_counted_and_is_over_when_calm() {
-    for row in FAULTS.iter().filter(|row| row.on == Carrier::Poll) {
-        let scene = Scene::new(row.name, Dialect::Timestamp).await;
+    for row in FAULTS.iter().filter(|row| row.on == FaultChannel::Poll) {
+        let scene = FaultCase::new(row.name, Dialect::Timestamp).await;
         look(&scene, row.name).await;
         // Counted, and nothing else was.
         assert!(scene.fired() > 0, "{} was not counted", row.name);
-        assert_eq!(scene.simulator.fired().len(), 1, "{}", row.name);
+        assert_eq!(scene.simulator.fault_counts().len(), 1, "{}", row.name);
         // Once calm, a reader that begins anew gets the truth.
         scene.simulator.clear_faults();
         let read = walk(&scene.first, async || {}).await;
-        assert_eq!(read.items, held(&scene.simulator.truth(FEED)), "{}", row.name);
+        assert_eq!(read.items, items_by_key(&scene.simulator.expected_items(FEED)), "{}", row.name);
         scene.simulator.stop().await;
     }
 }
 
 #[expect(clippy::too_many_lines, reason = "one arm a fault, to be read as a table")]
-async fn look(scene: &Scene, name: &str) {
+async fn look(scene: &FaultCase, name: &str) {
     let ask = async || get(&scene.first).await;
     let raw = async || String::from_utf8(get(&scene.first).await.body).unwrap();
     let honest = async || {
@@ -252,7 +252,7 @@ async fn look(scene: &Scene, name: &str) {
     }
 }
 
-async fn get_once_calm(scene: &Scene) -> Value {
+async fn get_once_calm(scene: &FaultCase) -> Value {
     scene.simulator.clear_faults();
     get(&scene.end).await.page()
 }
@@ -272,7 +272,7 @@ fn only_lacks(page: &Value, member: &str) {
     assert_eq!(lacking, [member]);
 }
 
-async fn packed(scene: &Scene, name: &str) {
+async fn packed(scene: &FaultCase, name: &str) {
     // Nothing goes wrong for those who don't take it.
     assert_eq!(items(&get(&scene.first).await.page()).len(), PAGE);
     assert_eq!(scene.fired(), 0);
@@ -289,7 +289,7 @@ async fn packed(scene: &Scene, name: &str) {
 }
 
 /// How many empty pages lead to the one that was asked for.
-async fn empty_pages(scene: &Scene, most: usize) -> usize {
+async fn empty_pages(scene: &FaultCase, most: usize) -> usize {
     let mut asked = scene.second.clone();
     for empty in 0..=most {
         let page = get(&asked).await.page();
@@ -313,19 +313,19 @@ async fn faults_by_chance_never_befall_a_feed_three_times_in_a_row() {
         answers.push(if get(&simulator.feed_url(FEED)).await.status == 503 { 'x' } else { '.' });
     }
     assert!(answers.contains("xx.xx") && !answers.contains("xxx"), "{answers}");
-    assert_eq!(simulator.fired()["http-503"], answers.matches('x').count() as u64);
+    assert_eq!(simulator.fault_counts()["http-503"], answers.matches('x').count() as u64);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_same_requests_meet_the_same_chances() {
     let meet = async || {
         let faults = ["http-500", "not-json", "short-pages"].map(|name| (Fault::named(name).unwrap(), 0.2));
-        let simulator = start(Settings { faults: faults.to_vec(), ..settings(Dialect::Timestamp) }).await;
+        let simulator = start(SimulatorSettings { faults: faults.to_vec(), ..settings(Dialect::Timestamp) }).await;
         let mut met = Vec::new();
         for _ in 0..60 {
             met.push(get(&simulator.feed_url(FEED)).await.body.len());
         }
-        (met, simulator.fired())
+        (met, simulator.fault_counts())
     };
     let (one, again) = (meet().await, meet().await);
     assert_eq!(one.1.len(), 3);
@@ -337,13 +337,13 @@ async fn a_patient_reader_ends_with_the_truth_whatever_heals_has_befallen_it() {
     for dialect in Dialect::ALL {
         // given a feed that changes while everything that heals goes wrong by chance
         let takes_long = ["silence", "drip", "slow"];
-        let polled = |row: &&Misbehaviour| row.on == Carrier::Poll && row.heals;
+        let polled = |row: &&FaultInfo| row.on == FaultChannel::Poll && row.heals;
         let faults = FAULTS.iter().filter(polled).filter(|row| !takes_long.contains(&row.name));
         let faults = faults.map(|row| (row.fault, 0.01)).collect();
-        let simulator = start(Settings { items: 200, ..settings(*dialect) }).await;
+        let simulator = start(SimulatorSettings { items: 200, ..settings(*dialect) }).await;
         simulator.set_faults(faults);
         let first = simulator.feed_url(FEED);
-        let mut reader = Patient { asked: first.clone(), read: Read::default() };
+        let mut reader = PatientReader { asked: first.clone(), read: WalkResult::default() };
         // when it is read, and read again
         for request in 0..1_500 {
             reader.step(&first).await;
@@ -351,7 +351,7 @@ async fn a_patient_reader_ends_with_the_truth_whatever_heals_has_befallen_it() {
                 simulator.change(FEED, 1);
             }
         }
-        assert!(simulator.fired().len() > 30, "{:?}", simulator.fired());
+        assert!(simulator.fault_counts().len() > 30, "{:?}", simulator.fault_counts());
         // then, once calm, what it holds from the same position on, and behind it, is the truth
         simulator.clear_faults();
         reader.asked = first.clone();
@@ -362,17 +362,17 @@ async fn a_patient_reader_ends_with_the_truth_whatever_heals_has_befallen_it() {
             let live = items.iter().filter(|(_, (_, data))| data.is_some());
             live.map(|(key, value)| (key.clone(), value.clone())).collect::<Vec<_>>()
         };
-        assert_eq!(live(&reader.read.items), live(&held(&simulator.truth(FEED))), "{dialect:?}");
+        assert_eq!(live(&reader.read.items), live(&items_by_key(&simulator.expected_items(FEED))), "{dialect:?}");
     }
 }
 
 /// A reader that takes what it understands and asks again for the rest.
-struct Patient {
+struct PatientReader {
     asked: String,
-    read: Read,
+    read: WalkResult,
 }
 
-impl Patient {
+impl PatientReader {
     async fn step(&mut self, first: &str) {
         let mut reply = get_with(&self.asked, &[("Accept-Encoding", "identity")]).await;
         if reply.status == 302 {

@@ -13,23 +13,23 @@ use std::collections::BTreeMap;
 use std::io::Read;
 use std::time::{Duration, Instant};
 
-use feedmirror::simulate::{Dialect, Settings, Simulator, Truth};
+use feedmirror::simulate::{Dialect, ExpectedItem, Simulator, SimulatorSettings};
 use serde_json::Value;
 
 use reader::{get, get_with, walk};
 
-pub(crate) async fn start(settings: Settings) -> Simulator {
+pub(crate) async fn start(settings: SimulatorSettings) -> Simulator {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     Simulator::start(listener, settings).unwrap()
 }
 
-fn small() -> Settings {
-    Settings { feeds: 21, items: 60, page: 7, ..Settings::default() }
+fn small() -> SimulatorSettings {
+    SimulatorSettings { feeds: 21, items: 60, page: 7, ..SimulatorSettings::default() }
 }
 
 /// The publisher's truth in the form the reader keeps it.
-pub(crate) fn held(truth: &[Truth]) -> BTreeMap<(String, String), (i64, Option<Value>)> {
-    let item = |truth: &Truth| {
+pub(crate) fn items_by_key(truth: &[ExpectedItem]) -> BTreeMap<(String, String), (i64, Option<Value>)> {
+    let item = |truth: &ExpectedItem| {
         let data = truth.data.as_ref().map(|data| serde_json::from_str(data).unwrap());
         assert_eq!(data.is_some(), truth.state == "updated");
         ((truth.kind.clone(), truth.id.clone()), (truth.modified.as_i64().unwrap(), data))
@@ -45,13 +45,13 @@ async fn every_feed_read_to_its_end_says_the_truth_each_item_once_in_order() {
         // when one is read to its end
         let read = walk(&simulator.feed_url(&name), async || {}).await;
         // then it said what is true, no item twice, none before an older one
-        let truth = simulator.truth(&name);
-        assert_eq!(read.items, held(&truth), "{name}");
+        let truth = simulator.expected_items(&name);
+        assert_eq!(read.items, items_by_key(&truth), "{name}");
         assert_eq!((read.records.len(), truth.len()), (60, 60), "{name}");
         let modified: Vec<i64> = read.records.iter().map(|record| record.modified).collect();
         assert!(modified.is_sorted(), "{name}: {modified:?}");
     }
-    assert!(simulator.fired().is_empty());
+    assert!(simulator.fault_counts().is_empty());
     simulator.stop().await;
 }
 
@@ -62,7 +62,7 @@ async fn each_dialect_is_spelt_as_its_standard_says() {
         (Dialect::ChangeNumber, vec!["afterChangeNumber"], ["deleted", "updated"], true),
         (Dialect::Draft, vec!["from", "after"], ["Deleted", "Updated"], false),
     ] {
-        let simulator = start(Settings { dialect: Some(dialect), ..small() }).await;
+        let simulator = start(SimulatorSettings { dialect: Some(dialect), ..small() }).await;
         let url = simulator.feed_url(&simulator.names()[0]);
         let page = get(&url).await.page();
         let next = page["next"].as_str().unwrap();
@@ -109,7 +109,7 @@ async fn changes_during_a_walk_lose_nothing() {
         .await;
         // then the reader holds the truth, though items moved under its hands
         assert_eq!(left, 0);
-        let truth = held(&simulator.truth(&name));
+        let truth = items_by_key(&simulator.expected_items(&name));
         assert_eq!(read.items, truth, "{name}");
         assert!(read.records.len() > truth.len(), "nothing was read twice");
     }
@@ -119,10 +119,10 @@ async fn changes_during_a_walk_lose_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_seed_gives_one_publisher_and_another_seed_another() {
     let say = async |seed| {
-        let simulator = start(Settings { seed, ..small() }).await;
+        let simulator = start(SimulatorSettings { seed, ..small() }).await;
         let names = simulator.names();
         names.iter().for_each(|name| assert!(simulator.change(name, 40)));
-        names.iter().map(|name| simulator.truth(name)).collect::<Vec<_>>()
+        names.iter().map(|name| simulator.expected_items(name)).collect::<Vec<_>>()
     };
     let (one, again, other) = (say(5).await, say(5).await, say(6).await);
     assert_eq!(one, again);
@@ -131,22 +131,22 @@ async fn a_seed_gives_one_publisher_and_another_seed_another() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn feeds_change_at_the_rate_until_frozen() {
-    let simulator = start(Settings { feeds: 2, rate: 500.0, ..small() }).await;
+    let simulator = start(SimulatorSettings { feeds: 2, rate: 500.0, ..small() }).await;
     let name = simulator.names()[1].clone();
     // when nothing is done, it changes
-    let before = simulator.truth(&name);
-    until(async || simulator.truth(&name) != before).await;
+    let before = simulator.expected_items(&name);
+    until(async || simulator.expected_items(&name) != before).await;
     // when frozen, it stays as it is for the time of many changes
     simulator.freeze(true);
-    let frozen = simulator.truth(&name);
+    let frozen = simulator.expected_items(&name);
     let since = Instant::now();
     while since.elapsed() < Duration::from_millis(200) {
         get(&simulator.feed_url(&name)).await;
     }
-    assert_eq!(simulator.truth(&name), frozen);
+    assert_eq!(simulator.expected_items(&name), frozen);
     // when thawed, it goes on
     simulator.freeze(false);
-    until(async || simulator.truth(&name) != frozen).await;
+    until(async || simulator.expected_items(&name) != frozen).await;
 }
 
 /// Waits for a condition under a deadline; each look makes room for others.
@@ -161,7 +161,7 @@ pub(crate) async fn until(condition: impl AsyncFn() -> bool) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_known_page_is_not_sent_again_until_it_changes() {
-    let simulator = start(Settings { feeds: 1, ..small() }).await;
+    let simulator = start(SimulatorSettings { feeds: 1, ..small() }).await;
     let end = walk(&simulator.feed_url("sessions-1"), async || {}).await.end;
     let tag = get(&end).await.header("etag").unwrap().to_owned();
     let known = get_with(&end, &[("If-None-Match", &tag)]).await;
@@ -172,7 +172,7 @@ async fn a_known_page_is_not_sent_again_until_it_changes() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_page_is_compressed_for_those_who_take_it() {
-    let simulator = start(Settings { feeds: 1, ..small() }).await;
+    let simulator = start(SimulatorSettings { feeds: 1, ..small() }).await;
     let url = simulator.feed_url("sessions-1");
     let plain = get(&url).await;
     let packed = get_with(&url, &[("Accept-Encoding", "br, gzip")]).await;
@@ -188,9 +188,9 @@ async fn a_page_is_compressed_for_those_who_take_it() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn caching_is_told_only_when_set() {
-    let simulator = start(Settings { feeds: 1, ..small() }).await;
+    let simulator = start(SimulatorSettings { feeds: 1, ..small() }).await;
     assert_eq!(get(&simulator.feed_url("sessions-1")).await.header("cache-control"), None);
-    let simulator = start(Settings { feeds: 1, max_age: Some(Duration::from_secs(8)), ..small() }).await;
+    let simulator = start(SimulatorSettings { feeds: 1, max_age: Some(Duration::from_secs(8)), ..small() }).await;
     let url = simulator.feed_url("sessions-1");
     let end = walk(&url, async || {}).await.end;
     assert_eq!(get(&end).await.header("cache-control"), Some("public, max-age=8"));
@@ -199,14 +199,17 @@ async fn caching_is_told_only_when_set() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn limit_makes_pages_smaller_never_larger() {
-    let simulator = start(Settings { feeds: 1, ..small() }).await;
+    let simulator = start(SimulatorSettings { feeds: 1, ..small() }).await;
     let url = simulator.feed_url("sessions-1");
     for (limit, items) in [(3, 3), (7, 7), (500, 7)] {
         let page = get(&format!("{url}?limit={limit}")).await.page();
         assert_eq!(page["items"].as_array().unwrap().len(), items);
         assert!(page["next"].as_str().unwrap().contains(&format!("limit={limit}")));
     }
-    assert_eq!(walk(&format!("{url}?limit=2"), async || {}).await.items, held(&simulator.truth("sessions-1")));
+    assert_eq!(
+        walk(&format!("{url}?limit=2"), async || {}).await.items,
+        items_by_key(&simulator.expected_items("sessions-1"))
+    );
     assert_eq!(get(&format!("{url}?afterTimestamp=soon")).await.status, 400);
     assert_eq!(get(&simulator.feed_url("nobody")).await.status, 404);
 }
@@ -214,12 +217,13 @@ async fn limit_makes_pages_smaller_never_larger() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_feed_without_items_is_at_its_end_at_once() {
     for dialect in Dialect::ALL {
-        let settings = Settings { feeds: 1, items: 0, dialect: Some(*dialect), ..Settings::default() };
+        let settings =
+            SimulatorSettings { feeds: 1, items: 0, dialect: Some(*dialect), ..SimulatorSettings::default() };
         let simulator = start(settings).await;
         let read = walk(&simulator.feed_url("sessions-1"), async || {}).await;
         assert_eq!((read.records.len(), read.end), (0, simulator.feed_url("sessions-1")));
         simulator.change("sessions-1", 3);
         let read = walk(&simulator.feed_url("sessions-1"), async || {}).await;
-        assert_eq!(read.items, held(&simulator.truth("sessions-1")));
+        assert_eq!(read.items, items_by_key(&simulator.expected_items("sessions-1")));
     }
 }

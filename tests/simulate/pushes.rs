@@ -9,13 +9,13 @@ use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, Uri};
 use axum::routing::post;
-use feedmirror::simulate::{Amqp, Fault, Settings, Simulator, Webhook};
+use feedmirror::simulate::{AmqpTarget, Fault, Simulator, SimulatorSettings, WebhookTarget};
 use hmac::{Hmac, KeyInit, Mac};
 use serde_json::Value;
 use sha2::Sha256;
 
-use crate::reader::{Read, get, record};
-use crate::{held, start, until};
+use crate::reader::{WalkResult, get, record};
+use crate::{items_by_key, start, until};
 
 const FEED: &str = "sessions-1";
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -82,12 +82,12 @@ async fn take(State(receiver): State<Receiver>, uri: Uri, headers: HeaderMap, bo
     (StatusCode::from_u16(status).unwrap(), headers)
 }
 
-fn settings() -> Settings {
-    Settings { feeds: 1, items: 25, page: 10, ..Settings::default() }
+fn settings() -> SimulatorSettings {
+    SimulatorSettings { feeds: 1, items: 25, page: 10, ..SimulatorSettings::default() }
 }
 
-fn from_start(url: &str) -> Webhook {
-    Webhook { from_start: true, ..Webhook::open(format!("{url}/hook/{{feed}}")) }
+fn from_start(url: &str) -> WebhookTarget {
+    WebhookTarget { from_start: true, ..WebhookTarget::open(format!("{url}/hook/{{feed}}")) }
 }
 
 fn items(post: &Post) -> Vec<Value> {
@@ -101,7 +101,7 @@ fn ids<'a>(items: impl IntoIterator<Item = &'a Value>) -> Vec<String> {
 }
 
 fn truth(simulator: &Simulator) -> Vec<String> {
-    simulator.truth(FEED).into_iter().map(|truth| truth.id).collect()
+    simulator.expected_items(FEED).into_iter().map(|truth| truth.id).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -110,8 +110,8 @@ async fn pages_are_pushed_in_order_from_the_beginning_or_from_the_first_change_o
         // given a webhook for the whole feed, or for what changes
         let receiver = Receiver::default();
         let url = receiver.listen().await;
-        let webhook = Webhook { from_start: whole, ..from_start(&url) };
-        let simulator = start(Settings { webhook: Some(webhook), ..settings() }).await;
+        let webhook = WebhookTarget { from_start: whole, ..from_start(&url) };
+        let simulator = start(SimulatorSettings { webhook: Some(webhook), ..settings() }).await;
         let before = if whole { 3 } else { 0 };
         receiver.until(|posts| posts.len() == before).await;
         // when something changes
@@ -125,12 +125,12 @@ async fn pages_are_pushed_in_order_from_the_beginning_or_from_the_first_change_o
         let all = truth(&simulator);
         assert_eq!(ids(&pushed[pushed.len() - 2..]), all[all.len() - 2..]);
         assert!(posts.iter().all(|post| post.path == "/hook/sessions-1"));
-        let mut read = Read::default();
+        let mut read = WalkResult::default();
         pushed.iter().for_each(|item| read.take(record(item).unwrap()));
-        let mut held = held(&simulator.truth(FEED));
+        let mut held = items_by_key(&simulator.expected_items(FEED));
         held.retain(|key, _| whole || read.items.contains_key(key));
         assert_eq!(read.items, held);
-        assert_eq!(simulator.pushed(FEED).0.items, pushed.len() as u64);
+        assert_eq!(simulator.push_stats(FEED).0.items, pushed.len() as u64);
         simulator.stop().await;
     }
 }
@@ -140,7 +140,7 @@ async fn a_page_is_sent_again_as_it_was_until_it_is_taken_and_only_then_the_next
     // given a webhook that fails in several ways before it takes the first page
     let receiver = Receiver::answering([(500, None), (302, None), (404, None), (503, Some("1"))]);
     let url = receiver.listen().await;
-    let simulator = start(Settings { webhook: Some(from_start(&url)), ..settings() }).await;
+    let simulator = start(SimulatorSettings { webhook: Some(from_start(&url)), ..settings() }).await;
     // when the feed changes meanwhile
     receiver.until(|posts| !posts.is_empty()).await;
     simulator.change(FEED, 5);
@@ -152,14 +152,14 @@ async fn a_page_is_sent_again_as_it_was_until_it_is_taken_and_only_then_the_next
     // ever later, and not before the webhook allows
     let waits: Vec<u128> = posts.windows(2).take(4).map(|pair| (pair[1].at - pair[0].at).as_millis()).collect();
     assert!(waits.iter().zip([200, 400, 800, 1_600]).all(|(waited, least)| *waited >= least), "{waits:?}");
-    assert_eq!((simulator.pushed(FEED).0.failures, simulator.pushed(FEED).0.trouble), (4, None));
+    assert_eq!((simulator.push_stats(FEED).0.failures, simulator.push_stats(FEED).0.trouble), (4, None));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn retry_after_is_waited_for() {
     let receiver = Receiver::answering([(503, Some("1"))]);
     let url = receiver.listen().await;
-    let _simulator = start(Settings { webhook: Some(from_start(&url)), ..settings() }).await;
+    let _simulator = start(SimulatorSettings { webhook: Some(from_start(&url)), ..settings() }).await;
     let posts = receiver.until(|posts| posts.len() > 1).await;
     assert!(posts[1].at - posts[0].at >= Duration::from_secs(1));
 }
@@ -170,11 +170,11 @@ async fn a_webhook_that_is_not_there_yet_loses_nothing() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     drop(listener);
-    let webhook = Webhook::open(format!("http://{address}/hook"));
-    let simulator = start(Settings { webhook: Some(webhook), ..settings() }).await;
+    let webhook = WebhookTarget::open(format!("http://{address}/hook"));
+    let simulator = start(SimulatorSettings { webhook: Some(webhook), ..settings() }).await;
     simulator.change(FEED, 3);
-    until(async || simulator.pushed(FEED).0.failures > 0).await;
-    assert!(simulator.pushed(FEED).0.trouble.is_some());
+    until(async || simulator.push_stats(FEED).0.failures > 0).await;
+    assert!(simulator.push_stats(FEED).0.trouble.is_some());
     // when somebody does
     let receiver = Receiver::default();
     let listener = tokio::net::TcpListener::bind(address).await.unwrap();
@@ -190,9 +190,9 @@ async fn a_webhook_that_is_not_there_yet_loses_nothing() {
 async fn a_push_carries_its_token_and_a_signature_over_its_bytes() {
     let receiver = Receiver::default();
     let url = receiver.listen().await;
-    let webhook = Webhook { token: Some("a-token".into()), hmac: Some("a-key".into()), ..from_start(&url) };
+    let webhook = WebhookTarget { token: Some("a-token".into()), hmac: Some("a-key".into()), ..from_start(&url) };
     assert!(!format!("{webhook:?}").contains("a-key"));
-    let _simulator = start(Settings { webhook: Some(webhook), ..settings() }).await;
+    let _simulator = start(SimulatorSettings { webhook: Some(webhook), ..settings() }).await;
     let posts = receiver.until(|posts| posts.len() == 3).await;
     for post in &posts {
         assert_eq!(post.headers["authorization"], "Bearer a-token");
@@ -205,7 +205,7 @@ async fn a_push_carries_its_token_and_a_signature_over_its_bytes() {
     // and neither where there is none
     let open = Receiver::default();
     let url = open.listen().await;
-    let _simulator = start(Settings { webhook: Some(from_start(&url)), ..settings() }).await;
+    let _simulator = start(SimulatorSettings { webhook: Some(from_start(&url)), ..settings() }).await;
     let posts = open.until(|posts| !posts.is_empty()).await;
     assert!(!posts[0].headers.contains_key("authorization"));
     assert!(!posts[0].headers.contains_key("x-hub-signature-256"));
@@ -215,19 +215,19 @@ async fn a_push_carries_its_token_and_a_signature_over_its_bytes() {
 async fn each_feed_has_its_own_pages_and_waits_for_no_other() {
     let receiver = Receiver::default();
     let url = receiver.listen().await;
-    let simulator = start(Settings { feeds: 4, webhook: Some(from_start(&url)), ..settings() }).await;
+    let simulator = start(SimulatorSettings { feeds: 4, webhook: Some(from_start(&url)), ..settings() }).await;
     let posts = receiver.until(|posts| posts.len() == 12).await;
     for name in simulator.names() {
         let own = posts.iter().filter(|post| post.path == format!("/hook/{name}"));
         let told: Vec<String> = own.flat_map(items).map(|item| item["id"].to_string().replace('"', "")).collect();
-        assert_eq!(told, simulator.truth(&name).into_iter().map(|truth| truth.id).collect::<Vec<_>>());
+        assert_eq!(told, simulator.expected_items(&name).into_iter().map(|truth| truth.id).collect::<Vec<_>>());
     }
     // what can't be told apart is refused
     let listen = async || tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let shared = Settings { feeds: 2, webhook: Some(Webhook::open(url)), ..settings() };
+    let shared = SimulatorSettings { feeds: 2, webhook: Some(WebhookTarget::open(url)), ..settings() };
     assert!(Simulator::start(listen().await, shared).err().unwrap().to_string().contains("{feed}"));
-    let amqp = Amqp { url: "amqp://127.0.0.1:1".into(), queue: "one".to_owned(), from_start: false };
-    let shared = Settings { feeds: 2, amqp: Some(amqp), ..settings() };
+    let amqp = AmqpTarget { url: "amqp://127.0.0.1:1".into(), queue: "one".to_owned(), from_start: false };
+    let shared = SimulatorSettings { feeds: 2, amqp: Some(amqp), ..settings() };
     assert!(Simulator::start(listen().await, shared).err().unwrap().to_string().contains("amqp queue"));
 }
 
@@ -236,9 +236,9 @@ async fn arrives(name: &str) -> (Simulator, Vec<Post>) {
     let receiver = Receiver::default();
     let url = receiver.listen().await;
     let faults = vec![(Fault::named(name).unwrap(), 1.0)];
-    let simulator = start(Settings { webhook: Some(from_start(&url)), faults, ..settings() }).await;
-    until(async || simulator.fired().get(name) == Some(&3) && simulator.pushed(FEED).0.items >= 22).await;
-    assert_eq!(simulator.fired(), BTreeMap::from([(Fault::named(name).unwrap().name(), 3)]));
+    let simulator = start(SimulatorSettings { webhook: Some(from_start(&url)), faults, ..settings() }).await;
+    until(async || simulator.fault_counts().get(name) == Some(&3) && simulator.push_stats(FEED).0.items >= 22).await;
+    assert_eq!(simulator.fault_counts(), BTreeMap::from([(Fault::named(name).unwrap().name(), 3)]));
     (simulator, receiver.posts())
 }
 
@@ -256,9 +256,9 @@ async fn a_push_that_goes_wrong_shows_and_is_counted() {
 
     let (simulator, posts) = arrives("push-stale").await;
     assert_eq!(sizes(&posts), [11, 11, 6]);
-    let mut read = Read::default();
+    let mut read = WalkResult::default();
     posts.iter().flat_map(items).for_each(|item| read.take(record(&item).unwrap()));
-    assert_eq!(read.items, held(&simulator.truth(FEED)), "newest wins");
+    assert_eq!(read.items, items_by_key(&simulator.expected_items(FEED)), "newest wins");
     for post in &posts {
         let items = items(post);
         let last = items.last().unwrap();
@@ -271,9 +271,9 @@ async fn a_push_that_goes_wrong_shows_and_is_counted() {
     let pages: Vec<&Post> = posts.iter().filter(|post| post.body.starts_with(b"{")).collect();
     let broken = pages.iter().flat_map(|post| items(post)).filter(|item| record(item).is_none()).count();
     assert_eq!((pages.len(), texts + broken), (3, 3));
-    let mut read = Read::default();
+    let mut read = WalkResult::default();
     pages.iter().flat_map(|post| items(post)).filter_map(|item| record(&item)).for_each(|item| read.take(item));
-    assert_eq!(read.items, held(&simulator.truth(FEED)));
+    assert_eq!(read.items, items_by_key(&simulator.expected_items(FEED)));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -282,7 +282,8 @@ async fn what_is_refused_for_good_is_forgotten_once_calm_and_the_right_page_come
     let receiver = Receiver { strict: true, ..Receiver::default() };
     let url = receiver.listen().await;
     let faults = vec![(Fault::named("push-junk").unwrap(), 1.0)];
-    let simulator = start(Settings { items: 200, webhook: Some(from_start(&url)), faults, ..settings() }).await;
+    let simulator =
+        start(SimulatorSettings { items: 200, webhook: Some(from_start(&url)), faults, ..settings() }).await;
     let refused = |posts: &[Post]| {
         let bad: Vec<&Post> = posts.iter().filter(|post| !post.body.starts_with(b"{")).collect();
         bad.len() > 1 && bad[0].body == bad[1].body
@@ -304,9 +305,9 @@ async fn what_is_refused_for_good_is_forgotten_once_calm_and_the_right_page_come
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_broker_that_can_t_be_reached_is_tried_again_and_keeps_nobody_from_ending() {
-    let amqp = Amqp { url: "amqp://127.0.0.1:1".into(), queue: "{feed}".to_owned(), from_start: true };
-    let simulator = start(Settings { amqp: Some(amqp), ..settings() }).await;
-    until(async || simulator.pushed(FEED).1.failures >= 2).await;
-    assert!(simulator.pushed(FEED).1.trouble.is_some_and(|trouble| trouble.contains("refused")));
+    let amqp = AmqpTarget { url: "amqp://127.0.0.1:1".into(), queue: "{feed}".to_owned(), from_start: true };
+    let simulator = start(SimulatorSettings { amqp: Some(amqp), ..settings() }).await;
+    until(async || simulator.push_stats(FEED).1.failures >= 2).await;
+    assert!(simulator.push_stats(FEED).1.trouble.is_some_and(|trouble| trouble.contains("refused")));
     tokio::time::timeout(DEADLINE, simulator.stop()).await.expect("it never ends");
 }

@@ -119,14 +119,14 @@ pub(crate) struct Record {
 pub(crate) type Items = BTreeMap<(String, String), (i64, Option<Value>)>;
 
 #[derive(Default)]
-pub(crate) struct Read {
+pub(crate) struct WalkResult {
     pub(crate) items: Items,
     pub(crate) records: Vec<Record>,
     /// The URL of the last page.
     pub(crate) end: String,
 }
 
-impl Read {
+impl WalkResult {
     pub(crate) fn take(&mut self, record: Record) {
         let data = record.data.clone().filter(|_| record.state.eq_ignore_ascii_case("updated"));
         let key = (record.kind.clone(), record.id.clone());
@@ -167,8 +167,8 @@ pub(crate) fn resolve(asked: &str, next: &str) -> String {
 }
 
 /// Reads to the end of a feed that behaves; `between` is awaited after each page.
-pub(crate) async fn walk(url: &str, mut between: impl AsyncFnMut()) -> Read {
-    let mut read = Read { end: url.to_owned(), ..Read::default() };
+pub(crate) async fn walk(url: &str, mut between: impl AsyncFnMut()) -> WalkResult {
+    let mut read = WalkResult { end: url.to_owned(), ..WalkResult::default() };
     for _ in 0..1_000 {
         let page = get(&read.end).await.page();
         let items = page["items"].as_array().unwrap();

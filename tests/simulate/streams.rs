@@ -3,19 +3,25 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use feedmirror::simulate::{Carrier, Dialect, FAULTS, Fault, Settings, Simulator};
+use feedmirror::simulate::{Dialect, FAULTS, Fault, FaultChannel, Simulator, SimulatorSettings};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::reader::{Read, Record, ask, get, get_with, record, walk};
-use crate::{held, start};
+use crate::reader::{Record, WalkResult, ask, get, get_with, record, walk};
+use crate::{items_by_key, start};
 
 const FEED: &str = "sessions-1";
 const DEADLINE: Duration = Duration::from_secs(20);
 
-fn settings() -> Settings {
-    Settings { feeds: 1, items: 120, page: 10, sse_idle: Duration::from_millis(100), ..Settings::default() }
+fn settings() -> SimulatorSettings {
+    SimulatorSettings {
+        feeds: 1,
+        items: 120,
+        page: 10,
+        sse_idle: Duration::from_millis(100),
+        ..SimulatorSettings::default()
+    }
 }
 
 fn always(name: &str) -> Vec<(Fault, f64)> {
@@ -141,15 +147,15 @@ impl Listener {
 }
 
 /// Kind, id, modified and state, to compare by.
-fn told(record: &Record) -> (String, String, i64, String) {
+fn record_fields(record: &Record) -> (String, String, i64, String) {
     (record.kind.clone(), record.id.clone(), record.modified, record.state.to_lowercase())
 }
 
 fn truth(simulator: &Simulator) -> Vec<(String, String, i64, String)> {
-    let told = |truth: feedmirror::simulate::Truth| {
+    let told = |truth: feedmirror::simulate::ExpectedItem| {
         (truth.kind, truth.id, truth.modified.as_i64().unwrap(), truth.state.to_owned())
     };
-    simulator.truth(FEED).into_iter().map(told).collect()
+    simulator.expected_items(FEED).into_iter().map(told).collect()
 }
 
 fn after(url: &str, record: &Record) -> String {
@@ -161,7 +167,7 @@ fn after(url: &str, record: &Record) -> String {
 async fn a_stream_brings_all_that_a_poll_does_in_order_and_then_each_change() {
     for dialect in Dialect::ALL {
         // given a feed of each dialect
-        let simulator = start(Settings { dialect: Some(*dialect), ..settings() }).await;
+        let simulator = start(SimulatorSettings { dialect: Some(*dialect), ..settings() }).await;
         let mut stream = Listener::open(&simulator.stream_url(FEED), "").await;
         assert!(stream.head.contains("200 OK") && stream.head.contains("content-type: text/event-stream"));
         // when it is streamed from the beginning
@@ -170,11 +176,11 @@ async fn a_stream_brings_all_that_a_poll_does_in_order_and_then_each_change() {
         let page = get(&simulator.feed_url(FEED)).await.body;
         let page = String::from_utf8(page).unwrap();
         assert!(stream.events()[..10].iter().all(|event| page.contains(&event.data)));
-        assert_eq!(stream.records().iter().map(told).collect::<Vec<_>>(), truth(&simulator));
+        assert_eq!(stream.records().iter().map(record_fields).collect::<Vec<_>>(), truth(&simulator));
         // and what changes, while the stream is open
         simulator.change(FEED, 3);
         stream.until(|stream| stream.records().len() == 123).await;
-        let last: Vec<_> = stream.records()[120..].iter().map(told).collect();
+        let last: Vec<_> = stream.records()[120..].iter().map(record_fields).collect();
         assert_eq!(last, truth(&simulator)[truth(&simulator).len() - 3..]);
         assert!(String::from_utf8_lossy(&stream.body).starts_with("retry: 1000\n\n"));
         simulator.stop().await;
@@ -196,7 +202,7 @@ async fn an_idle_stream_sends_comments_and_ends_in_good_order_when_all_stops() {
 async fn a_reader_goes_on_after_any_item_by_position_or_by_last_event_id() {
     for index in 0..7 {
         // given feeds with every form of id
-        let simulator = start(Settings { feeds: 7, items: 30, sse_ids: true, ..settings() }).await;
+        let simulator = start(SimulatorSettings { feeds: 7, items: 30, sse_ids: true, ..settings() }).await;
         let feed = simulator.names()[index].clone();
         let url = simulator.stream_url(&feed);
         let mut all = Listener::open(&url, "").await;
@@ -239,22 +245,22 @@ async fn nothing_is_lost_or_doubled_for_who_goes_on_after_the_last_whole_event_o
         streams += 1;
     }
     // then it has everything once, in order
-    assert_eq!(read.iter().map(told).collect::<Vec<_>>(), truth(&simulator));
+    assert_eq!(read.iter().map(record_fields).collect::<Vec<_>>(), truth(&simulator));
     assert!(streams > 5 && within > 2, "{streams} streams, {within} cut within an event");
-    assert!(simulator.fired()["sse-drop"] >= streams - 1, "{:?}", simulator.fired());
+    assert!(simulator.fault_counts()["sse-drop"] >= streams - 1, "{:?}", simulator.fault_counts());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_silent_stream_stays_open_and_brings_nothing_more() {
     let hold = Duration::from_millis(400);
-    let simulator = start(Settings { hold, ..settings() }).await;
+    let simulator = start(SimulatorSettings { hold, ..settings() }).await;
     simulator.set_faults(always("sse-silence"));
     let mut stream = Listener::open(&simulator.stream_url(FEED), "").await;
     let since = std::time::Instant::now();
     stream.finish().await;
     assert!(since.elapsed() >= hold && !stream.whole);
     assert_eq!(stream.records().len(), 1);
-    assert_eq!(simulator.fired(), BTreeMap::from([("sse-silence", 1)]));
+    assert_eq!(simulator.fault_counts(), BTreeMap::from([("sse-silence", 1)]));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -268,9 +274,9 @@ async fn a_stream_that_skips_repeats_or_brings_old_versions_does_so_about_as_oft
         stream.until(|stream| String::from_utf8_lossy(&stream.body).ends_with(": idle\n\n")).await;
         // then as much is missing, doubled or older as was counted
         let records = stream.records();
-        let fired = usize::try_from(simulator.fired()[name]).unwrap();
+        let fired = usize::try_from(simulator.fault_counts()[name]).unwrap();
         let truth = truth(&simulator);
-        let known = |record: &&Record| truth.contains(&told(record));
+        let known = |record: &&Record| truth.contains(&record_fields(record));
         let right = records.iter().filter(known).count();
         match name {
             "sse-skip" => assert_eq!((right, records.len()), (120 - fired, 120 - fired)),
@@ -279,9 +285,9 @@ async fn a_stream_that_skips_repeats_or_brings_old_versions_does_so_about_as_oft
         }
         assert!((10..40).contains(&fired), "{name}: {fired}");
         // and newest wins: all but what was left out is as the feed says
-        let mut read = Read::default();
+        let mut read = WalkResult::default();
         records.into_iter().for_each(|record| read.take(record));
-        let mut held = held(&simulator.truth(FEED));
+        let mut held = items_by_key(&simulator.expected_items(FEED));
         held.retain(|key, _| name != "sse-skip" || read.items.contains_key(key));
         assert_eq!(read.items, held, "{name}");
     }
@@ -312,18 +318,18 @@ async fn junk_is_of_every_sort_and_loses_nothing() {
         item.is_some_and(|item| item.get("modified").is_some() && item.get("id").is_none())
     };
     assert!(stream.events().iter().any(broken), "no record without id");
-    assert_eq!(stream.records().iter().map(told).collect::<Vec<_>>(), truth(&simulator));
-    assert_eq!(simulator.fired(), BTreeMap::from([("sse-junk", 121)]));
+    assert_eq!(stream.records().iter().map(record_fields).collect::<Vec<_>>(), truth(&simulator));
+    assert_eq!(simulator.fault_counts(), BTreeMap::from([("sse-junk", 121)]));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_same_streams_meet_the_same_chances() {
     let meet = async |seed: u64| {
         let faults = ["sse-skip", "sse-repeat", "sse-stale", "sse-junk"].map(|name| (Fault::named(name).unwrap(), 0.1));
-        let simulator = start(Settings { seed, faults: faults.to_vec(), ..settings() }).await;
+        let simulator = start(SimulatorSettings { seed, faults: faults.to_vec(), ..settings() }).await;
         let mut stream = Listener::open(&simulator.stream_url(FEED), "").await;
         stream.until(|stream| String::from_utf8_lossy(&stream.body).ends_with(": idle\n\n")).await;
-        (stream.events(), simulator.fired())
+        (stream.events(), simulator.fault_counts())
     };
     let (one, again, other) = (meet(1).await, meet(1).await, meet(2).await);
     assert_eq!(one.1.len(), 4, "{:?}", one.1);
@@ -342,7 +348,7 @@ async fn a_stream_can_be_refused_or_be_none() {
     let page = get(&url).await;
     assert_eq!((page.status, page.header("content-type")), (200, Some("text/html; charset=utf-8")));
     assert!(page.body.starts_with(b"<!DOCTYPE html>"));
-    assert_eq!(simulator.fired(), BTreeMap::from([("sse-unavailable", 1), ("sse-wrong-type", 1)]));
+    assert_eq!(simulator.fault_counts(), BTreeMap::from([("sse-unavailable", 1), ("sse-wrong-type", 1)]));
     // once calm, a stream is one again; and what makes no sense is refused in words
     simulator.clear_faults();
     assert!(Listener::open(&url, "").await.head.contains("text/event-stream"));
@@ -352,18 +358,18 @@ async fn a_stream_can_be_refused_or_be_none() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn faults_of_streams_and_pushes_never_befall_pages_nor_the_other_way_round() {
-    let of = |carriers: &[Carrier]| {
+    let of = |carriers: &[FaultChannel]| {
         let rows = FAULTS.iter().filter(|row| carriers.contains(&row.on));
         rows.map(|row| (row.fault, 1.0)).collect::<Vec<_>>()
     };
     let simulator = start(settings()).await;
-    simulator.set_faults(of(&[Carrier::Stream, Carrier::Push]));
+    simulator.set_faults(of(&[FaultChannel::Stream, FaultChannel::Push]));
     let read = walk(&simulator.feed_url(FEED), async || {}).await;
-    assert_eq!(read.items, held(&simulator.truth(FEED)));
-    simulator.set_faults(of(&[Carrier::Poll, Carrier::Push]));
+    assert_eq!(read.items, items_by_key(&simulator.expected_items(FEED)));
+    simulator.set_faults(of(&[FaultChannel::Poll, FaultChannel::Push]));
     let mut stream = Listener::open(&simulator.stream_url(FEED), "").await;
     stream.until(|stream| stream.records().len() == 120).await;
-    assert!(simulator.fired().is_empty(), "{:?}", simulator.fired());
+    assert!(simulator.fault_counts().is_empty(), "{:?}", simulator.fault_counts());
 }
 
 #[tokio::test(flavor = "multi_thread")]

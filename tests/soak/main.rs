@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use publisher::Publisher;
+use publisher::SoakPublisher;
 use rusqlite::{Connection, OpenFlags};
 use serde_json::value::RawValue;
 
@@ -18,22 +18,22 @@ const FEEDS: usize = 8;
 /// What the publisher shows when it posts.
 const SECRET: &str = "soak-secret";
 /// After the last fault everything must be right within this time: a look-back and a resync included.
-const SETTLES: Duration = Duration::from_secs(120);
+const EQUAL_TIMEOUT: Duration = Duration::from_secs(120);
 
 #[test]
 fn the_mirror_equals_the_publisher_whatever_happens_between() {
     let seconds = std::env::var("SOAK_SECONDS").map_or(120, |text| text.parse().expect("seconds"));
     let folder = tempfile::tempdir().unwrap();
     let webhooks = free_address();
-    let publisher = Publisher::start(FEEDS, &format!("http://{webhooks}/webhooks"), SECRET);
-    let mirror = Mirror::new(folder.path(), &publisher, &webhooks);
+    let publisher = SoakPublisher::start(FEEDS, &format!("http://{webhooks}/webhooks"), SECRET);
+    let mirror = SoakMirror::new(folder.path(), &publisher, &webhooks);
 
     let kills = run_and_kill(&mirror, Duration::from_secs(seconds));
 
     publisher.post("/_freeze");
     publisher.post("/_calm");
     let last = mirror.start();
-    let differences = settle(&mirror, &publisher);
+    let differences = wait_until_equal(&mirror, &publisher);
     let health = mirror.rows("SELECT name || ': ' || health || ' ' || coalesce(reason, '') FROM feeds");
     drop(last);
     let events =
@@ -52,7 +52,7 @@ fn free_address() -> String {
 }
 
 /// Kills the daemon after 2 to 9 seconds each, and starts it again.
-fn run_and_kill(mirror: &Mirror, time: Duration) -> u64 {
+fn run_and_kill(mirror: &SoakMirror, time: Duration) -> u64 {
     let began = Instant::now();
     let mut kills = 0;
     while began.elapsed() < time {
@@ -85,12 +85,12 @@ fn pause() {
 }
 
 /// Waits until nothing differs; what still does at the deadline.
-fn settle(mirror: &Mirror, publisher: &Publisher) -> Vec<String> {
+fn wait_until_equal(mirror: &SoakMirror, publisher: &SoakPublisher) -> Vec<String> {
     let began = Instant::now();
     loop {
         let differences: Vec<String> =
             publisher.names().iter().flat_map(|feed| compare(mirror, publisher, feed)).take(10).collect();
-        if differences.is_empty() || began.elapsed() > SETTLES {
+        if differences.is_empty() || began.elapsed() > EQUAL_TIMEOUT {
             return differences;
         }
         pause();
@@ -98,9 +98,9 @@ fn settle(mirror: &Mirror, publisher: &Publisher) -> Vec<String> {
 }
 
 /// What the publisher says is there, as it says it; what it no longer lists is at most a tombstone.
-fn compare(mirror: &Mirror, publisher: &Publisher, feed: &str) -> Vec<String> {
-    let truth = publisher.truth(feed);
-    let mut held: BTreeMap<(String, String), Held> = mirror.items(feed);
+fn compare(mirror: &SoakMirror, publisher: &SoakPublisher, feed: &str) -> Vec<String> {
+    let truth = publisher.published_items(feed);
+    let mut held: BTreeMap<(String, String), SoakItem> = mirror.items(feed);
     let mut differences = Vec::new();
     for item in &truth {
         let id = item.id.as_str().map_or_else(|| item.id.to_string(), str::to_owned);
@@ -128,8 +128,8 @@ fn same_number(held: &str, said: &serde_json::Value) -> bool {
     held.trim_end_matches(".0") == said.trim_end_matches(".0")
 }
 
-fn every_fault_fired(publisher: &Publisher, seconds: u64) {
-    let fired = publisher.fired();
+fn every_fault_fired(publisher: &SoakPublisher, seconds: u64) {
+    let fired = publisher.fault_counts();
     let listed = Command::new(env!("CARGO_BIN_EXE_feedmirror")).args(["simulate", "--list-faults"]).output().unwrap();
     let listed = String::from_utf8(listed.stdout).unwrap();
     let kinds = ["heals", "stream", "pushed"].map(Some);
@@ -143,13 +143,13 @@ fn every_fault_fired(publisher: &Publisher, seconds: u64) {
 }
 
 /// What was equal in the end came by push too, and not by polls alone.
-fn push_delivered(mirror: &Mirror) {
+fn push_delivered(mirror: &SoakMirror) {
     let idle =
         mirror.rows("SELECT feed || ' ' || transport FROM endpoints WHERE transport <> 'poll' AND delivered = 0");
     assert_eq!(idle, Vec::<String>::new(), "endpoints that brought nothing");
 }
 
-fn the_file_is_sound(mirror: &Mirror) {
+fn the_file_is_sound(mirror: &SoakMirror) {
     assert_eq!(mirror.rows("PRAGMA integrity_check"), ["ok"]);
     let wrong = mirror.rows(
         "SELECT name FROM feeds f WHERE items <> (SELECT count(*) FROM items i WHERE i.feed = f.name AND state = 'updated')
@@ -163,14 +163,14 @@ fn the_file_is_sound(mirror: &Mirror) {
 }
 
 #[derive(Debug)]
-struct Held {
+struct SoakItem {
     modified: String,
     state: String,
     data: Option<String>,
 }
 
 /// The real daemon over one file.
-struct Mirror {
+struct SoakMirror {
     config: PathBuf,
     database: PathBuf,
     log: PathBuf,
@@ -186,9 +186,9 @@ impl Drop for Daemon {
     }
 }
 
-impl Mirror {
+impl SoakMirror {
     /// Some feeds have no push, some a stream, some take posts, some both.
-    fn new(folder: &Path, publisher: &Publisher, webhooks: &str) -> Self {
+    fn new(folder: &Path, publisher: &SoakPublisher, webhooks: &str) -> Self {
         let mut text = "database = \"soak.db\"\n\
              [ops]\nlisten = \"127.0.0.1:0\"\n\
              [poll]\nmin = \"100ms\"\nmax = \"1s\"\nlookback = \"20s\"\n\
@@ -238,12 +238,12 @@ impl Mirror {
         statement.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect()
     }
 
-    fn items(&self, feed: &str) -> BTreeMap<(String, String), Held> {
+    fn items(&self, feed: &str) -> BTreeMap<(String, String), SoakItem> {
         let db = self.open().expect("a database");
         let sql = "SELECT kind, id, CAST(modified AS TEXT), state, data FROM items WHERE feed = ?1";
         let mut statement = db.prepare(sql).unwrap();
         let rows = statement.query_map([feed], |row| {
-            let held = Held { modified: row.get(2)?, state: row.get(3)?, data: row.get(4)? };
+            let held = SoakItem { modified: row.get(2)?, state: row.get(3)?, data: row.get(4)? };
             Ok(((row.get(0)?, row.get(1)?), held))
         });
         rows.unwrap().map(Result::unwrap).collect()

@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 
 /// An item as the publisher has it now.
 #[derive(Debug, serde::Deserialize)]
-pub(crate) struct Truth {
+pub(crate) struct PublishedItem {
     pub(crate) kind: String,
     pub(crate) id: serde_json::Value,
     pub(crate) modified: serde_json::Value,
@@ -16,14 +16,14 @@ pub(crate) struct Truth {
 }
 
 /// Killed when dropped.
-pub(crate) struct Publisher {
+pub(crate) struct SoakPublisher {
     child: Child,
     urls: BTreeMap<String, String>,
     names: Vec<String>,
     address: String,
 }
 
-impl Publisher {
+impl SoakPublisher {
     /// Posts each feed's changes to `webhooks`/FEED with `token`, beside streaming them.
     pub(crate) fn start(feeds: usize, webhooks: &str, token: &str) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_feedmirror"))
@@ -52,12 +52,12 @@ impl Publisher {
         &self.urls[feed]
     }
 
-    pub(crate) fn truth(&self, feed: &str) -> Vec<Truth> {
+    pub(crate) fn published_items(&self, feed: &str) -> Vec<PublishedItem> {
         let text = self.ask("GET", &format!("/_truth/{feed}"));
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
-    pub(crate) fn fired(&self) -> BTreeMap<String, u64> {
+    pub(crate) fn fault_counts(&self) -> BTreeMap<String, u64> {
         serde_json::from_str(&self.ask("GET", "/_fired")).unwrap()
     }
 
@@ -77,7 +77,7 @@ impl Publisher {
     }
 }
 
-impl Drop for Publisher {
+impl Drop for SoakPublisher {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();

@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use feedmirror::feed::FeedName;
-use feedmirror::store::forget::Named;
+use feedmirror::store::forget::ItemSelector;
 use feedmirror::store::{Store, now};
 use rusqlite::Connection;
 
-use crate::support::{Mirror, Publisher, Reply, Request, Shelf, item, page};
+use crate::support::{MirrorProcess, Reply, Request, ScriptedPublisher, TestFeed, item, page};
 use crate::told;
 
 const ID: &str = "person-4711";
@@ -16,19 +16,19 @@ const ID: &str = "person-4711";
 const SECRET: &str = "person-4711@";
 
 /// A shelf with the person on it, and others around.
-fn shelf() -> Arc<Shelf> {
-    let shelf = Shelf::of(40, 10);
+fn shelf() -> Arc<TestFeed> {
+    let shelf = TestFeed::of(40, 10);
     shelf.put(ID);
     shelf.put("last");
     shelf
 }
 
-fn serve(shelf: &Arc<Shelf>) -> Publisher {
+fn serve(shelf: &Arc<TestFeed>) -> ScriptedPublisher {
     let shelf = Arc::clone(shelf);
-    Publisher::start(move |request: &Request| shelf.page(request))
+    ScriptedPublisher::start(move |request: &Request| shelf.page(request))
 }
 
-fn files_with(mirror: &Mirror, bytes: &str) -> Vec<String> {
+fn files_with(mirror: &MirrorProcess, bytes: &str) -> Vec<String> {
     mirror.holds_bytes(bytes, &["log", "config.toml"])
 }
 
@@ -37,7 +37,7 @@ fn a_forgotten_item_leaves_the_files_and_does_not_come_back() {
     // given an item in several versions, and a follower who has it
     let shelf = shelf();
     let publisher = serve(&shelf);
-    let mirror = Mirror::new().feed_with("f", &publisher.url("/f"), "webhook.secret_file = \"hook\"");
+    let mirror = MirrorProcess::new().feed_with("f", &publisher.url("/f"), "webhook.secret_file = \"hook\"");
     let mut mirror = mirror.tables("[webhooks]\nlisten = \"127.0.0.1:0\"\n");
     mirror.write("hook", "a-secret-of-a-webhook");
     mirror.start_again();
@@ -102,11 +102,11 @@ fn post(url: &str, body: &str) -> u16 {
 fn at_rest_it_leaves_the_file_too_with_its_quarantined_records_and_the_copies_that_hold_it_are_named() {
     // given a mirror that has had the item well and badly, and two snapshots, one of before
     let bad = format!(r#"{{"state":"odd","kind":"thing","id":"{ID}","modified":5,"data":{{"name":"{SECRET}5"}}}}"#);
-    let publisher = Publisher::start(move |request| match request.query() {
+    let publisher = ScriptedPublisher::start(move |request| match request.query() {
         "" => Reply::page(page(&[item("other", 1), item(ID, 2), bad.clone(), item("last", 9)], "/f?from=9&after=last")),
         _ => Reply::page(page(&[], "/f?from=9&after=last")),
     });
-    let mut mirror = Mirror::running("f", &publisher.url("/f"));
+    let mut mirror = MirrorProcess::running("f", &publisher.url("/f"));
     mirror.until_level("f");
     mirror.stop();
     std::fs::create_dir(mirror.path("snapshots")).unwrap();
@@ -142,11 +142,11 @@ fn at_rest_it_leaves_the_file_too_with_its_quarantined_records_and_the_copies_th
 #[test]
 fn one_kind_is_forgotten_and_the_other_stays() {
     let other = item("same", 3).replace("thing", "other");
-    let publisher = Publisher::start(move |request| match request.query() {
+    let publisher = ScriptedPublisher::start(move |request| match request.query() {
         "" => Reply::page(page(&[item("same", 1), other.clone()], "/f?from=3&after=same")),
         _ => Reply::page(page(&[], "/f?from=3&after=same")),
     });
-    let mut mirror = Mirror::running("f", &publisher.url("/f"));
+    let mut mirror = MirrorProcess::running("f", &publisher.url("/f"));
     mirror.until_level("f");
     mirror.stop();
 
@@ -164,12 +164,12 @@ fn an_old_version_goes_from_the_free_pages_that_it_left() {
     // given an item that was large once: its old pages are free, and as they were
     let large = format!(r#"{{"name":"{}"}}"#, format!("{SECRET}large ").repeat(8_000));
     let large = item(ID, 1).replace(&format!(r#"{{"name":"{SECRET}1"}}"#), &large);
-    let publisher = Publisher::start(move |request| match request.query() {
+    let publisher = ScriptedPublisher::start(move |request| match request.query() {
         "" => Reply::page(page(std::slice::from_ref(&large), "/f?from=1&after=1")),
         "from=1&after=1" => Reply::page(page(&[item(ID, 2), item("last", 3)], "/f?from=3&after=last")),
         _ => Reply::page(page(&[], "/f?from=3&after=last")),
     });
-    let mirror = Mirror::new().feed("f", &publisher.url("/f"));
+    let mirror = MirrorProcess::new().feed("f", &publisher.url("/f"));
     assert_eq!(told(mirror.verb(&["sync"])).0, 0);
     assert!(mirror.number("PRAGMA freelist_count") > 0, "the test frees pages");
     let holds = |bytes: &str| files_with(&mirror, bytes).contains(&"mirror.db".to_owned());
@@ -188,11 +188,11 @@ fn an_old_version_goes_from_the_free_pages_that_it_left() {
 fn once_its_tombstone_has_gone_nothing_names_it_and_it_is_still_not_taken() {
     // given an item, and a record in quarantine that is named as it is
     let bad = format!(r#"{{"state":"odd","kind":"thing","id":"{ID}","modified":5}}"#);
-    let publisher = Publisher::start(move |request| match request.query() {
+    let publisher = ScriptedPublisher::start(move |request| match request.query() {
         "" => Reply::page(page(&[item(ID, 2), bad.clone(), item("last", 9)], "/f?from=9&after=last")),
         _ => Reply::page(page(&[], "/f?from=9&after=last")),
     });
-    let mirror = Mirror::new().feed("f", &publisher.url("/f")).tables("[keep]\nforgotten = \"1ms\"\n");
+    let mirror = MirrorProcess::new().feed("f", &publisher.url("/f")).tables("[keep]\nforgotten = \"1ms\"\n");
     assert_eq!(told(mirror.verb(&["sync"])).0, 0);
     assert_eq!(told(mirror.verb(&["forget", "f", ID])).0, 0);
     assert_eq!(mirror.row("f").tombstones, 1);
@@ -216,11 +216,11 @@ fn a_reader_that_stays_is_told_of_and_the_wal_is_cut_once_it_has_gone() {
     // given a reader in the middle of a query
     let shelf = shelf();
     let publisher = serve(&shelf);
-    let mirror = Mirror::running("f", &publisher.url("/f"));
+    let mirror = MirrorProcess::running("f", &publisher.url("/f"));
     mirror.until_level("f");
     let reader = Connection::open(mirror.path("mirror.db")).unwrap();
     reader.execute_batch("BEGIN; SELECT count(*) FROM items").unwrap();
-    let in_wal = |mirror: &Mirror| files_with(mirror, SECRET).contains(&"mirror.db-wal".to_owned());
+    let in_wal = |mirror: &MirrorProcess| files_with(mirror, SECRET).contains(&"mirror.db-wal".to_owned());
 
     // when the item is forgotten
     let (code, out, error) = told(mirror.verb(&["forget", "f", ID]));
@@ -242,13 +242,13 @@ fn what_the_end_of_a_run_cut_short_of_forgetting_and_erasing_goes_on_with_the_ne
     let large = item(ID, 1).replace(&format!(r#"{{"name":"{SECRET}1"}}"#), &large);
     let bad = |n: usize| format!(r#"{{"state":"odd","kind":"thing","id":"{ID}","modified":{n},"data":"{SECRET}{n}"}}"#);
     let bad: Vec<String> = (0..500).map(bad).collect();
-    let publisher = Publisher::start(move |request| match request.query() {
+    let publisher = ScriptedPublisher::start(move |request| match request.query() {
         "" => Reply::page(page(std::slice::from_ref(&large), "/f?from=1&after=1")),
         "from=1&after=1" => Reply::page(page(&[item(ID, 2), item("last", 3)], "/f?from=3&after=last")),
         "from=3&after=last" => Reply::page(page(&bad, "/f?from=4&after=last")),
         _ => Reply::page(page(&[], "/f?from=4&after=last")),
     });
-    let mut mirror = Mirror::new().feed("f", &publisher.url("/f"));
+    let mut mirror = MirrorProcess::new().feed("f", &publisher.url("/f"));
     assert_eq!(told(mirror.verb(&["sync"])).0, 0);
     assert_eq!(mirror.number("SELECT quarantine_rows FROM feed"), 500);
     assert!(mirror.number("PRAGMA freelist_count") > 0, "the test frees pages");
@@ -258,7 +258,7 @@ fn what_the_end_of_a_run_cut_short_of_forgetting_and_erasing_goes_on_with_the_ne
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {
         let (store, closing) = Store::open(&mirror.path("mirror.db")).unwrap();
-        let named = Named { id: ID.to_owned(), kind: None };
+        let named = ItemSelector { id: ID.to_owned(), kind: None };
         let cut_short = tokio::time::timeout(Duration::ZERO, store.forget(&name, now(), named)).await;
         assert!(cut_short.is_err());
         closing.finish();
@@ -283,7 +283,7 @@ fn a_wal_that_a_reader_kept_until_the_end_of_a_run_is_cut_by_the_next() {
     // given a reader in the middle of a query, and an item that was forgotten
     let shelf = shelf();
     let publisher = serve(&shelf);
-    let mut mirror = Mirror::running("f", &publisher.url("/f"));
+    let mut mirror = MirrorProcess::running("f", &publisher.url("/f"));
     mirror.until_level("f");
     let reader = Connection::open(mirror.path("mirror.db")).unwrap();
     reader.execute_batch("BEGIN; SELECT count(*) FROM items").unwrap();

@@ -2,17 +2,17 @@
 
 use std::sync::Arc;
 
-use crate::support::{Mirror, Publisher, Reply, Request, Shelf, item, page};
+use crate::support::{MirrorProcess, Reply, Request, ScriptedPublisher, TestFeed, item, page};
 use crate::told;
 
 #[test]
 fn what_is_older_than_it_is_to_be_kept_goes_by_itself_and_is_told_once() {
     let bad = r#"{"state":"odd","kind":"thing","id":"x","modified":1}"#.to_owned();
-    let publisher = Publisher::start(move |request| match request.query() {
+    let publisher = ScriptedPublisher::start(move |request| match request.query() {
         "" => Reply::page(page(&[bad.clone(), item("a", 2)], "/f?from=2&after=a")),
         _ => Reply::page(page(&[], "/f?from=2&after=a")),
     });
-    let mut mirror = Mirror::running("f", &publisher.url("/f"));
+    let mut mirror = MirrorProcess::running("f", &publisher.url("/f"));
     mirror.until_level("f");
     assert_eq!(mirror.number("SELECT count(*) FROM quarantine"), 1);
     mirror.stop();
@@ -29,13 +29,13 @@ fn what_is_older_than_it_is_to_be_kept_goes_by_itself_and_is_told_once() {
 
 #[test]
 fn tombstones_go_where_that_is_asked_for_and_the_counts_stay_right() {
-    let shelf = Shelf::of(3, 10);
+    let shelf = TestFeed::of(3, 10);
     shelf.delete("id-0");
     let publisher = {
         let shelf = Arc::clone(&shelf);
-        Publisher::start(move |request: &Request| shelf.page(request))
+        ScriptedPublisher::start(move |request: &Request| shelf.page(request))
     };
-    let mut mirror = Mirror::running("f", &publisher.url("/f"));
+    let mut mirror = MirrorProcess::running("f", &publisher.url("/f"));
     mirror.until_level("f");
     mirror.stop();
     assert_eq!(mirror.row("f").tombstones, 1);
@@ -58,13 +58,13 @@ fn tombstones_go_where_that_is_asked_for_and_the_counts_stay_right() {
 
 #[test]
 fn tombstones_are_kept_for_at_least_the_longest_retention_and_thirty_days() {
-    let mirror = Mirror::new().feed_with("f", "https://acme.example/f", "retention = \"14d\"");
+    let mirror = MirrorProcess::new().feed_with("f", "https://acme.example/f", "retention = \"14d\"");
     let mirror = mirror.tables("[keep]\ntombstones = \"43d\"\n");
     let (code, out, error) = told(mirror.verb(&["check"]));
     assert_eq!(code, 2, "{out}{error}");
     assert!(format!("{out}{error}").contains("keep.tombstones"), "{out}{error}");
 
-    let mirror = Mirror::new().feed_with("f", "https://acme.example/f", "retention = \"14d\"");
+    let mirror = MirrorProcess::new().feed_with("f", "https://acme.example/f", "retention = \"14d\"");
     let mirror = mirror.tables("[keep]\ntombstones = \"44d\"\n");
     assert_eq!(told(mirror.verb(&["check"])).0, 0);
 }

@@ -2,12 +2,12 @@
 
 use feedmirror::source::client::plain_client;
 
-use crate::support::{DEADLINE, Mirror, Publisher, Reply, item, page};
+use crate::support::{DEADLINE, MirrorProcess, Reply, ScriptedPublisher, item, page};
 use crate::told;
 
 /// Records without a kind, which a feed's `kind` makes good, and one that nothing does.
-fn publisher() -> Publisher {
-    Publisher::start(move |request| {
+fn publisher() -> ScriptedPublisher {
+    ScriptedPublisher::start(move |request| {
         let records: Vec<String> = match request.query() {
             "" => (0..120)
                 .map(|n| format!(r#"{{"state":"updated","id":"n{n}","modified":1,"data":{{}}}}"#))
@@ -23,7 +23,7 @@ fn publisher() -> Publisher {
 fn after_a_fix_all_are_read_again_and_those_that_still_fail_are_told() {
     // given 121 records in quarantine
     let publisher = publisher();
-    let mut mirror = Mirror::running("f", &publisher.url("/f"));
+    let mut mirror = MirrorProcess::running("f", &publisher.url("/f"));
     mirror.until_level("f");
     assert_eq!(mirror.number("SELECT count(*) FROM quarantine"), 121);
 
@@ -52,7 +52,7 @@ fn after_a_fix_all_are_read_again_and_those_that_still_fail_are_told() {
 #[test]
 fn at_rest_records_are_dropped_and_none_is_read_again() {
     let publisher = publisher();
-    let mut mirror = Mirror::running("f", &publisher.url("/f"));
+    let mut mirror = MirrorProcess::running("f", &publisher.url("/f"));
     mirror.until_level("f");
     mirror.stop();
 
@@ -73,7 +73,7 @@ fn at_rest_records_are_dropped_and_none_is_read_again() {
 #[test]
 fn the_listener_wants_to_be_told_which() {
     let publisher = publisher();
-    let mirror = Mirror::running("f", &publisher.url("/f"));
+    let mirror = MirrorProcess::running("f", &publisher.url("/f"));
     mirror.until_level("f");
     let address = mirror.column("SELECT ops_address FROM mirror").remove(0);
     let token = std::fs::read_to_string(mirror.path("mirror.db.token")).unwrap();

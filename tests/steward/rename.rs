@@ -6,12 +6,12 @@ use std::sync::Arc;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::support::{Mirror, Publisher, Request, Shelf};
+use crate::support::{MirrorProcess, Request, ScriptedPublisher, TestFeed};
 use crate::told;
 
-fn serve(shelf: &Arc<Shelf>) -> Publisher {
+fn serve(shelf: &Arc<TestFeed>) -> ScriptedPublisher {
     let shelf = Arc::clone(shelf);
-    Publisher::start(move |request: &Request| shelf.page(request))
+    ScriptedPublisher::start(move |request: &Request| shelf.page(request))
 }
 
 /// Who follows by (feed, kind, id) and knows nothing else.
@@ -22,7 +22,7 @@ struct Follower {
 }
 
 impl Follower {
-    fn catch_up(&mut self, mirror: &Mirror) {
+    fn catch_up(&mut self, mirror: &MirrorProcess) {
         let since = if self.since.is_empty() { "0" } else { &self.since }.to_owned();
         let (code, out, error) = told(mirror.verb(&["changes", "--since", &since, "--data"]));
         assert_eq!(code, 0, "{error}");
@@ -43,23 +43,23 @@ impl Follower {
     }
 
     /// What one who begins now would hold.
-    fn expect_all_of(&self, mirror: &Mirror) {
+    fn expect_all_of(&self, mirror: &MirrorProcess) {
         let mut anew = Follower::default();
         anew.catch_up(mirror);
         assert_eq!(self.held, anew.held);
     }
 }
 
-fn first_pages(publisher: &Publisher) -> usize {
+fn first_pages(publisher: &ScriptedPublisher) -> usize {
     publisher.requests().iter().filter(|request| request.query().is_empty()).count()
 }
 
 #[test]
 fn a_live_daemon_renames_on_reload_and_reads_nothing_again() {
     // given a feed of many items, one deleted, and a follower
-    let shelf = Shelf::of(1_300, 500);
+    let shelf = TestFeed::of(1_300, 500);
     let publisher = serve(&shelf);
-    let mut mirror = Mirror::running("old", &publisher.url("/f"));
+    let mut mirror = MirrorProcess::running("old", &publisher.url("/f"));
     mirror.until_level("old");
     let mut follower = Follower::default();
     follower.catch_up(&mirror);
@@ -107,9 +107,9 @@ fn a_live_daemon_renames_on_reload_and_reads_nothing_again() {
 /// begins a third is refused, and done once the database refuses nothing any more.
 fn a_refused_reload_changes_nothing(new: &str, third: &str) {
     // given
-    let shelf = Shelf::of(30, 10);
+    let shelf = TestFeed::of(30, 10);
     let publisher = serve(&shelf);
-    let mirror = Mirror::new().feed("old", &publisher.url("/f")).feed("other", &publisher.url("/g"));
+    let mirror = MirrorProcess::new().feed("old", &publisher.url("/f")).feed("other", &publisher.url("/g"));
     let mut mirror = mirror.start();
     mirror.until_level("old");
     mirror.until_level("other");
@@ -164,9 +164,9 @@ fn a_reload_that_is_refused_after_its_rename_takes_that_back() {
 
 #[test]
 fn at_rest_the_verb_renames_what_the_configuration_has_under_the_new_name_alone() {
-    let shelf = Shelf::of(30, 10);
+    let shelf = TestFeed::of(30, 10);
     let publisher = serve(&shelf);
-    let mut mirror = Mirror::running("old", &publisher.url("/f"));
+    let mut mirror = MirrorProcess::running("old", &publisher.url("/f"));
     mirror.until_level("old");
     mirror.stop();
     let mut follower = Follower::default();
@@ -202,7 +202,7 @@ fn at_rest_the_verb_renames_what_the_configuration_has_under_the_new_name_alone(
 
 #[test]
 fn two_feeds_never_share_the_rows_of_one() {
-    let mirror = Mirror::new().feed("old", "https://acme.example/a");
+    let mirror = MirrorProcess::new().feed("old", "https://acme.example/a");
     let mirror = mirror.feed_with("new", "https://acme.example/b", "was = \"old\"");
     let (code, out, error) = told(mirror.verb(&["check"]));
     assert_ne!(code, 0);

@@ -2,18 +2,18 @@
 
 use std::sync::Arc;
 
-use crate::support::{Mirror, Publisher, Request, Shelf};
+use crate::support::{MirrorProcess, Request, ScriptedPublisher, TestFeed};
 use crate::told;
 
 #[test]
 fn sizes_follow_every_change_and_are_summed_by_provider() {
     // given two feeds of one provider and one of none
-    let shelf = Shelf::of(200, 50);
+    let shelf = TestFeed::of(200, 50);
     let publisher = {
         let shelf = Arc::clone(&shelf);
-        Publisher::start(move |request: &Request| shelf.page(request))
+        ScriptedPublisher::start(move |request: &Request| shelf.page(request))
     };
-    let mirror = Mirror::new().tables("[providers.acme]\n").feed("c", &publisher.url("/c"));
+    let mirror = MirrorProcess::new().tables("[providers.acme]\n").feed("c", &publisher.url("/c"));
     let mut mirror = ["a", "b"].into_iter().fold(mirror, |mirror, name| {
         mirror.feed_with(name, &publisher.url(&format!("/{name}")), "provider = \"acme\"")
     });

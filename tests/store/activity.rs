@@ -2,21 +2,21 @@
 
 use feedmirror::feed::Transport;
 use feedmirror::store::apply::Purpose;
-use feedmirror::store::read::{Activity, Reader};
+use feedmirror::store::read::{HourlyActivity, Reader};
 
-use crate::mirror::{AT, Mirror, Record, deleted, end, name, start_url, updated};
+use crate::test_store::{AT, Record, TestStore, deleted, end, name, start_url, updated};
 
 const HOUR: i64 = 3_600_000;
 
-fn push_at(mirror: &Mirror, feed: &str, at: i64, records: &[Record]) {
-    let mut delivery = mirror.delivery(feed, Transport::Webhook, Purpose::Again, records);
+fn push_at(mirror: &TestStore, feed: &str, at: i64, records: &[Record]) {
+    let mut delivery = mirror.delivery(feed, Transport::Webhook, Purpose::Reread, records);
     delivery.at = at;
     mirror.apply(delivery);
 }
 
 /// With feeds whose end was seen.
-fn level(feeds: &[&str]) -> Mirror {
-    let mirror = Mirror::with(feeds);
+fn level(feeds: &[&str]) -> TestStore {
+    let mirror = TestStore::with(feeds);
     for feed in feeds {
         mirror.apply(mirror.delivery(feed, Transport::Poll, Purpose::Poll(end(&start_url(feed))), &[]));
     }
@@ -24,10 +24,10 @@ fn level(feeds: &[&str]) -> Mirror {
 }
 
 /// Feed, hours after [`AT`]'s, changes.
-fn hours(mirror: &Mirror, feed: Option<&str>, since: i64) -> Vec<(String, i64, i64)> {
+fn hours(mirror: &TestStore, feed: Option<&str>, since: i64) -> Vec<(String, i64, i64)> {
     let first = AT / HOUR;
     let rows = Reader::open(&mirror.path).unwrap().activity(feed, first + since).unwrap();
-    rows.into_iter().map(|Activity { feed, hour, changes }| (feed, hour - first, changes)).collect()
+    rows.into_iter().map(|HourlyActivity { feed, hour, changes }| (feed, hour - first, changes)).collect()
 }
 
 #[test]
@@ -67,7 +67,7 @@ fn a_purge_takes_it_along() {
 
 #[test]
 fn the_first_load_is_no_change() {
-    let mirror = Mirror::with(&["acme"]);
+    let mirror = TestStore::with(&["acme"]);
     push_at(&mirror, "acme", AT, &[updated("1", 1, "{}")]);
     mirror.apply(mirror.delivery("acme", Transport::Poll, Purpose::Poll(end(&mirror.cursor("acme"))), &[]));
     assert_eq!(hours(&mirror, None, 0), []);

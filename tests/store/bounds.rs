@@ -1,24 +1,24 @@
 //! What is kept of trouble, and how much of it.
 
-use feedmirror::feed::{Finding, Modified, Transport, Unreadable};
+use feedmirror::feed::{Finding, Modified, Transport, UnreadableRecord};
 use feedmirror::store::apply::Purpose;
 use rusqlite::types::Value;
 
-use crate::mirror::{AT, Mirror, Record, many, step, unreadable, updated};
+use crate::test_store::{AT, Record, TestStore, many, step, unreadable, updated};
 
-fn deliver_bad(mirror: &Mirror, bad: Vec<Unreadable>) -> u64 {
-    let mut delivery = mirror.delivery("acme", Transport::Webhook, Purpose::Again, &[]);
+fn deliver_bad(mirror: &TestStore, bad: Vec<UnreadableRecord>) -> u64 {
+    let mut delivery = mirror.delivery("acme", Transport::Webhook, Purpose::Reread, &[]);
     delivery.page.unreadable = bad;
     mirror.apply(delivery).quarantined
 }
 
-fn dropped(mirror: &Mirror) -> i64 {
+fn dropped(mirror: &TestStore) -> i64 {
     mirror.value("SELECT coalesce(sum(count), 0) FROM findings WHERE rule = 'quarantine-full'")
 }
 
 #[test]
 fn a_record_is_quarantined_whole_with_its_reason_and_the_same_one_again_only_counts() {
-    let mirror = Mirror::with(&["acme"]);
+    let mirror = TestStore::with(&["acme"]);
     let raw = "{\"id\": null,\n \"x\":\"\u{1F3CA}\"}";
 
     deliver_bad(&mirror, vec![unreadable("no-id", raw, None)]);
@@ -34,7 +34,7 @@ fn a_record_is_quarantined_whole_with_its_reason_and_the_same_one_again_only_cou
 
 #[test]
 fn a_feed_keeps_ten_thousand_quarantined_records_and_counts_the_rest() {
-    let mirror = Mirror::with(&["acme"]);
+    let mirror = TestStore::with(&["acme"]);
     let bad = (0..10_003).map(|n| unreadable("no-id", &format!("{{\"n\":{n}}}"), None)).collect();
 
     assert_eq!(deliver_bad(&mirror, bad), 10_003, "the page goes on");
@@ -45,7 +45,7 @@ fn a_feed_keeps_ten_thousand_quarantined_records_and_counts_the_rest() {
 
 #[test]
 fn a_feed_keeps_64_mib_of_quarantine_and_has_room_again_once_rows_are_dropped() {
-    let mirror = Mirror::with(&["acme"]);
+    let mirror = TestStore::with(&["acme"]);
     let mib = |n: u32| unreadable("too-large", &format!("{n:04}").repeat(1 << 18), None);
 
     for n in 0..65 {
@@ -56,21 +56,21 @@ fn a_feed_keeps_64_mib_of_quarantine_and_has_room_again_once_rows_are_dropped() 
     assert_eq!((mirror.value::<i64>("SELECT count(*) FROM quarantine"), dropped(&mirror)), (63, 2));
 
     let first: i64 = mirror.value("SELECT min(id) FROM quarantine");
-    assert!(mirror.wait(mirror.store().quarantine_drop(first)).unwrap());
-    assert!(!mirror.wait(mirror.store().quarantine_drop(first)).unwrap(), "it is gone");
+    assert!(mirror.wait(mirror.store().drop_quarantined(first)).unwrap());
+    assert!(!mirror.wait(mirror.store().drop_quarantined(first)).unwrap(), "it is gone");
     deliver_bad(&mirror, vec![mib(100)]);
     assert_eq!((mirror.value::<i64>("SELECT count(*) FROM quarantine"), dropped(&mirror)), (63, 2));
 }
 
 #[test]
 fn findings_are_counted_per_rule() {
-    let mirror = Mirror::with(&["acme"]);
+    let mirror = TestStore::with(&["acme"]);
     let found = |count| Finding { rule: "no-next", detail: format!("{count} times"), count };
-    let mut delivery = mirror.delivery("acme", Transport::Webhook, Purpose::Again, &[]);
+    let mut delivery = mirror.delivery("acme", Transport::Webhook, Purpose::Reread, &[]);
     delivery.page.findings = vec![found(3), Finding { rule: "bom", detail: "x".into(), count: 1 }];
     mirror.apply(delivery);
 
-    mirror.wait(mirror.store().finding(mirror.feed("acme").id, AT, found(4))).unwrap();
+    mirror.wait(mirror.store().record_finding(mirror.feed("acme").id, AT, found(4))).unwrap();
 
     let rows = mirror.rows("SELECT rule, count FROM findings WHERE feed = 'acme' ORDER BY rule");
     let row = |rule: &str, count| vec![Value::Text(rule.into()), Value::Integer(count)];
@@ -79,7 +79,7 @@ fn findings_are_counted_per_rule() {
 
 #[test]
 fn an_item_whose_modified_changes_its_class_is_a_finding() {
-    let mirror = Mirror::with(&["acme"]);
+    let mirror = TestStore::with(&["acme"]);
     let dated = Record { modified: Modified::Text("2024-01-01T00:00:00Z".into()), ..updated("1", 0, "{}") };
     mirror.push("acme", &[updated("1", 10, "{}"), updated("2", 11, "{}")]);
     assert_eq!(mirror.value::<i64>("SELECT count(*) FROM findings"), 0);
@@ -91,7 +91,7 @@ fn an_item_whose_modified_changes_its_class_is_a_finding() {
 
 #[test]
 fn refusals_say_what_was_refused_and_are_bounded() {
-    let mirror = Mirror::with(&["acme"]);
+    let mirror = TestStore::with(&["acme"]);
     mirror.push("acme", &many("n", 60, 100));
     mirror.push("acme", &[updated("n7", 3, "{}")]);
     let row = mirror.rows("SELECT transport, kind, id, modified, reason FROM refusals");
@@ -110,12 +110,12 @@ fn refusals_say_what_was_refused_and_are_bounded() {
 
 #[test]
 fn events_are_bounded_per_feed_and_for_the_mirror() {
-    let mirror = Mirror::with(&["acme", "other"]);
+    let mirror = TestStore::with(&["acme", "other"]);
     let (acme, other) = (mirror.feed("acme").id, mirror.feed("other").id);
-    mirror.wait(mirror.store().event(Some(other), AT, "mode", "the other's")).unwrap();
+    mirror.wait(mirror.store().record_event(Some(other), AT, "mode", "the other's")).unwrap();
     for n in 0..1_100 {
-        mirror.wait(mirror.store().event(Some(acme), AT, "mode", &n.to_string())).unwrap();
-        mirror.wait(mirror.store().event(None, AT, "started", &n.to_string())).unwrap();
+        mirror.wait(mirror.store().record_event(Some(acme), AT, "mode", &n.to_string())).unwrap();
+        mirror.wait(mirror.store().record_event(None, AT, "started", &n.to_string())).unwrap();
     }
 
     for feed in ["feed = 'acme'", "feed IS NULL"] {
@@ -134,7 +134,7 @@ fn events_are_bounded_per_feed_and_for_the_mirror() {
 /// They are thinned out with age: a look-back finds a position of any age, and they don't grow with the feed.
 #[test]
 fn positions_of_the_cursor_are_bounded() {
-    let mirror = Mirror::with(&["acme"]);
+    let mirror = TestStore::with(&["acme"]);
     let feed = mirror.feed("acme").id;
     let mut asked = mirror.cursor("acme");
     for n in 0..2_000 {
@@ -147,18 +147,18 @@ fn positions_of_the_cursor_are_bounded() {
     }
 
     assert!(mirror.value::<i64>("SELECT count(*) FROM position") <= 150);
-    let position = |before| mirror.wait(mirror.store().position(feed, before, 0)).unwrap();
+    let position = |before| mirror.wait(mirror.store().look_back_start(feed, before, 0)).unwrap();
     assert_eq!(position(AT + 1_999).as_deref(), Some("https://acme.example/1998"), "where page 1999 was asked");
     assert!(position(AT + 600).is_some());
     assert_eq!(position(AT - 1), None);
-    let within = mirror.wait(mirror.store().position(feed, AT - 1, 10)).unwrap();
+    let within = mirror.wait(mirror.store().look_back_start(feed, AT - 1, 10)).unwrap();
     assert_eq!(within.as_deref(), Some("https://acme.example/1989"), "the last ten pages");
 }
 
 /// An item that is sent older again and again, an event in many words, a page asked for at a long URL.
 #[test]
 fn journals_are_bounded_in_bytes_too() {
-    let mirror = Mirror::with(&["acme"]);
+    let mirror = TestStore::with(&["acme"]);
     let feed = mirror.feed("acme").id;
     let long = |n: usize| format!("{n:08}").repeat(500);
     mirror.push("acme", &(0..50).map(|n| updated(&long(n), 1_000, "{}")).collect::<Vec<_>>());
@@ -167,10 +167,12 @@ fn journals_are_bounded_in_bytes_too() {
         mirror.push("acme", &(0..50).map(|id| updated(&long(id), n, "{}")).collect::<Vec<_>>());
     }
     for n in 0..1_100 {
-        mirror.wait(mirror.store().event(Some(feed), AT, "mode", &format!("{n} {}", long(n)))).unwrap();
-        mirror.wait(mirror.store().finding(feed, AT, Finding { rule: "bom", detail: long(n), count: 1 })).unwrap();
-        let mut delivery = mirror.delivery("acme", Transport::Poll, Purpose::Again, &[updated("1", n as i64, "{}")]);
-        delivery.origin.url = Some(format!("https://acme.example/{}", "x".repeat(2_000)));
+        mirror.wait(mirror.store().record_event(Some(feed), AT, "mode", &format!("{n} {}", long(n)))).unwrap();
+        mirror
+            .wait(mirror.store().record_finding(feed, AT, Finding { rule: "bom", detail: long(n), count: 1 }))
+            .unwrap();
+        let mut delivery = mirror.delivery("acme", Transport::Poll, Purpose::Reread, &[updated("1", n as i64, "{}")]);
+        delivery.provenance.url = Some(format!("https://acme.example/{}", "x".repeat(2_000)));
         mirror.apply(delivery);
     }
 

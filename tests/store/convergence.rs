@@ -8,8 +8,8 @@ use feedmirror::store::apply::Purpose;
 use proptest::prelude::*;
 use rusqlite::types::Value;
 
-use crate::mirror::{Mirror, Record};
-use crate::oracle::{Key, Sent, Stamp, data, stamps};
+use crate::oracle::{Key, OracleModified, SentRecord, data, stamps};
+use crate::test_store::{Record, TestStore};
 
 const FEEDS: [&str; 2] = ["acme", "other"];
 
@@ -17,7 +17,7 @@ const FEEDS: [&str; 2] = ["acme", "other"];
 #[derive(Clone, Debug)]
 struct Version {
     feed: usize,
-    sent: Sent,
+    sent: SentRecord,
     /// For each time that it is delivered: where in the whole order, and how.
     deliveries: Vec<(u32, usize)>,
 }
@@ -32,7 +32,7 @@ fn versions() -> impl Strategy<Value = Vec<Version>> {
     );
     let version = version.prop_map(|(feed, (kind, id), stamp, live, deliveries)| {
         let key: Key = (["Session", "Slot"][kind].into(), id.to_string());
-        let sent = Sent { key, stamp, data: live.then_some(0) };
+        let sent = SentRecord { key, stamp, data: live.then_some(0) };
         Version { feed, sent, deliveries }
     });
     prop::collection::vec(version, 1..60).prop_map(|mut versions| {
@@ -49,16 +49,16 @@ fn versions() -> impl Strategy<Value = Vec<Version>> {
     })
 }
 
-fn record(sent: &Sent) -> Record {
+fn record(sent: &SentRecord) -> Record {
     let (kind, id) = sent.key.clone();
     Record { kind, id, modified: sent.stamp.modified(), data: sent.data.map(data) }
 }
 
 /// The newest of all versions of an item; of equal ones a deletion, if there is one.
-fn newest<'a>(all: &[&'a Sent]) -> Vec<&'a Sent> {
-    let place = |sent: &Sent| sent.stamp.place.clone();
+fn newest<'a>(all: &[&'a SentRecord]) -> Vec<&'a SentRecord> {
+    let place = |sent: &SentRecord| sent.stamp.place.clone();
     let top = all.iter().map(|sent| place(sent)).max_by(|a, b| a.compare(b));
-    let mut newest: Vec<&Sent> = all.to_vec();
+    let mut newest: Vec<&SentRecord> = all.to_vec();
     newest.retain(|sent| top.as_ref().is_some_and(|top| place(sent).compare(top) == Ordering::Equal));
     if newest.iter().any(|sent| sent.data.is_none()) {
         newest.retain(|sent| sent.data.is_none());
@@ -66,7 +66,7 @@ fn newest<'a>(all: &[&'a Sent]) -> Vec<&'a Sent> {
     newest
 }
 
-fn shown(stamp: &Stamp, state: &str, data: Option<String>) -> Vec<Value> {
+fn shown(stamp: &OracleModified, state: &str, data: Option<String>) -> Vec<Value> {
     vec![stamp.in_sql(), Value::Text(state.into()), data.map_or(Value::Null, Value::Text)]
 }
 
@@ -79,8 +79,8 @@ proptest! {
         sizes in prop::collection::vec(1..9usize, 1..20),
         restarts in prop::collection::vec(any::<prop::sample::Index>(), 0..2),
     ) {
-        let mut mirror = Mirror::with(&FEEDS);
-        let mut line: Vec<(u32, usize, usize, &Sent)> = Vec::new();
+        let mut mirror = TestStore::with(&FEEDS);
+        let mut line: Vec<(u32, usize, usize, &SentRecord)> = Vec::new();
         for version in &versions {
             line.extend(version.deliveries.iter().map(|&(at, by)| (at, by, version.feed, &version.sent)));
         }
@@ -96,7 +96,7 @@ proptest! {
                     let records: Vec<_> =
                         chunk.iter().filter(|part| (part.1, part.2) == (by, feed)).map(|part| record(part.3)).collect();
                     if !records.is_empty() {
-                        pending.push(mirror.submit(mirror.delivery(name, *transport, Purpose::Again, &records)));
+                        pending.push(mirror.submit(mirror.delivery(name, *transport, Purpose::Reread, &records)));
                     }
                 }
             }
@@ -110,7 +110,7 @@ proptest! {
         }
 
         for (feed, name) in FEEDS.iter().enumerate() {
-            let mut all: BTreeMap<&Key, Vec<&Sent>> = BTreeMap::new();
+            let mut all: BTreeMap<&Key, Vec<&SentRecord>> = BTreeMap::new();
             for version in versions.iter().filter(|version| version.feed == feed) {
                 all.entry(&version.sent.key).or_default().push(&version.sent);
             }

@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use feedmirror::feed::{Order, Ties, Transport};
+use feedmirror::feed::{ModifiedOrder, TiePolicy, Transport};
 use feedmirror::store::Store;
-use feedmirror::store::apply::{Delivery, Held, Purpose, Redactor};
+use feedmirror::store::apply::{Delivery, Purpose, Redactor, ReleaseOnCommit};
 use rusqlite::Connection;
 
-use crate::mirror::{AT, Record, page, registration, step, updated};
-use crate::program::{Program, tell};
+use crate::program::{ChildProgram, report_line};
+use crate::test_store::{AT, Record, page, registration, step, updated};
 
 const ROUNDS: usize = 20;
 const POLLED_IDS: i64 = 120;
@@ -47,13 +47,13 @@ pub(crate) fn child(file: &Path) {
             at: AT,
             page: page(records, &[]),
             purpose,
-            order: Order::Standard,
-            ties: Ties::Keep,
-            stood: i64::MAX,
-            follows: false,
-            held: Held::default(),
+            order: ModifiedOrder::Standard,
+            ties: TiePolicy::Keep,
+            start_seq: i64::MAX,
+            keep_order: false,
+            release_on_commit: ReleaseOnCommit::default(),
             redactor: Redactor::default(),
-            origin: Default::default(),
+            provenance: Default::default(),
         };
         let mut round = place_number(feed.cursor.as_deref().unwrap());
         loop {
@@ -63,11 +63,11 @@ pub(crate) fn child(file: &Path) {
                 let page = Purpose::Poll(step(&asked, &place(round + 1)));
                 pending.push(("polled", round, store.apply(delivery(Transport::Poll, page, &polled(round)))));
                 let pushed = [item(&format!("w{}", round % PUSHED_IDS), round)];
-                pending.push(("pushed", round, store.apply(delivery(Transport::Webhook, Purpose::Again, &pushed))));
+                pending.push(("pushed", round, store.apply(delivery(Transport::Webhook, Purpose::Reread, &pushed))));
             }
             for (how, round, pending) in pending {
                 pending.await.unwrap().unwrap();
-                tell(&format!("{how} {round}"));
+                report_line(&format!("{how} {round}"));
             }
             round += AHEAD;
         }
@@ -76,7 +76,7 @@ pub(crate) fn child(file: &Path) {
 
 /// What the parent knows of the file.
 #[derive(Default)]
-struct Known {
+struct AcknowledgedWrites {
     /// Rounds below it were acknowledged as polled.
     polled: i64,
     /// The newest acknowledged push of each id.
@@ -84,8 +84,8 @@ struct Known {
     given: BTreeMap<i64, (String, i64)>,
 }
 
-impl Known {
-    fn hear(&mut self, line: &str) {
+impl AcknowledgedWrites {
+    fn record_line(&mut self, line: &str) {
         match line.split_once(' ') {
             Some(("polled", round)) => self.polled = round.parse::<i64>().unwrap() + 1,
             Some(("pushed", round)) => {
@@ -146,19 +146,19 @@ impl Known {
 fn killed_at_any_moment_the_file_holds_what_was_acknowledged_and_the_cursor_never_leads() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("mirror.db");
-    let mut known = Known::default();
+    let mut known = AcknowledgedWrites::default();
     for _ in 0..ROUNDS {
-        let mut child = Program::start(&[], "crash", &file);
+        let mut child = ChildProgram::start(&[], "crash", &file);
         let lines = rand::random_range(1..=120);
         let mut reader = None;
         for heard in 0..lines {
-            known.hear(&child.line().expect("it goes on until it is killed"));
+            known.record_line(&child.line().expect("it goes on until it is killed"));
             if heard % 10 == 0 {
                 known.follow(reader.get_or_insert_with(|| Connection::open(&file).unwrap()));
             }
         }
         for line in child.kill() {
-            known.hear(&line);
+            known.record_line(&line);
         }
         known.check(&file);
     }

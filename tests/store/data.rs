@@ -1,13 +1,13 @@
 //! Data that other readers of JSON refuse: kept as sent, told apart as all others, and never in the way of a query.
 
-use feedmirror::decode::rpde::{Body, Reading};
-use feedmirror::feed::{Order, Page, Transport};
+use feedmirror::decode::rpde::{CheckedPage, DecodeSettings};
+use feedmirror::feed::{ModifiedOrder, Page, Transport};
 use feedmirror::store::apply::{Applied, Purpose};
-use feedmirror::store::resync::Trust;
+use feedmirror::store::resync::SourceTrust;
 use proptest::prelude::*;
 use rusqlite::Connection;
 
-use crate::mirror::{AT, Mirror, Record, name, step, unreadable, updated};
+use crate::test_store::{AT, Record, TestStore, name, step, unreadable, updated};
 
 /// A number that no double holds, one of 400 digits, half a character as text and as key.
 fn odd(space: &str) -> String {
@@ -17,10 +17,10 @@ fn odd(space: &str) -> String {
 
 #[test]
 fn a_resync_gives_no_new_seq_for_white_space_whatever_the_data() {
-    let mirror = Mirror::with(&["acme"]);
+    let mirror = TestStore::with(&["acme"]);
     mirror.push("acme", &[updated("1", 10, &odd("")), updated("2", 10, &odd(""))]);
     let seqs = (mirror.seq("1"), mirror.seq("2"));
-    mirror.wait(mirror.store().begin_resync(&name("acme"), AT, Trust::No, false)).unwrap();
+    mirror.wait(mirror.store().begin_resync(&name("acme"), AT, SourceTrust::No, false)).unwrap();
 
     let spaced = updated("1", 10, &odd(" \n"));
     let other = updated("2", 10, &odd("").replace("1e999", "1e998"));
@@ -33,7 +33,7 @@ fn a_resync_gives_no_new_seq_for_white_space_whatever_the_data() {
 }
 
 fn pages(json: String) -> Vec<Page> {
-    let mut body = Body::check(json.into_bytes(), &Reading::default(), &|| false).unwrap();
+    let mut body = CheckedPage::check(json.into_bytes(), &DecodeSettings::default(), &|| false).unwrap();
     std::iter::from_fn(|| body.next_part()).collect()
 }
 
@@ -57,21 +57,21 @@ fn what_is_taken_nests_as_deep_as_sqlite_reads_and_no_deeper() {
 
 #[test]
 fn many_bad_records_in_a_resync_spare_their_items_even_those_that_are_only_counted() {
-    let mirror = Mirror::with(&["acme"]);
+    let mirror = TestStore::with(&["acme"]);
     mirror.push("acme", &[updated("kept", 10, "{}"), updated("counted", 10, "{}"), updated("gone", 10, "{}")]);
-    mirror.wait(mirror.store().begin_resync(&name("acme"), AT, Trust::No, false)).unwrap();
+    mirror.wait(mirror.store().begin_resync(&name("acme"), AT, SourceTrust::No, false)).unwrap();
     let asked = mirror.feed("acme").resync.unwrap().cursor;
 
     let mut delivery = mirror.delivery("acme", Transport::Poll, Purpose::Resync(step(&asked, &asked)), &[]);
     delivery.page.unreadable = vec![unreadable("no-data", "{}", Some("kept"))];
     delivery.page.unreadable[0].count = 7;
-    (delivery.page.beyond.count, delivery.page.beyond.ids) = (5, vec!["counted".into()]);
+    (delivery.page.overflow.count, delivery.page.overflow.ids) = (5, vec!["counted".into()]);
     assert_eq!(mirror.apply(delivery).quarantined, 12);
-    let walk = mirror.feed("acme").resync.unwrap().walk;
+    let walk = mirror.feed("acme").resync.unwrap().walk_id;
     let level = step(&asked, &asked);
-    let level = feedmirror::store::apply::Step { level: true, ..level };
+    let level = feedmirror::store::apply::PageStep { level: true, ..level };
     mirror.apply(mirror.delivery("acme", Transport::Poll, Purpose::Resync(level), &[]));
-    mirror.wait(mirror.store().end_resync(mirror.feed("acme").id, walk, AT, 1.0, Order::Standard)).unwrap();
+    mirror.wait(mirror.store().end_resync(mirror.feed("acme").id, walk, AT, 1.0, ModifiedOrder::Standard)).unwrap();
 
     assert_eq!(mirror.value::<String>("SELECT group_concat(id) FROM live_items"), "kept,counted");
     assert_eq!(mirror.value::<i64>("SELECT sum(count) FROM quarantine"), 7);
@@ -80,7 +80,7 @@ fn many_bad_records_in_a_resync_spare_their_items_even_those_that_are_only_count
 
 #[test]
 fn a_feed_has_a_thousand_kinds_and_records_of_further_ones_are_set_aside() {
-    let mut mirror = Mirror::with(&["acme", "other"]);
+    let mut mirror = TestStore::with(&["acme", "other"]);
     let of_kind = |n: usize, modified| Record { kind: format!("k{n}"), ..updated(&format!("{n}"), modified, "{}") };
     let first: Vec<_> = (0..600).map(|n| of_kind(n, 1)).collect();
     let second: Vec<_> = (500..1_100).map(|n| of_kind(n, 2)).collect();

@@ -9,12 +9,12 @@ use std::sync::Once;
 
 use feedmirror::feed::{Finding, Transport};
 use feedmirror::store::apply::Purpose;
-use feedmirror::store::feeds::Registration;
-use feedmirror::store::resync::{Ended, Trust};
+use feedmirror::store::feeds::FeedRegistration;
+use feedmirror::store::resync::{ResyncEnd, SourceTrust};
 use rusqlite::Connection;
 use rusqlite::types::Value;
 
-use crate::mirror::{AT, Mirror, deleted, end, name, registration, start_url, step, unreadable, updated};
+use crate::test_store::{AT, TestStore, deleted, end, name, registration, start_url, step, unreadable, updated};
 
 const CURSOR: &str = "https://acme.example/rpde?afterTimestamp=20&afterId=2";
 const RESYNCED: &str = "https://acme.example/rpde?afterTimestamp=10&afterId=1";
@@ -24,12 +24,12 @@ fn fixture() -> PathBuf {
 }
 
 /// A bit of everything: live items, tombstones, a sweep, quarantine, findings, a refusal, a purge, a resync under way.
-fn make() -> Mirror {
-    let mirror = Mirror::with(&["acme", "gone", "purged"]);
+fn make() -> TestStore {
+    let mirror = TestStore::with(&["acme", "gone", "purged"]);
     let store = mirror.store();
-    let acme = Registration { provider: Some("ACME".into()), ..registration("acme") };
+    let acme = FeedRegistration { provider: Some("ACME".into()), ..registration("acme") };
     mirror.wait(store.register(AT, vec![acme, registration("purged")], true)).unwrap();
-    mirror.wait(store.started(AT, Some("127.0.0.1:8470".into()), None)).unwrap();
+    mirror.wait(store.record_start(AT, Some("127.0.0.1:8470".into()), None)).unwrap();
 
     mirror.push("gone", &[updated("1", 1, "{}")]);
     mirror.push("purged", &[updated("1", 1, "{}")]);
@@ -43,29 +43,29 @@ fn make() -> Mirror {
     delivery.page.unreadable.push(unreadable("no-kind", r#"{"id":"spared"}"#, Some("spared")));
     delivery.page.findings.push(Finding { rule: "bom", detail: "a sample".into(), count: 2 });
     mirror.apply(delivery);
-    mirror.wait(store.begin_resync(&name("acme"), AT, Trust::No, false)).unwrap();
+    mirror.wait(store.begin_resync(&name("acme"), AT, SourceTrust::No, false)).unwrap();
     mirror.walk("acme", CURSOR, &[swim.clone(), deleted("2", 20)]);
     let resync = mirror.feed("acme").resync.unwrap();
     let ended =
-        mirror.wait(store.end_resync(mirror.feed("acme").id, resync.walk, AT, 0.2, Default::default())).unwrap();
-    assert_eq!(ended, Ended::Done(1));
+        mirror.wait(store.end_resync(mirror.feed("acme").id, resync.walk_id, AT, 0.2, Default::default())).unwrap();
+    assert_eq!(ended, ResyncEnd::Done(1));
 
     mirror.push("acme", &[updated("1", 9, "{}"), updated("pushed", 30, "[1, 2]"), updated("unmet", 31, "{}")]);
     mirror.apply(mirror.delivery("acme", Transport::Poll, Purpose::Poll(end(CURSOR)), &[]));
-    mirror.wait(store.begin_resync(&name("acme"), AT, Trust::No, true)).unwrap();
+    mirror.wait(store.begin_resync(&name("acme"), AT, SourceTrust::No, true)).unwrap();
     mirror.walk("acme", RESYNCED, &[swim]);
     mirror
 }
 
 /// The whole file in one piece, its WAL written back.
-fn bytes(mut mirror: Mirror) -> Vec<u8> {
+fn bytes(mut mirror: TestStore) -> Vec<u8> {
     mirror.close();
     Connection::open(&mirror.path).unwrap().query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).unwrap();
     std::fs::read(&mirror.path).unwrap()
 }
 
 /// The fixture, opened by today's code.
-fn released() -> Mirror {
+fn released() -> TestStore {
     static WRITTEN: Once = Once::new();
     if std::env::var_os("WRITE_FIXTURES").is_some() {
         WRITTEN.call_once(|| {
@@ -73,7 +73,7 @@ fn released() -> Mirror {
         });
     }
     let packed = std::fs::read(fixture()).expect("WRITE_FIXTURES=1 makes it");
-    let mut mirror = Mirror::with(&[]);
+    let mut mirror = TestStore::with(&[]);
     mirror.close();
     for suffix in ["-wal", "-shm"] {
         let mut name = mirror.path.clone().into_os_string();
@@ -85,7 +85,7 @@ fn released() -> Mirror {
     mirror
 }
 
-fn layout(mirror: &Mirror) -> Vec<Vec<Value>> {
+fn layout(mirror: &TestStore) -> Vec<Vec<Value>> {
     let mut layout = mirror.rows("SELECT type, name, tbl_name, sql FROM sqlite_schema ORDER BY type, name");
     layout.extend(
         ["user_version", "application_id", "page_size"]
@@ -141,10 +141,10 @@ fn a_released_database_goes_on_where_it_was_left() {
     assert_eq!(resync.cursor, RESYNCED);
     mirror.walk("acme", CURSOR, &[updated("pushed", 30, "[1,2]")]);
     let ended = mirror
-        .wait(mirror.store().end_resync(mirror.feed("acme").id, resync.walk, AT, 0.2, Default::default()))
+        .wait(mirror.store().end_resync(mirror.feed("acme").id, resync.walk_id, AT, 0.2, Default::default()))
         .unwrap();
 
-    assert_eq!(ended, Ended::Done(1));
+    assert_eq!(ended, ResyncEnd::Done(1));
     assert_eq!(
         (mirror.item("unmet"), mirror.item("1")),
         ("31 deleted - swept".into(), "10 updated {\"name\" : \"Swim\"}".into())

@@ -1,13 +1,13 @@
 //! Where items came from: one row for each delivery that wrote something.
 
 use feedmirror::feed::Transport;
-use feedmirror::store::apply::{Origin, Position, Purpose, Step, Verdict};
-use feedmirror::store::resync::Trust;
+use feedmirror::store::apply::{DeliveryVerdict, PageStep, Provenance, Purpose, PushPosition};
+use feedmirror::store::resync::SourceTrust;
 use rusqlite::types::Value;
 
-use crate::mirror::{AT, Mirror, name, step, updated};
+use crate::test_store::{AT, TestStore, name, step, updated};
 
-fn purposes(mirror: &Mirror) -> Vec<Vec<Value>> {
+fn purposes(mirror: &TestStore) -> Vec<Vec<Value>> {
     mirror.rows("SELECT purpose || ' ' || transport FROM deliveries ORDER BY seq")
 }
 
@@ -17,15 +17,15 @@ fn texts(all: &[&str]) -> Vec<Vec<Value>> {
 
 #[test]
 fn a_row_says_what_the_delivery_was_for() {
-    let mirror = Mirror::with(&["acme"]);
+    let mirror = TestStore::with(&["acme"]);
     mirror.poll("acme", &[updated("1", 1, "{}")]);
-    let pushed = Purpose::Push(Position::default());
+    let pushed = Purpose::Push(PushPosition::default());
     mirror.apply(mirror.delivery("acme", Transport::Webhook, pushed, &[updated("2", 2, "{}")]));
-    let mut look_back = mirror.delivery("acme", Transport::Poll, Purpose::Again, &[updated("3", 3, "{}")]);
-    look_back.origin = Origin { url: Some("https://acme.example/rpde?from=1".into()), ..Origin::default() };
+    let mut look_back = mirror.delivery("acme", Transport::Poll, Purpose::Reread, &[updated("3", 3, "{}")]);
+    look_back.provenance = Provenance { url: Some("https://acme.example/rpde?from=1".into()), ..Provenance::default() };
     mirror.apply(look_back);
-    mirror.apply(mirror.delivery("acme", Transport::Sse, Purpose::Again, &[updated("4", 4, "{}")]));
-    mirror.wait(mirror.store().begin_resync(&name("acme"), AT, Trust::No, false)).unwrap();
+    mirror.apply(mirror.delivery("acme", Transport::Sse, Purpose::Reread, &[updated("4", 4, "{}")]));
+    mirror.wait(mirror.store().begin_resync(&name("acme"), AT, SourceTrust::No, false)).unwrap();
     mirror.walk("acme", "https://acme.example/rpde?from=9", &[updated("5", 5, "{}")]);
 
     assert_eq!(purposes(&mirror), texts(&["poll poll", "push webhook", "look-back poll", "retry sse", "resync poll"]));
@@ -34,27 +34,28 @@ fn a_row_says_what_the_delivery_was_for() {
 #[test]
 fn what_is_not_taken_leaves_no_row() {
     // given a page that was asked for where the cursor no longer is, and one of an older generation
-    let mirror = Mirror::with(&["acme"]);
+    let mirror = TestStore::with(&["acme"]);
     let lost = Purpose::Poll(step("https://acme.example/elsewhere", "https://acme.example/next"));
     let lost = mirror.delivery("acme", Transport::Poll, lost, &[updated("1", 1, "{}")]);
-    let mut old = mirror.delivery("acme", Transport::Webhook, Purpose::Again, &[updated("2", 2, "{}")]);
+    let mut old = mirror.delivery("acme", Transport::Webhook, Purpose::Reread, &[updated("2", 2, "{}")]);
     old.generation -= 1;
 
     let verdicts = [mirror.apply(lost).verdict, mirror.apply(old).verdict];
 
-    assert_eq!(verdicts, [Verdict::CursorMoved, Verdict::OldGeneration]);
+    assert_eq!(verdicts, [DeliveryVerdict::CursorMoved, DeliveryVerdict::OldGeneration]);
     assert_eq!(purposes(&mirror), texts(&[]));
 }
 
 #[test]
 fn what_a_publisher_makes_endless_is_left_out() {
-    let mirror = Mirror::with(&["acme"]);
+    let mirror = TestStore::with(&["acme"]);
     let asked = mirror.cursor("acme");
-    let next = Step { asked: asked.clone(), cursor: asked, level: false, clean: true };
+    let next = PageStep { from_cursor: asked.clone(), next_cursor: asked, level: false, clean: true };
     let mut delivery = mirror.delivery("acme", Transport::Poll, Purpose::Poll(next), &[updated("1", 1, "{}")]);
     let long = Some("x".repeat(3_000));
     let age = Some(u64::MAX);
-    delivery.origin = Origin { url: long.clone(), etag: long.clone(), event_id: long, age, ..Origin::default() };
+    delivery.provenance =
+        Provenance { url: long.clone(), etag: long.clone(), event_id: long, age, ..Provenance::default() };
     mirror.apply(delivery);
 
     let row = mirror.rows("SELECT url, etag, event_id, age FROM deliveries").remove(0);
@@ -63,12 +64,12 @@ fn what_a_publisher_makes_endless_is_left_out() {
 
 #[test]
 fn a_swept_item_is_of_no_delivery() {
-    let mirror = Mirror::with(&["acme"]);
+    let mirror = TestStore::with(&["acme"]);
     mirror.push("acme", &[updated("gone", 1, "{}"), updated("kept", 2, "{}")]);
-    mirror.wait(mirror.store().begin_resync(&name("acme"), AT, Trust::No, false)).unwrap();
+    mirror.wait(mirror.store().begin_resync(&name("acme"), AT, SourceTrust::No, false)).unwrap();
     mirror.walk("acme", "https://acme.example/rpde?from=9", &[updated("kept", 2, "{}")]);
     let feed = mirror.feed("acme");
-    mirror.wait(mirror.store().end_resync(feed.id, feed.resync.unwrap().walk, AT, 0.9, Default::default())).unwrap();
+    mirror.wait(mirror.store().end_resync(feed.id, feed.resync.unwrap().walk_id, AT, 0.9, Default::default())).unwrap();
     mirror.push("acme", &[updated("later", 3, "{}")]);
 
     let sql = "SELECT i.id || ' ' || coalesce(d.seq = i.seq, 'none') FROM items i

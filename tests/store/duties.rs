@@ -1,42 +1,43 @@
 //! What must be done is stored until it is done: a resync that is due, and one that meets a dead page.
 
-use feedmirror::store::forget::Named;
-use feedmirror::store::resync::{Ended, Trust};
+use feedmirror::store::forget::ItemSelector;
+use feedmirror::store::resync::{ResyncEnd, SourceTrust};
 
-use crate::mirror::{AT, Mirror, deleted, name, updated};
 use crate::resync::{END, begin, finish, resync};
+use crate::test_store::{AT, TestStore, deleted, name, updated};
 
 #[test]
 fn a_feed_that_was_away_too_long_stays_to_be_read_anew_until_a_resync_has_ended() {
     // Given: a resync that is due.
-    let mirror = Mirror::with(&["acme"]);
+    let mirror = TestStore::with(&["acme"]);
     mirror.poll("acme", &[updated("1", 10, "{}")]);
     let id = mirror.feed("acme").id;
-    mirror.wait(mirror.store().judge_away(id, AT, Some("away".into()))).unwrap();
+    mirror.wait(mirror.store().resolve_away(id, AT, Some("away".into()))).unwrap();
 
     // When it has begun, and the operator asks for another
-    begin(&mirror, Trust::No);
+    begin(&mirror, SourceTrust::No);
     assert!(!mirror.feed("acme").stale, "it is being seen to");
-    begin(&mirror, Trust::Asked);
+    begin(&mirror, SourceTrust::Requested);
     // and the feed is away again meanwhile
     mirror.walk("acme", END, &[updated("1", 10, "{}")]);
-    mirror.wait(mirror.store().judge_away(id, AT, Some("away".into()))).unwrap();
-    assert_eq!(finish(&mirror), Ended::Done(0));
+    mirror.wait(mirror.store().resolve_away(id, AT, Some("away".into()))).unwrap();
+    assert_eq!(finish(&mirror), ResyncEnd::Done(0));
 
     // Then: what was read before is not enough.
     assert!(mirror.feed("acme").stale);
-    assert_eq!(resync(&mirror, Trust::No, &[updated("1", 10, "{}")]), Ended::Done(0));
+    assert_eq!(resync(&mirror, SourceTrust::No, &[updated("1", 10, "{}")]), ResyncEnd::Done(0));
     assert!(!mirror.feed("acme").stale);
 }
 
 #[test]
 fn a_resync_that_meets_a_dead_page_begins_again_at_once_and_then_ever_more_rarely() {
-    let mut mirror = Mirror::with(&["acme"]);
+    let mut mirror = TestStore::with(&["acme"]);
     let store = mirror.store().clone();
-    begin(&mirror, Trust::Asked);
+    begin(&mirror, SourceTrust::Requested);
     let id = mirror.feed("acme").id;
-    let number = |mirror: &Mirror| mirror.feed("acme").resync.unwrap().walk;
-    let died = |mirror: &Mirror| mirror.wait(mirror.store().resync_died(id, number(mirror), AT)).unwrap().as_secs();
+    let number = |mirror: &TestStore| mirror.feed("acme").resync.unwrap().walk_id;
+    let died =
+        |mirror: &TestStore| mirror.wait(mirror.store().note_dead_cursor(id, number(mirror), AT)).unwrap().as_secs();
 
     assert_eq!(died(&mirror), 0);
     mirror.wait(store.restart_resync(&name("acme"), number(&mirror), AT)).unwrap();
@@ -45,23 +46,30 @@ fn a_resync_that_meets_a_dead_page_begins_again_at_once_and_then_ever_more_rarel
         waits.push(died(&mirror) / 3_600);
         mirror.reopen();
         let resync = mirror.feed("acme").resync.unwrap();
-        assert_eq!((resync.wait(AT).as_secs() / 3_600, resync.trust), (*waits.last().unwrap(), Trust::Asked));
-        assert_eq!(resync.wait(AT - 100 * 3_600_000).as_secs(), 0, "a clock that was set back holds nothing up");
-        mirror.wait(mirror.store().restart_resync(&name("acme"), resync.walk, AT)).unwrap();
+        assert_eq!(
+            (resync.restart_wait_left(AT).as_secs() / 3_600, resync.trust),
+            (*waits.last().unwrap(), SourceTrust::Requested)
+        );
+        assert_eq!(
+            resync.restart_wait_left(AT - 100 * 3_600_000).as_secs(),
+            0,
+            "a clock that was set back holds nothing up"
+        );
+        mirror.wait(mirror.store().restart_resync(&name("acme"), resync.walk_id, AT)).unwrap();
     }
 
     assert_eq!(waits, [1, 2, 4, 8, 16, 24, 24]);
-    assert_eq!(mirror.feed("acme").resync.unwrap().wait(AT).as_secs(), 0);
+    assert_eq!(mirror.feed("acme").resync.unwrap().restart_wait_left(AT).as_secs(), 0);
 }
 
 #[test]
 fn after_a_trusted_walk_streams_are_taken_up_behind_its_last_item() {
-    let mirror = Mirror::with(&["acme"]);
+    let mirror = TestStore::with(&["acme"]);
     mirror.poll("acme", &[updated("polled", 900, "{}")]);
     let place = "SELECT coalesce(modified || '/' || id, '-') FROM endpoints WHERE feed = 'acme'";
     assert_eq!(mirror.value::<String>(place), "900/polled");
 
-    begin(&mirror, Trust::Asked);
+    begin(&mirror, SourceTrust::Requested);
     assert_eq!(mirror.value::<String>(place), "-", "the source may not know it any more");
     mirror.walk("acme", END, &[updated("polled", 5, "{}"), updated("last", 6, "{}")]);
     finish(&mirror);
@@ -72,9 +80,9 @@ fn after_a_trusted_walk_streams_are_taken_up_behind_its_last_item() {
 #[test]
 fn a_publishers_own_tombstone_outlives_that_the_item_was_forgotten_and_is_remembered() {
     // Given: one item that its publisher deleted, and one that it didn't.
-    let mirror = Mirror::with(&["acme"]);
+    let mirror = TestStore::with(&["acme"]);
     mirror.poll("acme", &[deleted("gone", 50), updated("there", 50, "{}")]);
-    let named = |id: &str| Named { kind: None, id: id.into() };
+    let named = |id: &str| ItemSelector { kind: None, id: id.into() };
 
     // When
     for id in ["gone", "there"] {

@@ -4,13 +4,13 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use feedmirror::feed::{Order, Ties, Transport};
-use feedmirror::store::apply::{Delivery, Held, Purpose, Redactor};
+use feedmirror::feed::{ModifiedOrder, TiePolicy, Transport};
+use feedmirror::store::apply::{Delivery, Purpose, Redactor, ReleaseOnCommit};
 use feedmirror::store::{Intake, Store, StoreError};
 use rusqlite::Connection;
 
-use crate::mirror::{AT, Mirror, page, registration, until, updated};
-use crate::program::{Program, tell};
+use crate::program::{ChildProgram, report_line};
+use crate::test_store::{AT, TestStore, page, registration, until, updated};
 
 /// Longer than the writer pauses before it tries again, twice.
 const TWO_TRIES: Duration = Duration::from_millis(1_500);
@@ -30,14 +30,14 @@ pub(crate) fn child(file: &Path) {
                 transport: Transport::Webhook,
                 at: AT,
                 page: page(&[updated(&n.to_string(), n, &data)], &[]),
-                purpose: Purpose::Again,
-                order: Order::Standard,
-                ties: Ties::Keep,
-                stood: i64::MAX,
-                follows: false,
-                held: Held::default(),
+                purpose: Purpose::Reread,
+                order: ModifiedOrder::Standard,
+                ties: TiePolicy::Keep,
+                start_seq: i64::MAX,
+                keep_order: false,
+                release_on_commit: ReleaseOnCommit::default(),
                 redactor: Redactor::default(),
-                origin: Default::default(),
+                provenance: Default::default(),
             });
             let blocked = tokio::select! {
                 answer = &mut pending => { answer.unwrap().unwrap(); None }
@@ -45,20 +45,20 @@ pub(crate) fn child(file: &Path) {
             };
             if let Some(blocked) = blocked {
                 let early = tokio::time::timeout(TWO_TRIES, &mut pending).await;
-                tell(&format!("{} {blocked:?}", if early.is_err() { "held" } else { "leaked" }));
+                report_line(&format!("{} {blocked:?}", if early.is_err() { "held" } else { "leaked" }));
                 pending.await.unwrap().unwrap();
                 intake.wait_for(|intake| *intake == Intake::Open).await.unwrap();
                 let reader = Connection::open(file).unwrap();
                 let rows: i64 = reader.query_row("SELECT items FROM feeds", [], |row| row.get(0)).unwrap();
-                tell(&format!("open {rows}"));
+                report_line(&format!("open {rows}"));
             }
-            tell("acknowledged");
+            report_line("acknowledged");
         }
     });
 }
 
 /// Hears the child until its intake stops, makes room, and hears that it goes on with nothing lost.
-fn is_blocked_then_goes_on(mut child: Program, make_room: impl FnOnce(u32)) {
+fn is_blocked_then_goes_on(mut child: ChildProgram, make_room: impl FnOnce(u32)) {
     let mut acknowledged = 0;
     let held = loop {
         let line = child.line().expect("it goes on");
@@ -81,7 +81,7 @@ fn is_blocked_then_goes_on(mut child: Program, make_room: impl FnOnce(u32)) {
 fn a_file_that_may_not_grow_stops_intake_until_it_may() {
     let directory = tempfile::tempdir().unwrap();
     let limited = "trap '' XFSZ; exec prlimit --fsize=4000000:unlimited \"$0\" \"$@\"";
-    let child = Program::start(&["sh", "-c", limited], "starved", &directory.path().join("mirror.db"));
+    let child = ChildProgram::start(&["sh", "-c", limited], "starved", &directory.path().join("mirror.db"));
 
     is_blocked_then_goes_on(child, |process| {
         let process = process.to_string();
@@ -98,7 +98,7 @@ fn a_full_disk_stops_intake_until_there_is_room() {
     let namespace = if nix::unistd::geteuid().is_root() { "-m" } else { "-rm" };
     let mounted = "mount -t tmpfs -o size=4m none \"$0\" && head -c 2000000 /dev/zero > \"$0/filler\" && exec \"$@\"";
     let before = ["unshare", namespace, "sh", "-c", mounted, disk];
-    let child = Program::start(&before, "starved", &directory.path().join("mirror.db"));
+    let child = ChildProgram::start(&before, "starved", &directory.path().join("mirror.db"));
 
     is_blocked_then_goes_on(child, |process| {
         std::fs::remove_file(format!("/proc/{process}/root{disk}/filler")).unwrap();
@@ -107,8 +107,8 @@ fn a_full_disk_stops_intake_until_there_is_room() {
 
 #[test]
 fn a_file_that_another_program_locks_stops_intake_until_it_lets_go() {
-    let mirror = Mirror::with(&["acme"]);
-    let delivery = mirror.delivery("acme", Transport::Webhook, Purpose::Again, &[updated("1", 10, "{}")]);
+    let mirror = TestStore::with(&["acme"]);
+    let delivery = mirror.delivery("acme", Transport::Webhook, Purpose::Reread, &[updated("1", 10, "{}")]);
     let intake = mirror.store().intake();
     let locker = Connection::open(&mirror.path).unwrap();
     locker.execute_batch("BEGIN IMMEDIATE").unwrap();
@@ -126,9 +126,9 @@ fn a_file_that_another_program_locks_stops_intake_until_it_lets_go() {
 /// SQLite waits 5 s for a lock: were each of what waits tried once more, the end would be out of sight.
 #[test]
 fn a_writer_that_is_ended_while_the_file_is_locked_gives_up_and_acknowledges_nothing() {
-    let mut mirror = Mirror::with(&["acme"]);
+    let mut mirror = TestStore::with(&["acme"]);
     let deliveries = ["1", "2", "3", "4"]
-        .map(|id| mirror.delivery("acme", Transport::Webhook, Purpose::Again, &[updated(id, 10, "{}")]));
+        .map(|id| mirror.delivery("acme", Transport::Webhook, Purpose::Reread, &[updated(id, 10, "{}")]));
     let intake = mirror.store().intake();
     let locker = Connection::open(&mirror.path).unwrap();
     locker.execute_batch("BEGIN IMMEDIATE").unwrap();
@@ -196,7 +196,7 @@ fn a_file_that_the_surroundings_keep_from_being_opened_is_told_from_one_that_is_
     std::fs::create_dir_all(&later).unwrap();
     Store::open(&later.join("mirror.db")).unwrap().1.finish();
 
-    let mut mirror = Mirror::with(&["acme"]);
+    let mut mirror = TestStore::with(&["acme"]);
     mirror.close();
     let locker = Connection::open(&mirror.path).unwrap();
     locker.execute_batch("BEGIN EXCLUSIVE; UPDATE feed SET items = items").unwrap();
@@ -209,7 +209,7 @@ fn a_file_that_the_surroundings_keep_from_being_opened_is_told_from_one_that_is_
 
 #[test]
 fn a_file_of_a_newer_version_is_refused_and_left_alone() {
-    let mut mirror = Mirror::with(&["acme"]);
+    let mut mirror = TestStore::with(&["acme"]);
     mirror.close();
     Connection::open(&mirror.path).unwrap().pragma_update(None, "user_version", 99).unwrap();
 
@@ -221,8 +221,8 @@ fn a_file_of_a_newer_version_is_refused_and_left_alone() {
 
 #[test]
 fn a_damaged_file_is_refused_at_the_start() {
-    let mut mirror = Mirror::with(&["acme"]);
-    mirror.push("acme", &crate::mirror::many("n", 2_000, 10));
+    let mut mirror = TestStore::with(&["acme"]);
+    mirror.push("acme", &crate::test_store::many("n", 2_000, 10));
     mirror.close();
     Connection::open(&mirror.path).unwrap().query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).unwrap();
     let mut bytes = std::fs::read(&mirror.path).unwrap();
@@ -237,10 +237,11 @@ fn a_damaged_file_is_refused_at_the_start() {
 
 #[test]
 fn damage_met_while_running_ends_all_writing_and_acknowledges_nothing() {
-    let mirror = Mirror::with(&["acme"]);
-    mirror.push("acme", &crate::mirror::many("n", 2_000, 10));
-    let delivery = mirror.delivery("acme", Transport::Webhook, Purpose::Again, &crate::mirror::many("n", 2_000, 11));
-    let other = mirror.delivery("acme", Transport::Webhook, Purpose::Again, &[updated("1", 10, "{}")]);
+    let mirror = TestStore::with(&["acme"]);
+    mirror.push("acme", &crate::test_store::many("n", 2_000, 10));
+    let delivery =
+        mirror.delivery("acme", Transport::Webhook, Purpose::Reread, &crate::test_store::many("n", 2_000, 11));
+    let other = mirror.delivery("acme", Transport::Webhook, Purpose::Reread, &[updated("1", 10, "{}")]);
     // The index's root page becomes one of a table: the next search in it finds nonsense.
     let editor = Connection::open(&mirror.path).unwrap();
     let root: i64 =
@@ -260,10 +261,10 @@ fn damage_met_while_running_ends_all_writing_and_acknowledges_nothing() {
 
 #[test]
 fn a_second_writer_is_refused_until_the_first_has_finished() {
-    let mut mirror = Mirror::with(&["acme"]);
+    let mut mirror = TestStore::with(&["acme"]);
 
     let second = Store::open(&mirror.path);
-    assert!(matches!(&second, Err(StoreError::Held(path)) if *path == mirror.path));
+    assert!(matches!(&second, Err(StoreError::InUse(path)) if *path == mirror.path));
 
     mirror.close();
     let (_store, closing) = Store::open(&mirror.path).unwrap();
@@ -272,9 +273,10 @@ fn a_second_writer_is_refused_until_the_first_has_finished() {
 
 #[test]
 fn a_writer_that_is_dropped_commits_what_waits_before_it_lets_another_in() {
-    let mut mirror = Mirror::with(&["acme"]);
-    let delivery = mirror.delivery("acme", Transport::Webhook, Purpose::Again, &crate::mirror::many("n", 5_000, 10));
-    let late = mirror.delivery("acme", Transport::Webhook, Purpose::Again, &[updated("late", 10, "{}")]);
+    let mut mirror = TestStore::with(&["acme"]);
+    let delivery =
+        mirror.delivery("acme", Transport::Webhook, Purpose::Reread, &crate::test_store::many("n", 5_000, 10));
+    let late = mirror.delivery("acme", Transport::Webhook, Purpose::Reread, &[updated("late", 10, "{}")]);
 
     let pending = mirror.submit(delivery);
     let store = mirror.abandon();

@@ -8,24 +8,24 @@ use feedmirror::feed::Transport;
 use feedmirror::store::apply::Purpose;
 use siphasher::sip::SipHasher13;
 
-use crate::mirror::{Mirror, many, page, unreadable};
+use crate::test_store::{TestStore, many, page, unreadable};
 
 const ITEMS: usize = 2_000;
 
 /// A mirror that was given what any other was given.
-fn given() -> Mirror {
-    let mirror = Mirror::with(&["acme"]);
-    let mut delivery = mirror.delivery("acme", Transport::Webhook, Purpose::Again, &[]);
+fn given() -> TestStore {
+    let mirror = TestStore::with(&["acme"]);
+    let mut delivery = mirror.delivery("acme", Transport::Webhook, Purpose::Reread, &[]);
     delivery.page = page(&many("item-", ITEMS, 1), &[unreadable("no-kind", "{\"id\":1}", None)]);
     assert_eq!(mirror.apply(delivery).new, ITEMS as u64);
     mirror
 }
 
-fn salt(mirror: &Mirror) -> [u8; 16] {
+fn salt(mirror: &TestStore) -> [u8; 16] {
     mirror.value::<Vec<u8>>("SELECT salt FROM mirror_state").try_into().unwrap()
 }
 
-fn keys(mirror: &Mirror) -> BTreeMap<String, i64> {
+fn keys(mirror: &TestStore) -> BTreeMap<String, i64> {
     let connection = mirror.sql();
     let mut select = connection.prepare("SELECT id, key FROM item").unwrap();
     select.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).unwrap().map(Result::unwrap).collect()

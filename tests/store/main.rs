@@ -15,7 +15,7 @@ mod duties;
 mod environment;
 mod feeds;
 mod keys;
-mod mirror;
+mod test_store;
 mod newest_wins;
 mod oracle;
 mod program;

@@ -1,16 +1,16 @@
 //! What is written, and what is refused.
 
-use feedmirror::feed::{Modified, Ties, Transport};
+use feedmirror::feed::{Modified, TiePolicy, Transport};
 use feedmirror::store::StoreError;
-use feedmirror::store::apply::{Applied, Position, Purpose, Verdict};
-use feedmirror::store::resync::{Ended, Trust};
+use feedmirror::store::apply::{Applied, DeliveryVerdict, Purpose, PushPosition};
+use feedmirror::store::resync::{ResyncEnd, SourceTrust};
 use rusqlite::types::Value;
 
-use crate::mirror::{AT, Mirror, Record, deleted, end, many, name, step, updated};
+use crate::test_store::{AT, Record, TestStore, deleted, end, many, name, step, updated};
 
 #[test]
 fn a_late_update_does_not_revive_a_tombstone() {
-    let mirror = Mirror::with(&["acme"]);
+    let mirror = TestStore::with(&["acme"]);
     mirror.push("acme", &[updated("1", 10, "{}"), deleted("1", 20)]);
 
     let applied = mirror.push("acme", &[updated("1", 15, "{}")]);
@@ -21,7 +21,7 @@ fn a_late_update_does_not_revive_a_tombstone() {
 
 #[test]
 fn a_deletion_beats_an_update_of_the_same_modified_in_either_order() {
-    let mirror = Mirror::with(&["acme"]);
+    let mirror = TestStore::with(&["acme"]);
     mirror.push("acme", &[updated("1", 10, "{}"), deleted("2", 10)]);
 
     let applied = mirror.push("acme", &[deleted("1", 10), updated("2", 10, "{}")]);
@@ -32,12 +32,12 @@ fn a_deletion_beats_an_update_of_the_same_modified_in_either_order() {
 
 #[test]
 fn a_deletion_beats_an_update_on_a_tie_in_a_resync_and_with_ties_replace_too() {
-    let mirror = Mirror::with(&["acme"]);
+    let mirror = TestStore::with(&["acme"]);
     mirror.push("acme", &[deleted("1", 10)]);
-    mirror.wait(mirror.store().begin_resync(&name("acme"), AT, Trust::No, false)).unwrap();
+    mirror.wait(mirror.store().begin_resync(&name("acme"), AT, SourceTrust::No, false)).unwrap();
 
-    let mut delivery = mirror.delivery("acme", Transport::Webhook, Purpose::Again, &[updated("1", 10, "{}")]);
-    delivery.ties = Ties::Replace;
+    let mut delivery = mirror.delivery("acme", Transport::Webhook, Purpose::Reread, &[updated("1", 10, "{}")]);
+    delivery.ties = TiePolicy::Replace;
 
     assert_eq!(mirror.apply(delivery).tied, 1);
     assert_eq!(mirror.walk("acme", "https://acme.example/2", &[updated("1", 10, "{}")]).tied, 1);
@@ -46,23 +46,23 @@ fn a_deletion_beats_an_update_on_a_tie_in_a_resync_and_with_ties_replace_too() {
 
 #[test]
 fn of_two_tied_updates_the_stored_one_stays_unless_the_feed_says_replace() {
-    let mirror = Mirror::with(&["acme"]);
+    let mirror = TestStore::with(&["acme"]);
     mirror.push("acme", &[updated("1", 10, r#"{"n":1}"#)]);
 
     assert_eq!(mirror.push("acme", &[updated("1", 10, r#"{"n":2}"#)]).tied, 1);
     assert_eq!(mirror.item("1"), r#"10 updated {"n":1}"#);
 
-    let mut delivery = mirror.delivery("acme", Transport::Sse, Purpose::Again, &[updated("1", 10, r#"{"n":3}"#)]);
-    delivery.ties = Ties::Replace;
+    let mut delivery = mirror.delivery("acme", Transport::Sse, Purpose::Reread, &[updated("1", 10, r#"{"n":3}"#)]);
+    delivery.ties = TiePolicy::Replace;
     assert_eq!(mirror.apply(delivery).changed, 1);
     assert_eq!(mirror.item("1"), r#"10 updated {"n":3}"#);
 }
 
 #[test]
 fn in_a_resync_the_incoming_one_of_two_tied_updates_stands() {
-    let mirror = Mirror::with(&["acme"]);
+    let mirror = TestStore::with(&["acme"]);
     mirror.push("acme", &[updated("1", 10, r#"{"n":1}"#)]);
-    mirror.wait(mirror.store().begin_resync(&name("acme"), AT, Trust::No, false)).unwrap();
+    mirror.wait(mirror.store().begin_resync(&name("acme"), AT, SourceTrust::No, false)).unwrap();
 
     assert_eq!(mirror.walk("acme", "https://acme.example/2", &[updated("1", 10, r#"{"n":2}"#)]).changed, 1);
 
@@ -71,7 +71,7 @@ fn in_a_resync_the_incoming_one_of_two_tied_updates_stands() {
 
 #[test]
 fn equal_json_is_the_same_content_and_the_stored_bytes_stay() {
-    let mirror = Mirror::with(&["acme"]);
+    let mirror = TestStore::with(&["acme"]);
     let stored = r#"{"a":1,"b":"é"}"#;
     mirror.push("acme", &[updated("1", 10, stored)]);
     let seq = mirror.seq("1");
@@ -83,22 +83,22 @@ fn equal_json_is_the_same_content_and_the_stored_bytes_stay() {
 }
 
 /// Sweeps everything but `kept` out of the mirror's one feed.
-fn sweep_all_but_kept(mirror: &Mirror, trust: Trust, kept: &Record) {
+fn sweep_all_but_kept(mirror: &TestStore, trust: SourceTrust, kept: &Record) {
     mirror.wait(mirror.store().begin_resync(&name("acme"), AT, trust, false)).unwrap();
     mirror.walk("acme", "https://acme.example/end", std::slice::from_ref(kept));
     let feed = mirror.feed("acme");
     let ended = mirror
-        .wait(mirror.store().end_resync(feed.id, feed.resync.unwrap().walk, AT, 1.0, Default::default()))
+        .wait(mirror.store().end_resync(feed.id, feed.resync.unwrap().walk_id, AT, 1.0, Default::default()))
         .unwrap();
-    assert!(matches!(ended, Ended::Done(_)), "{ended:?}");
+    assert!(matches!(ended, ResyncEnd::Done(_)), "{ended:?}");
 }
 
 #[test]
 fn a_swept_tombstone_loses_a_tie_to_poll_and_to_nothing_else() {
-    let mirror = Mirror::with(&["acme"]);
+    let mirror = TestStore::with(&["acme"]);
     let kept = updated("kept", 1, "{}");
     mirror.push("acme", &[kept.clone(), updated("1", 10, r#"{"n":1}"#)]);
-    sweep_all_but_kept(&mirror, Trust::No, &kept);
+    sweep_all_but_kept(&mirror, SourceTrust::No, &kept);
     assert_eq!(mirror.item("1"), "10 deleted - swept");
 
     assert_eq!(mirror.push("acme", &[updated("1", 10, r#"{"n":1}"#)]).tied, 1, "a tie from push");
@@ -111,10 +111,10 @@ fn a_swept_tombstone_loses_a_tie_to_poll_and_to_nothing_else() {
 /// Otherwise the end would depend on whether the tied deletion or the tied update is polled first.
 #[test]
 fn a_polled_deletion_makes_a_swept_tombstone_the_publishers_own() {
-    let mirror = Mirror::with(&["acme"]);
+    let mirror = TestStore::with(&["acme"]);
     let kept = updated("kept", 1, "{}");
     mirror.push("acme", &[kept.clone(), updated("1", 10, "{}")]);
-    sweep_all_but_kept(&mirror, Trust::No, &kept);
+    sweep_all_but_kept(&mirror, SourceTrust::No, &kept);
 
     mirror.poll("acme", &[deleted("1", 10), updated("1", 10, "{}")]);
 
@@ -123,10 +123,10 @@ fn a_polled_deletion_makes_a_swept_tombstone_the_publishers_own() {
 
 #[test]
 fn what_trust_source_swept_loses_to_any_later_poll_but_not_to_push() {
-    let mirror = Mirror::with(&["acme"]);
+    let mirror = TestStore::with(&["acme"]);
     let kept = updated("kept", 1, "{}");
     mirror.push("acme", &[kept.clone(), updated("1", 900, "{}"), updated("2", 900, "{}")]);
-    sweep_all_but_kept(&mirror, Trust::Asked, &kept);
+    sweep_all_but_kept(&mirror, SourceTrust::Requested, &kept);
     assert_eq!(mirror.item("1"), "900 deleted - swept");
 
     assert_eq!(mirror.push("acme", &[updated("1", 5, "{}")]).older, 1);
@@ -137,14 +137,14 @@ fn what_trust_source_swept_loses_to_any_later_poll_but_not_to_push() {
 
 #[test]
 fn what_was_read_under_an_older_generation_is_not_written() {
-    let mirror = Mirror::with(&["acme"]);
+    let mirror = TestStore::with(&["acme"]);
     let cursor = mirror.cursor("acme");
-    let push = mirror.delivery("acme", Transport::Webhook, Purpose::Again, &[updated("1", 10, "{}")]);
+    let push = mirror.delivery("acme", Transport::Webhook, Purpose::Reread, &[updated("1", 10, "{}")]);
     let poll = mirror.delivery("acme", Transport::Poll, Purpose::Poll(step(&cursor, "x")), &[updated("2", 10, "{}")]);
-    mirror.wait(mirror.store().begin_resync(&name("acme"), AT, Trust::Asked, false)).unwrap();
+    mirror.wait(mirror.store().begin_resync(&name("acme"), AT, SourceTrust::Requested, false)).unwrap();
 
-    assert_eq!(mirror.apply(push).verdict, Verdict::OldGeneration);
-    assert_eq!(mirror.apply(poll).verdict, Verdict::OldGeneration);
+    assert_eq!(mirror.apply(push).verdict, DeliveryVerdict::OldGeneration);
+    assert_eq!(mirror.apply(poll).verdict, DeliveryVerdict::OldGeneration);
 
     assert_eq!(mirror.value::<i64>("SELECT count(*) FROM items"), 0);
     assert_eq!(mirror.cursor("acme"), cursor);
@@ -152,26 +152,26 @@ fn what_was_read_under_an_older_generation_is_not_written() {
 
 #[test]
 fn a_feed_that_takes_a_purged_feeds_place_gets_none_of_its_deliveries() {
-    let mirror = Mirror::with(&["acme", "old"]);
-    let late = mirror.delivery("old", Transport::Webhook, Purpose::Again, &[updated("1", 10, "{}")]);
-    let acme = vec![crate::mirror::registration("acme")];
+    let mirror = TestStore::with(&["acme", "old"]);
+    let late = mirror.delivery("old", Transport::Webhook, Purpose::Reread, &[updated("1", 10, "{}")]);
+    let acme = vec![crate::test_store::registration("acme")];
     mirror.wait(mirror.store().register(AT, acme, true)).unwrap();
     mirror.wait(mirror.store().purge(&name("old"), AT)).unwrap();
-    mirror.wait(mirror.store().register(AT, vec![crate::mirror::registration("new")], false)).unwrap();
+    mirror.wait(mirror.store().register(AT, vec![crate::test_store::registration("new")], false)).unwrap();
 
-    assert_eq!(mirror.apply(late).verdict, Verdict::OldGeneration);
+    assert_eq!(mirror.apply(late).verdict, DeliveryVerdict::OldGeneration);
 
     assert_eq!(mirror.value::<i64>("SELECT count(*) FROM items"), 0);
 }
 
 #[test]
 fn a_polled_page_whose_cursor_has_moved_is_not_written() {
-    let mirror = Mirror::with(&["acme"]);
+    let mirror = TestStore::with(&["acme"]);
     let asked = mirror.cursor("acme");
     let late = mirror.delivery("acme", Transport::Poll, Purpose::Poll(step(&asked, "b")), &[updated("1", 10, "{}")]);
     mirror.wait(mirror.store().seek(&name("acme"), AT, "https://acme.example/sought".into())).unwrap();
 
-    assert_eq!(mirror.apply(late).verdict, Verdict::CursorMoved);
+    assert_eq!(mirror.apply(late).verdict, DeliveryVerdict::CursorMoved);
 
     assert_eq!(mirror.value::<i64>("SELECT count(*) FROM items"), 0);
     assert_eq!(mirror.cursor("acme"), "https://acme.example/sought");
@@ -179,7 +179,7 @@ fn a_polled_page_whose_cursor_has_moved_is_not_written() {
 
 #[test]
 fn push_never_moves_the_poll_cursor() {
-    let mirror = Mirror::with(&["acme"]);
+    let mirror = TestStore::with(&["acme"]);
     let before = mirror.cursor("acme");
 
     mirror.push("acme", &[updated("1", 10, "{}")]);
@@ -190,27 +190,28 @@ fn push_never_moves_the_poll_cursor() {
 
 #[test]
 fn a_batch_of_a_stream_counts_only_behind_the_one_before_it() {
-    let mirror = Mirror::with(&["acme"]);
+    let mirror = TestStore::with(&["acme"]);
     let store = mirror.store();
     let feed = mirror.wait(store.feed(&name("acme"))).unwrap();
     mirror.wait(store.set_push_endpoints(feed.id, AT, vec![Transport::Sse])).unwrap();
     let batch = |id: &str, after: Option<&str>| {
-        let position = Position { cursor: Some(format!("at-{id}")), after: after.map(str::to_owned), event_id: None };
+        let position =
+            PushPosition { cursor: Some(format!("at-{id}")), from_cursor: after.map(str::to_owned), event_id: None };
         mirror.apply(mirror.delivery("acme", Transport::Sse, Purpose::Push(position), &[updated(id, 10, "{}")])).verdict
     };
 
-    assert_eq!(batch("1", None), Verdict::Taken);
+    assert_eq!(batch("1", None), DeliveryVerdict::Committed);
     // Given: the batch that would have left it at 2 failed.
-    assert_eq!(batch("3", Some("at-2")), Verdict::CursorMoved);
-    assert_eq!(batch("2", Some("at-1")), Verdict::Taken);
-    assert_eq!(batch("3", Some("at-2")), Verdict::Taken);
+    assert_eq!(batch("3", Some("at-2")), DeliveryVerdict::CursorMoved);
+    assert_eq!(batch("2", Some("at-1")), DeliveryVerdict::Committed);
+    assert_eq!(batch("3", Some("at-2")), DeliveryVerdict::Committed);
     assert_eq!(mirror.value::<i64>("SELECT delivered FROM endpoints WHERE transport = 'sse'"), 3);
 }
 
 #[test]
 fn a_delivery_that_fails_takes_none_of_its_group_with_it() {
-    let mirror = Mirror::with(&["acme"]);
-    let push = |id: &str| mirror.delivery("acme", Transport::Webhook, Purpose::Again, &[updated(id, 10, "{}")]);
+    let mirror = TestStore::with(&["acme"]);
+    let push = |id: &str| mirror.delivery("acme", Transport::Webhook, Purpose::Reread, &[updated(id, 10, "{}")]);
     // Made before the file is locked: making one asks the writer for the feed.
     let deliveries = ["first", "bad", "last"].map(push);
     // An index of an operator's own, that this one item can't be entered in.
@@ -233,7 +234,7 @@ fn a_delivery_that_fails_takes_none_of_its_group_with_it() {
 
 #[test]
 fn a_polled_page_and_its_cursor_commit_together_and_an_end_is_level() {
-    let mirror = Mirror::with(&["acme"]);
+    let mirror = TestStore::with(&["acme"]);
     let first = mirror.cursor("acme");
     let second = "https://acme.example/rpde?afterTimestamp=10&afterId=1%3A";
 
@@ -247,7 +248,7 @@ fn a_polled_page_and_its_cursor_commit_together_and_an_end_is_level() {
 
 #[test]
 fn data_and_modified_are_kept_as_sent() {
-    let mirror = Mirror::with(&["acme"]);
+    let mirror = TestStore::with(&["acme"]);
     let data = "{\"name\" : \"caf\\u00e9 \u{1F3CA}\",\n\t\"n\":1.50e2, \"n\": 2}";
     let sent = |id: &str, modified| Record { modified, ..updated(id, 0, data) };
     mirror.push(
@@ -275,7 +276,7 @@ fn data_and_modified_are_kept_as_sent() {
 
 #[test]
 fn an_id_is_one_item_only_within_its_kind_and_feed() {
-    let mirror = Mirror::with(&["acme", "other"]);
+    let mirror = TestStore::with(&["acme", "other"]);
     let other_kind = Record { kind: "Slot".into(), ..updated("1", 5, "{}") };
 
     mirror.push("acme", &[updated("1", 10, "{}"), other_kind]);
@@ -288,8 +289,8 @@ fn an_id_is_one_item_only_within_its_kind_and_feed() {
 
 #[test]
 fn small_work_goes_before_queued_large_work() {
-    let mirror = Mirror::with(&["acme", "other"]);
-    let push = |feed: &str, records: &[Record]| mirror.delivery(feed, Transport::Webhook, Purpose::Again, records);
+    let mirror = TestStore::with(&["acme", "other"]);
+    let push = |feed: &str, records: &[Record]| mirror.delivery(feed, Transport::Webhook, Purpose::Reread, records);
     // Made before the file is locked: making one asks the writer for the feed.
     let opener = push("other", &[updated("opener", 10, "{}")]);
     let large = ["first", "second", "third"].map(|prefix| push("acme", &many(prefix, 60, 10)));
@@ -311,13 +312,13 @@ fn small_work_goes_before_queued_large_work() {
 
 #[test]
 fn a_small_last_page_does_not_overtake_the_large_ones_before_it() {
-    let mirror = Mirror::with(&["acme"]);
+    let mirror = TestStore::with(&["acme"]);
     let (a, b, c) = (mirror.cursor("acme"), "https://acme.example/b", "https://acme.example/c");
     let page = |step, records: &[Record]| mirror.delivery("acme", Transport::Poll, Purpose::Poll(step), records);
     let first = page(step(&a, b), &many("first", 60, 10));
     let mut second = page(step(b, c), &many("second", 60, 10));
     let mut last = page(end(c), &[updated("end", 11, "{}")]);
-    (second.follows, last.follows) = (true, true);
+    (second.keep_order, last.keep_order) = (true, true);
 
     let locker = rusqlite::Connection::open(&mirror.path).unwrap();
     locker.execute_batch("BEGIN IMMEDIATE").unwrap();
@@ -325,13 +326,13 @@ fn a_small_last_page_does_not_overtake_the_large_ones_before_it() {
     locker.execute_batch("COMMIT").unwrap();
 
     let verdicts = pending.map(|pending| mirror.answer(pending).verdict);
-    assert_eq!(verdicts, [Verdict::Taken; 3]);
+    assert_eq!(verdicts, [DeliveryVerdict::Committed; 3]);
     assert_eq!(mirror.cursor("acme"), c);
 }
 
 #[test]
 fn a_feed_read_again_in_its_stored_order_is_judged_item_by_item() {
-    let mirror = Mirror::with(&["acme", "other"]);
+    let mirror = TestStore::with(&["acme", "other"]);
     let ids: Vec<String> = (1..=60).map(|n| n.to_string()).collect();
     // Two feeds' rows lie between each other, and some have moved to the end since.
     for chunk in ids.chunks(20) {

@@ -9,17 +9,17 @@ use proptest::prelude::*;
 
 /// A `modified` of which the oracle knows the place in the order, and how the publisher writes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Stamp {
+pub(crate) struct OracleModified {
     /// As written in JSON, quotes aside.
     pub(crate) text: String,
     /// Whether it is a JSON number.
     pub(crate) number: bool,
-    pub(crate) place: Place,
+    pub(crate) place: ModifiedClass,
 }
 
 /// The three classes of the order, oldest first.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Place {
+pub(crate) enum ModifiedClass {
     /// Sign, digits before the point without leading zeros, digits after it without trailing ones.
     Number {
         negative: bool,
@@ -31,7 +31,7 @@ pub(crate) enum Place {
     Text(String),
 }
 
-impl Place {
+impl ModifiedClass {
     fn number(negative: bool, whole: &str, fraction: &str) -> Self {
         let whole = whole.trim_start_matches('0').to_lowercase();
         let fraction = fraction.trim_end_matches('0').to_owned();
@@ -66,7 +66,7 @@ impl Place {
     }
 }
 
-impl Stamp {
+impl OracleModified {
     /// As the decoder hands it to the store.
     pub(crate) fn modified(&self) -> Modified {
         if self.number { Modified::from_number(&self.text) } else { Modified::Text(self.text.as_str().into()) }
@@ -81,43 +81,43 @@ impl Stamp {
     }
 }
 
-fn integer(n: i128, number: bool) -> Stamp {
+fn integer(n: i128, number: bool) -> OracleModified {
     let digits = n.unsigned_abs().to_string();
-    Stamp { text: n.to_string(), number, place: Place::number(n < 0, &digits, "") }
+    OracleModified { text: n.to_string(), number, place: ModifiedClass::number(n < 0, &digits, "") }
 }
 
 /// 2024-01-01T00:00:00Z plus so many quarters of a second, written in one of two time zones.
-fn date(quarters: i64, east: bool) -> Stamp {
+fn date(quarters: i64, east: bool) -> OracleModified {
     let (minutes, seconds, millis) = (quarters / 240, quarters / 4 % 60, quarters % 4 * 250);
     let (hour, zone) = if east { (1, "+01:00") } else { (0, "Z") };
     let fraction = if millis == 0 { String::new() } else { format!(".{millis}") };
     let text = format!("2024-01-01T{hour:02}:{minutes:02}:{seconds:02}{fraction}{zone}");
-    Stamp { text, number: false, place: Place::Instant(1_704_067_200_000 + quarters * 250) }
+    OracleModified { text, number: false, place: ModifiedClass::Instant(1_704_067_200_000 + quarters * 250) }
 }
 
 /// Values of every class, few enough that they tie and pass each other often.
-pub(crate) fn stamps() -> impl Strategy<Value = Stamp> {
+pub(crate) fn stamps() -> impl Strategy<Value = OracleModified> {
     let fraction = (0..4u8, 0..3usize, 0..2usize).prop_map(|(whole, digit, zeros)| {
         let fraction = format!("{}{}", ["0", "25", "5"][digit], "0".repeat(zeros));
-        let place = Place::number(false, &whole.to_string(), &fraction);
-        Stamp { text: format!("{whole}.{fraction}"), number: true, place }
+        let place = ModifiedClass::number(false, &whole.to_string(), &fraction);
+        OracleModified { text: format!("{whole}.{fraction}"), number: true, place }
     });
     let power = (1..4u8, 1..3usize).prop_map(|(digit, zeros)| {
-        let place = Place::number(false, &format!("{digit}{}", "0".repeat(zeros)), "");
-        Stamp { text: format!("{digit}e{zeros}"), number: true, place }
+        let place = ModifiedClass::number(false, &format!("{digit}{}", "0".repeat(zeros)), "");
+        OracleModified { text: format!("{digit}e{zeros}"), number: true, place }
     });
     let padded = (0..20u8, 0..4usize).prop_map(|(n, zeros)| {
         let text = format!("{}{n}", "0".repeat(zeros));
-        Stamp { place: Place::number(false, &text, ""), text, number: false }
+        OracleModified { place: ModifiedClass::number(false, &text, ""), text, number: false }
     });
     let hex = (0..5usize, any::<bool>()).prop_map(|(at, upper)| {
         let text = ["00a", "0B", "1f", "00FF", "0000000000000a0"][at];
         let text = if upper { text.to_uppercase() } else { text.to_lowercase() };
-        Stamp { place: Place::number(false, &text, ""), text, number: false }
+        OracleModified { place: ModifiedClass::number(false, &text, ""), text, number: false }
     });
     let opaque = (0..6usize).prop_map(|at| {
         let text = ["v1", "v12", "v2", "", "2024-01-01", "été"][at].to_owned();
-        Stamp { place: Place::Text(text.clone()), text, number: false }
+        OracleModified { place: ModifiedClass::Text(text.clone()), text, number: false }
     });
     prop_oneof![
         6 => (-3..20i128, any::<bool>()).prop_map(|(n, number)| integer(n, number)),
@@ -150,10 +150,10 @@ fn same_data(a: u8, b: u8) -> bool {
 
 /// A record as the oracle sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Sent {
+pub(crate) struct SentRecord {
     /// Which of the kinds and ids.
     pub(crate) key: Key,
-    pub(crate) stamp: Stamp,
+    pub(crate) stamp: OracleModified,
     /// The number of its data; `None` for a deletion.
     pub(crate) data: Option<u8>,
 }
@@ -170,8 +170,8 @@ pub(crate) enum Swept {
 
 /// A row that must be there.
 #[derive(Clone, Debug)]
-pub(crate) struct Row {
-    pub(crate) sent: Sent,
+pub(crate) struct OracleRow {
+    pub(crate) sent: SentRecord,
     pub(crate) swept: Swept,
     pub(crate) transport: &'static str,
     /// When it was written, by the oracle's own clock of changes.
@@ -180,14 +180,14 @@ pub(crate) struct Row {
 
 /// Where a record comes from, as far as it matters.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Way {
+pub(crate) struct DeliveryWay {
     pub(crate) transport: &'static str,
     pub(crate) resync: bool,
     pub(crate) replace_ties: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Fate {
+pub(crate) enum ApplyOutcome {
     New,
     Changed,
     Same,
@@ -196,8 +196,13 @@ pub(crate) enum Fate {
 }
 
 /// Rule 1. `trusted`: a trust-source walk meets a row that was stored before it began, and for the first time.
-pub(crate) fn fate(stored: Option<&Row>, incoming: &Sent, way: Way, trusted: bool) -> Fate {
-    let Some(stored) = stored else { return Fate::New };
+pub(crate) fn expected_outcome(
+    stored: Option<&OracleRow>,
+    incoming: &SentRecord,
+    way: DeliveryWay,
+    trusted: bool,
+) -> ApplyOutcome {
+    let Some(stored) = stored else { return ApplyOutcome::New };
     let same_content = match (stored.sent.data, incoming.data) {
         (None, None) => true,
         (Some(a), Some(b)) => same_data(a, b),
@@ -206,27 +211,27 @@ pub(crate) fn fate(stored: Option<&Row>, incoming: &Sent, way: Way, trusted: boo
     if trusted {
         let as_sent = (&stored.sent.stamp.text, stored.sent.stamp.number);
         let unchanged = as_sent == (&incoming.stamp.text, incoming.stamp.number) && same_content;
-        return if unchanged { Fate::Same } else { Fate::Changed };
+        return if unchanged { ApplyOutcome::Same } else { ApplyOutcome::Changed };
     }
     let polled = way.transport == "poll";
     let order = incoming.stamp.place.compare(&stored.sent.stamp.place);
     if polled && (stored.swept == Swept::Trust || stored.swept == Swept::Resync && order == Ordering::Equal) {
-        return Fate::Changed;
+        return ApplyOutcome::Changed;
     }
     match order {
-        Ordering::Greater => Fate::Changed,
-        Ordering::Less => Fate::Older,
-        Ordering::Equal if same_content => Fate::Same,
-        Ordering::Equal if incoming.data.is_none() => Fate::Changed,
-        Ordering::Equal if stored.sent.data.is_none() => Fate::Tied,
-        Ordering::Equal if way.resync || way.replace_ties => Fate::Changed,
-        Ordering::Equal => Fate::Tied,
+        Ordering::Greater => ApplyOutcome::Changed,
+        Ordering::Less => ApplyOutcome::Older,
+        Ordering::Equal if same_content => ApplyOutcome::Same,
+        Ordering::Equal if incoming.data.is_none() => ApplyOutcome::Changed,
+        Ordering::Equal if stored.sent.data.is_none() => ApplyOutcome::Tied,
+        Ordering::Equal if way.resync || way.replace_ties => ApplyOutcome::Changed,
+        Ordering::Equal => ApplyOutcome::Tied,
     }
 }
 
 /// A walk of a resync, as the oracle sees it.
 #[derive(Clone, Debug)]
-pub(crate) struct Walk {
+pub(crate) struct OracleWalk {
     pub(crate) cursor: String,
     pub(crate) trust: bool,
     pub(crate) clean: bool,
@@ -238,24 +243,24 @@ pub(crate) struct Walk {
     /// Ids of records quarantined since.
     pub(crate) spared: Vec<String>,
     /// The newest of each kind that it read.
-    pub(crate) newest: BTreeMap<String, Stamp>,
+    pub(crate) newest: BTreeMap<String, OracleModified>,
 }
 
 /// A feed as it must be.
 #[derive(Clone, Debug)]
-pub(crate) struct Feed {
+pub(crate) struct OracleFeed {
     pub(crate) name: &'static str,
     pub(crate) generation: i64,
     pub(crate) cursor: Option<String>,
     pub(crate) purged: bool,
     /// The turn of the last purge.
     pub(crate) purge: Option<u64>,
-    pub(crate) rows: BTreeMap<Key, Row>,
+    pub(crate) rows: BTreeMap<Key, OracleRow>,
     pub(crate) quarantine: BTreeMap<String, i64>,
-    pub(crate) walk: Option<Walk>,
+    pub(crate) walk: Option<OracleWalk>,
 }
 
-impl Feed {
+impl OracleFeed {
     pub(crate) fn new(name: &'static str, cursor: String) -> Self {
         Self {
             name,
@@ -270,7 +275,7 @@ impl Feed {
     }
 
     /// Takes one record; `turn` is the oracle's clock, which moves when something is written.
-    pub(crate) fn take(&mut self, sent: &Sent, way: Way, turn: &mut u64) -> Fate {
+    pub(crate) fn take(&mut self, sent: &SentRecord, way: DeliveryWay, turn: &mut u64) -> ApplyOutcome {
         if let Some(walk) = self.walk.as_mut().filter(|_| way.resync) {
             let newest = walk.newest.entry(sent.key.0.clone()).or_insert_with(|| sent.stamp.clone());
             if sent.stamp.place.compare(&newest.place).is_gt() {
@@ -283,10 +288,10 @@ impl Feed {
                 let before = stored.is_some_and(|row| row.turn <= walk.began);
                 walk.trust && before && walk.met.get(&sent.key) != Some(&true)
             });
-        let fate = fate(stored, sent, way, trusted);
-        if matches!(fate, Fate::New | Fate::Changed) {
+        let fate = expected_outcome(stored, sent, way, trusted);
+        if matches!(fate, ApplyOutcome::New | ApplyOutcome::Changed) {
             *turn += 1;
-            let row = Row { sent: sent.clone(), swept: Swept::No, transport: way.transport, turn: *turn };
+            let row = OracleRow { sent: sent.clone(), swept: Swept::No, transport: way.transport, turn: *turn };
             self.rows.insert(sent.key.clone(), row);
         } else if let Some(walk) = &mut self.walk {
             let by_walk = walk.met.entry(sent.key.clone()).or_default();
@@ -298,7 +303,7 @@ impl Feed {
     /// Live rows that the walk under way says are gone.
     pub(crate) fn unseen(&self) -> Vec<Key> {
         let Some(walk) = &self.walk else { return Vec::new() };
-        let gone = |(key, row): &(&Key, &Row)| {
+        let gone = |(key, row): &(&Key, &OracleRow)| {
             row.sent.data.is_some()
                 && row.turn <= walk.began
                 && !walk.met.contains_key(*key)
@@ -310,7 +315,7 @@ impl Feed {
     /// Whether the walk under way ended before what had been polled of a kind that it read.
     pub(crate) fn short(&self) -> bool {
         let Some(walk) = self.walk.as_ref().filter(|walk| !walk.trust) else { return false };
-        let beyond = |(key, row): (&Key, &Row)| {
+        let beyond = |(key, row): (&Key, &OracleRow)| {
             let newest = walk.newest.get(&key.0);
             let stood = row.sent.data.is_some() && row.turn <= walk.began && row.transport == "poll";
             stood && newest.is_some_and(|newest| row.sent.stamp.place.compare(&newest.place).is_gt())

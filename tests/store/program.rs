@@ -8,12 +8,12 @@ const ROLE: &str = "STORE_TEST_ROLE";
 const FILE: &str = "STORE_TEST_FILE";
 
 /// A running child and what it tells, line by line.
-pub(crate) struct Program {
+pub(crate) struct ChildProgram {
     pub(crate) child: Child,
     lines: Lines<BufReader<ChildStderr>>,
 }
 
-impl Program {
+impl ChildProgram {
     /// Starts `before… this-program` in a role, on a file.
     pub(crate) fn start(before: &[&str], role: &str, file: &Path) -> Self {
         let this = std::env::current_exe().unwrap();
@@ -46,7 +46,7 @@ impl Program {
 }
 
 /// One line for whoever started this child, written at once.
-pub(crate) fn tell(line: &str) {
+pub(crate) fn report_line(line: &str) {
     std::io::stderr().write_all(format!("{line}\n").as_bytes()).unwrap();
 }
 

@@ -3,22 +3,22 @@
 
 use std::collections::BTreeMap;
 
-use feedmirror::feed::{Ties, Transport};
-use feedmirror::store::apply::{Applied, Delivery, Purpose, Step, Verdict};
-use feedmirror::store::resync::{Ended, Trust};
+use feedmirror::feed::{TiePolicy, Transport};
+use feedmirror::store::apply::{Applied, Delivery, DeliveryVerdict, PageStep, Purpose};
+use feedmirror::store::resync::{ResyncEnd, SourceTrust};
 use proptest::prelude::*;
 use rusqlite::types::Value;
 
-use crate::mirror::{AT, Mirror, Record, name, start_url, unreadable};
-use crate::oracle::{Fate, Feed, Key, Sent, Swept, Walk, Way, data, stamps};
+use crate::oracle::{ApplyOutcome, DeliveryWay, Key, OracleFeed, OracleWalk, SentRecord, Swept, data, stamps};
+use crate::test_store::{AT, Record, TestStore, name, start_url, unreadable};
 
 const FEEDS: [&str; 2] = ["acme", "other"];
 const MAX_SWEEP: f64 = 0.2;
 
 /// What is in a delivery.
 #[derive(Clone, Debug)]
-struct Load {
-    records: Vec<Sent>,
+struct GeneratedDelivery {
+    records: Vec<SentRecord>,
     /// Ids of records that can't be understood.
     bad: Vec<Option<u8>>,
     replace_ties: bool,
@@ -26,21 +26,21 @@ struct Load {
 
 /// One thing that happens to a feed.
 #[derive(Clone, Debug)]
-enum Act {
+enum FeedAction {
     /// Brought by a transport, no cursor moving; several at once are submitted before any is awaited.
-    Bring(Vec<(usize, Load)>),
+    Bring(Vec<(usize, GeneratedDelivery)>),
     /// Polled at the cursor, or with a cursor that has moved since.
     Poll {
-        load: Load,
+        load: GeneratedDelivery,
         late: bool,
     },
     /// Read before the generation was raised.
-    Outdated(Load),
+    Outdated(GeneratedDelivery),
     Begin {
         trust: bool,
     },
     WalkPage {
-        load: Load,
+        load: GeneratedDelivery,
         clean: bool,
     },
     EndWalk,
@@ -51,33 +51,30 @@ enum Act {
     Restart,
 }
 
-fn loads() -> impl Strategy<Value = Load> {
+fn loads() -> impl Strategy<Value = GeneratedDelivery> {
     let sent =
         ((0..2usize, 0..4u8), stamps(), prop::option::weighted(0.7, 0..8u8)).prop_map(|((kind, id), stamp, data)| {
             let key: Key = (["Session", "Slot"][kind].into(), id.to_string());
-            Sent { key, stamp, data }
+            SentRecord { key, stamp, data }
         });
     let bad = prop::collection::vec(prop::option::of(0..4u8), 0..2);
-    (prop::collection::vec(sent, 0..8), bad, prop::bool::weighted(0.2)).prop_map(|(records, bad, replace_ties)| Load {
-        records,
-        bad,
-        replace_ties,
-    })
+    (prop::collection::vec(sent, 0..8), bad, prop::bool::weighted(0.2))
+        .prop_map(|(records, bad, replace_ties)| GeneratedDelivery { records, bad, replace_ties })
 }
 
-fn acts() -> impl Strategy<Value = (usize, Act)> {
+fn acts() -> impl Strategy<Value = (usize, FeedAction)> {
     let act = prop_oneof![
-        6 => prop::collection::vec((0..Transport::ALL.len(), loads()), 1..4).prop_map(Act::Bring),
-        6 => (loads(), prop::bool::weighted(0.1)).prop_map(|(load, late)| Act::Poll { load, late }),
-        1 => loads().prop_map(Act::Outdated),
-        3 => any::<bool>().prop_map(|trust| Act::Begin { trust }),
-        6 => (loads(), prop::bool::weighted(0.9)).prop_map(|(load, clean)| Act::WalkPage { load, clean }),
-        3 => Just(Act::EndWalk),
-        2 => Just(Act::Accept),
-        1 => Just(Act::Seek),
-        1 => Just(Act::Purge),
-        2 => Just(Act::Resume),
-        1 => Just(Act::Restart),
+        6 => prop::collection::vec((0..Transport::ALL.len(), loads()), 1..4).prop_map(FeedAction::Bring),
+        6 => (loads(), prop::bool::weighted(0.1)).prop_map(|(load, late)| FeedAction::Poll { load, late }),
+        1 => loads().prop_map(FeedAction::Outdated),
+        3 => any::<bool>().prop_map(|trust| FeedAction::Begin { trust }),
+        6 => (loads(), prop::bool::weighted(0.9)).prop_map(|(load, clean)| FeedAction::WalkPage { load, clean }),
+        3 => Just(FeedAction::EndWalk),
+        2 => Just(FeedAction::Accept),
+        1 => Just(FeedAction::Seek),
+        1 => Just(FeedAction::Purge),
+        2 => Just(FeedAction::Resume),
+        1 => Just(FeedAction::Restart),
     ];
     (0..FEEDS.len(), act)
 }
@@ -86,19 +83,19 @@ fn acts() -> impl Strategy<Value = (usize, Act)> {
 type Change = Vec<Value>;
 
 /// The mirror and the oracle, side by side.
-struct Pair {
-    mirror: Mirror,
-    feeds: Vec<Feed>,
+struct MirrorAndOracle {
+    mirror: TestStore,
+    feeds: Vec<OracleFeed>,
     turn: u64,
     places: u64,
     /// Every change number ever seen, and what it stood for.
     given: BTreeMap<i64, Change>,
 }
 
-impl Pair {
+impl MirrorAndOracle {
     fn new() -> Self {
-        let feeds = FEEDS.iter().map(|feed| Feed::new(feed, start_url(feed))).collect();
-        Self { mirror: Mirror::with(&FEEDS), feeds, turn: 0, places: 0, given: BTreeMap::new() }
+        let feeds = FEEDS.iter().map(|feed| OracleFeed::new(feed, start_url(feed))).collect();
+        Self { mirror: TestStore::with(&FEEDS), feeds, turn: 0, places: 0, given: BTreeMap::new() }
     }
 
     fn place(&mut self, feed: usize) -> String {
@@ -106,8 +103,8 @@ impl Pair {
         format!("https://{}.example/rpde?at={}", FEEDS[feed], self.places)
     }
 
-    fn delivery(&self, feed: usize, transport: Transport, purpose: Purpose, load: &Load) -> Delivery {
-        let record = |sent: &Sent| {
+    fn delivery(&self, feed: usize, transport: Transport, purpose: Purpose, load: &GeneratedDelivery) -> Delivery {
+        let record = |sent: &SentRecord| {
             let (kind, id) = sent.key.clone();
             Record { kind, id, modified: sent.stamp.modified(), data: sent.data.map(data) }
         };
@@ -117,26 +114,26 @@ impl Pair {
             let id = id.map(|id| id.to_string());
             delivery.page.unreadable.push(unreadable("no-kind", &raw(id.as_deref()), id.as_deref()));
         }
-        delivery.ties = if load.replace_ties { Ties::Replace } else { Ties::Keep };
+        delivery.ties = if load.replace_ties { TiePolicy::Replace } else { TiePolicy::Keep };
         delivery
     }
 
     /// What the oracle makes of a delivery that is taken.
-    fn expect(&mut self, feed: usize, load: &Load, transport: &'static str, resync: bool) -> Applied {
-        let way = Way { transport, resync, replace_ties: load.replace_ties };
+    fn expect(&mut self, feed: usize, load: &GeneratedDelivery, transport: &'static str, resync: bool) -> Applied {
+        let way = DeliveryWay { transport, resync, replace_ties: load.replace_ties };
         let mut applied = Applied { quarantined: load.bad.len() as u64, ..Applied::default() };
         for sent in &load.records {
             let fate = self.feeds[feed].take(sent, way, &mut self.turn);
             match fate {
-                Fate::New => applied.new += 1,
-                Fate::Changed => applied.changed += 1,
-                Fate::Same => applied.same += 1,
-                Fate::Older => applied.older += 1,
-                Fate::Tied => applied.tied += 1,
+                ApplyOutcome::New => applied.new += 1,
+                ApplyOutcome::Changed => applied.changed += 1,
+                ApplyOutcome::Same => applied.same += 1,
+                ApplyOutcome::Older => applied.older += 1,
+                ApplyOutcome::Tied => applied.tied += 1,
             }
-            if sent.data.is_none() && matches!(fate, Fate::New | Fate::Changed) {
+            if sent.data.is_none() && matches!(fate, ApplyOutcome::New | ApplyOutcome::Changed) {
                 applied.deleted += 1;
-                applied.new_deleted += u64::from(matches!(fate, Fate::New));
+                applied.new_deleted += u64::from(matches!(fate, ApplyOutcome::New));
             }
         }
         for id in load.bad.iter().map(|id| id.map(|id| id.to_string())) {
@@ -148,73 +145,78 @@ impl Pair {
         applied
     }
 
-    fn act(&mut self, feed: usize, act: &Act) {
+    fn act(&mut self, feed: usize, act: &FeedAction) {
         let store = self.mirror.store().clone();
         let called = name(FEEDS[feed]);
         match act {
-            Act::Bring(loads) => self.bring(feed, loads),
-            Act::Poll { load, late } => self.poll(feed, load, *late),
-            Act::Outdated(load) => {
-                let mut delivery = self.delivery(feed, Transport::Webhook, Purpose::Again, load);
+            FeedAction::Bring(loads) => self.bring(feed, loads),
+            FeedAction::Poll { load, late } => self.poll(feed, load, *late),
+            FeedAction::Outdated(load) => {
+                let mut delivery = self.delivery(feed, Transport::Webhook, Purpose::Reread, load);
                 delivery.generation -= 1;
-                assert_eq!(self.mirror.apply(delivery), refused(Verdict::OldGeneration));
+                assert_eq!(self.mirror.apply(delivery), refused(DeliveryVerdict::OldGeneration));
             }
-            Act::Begin { trust } => self.begin(feed, *trust),
-            Act::WalkPage { load, clean } => self.walk_page(feed, load, *clean),
-            Act::EndWalk => self.end_walk(feed),
-            Act::Accept => self.accept(feed),
-            Act::Seek => {
+            FeedAction::Begin { trust } => self.begin(feed, *trust),
+            FeedAction::WalkPage { load, clean } => self.walk_page(feed, load, *clean),
+            FeedAction::EndWalk => self.end_walk(feed),
+            FeedAction::Accept => self.accept(feed),
+            FeedAction::Seek => {
                 let place = self.place(feed);
                 self.mirror.wait(store.seek(&called, AT, place.clone())).unwrap();
                 self.feeds[feed].cursor = Some(place);
             }
-            Act::Purge => {
+            FeedAction::Purge => {
                 self.mirror.wait(store.purge(&called, AT)).unwrap();
                 self.turn += 1;
                 let generation = self.feeds[feed].generation + 1;
                 let purge = Some(self.turn);
-                self.feeds[feed] =
-                    Feed { generation, cursor: None, purged: true, purge, ..Feed::new(FEEDS[feed], String::new()) };
+                self.feeds[feed] = OracleFeed {
+                    generation,
+                    cursor: None,
+                    purged: true,
+                    purge,
+                    ..OracleFeed::new(FEEDS[feed], String::new())
+                };
             }
-            Act::Resume => {
-                self.mirror.wait(store.pause(&called, AT, false)).unwrap();
+            FeedAction::Resume => {
+                self.mirror.wait(store.set_paused(&called, AT, false)).unwrap();
                 if self.feeds[feed].purged {
                     self.feeds[feed].purged = false;
                     self.feeds[feed].cursor = Some(start_url(FEEDS[feed]));
                 }
             }
-            Act::Restart => {
+            FeedAction::Restart => {
                 drop(store);
                 self.mirror.reopen();
             }
         }
     }
 
-    fn bring(&mut self, feed: usize, loads: &[(usize, Load)]) {
+    fn bring(&mut self, feed: usize, loads: &[(usize, GeneratedDelivery)]) {
         let deliveries: Vec<_> =
-            loads.iter().map(|(by, load)| self.delivery(feed, Transport::ALL[*by], Purpose::Again, load)).collect();
+            loads.iter().map(|(by, load)| self.delivery(feed, Transport::ALL[*by], Purpose::Reread, load)).collect();
         let pending: Vec<_> = deliveries.into_iter().map(|delivery| self.mirror.submit(delivery)).collect();
         for ((by, load), pending) in loads.iter().zip(pending) {
             let expected = match self.feeds[feed].purged {
-                true => refused(Verdict::OldGeneration),
+                true => refused(DeliveryVerdict::OldGeneration),
                 false => self.expect(feed, load, Transport::ALL[*by].as_str(), false),
             };
             assert_eq!(self.mirror.answer(pending), expected);
         }
     }
 
-    fn poll(&mut self, feed: usize, load: &Load, late: bool) {
+    fn poll(&mut self, feed: usize, load: &GeneratedDelivery, late: bool) {
         let place = self.place(feed);
         let cursor = self.feeds[feed].cursor.clone();
         let asked = cursor.filter(|_| !late).unwrap_or_else(|| "https://elsewhere.example/".to_owned());
-        let step = Step { asked: asked.clone(), cursor: place.clone(), level: false, clean: true };
+        let step = PageStep { from_cursor: asked.clone(), next_cursor: place.clone(), level: false, clean: true };
         let mut applied = self.mirror.apply(self.delivery(feed, Transport::Poll, Purpose::Poll(step), load));
         // Whether a feed is suspect is another test's matter.
         applied.suspect = None;
         let expected = if self.feeds[feed].purged {
-            refused(Verdict::OldGeneration)
+            refused(DeliveryVerdict::OldGeneration)
         } else if self.feeds[feed].cursor.as_ref() != Some(&asked) {
-            refused(Verdict::CursorMoved)
+            refused(DeliveryVerdict::CursorMoved)
         } else {
             self.feeds[feed].cursor = Some(place);
             self.expect(feed, load, "poll", false)
@@ -226,13 +228,13 @@ impl Pair {
         if self.feeds[feed].purged {
             return;
         }
-        let asked = if trust { Trust::Asked } else { Trust::No };
+        let asked = if trust { SourceTrust::Requested } else { SourceTrust::No };
         self.mirror.wait(self.mirror.store().begin_resync(&name(FEEDS[feed]), AT, asked, false)).unwrap();
         if !trust && self.feeds[feed].walk.as_ref().is_some_and(|walk| !walk.held) {
             return;
         }
         self.feeds[feed].generation += i64::from(trust);
-        self.feeds[feed].walk = Some(Walk {
+        self.feeds[feed].walk = Some(OracleWalk {
             cursor: start_url(FEEDS[feed]),
             trust,
             clean: true,
@@ -244,13 +246,13 @@ impl Pair {
         });
     }
 
-    fn walk_page(&mut self, feed: usize, load: &Load, clean: bool) {
+    fn walk_page(&mut self, feed: usize, load: &GeneratedDelivery, clean: bool) {
         let Some(walk) = self.feeds[feed].walk.clone() else { return };
         let place = self.place(feed);
-        let step = Step { asked: walk.cursor, cursor: place.clone(), level: false, clean };
+        let step = PageStep { from_cursor: walk.cursor, next_cursor: place.clone(), level: false, clean };
         let applied = self.mirror.apply(self.delivery(feed, Transport::Poll, Purpose::Resync(step), load));
         if walk.held {
-            return assert_eq!(applied, refused(Verdict::CursorMoved));
+            return assert_eq!(applied, refused(DeliveryVerdict::CursorMoved));
         }
         let expected = self.expect(feed, load, "poll", true);
         assert_eq!(applied, expected);
@@ -263,14 +265,14 @@ impl Pair {
     fn end_walk(&mut self, feed: usize) {
         let Some(walk) = self.feeds[feed].walk.clone().filter(|walk| !walk.held) else { return };
         let stored = self.mirror.feed(FEEDS[feed]);
-        let number = stored.resync.unwrap().walk;
+        let number = stored.resync.unwrap().walk_id;
         let ended = self
             .mirror
             .wait(self.mirror.store().end_resync(stored.id, number, AT, MAX_SWEEP, Default::default()))
             .unwrap();
         if !walk.clean {
             self.feeds[feed].walk = None;
-            return assert_eq!(ended, Ended::Unclean);
+            return assert_eq!(ended, ResyncEnd::Unclean);
         }
         let short = self.feeds[feed].short();
         if !short {
@@ -282,10 +284,10 @@ impl Pair {
             if let Some(walk) = &mut self.feeds[feed].walk {
                 walk.held = true;
             }
-            return assert_eq!(ended, Ended::Held(unseen as i64, live as i64));
+            return assert_eq!(ended, ResyncEnd::Held(unseen as i64, live as i64));
         }
         self.feeds[feed].sweep(&mut self.turn);
-        assert_eq!(ended, Ended::Done(unseen as i64));
+        assert_eq!(ended, ResyncEnd::Done(unseen as i64));
     }
 
     fn accept(&mut self, feed: usize) {
@@ -296,9 +298,9 @@ impl Pair {
         }
         accepted.unwrap();
         let unseen = self.feeds[feed].unseen().len() as i64;
-        let number = stored.resync.unwrap().walk;
+        let number = stored.resync.unwrap().walk_id;
         let swept = self.mirror.wait(self.mirror.store().sweep(stored.id, number, AT)).unwrap();
-        assert_eq!(swept, Ended::Done(unseen));
+        assert_eq!(swept, ResyncEnd::Done(unseen));
         self.feeds[feed].sweep(&mut self.turn);
     }
 
@@ -358,11 +360,11 @@ impl Pair {
     }
 }
 
-fn refused(verdict: Verdict) -> Applied {
+fn refused(verdict: DeliveryVerdict) -> Applied {
     Applied { verdict, ..Applied::default() }
 }
 
-fn shown(row: &crate::oracle::Row) -> Vec<Value> {
+fn shown(row: &crate::oracle::OracleRow) -> Vec<Value> {
     let text = |text: &str| Value::Text(text.into());
     let (kind, id) = &row.sent.key;
     let state = if row.sent.data.is_some() { "updated" } else { "deleted" };
@@ -376,7 +378,7 @@ proptest! {
 
     #[test]
     fn the_mirror_is_what_the_oracle_says(acts in prop::collection::vec(acts(), 1..50)) {
-        let mut pair = Pair::new();
+        let mut pair = MirrorAndOracle::new();
         for (feed, act) in &acts {
             pair.act(*feed, act);
             pair.compare();

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use rusqlite::Connection;
 
-use crate::mirror::{Mirror, until, updated};
+use crate::test_store::{TestStore, until, updated};
 
 fn beside(file: &Path, suffix: &str) -> PathBuf {
     let mut name = file.as_os_str().to_owned();
@@ -21,7 +21,7 @@ fn wal_starts(file: &Path) -> u32 {
 }
 
 /// 70 MiB of changes: more than the WAL may hold before it is written back.
-fn write_much(mirror: &Mirror, modified: i64) {
+fn write_much(mirror: &TestStore, modified: i64) {
     let data = format!("\"{}\"", "x".repeat(1 << 20));
     for n in 0..70 {
         mirror.push("acme", &[updated(&n.to_string(), modified, &data)]);
@@ -30,7 +30,7 @@ fn write_much(mirror: &Mirror, modified: i64) {
 
 #[test]
 fn a_long_reader_stops_no_writes_and_the_wal_begins_anew_once_it_ends() {
-    let mirror = Mirror::with(&["acme"]);
+    let mirror = TestStore::with(&["acme"]);
     mirror.push("acme", &[updated("1", 1, "{}")]);
     let mut reader = mirror.sql();
     let reading = reader.transaction().unwrap();
@@ -80,7 +80,7 @@ fn read_as_a_group_member(file: &Path) -> String {
 
 #[test]
 fn the_files_group_reads_it_with_the_sqlite3_program_whether_the_daemon_runs_or_not() {
-    let mut mirror = Mirror::with(&["acme"]);
+    let mut mirror = TestStore::with(&["acme"]);
     mirror.push("acme", &[updated("1", 10, r#"{"name":"Swim"}"#)]);
 
     assert_eq!(read_as_a_group_member(&mirror.path), "acme|1|Swim\n", "while it runs");

@@ -2,59 +2,59 @@
 
 use feedmirror::feed::{Health, Modified, Transport};
 use feedmirror::store::StoreError;
-use feedmirror::store::apply::{Applied, Purpose, Step, Verdict};
-use feedmirror::store::feeds::Note;
-use feedmirror::store::resync::{Ended, Stage, Trust};
+use feedmirror::store::apply::{Applied, DeliveryVerdict, PageStep, Purpose};
+use feedmirror::store::feeds::HealthNote;
+use feedmirror::store::resync::{ResyncEnd, ResyncStage, SourceTrust};
 
-use crate::mirror::{AT, Mirror, Record, deleted, many, name, registration, unreadable, updated};
+use crate::test_store::{AT, Record, TestStore, deleted, many, name, registration, unreadable, updated};
 
 /// The share of live items that may go unasked.
 const MAX_SWEEP: f64 = 0.2;
 pub(crate) const END: &str = "https://acme.example/rpde?afterTimestamp=99";
 
-pub(crate) fn begin(mirror: &Mirror, trust: Trust) {
+pub(crate) fn begin(mirror: &TestStore, trust: SourceTrust) {
     mirror.wait(mirror.store().begin_resync(&name("acme"), AT, trust, false)).unwrap();
 }
 
-pub(crate) fn finish(mirror: &Mirror) -> Ended {
+pub(crate) fn finish(mirror: &TestStore) -> ResyncEnd {
     let feed = mirror.feed("acme");
     mirror
-        .wait(mirror.store().end_resync(feed.id, feed.resync.unwrap().walk, AT, MAX_SWEEP, Default::default()))
+        .wait(mirror.store().end_resync(feed.id, feed.resync.unwrap().walk_id, AT, MAX_SWEEP, Default::default()))
         .unwrap()
 }
 
 /// Goes on with an accepted sweep, as the resync loop does.
-fn sweep(mirror: &Mirror) -> Ended {
+fn sweep(mirror: &TestStore) -> ResyncEnd {
     let feed = mirror.feed("acme");
-    mirror.wait(mirror.store().sweep(feed.id, feed.resync.unwrap().walk, AT)).unwrap()
+    mirror.wait(mirror.store().sweep(feed.id, feed.resync.unwrap().walk_id, AT)).unwrap()
 }
 
 /// A whole resync that meets these records and ends cleanly.
-pub(crate) fn resync(mirror: &Mirror, trust: Trust, records: &[Record]) -> Ended {
+pub(crate) fn resync(mirror: &TestStore, trust: SourceTrust, records: &[Record]) -> ResyncEnd {
     begin(mirror, trust);
     mirror.walk("acme", END, records);
     finish(mirror)
 }
 
-fn live(mirror: &Mirror) -> i64 {
+fn live(mirror: &TestStore) -> i64 {
     let counted: i64 = mirror.value("SELECT count(*) FROM live_items WHERE feed = 'acme'");
     assert_eq!(counted, mirror.value::<i64>("SELECT items FROM feeds WHERE name = 'acme'"), "the counter agrees");
     counted
 }
 
-fn swept(mirror: &Mirror) -> i64 {
+fn swept(mirror: &TestStore) -> i64 {
     mirror.value("SELECT count(*) FROM items WHERE swept AND state = 'deleted' AND data IS NULL")
 }
 
 #[test]
 fn a_resync_keeps_unchanged_rows_and_their_seq_and_sweeps_what_is_gone() {
-    let mirror = Mirror::with(&["acme"]);
+    let mirror = TestStore::with(&["acme"]);
     mirror.push("acme", &[updated("same", 10, "{}"), updated("gone", 11, "{}"), updated("newer", 12, "{}")]);
     let (same, gone) = (mirror.seq("same"), mirror.seq("gone"));
 
-    let ended = resync(&mirror, Trust::No, &[updated("same", 10, "{}"), updated("newer", 20, "{}")]);
+    let ended = resync(&mirror, SourceTrust::No, &[updated("same", 10, "{}"), updated("newer", 20, "{}")]);
 
-    assert_eq!(ended, Ended::Done(1));
+    assert_eq!(ended, ResyncEnd::Done(1));
     assert_eq!(mirror.seq("same"), same);
     assert!(mirror.seq("gone") > gone, "a sweep is a change");
     assert_eq!(mirror.item("gone"), "11 deleted - swept");
@@ -64,9 +64,9 @@ fn a_resync_keeps_unchanged_rows_and_their_seq_and_sweeps_what_is_gone() {
 
 #[test]
 fn a_resyncs_own_cursor_becomes_the_poll_cursor_only_at_its_clean_end() {
-    let mirror = Mirror::with(&["acme"]);
+    let mirror = TestStore::with(&["acme"]);
     let before = mirror.cursor("acme");
-    begin(&mirror, Trust::No);
+    begin(&mirror, SourceTrust::No);
     mirror.walk("acme", END, &[updated("1", 10, "{}")]);
     assert_eq!(mirror.cursor("acme"), before);
 
@@ -77,16 +77,17 @@ fn a_resyncs_own_cursor_becomes_the_poll_cursor_only_at_its_clean_end() {
 
 #[test]
 fn nothing_is_swept_after_an_unclean_end() {
-    let mirror = Mirror::with(&["acme"]);
+    let mirror = TestStore::with(&["acme"]);
     mirror.push("acme", &[updated("1", 10, "{}"), updated("2", 10, "{}")]);
     let before = mirror.cursor("acme");
-    begin(&mirror, Trust::No);
+    begin(&mirror, SourceTrust::No);
     let asked = mirror.feed("acme").resync.unwrap().cursor;
-    let made = Step { asked, cursor: "https://acme.example/made".into(), level: false, clean: false };
+    let made =
+        PageStep { from_cursor: asked, next_cursor: "https://acme.example/made".into(), level: false, clean: false };
     mirror.apply(mirror.delivery("acme", Transport::Poll, Purpose::Resync(made), &[updated("1", 10, "{}")]));
     mirror.walk("acme", END, &[]);
 
-    assert_eq!(finish(&mirror), Ended::Unclean);
+    assert_eq!(finish(&mirror), ResyncEnd::Unclean);
 
     assert_eq!((live(&mirror), swept(&mirror)), (2, 0));
     assert_eq!((mirror.cursor("acme"), mirror.feed("acme").resync), (before, None));
@@ -94,48 +95,48 @@ fn nothing_is_swept_after_an_unclean_end() {
 
 #[test]
 fn items_pushed_or_changed_since_the_walk_began_are_not_swept() {
-    let mirror = Mirror::with(&["acme"]);
+    let mirror = TestStore::with(&["acme"]);
     let ids = ["pushed-same", "pushed-newer", "pushed-older", "polled-same"];
     mirror.push("acme", &ids.map(|id| updated(id, 10, "{}")));
     mirror.push("acme", &[updated("met", 10, "{}")]);
-    begin(&mirror, Trust::No);
+    begin(&mirror, SourceTrust::No);
 
     mirror.push("acme", &[updated("pushed-same", 10, "{}"), updated("pushed-newer", 11, "{}")]);
     mirror.push("acme", &[updated("pushed-older", 9, "{}"), updated("pushed-new", 1, "{}")]);
     mirror.poll("acme", &[updated("polled-same", 10, "{}")]);
     mirror.walk("acme", END, &[updated("met", 10, "{}")]);
 
-    assert_eq!(finish(&mirror), Ended::Done(0));
+    assert_eq!(finish(&mirror), ResyncEnd::Done(0));
     assert_eq!(live(&mirror), 6);
 }
 
 #[test]
 fn records_that_the_walk_quarantined_are_spared_by_their_id() {
-    let mirror = Mirror::with(&["acme"]);
+    let mirror = TestStore::with(&["acme"]);
     mirror.push("acme", &[updated("broken", 10, "{}"), updated("gone", 10, "{}"), updated("met", 10, "{}")]);
-    begin(&mirror, Trust::No);
+    begin(&mirror, SourceTrust::No);
     let asked = mirror.feed("acme").resync.unwrap().cursor;
-    let purpose = Purpose::Resync(crate::mirror::step(&asked, END));
+    let purpose = Purpose::Resync(crate::test_store::step(&asked, END));
     let mut delivery = mirror.delivery("acme", Transport::Poll, purpose, &[updated("met", 10, "{}")]);
     delivery.page.unreadable.push(unreadable("no-modified", r#"{"id":"broken"}"#, Some("broken")));
     delivery.page.unreadable.push(unreadable("no-id", "{}", None));
     assert_eq!(mirror.apply(delivery).quarantined, 2);
 
-    assert_eq!(finish(&mirror), Ended::Done(1));
+    assert_eq!(finish(&mirror), ResyncEnd::Done(1));
 
     assert_eq!((mirror.item("broken"), mirror.item("gone")), ("10 updated {}".into(), "10 deleted - swept".into()));
 }
 
 #[test]
 fn a_sweep_of_everything_is_held_however_small_the_feed() {
-    let mirror = Mirror::with(&["acme"]);
+    let mirror = TestStore::with(&["acme"]);
     mirror.push("acme", &many("n", 3, 10));
 
-    assert_eq!(resync(&mirror, Trust::No, &[]), Ended::Held(3, 3));
+    assert_eq!(resync(&mirror, SourceTrust::No, &[]), ResyncEnd::Held(3, 3));
 
     let feed = mirror.feed("acme");
     assert_eq!((live(&mirror), swept(&mirror)), (3, 0));
-    assert_eq!((feed.health, feed.resync.unwrap().stage), (Health::Suspect, Stage::Held));
+    assert_eq!((feed.health, feed.resync.unwrap().stage), (Health::Suspect, ResyncStage::Held));
     let reason = feed.reason.unwrap();
     assert!(reason.starts_with("held-sweep") && reason.contains("3 of 3"), "{reason}");
 }
@@ -144,13 +145,13 @@ fn a_sweep_of_everything_is_held_however_small_the_feed() {
 #[test]
 fn a_sweep_of_more_than_a_fifth_and_over_a_hundred_is_held() {
     for (live_before, gone, held) in [(500, 101, true), (500, 100, false), (510, 102, false), (101, 100, false)] {
-        let mirror = Mirror::with(&["acme"]);
+        let mirror = TestStore::with(&["acme"]);
         mirror.push("acme", &many("n", live_before, 10));
 
-        let ended = resync(&mirror, Trust::No, &many("n", live_before - gone, 10));
+        let ended = resync(&mirror, SourceTrust::No, &many("n", live_before - gone, 10));
 
         let (gone_rows, live_rows) = (gone as i64, live_before as i64);
-        let expected = if held { Ended::Held(gone_rows, live_rows) } else { Ended::Done(gone_rows) };
+        let expected = if held { ResyncEnd::Held(gone_rows, live_rows) } else { ResyncEnd::Done(gone_rows) };
         assert_eq!(ended, expected, "{gone} of {live_before}");
         assert_eq!(swept(&mirror), if held { 0 } else { gone_rows }, "{gone} of {live_before}");
     }
@@ -158,13 +159,15 @@ fn a_sweep_of_more_than_a_fifth_and_over_a_hundred_is_held() {
 
 #[test]
 fn under_trust_source_a_sweep_is_held_as_any_unless_it_was_accepted_beforehand() {
-    for (trust, held) in [(Trust::Asked, true), (Trust::Moved, true), (Trust::Accepted, false)] {
-        let mirror = Mirror::with(&["acme"]);
+    for (trust, held) in
+        [(SourceTrust::Requested, true), (SourceTrust::UrlMoved, true), (SourceTrust::RequestedAndAccepted, false)]
+    {
+        let mirror = TestStore::with(&["acme"]);
         mirror.push("acme", &many("n", 300, 10));
 
         let ended = resync(&mirror, trust, &many("n", 10, 5));
 
-        assert_eq!(ended, if held { Ended::Held(290, 300) } else { Ended::Done(290) }, "{trust:?}");
+        assert_eq!(ended, if held { ResyncEnd::Held(290, 300) } else { ResyncEnd::Done(290) }, "{trust:?}");
         assert_eq!(live(&mirror), if held { 300 } else { 10 }, "{trust:?}");
         let reason = mirror.feed("acme").reason.unwrap_or_default();
         assert_eq!(reason.contains("10 read, 290 to go"), held, "{reason}");
@@ -174,17 +177,17 @@ fn under_trust_source_a_sweep_is_held_as_any_unless_it_was_accepted_beforehand()
 #[test]
 fn a_resync_whose_newest_item_is_older_than_what_was_polled_before_is_held_however_little_it_would_sweep() {
     // Given: the last two items that were polled, and one that push brought, are missing from the listing.
-    let mirror = Mirror::with(&["acme"]);
+    let mirror = TestStore::with(&["acme"]);
     let ids = ["1", "2", "3", "4", "5", "6"];
     let all: Vec<Record> = ids.iter().zip(10..).map(|(id, modified)| updated(id, modified, "{}")).collect();
     mirror.poll("acme", &all);
     let cursor = mirror.cursor("acme");
 
     // When
-    let ended = resync(&mirror, Trust::No, &all[..4]);
+    let ended = resync(&mirror, SourceTrust::No, &all[..4]);
 
     // Then: with both values, and polling goes on where it was.
-    assert_eq!(ended, Ended::Held(2, 6));
+    assert_eq!(ended, ResyncEnd::Held(2, 6));
     let reason = mirror.feed("acme").reason.unwrap();
     assert!(
         reason.contains("short listing") && reason.contains("13") && reason.contains("4 read, 2 to go"),
@@ -196,32 +199,32 @@ fn a_resync_whose_newest_item_is_older_than_what_was_polled_before_is_held_howev
     mirror.wait(mirror.store().accept_sweep(mirror.feed("acme").id, AT)).unwrap();
 
     // Then
-    assert_eq!((sweep(&mirror), live(&mirror)), (Ended::Done(2), 4));
+    assert_eq!((sweep(&mirror), live(&mirror)), (ResyncEnd::Done(2), 4));
     assert_eq!(mirror.feed("acme").health, Health::Ok);
 }
 
 #[test]
 fn what_push_brought_or_another_kind_holds_makes_no_listing_short() {
-    let mirror = Mirror::with(&["acme"]);
+    let mirror = TestStore::with(&["acme"]);
     let other = |id: &str, modified| Record { kind: "Other".into(), ..updated(id, modified, "{}") };
     mirror.poll("acme", &[updated("1", 10, "{}"), updated("2", 11, "{}"), other("3", 500)]);
     mirror.push("acme", &[updated("pushed", 900, "{}")]);
 
-    let ended = resync(&mirror, Trust::No, &[updated("2", 11, "{}"), other("3", 500)]);
+    let ended = resync(&mirror, SourceTrust::No, &[updated("2", 11, "{}"), other("3", 500)]);
 
-    assert_eq!(ended, Ended::Done(2));
+    assert_eq!(ended, ResyncEnd::Done(2));
 }
 
 #[test]
 fn an_accepted_sweep_goes_on_after_a_restart_and_ends_suspect() {
-    let mut mirror = Mirror::with(&["acme"]);
+    let mut mirror = TestStore::with(&["acme"]);
     mirror.push("acme", &many("n", 3, 10));
-    resync(&mirror, Trust::No, &[]);
+    resync(&mirror, SourceTrust::No, &[]);
 
     mirror.wait(mirror.store().accept_sweep(mirror.feed("acme").id, AT)).unwrap();
     mirror.reopen();
-    assert_eq!(mirror.feed("acme").resync.unwrap().stage, Stage::Sweep);
-    assert_eq!(sweep(&mirror), Ended::Done(3));
+    assert_eq!(mirror.feed("acme").resync.unwrap().stage, ResyncStage::Sweep);
+    assert_eq!(sweep(&mirror), ResyncEnd::Done(3));
 
     let feed = mirror.feed("acme");
     assert_eq!((live(&mirror), swept(&mirror)), (0, 3));
@@ -230,9 +233,9 @@ fn an_accepted_sweep_goes_on_after_a_restart_and_ends_suspect() {
 
 #[test]
 fn what_comes_back_while_a_sweep_is_held_is_not_swept_once_accepted() {
-    let mirror = Mirror::with(&["acme"]);
+    let mirror = TestStore::with(&["acme"]);
     mirror.push("acme", &many("n", 3, 10));
-    resync(&mirror, Trust::No, &[]);
+    resync(&mirror, SourceTrust::No, &[]);
 
     mirror.push("acme", &[updated("n1", 10, "{}")]);
     mirror.wait(mirror.store().accept_sweep(mirror.feed("acme").id, AT)).unwrap();
@@ -243,8 +246,8 @@ fn what_comes_back_while_a_sweep_is_held_is_not_swept_once_accepted() {
 
 #[test]
 fn there_is_nothing_to_accept_where_no_sweep_is_held() {
-    let mirror = Mirror::with(&["acme"]);
-    begin(&mirror, Trust::No);
+    let mirror = TestStore::with(&["acme"]);
+    begin(&mirror, SourceTrust::No);
 
     let accepted = mirror.wait(mirror.store().accept_sweep(mirror.feed("acme").id, AT));
 
@@ -253,10 +256,10 @@ fn there_is_nothing_to_accept_where_no_sweep_is_held() {
 
 #[test]
 fn trust_source_replaces_what_is_newer_and_was_stored_before_the_walk_began() {
-    let mirror = Mirror::with(&["acme"]);
+    let mirror = TestStore::with(&["acme"]);
     mirror.push("acme", &[updated("newer", 900, r#"{"n":9}"#), deleted("revived", 900), updated("same", 5, "{}")]);
     let same = mirror.seq("same");
-    begin(&mirror, Trust::Asked);
+    begin(&mirror, SourceTrust::Requested);
     mirror.push("acme", &[updated("pushed", 900, "{}")]);
 
     let page =
@@ -273,9 +276,9 @@ fn trust_source_replaces_what_is_newer_and_was_stored_before_the_walk_began() {
 /// A publisher restored from a backup pushes its old versions while the walk is under way.
 #[test]
 fn an_older_version_pushed_during_the_walk_does_not_shield_the_row_from_trust_source() {
-    let mirror = Mirror::with(&["acme"]);
+    let mirror = TestStore::with(&["acme"]);
     mirror.push("acme", &[updated("1", 900, r#"{"n":9}"#)]);
-    begin(&mirror, Trust::Asked);
+    begin(&mirror, SourceTrust::Requested);
     assert_eq!(mirror.push("acme", &[updated("1", 5, "{}")]).older, 1);
 
     assert_eq!(mirror.walk("acme", END, &[updated("1", 5, "{}")]).changed, 1);
@@ -285,9 +288,9 @@ fn an_older_version_pushed_during_the_walk_does_not_shield_the_row_from_trust_so
 
 #[test]
 fn within_a_trust_source_walk_the_newest_of_duplicates_stands() {
-    let mirror = Mirror::with(&["acme"]);
+    let mirror = TestStore::with(&["acme"]);
     mirror.push("acme", &[updated("1", 900, "{}"), updated("2", 7, "{}")]);
-    begin(&mirror, Trust::Asked);
+    begin(&mirror, SourceTrust::Requested);
 
     mirror.walk(
         "acme",
@@ -300,60 +303,60 @@ fn within_a_trust_source_walk_the_newest_of_duplicates_stands() {
 
 #[test]
 fn a_plain_resync_does_not_take_the_trust_from_a_walk_that_has_it() {
-    let mirror = Mirror::with(&["acme"]);
+    let mirror = TestStore::with(&["acme"]);
     mirror.push("acme", &[updated("1", 900, "{}")]);
-    begin(&mirror, Trust::Moved);
-    begin(&mirror, Trust::No);
+    begin(&mirror, SourceTrust::UrlMoved);
+    begin(&mirror, SourceTrust::No);
 
     assert_eq!(mirror.walk("acme", END, &[updated("1", 5, "{}")]).changed, 1);
 }
 
 #[test]
 fn a_resync_survives_a_restart_with_its_cursor_and_what_it_has_met() {
-    let mut mirror = Mirror::with(&["acme"]);
+    let mut mirror = TestStore::with(&["acme"]);
     mirror.push("acme", &[updated("met", 10, "{}"), updated("gone", 10, "{}"), updated("later", 10, "{}")]);
-    begin(&mirror, Trust::No);
+    begin(&mirror, SourceTrust::No);
     mirror.walk("acme", "https://acme.example/2", &[updated("met", 10, "{}")]);
 
     mirror.reopen();
     assert_eq!(mirror.feed("acme").resync.unwrap().cursor, "https://acme.example/2");
     mirror.walk("acme", END, &[updated("later", 10, "{}")]);
 
-    assert_eq!(finish(&mirror), Ended::Done(1));
+    assert_eq!(finish(&mirror), ResyncEnd::Done(1));
     assert_eq!((mirror.item("gone"), live(&mirror)), ("10 deleted - swept".into(), 2));
 }
 
 #[test]
 fn what_one_resync_began_is_not_ended_by_another() {
-    let mirror = Mirror::with(&["acme"]);
+    let mirror = TestStore::with(&["acme"]);
     mirror.push("acme", &[updated("1", 10, "{}"), updated("2", 10, "{}")]);
-    begin(&mirror, Trust::No);
+    begin(&mirror, SourceTrust::No);
     mirror.walk("acme", END, &[updated("1", 10, "{}")]);
     let feed = mirror.feed("acme");
-    begin(&mirror, Trust::Asked);
+    begin(&mirror, SourceTrust::Requested);
 
-    let replaced = feed.resync.unwrap().walk;
+    let replaced = feed.resync.unwrap().walk_id;
     let ended = mirror.wait(mirror.store().end_resync(feed.id, replaced, AT, MAX_SWEEP, Default::default())).unwrap();
 
-    assert_eq!(ended, Ended::Replaced);
+    assert_eq!(ended, ResyncEnd::Replaced);
     assert_eq!((live(&mirror), mirror.cursor("acme")), (2, feed.cursor.unwrap()));
 }
 
 #[test]
 fn a_page_of_the_walk_asked_with_another_cursor_is_not_written() {
-    let mirror = Mirror::with(&["acme"]);
-    begin(&mirror, Trust::No);
-    let purpose = Purpose::Resync(crate::mirror::step("https://acme.example/elsewhere", END));
+    let mirror = TestStore::with(&["acme"]);
+    begin(&mirror, SourceTrust::No);
+    let purpose = Purpose::Resync(crate::test_store::step("https://acme.example/elsewhere", END));
 
     let applied = mirror.apply(mirror.delivery("acme", Transport::Poll, purpose, &[updated("1", 10, "{}")]));
 
-    assert_eq!(applied.verdict, Verdict::CursorMoved);
+    assert_eq!(applied.verdict, DeliveryVerdict::CursorMoved);
     assert_eq!(live(&mirror), 0);
 }
 
 #[test]
 fn a_feed_is_suspect_once_eleven_of_the_last_twenty_differing_polled_items_were_older() {
-    let mirror = Mirror::with(&["acme"]);
+    let mirror = TestStore::with(&["acme"]);
     mirror.push("acme", &many("n", 20, 100));
     let newer: Vec<_> = many("n", 9, 101);
     let older = |count: usize| many("n", count, 50).into_iter().map(|record| Record { id: "n19".into(), ..record });
@@ -368,39 +371,39 @@ fn a_feed_is_suspect_once_eleven_of_the_last_twenty_differing_polled_items_were_
     let reason = eleventh.suspect.expect("suspect");
     assert!(reason.starts_with("went-back"), "{reason}");
     assert!(reason.contains("51") && reason.contains("100"), "both values: {reason}");
-    let note = Note { health: Health::Ok, reason: None, failures: 0, next_poll_at: None };
-    mirror.wait(mirror.store().note(mirror.feed("acme").id, AT, note)).unwrap();
+    let note = HealthNote { health: Health::Ok, reason: None, failures: 0, next_poll_at: None };
+    mirror.wait(mirror.store().record_health(mirror.feed("acme").id, AT, note)).unwrap();
     assert_eq!(mirror.feed("acme").health, Health::Suspect, "only a resync ends it");
     assert_eq!(live(&mirror), 20, "nothing is removed unasked");
 
-    assert_eq!(resync(&mirror, Trust::Asked, &many("n", 20, 50)), Ended::Done(0));
+    assert_eq!(resync(&mirror, SourceTrust::Requested, &many("n", 20, 50)), ResyncEnd::Done(0));
     assert_eq!((mirror.feed("acme").health, mirror.item("n19")), (Health::Ok, "50 updated {}".into()));
 }
 
 /// A poll that takes long is answered with what the publisher had when it was asked.
 #[test]
 fn what_push_brought_while_the_publisher_was_being_asked_makes_no_feed_suspect() {
-    let mirror = Mirror::with(&["acme"]);
+    let mirror = TestStore::with(&["acme"]);
     mirror.poll("acme", &many("n", 30, 100));
-    let asked = mirror.feed("acme").seq;
+    let asked = mirror.feed("acme").last_seq;
     mirror.push("acme", &many("n", 30, 900));
 
     let cursor = mirror.cursor("acme");
     let poll = |stood| {
-        let purpose = Purpose::Poll(crate::mirror::step(&cursor, &cursor));
+        let purpose = Purpose::Poll(crate::test_store::step(&cursor, &cursor));
         let mut delivery = mirror.delivery("acme", Transport::Poll, purpose, &many("n", 30, 101));
-        delivery.stood = stood;
+        delivery.start_seq = stood;
         mirror.apply(delivery)
     };
     let applied = poll(asked);
 
     assert_eq!((applied.older, applied.suspect), (30, None));
-    assert!(poll(mirror.feed("acme").seq).suspect.is_some(), "what stood before it was asked counts");
+    assert!(poll(mirror.feed("acme").last_seq).suspect.is_some(), "what stood before it was asked counts");
 }
 
 #[test]
 fn push_and_look_backs_never_make_a_feed_suspect() {
-    let mirror = Mirror::with(&["acme"]);
+    let mirror = TestStore::with(&["acme"]);
     mirror.push("acme", &many("n", 30, 100));
 
     assert_eq!(mirror.push("acme", &many("n", 30, 1)).suspect, None);
@@ -409,7 +412,7 @@ fn push_and_look_backs_never_make_a_feed_suspect() {
 
 #[test]
 fn a_feed_whose_url_moves_is_read_anew_trusting_the_source_with_its_rows_kept() {
-    let mirror = Mirror::with(&["acme"]);
+    let mirror = TestStore::with(&["acme"]);
     mirror.push("acme", &[updated("1", 900, "{}"), updated("2", 900, "{}")]);
     let before = mirror.feed("acme");
     let mut moved = registration("acme");
@@ -419,32 +422,32 @@ fn a_feed_whose_url_moves_is_read_anew_trusting_the_source_with_its_rows_kept() 
     let feed = mirror.feed("acme");
     assert_eq!((feed.cursor, feed.generation), (None, before.generation + 1));
     let resync = feed.resync.unwrap();
-    assert_eq!((resync.cursor.as_str(), resync.trust), (moved.url.as_str(), Trust::Moved));
+    assert_eq!((resync.cursor.as_str(), resync.trust), (moved.url.as_str(), SourceTrust::UrlMoved));
     assert_eq!(live(&mirror), 2);
 
     mirror.walk("acme", "https://new.example/end", &[updated("1", 5, "{}")]);
-    assert_eq!(finish(&mirror), Ended::Done(1));
+    assert_eq!(finish(&mirror), ResyncEnd::Done(1));
     assert_eq!((mirror.item("1"), mirror.item("2")), ("5 updated {}".into(), "900 deleted - swept".into()));
     assert_eq!(mirror.cursor("acme"), "https://new.example/end");
 }
 
 #[test]
 fn a_moved_feed_in_which_nothing_is_found_again_is_held() {
-    let mirror = Mirror::with(&["acme"]);
+    let mirror = TestStore::with(&["acme"]);
     mirror.push("acme", &[updated("1", 900, "{}")]);
     let mut moved = registration("acme");
     moved.url = "https://new.example/rpde".into();
     mirror.wait(mirror.store().register(AT, vec![moved], true)).unwrap();
     mirror.walk("acme", "https://new.example/end", &[]);
 
-    assert_eq!(finish(&mirror), Ended::Held(1, 1));
+    assert_eq!(finish(&mirror), ResyncEnd::Held(1, 1));
 
     assert_eq!(live(&mirror), 1);
 }
 
 #[test]
 fn a_url_that_changes_its_query_or_scheme_alone_is_the_same_feed() {
-    let mirror = Mirror::with(&["acme"]);
+    let mirror = TestStore::with(&["acme"]);
     mirror.push("acme", &[updated("1", 10, "{}")]);
     let cursor = "https://acme.example/rpde?afterTimestamp=10&afterId=1";
     mirror.wait(mirror.store().seek(&name("acme"), AT, cursor.into())).unwrap();

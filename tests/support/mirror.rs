@@ -14,7 +14,7 @@ use nix::unistd::Pid;
 use rusqlite::{Connection, OpenFlags};
 use tempfile::TempDir;
 
-use super::shelf::Live;
+use super::test_feed::LiveItems;
 use super::{DEADLINE, holds_within};
 
 /// Waits as short as a test wants them; `[http]` and further tables follow.
@@ -27,7 +27,7 @@ log = { level = "info,feedmirror=debug" }
 "#;
 
 /// A mirror's folder, configuration and process. What it still runs is killed when it is dropped.
-pub(crate) struct Mirror {
+pub(crate) struct MirrorProcess {
     folder: TempDir,
     http: String,
     feeds: BTreeMap<String, String>,
@@ -61,7 +61,7 @@ impl FeedRow {
     }
 }
 
-impl Mirror {
+impl MirrorProcess {
     pub(crate) fn new() -> Self {
         Self {
             folder: tempfile::tempdir().unwrap(),
@@ -222,7 +222,7 @@ impl Mirror {
     /// Asks it to end, and waits.
     pub(crate) fn stop(&mut self) -> ExitStatus {
         self.signal(Signal::SIGTERM);
-        self.ended()
+        self.wait_for_exit()
     }
 
     pub(crate) fn kill(&mut self) {
@@ -232,7 +232,7 @@ impl Mirror {
     }
 
     /// Waits for its end.
-    pub(crate) fn ended(&mut self) -> ExitStatus {
+    pub(crate) fn wait_for_exit(&mut self) -> ExitStatus {
         let mut child = self.child.take().unwrap();
         let mut status = None;
         let ended = holds_within(DEADLINE, || {
@@ -352,7 +352,7 @@ impl Mirror {
     }
 
     /// What `live_items` holds of a feed.
-    pub(crate) fn live(&self, feed: &str) -> Live {
+    pub(crate) fn live(&self, feed: &str) -> LiveItems {
         let sql = format!("SELECT id, modified, data FROM live_items WHERE feed = '{feed}'");
         let rows = self.rows(&sql);
         rows.into_iter().map(|row| (row[0].clone(), (row[1].parse().unwrap(), row[2].clone()))).collect()
@@ -409,7 +409,7 @@ impl Mirror {
     }
 }
 
-impl Drop for Mirror {
+impl Drop for MirrorProcess {
     fn drop(&mut self) {
         if let Some(mut child) = self.child.take() {
             let _ = child.kill();

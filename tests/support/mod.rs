@@ -9,11 +9,11 @@ pub(crate) mod mirror;
 pub(crate) mod publisher;
 pub(crate) mod rabbit;
 pub(crate) mod secrets;
-pub(crate) mod shelf;
+pub(crate) mod test_feed;
 
-pub(crate) use mirror::Mirror;
-pub(crate) use publisher::{Publisher, Reply, Request};
-pub(crate) use shelf::Shelf;
+pub(crate) use mirror::MirrorProcess;
+pub(crate) use publisher::{Reply, Request, ScriptedPublisher};
+pub(crate) use test_feed::TestFeed;
 
 use std::time::{Duration, Instant};
 

@@ -45,11 +45,11 @@ pub(crate) struct Reply {
     headers: Vec<(String, String)>,
     body: Vec<u8>,
     after: Duration,
-    manner: Manner,
+    send_mode: SendMode,
 }
 
 #[derive(Clone, Debug)]
-enum Manner {
+enum SendMode {
     Whole,
     /// The length is that of the whole body, but only so many bytes come.
     CutTo(usize),
@@ -69,7 +69,7 @@ impl Reply {
     }
 
     pub(crate) fn status(status: u16) -> Self {
-        Self { status, headers: Vec::new(), body: Vec::new(), after: Duration::ZERO, manner: Manner::Whole }
+        Self { status, headers: Vec::new(), body: Vec::new(), after: Duration::ZERO, send_mode: SendMode::Whole }
     }
 
     pub(crate) fn redirect(status: u16, to: &str) -> Self {
@@ -100,37 +100,37 @@ impl Reply {
     }
 
     pub(crate) fn cut_to(self, bytes: usize) -> Self {
-        Self { manner: Manner::CutTo(bytes), ..self }
+        Self { send_mode: SendMode::CutTo(bytes), ..self }
     }
 
     pub(crate) fn drip(self, every: Duration) -> Self {
-        Self { manner: Manner::Drip(every), ..self }
+        Self { send_mode: SendMode::Drip(every), ..self }
     }
 
     /// A gzipped page that would be `size` bytes of white space.
     pub(crate) fn bomb(size: u64) -> Self {
         let page = Self::page("").header("Content-Encoding", "gzip");
-        Self { manner: Manner::Bomb(size), ..page }
+        Self { send_mode: SendMode::Bomb(size), ..page }
     }
 
     pub(crate) fn raw(bytes: impl Into<Vec<u8>>) -> Self {
-        Self { manner: Manner::Raw, ..Self::status(0).body(bytes) }
+        Self { send_mode: SendMode::Raw, ..Self::status(0).body(bytes) }
     }
 
     /// The connection stays open and nothing comes.
     pub(crate) fn silence() -> Self {
-        Self { manner: Manner::Silence, ..Self::status(0) }
+        Self { send_mode: SendMode::Silence, ..Self::status(0) }
     }
 
     /// The connection is reset before a byte was sent.
     pub(crate) fn reset() -> Self {
-        Self { manner: Manner::Reset, ..Self::status(0) }
+        Self { send_mode: SendMode::Reset, ..Self::status(0) }
     }
 }
 
 type Handler = Box<dyn Fn(&Request) -> Reply + Send + Sync>;
 
-struct Shared {
+struct PublisherInner {
     handler: Handler,
     requests: Mutex<Vec<Request>>,
     counts: Mutex<HashMap<String, usize>>,
@@ -141,12 +141,12 @@ struct Shared {
 }
 
 /// A running publisher; ends when dropped.
-pub(crate) struct Publisher {
+pub(crate) struct ScriptedPublisher {
     address: SocketAddr,
-    shared: Arc<Shared>,
+    shared: Arc<PublisherInner>,
 }
 
-impl Publisher {
+impl ScriptedPublisher {
     /// On a port of its own, answering by `handler`, which runs on the connection's thread.
     pub(crate) fn start(handler: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> Self {
         Self::on("127.0.0.1:0".parse().unwrap(), handler)
@@ -155,7 +155,7 @@ impl Publisher {
     pub(crate) fn on(address: SocketAddr, handler: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind(address).unwrap();
         let address = listener.local_addr().unwrap();
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(PublisherInner {
             handler: Box::new(handler),
             requests: Mutex::default(),
             counts: Mutex::default(),
@@ -208,7 +208,7 @@ impl Publisher {
     }
 }
 
-impl Drop for Publisher {
+impl Drop for ScriptedPublisher {
     fn drop(&mut self) {
         *self.shared.stop.0.lock().unwrap() = true;
         self.shared.stop.1.notify_all();
@@ -220,7 +220,7 @@ impl Drop for Publisher {
     }
 }
 
-impl Shared {
+impl PublisherInner {
     /// Waits; whether the publisher is ending.
     fn pause(&self, time: Duration) -> bool {
         let stopped = self.stop.0.lock().unwrap();
@@ -229,12 +229,12 @@ impl Shared {
 
     fn serve(&self, stream: TcpStream) {
         let peer = stream.peer_addr().ok();
-        self.converse(stream);
+        self.serve_requests(stream);
         // Kept any longer, the copy would keep the connection from being closed.
         self.connections.lock().unwrap().retain(|connection| connection.peer_addr().ok() != peer);
     }
 
-    fn converse(&self, mut stream: TcpStream) {
+    fn serve_requests(&self, mut stream: TcpStream) {
         let _ = stream.set_nodelay(true);
         while let Some(head) = peek_head(&stream) {
             let request = self.record(&head);
@@ -242,7 +242,7 @@ impl Shared {
             self.pause(reply.after);
             // Whoever is answered may ask again at once: it no longer counts as open.
             self.open.fetch_sub(1, Ordering::SeqCst);
-            if matches!(reply.manner, Manner::Reset) {
+            if matches!(reply.send_mode, SendMode::Reset) {
                 // A socket closed over unread bytes is reset.
                 return;
             }
@@ -282,18 +282,18 @@ impl Shared {
     }
 
     fn send(&self, stream: &mut TcpStream, reply: &Reply) -> std::io::Result<()> {
-        match reply.manner {
-            Manner::Raw => stream.write_all(&reply.body),
-            Manner::Silence => until_closed(stream),
-            Manner::Bomb(size) => {
+        match reply.send_mode {
+            SendMode::Raw => stream.write_all(&reply.body),
+            SendMode::Silence => until_closed(stream),
+            SendMode::Bomb(size) => {
                 stream.write_all(reply.head(None).as_bytes())?;
                 bomb(stream, size)
             }
-            Manner::CutTo(bytes) => {
+            SendMode::CutTo(bytes) => {
                 stream.write_all(reply.head(Some(reply.body.len())).as_bytes())?;
                 stream.write_all(&reply.body[..bytes])
             }
-            Manner::Drip(every) => {
+            SendMode::Drip(every) => {
                 stream.write_all(reply.head(Some(reply.body.len())).as_bytes())?;
                 for byte in &reply.body {
                     stream.write_all(&[*byte])?;
@@ -303,7 +303,7 @@ impl Shared {
                 }
                 Ok(())
             }
-            Manner::Whole | Manner::Reset => {
+            SendMode::Whole | SendMode::Reset => {
                 let mut bytes = reply.head(Some(reply.body.len())).into_bytes();
                 bytes.extend_from_slice(&reply.body);
                 stream.write_all(&bytes)
@@ -328,7 +328,7 @@ impl Reply {
     }
 
     fn keeps_open(&self) -> bool {
-        matches!(self.manner, Manner::Whole | Manner::Drip(_))
+        matches!(self.send_mode, SendMode::Whole | SendMode::Drip(_))
     }
 }
 

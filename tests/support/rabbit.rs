@@ -17,9 +17,9 @@ use super::holds_within;
 /// Debian's scripts; the ones in /usr/sbin insist on root.
 const SCRIPTS: &str = "/usr/lib/rabbitmq/bin";
 /// How long a start or stop may take on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(120);
+const BROKER_TIMEOUT: Duration = Duration::from_secs(120);
 
-pub(crate) struct Rabbit {
+pub(crate) struct RabbitBroker {
     folder: tempfile::TempDir,
     /// AMQP, AMQP over TLS, epmd, distribution, and where the range of the command line tools begins.
     ports: [u16; 5],
@@ -29,7 +29,7 @@ pub(crate) struct Rabbit {
     broker: Option<Child>,
 }
 
-impl Rabbit {
+impl RabbitBroker {
     /// Starts it, with TLS too, where clients must have a certificate of its authority.
     pub(crate) fn start() -> Self {
         let scripts = Path::new(SCRIPTS).join("rabbitmq-server");
@@ -74,7 +74,7 @@ impl Rabbit {
     pub(crate) fn stop(&mut self) {
         let Some(mut broker) = self.broker.take() else { return };
         let _ = self.command(&format!("{SCRIPTS}/rabbitmqctl")).arg("shutdown").output();
-        if !holds_within(PATIENCE, || broker.try_wait().unwrap().is_some()) {
+        if !holds_within(BROKER_TIMEOUT, || broker.try_wait().unwrap().is_some()) {
             end(&mut broker);
         }
     }
@@ -95,7 +95,7 @@ impl Rabbit {
     }
 
     fn wait_for(&mut self, port: u16) {
-        let up = holds_within(PATIENCE, || {
+        let up = holds_within(BROKER_TIMEOUT, || {
             let ended = self.broker.as_mut().is_some_and(|broker| broker.try_wait().unwrap().is_some());
             ended || TcpStream::connect(("127.0.0.1", port)).is_ok()
         });
@@ -187,7 +187,7 @@ impl Rabbit {
     }
 }
 
-impl Drop for Rabbit {
+impl Drop for RabbitBroker {
     fn drop(&mut self) {
         self.stop();
         if let Some(mut name_service) = self.name_service.take() {

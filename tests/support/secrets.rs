@@ -5,7 +5,7 @@ use std::path::Path;
 
 use rusqlite::Connection;
 
-use super::Mirror;
+use super::MirrorProcess;
 
 pub(crate) const HEADER: &str = "hush-header/vwxq+\"x\"";
 pub(crate) const QUERY: &str = "hush&query/zkjq+ab";
@@ -37,7 +37,7 @@ pub(crate) fn percent(text: &str, upper: bool) -> String {
 }
 
 /// All secrets in all spellings.
-pub(crate) fn shown() -> String {
+pub(crate) fn all_encodings() -> String {
     let spelt = |secret: &str| {
         let json: String = secret.chars().map(|c| format!("\\u{:04x}", u32::from(c))).collect();
         [secret.to_owned(), percent(secret, true), percent(secret, false), json, base64(secret)].join(" ")
@@ -50,7 +50,7 @@ pub(crate) fn quoted(text: &str) -> String {
 }
 
 /// Puts the secrets where [`KEYS`] look for them.
-pub(crate) fn write(mirror: &Mirror) {
+pub(crate) fn write(mirror: &MirrorProcess) {
     for (file, secret) in FILES.into_iter().zip([HEADER, QUERY, POSTED]) {
         mirror.write(file, secret);
     }
@@ -64,7 +64,7 @@ fn shows_none(place: &str, text: &str) {
 
 /// Ends the mirror once nothing that it shows, over HTTP, as a verb or in its files, holds a part of a secret. The one
 /// exception: a quarantined record itself, which is kept as it came, to be read again.
-pub(crate) fn are_hidden(mut mirror: Mirror, feed: &str) {
+pub(crate) fn are_hidden(mut mirror: MirrorProcess, feed: &str) {
     let id = mirror.column("SELECT max(id) FROM quarantine").remove(0);
     let key = mirror.rows("SELECT kind, id FROM items LIMIT 1").remove(0);
     for path in [

@@ -5,38 +5,45 @@ use std::sync::Arc;
 
 use tokio::task::JoinSet;
 
-use super::Probe;
+use super::EndpointProbe;
 use crate::feed::Page;
 use crate::source::amqp::{self, AmqpSettings};
-use crate::source::budget::Budget;
-use crate::source::client::Clients;
-use crate::source::decoders::Decoders;
-use crate::source::http::{Failure, Requests};
+use crate::source::budget::MemoryBudget;
+use crate::source::client::HttpClients;
+use crate::source::decoder_pool::DecoderPool;
+use crate::source::host_limiter::{HostLimiter, Priority};
+use crate::source::http::{EndpointClient, HttpFailure};
 use crate::source::sse::Stream;
-use crate::source::turns::{Priority, Turns};
-use crate::supervisor::{Configured, FeedSettings, Fleet};
-use crate::worker::page_source::Failed;
-use crate::worker::reader::{Answered, EndMemory, Manner, Onward, PageReader, Place};
+use crate::supervisor::{ConfiguredFeed, FeedSettings, FleetSettings};
+use crate::worker::page_source::PageFailure;
+use crate::worker::reader::{EndEvidence, NextStep, PagePosition, PageReader, ReadAnswer, ReadOptions};
 
 const BUDGET_BYTES: u64 = 32 << 20;
 
 /// One answer an endpoint, in the configuration's order.
-pub(super) async fn probe(fleet: &Fleet) -> Vec<Probe> {
-    let (clients, turns, budget) = (Clients::default(), Turns::new(fleet.hosts.clone()), Budget::new(BUDGET_BYTES));
+pub(super) async fn probe(fleet: &FleetSettings) -> Vec<EndpointProbe> {
+    let (clients, turns, budget) =
+        (HttpClients::default(), HostLimiter::new(fleet.hosts.clone()), MemoryBudget::new(BUDGET_BYTES));
     let mut tasks = JoinSet::new();
     for (at, configured) in fleet.feeds.iter().enumerate() {
-        let Configured::Ready(settings) = configured else { continue };
+        let ConfiguredFeed::Ready(settings) = configured else { continue };
         let (settings, clients, turns, budget) = (settings.clone(), clients.clone(), turns.clone(), budget.clone());
         tasks.spawn(async move { (at, endpoints(&settings, &clients, &turns, &budget).await) });
     }
     // A probe that panicked would be a mistake of ours: it is left out here and shows as missing.
-    let mut probes: Vec<(usize, Vec<Probe>)> = tasks.join_all().await;
+    let mut probes: Vec<(usize, Vec<EndpointProbe>)> = tasks.join_all().await;
     probes.sort_by_key(|(at, _)| *at);
     probes.into_iter().flat_map(|(_, probes)| probes).collect()
 }
 
-async fn endpoints(settings: &FeedSettings, clients: &Clients, turns: &Turns, budget: &Budget) -> Vec<Probe> {
-    let probe = |key, url: &str, answer| Probe { feed: settings.name.to_string(), key, url: url.to_owned(), answer };
+async fn endpoints(
+    settings: &FeedSettings,
+    clients: &HttpClients,
+    turns: &HostLimiter,
+    budget: &MemoryBudget,
+) -> Vec<EndpointProbe> {
+    let probe =
+        |key, url: &str, answer| EndpointProbe { feed: settings.name.to_string(), key, url: url.to_owned(), answer };
     let mut probes = vec![probe("url", &settings.url, ask(settings, clients, turns, budget).await)];
     if let Some(sse) = &settings.sse {
         probes.push(probe("sse.url", &sse.url, open(settings, &sse.url, clients, turns, budget).await));
@@ -50,15 +57,16 @@ async fn endpoints(settings: &FeedSettings, clients: &Clients, turns: &Turns, bu
 async fn open(
     settings: &FeedSettings,
     url: &str,
-    clients: &Clients,
-    turns: &Turns,
-    budget: &Budget,
+    clients: &HttpClients,
+    turns: &HostLimiter,
+    budget: &MemoryBudget,
 ) -> Result<String, String> {
-    let failed = |failure: Failure| failure.to_string();
-    let requests = Requests::new(clients, url, &settings.http, &settings.headers, &settings.query).map_err(failed)?;
-    let host = turns.host(requests.home());
-    let _turn = host.turn(&settings.name, Priority::Level).await;
-    Stream::open(&requests, url, None, budget.page(host.name(), 0))
+    let failed = |failure: HttpFailure| failure.to_string();
+    let requests =
+        EndpointClient::new(clients, url, &settings.http, &settings.headers, &settings.query).map_err(failed)?;
+    let host = turns.queue_for(requests.endpoint_url());
+    let _turn = host.acquire(&settings.name, Priority::Level).await;
+    Stream::open(&requests, url, None, budget.open_page(host.name(), 0))
         .await
         .map(|_| "a stream of events".to_owned())
         .map_err(failed)
@@ -73,20 +81,25 @@ async fn look(settings: &AmqpSettings) -> Result<String, String> {
     }
 }
 
-async fn ask(settings: &FeedSettings, clients: &Clients, turns: &Turns, budget: &Budget) -> Result<String, String> {
-    let limits = (budget.clone(), Decoders::new(1));
+async fn ask(
+    settings: &FeedSettings,
+    clients: &HttpClients,
+    turns: &HostLimiter,
+    budget: &MemoryBudget,
+) -> Result<String, String> {
+    let limits = (budget.clone(), DecoderPool::new(1));
     let source = settings.page_source((clients, turns), limits, Arc::default(), None);
     let source = Arc::new(source.map_err(|failure| failure.to_string())?);
-    let manner = Manner { first: Priority::Level, ahead: false };
-    let mut reader = PageReader::new(&source, manner, settings.url.clone(), None, EndMemory::default(), None);
-    let failed = |(_, reason): Failed| reason;
-    let Some(Answered::Page(mut read)) = reader.next().await.map_err(failed)? else {
+    let manner = ReadOptions { first_priority: Priority::Level, read_ahead: false };
+    let mut reader = PageReader::new(&source, manner, settings.url.clone(), None, EndEvidence::default(), None);
+    let failed = |(_, reason): PageFailure| reason;
+    let Some(ReadAnswer::Page(mut read)) = reader.next().await.map_err(failed)? else {
         return Ok("not modified".to_owned());
     };
-    let mut seen = Seen::default();
-    while let Some(part) = reader.part(&mut read).await.map_err(failed)? {
+    let mut seen = PageContents::default();
+    while let Some(part) = reader.next_part(&mut read).await.map_err(failed)? {
         seen.take(&part.page);
-        if let Some(place) = part.place {
+        if let Some(place) = part.page_position {
             return seen.words(place);
         }
     }
@@ -95,17 +108,17 @@ async fn ask(settings: &FeedSettings, clients: &Clients, turns: &Turns, budget: 
 
 /// What a page held, part by part.
 #[derive(Default)]
-struct Seen {
+struct PageContents {
     items: usize,
     unreadable: u64,
     first_reason: Option<&'static str>,
     rules: Vec<&'static str>,
 }
 
-impl Seen {
+impl PageContents {
     fn take(&mut self, page: &Page) {
         self.items += page.items.len();
-        self.unreadable += page.unread();
+        self.unreadable += page.unreadable_count();
         self.first_reason = self.first_reason.or(page.unreadable.first().map(|record| record.reason));
         for finding in &page.findings {
             if !self.rules.contains(&finding.rule) {
@@ -114,7 +127,7 @@ impl Seen {
         }
     }
 
-    fn words(&self, place: Place) -> Result<String, String> {
+    fn words(&self, place: PagePosition) -> Result<String, String> {
         let mut words = match self.items {
             1 => "1 item".to_owned(),
             n => format!("{n} items"),
@@ -122,12 +135,12 @@ impl Seen {
         if let Some(reason) = self.first_reason {
             words.push_str(&format!(", {} that can't be read ({reason})", self.unreadable));
         }
-        words.push_str(match place.onward {
-            Onward::Page if place.clean => ", and more pages",
-            Onward::Page => ", and more pages, though it sends no `next`",
-            Onward::Level => ", and no more pages",
-            Onward::AsLevel(_) => ", and no way on",
-            Onward::Failed(_, reason) => return Err(reason),
+        words.push_str(match place.next_step {
+            NextStep::Page if place.clean => ", and more pages",
+            NextStep::Page => ", and more pages, though it sends no `next`",
+            NextStep::Level => ", and no more pages",
+            NextStep::AssumedLevel(_) => ", and no way on",
+            NextStep::Failed(_, reason) => return Err(reason),
         });
         if !self.rules.is_empty() {
             words.push_str(&format!("; findings: {}", self.rules.join(", ")));

@@ -8,35 +8,35 @@ use anyhow::{Context, anyhow, bail};
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Value, json};
 
-use super::super::Globals;
-use super::super::place::Place;
+use super::super::GlobalArgs;
+use super::super::database_path::DatabasePath;
 use crate::config::{self, OpsSettings, Overrides};
 use crate::server::token;
 use crate::source::client::plain_client;
 use crate::store::read::Reader;
-use crate::supervisor::control::{Chosen, Order, QuarantineOrder};
+use crate::supervisor::control::{Order, QuarantineOrder, QuarantineSelection};
 
 /// For a whole answer: an order that takes longer than a moment is accepted, and carried out later.
-const PATIENCE: Duration = Duration::from_secs(30);
+const ORDER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// For a word on readiness.
 const READY_WITHIN: Duration = Duration::from_secs(5);
 
 /// Where a daemon listens, and what opens its door.
-pub(super) struct Daemon {
+pub(super) struct DaemonClient {
     database: PathBuf,
     address: SocketAddr,
     token: SecretString,
     client: reqwest::Client,
 }
 
-impl Daemon {
+impl DaemonClient {
     /// The daemon that holds `database`: found by the configuration, or with `--db` by the file alone.
-    pub(super) fn of(globals: &Globals, place: &Place, database: &Path) -> anyhow::Result<Self> {
+    pub(super) fn of(globals: &GlobalArgs, place: &DatabasePath, database: &Path) -> anyhow::Result<Self> {
         let ops = configured(globals, place)?;
         let address = address(ops.as_ref(), database)?;
         let token = token::read(ops.and_then(|ops| ops.token).as_ref(), database)?;
-        Ok(Self { database: database.to_owned(), address, token, client: plain_client(PATIENCE)? })
+        Ok(Self { database: database.to_owned(), address, token, client: plain_client(ORDER_TIMEOUT)? })
     }
 
     pub(super) async fn feed(&self, name: &str, order: &Order) -> anyhow::Result<String> {
@@ -62,8 +62,12 @@ impl Daemon {
     }
 
     /// What came of it in words, and how many records stay that were to be read, as far as that is known yet.
-    pub(super) async fn sort(&self, chosen: &Chosen, order: QuarantineOrder) -> anyhow::Result<(String, u64)> {
-        let all = *chosen == Chosen::default();
+    pub(super) async fn sort(
+        &self,
+        chosen: &QuarantineSelection,
+        order: QuarantineOrder,
+    ) -> anyhow::Result<(String, u64)> {
+        let all = *chosen == QuarantineSelection::default();
         let options = json!({ "ids": chosen.ids, "feed": chosen.feed, "reason": chosen.reason, "all": all });
         let answer = self.ask(&["quarantine", verb(order)], &options).await?;
         Ok((words(&answer), answer.get("failed").and_then(Value::as_u64).unwrap_or(0)))
@@ -111,7 +115,7 @@ fn verb(order: QuarantineOrder) -> &'static str {
 }
 
 /// Fails unless the daemon says that it is ready, with its words.
-pub(super) async fn ready(globals: &Globals, place: &Place, database: &Path) -> anyhow::Result<()> {
+pub(super) async fn ready(globals: &GlobalArgs, place: &DatabasePath, database: &Path) -> anyhow::Result<()> {
     let address = address(configured(globals, place)?.as_ref(), database)?;
     let silent = || format!("no feedmirror answers at {address}");
     let request = plain_client(READY_WITHIN)?.get(format!("http://{address}/readyz"));
@@ -124,7 +128,7 @@ pub(super) async fn ready(globals: &Globals, place: &Place, database: &Path) -> 
 }
 
 /// The configuration's listener; none where the file alone is told.
-fn configured(globals: &Globals, place: &Place) -> anyhow::Result<Option<OpsSettings>> {
+fn configured(globals: &GlobalArgs, place: &DatabasePath) -> anyhow::Result<Option<OpsSettings>> {
     match place.db {
         Some(_) => Ok(None),
         None => Ok(Some(config::load(globals.config.as_deref(), &Overrides::default())?.ops)),

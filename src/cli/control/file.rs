@@ -6,22 +6,22 @@ use anyhow::{Context, bail};
 
 use crate::feed::FeedName;
 use crate::store::feeds::StoredFeed;
-use crate::store::forget::erased_words;
-use crate::store::resync::{Stage, Trust};
-use crate::store::{Closing, Store, now};
-use crate::supervisor::control::{Chosen, Order, QuarantineOrder, Sorted};
+use crate::store::forget::erasure_summary;
+use crate::store::resync::{ResyncStage, SourceTrust};
+use crate::store::{Store, StoreGuard, now};
+use crate::supervisor::control::{Order, QuarantineBatchReport, QuarantineOrder, QuarantineSelection};
 use crate::supervisor::housekeeping::remove_purged;
 
 /// Quarantine rows dropped in one go.
-const DROPPED: usize = 500;
+const DROP_BATCH_ROWS: usize = 500;
 
 /// A database that this process holds for as long as it acts on it.
-pub(super) struct AtRest {
+pub(super) struct FileOrders {
     store: Store,
-    closing: Option<Closing>,
+    closing: Option<StoreGuard>,
 }
 
-impl Drop for AtRest {
+impl Drop for FileOrders {
     fn drop(&mut self) {
         if let Some(closing) = self.closing.take() {
             closing.finish();
@@ -29,7 +29,7 @@ impl Drop for AtRest {
     }
 }
 
-impl AtRest {
+impl FileOrders {
     pub(super) fn open(path: &Path) -> anyhow::Result<Self> {
         let (store, closing) = Store::open(path)?;
         Ok(Self { store, closing: Some(closing) })
@@ -42,12 +42,12 @@ impl AtRest {
         match order {
             Order::PollNow => bail!("no daemon is running on {}: nobody polls", self.store.path().display()),
             Order::Pause => {
-                self.store.pause(&name, now(), true).await?;
+                self.store.set_paused(&name, now(), true).await?;
                 Ok(format!("{name}: paused, for the next run too"))
             }
             Order::Resume => {
                 remove_purged(&self.store).await?;
-                self.store.pause(&name, now(), false).await?;
+                self.store.set_paused(&name, now(), false).await?;
                 Ok(format!("{name}: resumed; the next run reads it"))
             }
             Order::Seek(url) => {
@@ -68,13 +68,13 @@ impl AtRest {
                 Ok(format!("{name}: alerts come again"))
             }
             Order::Resync { trust_source, accept } => {
-                self.resync(&name, &stored, Trust::of(*trust_source, *accept)).await
+                self.resync(&name, &stored, SourceTrust::from_options(*trust_source, *accept)).await
             }
             Order::AcceptSweep => self.accept(&name, &stored).await,
             Order::Forget { item, undo: false } => {
                 let forgot = self.store.forget(&name, now(), item.clone()).await?;
                 let erased = self.store.erase().await?;
-                Ok(format!("{}; {}", forgot.words(&name), erased_words(erased)))
+                Ok(format!("{}; {}", forgot.summary(&name), erasure_summary(erased)))
             }
             Order::Forget { item, undo: true } => {
                 if !self.store.unforget(&name, now(), item.clone()).await? {
@@ -89,22 +89,26 @@ impl AtRest {
         if order == QuarantineOrder::Retry {
             bail!("no daemon is running on {}: reading a record again needs one", self.store.path().display());
         }
-        if !self.store.quarantine_drop(id).await? {
+        if !self.store.drop_quarantined(id).await? {
             bail!("there is no quarantine row {id}");
         }
         Ok(format!("quarantine row {id}: dropped"))
     }
 
     /// What came of it in words, and how many records stay that were to be read.
-    pub(super) async fn sort(&self, chosen: &Chosen, order: QuarantineOrder) -> anyhow::Result<(String, u64)> {
+    pub(super) async fn sort(
+        &self,
+        chosen: &QuarantineSelection,
+        order: QuarantineOrder,
+    ) -> anyhow::Result<(String, u64)> {
         if order == QuarantineOrder::Retry {
             bail!("no daemon is running on {}: reading records again needs one", self.store.path().display());
         }
-        let newest = self.store.newest_quarantined(chosen.clone()).await?;
-        let (mut sorted, mut next) = (Sorted::default(), Some(0));
+        let newest = self.store.newest_quarantine_id(chosen.clone()).await?;
+        let (mut sorted, mut next) = (QuarantineBatchReport::default(), Some(0));
         while let Some(after) = next {
-            let (gone, last) = self.store.sift_out(chosen.clone(), after, newest, DROPPED).await?;
-            sorted.gone += gone;
+            let (gone, last) = self.store.drop_quarantine_batch(chosen.clone(), after, newest, DROP_BATCH_ROWS).await?;
+            sorted.removed += gone;
             next = last;
         }
         Ok((sorted.words(order), 0))
@@ -119,19 +123,19 @@ impl AtRest {
         Ok(format!("{old} is {new} now, its cursors kept; {items} items have new numbers for those who follow"))
     }
 
-    async fn resync(&self, name: &FeedName, stored: &StoredFeed, trust: Trust) -> anyhow::Result<String> {
+    async fn resync(&self, name: &FeedName, stored: &StoredFeed, trust: SourceTrust) -> anyhow::Result<String> {
         if stored.purged {
             bail!("{name} is purged: resume reads it anew");
         }
         self.store.begin_resync(name, now(), trust, false).await?;
         Ok(format!(
             "{name}: the next run reads it anew{}",
-            if trust == Trust::No { "" } else { ", trusting the source" }
+            if trust == SourceTrust::No { "" } else { ", trusting the source" }
         ))
     }
 
     async fn accept(&self, name: &FeedName, stored: &StoredFeed) -> anyhow::Result<String> {
-        if stored.resync.as_ref().is_none_or(|resync| resync.stage != Stage::Held) {
+        if stored.resync.as_ref().is_none_or(|resync| resync.stage != ResyncStage::Held) {
             bail!("{name} has no held sweep to accept");
         }
         self.store.accept_sweep(stored.id, now()).await?;

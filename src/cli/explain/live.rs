@@ -5,17 +5,17 @@
 
 use std::io::{self, Write};
 
-use super::super::Globals;
-use super::super::place::Place;
-use super::super::walk::{Source, Walk};
-use crate::feed::{Item, Modified, Page, State};
-use crate::output::explain::{Asked, Explained, Explanation};
-use crate::store::read::{Content, Reader};
-use crate::terminal::line as shown;
+use super::super::GlobalArgs;
+use super::super::database_path::DatabasePath;
+use super::super::read_only_walk::{FeedSource, ReadOnlyWalk};
+use crate::feed::{Item, ItemState, Modified, Page};
+use crate::output::explain::{Explanation, ItemExplanation, ItemQuery};
+use crate::store::read::{ItemContent, Reader};
+use crate::terminal::sanitise_line as shown;
 
 /// What the source says of an item now.
 #[derive(Clone, Debug, serde::Serialize)]
-pub(super) struct Answer {
+pub(super) struct SourceCheck {
     feed: String,
     kind: Option<String>,
     id: String,
@@ -37,7 +37,7 @@ pub(super) struct Answer {
     without_secrets: bool,
 }
 
-impl Answer {
+impl SourceCheck {
     pub(super) fn print(&self, out: &mut impl Write) -> io::Result<()> {
         let pages = if self.pages == 1 { "1 page".to_owned() } else { format!("{} pages", self.pages) };
         writeln!(out, "{} {}: asked its source again: {}", self.feed, shown(&self.id), self.verdict)?;
@@ -59,36 +59,36 @@ impl Answer {
 
 /// One answer for each item, or for the one that the mirror doesn't know, where its feed is named.
 pub(super) fn ask(
-    globals: &Globals,
-    place: &Place,
+    globals: &GlobalArgs,
+    place: &DatabasePath,
     explanation: &Explanation,
-    asked: &Asked,
+    asked: &ItemQuery,
     pages: u32,
-) -> anyhow::Result<Vec<Answer>> {
+) -> anyhow::Result<Vec<SourceCheck>> {
     let reader = place.open(globals)?;
     let runtime = super::super::runtime()?;
     let mut answers = Vec::new();
     for explained in &explanation.items {
-        let source = Source::of(globals, place, &reader, &explained.item.feed)?;
-        answers.push(runtime.block_on(Search::of(&source, Some(explained), asked).run(&reader, pages))?);
+        let source = FeedSource::of(globals, place, &reader, &explained.item.feed)?;
+        answers.push(runtime.block_on(SourceSearch::of(&source, Some(explained), asked).run(&reader, pages))?);
     }
     if let (true, Some(feed)) = (explanation.items.is_empty(), &asked.feed) {
-        let source = Source::of(globals, place, &reader, feed)?;
-        answers.push(runtime.block_on(Search::of(&source, None, asked).run(&reader, pages))?);
+        let source = FeedSource::of(globals, place, &reader, feed)?;
+        answers.push(runtime.block_on(SourceSearch::of(&source, None, asked).run(&reader, pages))?);
     }
     Ok(answers)
 }
 
-struct Search<'a> {
-    source: &'a Source,
-    held: Option<&'a Explained>,
+struct SourceSearch<'a> {
+    source: &'a FeedSource,
+    held: Option<&'a ItemExplanation>,
     id: &'a str,
     kind: Option<&'a str>,
     start: Option<&'a str>,
 }
 
-impl<'a> Search<'a> {
-    fn of(source: &'a Source, held: Option<&'a Explained>, asked: &'a Asked) -> Self {
+impl<'a> SourceSearch<'a> {
+    fn of(source: &'a FeedSource, held: Option<&'a ItemExplanation>, asked: &'a ItemQuery) -> Self {
         let item = held.map(|held| &held.item);
         let polled = held.and_then(|held| held.delivery.as_ref()).filter(|delivery| delivery.transport == "poll");
         Self {
@@ -100,10 +100,10 @@ impl<'a> Search<'a> {
         }
     }
 
-    async fn run(&self, reader: &Reader, pages: u32) -> anyhow::Result<Answer> {
+    async fn run(&self, reader: &Reader, pages: u32) -> anyhow::Result<SourceCheck> {
         let source = self.source.pages()?;
-        let mut walk = Walk::new(self.source, &source, self.start);
-        let mut answer = Answer {
+        let mut walk = ReadOnlyWalk::new(self.source, &source, self.start);
+        let mut answer = SourceCheck {
             feed: self.source.settings.name.to_string(),
             kind: self.kind.map(str::to_owned),
             id: self.id.to_owned(),
@@ -124,7 +124,7 @@ impl<'a> Search<'a> {
                 // The place may be as dead as any old cursor: the feed is read from its beginning then.
                 Err(_) if self.start.is_some() && walk.pages == 0 && answer.from != self.source.settings.url => {
                     answer.from.clone_from(&self.source.settings.url);
-                    walk = Walk::new(self.source, &source, None);
+                    walk = ReadOnlyWalk::new(self.source, &source, None);
                     continue;
                 }
                 Err(reason) => {
@@ -170,8 +170,8 @@ impl<'a> Search<'a> {
 
     fn judge(&self, reader: &Reader, item: &Item, data: &str) -> anyhow::Result<(&'static str, String)> {
         use std::cmp::Ordering::{Equal, Greater, Less};
-        let held = self.held.map(|held| reader.content(held.item.seq)).transpose()?.flatten();
-        let Some(Content { modified, state, hash }) = held else {
+        let held = self.held.map(|held| reader.item_content(held.item.seq)).transpose()?.flatten();
+        let Some(ItemContent { modified, state, hash }) = held else {
             return Ok(match self.held {
                 None => ("newer", "the source has it, and the mirror does not".to_owned()),
                 Some(_) => ("newer", "the mirror has taken another version while its source was asked".to_owned()),
@@ -179,10 +179,10 @@ impl<'a> Search<'a> {
         };
         let order = item.modified.compare(&modified, self.source.settings.modified);
         Ok(match (order, item.state) {
-            (Greater, State::Deleted) => ("deleted", behind("its source has deleted it", &modified)),
-            (Greater, State::Updated) => ("newer", behind("its source has a newer version", &modified)),
+            (Greater, ItemState::Deleted) => ("deleted", behind("its source has deleted it", &modified)),
+            (Greater, ItemState::Updated) => ("newer", behind("its source has a newer version", &modified)),
             (Less, _) => ("older", format!("its source sends an older version than the mirror holds ({modified})")),
-            (Equal, _) if item.state == state && Content::hash_of(data) == hash => {
+            (Equal, _) if item.state == state && ItemContent::hash_of(data) == hash => {
                 ("same", "the mirror holds what its source sends".to_owned())
             }
             (Equal, _) => {

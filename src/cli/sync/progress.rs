@@ -10,12 +10,12 @@ use std::time::{Duration, Instant};
 use indicatif::{HumanBytes, HumanCount, MultiProgress, ProgressBar, ProgressStyle};
 use tokio::time::Interval;
 
-use super::summary::Row;
-use super::{Expected, Run};
-use crate::cli::Globals;
+use super::summary::FeedSummary;
+use super::{FeedSync, LoadEstimate};
+use crate::cli::GlobalArgs;
 use crate::output::estimate;
 use crate::terminal;
-use crate::worker::Counts;
+use crate::worker::FeedCounters;
 
 /// Feeds that have a line of their own at once; the others are in the total.
 const LINES: usize = 12;
@@ -23,39 +23,39 @@ const REDRAW: Duration = Duration::from_millis(200);
 const PLAIN: Duration = Duration::from_secs(10);
 
 /// Whether a person watches bars.
-pub(super) fn is_watched(globals: &Globals) -> bool {
+pub(super) fn is_watched(globals: &GlobalArgs) -> bool {
     !globals.quiet && std::io::stderr().is_terminal()
 }
 
 /// Shows it, or is silent.
 pub(super) struct Progress {
-    shown: Shown,
+    display: ProgressDisplay,
     tick: Interval,
     began: Instant,
-    running: BTreeMap<String, (Arc<Counts>, Option<Expected>)>,
+    running: BTreeMap<String, (Arc<FeedCounters>, Option<LoadEstimate>)>,
     feeds: usize,
     level: usize,
     failed: usize,
-    done: Sum,
+    done: ProgressTotals,
     /// What all feeds come to; nothing once one of them doesn't say.
-    expected: Option<Expected>,
+    expected: Option<LoadEstimate>,
 }
 
-enum Shown {
-    Nothing,
+enum ProgressDisplay {
+    Hidden,
     Lines,
     Bars { multi: MultiProgress, total: ProgressBar, bars: BTreeMap<String, ProgressBar> },
 }
 
 #[derive(Clone, Copy, Default)]
-struct Sum {
+struct ProgressTotals {
     records: u64,
     pages: u64,
     bytes: u64,
 }
 
-impl Sum {
-    fn of(counts: &Counts) -> Self {
+impl ProgressTotals {
+    fn of(counts: &FeedCounters) -> Self {
         Self {
             records: counts.records.load(Ordering::Relaxed),
             pages: counts.pages.load(Ordering::Relaxed),
@@ -80,54 +80,54 @@ impl Sum {
 }
 
 impl Progress {
-    pub(super) fn start(globals: &Globals, database: &Path) -> Self {
+    pub(super) fn start(globals: &GlobalArgs, database: &Path) -> Self {
         let shown = match (globals.quiet, is_watched(globals)) {
-            (true, _) => Shown::Nothing,
-            (false, false) => Shown::Lines,
+            (true, _) => ProgressDisplay::Hidden,
+            (false, false) => ProgressDisplay::Lines,
             (false, true) => {
                 let multi = MultiProgress::new();
                 let total = multi.add(line());
-                total.set_prefix(terminal::line(&database.display().to_string()));
-                Shown::Bars { multi, total, bars: BTreeMap::new() }
+                total.set_prefix(terminal::sanitise_line(&database.display().to_string()));
+                ProgressDisplay::Bars { multi, total, bars: BTreeMap::new() }
             }
         };
-        let every = if matches!(shown, Shown::Bars { .. }) { REDRAW } else { PLAIN };
+        let every = if matches!(shown, ProgressDisplay::Bars { .. }) { REDRAW } else { PLAIN };
         let tick = tokio::time::interval_at(tokio::time::Instant::now() + every, every);
         Self {
-            shown,
+            display: shown,
             tick,
             began: Instant::now(),
             running: BTreeMap::new(),
             feeds: 0,
             level: 0,
             failed: 0,
-            done: Sum::default(),
-            expected: Some(Expected { before: 0, total: 0 }),
+            done: ProgressTotals::default(),
+            expected: Some(LoadEstimate { before: 0, total: 0 }),
         }
     }
 
-    pub(super) fn add(&mut self, run: &Run) {
+    pub(super) fn add(&mut self, run: &FeedSync) {
         self.feeds += 1;
         self.expected = self.expected.zip(run.expected).map(|(all, one)| all.plus(one));
         self.running.insert(run.name.clone(), (Arc::clone(&run.counts), run.expected));
     }
 
-    pub(super) fn ended(&mut self, row: &Row) {
+    pub(super) fn finish_feed(&mut self, row: &FeedSummary) {
         match row.trouble {
             None => self.level += 1,
             Some(_) => self.failed += 1,
         }
         if let Some((counts, _)) = self.running.remove(&row.feed) {
-            self.done = self.done.plus(Sum::of(&counts));
+            self.done = self.done.plus(ProgressTotals::of(&counts));
         }
         let words = match &row.trouble {
             None => format!("{}: {}, {} records in {:.1} s", row.feed, row.result, HumanCount(row.read), row.seconds),
             Some(trouble) => format!("{}: {}: {trouble}", row.feed, row.result),
         };
-        match &mut self.shown {
-            Shown::Nothing => {}
-            Shown::Lines => say(&words),
-            Shown::Bars { bars, .. } => {
+        match &mut self.display {
+            ProgressDisplay::Hidden => {}
+            ProgressDisplay::Lines => eprint_line(&words),
+            ProgressDisplay::Bars { bars, .. } => {
                 if let Some(bar) = bars.remove(&row.feed) {
                     bar.finish_and_clear();
                 }
@@ -138,29 +138,29 @@ impl Progress {
     /// Draws, in its rhythm.
     pub(super) async fn tick(&mut self) {
         self.tick.tick().await;
-        let sum = self.running.values().fold(self.done, |sum, (counts, _)| sum.plus(Sum::of(counts)));
+        let sum = self.running.values().fold(self.done, |sum, (counts, _)| sum.plus(ProgressTotals::of(counts)));
         let failed = if self.failed == 0 { String::new() } else { format!(", {} given up", self.failed) };
         let words = one(sum, self.expected, self.began.elapsed());
         let words = format!("{} of {} feeds level{failed}; {words}", self.level, self.feeds);
-        match &mut self.shown {
-            Shown::Nothing => {}
-            Shown::Lines => {
-                say(&words);
+        match &mut self.display {
+            ProgressDisplay::Hidden => {}
+            ProgressDisplay::Lines => {
+                eprint_line(&words);
                 for (name, (counts, _)) in &self.running {
-                    counts.waits_for().iter().for_each(|wait| say(&format!("{name}: {}", waiting(wait))));
+                    counts.failure_wait().iter().for_each(|wait| eprint_line(&format!("{name}: {}", waiting(wait))));
                 }
             }
-            Shown::Bars { multi, total, bars } => {
+            ProgressDisplay::Bars { multi, total, bars } => {
                 total.set_message(words);
                 for (name, (counts, expected)) in &self.running {
                     if !bars.contains_key(name) && bars.len() < LINES {
                         let bar = multi.add(line());
-                        bar.set_prefix(terminal::line(name));
+                        bar.set_prefix(terminal::sanitise_line(name));
                         bars.insert(name.clone(), bar);
                     }
                     if let Some(bar) = bars.get(name) {
-                        let words = one(Sum::of(counts), *expected, self.began.elapsed());
-                        bar.set_message(counts.waits_for().as_ref().map_or(words, waiting));
+                        let words = one(ProgressTotals::of(counts), *expected, self.began.elapsed());
+                        bar.set_message(counts.failure_wait().as_ref().map_or(words, waiting));
                     }
                 }
             }
@@ -168,7 +168,7 @@ impl Progress {
     }
 
     pub(super) fn finish(self) {
-        if let Shown::Bars { multi, total, bars } = self.shown {
+        if let ProgressDisplay::Bars { multi, total, bars } = self.display {
             bars.values().for_each(ProgressBar::finish_and_clear);
             total.finish_and_clear();
             // What can't be cleared stays on the screen, no more.
@@ -177,18 +177,18 @@ impl Progress {
     }
 }
 
-impl Expected {
+impl LoadEstimate {
     fn plus(self, other: Self) -> Self {
         Self { before: self.before + other.before, total: self.total + other.total }
     }
 }
 
 /// A feed's words, or those of all: how far its first load is, where that can be told, and what came so far.
-fn one(sum: Sum, expected: Option<Expected>, time: Duration) -> String {
+fn one(sum: ProgressTotals, expected: Option<LoadEstimate>, time: Duration) -> String {
     let words = sum.words(time);
     match expected {
         None => words,
-        Some(Expected { before, total }) => {
+        Some(LoadEstimate { before, total }) => {
             let far = estimate::words(before + sum.records, sum.records, total, time.as_secs_f64());
             format!("{far}; {words}")
         }
@@ -197,7 +197,7 @@ fn one(sum: Sum, expected: Option<Expected>, time: Duration) -> String {
 
 /// What a feed waits for.
 fn waiting((why, left): &(String, Duration)) -> String {
-    format!("asked again in {} s: {}", left.as_secs_f64().ceil(), crate::terminal::line(why))
+    format!("asked again in {} s: {}", left.as_secs_f64().ceil(), crate::terminal::sanitise_line(why))
 }
 
 fn line() -> ProgressBar {
@@ -210,8 +210,8 @@ fn line() -> ProgressBar {
 }
 
 /// Nobody is left to tell when standard error is closed.
-fn say(words: &str) {
-    let _ = writeln!(std::io::stderr(), "{}", terminal::line(words));
+fn eprint_line(words: &str) {
+    let _ = writeln!(std::io::stderr(), "{}", terminal::sanitise_line(words));
 }
 
 #[cfg(test)]
@@ -221,8 +221,8 @@ mod tests {
     #[test]
     fn a_first_load_says_how_far_it_is_where_its_size_is_known() {
         // 100 records in 10 s on top of 500 items, of about 1,000
-        let sum = Sum { records: 100, pages: 2, bytes: 4096 };
-        let known = one(sum, Some(Expected { before: 500, total: 1000 }), Duration::from_secs(10));
+        let sum = ProgressTotals { records: 100, pages: 2, bytes: 4096 };
+        let known = one(sum, Some(LoadEstimate { before: 500, total: 1000 }), Duration::from_secs(10));
         assert_eq!(known, "about 60 %, some 40 s to go; 100 records, 2 pages, 4.00 KiB, 10/s");
         assert_eq!(one(sum, None, Duration::from_secs(10)), "100 records, 2 pages, 4.00 KiB, 10/s");
     }

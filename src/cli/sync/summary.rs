@@ -10,12 +10,12 @@ use comfy_table::{CellAlignment, ContentArrangement, Table};
 use indicatif::{HumanBytes, HumanCount};
 use serde::Serialize;
 
-use super::Run;
-use crate::supervisor::once::Brought;
+use super::FeedSync;
+use crate::supervisor::sync::SyncOutcome;
 
 /// What became of one feed.
 #[derive(Clone, Debug, Serialize)]
-pub(super) struct Row {
+pub(super) struct FeedSummary {
     pub(super) feed: String,
     /// `level`, `paused`, `given-up` or `stopped`.
     pub(super) result: &'static str,
@@ -40,16 +40,16 @@ pub(super) struct Row {
     pub(super) remark: Option<String>,
 }
 
-impl Row {
-    pub(super) fn new(run: &Run, brought: Brought) -> Self {
+impl FeedSummary {
+    pub(super) fn new(run: &FeedSync, brought: SyncOutcome) -> Self {
         let counts = &run.counts;
         let seconds = run.began.elapsed().as_secs_f64();
         let read = counts.records.load(Ordering::Relaxed);
         let (result, trouble) = match brought {
-            Brought::Level => ("level", None),
-            Brought::Paused => ("paused", Some("paused by the operator".to_owned())),
-            Brought::GivenUp(reason) => ("given-up", Some(reason)),
-            Brought::Stopped => ("stopped", Some("interrupted; the next run goes on from here".to_owned())),
+            SyncOutcome::Level => ("level", None),
+            SyncOutcome::Paused => ("paused", Some("paused by the operator".to_owned())),
+            SyncOutcome::GivenUp(reason) => ("given-up", Some(reason)),
+            SyncOutcome::Stopped => ("stopped", Some("interrupted; the next run goes on from here".to_owned())),
         };
         Self {
             feed: run.name.clone(),
@@ -74,7 +74,13 @@ impl Row {
     }
 }
 
-pub(super) fn print(out: &mut impl Write, rows: &[Row], took: Duration, json: bool, database: &Path) -> io::Result<()> {
+pub(super) fn print(
+    out: &mut impl Write,
+    rows: &[FeedSummary],
+    took: Duration,
+    json: bool,
+    database: &Path,
+) -> io::Result<()> {
     if json {
         for row in rows {
             serde_json::to_writer(&mut *out, row)?;
@@ -88,7 +94,7 @@ pub(super) fn print(out: &mut impl Write, rows: &[Row], took: Duration, json: bo
             writeln!(out, "{}: {}: {trouble}", row.feed, row.result)?;
         }
         if row.quarantined > 0 {
-            let records = counted(row.quarantined, "record");
+            let records = pluralise(row.quarantined, "record");
             writeln!(out, "{}: {records} quarantined: feedmirror quarantine list {}", row.feed, row.feed)?;
         }
         if let Some(remark) = &row.remark {
@@ -98,7 +104,7 @@ pub(super) fn print(out: &mut impl Write, rows: &[Row], took: Duration, json: bo
     writeln!(out, "{}", closing(rows, took, database))
 }
 
-fn table(rows: &[Row]) -> Table {
+fn table(rows: &[FeedSummary]) -> Table {
     let mut table = Table::new();
     table.load_style(NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
     table.set_header(["feed", "result", "items", "tombstones", "read", "pages", "bytes", "seconds", "items/s"]);
@@ -121,19 +127,19 @@ fn table(rows: &[Row]) -> Table {
     table
 }
 
-fn counted(count: u64, what: &str) -> String {
+fn pluralise(count: u64, what: &str) -> String {
     format!("{} {what}{}", HumanCount(count), if count == 1 { "" } else { "s" })
 }
 
-fn closing(rows: &[Row], took: Duration, database: &Path) -> String {
+fn closing(rows: &[FeedSummary], took: Duration, database: &Path) -> String {
     let level = rows.iter().filter(|row| row.result == "level").count();
     let read: u64 = rows.iter().map(|row| row.read).sum();
     let a_second = read as f64 / took.as_secs_f64().max(0.001);
     format!(
         "{level} of {} level in {:.1} s: {}, {}/s; {}",
-        counted(rows.len() as u64, "feed"),
+        pluralise(rows.len() as u64, "feed"),
         took.as_secs_f64(),
-        counted(read, "record"),
+        pluralise(read, "record"),
         HumanCount(a_second as u64),
         database.display()
     )

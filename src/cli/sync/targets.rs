@@ -5,24 +5,24 @@ use std::path::PathBuf;
 
 use url::Url;
 
-use crate::cli::{Globals, Usage, run};
+use crate::cli::{GlobalArgs, UsageError, run};
 use crate::config::{self, LogSettings, Overrides};
 use crate::feed::FeedName;
-use crate::supervisor::{Configured, FeedSettings, Fleet};
+use crate::supervisor::{ConfiguredFeed, FeedSettings, FleetSettings};
 
 /// What to do.
-pub(super) struct Targets {
+pub(super) struct SyncTargets {
     pub(super) database: PathBuf,
-    pub(super) fleet: Fleet,
+    pub(super) fleet: FleetSettings,
     /// Whether the fleet is all there is: feeds that the file knows beside it are no longer configured.
     pub(super) all: bool,
     pub(super) log: LogSettings,
     names: Option<BTreeSet<FeedName>>,
 }
 
-impl Targets {
+impl SyncTargets {
     pub(super) fn of(
-        globals: &Globals,
+        globals: &GlobalArgs,
         feeds: &[String],
         db: Option<&PathBuf>,
         overrides: &Overrides,
@@ -31,16 +31,16 @@ impl Targets {
         match urls {
             0 => Self::configured(globals, feeds, db, overrides),
             n if n == feeds.len() => Self::given(feeds, db),
-            _ => Err(Usage("give either URLs or names of configured feeds, not both".to_owned()).into()),
+            _ => Err(UsageError("give either URLs or names of configured feeds, not both".to_owned()).into()),
         }
     }
 
-    pub(super) fn chosen(&self, name: &FeedName) -> bool {
+    pub(super) fn includes(&self, name: &FeedName) -> bool {
         self.names.as_ref().is_none_or(|names| names.contains(name))
     }
 
     fn configured(
-        globals: &Globals,
+        globals: &GlobalArgs,
         feeds: &[String],
         db: Option<&PathBuf>,
         overrides: &Overrides,
@@ -50,13 +50,13 @@ impl Targets {
             config.database.clone_from(db);
         }
         let fleet = run::fleet(&config);
-        let known: BTreeSet<&FeedName> = fleet.feeds.iter().map(Configured::name).collect();
+        let known: BTreeSet<&FeedName> = fleet.feeds.iter().map(ConfiguredFeed::name).collect();
         let mut names = BTreeSet::new();
         for feed in feeds {
             let name = FeedName::new(feed).filter(|name| known.contains(name));
             let name = name.ok_or_else(|| {
                 let known: Vec<&str> = known.iter().map(|name| name.as_str()).collect();
-                Usage(format!("there is no feed {feed} in the configuration; it has: {}", known.join(", ")))
+                UsageError(format!("there is no feed {feed} in the configuration; it has: {}", known.join(", ")))
             })?;
             names.insert(name);
         }
@@ -71,13 +71,13 @@ impl Targets {
             let (name, url) = name_and_url(feed)?;
             if !names.insert(name.clone()) {
                 let why = format!("two feeds would be named {name}: give each a name, as other-name={url}");
-                return Err(Usage(why).into());
+                return Err(UsageError(why).into());
             }
-            settings.push(Configured::Ready(Box::new(FeedSettings::plain(name, url))));
+            settings.push(ConfiguredFeed::Ready(Box::new(FeedSettings::with_defaults(name, url))));
         }
         Ok(Self {
             database: db.cloned().unwrap_or_else(|| PathBuf::from("mirror.db")),
-            fleet: Fleet { feeds: settings, ..Fleet::default() },
+            fleet: FleetSettings { feeds: settings, ..FleetSettings::default() },
             all: false,
             log: LogSettings::default(),
             names: None,
@@ -86,22 +86,23 @@ impl Targets {
 }
 
 /// `[NAME=]URL`; without a name, host and path make one.
-fn name_and_url(feed: &str) -> Result<(FeedName, String), Usage> {
+fn name_and_url(feed: &str) -> Result<(FeedName, String), UsageError> {
     let named = feed.split_once('=').filter(|(name, _)| !name.contains("://"));
     let (name, url) = named.map_or((None, feed), |(name, url)| (Some(name), url));
-    let parsed = Url::parse(url).map_err(|error| Usage(format!("{url} is not a URL: {error}")))?;
+    let parsed = Url::parse(url).map_err(|error| UsageError(format!("{url} is not a URL: {error}")))?;
     if !matches!(parsed.scheme(), "http" | "https") || !parsed.has_host() {
-        return Err(Usage(format!("{url} is neither http nor https")));
+        return Err(UsageError(format!("{url} is neither http nor https")));
     }
     if parsed.fragment().is_some() {
-        return Err(Usage(format!("{url} has a fragment: leave out what follows #")));
+        return Err(UsageError(format!("{url} has a fragment: leave out what follows #")));
     }
     if !parsed.username().is_empty() || parsed.password().is_some() {
-        return Err(Usage("a URL must hold no credentials: put them in a configuration's headers".to_owned()));
+        return Err(UsageError("a URL must hold no credentials: put them in a configuration's headers".to_owned()));
     }
     let made = name.map_or_else(|| made_name(&parsed), str::to_owned);
-    let name = FeedName::new(&made)
-        .ok_or_else(|| Usage(format!("{made:?} can't name a feed: use a-z, 0-9, and after the first also . _ -")))?;
+    let name = FeedName::new(&made).ok_or_else(|| {
+        UsageError(format!("{made:?} can't name a feed: use a-z, 0-9, and after the first also . _ -"))
+    })?;
     Ok((name, url.to_owned()))
 }
 

@@ -4,7 +4,7 @@ use super::*;
 /// As Kubernetes writes them into every container beside services called `feedmirror` and `feedmirror-ops`.
 #[test]
 fn what_kubernetes_tells_of_a_service_is_no_setting() {
-    let place = Place::new(&[("feedmirror.toml", FEED)]);
+    let place = ConfigDir::new(&[("feedmirror.toml", FEED)]);
     let injected = [
         ("FEEDMIRROR_SERVICE_HOST", "10.0.171.239"),
         ("FEEDMIRROR_SERVICE_PORT", "8470"),

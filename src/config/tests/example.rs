@@ -20,7 +20,7 @@ fn example_in_full() -> String {
 #[test]
 fn the_example_is_sound_as_it_stands_and_in_full() {
     assert_eq!(messages(&example()), [""; 0]);
-    let place = Place::new(&[
+    let place = ConfigDir::new(&[
         ("feedmirror.toml", &example_in_full()),
         ("acme.key", "secret"),
         ("ops.token", "secret"),
@@ -69,7 +69,7 @@ fn the_example_s_defaults_are_the_defaults() {
     let full = example_in_full();
     // Of the feed, its URL alone: so what the global tables say shows.
     let global = full.split("[hosts.").next().unwrap();
-    let place = Place::new(&[
+    let place = ConfigDir::new(&[
         ("feedmirror.toml", &format!("{global}\n{FEED}")),
         ("ops.token", "s"),
         ("ca.pem", pem),
@@ -86,7 +86,7 @@ fn the_example_s_defaults_are_the_defaults() {
     assert_eq!(config.hosts, plain.hosts);
     assert_eq!(config.log, plain.log);
     assert_eq!(config.ops.listen, plain.ops.listen);
-    let without_examples = WebhooksSettings { public_url: None, tls: None, ..config.webhooks };
+    let without_examples = WebhookListenerSettings { public_url: None, tls: None, ..config.webhooks };
     assert_eq!(without_examples, plain.webhooks);
     assert_eq!(config.database, place.0.path().join("mirror.db"));
 }

@@ -4,11 +4,11 @@ use super::*;
 use crate::mode::PushSettings;
 use crate::source::amqp::AmqpSettings;
 use crate::source::sse::SseSettings;
-use crate::source::webhook::proxies::Proxies;
+use crate::source::webhook::proxies::TrustedProxies;
 use crate::source::webhook::{RegisterSettings, TlsFiles, WebhookSettings};
 
-fn place(text: &str) -> Place {
-    Place::new(&[
+fn place(text: &str) -> ConfigDir {
+    ConfigDir::new(&[
         ("feedmirror.toml", text),
         ("new", "one"),
         ("old", "two"),
@@ -32,10 +32,10 @@ fn a_feed_without_push_settings_has_no_push() {
 fn a_table_for_webhooks_means_that_it_listens_and_proxies_are_addresses_or_networks() {
     let config = load(&format!("[webhooks]\n{FEED}")).1.unwrap();
     assert!(config.takes_webhooks());
-    assert_eq!(config.webhooks.trusted_proxies, Proxies::default());
+    assert_eq!(config.webhooks.trusted_proxies, TrustedProxies::default());
     let config = load(&format!("webhooks.trusted_proxies = [\"10.0.0.7\", \"fd00::/8\"]\n{FEED}")).1.unwrap();
     let networks = ["10.0.0.7", "fd00::/8"].map(|network| network.parse().unwrap());
-    assert_eq!(config.webhooks.trusted_proxies, Proxies::new(networks.to_vec()));
+    assert_eq!(config.webhooks.trusted_proxies, TrustedProxies::new(networks.to_vec()));
     for wrong in ["\"10.0.0.7\"", "[\"proxy.example\"]", "[\"10.0.0.0/33\"]", "[7]"] {
         let (place, loaded) = load(&format!("webhooks.trusted_proxies = {wrong}\n{FEED}"));
         let told = place.local(problems(&loaded));
@@ -98,7 +98,7 @@ fn each_endpoint_is_read_in_full() {
     let register = RegisterSettings {
         url: "https://a.example/subscribe".into(),
         method: "PUT".into(),
-        headers: vec![("X-A".into(), Value::Plain("1".into()))],
+        headers: vec![("X-A".into(), ConfiguredValue::Plain("1".into()))],
         body: "{\"url\":\"{callback}\"}".into(),
         renew: Some(Duration::from_secs(86_400)),
         callback: "https://m.example/x/in/a".into(),

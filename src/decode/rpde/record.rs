@@ -2,8 +2,8 @@
 
 use std::borrow::Cow;
 
-use crate::feed::{Modified, State};
-use crate::json::{self, Problem, Raw, Scanner};
+use crate::feed::{ItemState, Modified};
+use crate::json::{self, JsonError, RawJson, Scanner};
 
 /// An id's longest text, in bytes.
 const ID: usize = 4 << 10;
@@ -13,27 +13,27 @@ const WORD: usize = 256;
 const DEPTH: usize = 1_000;
 
 /// A record and where it stands.
-pub(super) struct Record<'a> {
+pub(super) struct RawRecord<'a> {
     pub(super) raw: &'a str,
     /// The byte of the page's text that it begins with.
     pub(super) at: usize,
     /// None where it is no object.
-    pub(super) fields: Option<Fields<'a>>,
+    pub(super) fields: Option<RecordFields<'a>>,
 }
 
 #[derive(Default)]
-pub(super) struct Fields<'a> {
+pub(super) struct RecordFields<'a> {
     id: Option<&'a str>,
     at_id: Option<&'a str>,
     kind: Option<&'a str>,
     modified: Option<&'a str>,
     state: Option<&'a str>,
-    data: Option<Raw<'a>>,
+    data: Option<RawJson<'a>>,
 }
 
-impl<'a> Fields<'a> {
+impl<'a> RecordFields<'a> {
     /// Whether it is a field of ours.
-    fn take(&mut self, name: &str, value: Raw<'a>) -> bool {
+    fn take(&mut self, name: &str, value: RawJson<'a>) -> bool {
         match name {
             "id" => self.id = Some(value.text),
             "@id" => self.at_id = Some(value.text),
@@ -48,92 +48,95 @@ impl<'a> Fields<'a> {
 }
 
 /// Why a record can't be understood: a fixed word, and words.
-pub(super) struct Fault {
+pub(super) struct RecordFault {
     pub(super) reason: &'static str,
     pub(super) detail: String,
 }
 
-pub(super) fn fault(reason: &'static str, detail: impl Into<String>) -> Fault {
-    Fault { reason, detail: detail.into() }
+pub(super) fn record_fault(reason: &'static str, detail: impl Into<String>) -> RecordFault {
+    RecordFault { reason, detail: detail.into() }
 }
 
 /// Reads the next record, whatever it is.
-pub(super) fn read<'a>(scanner: &mut Scanner<'a>) -> Result<Record<'a>, Problem> {
+pub(super) fn read<'a>(scanner: &mut Scanner<'a>) -> Result<RawRecord<'a>, JsonError> {
     if scanner.peek() != Some(b'{') {
         let raw = scanner.value()?.text;
-        return Ok(Record { raw, at: scanner.at() - raw.len(), fields: None });
+        return Ok(RawRecord { raw, at: scanner.at() - raw.len(), fields: None });
     }
     let at = scanner.at();
     let from = scanner.clone();
     scanner.expect(b'{')?;
-    let mut fields = Fields::default();
+    let mut fields = RecordFields::default();
     let mut first = true;
     while let Some(key) = scanner.key(first)? {
         first = false;
         let value = scanner.value()?;
         match key.get(1..key.len() - 1) {
             Some(name) if fields.take(name, value) || !name.contains('\\') => {}
-            _ => drop(json::strict(key).map(|name| fields.take(&name, value))),
+            _ => drop(json::unescape_strict(key).map(|name| fields.take(&name, value))),
         }
     }
-    Ok(Record { raw: from.until(scanner), at, fields: Some(fields) })
+    Ok(RawRecord { raw: from.until(scanner), at, fields: Some(fields) })
 }
 
 /// An id, and whether it stands under `@id`.
-pub(super) fn id(fields: &Fields<'_>) -> Result<(Box<str>, bool), Fault> {
+pub(super) fn id(fields: &RecordFields<'_>) -> Result<(Box<str>, bool), RecordFault> {
     let (raw, at_id) = match (present(fields.id), present(fields.at_id)) {
         (Some(raw), _) => (raw, false),
         (None, Some(raw)) => (raw, true),
-        (None, None) => return Err(fault("no-id", "`id` is missing")),
+        (None, None) => return Err(record_fault("no-id", "`id` is missing")),
     };
-    let too_long = |bytes| fault("id-too-long", format!("`id` has {bytes} bytes; {ID} are read"));
+    let too_long = |bytes| record_fault("id-too-long", format!("`id` has {bytes} bytes; {ID} are read"));
     if raw.len() > escaped(ID) {
         return Err(too_long(raw.len()));
     }
     let id: Box<str> = match raw.as_bytes().first() {
-        Some(b'"') => json::strict(raw).ok_or_else(|| fault("bad-id", "`id` has half a character"))?.into(),
+        Some(b'"') => {
+            json::unescape_strict(raw).ok_or_else(|| record_fault("bad-id", "`id` has half a character"))?.into()
+        }
         Some(b'-' | b'0'..=b'9') if is_finite(raw) => raw.into(),
-        Some(b'-' | b'0'..=b'9') => return Err(fault("bad-id", "`id` is a number beyond all size")),
-        _ => return Err(fault("bad-id", "`id` is neither number nor text")),
+        Some(b'-' | b'0'..=b'9') => return Err(record_fault("bad-id", "`id` is a number beyond all size")),
+        _ => return Err(record_fault("bad-id", "`id` is neither number nor text")),
     };
     match id.len() {
-        0 => Err(fault("no-id", "`id` is empty")),
+        0 => Err(record_fault("no-id", "`id` is empty")),
         1..=ID => Ok((id, at_id)),
         bytes => Err(too_long(bytes)),
     }
 }
 
-pub(super) fn modified(fields: &Fields<'_>) -> Result<Modified, Fault> {
-    let Some(raw) = present(fields.modified) else { return Err(fault("no-modified", "`modified` is missing")) };
-    let too_long = |bytes| fault("modified-too-long", format!("`modified` has {bytes} bytes; {WORD} are read"));
+pub(super) fn modified(fields: &RecordFields<'_>) -> Result<Modified, RecordFault> {
+    let Some(raw) = present(fields.modified) else { return Err(record_fault("no-modified", "`modified` is missing")) };
+    let too_long = |bytes| record_fault("modified-too-long", format!("`modified` has {bytes} bytes; {WORD} are read"));
     if raw.len() > escaped(WORD) {
         return Err(too_long(raw.len()));
     }
     let (modified, bytes) = match raw.as_bytes().first() {
         Some(b'-' | b'0'..=b'9') if is_finite(raw) => (Modified::from_number(raw), raw.len()),
-        Some(b'-' | b'0'..=b'9') => return Err(fault("bad-modified", "`modified` is a number beyond all size")),
+        Some(b'-' | b'0'..=b'9') => return Err(record_fault("bad-modified", "`modified` is a number beyond all size")),
         Some(b'"') => {
-            let text = json::strict(raw).ok_or_else(|| fault("bad-modified", "`modified` has half a character"))?;
+            let text = json::unescape_strict(raw)
+                .ok_or_else(|| record_fault("bad-modified", "`modified` has half a character"))?;
             let bytes = text.len();
             (Modified::Text(text.into()), bytes)
         }
-        _ => return Err(fault("bad-modified", "`modified` is neither number nor text")),
+        _ => return Err(record_fault("bad-modified", "`modified` is neither number nor text")),
     };
     match bytes {
-        0 => Err(fault("no-modified", "`modified` is empty")),
+        0 => Err(record_fault("no-modified", "`modified` is empty")),
         1..=WORD => Ok(modified),
         _ => Err(too_long(bytes)),
     }
 }
 
 /// None where the record has no kind.
-pub(super) fn kind<'a>(fields: &Fields<'a>) -> Result<Option<Cow<'a, str>>, Fault> {
+pub(super) fn kind<'a>(fields: &RecordFields<'a>) -> Result<Option<Cow<'a, str>>, RecordFault> {
     let Some(raw) = present(fields.kind).filter(|raw| raw.starts_with('"')) else { return Ok(None) };
-    let too_long = |bytes| fault("kind-too-long", format!("`kind` has {bytes} bytes; {WORD} are read"));
+    let too_long = |bytes| record_fault("kind-too-long", format!("`kind` has {bytes} bytes; {WORD} are read"));
     if raw.len() > escaped(WORD) {
         return Err(too_long(raw.len()));
     }
-    let kind = json::strict(raw).ok_or_else(|| fault("bad-kind", "`kind` has half a character"))?;
+    let kind = json::unescape_strict(raw).ok_or_else(|| record_fault("bad-kind", "`kind` has half a character"))?;
     match kind.len() {
         0 => Ok(None),
         1..=WORD => Ok(Some(kind)),
@@ -141,26 +144,26 @@ pub(super) fn kind<'a>(fields: &Fields<'a>) -> Result<Option<Cow<'a, str>>, Faul
     }
 }
 
-pub(super) fn state(fields: &Fields<'_>) -> Result<State, Fault> {
-    let text = fields.state.filter(|raw| raw.len() <= WORD).and_then(json::strict);
-    let Some(text) = text else { return Err(fault("unknown-state", "`state` is missing or no short text")) };
-    let known = State::ALL.iter().copied().find(|state| state.as_str().eq_ignore_ascii_case(&text));
+pub(super) fn state(fields: &RecordFields<'_>) -> Result<ItemState, RecordFault> {
+    let text = fields.state.filter(|raw| raw.len() <= WORD).and_then(json::unescape_strict);
+    let Some(text) = text else { return Err(record_fault("unknown-state", "`state` is missing or no short text")) };
+    let known = ItemState::ALL.iter().copied().find(|state| state.as_str().eq_ignore_ascii_case(&text));
     let shown = || text.chars().take(40).collect::<String>();
-    known.ok_or_else(|| fault("unknown-state", format!("`state` is {:?}", shown())))
+    known.ok_or_else(|| record_fault("unknown-state", format!("`state` is {:?}", shown())))
 }
 
-pub(super) fn has_data(fields: &Fields<'_>) -> bool {
+pub(super) fn has_data(fields: &RecordFields<'_>) -> bool {
     present(fields.data.map(|raw| raw.text)).is_some()
 }
 
-pub(super) fn data<'a>(fields: &Fields<'a>) -> Result<&'a str, Fault> {
+pub(super) fn data<'a>(fields: &RecordFields<'a>) -> Result<&'a str, RecordFault> {
     match fields.data {
-        Some(Raw { depth, .. }) if depth > DEPTH => {
+        Some(RawJson { depth, .. }) if depth > DEPTH => {
             let detail = format!("`data` nests {depth} levels deep; SQLite's JSON functions read {DEPTH}");
-            Err(fault("data-too-deep", detail))
+            Err(record_fault("data-too-deep", detail))
         }
-        Some(Raw { text, .. }) if text != "null" => Ok(text),
-        _ => Err(fault("no-data", "an updated item without `data`")),
+        Some(RawJson { text, .. }) if text != "null" => Ok(text),
+        _ => Err(record_fault("no-data", "an updated item without `data`")),
     }
 }
 

@@ -2,14 +2,14 @@
 
 #![allow(clippy::unwrap_used)]
 use super::*;
-use crate::feed::{Modified, State};
+use crate::feed::{ItemState, Modified};
 use proptest::prelude::*;
 
 fn read(json: &str) -> Page {
-    page(json.as_bytes().to_vec(), &Reading::default()).unwrap()
+    page(json.as_bytes().to_vec(), &DecodeSettings::default()).unwrap()
 }
 fn refusal(bytes: &[u8]) -> String {
-    page(bytes.to_vec(), &Reading::default()).unwrap_err().words(str::to_owned)
+    page(bytes.to_vec(), &DecodeSettings::default()).unwrap_err().reason(str::to_owned)
 }
 fn word(text: &str) -> &str {
     text.split(':').next().unwrap()
@@ -25,7 +25,7 @@ fn data_keep_their_bytes() {
     assert_eq!(&*page.items[0].id, "31");
     assert_eq!(page.items[0].modified, Modified::Number("1520343434.0".into()));
     assert_eq!(&*page.items[1].id, "é");
-    assert_eq!(page.items[1].state, State::Deleted);
+    assert_eq!(page.items[1].state, ItemState::Deleted);
     assert_eq!((page.next.as_deref(), page.license.as_deref()), (Some("n"), Some("l")));
 }
 
@@ -73,7 +73,7 @@ fn a_page_that_cannot_be_read_is_refused_whole() {
 
 #[test]
 fn oddities_are_read_and_found() {
-    let reading = Reading { kind: Some("K".into()), order: Order::Standard };
+    let reading = DecodeSettings { kind: Some("K".into()), order: ModifiedOrder::Standard };
     let json = "\u{feff}{\"items\":[{\"state\":\"updated\",\"@id\":\"a\",\"modified\":5,\"data\":1},\
          {\"state\":\"deleted\",\"id\":\"b\",\"modified\":4,\"data\":{}},\
          {\"state\":\"deleted\",\"id\":\"b\",\"modified\":4}]}";
@@ -190,8 +190,8 @@ fn data_that_is_no_object_is_kept_and_found() {
     assert_eq!((page.findings[0].rule, page.findings[0].count), ("data-not-object", 2));
 }
 
-fn parts(json: String) -> (Body, Vec<Page>) {
-    let mut body = Body::check(json.into_bytes(), &Reading::default(), &|| false).unwrap();
+fn parts(json: String) -> (CheckedPage, Vec<Page>) {
+    let mut body = CheckedPage::check(json.into_bytes(), &DecodeSettings::default(), &|| false).unwrap();
     let mut parts = Vec::new();
     while body.has_more() {
         parts.push(body.next_part().unwrap());
@@ -222,7 +222,7 @@ fn a_large_page_comes_in_parts_that_know_of_those_before() {
     assert_eq!(rules, [vec![], vec![], vec!["out-of-order", "duplicate"]]);
     let text = parts.into_iter().next_back().unwrap().text;
     drop(body);
-    assert!(text.into_last().is_some(), "the last part is the last to hold the text");
+    assert!(text.into_unshared().is_some(), "the last part is the last to hold the text");
 }
 
 #[test]
@@ -251,9 +251,9 @@ fn bad_records_beyond_what_quarantine_holds_are_counted_and_their_ids_known() {
     let records: Vec<String> = (0..12_345).map(|id| format!(r#"{{"id":{id}}}"#)).collect();
     let (_, parts) = parts(format!(r#"{{"items":[{}]}}"#, records.join(",")));
     assert_eq!(parts.iter().map(|part| part.unreadable.len()).sum::<usize>(), 10_000);
-    assert_eq!(parts.iter().map(|part| part.beyond.count).sum::<u64>(), 2_345);
-    assert!(parts.iter().all(|part| part.unreadable.len() + part.beyond.ids.len() <= 2_000));
-    assert_eq!(parts.iter().flat_map(|part| &part.beyond.ids).last().unwrap().as_ref(), "12344");
+    assert_eq!(parts.iter().map(|part| part.overflow.count).sum::<u64>(), 2_345);
+    assert!(parts.iter().all(|part| part.unreadable.len() + part.overflow.ids.len() <= 2_000));
+    assert_eq!(parts.iter().flat_map(|part| &part.overflow.ids).last().unwrap().as_ref(), "12344");
 }
 
 #[test]
@@ -276,7 +276,7 @@ fn the_last_of_several_lists_counts() {
 fn records_that_come_one_by_one_stand_alone() {
     let good = tombstone("k", 1, 1);
     let records: [&[u8]; 6] = [good.as_bytes(), b"{", b"\xff", b"1 2", good.as_bytes(), b"{"];
-    let page = super::records(records, &Reading::default());
+    let page = super::records(records, &DecodeSettings::default());
     assert_eq!(page.items.len(), 2);
     let bad: Vec<_> = page.unreadable.iter().map(|bad| (bad.reason, bad.count)).collect();
     assert_eq!(bad, [("not-json", 2), ("not-json", 1), ("wrong-encoding", 1)]);
@@ -292,10 +292,10 @@ proptest! {
                 .prop_map(String::into_bytes),
         ]
     ) {
-        if let Ok(mut body) = Body::check(bytes, &Reading::default(), &|| false) {
+        if let Ok(mut body) = CheckedPage::check(bytes, &DecodeSettings::default(), &|| false) {
             let mut records = 0;
             while let Some(part) = body.next_part() {
-                records += part.records();
+                records += part.record_count();
             }
             prop_assert_eq!(records, body.records());
         }
@@ -310,6 +310,6 @@ fn a_page_that_nobody_waits_for_is_read_no_further() {
         asked.set(asked.get() + 1);
         asked.get() == 2
     };
-    let refused = Body::check(json.into_bytes(), &Reading::default(), &stopped).err();
-    assert_eq!((refused, asked.get()), (Some(Refused::Stopped), 2));
+    let refused = CheckedPage::check(json.into_bytes(), &DecodeSettings::default(), &stopped).err();
+    assert_eq!((refused, asked.get()), (Some(DecodeError::Stopped), 2));
 }

@@ -4,12 +4,12 @@ use std::io::{self, Write};
 
 use jiff::Timestamp;
 
-use super::{Explained, Explanation, Standing};
-use crate::output::words::{counted, head, plain, seconds_since, span};
+use super::{Explanation, FeedCondition, ItemExplanation};
+use crate::output::format::{counted, head, plain, seconds_since, span};
 use crate::store::read::{DeliveryRow, ItemRow, QuarantineRow, RefusalRow};
 
 /// Characters of a reason or a URL that a line shows.
-const SHOWN: usize = 400;
+const MAX_SHOWN_CHARS: usize = 400;
 
 /// Prints the explanation.
 ///
@@ -28,13 +28,13 @@ pub fn print(out: &mut impl Write, explanation: &Explanation, now: Timestamp) ->
     explanation.feeds.iter().try_for_each(|standing| feed(out, standing, now))
 }
 
-fn item(out: &mut impl Write, explained: &Explained, now: Timestamp) -> io::Result<()> {
+fn item(out: &mut impl Write, explained: &ItemExplanation, now: Timestamp) -> io::Result<()> {
     let item = &explained.item;
     let modified = plain(&item.modified.to_string());
     writeln!(out, "{}: {}, modified {modified}, change number {}", title(item), state(item), item.seq)?;
     let when = at(&item.changed_at, now);
     match &explained.delivery {
-        Some(delivery) => came(out, delivery, &when)?,
+        Some(delivery) => write_delivery(out, delivery, &when)?,
         None if item.swept => writeln!(out, "  swept     {when}: a resync read the whole feed and did not find it")?,
         None => writeln!(out, "  written   too long ago to say more than: {}, {when}", item.transport)?,
     }
@@ -43,7 +43,7 @@ fn item(out: &mut impl Write, explained: &Explained, now: Timestamp) -> io::Resu
 }
 
 fn title(item: &ItemRow) -> String {
-    format!("{} {} {}", plain(&item.feed), plain(&item.kind), head(&plain(&item.id), SHOWN))
+    format!("{} {} {}", plain(&item.feed), plain(&item.kind), head(&plain(&item.id), MAX_SHOWN_CHARS))
 }
 
 fn state(item: &ItemRow) -> &'static str {
@@ -54,18 +54,18 @@ fn state(item: &ItemRow) -> &'static str {
     }
 }
 
-fn came(out: &mut impl Write, delivery: &DeliveryRow, when: &str) -> io::Result<()> {
-    writeln!(out, "  written   {when}, {}", how(delivery))?;
+fn write_delivery(out: &mut impl Write, delivery: &DeliveryRow, when: &str) -> io::Result<()> {
+    writeln!(out, "  written   {when}, {}", delivery_text(delivery))?;
     if let Some(url) = &delivery.url {
-        writeln!(out, "  from      {}", head(&plain(url), SHOWN))?;
+        writeln!(out, "  from      {}", head(&plain(url), MAX_SHOWN_CHARS))?;
     }
     if let Some(id) = &delivery.event_id {
-        writeln!(out, "  event     the last of its batch had the id {}", head(&plain(id), SHOWN))?;
+        writeln!(out, "  event     the last of its batch had the id {}", head(&plain(id), MAX_SHOWN_CHARS))?;
     }
     let mut answer = Vec::new();
     answer.extend(delivery.status.map(|status| status.to_string()));
     answer.extend(delivery.age.map(|age| format!("{} in caches (age {age})", span(age))));
-    answer.extend(delivery.etag.as_ref().map(|etag| format!("ETag {}", head(&plain(etag), SHOWN))));
+    answer.extend(delivery.etag.as_ref().map(|etag| format!("ETag {}", head(&plain(etag), MAX_SHOWN_CHARS))));
     answer.extend(delivery.date.as_ref().map(|date| format!("the publisher's clock said {date}")));
     answer.extend(delivery.last_modified.as_ref().map(|at| format!("the page last changed {at}")));
     if !answer.is_empty() {
@@ -75,7 +75,7 @@ fn came(out: &mut impl Write, delivery: &DeliveryRow, when: &str) -> io::Result<
     writeln!(out, "  with it   {}: {} to {}", counted(written, "change"), delivery.seq, delivery.last_seq)
 }
 
-fn how(delivery: &DeliveryRow) -> &'static str {
+fn delivery_text(delivery: &DeliveryRow) -> &'static str {
     match (delivery.purpose.as_str(), delivery.transport.as_str()) {
         ("resync", _) => "by a resync, which read the feed from its beginning",
         ("look-back", _) => "by a look-back, which finds what came late",
@@ -96,7 +96,7 @@ fn refusals(
     for row in rows {
         let modified = row.modified.as_ref().map(|modified| plain(&modified.to_string())).unwrap_or_default();
         let word = if since(row) { "refused  " } else { "before   " };
-        let reason = head(&plain(&row.reason), SHOWN);
+        let reason = head(&plain(&row.reason), MAX_SHOWN_CHARS);
         writeln!(out, "  {word} {}, {}: modified {modified}, {reason}", at(&row.at, now), row.transport)?;
     }
     Ok(())
@@ -104,7 +104,7 @@ fn refusals(
 
 fn quarantine(out: &mut impl Write, rows: &[QuarantineRow], now: Timestamp) -> io::Result<()> {
     for row in rows {
-        let detail = head(&plain(row.detail.as_deref().unwrap_or_default()), SHOWN);
+        let detail = head(&plain(row.detail.as_deref().unwrap_or_default()), MAX_SHOWN_CHARS);
         let (when, reason) = (at(&row.last_at, now), &row.reason);
         writeln!(out, "  bad       {when}, {}: {reason}: {detail} (quarantine show {})", row.transport, row.id)?;
     }
@@ -112,7 +112,7 @@ fn quarantine(out: &mut impl Write, rows: &[QuarantineRow], now: Timestamp) -> i
 }
 
 fn unknown(out: &mut impl Write, explanation: &Explanation, now: Timestamp) -> io::Result<()> {
-    writeln!(out, "{}: the mirror has no such item", head(&plain(&explanation.id), SHOWN))?;
+    writeln!(out, "{}: the mirror has no such item", head(&plain(&explanation.id), MAX_SHOWN_CHARS))?;
     refusals(out, &explanation.refusals, now, |_| true)?;
     quarantine(out, &explanation.quarantine, now)?;
     for item in &explanation.elsewhere {
@@ -122,9 +122,10 @@ fn unknown(out: &mut impl Write, explanation: &Explanation, now: Timestamp) -> i
 }
 
 /// How the feed is doing, and what follows from it for what the mirror holds.
-fn feed(out: &mut impl Write, standing: &Standing, now: Timestamp) -> io::Result<()> {
+fn feed(out: &mut impl Write, standing: &FeedCondition, now: Timestamp) -> io::Result<()> {
     let feed = &standing.feed;
-    let reason = feed.reason.as_ref().map(|reason| format!(": {}", head(&plain(reason), SHOWN))).unwrap_or_default();
+    let reason =
+        feed.reason.as_ref().map(|reason| format!(": {}", head(&plain(reason), MAX_SHOWN_CHARS))).unwrap_or_default();
     writeln!(out, "{}: {}, mode {}{reason}", plain(&feed.name), feed.health, feed.mode)?;
     let behind = match seconds_since(feed.level_at.as_deref(), now) {
         None => "its end was never seen: what is not here may not have been read yet".to_owned(),
@@ -135,7 +136,7 @@ fn feed(out: &mut impl Write, standing: &Standing, now: Timestamp) -> io::Result
     });
     writeln!(out, "  behind    {behind}{}", next.unwrap_or_default())?;
     for endpoint in standing.endpoints.iter().filter(|endpoint| endpoint.transport != "poll") {
-        let reason = endpoint.reason.as_ref().map(|reason| format!(", {}", head(&plain(reason), SHOWN)));
+        let reason = endpoint.reason.as_ref().map(|reason| format!(", {}", head(&plain(reason), MAX_SHOWN_CHARS)));
         let (health, push) = (&endpoint.health, &endpoint.push);
         writeln!(out, "  {:<9} {health}, {push}{}", endpoint.transport, reason.unwrap_or_default())?;
     }

@@ -6,8 +6,8 @@ use std::fmt;
 
 use askama::filters::HtmlSafe;
 
-use super::super::words::counted;
-use super::super::words::number;
+use super::super::format::counted;
+use super::super::format::number;
 
 /// Milliseconds of an hour.
 const HOUR: i64 = 3_600_000;

@@ -4,13 +4,13 @@ use askama::Template;
 use jiff::Timestamp;
 
 use super::chart::{Chart, hour};
-use super::parts::{Part, Parts};
-use super::seen::{Feed, WEEK};
-use super::time::{Says, Time};
-use super::{Frame, SCRIPT, STYLE, class};
-use crate::feed::{Health, Push};
+use super::elements::{PageElement, PageElements};
+use super::page_data::{FeedPageData, WEEK};
+use super::time::{TimeForm, TimeText};
+use super::{PageContext, SCRIPT, STYLE, class};
+use crate::feed::{Health, PushTrust};
+use crate::output::format::{head, number, plain};
 use crate::output::status::next_poll_at;
-use crate::output::words::{head, number, plain};
 use crate::store::read::{EndpointRow, EventRow, FeedRow, FindingRow};
 
 /// How tall the chart is, in its own units.
@@ -21,86 +21,86 @@ const DAY: i64 = 24 * 3600;
 
 #[derive(Template)]
 #[template(path = "feed.html")]
-struct Page<'a> {
+struct FeedPage<'a> {
     now: i64,
     nonce: &'a str,
     style: &'static str,
     script: &'static str,
     live: String,
     title: &'a str,
-    single: &'a [Part],
+    single: &'a [PageElement],
 }
 
 #[derive(Template)]
 #[template(path = "trouble.html")]
-struct Trouble<'a> {
+struct TroubleBanner<'a> {
     trouble: Option<&'a str>,
 }
 
 #[derive(Template)]
 #[template(path = "feed_parts.html")]
-struct Body<'a> {
+struct FeedBody<'a> {
     feed: &'a FeedRow,
     class: &'static str,
-    since: Option<Time>,
+    since: Option<TimeText>,
     reason: Option<String>,
     resync: bool,
-    lag: Option<Time>,
-    next: Time,
-    acked: Option<(Time, String)>,
-    polled: Time,
-    changed: Time,
+    lag: Option<TimeText>,
+    next: TimeText,
+    acked: Option<(TimeText, String)>,
+    polled: TimeText,
+    changed: TimeText,
     items: String,
     tombstones: String,
     failures: String,
     /// Why the mode is what it is, and since when.
-    turned: Option<(String, Time)>,
+    turned: Option<(String, TimeText)>,
     chart: Chart,
     highest: String,
     /// The day's last moment but the present, and its changes.
     days: Vec<(String, String)>,
-    endpoints: Vec<Endpoint<'a>>,
-    events: Vec<Event<'a>>,
-    findings: Vec<Finding<'a>>,
+    endpoints: Vec<EndpointView<'a>>,
+    events: Vec<EventView<'a>>,
+    findings: Vec<FindingView<'a>>,
     /// Reason and records.
     quarantine: Vec<(&'a str, String)>,
 }
 
-struct Endpoint<'a> {
+struct EndpointView<'a> {
     row: &'a EndpointRow,
     class: &'static str,
-    since: Option<Time>,
+    since: Option<TimeText>,
     reason: String,
     belief: &'static str,
     is_push: bool,
     delivered: String,
     missed: String,
-    proven: Time,
-    last: Time,
+    proven: TimeText,
+    last: TimeText,
 }
 
-struct Event<'a> {
-    at: Time,
+struct EventView<'a> {
+    at: TimeText,
     what: &'a str,
     detail: String,
 }
 
-struct Finding<'a> {
+struct FindingView<'a> {
     rule: &'a str,
     sample: String,
     count: String,
-    first: Time,
-    last: Time,
+    first: TimeText,
+    last: TimeText,
 }
 
 /// The page.
 ///
 /// # Errors
 /// When a template fails, which none does over memory.
-pub fn feed(frame: &Frame<'_>, seen: &Feed) -> Result<String, askama::Error> {
-    let parts = feed_parts(frame, seen)?;
+pub fn feed(frame: &PageContext<'_>, seen: &FeedPageData) -> Result<String, askama::Error> {
+    let parts = feed_elements(frame, seen)?;
     let name = seen.status.feeds.first().map_or("", |feed| &feed.name);
-    let page = Page {
+    let page = FeedPage {
         now: frame.now.as_millisecond(),
         nonce: frame.nonce,
         style: STYLE,
@@ -116,40 +116,40 @@ pub fn feed(frame: &Frame<'_>, seen: &Feed) -> Result<String, askama::Error> {
 ///
 /// # Errors
 /// As [`feed`].
-pub fn feed_parts(frame: &Frame<'_>, seen: &Feed) -> Result<Parts, askama::Error> {
-    let trouble = Trouble { trouble: frame.blocked }.render()?;
-    let mut single = vec![Part { id: "trouble".into(), html: trouble }];
+pub fn feed_elements(frame: &PageContext<'_>, seen: &FeedPageData) -> Result<PageElements, askama::Error> {
+    let trouble = TroubleBanner { trouble: frame.blocked }.render()?;
+    let mut single = vec![PageElement { id: "trouble".into(), html: trouble }];
     let mut title = String::new();
     for feed in &seen.status.feeds {
         title = format!("{}: {}", feed.name, feed.health);
-        single.push(Part { id: "feed".into(), html: body(frame.now, seen, feed).render()? });
+        single.push(PageElement { id: "feed".into(), html: body(frame.now, seen, feed).render()? });
     }
-    Ok(Parts { title, single, rows: Vec::new() })
+    Ok(PageElements { title, single, rows: Vec::new() })
 }
 
-fn body<'a>(now: Timestamp, seen: &'a Feed, feed: &'a FeedRow) -> Body<'a> {
+fn body<'a>(now: Timestamp, seen: &'a FeedPageData, feed: &'a FeedRow) -> FeedBody<'a> {
     let activity = seen.activity.iter().map(|row| (row.hour, row.changes));
     let chart = Chart::new(activity, hour(now.as_millisecond()), WEEK, CHART_HEIGHT);
-    let closer = seen.status.closer.first();
-    let turned = closer.and_then(|closer| closer.turned.as_ref());
-    Body {
+    let closer = seen.status.details.first();
+    let turned = closer.and_then(|closer| closer.mode_change.as_ref());
+    FeedBody {
         feed,
         class: class(&feed.health),
         since: since(&feed.health, feed.since.as_deref(), now),
         reason: seen.status.reason(feed).map(|reason| plain(&reason)),
         resync: !seen.status.resyncs.iter().all(|resync| resync.feed != feed.name),
-        lag: feed.level_at.as_deref().map(|at| Time::new(Some(at), now, Says::Span)),
-        next: Time::new(next_poll_at(feed), now, Says::Ahead),
-        acked: feed
-            .acked_until
-            .as_deref()
-            .map(|at| (Time::new(Some(at), now, Says::Ahead), plain(feed.ack_note.as_deref().unwrap_or_default()))),
-        polled: Time::new(feed.polled_at.as_deref(), now, Says::Ago),
-        changed: Time::new(feed.changed_at.as_deref(), now, Says::Ago),
+        lag: feed.level_at.as_deref().map(|at| TimeText::new(Some(at), now, TimeForm::Span)),
+        next: TimeText::new(next_poll_at(feed), now, TimeForm::Ahead),
+        acked: feed.acked_until.as_deref().map(|at| {
+            (TimeText::new(Some(at), now, TimeForm::Ahead), plain(feed.ack_note.as_deref().unwrap_or_default()))
+        }),
+        polled: TimeText::new(feed.polled_at.as_deref(), now, TimeForm::Ago),
+        changed: TimeText::new(feed.changed_at.as_deref(), now, TimeForm::Ago),
         items: number(feed.items),
         tombstones: number(feed.tombstones),
         failures: number(feed.failures),
-        turned: turned.map(|event| (detail(event.detail.as_deref()), Time::new(Some(&event.at), now, Says::Ago))),
+        turned: turned
+            .map(|event| (detail(event.detail.as_deref()), TimeText::new(Some(&event.at), now, TimeForm::Ago))),
         highest: number(chart.highest()),
         days: days(now, &chart),
         chart,
@@ -169,15 +169,15 @@ fn days(now: Timestamp, chart: &Chart) -> Vec<(String, String)> {
     chart.days().into_iter().zip(0..).map(|(changes, day)| (from(day), number(changes))).collect()
 }
 
-fn endpoint(row: &EndpointRow, now: Timestamp) -> Endpoint<'_> {
+fn endpoint(row: &EndpointRow, now: Timestamp) -> EndpointView<'_> {
     let is_push = row.transport != "poll";
-    let belief = match Push::from_word(&row.push) {
-        Some(Push::Proven) => "proven",
-        Some(Push::Demoted) => "demoted: it missed items, so the feed is polled until it delivers in time again",
-        Some(Push::Unproven) => "unproven: the feed is polled until it has delivered",
-        Some(Push::None) | None => "not tried yet",
+    let belief = match PushTrust::from_word(&row.push) {
+        Some(PushTrust::Proven) => "proven",
+        Some(PushTrust::Demoted) => "demoted: it missed items, so the feed is polled until it delivers in time again",
+        Some(PushTrust::Unproven) => "unproven: the feed is polled until it has delivered",
+        Some(PushTrust::None) | None => "not tried yet",
     };
-    Endpoint {
+    EndpointView {
         row,
         class: class(&row.health),
         since: since(&row.health, row.since.as_deref(), now),
@@ -186,28 +186,32 @@ fn endpoint(row: &EndpointRow, now: Timestamp) -> Endpoint<'_> {
         is_push,
         delivered: number(row.delivered),
         missed: number(row.missed),
-        proven: Time::new(row.proven_at.as_deref(), now, Says::Ago),
-        last: Time::new(row.updated_at.as_deref(), now, Says::Ago),
+        proven: TimeText::new(row.proven_at.as_deref(), now, TimeForm::Ago),
+        last: TimeText::new(row.updated_at.as_deref(), now, TimeForm::Ago),
     }
 }
 
-fn event(row: &EventRow, now: Timestamp) -> Event<'_> {
-    Event { at: Time::new(Some(&row.at), now, Says::Ago), what: &row.what, detail: detail(row.detail.as_deref()) }
+fn event(row: &EventRow, now: Timestamp) -> EventView<'_> {
+    EventView {
+        at: TimeText::new(Some(&row.at), now, TimeForm::Ago),
+        what: &row.what,
+        detail: detail(row.detail.as_deref()),
+    }
 }
 
-fn finding(row: &FindingRow, now: Timestamp) -> Finding<'_> {
-    Finding {
+fn finding(row: &FindingRow, now: Timestamp) -> FindingView<'_> {
+    FindingView {
         rule: &row.rule,
         sample: detail(row.detail.as_deref()),
         count: number(row.count),
-        first: Time::new(Some(&row.first_at), now, Says::Ago),
-        last: Time::new(Some(&row.last_at), now, Says::Ago),
+        first: TimeText::new(Some(&row.first_at), now, TimeForm::Ago),
+        last: TimeText::new(Some(&row.last_at), now, TimeForm::Ago),
     }
 }
 
-fn since(health: &str, at: Option<&str>, now: Timestamp) -> Option<Time> {
+fn since(health: &str, at: Option<&str>, now: Timestamp) -> Option<TimeText> {
     let at = at.filter(|_| health != Health::Ok.as_str())?;
-    Some(Time::new(Some(at), now, Says::Span))
+    Some(TimeText::new(Some(at), now, TimeForm::Span))
 }
 
 fn detail(text: Option<&str>) -> String {

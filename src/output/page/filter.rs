@@ -5,11 +5,11 @@ use crate::store::read::FeedRow;
 /// The words of a search: all must match. `health:`, `mode:` and `provider:` ask for exactly that; other words are
 /// looked for in the feed's name, provider, URL, health, mode and reason, whatever their case.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Filter {
+pub(super) struct FeedFilter {
     terms: Vec<String>,
 }
 
-impl Filter {
+impl FeedFilter {
     pub(super) fn new(text: &str) -> Self {
         Self { terms: text.to_lowercase().split_whitespace().map(str::to_owned).collect() }
     }

@@ -6,7 +6,7 @@ use super::STYLE;
 
 #[derive(Template)]
 #[template(path = "login.html")]
-struct Page<'a> {
+struct LoginPage<'a> {
     nonce: &'a str,
     style: &'static str,
     to: &'a str,
@@ -18,5 +18,5 @@ struct Page<'a> {
 /// # Errors
 /// When a template fails, which none does over memory.
 pub fn login(nonce: &str, to: &str, wrong: bool) -> Result<String, askama::Error> {
-    Page { nonce, style: STYLE, to, wrong }.render()
+    LoginPage { nonce, style: STYLE, to, wrong }.render()
 }

@@ -6,15 +6,15 @@ use askama::Template;
 use jiff::Timestamp;
 
 use super::chart::{Chart, hour};
-use super::filter::Filter;
-use super::parts::{Part, Parts};
-use super::seen::{DAY, Overview};
-use super::time::{Says, Time};
-use super::{Frame, SCRIPT, STYLE, class};
-use crate::feed::{Health, Push};
+use super::elements::{PageElement, PageElements};
+use super::filter::FeedFilter;
+use super::page_data::{DAY, OverviewData};
+use super::time::{TimeForm, TimeText};
+use super::{PageContext, SCRIPT, STYLE, class};
+use crate::feed::{Health, PushTrust};
+use crate::output::format::{counted, number, plain};
 use crate::output::status::{attention, next_poll_at};
-use crate::output::vitals::{Vitals, size};
-use crate::output::words::{counted, number, plain};
+use crate::output::storage_stats::{StorageStats, size};
 use crate::store::read::{FeedRow, MirrorRow};
 
 /// How tall a row's chart is, in its own units.
@@ -22,7 +22,7 @@ const CHART_HEIGHT: i64 = 24;
 
 #[derive(Template)]
 #[template(path = "overview.html")]
-struct Page<'a> {
+struct OverviewPage<'a> {
     now: i64,
     nonce: &'a str,
     style: &'static str,
@@ -31,13 +31,13 @@ struct Page<'a> {
     title: &'a str,
     search: &'a str,
     shown: String,
-    single: &'a [Part],
-    rows: &'a [Part],
+    single: &'a [PageElement],
+    rows: &'a [PageElement],
 }
 
 #[derive(Template)]
 #[template(path = "summary.html")]
-struct Summary<'a> {
+struct SummaryBanner<'a> {
     trouble: Option<&'a str>,
     words: Option<String>,
     /// Health, class, feeds; in the order of the rows.
@@ -46,12 +46,12 @@ struct Summary<'a> {
 
 #[derive(Template)]
 #[template(path = "row.html")]
-struct Row<'a> {
+struct OverviewRow<'a> {
     feed: &'a FeedRow,
     provider: &'a str,
     hidden: bool,
     class: &'static str,
-    since: Option<Time>,
+    since: Option<TimeText>,
     reason: String,
     push: Option<&'a str>,
     items: String,
@@ -59,16 +59,16 @@ struct Row<'a> {
     quarantined: Option<String>,
     chart: Chart,
     changes: String,
-    lag: Option<Time>,
-    next: Time,
+    lag: Option<TimeText>,
+    next: TimeText,
 }
 
 #[derive(Template)]
 #[template(path = "vitals.html")]
-struct State<'a> {
+struct StoragePanel<'a> {
     mirror: Option<&'a MirrorRow>,
     seq: String,
-    up: Time,
+    up: TimeText,
     /// What, and how much.
     sizes: Vec<(&'static str, String)>,
 }
@@ -78,14 +78,14 @@ struct State<'a> {
 /// # Errors
 /// When a template fails, which none does over memory.
 pub fn overview(
-    frame: &Frame<'_>,
-    seen: Result<&Overview, &str>,
-    vitals: &Vitals,
+    frame: &PageContext<'_>,
+    seen: Result<&OverviewData, &str>,
+    vitals: &StorageStats,
     search: &str,
 ) -> Result<String, askama::Error> {
-    let (parts, shown) = parts(frame, seen, vitals, &Filter::new(search))?;
+    let (parts, shown) = parts(frame, seen, vitals, &FeedFilter::new(search))?;
     let of = format!("{shown} of {}", counted(count(parts.rows.len()), "feed"));
-    let page = Page {
+    let page = OverviewPage {
         now: frame.now.as_millisecond(),
         nonce: frame.nonce,
         style: STYLE,
@@ -104,21 +104,21 @@ pub fn overview(
 ///
 /// # Errors
 /// As [`overview`].
-pub fn overview_parts(
-    frame: &Frame<'_>,
-    seen: Result<&Overview, &str>,
-    vitals: &Vitals,
-) -> Result<Parts, askama::Error> {
-    Ok(parts(frame, seen, vitals, &Filter::default())?.0)
+pub fn overview_elements(
+    frame: &PageContext<'_>,
+    seen: Result<&OverviewData, &str>,
+    vitals: &StorageStats,
+) -> Result<PageElements, askama::Error> {
+    Ok(parts(frame, seen, vitals, &FeedFilter::default())?.0)
 }
 
 /// With the number of rows that the filter shows.
 fn parts(
-    frame: &Frame<'_>,
-    seen: Result<&Overview, &str>,
-    vitals: &Vitals,
-    filter: &Filter,
-) -> Result<(Parts, usize), askama::Error> {
+    frame: &PageContext<'_>,
+    seen: Result<&OverviewData, &str>,
+    vitals: &StorageStats,
+    filter: &FeedFilter,
+) -> Result<(PageElements, usize), askama::Error> {
     let trouble = frame.blocked.or(seen.err());
     let seen = seen.ok();
     let mut rows = Vec::new();
@@ -126,55 +126,55 @@ fn parts(
     for feed in seen.map(|seen| seen.status.by_attention()).unwrap_or_default() {
         let row = row(frame.now, seen, feed, filter);
         shown += usize::from(!row.hidden);
-        rows.push(Part { id: format!("feed-{}", feed.name), html: row.render()? });
+        rows.push(PageElement { id: format!("feed-{}", feed.name), html: row.render()? });
     }
     let single = vec![
-        Part { id: "summary".into(), html: summary(trouble, seen).render()? },
-        Part { id: "vitals".into(), html: state(frame.now, seen, vitals).render()? },
+        PageElement { id: "summary".into(), html: summary(trouble, seen).render()? },
+        PageElement { id: "vitals".into(), html: state(frame.now, seen, vitals).render()? },
     ];
-    Ok((Parts { title: title(trouble, seen), single, rows }, shown))
+    Ok((PageElements { title: title(trouble, seen), single, rows }, shown))
 }
 
-fn summary<'a>(trouble: Option<&'a str>, seen: Option<&Overview>) -> Summary<'a> {
+fn summary<'a>(trouble: Option<&'a str>, seen: Option<&OverviewData>) -> SummaryBanner<'a> {
     let of = |health: &Health| {
         let feeds = &seen?.status.feeds;
         let feeds = feeds.iter().filter(|feed| feed.health == health.as_str()).count();
         (feeds > 0).then(|| (health.as_str(), class(health.as_str()), number(count(feeds))))
     };
-    let words = |seen: &Overview| {
+    let words = |seen: &OverviewData| {
         let feeds = counted(count(seen.status.feeds.len()), "feed");
         format!("{feeds}, {}", counted(seen.status.live_items(), "live item"))
     };
     let mut healths = Health::ALL.to_vec();
     healths.sort_by_key(|health| Reverse(attention(health.as_str(), false)));
-    Summary { trouble, words: seen.map(words), counts: healths.iter().filter_map(of).collect() }
+    SummaryBanner { trouble, words: seen.map(words), counts: healths.iter().filter_map(of).collect() }
 }
 
-fn row<'a>(now: Timestamp, seen: Option<&'a Overview>, feed: &'a FeedRow, filter: &Filter) -> Row<'a> {
+fn row<'a>(now: Timestamp, seen: Option<&'a OverviewData>, feed: &'a FeedRow, filter: &FeedFilter) -> OverviewRow<'a> {
     let reason = seen.and_then(|seen| seen.status.reason(feed)).map(|reason| plain(&reason)).unwrap_or_default();
     let quarantined = seen.and_then(|seen| seen.quarantined.get(&feed.name)).copied().unwrap_or(0);
     let activity = seen.and_then(|seen| seen.activity.get(&feed.name)).map_or(&[][..], Vec::as_slice);
     let chart = Chart::new(activity.iter().copied(), hour(now.as_millisecond()), DAY, CHART_HEIGHT);
     let is_ok = feed.health == Health::Ok.as_str();
-    Row {
+    OverviewRow {
         feed,
         provider: feed.provider.as_deref().unwrap_or_default(),
         hidden: !filter.shows(feed, &reason),
         class: class(&feed.health),
-        since: feed.since.as_deref().filter(|_| !is_ok).map(|since| Time::new(Some(since), now, Says::Span)),
+        since: feed.since.as_deref().filter(|_| !is_ok).map(|since| TimeText::new(Some(since), now, TimeForm::Span)),
         reason,
-        push: Some(feed.push.as_str()).filter(|push| *push != Push::None.as_str()),
+        push: Some(feed.push.as_str()).filter(|push| *push != PushTrust::None.as_str()),
         items: number(feed.items),
         tombstones: (feed.tombstones > 0).then(|| counted(feed.tombstones, "tombstone")),
         quarantined: (quarantined > 0).then(|| number(quarantined)),
         changes: number(chart.sum()),
         chart,
-        lag: feed.level_at.as_deref().map(|level_at| Time::new(Some(level_at), now, Says::Span)),
-        next: Time::new(next_poll_at(feed), now, Says::Ahead),
+        lag: feed.level_at.as_deref().map(|level_at| TimeText::new(Some(level_at), now, TimeForm::Span)),
+        next: TimeText::new(next_poll_at(feed), now, TimeForm::Ahead),
     }
 }
 
-fn state<'a>(now: Timestamp, seen: Option<&'a Overview>, vitals: &Vitals) -> State<'a> {
+fn state<'a>(now: Timestamp, seen: Option<&'a OverviewData>, vitals: &StorageStats) -> StoragePanel<'a> {
     let mirror = seen.map(|seen| &seen.status.mirror);
     let bytes = [
         ("Database", vitals.database_bytes),
@@ -190,15 +190,15 @@ fn state<'a>(now: Timestamp, seen: Option<&'a Overview>, vitals: &Vitals) -> Sta
             sizes.push((what, format!("{:.1} ms", time.as_secs_f64() * 1000.0)));
         }
     }
-    State {
+    StoragePanel {
         mirror,
         seq: number(mirror.map_or(0, |mirror| mirror.seq)),
-        up: Time::new(mirror.and_then(|mirror| mirror.started_at.as_deref()), now, Says::Span),
+        up: TimeText::new(mirror.and_then(|mirror| mirror.started_at.as_deref()), now, TimeForm::Span),
         sizes,
     }
 }
 
-fn title(trouble: Option<&str>, seen: Option<&Overview>) -> String {
+fn title(trouble: Option<&str>, seen: Option<&OverviewData>) -> String {
     let feeds = seen.map_or(&[][..], |seen| &seen.status.feeds);
     let wrong = feeds.iter().filter(|feed| feed.health != Health::Ok.as_str()).count();
     match (trouble, wrong) {

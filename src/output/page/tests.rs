@@ -6,7 +6,7 @@ use std::collections::HashMap;
 
 use super::*;
 use crate::output::status::Status;
-use crate::output::vitals::Vitals;
+use crate::output::storage_stats::StorageStats;
 use crate::store::read::{FeedRow, MirrorRow, ResyncRow};
 
 const HOSTILE: &str = "timeout: <script>alert(\"1\")</script> & 'more' \u{202e}";
@@ -49,19 +49,19 @@ fn status(feeds: Vec<FeedRow>) -> Status {
         ops_address: None,
         webhooks_address: None,
     };
-    Status { mirror, feeds, loads: Vec::new(), resyncs: Vec::new(), closer: Vec::new() }
+    Status { mirror, feeds, loads: Vec::new(), resyncs: Vec::new(), details: Vec::new() }
 }
 
-fn glance(feeds: Vec<FeedRow>) -> Overview {
-    Overview { status: status(feeds), activity: HashMap::new(), quarantined: HashMap::new() }
+fn glance(feeds: Vec<FeedRow>) -> OverviewData {
+    OverviewData { status: status(feeds), activity: HashMap::new(), quarantined: HashMap::new() }
 }
 
-fn frame() -> Frame<'static> {
-    Frame { now: "2026-01-01T01:00:00Z".parse().unwrap(), nonce: "a-word", blocked: None }
+fn frame() -> PageContext<'static> {
+    PageContext { now: "2026-01-01T01:00:00Z".parse().unwrap(), nonce: "a-word", blocked: None }
 }
 
-fn page(seen: &Overview, search: &str) -> String {
-    overview(&frame(), Ok(seen), &Vitals::default(), search).unwrap()
+fn page(seen: &OverviewData, search: &str) -> String {
+    overview(&frame(), Ok(seen), &StorageStats::default(), search).unwrap()
 }
 
 #[test]
@@ -72,7 +72,7 @@ fn a_health_of_a_later_version_looks_bad() {
 
 #[test]
 fn a_file_that_cannot_be_read_is_said() {
-    let page = overview(&frame(), Err("the file is <gone>"), &Vitals::default(), "").unwrap();
+    let page = overview(&frame(), Err("the file is <gone>"), &StorageStats::default(), "").unwrap();
     assert!(page.contains("not ready</strong> the file is &#60;gone&#62;"), "{page}");
     assert!(page.contains("<title>not ready"));
 }
@@ -94,8 +94,13 @@ fn hostile_words_are_text_on_every_page() {
     told.feeds[0].acked_until = Some("2026-01-02T00:00:00.000Z".into());
     told.feeds[0].ack_note = Some(HOSTILE.into());
     told.feeds[0].publisher = Some("<img src=x>".into());
-    let whole =
-        Feed { status: told, activity: Vec::new(), events: Vec::new(), findings: Vec::new(), quarantine: Vec::new() };
+    let whole = FeedPageData {
+        status: told,
+        activity: Vec::new(),
+        events: Vec::new(),
+        findings: Vec::new(),
+        quarantine: Vec::new(),
+    };
     let pages = [page(&seen, "\"><script>"), page(&seen, ""), feed(&frame(), &whole).unwrap()];
     for page in &pages {
         assert!(!page.contains("<img") && !page.contains("<b>") && !page.contains("<cc>"), "{page}");
@@ -139,7 +144,7 @@ fn a_feed_s_page_tells_of_a_resync_and_why_it_is_as_it_is() {
         live: None,
     });
     let rest = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    let seen = Feed { status, activity: rest.0, events: rest.1, findings: rest.2, quarantine: rest.3 };
+    let seen = FeedPageData { status, activity: rest.0, events: rest.1, findings: rest.2, quarantine: rest.3 };
     let page = feed(&frame(), &seen).unwrap();
     assert!(page.contains("resync: reading the feed anew, since 2026-01-01T00:30:00.000Z"), "{page}");
     assert!(page.contains("<dt>Resync</dt><dd>under way</dd>"));

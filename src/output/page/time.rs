@@ -6,11 +6,11 @@ use std::fmt;
 use askama::filters::HtmlSafe;
 use jiff::Timestamp;
 
-use super::super::words::span;
+use super::super::format::span;
 
 /// How a time is put into words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Says {
+pub(super) enum TimeForm {
     /// `5 min`: how long since.
     Span,
     /// `5 min ago`.
@@ -21,31 +21,31 @@ pub(super) enum Says {
 
 /// A time as HTML; a dash where there is none.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Time {
+pub(super) struct TimeText {
     at: Option<Timestamp>,
     now: Timestamp,
-    says: Says,
+    says: TimeForm,
 }
 
-impl Time {
+impl TimeText {
     /// A stored time; one that can't be read is none.
-    pub(super) fn new(at: Option<&str>, now: Timestamp, says: Says) -> Self {
+    pub(super) fn new(at: Option<&str>, now: Timestamp, says: TimeForm) -> Self {
         Self { at: at.and_then(|at| at.parse().ok()), now, says }
     }
 }
 
 // A time that was parsed and the words made of it hold nothing to be escaped.
-impl HtmlSafe for Time {}
+impl HtmlSafe for TimeText {}
 
-impl fmt::Display for Time {
+impl fmt::Display for TimeText {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Some(at) = self.at else { return f.write_str("–") };
         let ago = self.now.as_second() - at.as_second();
         let (says, words) = match self.says {
-            Says::Span => ("span", span(ago)),
-            Says::Ago => ("ago", format!("{} ago", span(ago))),
-            Says::Ahead if ago < 0 => ("ahead", format!("in {}", span(-ago))),
-            Says::Ahead => ("ahead", "now".to_owned()),
+            TimeForm::Span => ("span", span(ago)),
+            TimeForm::Ago => ("ago", format!("{} ago", span(ago))),
+            TimeForm::Ahead if ago < 0 => ("ahead", format!("in {}", span(-ago))),
+            TimeForm::Ahead => ("ahead", "now".to_owned()),
         };
         write!(f, "<time datetime=\"{at:.0}\" data-says=\"{says}\" title=\"{at:.0}\">{words}</time>")
     }
@@ -56,23 +56,23 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    fn shown(at: Option<&str>, says: Says) -> String {
-        Time::new(at, "2026-01-01T00:10:00Z".parse().unwrap(), says).to_string()
+    fn shown(at: Option<&str>, says: TimeForm) -> String {
+        TimeText::new(at, "2026-01-01T00:10:00Z".parse().unwrap(), says).to_string()
     }
 
     #[test]
     fn a_time_is_in_words_and_machine_readable() {
         assert_eq!(
-            shown(Some("2026-01-01T00:00:00.999Z"), Says::Ago),
+            shown(Some("2026-01-01T00:00:00.999Z"), TimeForm::Ago),
             "<time datetime=\"2026-01-01T00:00:00Z\" data-says=\"ago\" title=\"2026-01-01T00:00:00Z\">10 min ago</time>"
         );
-        assert!(shown(Some("2026-01-01T00:10:30.000Z"), Says::Ahead).contains(">in 30 s<"));
-        assert!(shown(Some("2026-01-01T00:09:30.000Z"), Says::Ahead).contains(">now<"));
+        assert!(shown(Some("2026-01-01T00:10:30.000Z"), TimeForm::Ahead).contains(">in 30 s<"));
+        assert!(shown(Some("2026-01-01T00:09:30.000Z"), TimeForm::Ahead).contains(">now<"));
     }
 
     #[test]
     fn what_is_no_time_is_a_dash() {
-        assert_eq!(shown(None, Says::Span), "–");
-        assert_eq!(shown(Some("<script>"), Says::Span), "–");
+        assert_eq!(shown(None, TimeForm::Span), "–");
+        assert_eq!(shown(Some("<script>"), TimeForm::Span), "–");
     }
 }

@@ -4,29 +4,29 @@ use std::io::{self, Write};
 
 use jiff::Timestamp;
 
-use super::super::words::{counted, number, plain, seconds_since, span};
-use super::Closer;
-use crate::feed::{Push, Transport};
+use super::super::format::{counted, number, plain, seconds_since, span};
+use super::FeedDetail;
+use crate::feed::{PushTrust, Transport};
 use crate::store::read::EndpointRow;
 
 /// Writes a line of the mode, a line an endpoint, and an empty one.
 ///
 /// # Errors
 /// When `out` can't be written.
-pub(super) fn tell(out: &mut impl Write, closer: &Closer, now: Timestamp) -> io::Result<()> {
+pub(super) fn write_endpoints(out: &mut impl Write, closer: &FeedDetail, now: Timestamp) -> io::Result<()> {
     let feed = plain(&closer.feed);
-    if let Some(turned) = &closer.turned {
+    if let Some(turned) = &closer.mode_change {
         let ago = seconds_since(Some(&turned.at), now).map(|ago| format!(" {} ago", span(ago))).unwrap_or_default();
         writeln!(out, "{feed}: its mode changed{ago}: {}", plain(turned.detail.as_deref().unwrap_or_default()))?;
     }
     for endpoint in &closer.endpoints {
-        writeln!(out, "{feed}: {}", line(endpoint, now))?;
+        writeln!(out, "{feed}: {}", endpoint_line(endpoint, now))?;
     }
     writeln!(out)
 }
 
 /// `sse: retrying for 3 s: push-lost: …; proven 2 h ago; 12 items brought, the last one 5 s ago, 1 missed`.
-fn line(endpoint: &EndpointRow, now: Timestamp) -> String {
+fn endpoint_line(endpoint: &EndpointRow, now: Timestamp) -> String {
     let since = seconds_since(endpoint.since.as_deref(), now).filter(|_| endpoint.health != "ok");
     let since = since.map(|seconds| format!(" for {}", span(seconds))).unwrap_or_default();
     let why = endpoint.reason.as_deref().map(|reason| format!(": {}", plain(reason))).unwrap_or_default();
@@ -48,11 +48,11 @@ fn line(endpoint: &EndpointRow, now: Timestamp) -> String {
 /// How far it is believed, in words.
 fn belief(endpoint: &EndpointRow, now: Timestamp) -> String {
     let proven = seconds_since(endpoint.proven_at.as_deref(), now).map(|ago| format!(" {} ago", span(ago)));
-    match Push::from_word(&endpoint.push) {
-        Some(Push::Proven) => format!("proven{}", proven.unwrap_or_default()),
-        Some(Push::Demoted) => "demoted, since it missed items: polled until it delivers in time again".to_owned(),
-        Some(Push::Unproven) => "unproven: polled until it has delivered".to_owned(),
-        Some(Push::None) | None => endpoint.push.clone(),
+    match PushTrust::from_word(&endpoint.push) {
+        Some(PushTrust::Proven) => format!("proven{}", proven.unwrap_or_default()),
+        Some(PushTrust::Demoted) => "demoted, since it missed items: polled until it delivers in time again".to_owned(),
+        Some(PushTrust::Unproven) => "unproven: polled until it has delivered".to_owned(),
+        Some(PushTrust::None) | None => endpoint.push.clone(),
     }
 }
 
@@ -83,8 +83,8 @@ mod tests {
 
     fn told(turned: Option<EventRow>, endpoints: Vec<EndpointRow>) -> String {
         let mut out = Vec::new();
-        let closer = Closer { feed: "a".into(), endpoints, turned };
-        tell(&mut out, &closer, "2026-01-01T02:00:05Z".parse().unwrap()).unwrap();
+        let closer = FeedDetail { feed: "a".into(), endpoints, mode_change: turned };
+        write_endpoints(&mut out, &closer, "2026-01-01T02:00:05Z".parse().unwrap()).unwrap();
         String::from_utf8(out).unwrap()
     }
 

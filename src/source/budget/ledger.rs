@@ -17,7 +17,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::pace::{Pace, WINDOW};
+use super::transfer_rate::{TransferRate, WINDOW};
 
 const UNIT: u64 = 4 << 10;
 /// What is larger than this is weighed before it goes on.
@@ -29,95 +29,100 @@ const LONGER: Duration = Duration::from_secs(1);
 
 /// What became of a wish for more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Wish {
+pub(super) enum GrowResult {
     Granted,
-    Waits,
-    GivesWay,
+    Waiting,
+    Preempted,
 }
 
 /// The account.
-pub(super) struct Ledger {
+pub(super) struct MemoryLedger {
     total: u64,
     used: u64,
     /// Of that, what doesn't depend on a publisher any more.
-    ours: u64,
-    beyond: Option<u64>,
+    local_bytes: u64,
+    over_budget: Option<u64>,
     /// By number, which is by age.
-    pages: BTreeMap<u64, Page>,
+    pages: BTreeMap<u64, PageAccount>,
     /// Who waits, in the order of being served.
-    waiting: BTreeSet<Place>,
+    waiting: BTreeSet<QueueRank>,
     hosts: HashMap<Arc<str>, u64>,
     /// What pages that have begun still expect, by size.
-    expected: [u64; 64],
+    pending_by_size: [u64; 64],
     next: u64,
 }
 
 /// Pages that have begun come first, so that they end; then small ones, then those that are weighed; of each the
 /// smallest, then the oldest.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Place {
+struct QueueRank {
     new: bool,
-    weighed: bool,
+    must_fit_whole: bool,
     size: u32,
     number: u64,
 }
 
 /// What a page waits for.
 #[derive(Clone, Copy)]
-struct Want {
+struct MemoryRequest {
     bytes: u64,
     since: Instant,
-    place: Place,
+    rank: QueueRank,
 }
 
 /// What one page holds.
-struct Page {
+struct PageAccount {
     /// None of whoever never gives way.
     host: Option<Arc<str>>,
-    held: u64,
+    held_bytes: u64,
     /// Of that, what has come.
-    came: u64,
-    claim: u64,
+    arrived_bytes: u64,
+    expected_bytes: u64,
     /// What its claim adds to those of its size.
     pending: (usize, u64),
     begun: bool,
-    ours: bool,
-    want: Option<Want>,
-    kept_out: bool,
+    is_local: bool,
+    memory_request: Option<MemoryRequest>,
+    awaits_admission: bool,
     waited: Duration,
-    pace: Pace,
-    gives_way: bool,
+    transfer_rate: TransferRate,
+    is_preempted: bool,
     changed: Arc<Notify>,
 }
 
-impl Page {
+impl PageAccount {
     /// Whether it has to find room for all that it is expected to need before it goes on.
-    fn is_weighed(&self, bytes: u64) -> bool {
-        !self.begun && self.claim.max(bytes) > SMALL
+    fn must_fit_whole(&self, bytes: u64) -> bool {
+        !self.begun && self.expected_bytes.max(bytes) > SMALL
     }
 
-    fn place(&self, number: u64, bytes: u64) -> Place {
-        Place { new: !self.begun, weighed: self.is_weighed(bytes), size: size(self.claim.max(bytes)), number }
+    fn rank(&self, number: u64, bytes: u64) -> QueueRank {
+        QueueRank {
+            new: !self.begun,
+            must_fit_whole: self.must_fit_whole(bytes),
+            size: size(self.expected_bytes.max(bytes)),
+            number,
+        }
     }
 
     /// What has to be free for it to hold `bytes`, beside what it holds.
     fn need(&self, bytes: u64) -> u64 {
-        let whole = if self.is_weighed(bytes) { self.claim.max(bytes) } else { bytes };
-        whole.saturating_sub(self.held)
+        let whole = if self.must_fit_whole(bytes) { self.expected_bytes.max(bytes) } else { bytes };
+        whole.saturating_sub(self.held_bytes)
     }
 }
 
-impl Ledger {
+impl MemoryLedger {
     pub(super) fn new(total: u64) -> Self {
         Self {
             total,
             used: 0,
-            ours: 0,
-            beyond: None,
+            local_bytes: 0,
+            over_budget: None,
             pages: BTreeMap::new(),
             waiting: BTreeSet::new(),
             hosts: HashMap::new(),
-            expected: [0; 64],
+            pending_by_size: [0; 64],
             next: 0,
         }
     }
@@ -127,23 +132,23 @@ impl Ledger {
     }
 
     /// Enters a page that holds nothing yet and is expected to need `claim`; one without a host is ours from the start.
-    pub(super) fn enter(&mut self, host: Option<&str>, claim: u64) -> (u64, Arc<Notify>) {
+    pub(super) fn open_page(&mut self, host: Option<&str>, claim: u64) -> (u64, Arc<Notify>) {
         let known = host.and_then(|host| self.hosts.get_key_value(host).map(|(known, _)| Arc::clone(known)));
         let host = known.or_else(|| host.map(Arc::from));
         let changed = Arc::new(Notify::new());
-        let page = Page {
-            ours: host.is_none(),
+        let page = PageAccount {
+            is_local: host.is_none(),
             host,
-            held: 0,
-            came: 0,
-            claim,
+            held_bytes: 0,
+            arrived_bytes: 0,
+            expected_bytes: claim,
             pending: (0, 0),
             begun: false,
-            want: None,
-            kept_out: false,
+            memory_request: None,
+            awaits_admission: false,
             waited: Duration::ZERO,
-            pace: Pace::default(),
-            gives_way: false,
+            transfer_rate: TransferRate::default(),
+            is_preempted: false,
             changed: Arc::clone(&changed),
         };
         let number = self.next;
@@ -152,35 +157,35 @@ impl Ledger {
         (number, changed)
     }
 
-    pub(super) fn leave(&mut self, number: u64, now: Instant) {
+    pub(super) fn close_page(&mut self, number: u64, now: Instant) {
         self.withdraw(number, now);
         self.set_held(number, 0);
         self.set_pending(number, 0);
         self.pages.remove(&number);
-        if self.beyond == Some(number) {
-            self.beyond = None;
+        if self.over_budget == Some(number) {
+            self.over_budget = None;
         }
-        self.settle(now);
+        self.grant_waiting(now);
     }
 
-    pub(super) fn held(&self, number: u64) -> u64 {
-        self.pages.get(&number).map_or(0, |page| page.held)
+    pub(super) fn held_bytes(&self, number: u64) -> u64 {
+        self.pages.get(&number).map_or(0, |page| page.held_bytes)
     }
 
-    pub(super) fn claim(&self, number: u64) -> u64 {
-        self.pages.get(&number).map_or(0, |page| page.claim)
+    pub(super) fn expected_bytes(&self, number: u64) -> u64 {
+        self.pages.get(&number).map_or(0, |page| page.expected_bytes)
     }
 
     /// How long the page has waited for memory, until now.
     pub(super) fn waited(&self, number: u64, now: Instant) -> Duration {
-        let waited = |page: &Page| {
-            page.waited + page.want.map_or(Duration::ZERO, |want| now.saturating_duration_since(want.since))
+        let waited = |page: &PageAccount| {
+            page.waited + page.memory_request.map_or(Duration::ZERO, |want| now.saturating_duration_since(want.since))
         };
         self.pages.get(&number).map_or(Duration::ZERO, waited)
     }
 
     pub(super) fn is_waiting(&self, number: u64) -> bool {
-        self.pages.get(&number).is_some_and(|page| page.want.is_some() || page.kept_out)
+        self.pages.get(&number).is_some_and(|page| page.memory_request.is_some() || page.awaits_admission)
     }
 
     /// How many wait, and the host that holds most.
@@ -190,111 +195,112 @@ impl Ledger {
     }
 
     /// The page is expected to need this much, as far as is known now.
-    pub(super) fn expect(&mut self, number: u64, bytes: u64) {
-        if let Some(page) = self.pages.get_mut(&number).filter(|page| page.want.is_none()) {
-            page.claim = bytes.max(page.held);
+    pub(super) fn set_expected(&mut self, number: u64, bytes: u64) {
+        if let Some(page) = self.pages.get_mut(&number).filter(|page| page.memory_request.is_none()) {
+            page.expected_bytes = bytes.max(page.held_bytes);
         }
-        self.refresh(number);
+        self.update_pending(number);
     }
 
     /// The page is to hold `bytes`, if that is more than now.
-    pub(super) fn wish(&mut self, number: u64, bytes: u64, now: Instant) -> Wish {
-        let Some(page) = self.pages.get_mut(&number) else { return Wish::Granted };
-        if page.held == 0 {
-            page.pace.begin(now);
+    pub(super) fn grow(&mut self, number: u64, bytes: u64, now: Instant) -> GrowResult {
+        let Some(page) = self.pages.get_mut(&number) else { return GrowResult::Granted };
+        if page.held_bytes == 0 {
+            page.transfer_rate.begin(now);
         }
-        page.pace.came(bytes.saturating_sub(page.came), now);
-        page.came = bytes;
-        if bytes > page.held {
-            if page.gives_way {
-                return Wish::GivesWay;
+        page.transfer_rate.record_bytes(bytes.saturating_sub(page.arrived_bytes), now);
+        page.arrived_bytes = bytes;
+        if bytes > page.held_bytes {
+            if page.is_preempted {
+                return GrowResult::Preempted;
             }
-            let bytes = charged(bytes, page.claim);
-            let place = page.place(number, bytes);
-            let outranked = place.weighed && self.waiting.range(..place).next().is_some();
-            if outranked || !self.take(number, bytes) {
-                self.wait(number, bytes, now);
-                self.settle(now);
+            let bytes = charged(bytes, page.expected_bytes);
+            let place = page.rank(number, bytes);
+            let outranked = place.must_fit_whole && self.waiting.range(..place).next().is_some();
+            if outranked || !self.try_grow(number, bytes) {
+                self.enqueue(number, bytes, now);
+                self.grant_waiting(now);
             }
         }
         match self.is_waiting(number) {
-            true => Wish::Waits,
-            false => Wish::Granted,
+            true => GrowResult::Waiting,
+            false => GrowResult::Granted,
         }
     }
 
-    fn wait(&mut self, number: u64, bytes: u64, now: Instant) {
+    fn enqueue(&mut self, number: u64, bytes: u64, now: Instant) {
         self.withdraw(number, now);
         let Some(page) = self.pages.get_mut(&number) else { return };
-        let place = page.place(number, bytes);
-        page.want = Some(Want { bytes, since: now, place });
+        let place = page.rank(number, bytes);
+        page.memory_request = Some(MemoryRequest { bytes, since: now, rank: place });
         self.waiting.insert(place);
     }
 
     /// The page waits no more; what it waited counts.
     pub(super) fn withdraw(&mut self, number: u64, now: Instant) {
         let Some(page) = self.pages.get_mut(&number) else { return };
-        if let Some(want) = page.want.take() {
+        if let Some(want) = page.memory_request.take() {
             page.waited += now.saturating_duration_since(want.since);
-            self.waiting.remove(&want.place);
+            self.waiting.remove(&want.rank);
         }
     }
 
     /// Gives the page what it wishes for, if that is free.
-    fn take(&mut self, number: u64, bytes: u64) -> bool {
+    fn try_grow(&mut self, number: u64, bytes: u64) -> bool {
         let Some(page) = self.pages.get(&number) else { return true };
-        if self.beyond != Some(number) {
-            let place = page.place(number, bytes);
-            let others = &self.expected[..=place.size as usize];
-            let others = if place.weighed { others.iter().sum() } else { 0 };
+        if self.over_budget != Some(number) {
+            let place = page.rank(number, bytes);
+            let others = &self.pending_by_size[..=place.size as usize];
+            let others = if place.must_fit_whole { others.iter().sum() } else { 0 };
             if self.used + others + page.need(bytes) > self.total {
                 return false;
             }
         }
         if let Some(page) = self.pages.get_mut(&number) {
-            page.claim = page.claim.max(bytes);
-            page.begun |= page.claim > SMALL;
+            page.expected_bytes = page.expected_bytes.max(bytes);
+            page.begun |= page.expected_bytes > SMALL;
         }
         self.set_held(number, bytes);
-        self.refresh(number);
+        self.update_pending(number);
         true
     }
 
     /// Serves whoever waits and can be: the smallest first, then by age; then the oldest goes beyond.
-    fn settle(&mut self, now: Instant) {
+    fn grant_waiting(&mut self, now: Instant) {
         loop {
             let mut after = None;
             while let Some(place) = self.behind(after) {
                 after = Some(place);
                 let bytes = self.wanted(place.number);
-                if self.take(place.number, bytes) {
+                if self.try_grow(place.number, bytes) {
                     self.grant(place.number, now);
-                } else if place.weighed {
+                } else if place.must_fit_whole {
                     break;
                 }
             }
-            if self.beyond.is_some() {
+            if self.over_budget.is_some() {
                 return;
             }
             // Who has no host and holds nothing can wait until there is room.
-            let may = |number: &u64| self.pages.get(number).is_some_and(|page| page.host.is_some() || page.held > 0);
+            let may =
+                |number: &u64| self.pages.get(number).is_some_and(|page| page.host.is_some() || page.held_bytes > 0);
             let Some(number) = self.waiting.iter().map(|place| place.number).filter(may).min() else { return };
             let bytes = self.wanted(number);
             self.set_pending(number, 0);
             self.set_held(number, 0);
-            self.beyond = Some(number);
-            self.take(number, bytes);
+            self.over_budget = Some(number);
+            self.try_grow(number, bytes);
             self.grant(number, now);
         }
     }
 
-    fn behind(&self, place: Option<Place>) -> Option<Place> {
+    fn behind(&self, place: Option<QueueRank>) -> Option<QueueRank> {
         let from = place.map_or(Bound::Unbounded, Bound::Excluded);
         self.waiting.range((from, Bound::Unbounded)).next().copied()
     }
 
     fn wanted(&self, number: u64) -> u64 {
-        self.pages.get(&number).and_then(|page| page.want).map_or(0, |want| want.bytes)
+        self.pages.get(&number).and_then(|page| page.memory_request).map_or(0, |want| want.bytes)
     }
 
     fn grant(&mut self, number: u64, now: Instant) {
@@ -307,145 +313,145 @@ impl Ledger {
     /// The page is `bytes` large and no larger, as far as is known.
     pub(super) fn shrink(&mut self, number: u64, bytes: u64, now: Instant) {
         let Some(page) = self.pages.get_mut(&number) else { return };
-        let bytes = bytes.next_multiple_of(UNIT).min(page.held);
-        page.claim = bytes;
-        page.came = page.came.min(bytes);
+        let bytes = bytes.next_multiple_of(UNIT).min(page.held_bytes);
+        page.expected_bytes = bytes;
+        page.arrived_bytes = page.arrived_bytes.min(bytes);
         // Whoever waits for it has what it held.
-        page.gives_way &= bytes > 0;
+        page.is_preempted &= bytes > 0;
         self.set_pending(number, 0);
-        if self.beyond == Some(number) && self.used + bytes <= self.total {
+        if self.over_budget == Some(number) && self.used + bytes <= self.total {
             self.set_held(number, 0);
-            self.beyond = None;
+            self.over_budget = None;
         }
         self.set_held(number, bytes);
-        self.settle(now);
+        self.grant_waiting(now);
     }
 
     /// A part of what the page holds goes on by itself, and is ours.
     pub(super) fn split(&mut self, number: u64, bytes: u64) -> (u64, Arc<Notify>) {
-        let bytes = bytes.min(self.held(number));
+        let bytes = bytes.min(self.held_bytes(number));
         let host = self.pages.get(&number).and_then(|page| page.host.clone());
-        let (part, changed) = self.enter(host.as_deref(), 0);
-        self.arrived(part);
-        let left = self.held(number) - bytes;
+        let (part, changed) = self.open_page(host.as_deref(), 0);
+        self.mark_arrived(part);
+        let left = self.held_bytes(number) - bytes;
         self.set_held(number, 0);
         self.set_pending(number, 0);
-        if self.beyond == Some(number) {
-            self.beyond = Some(part);
+        if self.over_budget == Some(number) {
+            self.over_budget = Some(part);
         }
         self.set_held(part, bytes);
         self.set_held(number, left);
         if let Some(page) = self.pages.get_mut(&number) {
-            page.claim = left;
-            page.came = page.came.min(left);
+            page.expected_bytes = left;
+            page.arrived_bytes = page.arrived_bytes.min(left);
             page.begun = false;
-            page.gives_way &= left > 0;
+            page.is_preempted &= left > 0;
         }
         (part, changed)
     }
 
     /// The page no longer depends on its publisher.
-    pub(super) fn arrived(&mut self, number: u64) {
-        let beyond = self.beyond == Some(number);
+    pub(super) fn mark_arrived(&mut self, number: u64) {
+        let beyond = self.over_budget == Some(number);
         let Some(page) = self.pages.get_mut(&number) else { return };
-        if !page.ours && !beyond {
-            self.ours += page.held;
+        if !page.is_local && !beyond {
+            self.local_bytes += page.held_bytes;
         }
-        page.ours = true;
+        page.is_local = true;
     }
 
     /// Its publisher is waited for, or no more.
-    pub(super) fn receives(&mut self, number: u64, receives: bool, now: Instant) {
+    pub(super) fn set_receiving(&mut self, number: u64, receives: bool, now: Instant) {
         let Some(page) = self.pages.get_mut(&number) else { return };
-        page.pace.waits(receives, now);
-        self.refresh(number);
+        page.transfer_rate.set_receiving(receives, now);
+        self.update_pending(number);
     }
 
-    pub(super) fn gives_way(&self, number: u64) -> bool {
-        self.pages.get(&number).is_some_and(|page| page.gives_way)
+    pub(super) fn is_preempted(&self, number: u64) -> bool {
+        self.pages.get(&number).is_some_and(|page| page.is_preempted)
     }
 
     /// Whether as much could be taken in once publishers have no part in what is held; until then the page waits.
     pub(super) fn is_admitted(&mut self, number: u64, bytes: u64) -> bool {
-        let room = self.ours + bytes.min(self.total) <= self.total;
+        let room = self.local_bytes + bytes.min(self.total) <= self.total;
         if let Some(page) = self.pages.get_mut(&number) {
-            page.kept_out = !room;
+            page.awaits_admission = !room;
         }
         room
     }
 
     /// Whether the page is the next to be served, or has begun: of these there are few.
-    pub(super) fn is_pressing(&self, number: u64) -> bool {
+    pub(super) fn is_near_front(&self, number: u64) -> bool {
         let begun = self.pages.get(&number).is_some_and(|page| page.begun);
         begun || self.waiting.first().is_some_and(|place| place.number == number)
     }
 
     /// The page has waited for as long as that: asks others to give way, as far as that helps it.
-    pub(super) fn press(&mut self, number: u64, now: Instant) {
+    pub(super) fn preempt_others(&mut self, number: u64, now: Instant) {
         let waited = self.waited(number, now);
         let Some(page) = self.pages.get(&number) else { return };
-        let Some(want) = page.want.filter(|_| waited >= PATIENCE) else { return };
+        let Some(want) = page.memory_request.filter(|_| waited >= PATIENCE) else { return };
         let need = page.need(want.bytes);
-        let (mine, fits) = (self.held_by(page) + need, page.held + need <= self.total);
+        let (mine, fits) = (self.host_bytes(page) + need, page.held_bytes + need <= self.total);
         let mut victims: Vec<(bool, u64, u64)> = Vec::new();
         let mut coming = 0;
         for (other, page) in &self.pages {
-            let beyond = self.beyond == Some(*other);
-            if *other == number || page.held == 0 || page.host.is_none() || !(fits || beyond) {
+            let beyond = self.over_budget == Some(*other);
+            if *other == number || page.held_bytes == 0 || page.host.is_none() || !(fits || beyond) {
                 continue;
             }
-            let gives = if beyond { u64::MAX } else { page.held };
-            if page.gives_way {
+            let gives = if beyond { u64::MAX } else { page.held_bytes };
+            if page.is_preempted {
                 coming = u64::saturating_add(coming, gives);
                 continue;
             }
-            let stopped = page.pace.is_waited_for() || page.want.is_some();
-            if !page.ours && stopped && page.pace.is_slow(now) {
+            let stopped = page.transfer_rate.is_receiving() || page.memory_request.is_some();
+            if !page.is_local && stopped && page.transfer_rate.is_slow(now) {
                 victims.push((true, gives, *other));
-            } else if waited >= LONGER && !beyond && self.held_by(page) > mine {
-                let long = page.pace.is_waited_for() && page.pace.time(now) >= WINDOW;
-                if long || page.want.is_some() {
-                    victims.push((false, self.held_by(page), *other));
+            } else if waited >= LONGER && !beyond && self.host_bytes(page) > mine {
+                let long = page.transfer_rate.is_receiving() && page.transfer_rate.receiving_time_at(now) >= WINDOW;
+                if long || page.memory_request.is_some() {
+                    victims.push((false, self.host_bytes(page), *other));
                 }
             }
         }
-        let need = if victims.is_empty() { 0 } else { need + self.ahead_of(want.place) };
+        let need = if victims.is_empty() { 0 } else { need + self.bytes_ahead(want.rank) };
         victims.sort_unstable();
         while coming < need
             && let Some((_, _, other)) = victims.pop()
         {
-            let gives = if self.beyond == Some(other) { u64::MAX } else { self.held(other) };
+            let gives = if self.over_budget == Some(other) { u64::MAX } else { self.held_bytes(other) };
             coming = coming.saturating_add(gives);
             if let Some(page) = self.pages.get_mut(&other) {
-                page.gives_way = true;
+                page.is_preempted = true;
                 page.changed.notify_one();
             }
         }
         // Of a page that turns out to be slow nothing is expected any more.
         let open: Vec<u64> = self.pages.iter().filter(|(_, page)| page.pending.1 > 0).map(|(at, _)| *at).collect();
         for at in open {
-            if self.pages.get(&at).is_some_and(|page| page.pace.is_slow(now)) {
+            if self.pages.get(&at).is_some_and(|page| page.transfer_rate.is_slow(now)) {
                 self.set_pending(at, 0);
             }
         }
-        self.settle(now);
+        self.grant_waiting(now);
     }
 
     /// What those need that are served before.
-    fn ahead_of(&self, place: Place) -> u64 {
+    fn bytes_ahead(&self, place: QueueRank) -> u64 {
         let needs =
-            |place: &Place| self.pages.get(&place.number).map_or(0, |page| page.need(self.wanted(place.number)));
+            |place: &QueueRank| self.pages.get(&place.number).map_or(0, |page| page.need(self.wanted(place.number)));
         self.waiting.range(..place).map(needs).sum()
     }
 
     /// What its host holds, or it alone where it has none.
-    fn held_by(&self, page: &Page) -> u64 {
-        page.host.as_ref().and_then(|host| self.hosts.get(host)).copied().unwrap_or(page.held)
+    fn host_bytes(&self, page: &PageAccount) -> u64 {
+        page.host.as_ref().and_then(|host| self.hosts.get(host)).copied().unwrap_or(page.held_bytes)
     }
 
     fn set_held(&mut self, number: u64, bytes: u64) {
         let Some(page) = self.pages.get_mut(&number) else { return };
-        let before = std::mem::replace(&mut page.held, bytes);
+        let before = std::mem::replace(&mut page.held_bytes, bytes);
         if let Some(host) = &page.host {
             let held = self.hosts.entry(Arc::clone(host)).or_default();
             *held = *held + bytes - before;
@@ -453,27 +459,27 @@ impl Ledger {
                 self.hosts.remove(host);
             }
         }
-        if self.beyond != Some(number) {
+        if self.over_budget != Some(number) {
             self.used = self.used + bytes - before;
-            if page.ours {
-                self.ours = self.ours + bytes - before;
+            if page.is_local {
+                self.local_bytes = self.local_bytes + bytes - before;
             }
         }
     }
 
     /// Says anew what a page that has begun still expects.
-    fn refresh(&mut self, number: u64) {
+    fn update_pending(&mut self, number: u64) {
         let Some(page) = self.pages.get(&number) else { return };
-        let counts = page.begun && self.beyond != Some(number);
-        let pending = if counts { page.claim.saturating_sub(page.held) } else { 0 };
+        let counts = page.begun && self.over_budget != Some(number);
+        let pending = if counts { page.expected_bytes.saturating_sub(page.held_bytes) } else { 0 };
         self.set_pending(number, pending);
     }
 
     fn set_pending(&mut self, number: u64, bytes: u64) {
         let Some(page) = self.pages.get_mut(&number) else { return };
-        let (at, before) = std::mem::replace(&mut page.pending, (size(page.claim) as usize, bytes));
-        self.expected[at] -= before;
-        self.expected[page.pending.0] += bytes;
+        let (at, before) = std::mem::replace(&mut page.pending, (size(page.expected_bytes) as usize, bytes));
+        self.pending_by_size[at] -= before;
+        self.pending_by_size[page.pending.0] += bytes;
     }
 }
 

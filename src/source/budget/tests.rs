@@ -10,23 +10,23 @@ const MIB: u64 = 1 << 20;
 const SOON: Duration = Duration::from_secs(4);
 
 /// A page whose bytes come at once, as far as there is room.
-async fn read(budget: &Budget, host: &str, bytes: u64) -> Result<Reservation, GivesWay> {
-    let mut page = budget.page(host, bytes);
+async fn read(budget: &MemoryBudget, host: &str, bytes: u64) -> Result<Reservation, Preemption> {
+    let mut page = budget.open_page(host, bytes);
     let mut came = 0;
     while came < bytes {
         came = (came + 64 * KIB).min(bytes);
         page.receive(std::future::ready(())).await?;
         page.grow_to(came).await?;
     }
-    page.arrived();
+    page.mark_arrived();
     Ok(page)
 }
 
 /// A page of which `bytes` come at once, and then one every second.
-fn drip(budget: &Budget, host: &str, expected: u64, bytes: u64) -> tokio::task::JoinHandle<GivesWay> {
+fn drip(budget: &MemoryBudget, host: &str, expected: u64, bytes: u64) -> tokio::task::JoinHandle<Preemption> {
     let (budget, host) = (budget.clone(), host.to_owned());
     tokio::spawn(async move {
-        let mut page = budget.page(&host, expected);
+        let mut page = budget.open_page(&host, expected);
         let mut came = bytes;
         loop {
             if let Err(given) = page.grow_to(came).await {
@@ -51,18 +51,18 @@ async fn until(what: impl Fn() -> bool) {
 
 #[tokio::test]
 async fn before_an_answer_begins_nothing_is_held() {
-    let budget = Budget::new(MIB);
-    let silent: Vec<_> = (0..300).map(|n| budget.page(&format!("silent-{n}"), 40 * MIB)).collect();
-    assert_eq!(budget.bytes(), (MIB, 0));
+    let budget = MemoryBudget::new(MIB);
+    let silent: Vec<_> = (0..300).map(|n| budget.open_page(&format!("silent-{n}"), 40 * MIB)).collect();
+    assert_eq!(budget.usage(), (MIB, 0));
     assert_eq!(read(&budget, "b", 512 * KIB).now_or_never().unwrap().unwrap().bytes(), 512 * KIB);
     drop(silent);
 }
 
 #[tokio::test]
 async fn what_is_charged_is_what_came() {
-    let budget = Budget::new(MIB);
+    let budget = MemoryBudget::new(MIB);
     let dripping = [drip(&budget, "a", 900 * KIB, 8 * KIB), drip(&budget, "b", 512 * KIB, 8 * KIB)];
-    until(|| budget.bytes() == (MIB, 16 * KIB)).await;
+    until(|| budget.usage() == (MIB, 16 * KIB)).await;
     // What they are expected to bring keeps nothing from a page that is smaller.
     assert!(read(&budget, "c", 400 * KIB).now_or_never().unwrap().is_ok());
     for task in dripping {
@@ -73,10 +73,10 @@ async fn what_is_charged_is_what_came() {
 #[tokio::test]
 async fn pages_that_drip_give_way_to_whoever_waits_and_no_others_do() {
     // Given: 220 hosts hold all there is, and one beyond it, and bring a byte a second.
-    let budget = Budget::new(8 * MIB);
+    let budget = MemoryBudget::new(8 * MIB);
     let dripping: Vec<_> = (0..220).map(|n| drip(&budget, &format!("a-{n}"), 64 * KIB, 64 * KIB)).collect();
-    until(|| budget.bytes().1 == 8 * MIB).await;
-    assert!(budget.waiting_for().contains("8 of 8 MiB"), "{}", budget.waiting_for());
+    until(|| budget.usage().1 == 8 * MIB).await;
+    assert!(budget.describe_wait().contains("8 of 8 MiB"), "{}", budget.describe_wait());
 
     // When: a page of another host, in many steps.
     let began = Instant::now();
@@ -94,9 +94,9 @@ async fn pages_that_drip_give_way_to_whoever_waits_and_no_others_do() {
 
 #[tokio::test]
 async fn two_answers_that_declare_all_of_it_and_drip_delay_nobody() {
-    let budget = Budget::new(48 * MIB);
+    let budget = MemoryBudget::new(48 * MIB);
     let dripping = ["a", "b"].map(|host| drip(&budget, host, 40 * MIB, 30 * MIB));
-    until(|| budget.bytes().1 == 30 * MIB).await;
+    until(|| budget.usage().1 == 30 * MIB).await;
     for _ in 0..3 {
         let began = Instant::now();
         read(&budget, "c", 24 * MIB).await.unwrap();
@@ -109,15 +109,15 @@ async fn two_answers_that_declare_all_of_it_and_drip_delay_nobody() {
 
 #[tokio::test]
 async fn one_page_at_a_time_exceeds_the_budget_and_nobody_deadlocks() {
-    let budget = Budget::new(64 * KIB);
-    let mut first = budget.page("a", 0);
+    let budget = MemoryBudget::new(64 * KIB);
+    let mut first = budget.open_page("a", 0);
     first.grow_to(32 * KIB).await.unwrap();
-    let mut second = budget.page("b", 0);
+    let mut second = budget.open_page("b", 0);
     second.grow_to(32 * KIB).await.unwrap();
     first.grow_to(MIB).now_or_never().unwrap().unwrap();
     // What it held before is free again, since all of it is beyond.
-    assert_eq!(budget.bytes(), (64 * KIB, 32 * KIB));
-    first.arrived();
+    assert_eq!(budget.usage(), (64 * KIB, 32 * KIB));
+    first.mark_arrived();
     assert!(second.grow_to(MIB).now_or_never().is_none());
     drop(first);
     second.grow_to(MIB).now_or_never().unwrap().unwrap();
@@ -128,21 +128,21 @@ async fn one_page_at_a_time_exceeds_the_budget_and_nobody_deadlocks() {
 #[tokio::test]
 async fn a_host_that_holds_most_gives_way_even_where_its_pages_come_fast() {
     // Given: a host whose pages come at several MiB a second and never end.
-    let budget = Budget::new(4 * MIB);
+    let budget = MemoryBudget::new(4 * MIB);
     let endless: Vec<_> = (0..3)
         .map(|_| {
             let budget = budget.clone();
             tokio::spawn(async move {
-                let mut page = budget.page("a", 0);
+                let mut page = budget.open_page("a", 0);
                 for n in 1.. {
                     page.receive(sleep(Duration::from_millis(10))).await?;
                     page.grow_to(n * 64 * KIB).await?;
                 }
-                Ok::<(), GivesWay>(())
+                Ok::<(), Preemption>(())
             })
         })
         .collect();
-    until(|| budget.waiting_for().ends_with("; 2 wait)")).await;
+    until(|| budget.describe_wait().ends_with("; 2 wait)")).await;
     // Then
     for _ in 0..3 {
         let began = Instant::now();
@@ -157,7 +157,7 @@ async fn a_host_that_holds_most_gives_way_even_where_its_pages_come_fast() {
 
 #[tokio::test]
 async fn what_is_with_us_never_gives_way() {
-    let budget = Budget::new(MIB);
+    let budget = MemoryBudget::new(MIB);
     let ours = read(&budget, "a", MIB).await.unwrap();
     let mut waiting = Box::pin(read(&budget, "b", 512 * KIB));
     // The first that waits goes beyond; the second has to wait for as long as it takes.
@@ -172,16 +172,16 @@ async fn what_is_with_us_never_gives_way() {
 
 #[tokio::test]
 async fn nothing_is_asked_for_while_what_is_ours_leaves_no_room() {
-    let budget = Budget::new(MIB);
-    let page = budget.page("b", 512 * KIB);
+    let budget = MemoryBudget::new(MIB);
+    let page = budget.open_page("b", 512 * KIB);
     // What strangers hold keeps nobody from asking.
     let stranger = drip(&budget, "a", 64 * KIB, MIB);
-    until(|| budget.bytes().1 == MIB).await;
-    page.ready(512 * KIB).now_or_never().unwrap();
+    until(|| budget.usage().1 == MIB).await;
+    page.wait_for_admission(512 * KIB).now_or_never().unwrap();
     stranger.abort();
     let _ = stranger.await;
     let ours = read(&budget, "a", 768 * KIB).await.unwrap();
-    let mut asking = Box::pin(page.ready(512 * KIB));
+    let mut asking = Box::pin(page.wait_for_admission(512 * KIB));
     assert!(asking.as_mut().now_or_never().is_none());
     assert!(page.watch().is_waiting());
     drop(ours);
@@ -192,22 +192,22 @@ async fn nothing_is_asked_for_while_what_is_ours_leaves_no_room() {
 #[tokio::test]
 async fn pages_that_have_begun_come_to_their_end() {
     // Given: many more pages at once than there is memory for, all of hosts of their own.
-    let budget = Budget::new(4 * MIB);
+    let budget = MemoryBudget::new(4 * MIB);
     let most = Arc::new(std::sync::atomic::AtomicU64::new(0));
     let mut pages = tokio::task::JoinSet::new();
     for n in 0..500 {
         let (budget, most) = (budget.clone(), Arc::clone(&most));
         pages.spawn(async move {
-            let mut page = budget.page(&format!("h-{n}"), 500 * KIB);
+            let mut page = budget.open_page(&format!("h-{n}"), 500 * KIB);
             page.grow_to(1).await?;
             for step in 1..=10 {
                 page.receive(sleep(Duration::from_millis(2))).await?;
                 page.grow_to(step * 50 * KIB).await?;
-                most.fetch_max(budget.bytes().1, std::sync::atomic::Ordering::Relaxed);
+                most.fetch_max(budget.usage().1, std::sync::atomic::Ordering::Relaxed);
             }
-            page.arrived();
+            page.mark_arrived();
             sleep(Duration::from_millis(5)).await;
-            Ok::<_, GivesWay>(())
+            Ok::<_, Preemption>(())
         });
     }
     // Then: none gives way, and as many are under way as there is memory for.
@@ -215,13 +215,13 @@ async fn pages_that_have_begun_come_to_their_end() {
         done.unwrap().unwrap();
     }
     assert!(most.load(std::sync::atomic::Ordering::Relaxed) > 3 * MIB);
-    assert_eq!(budget.bytes().1, 0);
+    assert_eq!(budget.usage().1, 0);
 }
 
 #[tokio::test]
 async fn a_wait_that_is_dropped_holds_nothing() {
-    let budget = Budget::new(MIB);
-    let mut page = budget.page("a", 0);
+    let budget = MemoryBudget::new(MIB);
+    let mut page = budget.open_page("a", 0);
     page.grow_to(64 * KIB).await.unwrap();
     let ours = read(&budget, "b", 960 * KIB).await.unwrap();
     let beyond = read(&budget, "c", 64 * KIB).await.unwrap();
@@ -229,14 +229,14 @@ async fn a_wait_that_is_dropped_holds_nothing() {
     assert!(!page.watch().is_waiting());
     assert!(page.waited() >= SOON);
     drop((ours, beyond));
-    assert_eq!((page.bytes(), budget.bytes().1), (64 * KIB, 64 * KIB));
+    assert_eq!((page.bytes(), budget.usage().1), (64 * KIB, 64 * KIB));
 }
 
 #[tokio::test]
 async fn who_has_given_back_what_others_waited_for_goes_on() {
     // Given a page that lets others wait, and is told so.
-    let budget = Budget::new(MIB);
-    let mut slow = budget.page("a", 0);
+    let budget = MemoryBudget::new(MIB);
+    let mut slow = budget.open_page("a", 0);
     slow.grow_to(MIB).await.unwrap();
     let _beyond = read(&budget, "c", 64 * KIB).await.unwrap();
     let waiting = tokio::spawn({
@@ -254,14 +254,14 @@ async fn who_has_given_back_what_others_waited_for_goes_on() {
 
 #[tokio::test]
 async fn what_a_page_hands_on_is_held_until_that_is_dropped() {
-    let budget = Budget::new(MIB);
-    let mut page = budget.page("a", 0);
+    let budget = MemoryBudget::new(MIB);
+    let mut page = budget.open_page("a", 0);
     page.grow_to(256 * KIB).await.unwrap();
     let part = page.split(192 * KIB);
-    assert_eq!((page.bytes(), part.bytes(), budget.bytes().1), (64 * KIB, 192 * KIB, 256 * KIB));
+    assert_eq!((page.bytes(), part.bytes(), budget.usage().1), (64 * KIB, 192 * KIB, 256 * KIB));
     page.shrink_to(0);
     drop(page);
-    assert_eq!(budget.bytes().1, 192 * KIB);
+    assert_eq!(budget.usage().1, 192 * KIB);
     drop(part);
-    assert_eq!(budget.bytes().1, 0);
+    assert_eq!(budget.usage().1, 0);
 }

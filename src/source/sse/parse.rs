@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::Event;
-use crate::source::http::Failure;
+use super::SseEvent;
+use crate::source::http::HttpFailure;
 
 /// The longest id taken: it is stored, and sent back in a header.
 const MAX_ID_BYTES: usize = 2 << 10;
@@ -23,7 +23,7 @@ pub(super) struct Parser {
     after_return: bool,
     /// Nothing but perhaps a byte order mark has been read.
     first_line: bool,
-    block: Block,
+    block: EventFields,
     id: Option<Arc<str>>,
     long_ids: u64,
     retry: Option<Duration>,
@@ -32,7 +32,7 @@ pub(super) struct Parser {
 
 /// The fields since the last blank line.
 #[derive(Default)]
-struct Block {
+struct EventFields {
     name: String,
     data: Option<Vec<u8>>,
     retry: Option<Duration>,
@@ -46,7 +46,7 @@ impl Parser {
             line: Vec::new(),
             after_return: false,
             first_line: true,
-            block: Block::default(),
+            block: EventFields::default(),
             id: None,
             long_ids: 0,
             retry: None,
@@ -64,12 +64,12 @@ impl Parser {
     }
 
     /// Takes what came next, once [`Self::next`] has found no more events in what came before.
-    pub(super) fn take(&mut self, chunk: Bytes) {
+    pub(super) fn push_chunk(&mut self, chunk: Bytes) {
         self.chunk = chunk;
     }
 
     /// The next event that is complete.
-    pub(super) fn next(&mut self) -> Result<Option<Event>, Failure> {
+    pub(super) fn next(&mut self) -> Result<Option<SseEvent>, HttpFailure> {
         while let Some(line) = self.line()? {
             if let Some(event) = self.read(&line) {
                 return Ok(Some(event));
@@ -79,7 +79,7 @@ impl Parser {
     }
 
     /// The next line that is complete, without its end: CR LF, LF or CR.
-    fn line(&mut self) -> Result<Option<Bytes>, Failure> {
+    fn line(&mut self) -> Result<Option<Bytes>, HttpFailure> {
         if self.after_return && !self.chunk.is_empty() {
             self.after_return = false;
             if self.chunk.starts_with(b"\n") {
@@ -89,7 +89,7 @@ impl Parser {
         let end = self.chunk.iter().position(|byte| matches!(byte, b'\n' | b'\r'));
         let more = end.unwrap_or(self.chunk.len());
         if self.held() + more as u64 > self.max {
-            return Err(Failure::TooLarge(self.max));
+            return Err(HttpFailure::TooLarge(self.max));
         }
         let part = self.chunk.split_to(more);
         let Some(_) = end else {
@@ -115,7 +115,7 @@ impl Parser {
 
     /// Gives up the event under way: nothing follows.
     pub(super) fn discard(&mut self) {
-        (self.chunk, self.line, self.block) = (Bytes::new(), Vec::new(), Block::default());
+        (self.chunk, self.line, self.block) = (Bytes::new(), Vec::new(), EventFields::default());
     }
 
     /// A byte order mark may stand before the first line.
@@ -124,7 +124,7 @@ impl Parser {
         if first && line.starts_with(b"\xEF\xBB\xBF") { line.slice(3..) } else { line }
     }
 
-    fn read(&mut self, line: &[u8]) -> Option<Event> {
+    fn read(&mut self, line: &[u8]) -> Option<SseEvent> {
         if line.is_empty() {
             return self.dispatch();
         }
@@ -154,15 +154,15 @@ impl Parser {
         self.retry = self.block.retry;
     }
 
-    fn dispatch(&mut self) -> Option<Event> {
+    fn dispatch(&mut self) -> Option<SseEvent> {
         let block = std::mem::take(&mut self.block);
         let data = text(block.data?);
         let name = if block.name.is_empty() { "message".to_owned() } else { block.name };
-        Some(Event { name, data, id: self.id.clone(), retry: block.retry })
+        Some(SseEvent { name, data, id: self.id.clone(), retry: block.retry })
     }
 }
 
-impl Block {
+impl EventFields {
     fn append(&mut self, value: &[u8]) {
         match &mut self.data {
             Some(data) => {
@@ -185,10 +185,10 @@ mod tests {
 
     const MAX: u64 = 1 << 20;
 
-    fn events(chunks: &[&[u8]]) -> (Vec<Event>, Parser) {
+    fn events(chunks: &[&[u8]]) -> (Vec<SseEvent>, Parser) {
         let (mut parser, mut events) = (Parser::new(MAX), Vec::new());
         for chunk in chunks {
-            parser.take(Bytes::copy_from_slice(chunk));
+            parser.push_chunk(Bytes::copy_from_slice(chunk));
             while let Some(event) = parser.next().unwrap() {
                 events.push(event);
             }
@@ -292,14 +292,14 @@ mod tests {
             let mut parser = Parser::new(4096);
             let mut held = 0;
             let refused = loop {
-                parser.take(Bytes::copy_from_slice(part));
+                parser.push_chunk(Bytes::copy_from_slice(part));
                 match parser.next() {
                     Ok(read) => assert_eq!(read, None),
                     Err(failure) => break failure,
                 }
                 held = parser.held();
             };
-            assert!(matches!(refused, Failure::TooLarge(4096)));
+            assert!(matches!(refused, HttpFailure::TooLarge(4096)));
             assert!(held > 4096 - 2 * part.len() as u64 && held <= 4096, "{held}");
         }
     }
@@ -308,7 +308,7 @@ mod tests {
     fn events_within_the_limit_add_up_to_nothing() {
         let mut parser = Parser::new(64);
         for _ in 0..100 {
-            parser.take(Bytes::from_static(b"data: 0123456789\n: a comment\n\n"));
+            parser.push_chunk(Bytes::from_static(b"data: 0123456789\n: a comment\n\n"));
             assert_eq!(parser.next().unwrap().unwrap().data, "0123456789");
             assert!(parser.next().unwrap().is_none());
         }

@@ -44,9 +44,9 @@ impl Network {
 
 /// The proxies whose word counts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Proxies(Vec<Network>);
+pub struct TrustedProxies(Vec<Network>);
 
-impl Proxies {
+impl TrustedProxies {
     /// These.
     pub fn new(networks: Vec<Network>) -> Self {
         Self(networks)
@@ -92,7 +92,7 @@ mod tests {
 
     #[test]
     fn a_client_is_whom_a_proxy_of_ours_names_and_nobody_else_s_word_counts() {
-        let proxies = Proxies::new(vec!["10.0.0.0/8".parse().unwrap(), "fd00::1".parse().unwrap()]);
+        let proxies = TrustedProxies::new(vec!["10.0.0.0/8".parse().unwrap(), "fd00::1".parse().unwrap()]);
         for (peer, forwarded, client) in [
             ("192.0.2.1", "203.0.113.9", Some("192.0.2.1")),
             ("10.1.2.3", "203.0.113.9", Some("203.0.113.9")),
@@ -110,7 +110,7 @@ mod tests {
             let expected = client.map(|client| client.parse::<IpAddr>().unwrap());
             assert_eq!(proxies.client(peer.parse().unwrap(), &headers), expected, "{peer} {forwarded}");
         }
-        assert!(!Proxies::default().trusts("127.0.0.1".parse().unwrap()));
+        assert!(!TrustedProxies::default().trusts("127.0.0.1".parse().unwrap()));
     }
 
     #[test]

@@ -18,16 +18,16 @@ use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::oneshot;
 use tokio::time::{sleep, timeout};
 
-use super::credentials::{Shown, Signed, shown};
-use super::places::Peer;
-use super::reading::{BEGINNING, TooLarge, Unread, Whole, let_go, read, soon};
-use super::strikes::Strikes;
-use super::{Answer, DoorState, Entry, Inbox, Posted, WebhooksSettings};
+use super::authentication::{ShownCredential, SignatureCheck, check_credentials};
+use super::body_reader::{BEGINNING, BodyError, CompleteBody, OversizedBody, discard_body, read, soon};
+use super::connection_slots::Peer;
+use super::failed_logins::FailedLogins;
+use super::{Inbox, PostAnswer, RouteEntry, RouteState, WebhookListenerSettings, WebhookPost};
 use crate::feed::Generation;
-use crate::source::body::{self, Coding};
-use crate::source::budget::{Budget, Reservation};
-use crate::source::decoders::Decoders;
-use crate::source::http::Failure;
+use crate::source::body::{self, ContentCoding};
+use crate::source::budget::{MemoryBudget, Reservation};
+use crate::source::decoder_pool::DecoderPool;
+use crate::source::http::HttpFailure;
 
 /// What bodies may hold together whose signature is not compared yet: apart from the mirror's own budget, since anybody
 /// can send them.
@@ -37,17 +37,17 @@ const ANSWERED: Duration = Duration::from_secs(60);
 /// For a decompressed body to find room.
 const OPENED: Duration = Duration::from_secs(30);
 /// When to come again, where nothing says when.
-const AGAIN: Duration = Duration::from_secs(5);
+const DEFAULT_RETRY_AFTER: Duration = Duration::from_secs(5);
 
 /// What serves the feeds of `inbox`; bodies take their memory from `budget`.
-pub fn router(inbox: Inbox, settings: &WebhooksSettings, budget: Budget) -> Router {
-    let desk = Desk {
+pub fn router(inbox: Inbox, settings: &WebhookListenerSettings, budget: MemoryBudget) -> Router {
+    let desk = RouterState {
         inbox,
         budget,
-        unverified: Budget::new(UNVERIFIED),
-        opening: Decoders::new(1),
+        unverified: MemoryBudget::new(UNVERIFIED),
+        opening: DecoderPool::new(1),
         max: settings.max_body_bytes,
-        strikes: Strikes::default(),
+        strikes: FailedLogins::default(),
     };
     Router::new()
         .route(&format!("{}/{{feed}}", settings.path), post(receive))
@@ -56,109 +56,124 @@ pub fn router(inbox: Inbox, settings: &WebhooksSettings, budget: Budget) -> Rout
 }
 
 /// What all requests share.
-struct Desk {
+struct RouterState {
     inbox: Inbox,
-    budget: Budget,
-    unverified: Budget,
+    budget: MemoryBudget,
+    unverified: MemoryBudget,
     /// Decompressing keeps a core busy: one at a time leaves some to the feeds.
-    opening: Decoders,
+    opening: DecoderPool,
     max: u64,
     /// Wrong secrets, by address.
-    strikes: Strikes,
+    strikes: FailedLogins,
 }
 
-async fn receive(State(desk): State<Arc<Desk>>, Path(feed): Path<String>, request: Request) -> Response {
+async fn receive(State(desk): State<Arc<RouterState>>, Path(feed): Path<String>, request: Request) -> Response {
     let peer = request.extensions().get::<ConnectInfo<Peer>>().map(|ConnectInfo(peer)| peer.clone());
     let from = peer.as_ref().and_then(|peer| peer.client(request.headers()));
     let Some(entry) = desk.inbox.entry(&feed) else {
-        let told = desk.inbox.0.strangers.lock().unwrap_or_else(PoisonError::into_inner).is_due(Instant::now());
+        let told = desk.inbox.0.unknown_feed_log.lock().unwrap_or_else(PoisonError::into_inner).allow(Instant::now());
         if let Some(untold) = told {
             let from = from.map(|from| from.to_string());
             tracing::warn!(from, untold, "a post to a feed that there is not, or that has no webhook, got 404");
         }
-        let_go(request.into_body(), desk.max).await;
+        discard_body(request.into_body(), desk.max).await;
         return Refusal::new(StatusCode::NOT_FOUND, "there is nothing here").into_response();
     };
     // What comes is of the time before a feed begins anew while it comes.
     let generation = entry.door.generation.load(Ordering::Relaxed);
-    match desk.take(&entry, generation, request, peer.as_ref()).await {
+    match desk.accept_post(&entry, generation, request, peer.as_ref()).await {
         Ok(()) => StatusCode::NO_CONTENT.into_response(),
         Err(refusal) => {
             // Strangers turn nobody's pages away.
             let ours = matches!(refusal.status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::CONFLICT);
-            if ours && !refusal.of_unknown {
-                entry.door.turned_away.fetch_add(1, Ordering::Relaxed);
+            if ours && !refusal.is_unauthenticated {
+                entry.door.turned_away_count.fetch_add(1, Ordering::Relaxed);
             }
             refusal.tell(&feed, &entry, from);
             if refusal.status == StatusCode::UNAUTHORIZED {
-                sleep(desk.strikes.another(from, Instant::now()).0).await;
+                sleep(desk.strikes.record_failure(from, Instant::now()).0).await;
             }
             refusal.into_response()
         }
     }
 }
 
-impl Desk {
-    async fn take(
+impl RouterState {
+    async fn accept_post(
         &self,
-        entry: &Entry,
+        entry: &RouteEntry,
         generation: Generation,
         request: Request,
         peer: Option<&Peer>,
     ) -> Result<(), Refusal> {
         let (head, body) = request.into_parts();
-        let looked_at = match shown(&head.headers, &head.uri, &entry.door.secrets) {
-            Shown::Nothing => Err(Refusal::stranger()),
-            Shown::Signature(signed) => Ok((Some(signed), &self.unverified)),
-            Shown::Secret => admitted(entry, peer).map(|()| (None, &self.budget)),
+        let looked_at = match check_credentials(&head.headers, &head.uri, &entry.door.secrets) {
+            ShownCredential::Nothing => Err(Refusal::stranger()),
+            ShownCredential::Signature(signed) => Ok((Some(signed), &self.unverified)),
+            ShownCredential::Secret => admitted(entry, peer).map(|()| (None, &self.budget)),
         };
         let looked_at = looked_at.and_then(|(signed, budget)| Ok((signed, budget, coding(&head.headers)?)));
         let (signed, budget, coding) = match looked_at {
             Ok(looked_at) => looked_at,
             Err(refusal) => {
-                let_go(body, self.max).await;
+                discard_body(body, self.max).await;
                 return Err(refusal);
             }
         };
         let known = signed.is_none();
         match read(body, self.max, budget, signed, peer).await {
-            Ok(whole) => self.take_whole(entry, generation, whole, coding, peer).await,
-            Err(Unread::TooLarge(large)) => self.take_too_large(entry, generation, *large, known, peer).await,
-            Err(Unread::Stalled) => Err(Refusal::new(StatusCode::REQUEST_TIMEOUT, "the body did not come in time")),
-            Err(Unread::Broken) => Err(Refusal::new(StatusCode::BAD_REQUEST, "the body was cut short")),
-            Err(Unread::Busy) => Err(Refusal { of_unknown: !known, ..Refusal::no_room() }),
+            Ok(whole) => self.accept_complete(entry, generation, whole, coding, peer).await,
+            Err(BodyError::TooLarge(large)) => self.accept_oversized(entry, generation, *large, known, peer).await,
+            Err(BodyError::Stalled) => Err(Refusal::new(StatusCode::REQUEST_TIMEOUT, "the body did not come in time")),
+            Err(BodyError::Broken) => Err(Refusal::new(StatusCode::BAD_REQUEST, "the body was cut short")),
+            Err(BodyError::NoMemory) => Err(Refusal { is_unauthenticated: !known, ..Refusal::no_room() }),
         }
     }
 
-    async fn take_whole(
+    async fn accept_complete(
         &self,
-        entry: &Entry,
+        entry: &RouteEntry,
         generation: Generation,
-        whole: Whole,
-        coding: Coding,
+        whole: CompleteBody,
+        coding: ContentCoding,
         peer: Option<&Peer>,
     ) -> Result<(), Refusal> {
-        let Whole { bytes, mut held, signed } = whole;
+        let CompleteBody { bytes, mut held, signed } = whole;
         if let Some(signed) = signed {
             verified(entry, signed, peer)?;
             held = self.room(bytes.len() as u64).await?;
         }
         held.shrink_to(bytes.len() as u64);
         let hash = identity(&bytes, None);
-        let fifth = entry.memory().poison.is_fifth(hash, Instant::now());
-        if coding == Coding::Identity {
-            return hand_on(entry, Parcel { generation, bytes, hash, fifth, fault: None, held }).await;
+        let fifth = entry.history().refused_bodies.is_refused_too_often(hash, Instant::now());
+        if coding == ContentCoding::Identity {
+            return submit_post(
+                entry,
+                PostBody { generation, bytes, hash, quarantine_if_unreadable: fifth, fault: None, reservation: held },
+            )
+            .await;
         }
         let raw = if fifth { bytes.clone() } else { Vec::new() };
-        let packed = body::Body { bytes, coding, reservation: held, max: self.max };
-        let refusal = match timeout(OPENED, packed.open(&self.opening)).await {
+        let packed = body::EncodedBody { bytes, coding, reservation: held, max: self.max };
+        let refusal = match timeout(OPENED, packed.decompress(&self.opening)).await {
             Err(_) => return Err(Refusal::no_room()),
             Ok(Ok(opened)) => {
                 let (bytes, held) = (opened.bytes, opened.reservation);
-                return hand_on(entry, Parcel { generation, bytes, hash, fifth, fault: None, held }).await;
+                return submit_post(
+                    entry,
+                    PostBody {
+                        generation,
+                        bytes,
+                        hash,
+                        quarantine_if_unreadable: fifth,
+                        fault: None,
+                        reservation: held,
+                    },
+                )
+                .await;
             }
-            Ok(Err(Failure::TooLarge(_))) => self.too_large(),
-            Ok(Err(Failure::GaveWay(_))) => return Err(Refusal::no_room()),
+            Ok(Err(HttpFailure::TooLarge(_))) => self.too_large(),
+            Ok(Err(HttpFailure::Preempted(_))) => return Err(Refusal::no_room()),
             Ok(Err(failure)) => Refusal::new(StatusCode::BAD_REQUEST, failure.to_string()),
         };
         if !fifth {
@@ -166,15 +181,26 @@ impl Desk {
         }
         let kept = if refusal.status == StatusCode::PAYLOAD_TOO_LARGE { raw.len().min(BEGINNING) } else { raw.len() };
         let (bytes, held) = (raw.get(..kept).unwrap_or_default().to_vec(), self.room(kept as u64).await?);
-        hand_on(entry, Parcel { generation, bytes, hash, fifth, fault: Some(refusal.words), held }).await
+        submit_post(
+            entry,
+            PostBody {
+                generation,
+                bytes,
+                hash,
+                quarantine_if_unreadable: fifth,
+                fault: Some(refusal.words),
+                reservation: held,
+            },
+        )
+        .await
     }
 
     /// `known` says that its sender has shown the secret already.
-    async fn take_too_large(
+    async fn accept_oversized(
         &self,
-        entry: &Entry,
+        entry: &RouteEntry,
         generation: Generation,
-        mut large: TooLarge,
+        mut large: OversizedBody,
         known: bool,
         peer: Option<&Peer>,
     ) -> Result<(), Refusal> {
@@ -186,12 +212,23 @@ impl Desk {
             None => {}
         }
         let hash = identity(&large.beginning, Some(large.length));
-        if !entry.memory().poison.is_fifth(hash, Instant::now()) {
+        if !entry.history().refused_bodies.is_refused_too_often(hash, Instant::now()) {
             return Err(refusal.counted(entry, hash));
         }
-        large.pass_over(self.max).await;
+        large.discard_rest(self.max).await;
         let (bytes, held) = (large.beginning, large.held);
-        hand_on(entry, Parcel { generation, bytes, hash, fifth: true, fault: Some(refusal.words), held }).await
+        submit_post(
+            entry,
+            PostBody {
+                generation,
+                bytes,
+                hash,
+                quarantine_if_unreadable: true,
+                fault: Some(refusal.words),
+                reservation: held,
+            },
+        )
+        .await
     }
 
     /// Room in the mirror's own budget, for what is known to be a publisher's.
@@ -208,7 +245,7 @@ impl Desk {
     }
 }
 
-fn verified(entry: &Entry, signed: Signed, peer: Option<&Peer>) -> Result<(), Refusal> {
+fn verified(entry: &RouteEntry, signed: SignatureCheck, peer: Option<&Peer>) -> Result<(), Refusal> {
     if !signed.vouches() {
         return Err(Refusal::stranger());
     }
@@ -216,22 +253,22 @@ fn verified(entry: &Entry, signed: Signed, peer: Option<&Peer>) -> Result<(), Re
 }
 
 /// Only those who have shown a secret are told.
-fn admitted(entry: &Entry, peer: Option<&Peer>) -> Result<(), Refusal> {
+fn admitted(entry: &RouteEntry, peer: Option<&Peer>) -> Result<(), Refusal> {
     if let Some(peer) = peer {
-        peer.is_known();
+        peer.mark_authenticated();
     }
     match *entry.door.state.borrow() {
-        DoorState::Open => Ok(()),
-        DoorState::Defer { retry_after, why } => Err(Refusal::busy(retry_after, why)),
-        DoorState::Refused(why) => Err(Refusal::new(StatusCode::CONFLICT, why)),
+        RouteState::Open => Ok(()),
+        RouteState::Deferred { retry_after, why } => Err(Refusal::busy(retry_after, why)),
+        RouteState::Closed(why) => Err(Refusal::new(StatusCode::CONFLICT, why)),
     }
 }
 
-fn coding(headers: &HeaderMap) -> Result<Coding, Refusal> {
+fn coding(headers: &HeaderMap) -> Result<ContentCoding, Refusal> {
     let mut all = headers.get_all(header::CONTENT_ENCODING).iter();
     let (first, more) = (all.next(), all.next());
     let known = first.map_or(Some(""), |value| value.to_str().ok());
-    let coding = known.filter(|_| more.is_none()).and_then(|value| Coding::from_header(Some(value)).ok());
+    let coding = known.filter(|_| more.is_none()).and_then(|value| ContentCoding::from_header(Some(value)).ok());
     coding
         .ok_or_else(|| Refusal::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "the body may come as it is, gzip, br or zstd"))
 }
@@ -248,34 +285,44 @@ fn identity(bytes: &[u8], too_large: Option<Option<u64>>) -> u64 {
 }
 
 /// What the loop gets, without the way to answer.
-struct Parcel {
+struct PostBody {
     generation: Generation,
     bytes: Vec<u8>,
     hash: u64,
-    fifth: bool,
+    quarantine_if_unreadable: bool,
     fault: Option<String>,
-    held: Reservation,
+    reservation: Reservation,
 }
 
 /// Queues the body and waits for the loop's word. It is applied even if nobody waits any more.
-async fn hand_on(entry: &Entry, parcel: Parcel) -> Result<(), Refusal> {
-    let Parcel { generation, bytes, hash, fifth, fault, held } = parcel;
+async fn submit_post(entry: &RouteEntry, parcel: PostBody) -> Result<(), Refusal> {
+    let PostBody { generation, bytes, hash, quarantine_if_unreadable: fifth, fault, reservation: held } = parcel;
     let (answer, answered) = oneshot::channel();
-    match entry.door.sender.try_send(Posted { generation, bytes, hash, fifth, fault, held, answer }) {
+    match entry.door.sender.try_send(WebhookPost {
+        generation,
+        bytes,
+        hash,
+        quarantine_if_unreadable: fifth,
+        fault,
+        reservation: held,
+        answer,
+    }) {
         Ok(()) => {}
-        Err(TrySendError::Full(_)) => return Err(Refusal::busy(AGAIN, "earlier pages still wait")),
-        Err(TrySendError::Closed(_)) => return Err(Refusal::busy(AGAIN, "the feed is being started")),
+        Err(TrySendError::Full(_)) => return Err(Refusal::busy(DEFAULT_RETRY_AFTER, "earlier pages still wait")),
+        Err(TrySendError::Closed(_)) => return Err(Refusal::busy(DEFAULT_RETRY_AFTER, "the feed is being started")),
     }
     match timeout(ANSWERED, answered).await {
-        Ok(Ok(Answer::Taken)) => {
-            entry.memory().poison.taken(hash);
+        Ok(Ok(PostAnswer::Committed)) => {
+            entry.history().refused_bodies.forget(hash);
             Ok(())
         }
-        Ok(Ok(Answer::Refused(why))) => Err(Refusal::new(StatusCode::BAD_REQUEST, why).counted(entry, hash)),
-        Ok(Ok(Answer::Busy(again))) => Err(Refusal::busy(again, "not now")),
-        Ok(Ok(Answer::Gone)) => Err(Refusal::new(StatusCode::CONFLICT, "the feed takes nothing any more")),
-        Ok(Err(_)) => Err(Refusal::busy(AGAIN, "the feed is being started")),
-        Err(_) => Err(Refusal::busy(AGAIN, "it takes longer than expected")),
+        Ok(Ok(PostAnswer::Unreadable(why))) => Err(Refusal::new(StatusCode::BAD_REQUEST, why).counted(entry, hash)),
+        Ok(Ok(PostAnswer::Busy(again))) => Err(Refusal::busy(again, "not now")),
+        Ok(Ok(PostAnswer::OutdatedGeneration)) => {
+            Err(Refusal::new(StatusCode::CONFLICT, "the feed takes nothing any more"))
+        }
+        Ok(Err(_)) => Err(Refusal::busy(DEFAULT_RETRY_AFTER, "the feed is being started")),
+        Err(_) => Err(Refusal::busy(DEFAULT_RETRY_AFTER, "it takes longer than expected")),
     }
 }
 
@@ -285,12 +332,12 @@ struct Refusal {
     words: String,
     retry_after: Option<Duration>,
     /// Whether its sender has not shown the secret yet.
-    of_unknown: bool,
+    is_unauthenticated: bool,
 }
 
 impl Refusal {
     fn new(status: StatusCode, words: impl Into<String>) -> Self {
-        Self { status, words: words.into(), retry_after: None, of_unknown: false }
+        Self { status, words: words.into(), retry_after: None, is_unauthenticated: false }
     }
 
     fn stranger() -> Self {
@@ -302,17 +349,17 @@ impl Refusal {
     }
 
     fn no_room() -> Self {
-        Self::busy(AGAIN, "there is no memory left for it")
+        Self::busy(DEFAULT_RETRY_AFTER, "there is no memory left for it")
     }
 
     /// Counts against the body, which is what this is about.
-    fn counted(self, entry: &Entry, hash: u64) -> Self {
-        entry.memory().poison.refused(hash, Instant::now());
+    fn counted(self, entry: &RouteEntry, hash: u64) -> Self {
+        entry.history().refused_bodies.record_refusal(hash, Instant::now());
         self
     }
 
-    fn tell(&self, feed: &str, entry: &Entry, from: Option<IpAddr>) {
-        let told = entry.memory().told.entry(self.status.as_u16()).or_default().is_due(Instant::now());
+    fn tell(&self, feed: &str, entry: &RouteEntry, from: Option<IpAddr>) {
+        let told = entry.history().refusal_logs.entry(self.status.as_u16()).or_default().allow(Instant::now());
         if let Some(untold) = told {
             let (status, why) = (self.status.as_u16(), self.words.as_str());
             let from = from.map(|from| from.to_string());

@@ -58,12 +58,12 @@ fn words(error: &pem::Error) -> String {
 
 /// The certificate in use.
 #[derive(Clone)]
-pub struct Tls {
+pub struct ReloadableTls {
     files: TlsFiles,
     current: Arc<RwLock<Arc<ServerConfig>>>,
 }
 
-impl Tls {
+impl ReloadableTls {
     /// Reads the files. Blocking: small local ones.
     ///
     /// # Errors
@@ -104,7 +104,7 @@ mod tests {
         let files = TlsFiles { certificate: folder.path().join("c"), key: folder.path().join("k") };
         std::fs::copy(fixture("localhost.pem"), &files.certificate).unwrap();
         std::fs::copy(fixture("localhost.key"), &files.key).unwrap();
-        let tls = Tls::load(files.clone()).unwrap();
+        let tls = ReloadableTls::load(files.clone()).unwrap();
         let first = tls.current();
         tls.reload().unwrap();
         assert!(!Arc::ptr_eq(&first, &tls.current()));

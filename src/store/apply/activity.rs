@@ -7,7 +7,7 @@
 use rusqlite::params;
 
 use super::super::Millis;
-use super::super::writer::Bench;
+use super::super::writer::WriteTx;
 
 /// Milliseconds of an hour.
 const HOUR: Millis = 3_600_000;
@@ -15,12 +15,12 @@ const HOUR: Millis = 3_600_000;
 const KEPT: i64 = 7 * 24;
 
 /// Adds what a delivery wrote to its hour.
-pub(super) fn count(bench: &Bench<'_>, feed: i64, at: Millis, written: u64) -> rusqlite::Result<()> {
+pub(super) fn add_changes(tx: &WriteTx<'_>, feed: i64, at: Millis, written: u64) -> rusqlite::Result<()> {
     if written == 0 {
         return Ok(());
     }
     let (hour, written) = (at.div_euclid(HOUR), i64::try_from(written).unwrap_or(i64::MAX));
-    let sum: i64 = bench
+    let sum: i64 = tx
         .db
         .prepare_cached(
             "INSERT INTO activity VALUES (?1, ?2, ?3)
@@ -29,7 +29,7 @@ pub(super) fn count(bench: &Bench<'_>, feed: i64, at: Millis, written: u64) -> r
         .query_row(params![feed, hour, written], |row| row.get(0))?;
     if sum == written {
         let old = "DELETE FROM activity WHERE feed = ?1 AND hour <= ?2";
-        bench.db.prepare_cached(old)?.execute(params![feed, hour - KEPT])?;
+        tx.db.prepare_cached(old)?.execute(params![feed, hour - KEPT])?;
     }
     Ok(())
 }

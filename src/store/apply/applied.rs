@@ -1,13 +1,13 @@
 //! What became of a delivery, as whoever handed it over is told.
 
-use crate::feed::{Brought, Outcome};
+use crate::feed::{ItemVersion, RecordOutcome};
 
 /// Whether a delivery was taken.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Verdict {
+pub enum DeliveryVerdict {
     /// Committed.
     #[default]
-    Taken,
+    Committed,
     /// Of an older generation, or its feed is gone from the store: discarded.
     OldGeneration,
     /// The stored cursor is no longer the one it was asked with: discarded.
@@ -18,7 +18,7 @@ pub enum Verdict {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Applied {
     /// Whether it was taken at all.
-    pub verdict: Verdict,
+    pub verdict: DeliveryVerdict,
     /// Items the mirror did not hold.
     pub new: u64,
     /// Items written over older ones.
@@ -40,11 +40,11 @@ pub struct Applied {
     /// Why the feed became suspect with this delivery.
     pub suspect: Option<String>,
     /// What a push endpoint brought, or what a poll found that push should bring too; some of it where that is much.
-    pub brought: Vec<Brought>,
+    pub item_versions: Vec<ItemVersion>,
 }
 
 /// So many items of several deliveries are named.
-const NAMED_IN_ALL: usize = 4_000;
+const MAX_SUMMED_ITEM_VERSIONS: usize = 4_000;
 
 impl Applied {
     /// Items written.
@@ -53,20 +53,20 @@ impl Applied {
     }
 
     /// Records looked at.
-    pub fn records(&self) -> u64 {
+    pub fn record_count(&self) -> u64 {
         self.written() + self.same + self.older + self.tied + self.quarantined + self.forgotten
     }
 
     /// Each record once, by what became of it: `new` and `changed` are updates, `deleted` are tombstones of either sort.
-    pub fn outcomes(&self) -> [(Outcome, u64); 7] {
+    pub fn outcomes(&self) -> [(RecordOutcome, u64); 7] {
         [
-            (Outcome::New, self.new - self.new_deleted),
-            (Outcome::Changed, self.changed - (self.deleted - self.new_deleted)),
-            (Outcome::Deleted, self.deleted),
-            (Outcome::Same, self.same),
-            (Outcome::Older, self.older),
-            (Outcome::Tied, self.tied),
-            (Outcome::Quarantined, self.quarantined),
+            (RecordOutcome::New, self.new - self.new_deleted),
+            (RecordOutcome::Changed, self.changed - (self.deleted - self.new_deleted)),
+            (RecordOutcome::Deleted, self.deleted),
+            (RecordOutcome::Same, self.same),
+            (RecordOutcome::Older, self.older),
+            (RecordOutcome::Tied, self.tied),
+            (RecordOutcome::Quarantined, self.quarantined),
         ]
     }
 
@@ -82,8 +82,8 @@ impl Applied {
         self.quarantined += other.quarantined;
         self.forgotten += other.forgotten;
         self.suspect = other.suspect.or(self.suspect.take());
-        if self.brought.len() < NAMED_IN_ALL {
-            self.brought.extend(other.brought);
+        if self.item_versions.len() < MAX_SUMMED_ITEM_VERSIONS {
+            self.item_versions.extend(other.item_versions);
         }
     }
 }

@@ -2,31 +2,31 @@
 
 use std::cmp::Ordering;
 
-use crate::feed::{Item, Modified, Order, State, Ties};
+use crate::feed::{Item, ItemState, Modified, ModifiedOrder, TiePolicy};
 use crate::json;
 
 /// What the stored row says about an item.
-pub(super) struct Stored<'a> {
+pub(super) struct StoredItem<'a> {
     pub(super) modified: Modified,
-    pub(super) state: State,
-    pub(super) swept: Swept,
+    pub(super) state: ItemState,
+    pub(super) sweep_kind: SweepKind,
     pub(super) data: &'a [u8],
     /// Whether a `--trust-source` walk may replace it: stored before the walk began and not met by it yet.
     pub(super) replaceable: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Swept {
+pub(super) enum SweepKind {
     No,
     ByResync,
-    ByTrust,
+    ByTrustSource,
 }
 
 /// How the delivery's items are judged.
 #[derive(Clone, Copy)]
-pub(super) struct Rules {
-    pub(super) order: Order,
-    pub(super) ties: Ties,
+pub(super) struct MergeRules {
+    pub(super) order: ModifiedOrder,
+    pub(super) ties: TiePolicy,
     pub(super) polled: bool,
     pub(super) resync: bool,
 }
@@ -39,7 +39,7 @@ pub(super) enum Decision {
     Tied,
 }
 
-pub(super) fn decide(stored: &Stored<'_>, incoming: &Item, data: &str, rules: Rules) -> Decision {
+pub(super) fn decide(stored: &StoredItem<'_>, incoming: &Item, data: &str, rules: MergeRules) -> Decision {
     let same_content = || stored.state == incoming.state && same_data(stored.data, data);
     if stored.replaceable {
         let same = stored.modified == incoming.modified && same_content();
@@ -48,10 +48,10 @@ pub(super) fn decide(stored: &Stored<'_>, incoming: &Item, data: &str, rules: Ru
     let order = incoming.modified.compare(&stored.modified, rules.order);
     // What a sweep only concluded gives way to what the publisher says itself, to a tombstone of its own too:
     // otherwise a tie would end by which of its records comes first.
-    let gives_way = match stored.swept {
-        Swept::No => false,
-        Swept::ByResync => order == Ordering::Equal,
-        Swept::ByTrust => true,
+    let gives_way = match stored.sweep_kind {
+        SweepKind::No => false,
+        SweepKind::ByResync => order == Ordering::Equal,
+        SweepKind::ByTrustSource => true,
     };
     if gives_way && rules.polled {
         return Decision::Write;
@@ -61,10 +61,12 @@ pub(super) fn decide(stored: &Stored<'_>, incoming: &Item, data: &str, rules: Ru
         Ordering::Less => Decision::Older,
         Ordering::Equal if same_content() => Decision::Same,
         Ordering::Equal => match (stored.state, incoming.state) {
-            (State::Updated, State::Deleted) => Decision::Write,
-            (State::Deleted, _) => Decision::Tied,
-            (State::Updated, State::Updated) if rules.resync || rules.ties == Ties::Replace => Decision::Write,
-            (State::Updated, State::Updated) => Decision::Tied,
+            (ItemState::Updated, ItemState::Deleted) => Decision::Write,
+            (ItemState::Deleted, _) => Decision::Tied,
+            (ItemState::Updated, ItemState::Updated) if rules.resync || rules.ties == TiePolicy::Replace => {
+                Decision::Write
+            }
+            (ItemState::Updated, ItemState::Updated) => Decision::Tied,
         },
     }
 }

@@ -2,27 +2,27 @@
 
 use rusqlite::{CachedStatement, Connection, Rows, params};
 
-use super::Feed;
-use super::decide::{Decision, Rules, Stored, decide};
-use super::row::{DELETED, stored_modified, swept};
-use crate::feed::{Item, Modified, Seq, State};
+use super::FeedState;
+use super::decide::{Decision, MergeRules, StoredItem, decide};
+use super::row::{DELETED_FLAG, stored_modified, sweep_kind};
+use crate::feed::{Item, ItemState, Modified, Seq};
 use crate::store::StoreError;
-use crate::store::writer::Bench;
+use crate::store::writer::WriteTx;
 
 /// What runs for each item is looked up once a delivery.
-pub(super) struct Prepared<'a> {
+pub(super) struct ItemStatements<'a> {
     by_key: CachedStatement<'a>,
     following: CachedStatement<'a>,
     pub(super) insert: CachedStatement<'a>,
     /// Where the last stored item was met, and whether just behind the one before.
-    met: Option<Seq>,
+    last_match_seq: Option<Seq>,
     in_order: bool,
 }
 
 /// A stored item this close behind another was most likely delivered just after it.
-const CLOSE: Seq = 16;
+const MAX_SEQ_GAP: Seq = 16;
 
-impl<'a> Prepared<'a> {
+impl<'a> ItemStatements<'a> {
     pub(super) fn new(db: &'a Connection) -> rusqlite::Result<Self> {
         Ok(Self {
             by_key: db.prepare_cached(
@@ -32,51 +32,56 @@ impl<'a> Prepared<'a> {
                 "SELECT seq, feed, kind, id, modified, flags, data FROM item WHERE seq > ?1 ORDER BY seq LIMIT 1",
             )?,
             insert: db.prepare_cached("INSERT INTO item VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)")?,
-            met: None,
+            last_match_seq: None,
             in_order: false,
         })
     }
 
     /// The stored item, judged; `None` where the mirror doesn't hold it. A feed that is read again comes in the order it
     /// was stored in, mostly: then the next row is found without the index.
-    pub(super) fn find(&mut self, bench: &Bench<'_>, wanted: &Wanted<'_>, key: i64) -> Result<Option<Met>, StoreError> {
-        let mut met = match self.met.filter(|_| self.in_order) {
-            Some(before) => wanted.among(bench, self.following.query([before])?)?,
+    pub(super) fn find(
+        &mut self,
+        tx: &WriteTx<'_>,
+        wanted: &ItemLookup<'_>,
+        key: i64,
+    ) -> Result<Option<Match>, StoreError> {
+        let mut found = match self.last_match_seq.filter(|_| self.in_order) {
+            Some(before) => wanted.match_among(tx, self.following.query([before])?)?,
             None => None,
         };
-        if met.is_none() {
-            met = wanted.among(bench, self.by_key.query(params![wanted.feed.id, key])?)?;
+        if found.is_none() {
+            found = wanted.match_among(tx, self.by_key.query(params![wanted.feed.id, key])?)?;
         }
-        if let Some(met) = &met {
-            self.in_order = self.met.is_some_and(|before| (1..=CLOSE).contains(&(met.seq - before)));
-            self.met = Some(met.seq);
+        if let Some(found) = &found {
+            self.in_order = self.last_match_seq.is_some_and(|before| (1..=MAX_SEQ_GAP).contains(&(found.seq - before)));
+            self.last_match_seq = Some(found.seq);
         }
-        Ok(met)
+        Ok(found)
     }
 }
 
 /// The item to be found in the store, and the rules to judge it by.
-pub(super) struct Wanted<'a> {
-    pub(super) feed: &'a Feed,
+pub(super) struct ItemLookup<'a> {
+    pub(super) feed: &'a FeedState,
     pub(super) kind: i64,
     pub(super) item: &'a Item,
     pub(super) data: &'a str,
-    pub(super) rules: Rules,
+    pub(super) rules: MergeRules,
 }
 
 /// A stored item, judged.
-pub(super) struct Met {
+pub(super) struct Match {
     pub(super) seq: Seq,
     pub(super) decision: Decision,
-    pub(super) was: State,
-    pub(super) before: Modified,
+    pub(super) old_state: ItemState,
+    pub(super) old_modified: Modified,
     /// Bytes of its data.
-    pub(super) size: usize,
+    pub(super) old_data_bytes: usize,
 }
 
-impl Wanted<'_> {
+impl ItemLookup<'_> {
     /// The row that holds the item, among rows that may be others': keys collide, so feed, kind and id decide.
-    fn among(&self, bench: &Bench<'_>, mut rows: Rows<'_>) -> Result<Option<Met>, StoreError> {
+    fn match_among(&self, tx: &WriteTx<'_>, mut rows: Rows<'_>) -> Result<Option<Match>, StoreError> {
         while let Some(row) = rows.next()? {
             let same = row.get::<_, i64>(1)? == self.feed.id
                 && row.get::<_, i64>(2)? == self.kind
@@ -86,27 +91,30 @@ impl Wanted<'_> {
             }
             let (seq, flags): (Seq, i64) = (row.get(0)?, row.get(5)?);
             let trusted = self.rules.resync && self.feed.resync.as_ref().is_some_and(|walk| walk.trust);
-            let stored = Stored {
+            let stored = StoredItem {
                 modified: stored_modified(row.get_ref(4)?, flags),
-                state: if flags & DELETED == 0 { State::Updated } else { State::Deleted },
-                swept: swept(flags),
+                state: if flags & DELETED_FLAG == 0 { ItemState::Updated } else { ItemState::Deleted },
+                sweep_kind: sweep_kind(flags),
                 data: row.get_ref(6)?.as_bytes_or_null().ok().flatten().unwrap_or_default(),
-                replaceable: trusted && may_replace(bench, self.feed, seq)?,
+                replaceable: trusted && may_replace(tx, self.feed, seq)?,
             };
             let decision = decide(&stored, self.item, self.data, self.rules);
             let size = stored.data.len();
-            return Ok(Some(Met { seq, decision, was: stored.state, before: stored.modified, size }));
+            return Ok(Some(Match {
+                seq,
+                decision,
+                old_state: stored.state,
+                old_modified: stored.modified,
+                old_data_bytes: size,
+            }));
         }
         Ok(None)
     }
 }
 
-fn may_replace(bench: &Bench<'_>, feed: &Feed, seq: Seq) -> Result<bool, StoreError> {
+fn may_replace(tx: &WriteTx<'_>, feed: &FeedState, seq: Seq) -> Result<bool, StoreError> {
     if feed.resync.as_ref().is_none_or(|walk| seq > walk.start_seq) {
         return Ok(false);
     }
-    Ok(!bench
-        .db
-        .prepare_cached("SELECT 1 FROM seen WHERE feed = ?1 AND seq = ?2 AND walked")?
-        .exists([feed.id, seq])?)
+    Ok(!tx.db.prepare_cached("SELECT 1 FROM seen WHERE feed = ?1 AND seq = ?2 AND walked")?.exists([feed.id, seq])?)
 }

@@ -2,22 +2,22 @@
 
 use rusqlite::types::ValueRef;
 
-use super::decide::Swept;
+use super::decide::SweepKind;
 use crate::feed::Modified;
 
-pub(in crate::store) const DELETED: i64 = 1;
-pub(super) const SWEPT: i64 = 2;
-pub(super) const SWEPT_BY_TRUST: i64 = 4;
-pub(in crate::store) const NUMBER: i64 = 8;
-pub(in crate::store) const FORGOTTEN: i64 = 16;
+pub(in crate::store) const DELETED_FLAG: i64 = 1;
+pub(super) const SWEPT_FLAG: i64 = 2;
+pub(super) const SWEPT_BY_TRUST_FLAG: i64 = 4;
+pub(in crate::store) const NUMBER_FLAG: i64 = 8;
+pub(in crate::store) const FORGOTTEN_FLAG: i64 = 16;
 /// Of a forgotten one: it was a tombstone before, and stays one if it is taken again.
-pub(in crate::store) const WAS_DELETED: i64 = 32;
+pub(in crate::store) const WAS_DELETED_FLAG: i64 = 32;
 
 /// Whether a row can have these flags: only a tombstone is swept or forgotten, and there are no others.
-pub(in crate::store) fn is_possible(flags: i64) -> bool {
-    let of_tombstones = SWEPT | SWEPT_BY_TRUST | FORGOTTEN | WAS_DELETED;
-    let deleted = flags & DELETED != 0;
-    flags & !(DELETED | NUMBER | of_tombstones) == 0 && (deleted || flags & of_tombstones == 0)
+pub(in crate::store) fn are_flags_valid(flags: i64) -> bool {
+    let of_tombstones = SWEPT_FLAG | SWEPT_BY_TRUST_FLAG | FORGOTTEN_FLAG | WAS_DELETED_FLAG;
+    let deleted = flags & DELETED_FLAG != 0;
+    flags & !(DELETED_FLAG | NUMBER_FLAG | of_tombstones) == 0 && (deleted || flags & of_tombstones == 0)
 }
 
 /// What an item takes in the file beside its id and its data, about: its row, its index entry, what pages leave free.
@@ -25,12 +25,12 @@ pub(in crate::store) const ROW_BYTES: i64 = 230;
 
 /// The flags of a tombstone made by a sweep.
 pub(in crate::store) fn swept_flags(flags: i64, trust: bool) -> i64 {
-    (flags & NUMBER) | DELETED | if trust { SWEPT_BY_TRUST } else { SWEPT }
+    (flags & NUMBER_FLAG) | DELETED_FLAG | if trust { SWEPT_BY_TRUST_FLAG } else { SWEPT_FLAG }
 }
 
 /// The flags of a tombstone in place of an item that was forgotten on request.
 pub(in crate::store) fn forgotten_flags(flags: i64) -> i64 {
-    (flags & NUMBER) | DELETED | FORGOTTEN
+    (flags & NUMBER_FLAG) | DELETED_FLAG | FORGOTTEN_FLAG
 }
 
 /// Publisher's value as stored: an integer where it is one, text otherwise.
@@ -52,15 +52,15 @@ pub(in crate::store) fn stored_modified(value: ValueRef<'_>, flags: i64) -> Modi
         ValueRef::Integer(n) => Modified::Int(n),
         other => {
             let text = other.as_str().unwrap_or_default();
-            if flags & NUMBER == 0 { Modified::Text(text.into()) } else { Modified::Number(text.into()) }
+            if flags & NUMBER_FLAG == 0 { Modified::Text(text.into()) } else { Modified::Number(text.into()) }
         }
     }
 }
 
-pub(super) fn swept(flags: i64) -> Swept {
-    match flags & (SWEPT | SWEPT_BY_TRUST) {
-        0 => Swept::No,
-        SWEPT => Swept::ByResync,
-        _ => Swept::ByTrust,
+pub(super) fn sweep_kind(flags: i64) -> SweepKind {
+    match flags & (SWEPT_FLAG | SWEPT_BY_TRUST_FLAG) {
+        0 => SweepKind::No,
+        SWEPT_FLAG => SweepKind::ByResync,
+        _ => SweepKind::ByTrustSource,
     }
 }

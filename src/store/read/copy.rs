@@ -4,9 +4,9 @@ use std::path::Path;
 
 use rusqlite::{OpenFlags, OptionalExtension, params};
 
-use super::{Reader, StoreError, connect, identity, immutable, refuse};
+use super::{Reader, StoreError, connect, connect_immutable, identity, read_error};
 use crate::store::forget;
-use crate::store::keys::Keys;
+use crate::store::keys::SaltedHasher;
 
 impl Reader {
     /// Opens a copy that nothing writes; as [`Reader::open`], but no WAL files are made beside it.
@@ -20,10 +20,10 @@ impl Reader {
             return Self::open(path);
         }
         let db = match path.to_str() {
-            Some(name) => immutable(name),
+            Some(name) => connect_immutable(name),
             None => connect(path, OpenFlags::empty()),
         };
-        let db = db.map_err(|error| refuse(path, error))?;
+        let db = db.map_err(|error| read_error(path, error))?;
         let reader = Self { db, path: path.to_owned(), file: identity(path) };
         reader.check()?;
         Ok(reader)
@@ -35,7 +35,7 @@ impl Reader {
     ///
     /// # Errors
     /// When the file can't be read.
-    pub fn holds(&self, feed: &str, kind: Option<&str>, id: &str) -> Result<bool, StoreError> {
+    pub fn contains_item(&self, feed: &str, kind: Option<&str>, id: &str) -> Result<bool, StoreError> {
         let known = self.db.prepare_cached("SELECT id FROM feed WHERE name = ?1")?.query_row([feed], |row| row.get(0));
         let Some(feed) = known.optional()?.map(|feed: i64| feed) else { return Ok(false) };
         let mut kinds = self.db.prepare_cached("SELECT id, name FROM kind WHERE ?1 IS NULL OR name = ?1")?;
@@ -43,17 +43,17 @@ impl Reader {
         let mut find = self.db.prepare_cached(
             "SELECT 1 FROM item WHERE feed = ?1 AND key = ?2 AND kind = ?3 AND id = ?4 AND flags & 16 = 0",
         )?;
-        let keys = Keys::of(&self.db)?;
+        let keys = SaltedHasher::load(&self.db)?;
         while let Some(row) = kinds.next()? {
             let (number, name): (i64, String) = (row.get(0)?, row.get(1)?);
-            if find.exists(params![feed, keys.item(&name, id), number, id])? {
+            if find.exists(params![feed, keys.item_key(&name, id), number, id])? {
                 return Ok(true);
             }
         }
         let mut records = self.db.prepare_cached("SELECT raw FROM quarantined WHERE feed = ?1")?;
         let mut records = records.query([feed])?;
         while let Some(row) = records.next()? {
-            if forget::names(&row.get::<_, String>(0)?, id) {
+            if forget::record_names_id(&row.get::<_, String>(0)?, id) {
                 return Ok(true);
             }
         }

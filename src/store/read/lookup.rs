@@ -1,9 +1,9 @@
 //! Items by their id, found through the index: nothing is walked through.
 
-use super::log::{Filter, item_columns, json};
-use super::rows::{Columns, ItemRow};
+use super::change_log::{FeedKindFilter, item_columns, json};
+use super::rows::{ItemRow, ViewRow};
 use super::{Reader, StoreError};
-use crate::store::keys::Keys;
+use crate::store::keys::SaltedHasher;
 
 impl Reader {
     /// The items with this id: one of each feed and kind asked for that has it, in the order of their seq. Live ones (of
@@ -11,9 +11,9 @@ impl Reader {
     ///
     /// # Errors
     /// [`StoreError::Refused`] for a feed that is not in the mirror; when the file can't be read.
-    pub fn items_with_id(&self, id: &str, filter: &Filter, deleted: bool) -> Result<Vec<ItemRow>, StoreError> {
+    pub fn items_with_id(&self, id: &str, filter: &FeedKindFilter, deleted: bool) -> Result<Vec<ItemRow>, StoreError> {
         let moment = self.db.unchecked_transaction()?;
-        let wanted = self.wanted_items(filter, deleted)?.0;
+        let wanted = self.item_condition(filter, deleted)?.0;
         let keys = self.keys(id, &filter.kinds)?;
         let mut select = moment.prepare_cached(&with_id_sql(&wanted))?;
         let rows = select.query_map((keys, id), ItemRow::read)?;
@@ -25,8 +25,8 @@ impl Reader {
         let mut select = self
             .db
             .prepare_cached("SELECT name FROM kind WHERE ?1 = '[]' OR name IN (SELECT value FROM json_each(?1))")?;
-        let hashes = Keys::of(&self.db)?;
-        let keys = select.query_map([json(kinds)], |row| Ok(hashes.item(&row.get::<_, String>(0)?, id)))?;
+        let hashes = SaltedHasher::load(&self.db)?;
+        let keys = select.query_map([json(kinds)], |row| Ok(hashes.item_key(&row.get::<_, String>(0)?, id)))?;
         Ok(serde_json::Value::from(keys.collect::<rusqlite::Result<Vec<i64>>>()?).to_string())
     }
 }

@@ -4,7 +4,7 @@ use rusqlite::Row;
 use rusqlite::types::{FromSql, FromSqlResult, ValueRef};
 
 /// A struct whose fields are the columns of one view, in their order.
-pub(super) trait Columns: Sized {
+pub(super) trait ViewRow: Sized {
     const COLUMNS: &'static [&'static str];
 
     fn read(row: &Row<'_>) -> rusqlite::Result<Self>;
@@ -16,7 +16,7 @@ macro_rules! columns {
         #[derive(Clone, Debug, PartialEq, serde::Serialize)]
         pub struct $name { $($(#[$fmeta])* pub $field: $type),+ }
 
-        impl Columns for $name {
+        impl ViewRow for $name {
             const COLUMNS: &'static [&'static str] = &[$(stringify!($field)),+];
 
             fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
@@ -30,14 +30,14 @@ macro_rules! columns {
 /// A publisher's `modified` as stored: an integer stays one, anything else is its text.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(untagged)]
-pub enum Stored {
+pub enum StoredModified {
     /// An integer of 64 bits.
     Integer(i64),
     /// Text, or a number that is no integer of 64 bits, as sent.
     Text(String),
 }
 
-impl FromSql for Stored {
+impl FromSql for StoredModified {
     fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
         match value {
             ValueRef::Integer(number) => Ok(Self::Integer(number)),
@@ -46,7 +46,7 @@ impl FromSql for Stored {
     }
 }
 
-impl std::fmt::Display for Stored {
+impl std::fmt::Display for StoredModified {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Integer(number) => number.fmt(f),
@@ -131,7 +131,7 @@ columns! {
         /// The position up to which it has been read.
         cursor: Option<String>,
         /// Of the last item taken from here.
-        modified: Option<Stored>,
+        modified: Option<StoredModified>,
         /// Of the last item taken from here.
         id: Option<String>,
         /// When that was.
@@ -163,7 +163,7 @@ columns! {
         /// The publisher's id.
         id: String,
         /// As the publisher sent it.
-        modified: Stored,
+        modified: StoredModified,
         /// `updated` or `deleted`.
         state: String,
         /// The JSON text as published; none when deleted.
@@ -189,7 +189,7 @@ columns! {
         /// The publisher's id.
         id: Option<String>,
         /// As the publisher sent it.
-        modified: Option<Stored>,
+        modified: Option<StoredModified>,
         /// `updated`, `deleted` or `purged`.
         state: String,
         /// When it was written.
@@ -293,13 +293,13 @@ columns! {
         /// The publisher's id.
         id: String,
         /// As the publisher sent it.
-        modified: Option<Stored>,
+        modified: Option<StoredModified>,
         /// Why it was refused.
         reason: String,
     }
 
     /// A first load under way.
-    LoadRow {
+    FirstLoadRow {
         /// The feed's name.
         feed: String,
         /// When it began.

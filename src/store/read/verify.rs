@@ -10,8 +10,8 @@ use std::time::Instant;
 use rusqlite::OptionalExtension;
 
 use super::{Reader, StoreError};
-use crate::store::apply::is_possible;
-use crate::store::keys::Keys;
+use crate::store::apply::are_flags_valid;
+use crate::store::keys::SaltedHasher;
 
 /// What is checked, by name; README lists them.
 pub const CHECKS: &[&str] = &[
@@ -120,7 +120,7 @@ pub struct Violation {
 
 /// What a check of the whole file came to.
 #[derive(Clone, Debug, Default, serde::Serialize)]
-pub struct Report {
+pub struct VerifyReport {
     /// What is wrong; nothing when the file is sound.
     pub violations: Vec<Violation>,
     /// Item rows looked at one by one; 0 in a quick check.
@@ -129,7 +129,7 @@ pub struct Report {
     pub pinned_s: f64,
 }
 
-impl Report {
+impl VerifyReport {
     /// Whether nothing is wrong.
     pub fn is_sound(&self) -> bool {
         self.violations.is_empty()
@@ -139,14 +139,14 @@ impl Report {
     fn unless_named(&mut self, checked: Result<(), StoreError>) -> Result<(), StoreError> {
         match checked {
             Err(error) if error.is_fatal() && !self.is_sound() => {
-                self.found("unreadable", || error.to_string());
+                self.add_violation("unreadable", || error.to_string());
                 Ok(())
             }
             checked => checked,
         }
     }
 
-    fn found(&mut self, check: &'static str, sample: impl FnOnce() -> String) {
+    fn add_violation(&mut self, check: &'static str, sample: impl FnOnce() -> String) {
         match self.violations.iter_mut().find(|violation| violation.check == check) {
             Some(violation) => violation.count += 1,
             None => self.violations.push(Violation { check, count: 1, sample: sample() }),
@@ -159,8 +159,8 @@ impl Reader {
     ///
     /// # Errors
     /// When the file can't be read, or is too damaged for SQLite to check it.
-    pub fn verify(&self, quick: bool) -> Result<Report, StoreError> {
-        let mut report = Report::default();
+    pub fn verify(&self, quick: bool) -> Result<VerifyReport, StoreError> {
+        let mut report = VerifyReport::default();
         let began = Instant::now();
         let checked = self.integrity(quick, &mut report);
         report.unless_named(checked)?;
@@ -174,20 +174,20 @@ impl Reader {
         Ok(report)
     }
 
-    fn integrity(&self, quick: bool, report: &mut Report) -> Result<(), StoreError> {
+    fn integrity(&self, quick: bool, report: &mut VerifyReport) -> Result<(), StoreError> {
         let check = if quick { "quick_check" } else { "integrity_check" };
         let mut lines = self.db.prepare(&format!("PRAGMA {check}({MOST_LINES})"))?;
         let mut rows = lines.query([])?;
         while let Some(row) = rows.next()? {
             let line: String = row.get(0)?;
             if line != "ok" {
-                report.found("integrity", || line);
+                report.add_violation("integrity", || line);
             }
         }
         Ok(())
     }
 
-    fn invariants(&self, quick: bool, report: &mut Report) -> Result<(), StoreError> {
+    fn invariants(&self, quick: bool, report: &mut VerifyReport) -> Result<(), StoreError> {
         for (check, sql) in QUERIES {
             self.query(check, sql, report)?;
         }
@@ -203,12 +203,12 @@ impl Reader {
         if quick { self.row_counts(report) } else { self.item_rows(&kinds, report) }
     }
 
-    fn query(&self, check: &'static str, sql: &str, report: &mut Report) -> Result<(), StoreError> {
+    fn query(&self, check: &'static str, sql: &str, report: &mut VerifyReport) -> Result<(), StoreError> {
         let mut select = self.db.prepare(sql)?;
         let mut rows = select.query([])?;
         while let Some(row) = rows.next()? {
             let sample: String = row.get(0)?;
-            report.found(check, || sample);
+            report.add_violation(check, || sample);
         }
         Ok(())
     }
@@ -220,29 +220,29 @@ impl Reader {
     }
 
     /// The item that an endpoint brought last committed with its cursor: a cursor without it has run ahead of the data.
-    fn last_items(&self, kinds: &HashMap<i64, String>, report: &mut Report) -> Result<(), StoreError> {
+    fn last_items(&self, kinds: &HashMap<i64, String>, report: &mut VerifyReport) -> Result<(), StoreError> {
         let mut endpoints = self.db.prepare(
             "SELECT e.feed, f.name, e.id FROM endpoint e JOIN feed f ON f.id = e.feed WHERE e.id IS NOT NULL",
         )?;
         let mut find = self.db.prepare("SELECT 1 FROM item WHERE feed = ?1 AND key = ?2 AND id = ?3 LIMIT 1")?;
-        let keys = Keys::of(&self.db)?;
+        let keys = SaltedHasher::load(&self.db)?;
         let mut rows = endpoints.query([])?;
         while let Some(row) = rows.next()? {
             let (feed, name, id): (i64, String, String) = (row.get(0)?, row.get(1)?, row.get(2)?);
             let mut there = false;
             for kind in kinds.values() {
-                let key = keys.item(kind, &id);
+                let key = keys.item_key(kind, &id);
                 there |= find.query_row((feed, key, &id), |_| Ok(())).optional()?.is_some();
             }
             if !there {
-                report.found("cursor-ahead", || format!("{name} has come past id {id}, which is not there"));
+                report.add_violation("cursor-ahead", || format!("{name} has come past id {id}, which is not there"));
             }
         }
         Ok(())
     }
 
     /// As far as the index tells without a look at the rows.
-    fn row_counts(&self, report: &mut Report) -> Result<(), StoreError> {
+    fn row_counts(&self, report: &mut VerifyReport) -> Result<(), StoreError> {
         let sql = "SELECT f.name || ' says ' || (f.items + f.tombstones) || ' rows, there are ' || coalesce(n, 0)
              FROM feed f LEFT JOIN (SELECT feed, count(*) AS n FROM item INDEXED BY item_key GROUP BY feed) i
                  ON i.feed = f.id
@@ -250,8 +250,8 @@ impl Reader {
         self.query("item-count", sql, report)
     }
 
-    fn item_rows(&self, kinds: &HashMap<i64, String>, report: &mut Report) -> Result<(), StoreError> {
-        let keys = Keys::of(&self.db)?;
+    fn item_rows(&self, kinds: &HashMap<i64, String>, report: &mut VerifyReport) -> Result<(), StoreError> {
+        let keys = SaltedHasher::load(&self.db)?;
         let mut counts: HashMap<i64, (i64, i64)> = HashMap::new();
         let mut select = self.db.prepare(
             "SELECT seq, feed, key, kind, flags, id, data IS NULL FROM item NOT INDEXED
@@ -267,17 +267,17 @@ impl Reader {
             report.rows += 1;
             let sample = || format!("seq {seq}, id {id}");
             match (deleted, empty) {
-                (true, false) => report.found("tombstone-with-data", sample),
-                (false, true) => report.found("live-without-data", sample),
+                (true, false) => report.add_violation("tombstone-with-data", sample),
+                (false, true) => report.add_violation("live-without-data", sample),
                 _ => {}
             }
-            if !is_possible(flags) {
-                report.found("bad-flags", || format!("seq {seq}, id {id}, flags {flags}"));
+            if !are_flags_valid(flags) {
+                report.add_violation("bad-flags", || format!("seq {seq}, id {id}, flags {flags}"));
             }
             match kinds.get(&row.get(3)?) {
-                None => report.found("unknown-kind", sample),
-                Some(kind) if keys.item(kind, id) != row.get::<_, i64>(2)? => {
-                    report.found("item-key", sample);
+                None => report.add_violation("unknown-kind", sample),
+                Some(kind) if keys.item_key(kind, id) != row.get::<_, i64>(2)? => {
+                    report.add_violation("item-key", sample);
                 }
                 Some(_) => {}
             }
@@ -285,7 +285,7 @@ impl Reader {
         self.compare_counts(&counts, report)
     }
 
-    fn compare_counts(&self, counts: &HashMap<i64, (i64, i64)>, report: &mut Report) -> Result<(), StoreError> {
+    fn compare_counts(&self, counts: &HashMap<i64, (i64, i64)>, report: &mut VerifyReport) -> Result<(), StoreError> {
         let mut feeds = self.db.prepare("SELECT id, name, items, tombstones FROM feed")?;
         let mut rows = feeds.query([])?;
         while let Some(row) = rows.next()? {
@@ -295,7 +295,7 @@ impl Reader {
                 [("item-count", row.get::<_, i64>(2)?, items), ("tombstone-count", row.get(3)?, tombstones)]
             {
                 if said != real {
-                    report.found(check, || format!("{name} says {said}, there are {real}"));
+                    report.add_violation(check, || format!("{name} says {said}, there are {real}"));
                 }
             }
         }

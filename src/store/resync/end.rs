@@ -4,21 +4,21 @@ use std::collections::HashMap;
 
 use rusqlite::{OptionalExtension, params};
 
-use super::super::apply::{Delivery, NUMBER, SqlModified, stored_modified};
-use super::super::writer::{Bench, Weight};
+use super::super::apply::{Delivery, NUMBER_FLAG, SqlModified, stored_modified};
+use super::super::writer::{JobClass, WriteTx};
 use super::super::{Millis, Store, StoreError, feeds, journal};
-use super::{Ended, Place, STEP_ROWS, Stage, Trust, clear, read, stage};
-use crate::feed::{Health, Item, Modified, Order};
+use super::{ResyncEnd, ResyncStage, STEP_ROWS, ScanPosition, SourceTrust, cancel_resync, read, stage};
+use crate::feed::{Health, Item, Modified, ModifiedOrder};
 
 /// A sweep of at most this many items is held only when it is of everything, or after a short listing.
 const SMALL_SWEEP: i64 = 100;
 
 /// What a walk has not met, as far as it was counted.
 #[derive(Default)]
-struct Count {
+struct UnseenCounts {
     unseen: i64,
     /// A live item that is newer than the newest of its kind that the walk read: kind, what it read, what is stored.
-    short: Option<(String, Modified, Modified)>,
+    short_listing: Option<(String, Modified, Modified)>,
 }
 
 impl Store {
@@ -33,50 +33,49 @@ impl Store {
         walk: i64,
         at: Millis,
         max_sweep: f64,
-        order: Order,
-    ) -> Result<Ended, StoreError> {
-        let clean = self.submit(Weight::default(), move |bench| {
-            if stage(bench, feed, walk)? != Some(Stage::Walk) {
+        order: ModifiedOrder,
+    ) -> Result<ResyncEnd, StoreError> {
+        let clean = self.submit(JobClass::default(), move |tx| {
+            if stage(tx, feed, walk)? != Some(ResyncStage::Walk) {
                 return Ok(None);
             }
-            is_clean(bench, feed, at).map(Some)
+            cancel_unless_clean(tx, feed, at).map(Some)
         });
         match clean.await? {
-            None => return Ok(Ended::Replaced),
-            Some(false) => return Ok(Ended::Unclean),
+            None => return Ok(ResyncEnd::Replaced),
+            Some(false) => return Ok(ResyncEnd::Unclean),
             Some(true) => {}
         }
-        let (mut count, mut place) = (Count::default(), None);
+        let (mut count, mut place) = (UnseenCounts::default(), None);
         loop {
-            let weight = Weight { large: true, ..Weight::default() };
-            let (step, next) = self.submit(weight, move |bench| step(bench, feed, place, order)).await?;
+            let weight = JobClass { large: true, ..JobClass::default() };
+            let (step, next) = self.submit(weight, move |tx| step(tx, feed, place, order)).await?;
             count.unseen += step.unseen;
-            count.short = count.short.or(step.short);
+            count.short_listing = count.short_listing.or(step.short_listing);
             let Some(next) = next else { break };
             place = Some(next);
         }
-        let (unseen, short) = (count.unseen, count.short);
-        let held = self.submit(Weight::default(), move |bench| {
-            if stage(bench, feed, walk)? != Some(Stage::Walk) {
+        let (unseen, short) = (count.unseen, count.short_listing);
+        let held = self.submit(JobClass::default(), move |tx| {
+            if stage(tx, feed, walk)? != Some(ResyncStage::Walk) {
                 return Ok(None);
             }
-            take_over(bench, feed, at, short.is_some())?;
-            hold_or_sweep(bench, feed, at, unseen, short.as_ref(), max_sweep).map(Some)
+            adopt_walk_end(tx, feed, at, short.is_some())?;
+            hold_or_sweep(tx, feed, at, unseen, short.as_ref(), max_sweep).map(Some)
         });
         match held.await? {
-            None => Ok(Ended::Replaced),
-            Some(Some(live)) => Ok(Ended::Held(unseen, live)),
+            None => Ok(ResyncEnd::Replaced),
+            Some(Some(live)) => Ok(ResyncEnd::Held(unseen, live)),
             Some(None) => self.sweep(feed, walk, at).await,
         }
     }
 }
 
 /// Notes what a page of a resync says: how much was read, its last item, the newest of each kind.
-pub(in crate::store) fn note_read(bench: &Bench<'_>, delivery: &Delivery) -> Result<(), StoreError> {
+pub(in crate::store) fn record_progress(tx: &WriteTx<'_>, delivery: &Delivery) -> Result<(), StoreError> {
     let Some(last) = delivery.page.items.last() else { return Ok(()) };
     let count = i64::try_from(delivery.page.items.len()).unwrap_or(i64::MAX);
-    bench
-        .db
+    tx.db
         .prepare_cached("UPDATE resync SET read = read + ?2, modified = ?3, last_id = ?4 WHERE feed = ?1")?
         .execute(params![delivery.feed, count, SqlModified(&last.modified), &*last.id])?;
     let mut newest: HashMap<&str, &Item> = HashMap::new();
@@ -87,10 +86,10 @@ pub(in crate::store) fn note_read(bench: &Bench<'_>, delivery: &Delivery) -> Res
         }
     }
     for (kind, item) in newest {
-        let known = newest_read(bench, delivery.feed, kind)?;
+        let known = newest_read(tx, delivery.feed, kind)?;
         if known.is_none_or(|known| item.modified.compare(&known, delivery.order).is_gt()) {
-            let flags = if matches!(item.modified, Modified::Number(_)) { NUMBER } else { 0 };
-            bench.db.prepare_cached("INSERT OR REPLACE INTO newest VALUES (?1, ?2, ?3, ?4)")?.execute(params![
+            let flags = if matches!(item.modified, Modified::Number(_)) { NUMBER_FLAG } else { 0 };
+            tx.db.prepare_cached("INSERT OR REPLACE INTO newest VALUES (?1, ?2, ?3, ?4)")?.execute(params![
                 delivery.feed,
                 kind,
                 SqlModified(&item.modified),
@@ -101,8 +100,8 @@ pub(in crate::store) fn note_read(bench: &Bench<'_>, delivery: &Delivery) -> Res
     Ok(())
 }
 
-fn newest_read(bench: &Bench<'_>, feed: i64, kind: &str) -> Result<Option<Modified>, StoreError> {
-    let found = bench
+fn newest_read(tx: &WriteTx<'_>, feed: i64, kind: &str) -> Result<Option<Modified>, StoreError> {
+    let found = tx
         .db
         .prepare_cached("SELECT modified, flags FROM newest WHERE feed = ?1 AND kind = ?2")?
         .query_row(params![feed, kind], |row| Ok(stored_modified(row.get_ref(0)?, row.get(1)?)));
@@ -111,45 +110,45 @@ fn newest_read(bench: &Bench<'_>, feed: i64, kind: &str) -> Result<Option<Modifi
 
 /// Whether the end was clean. One that was not ends the resync: its cursor is taken only where there is none that works,
 /// since all that stands before it has been read, and nothing is swept.
-fn is_clean(bench: &mut Bench<'_>, feed: i64, at: Millis) -> Result<bool, StoreError> {
-    let clean: bool = bench.db.query_row("SELECT clean FROM resync WHERE feed = ?1", [feed], |row| row.get(0))?;
+fn cancel_unless_clean(tx: &mut WriteTx<'_>, feed: i64, at: Millis) -> Result<bool, StoreError> {
+    let clean: bool = tx.db.query_row("SELECT clean FROM resync WHERE feed = ?1", [feed], |row| row.get(0))?;
     if clean {
         return Ok(true);
     }
-    if !cursor_works(bench, feed)? {
-        take_cursor_over(bench, feed, at)?;
-        keep_position(bench, feed)?;
+    if !cursor_works(tx, feed)? {
+        adopt_cursor(tx, feed, at)?;
+        save_position(tx, feed)?;
     }
-    clear(bench, feed)?;
+    cancel_resync(tx, feed)?;
     // It was read whole all the same: a regular resync comes again when its time has come, not at once.
-    bench.db.execute("UPDATE feed SET read_anew_at = ?2 WHERE id = ?1", params![feed, at])?;
-    journal::event(bench, Some(feed), at, "resync-unclean", "no clean end was seen: nothing was swept")?;
+    tx.db.execute("UPDATE feed SET read_anew_at = ?2 WHERE id = ?1", params![feed, at])?;
+    journal::record_event(tx, Some(feed), at, "resync-unclean", "no clean end was seen: nothing was swept")?;
     Ok(false)
 }
 
 /// The walk's cursor becomes the poll cursor; after a short listing only where there is none that works.
-fn take_over(bench: &mut Bench<'_>, feed: i64, at: Millis, short: bool) -> Result<(), StoreError> {
-    let works = cursor_works(bench, feed)?;
+fn adopt_walk_end(tx: &mut WriteTx<'_>, feed: i64, at: Millis, short: bool) -> Result<(), StoreError> {
+    let works = cursor_works(tx, feed)?;
     if !works {
-        keep_position(bench, feed)?;
+        save_position(tx, feed)?;
     }
     if works && short {
         return Ok(());
     }
-    take_cursor_over(bench, feed, at)?;
-    bench.db.execute("UPDATE feed SET differing = 0, level_at = ?2, polled_at = ?2 WHERE id = ?1", [feed, at])?;
+    adopt_cursor(tx, feed, at)?;
+    tx.db.execute("UPDATE feed SET differing = 0, level_at = ?2, polled_at = ?2 WHERE id = ?1", [feed, at])?;
     Ok(())
 }
 
-fn cursor_works(bench: &Bench<'_>, feed: i64) -> rusqlite::Result<bool> {
+fn cursor_works(tx: &WriteTx<'_>, feed: i64) -> rusqlite::Result<bool> {
     let sql = "SELECT cursor IS NOT NULL AND health NOT IN ('retrying', 'stuck') FROM endpoint
                WHERE feed = ?1 AND transport = 0";
-    bench.db.query_row(sql, [feed], |row| row.get(0))
+    tx.db.query_row(sql, [feed], |row| row.get(0))
 }
 
 /// With the place goes what a trusted walk read last: where streams are taken up.
-fn take_cursor_over(bench: &Bench<'_>, feed: i64, at: Millis) -> rusqlite::Result<()> {
-    bench.db.execute(
+fn adopt_cursor(tx: &WriteTx<'_>, feed: i64, at: Millis) -> rusqlite::Result<()> {
+    tx.db.execute(
         "UPDATE endpoint SET cursor = r.cursor, updated_at = ?2,
              modified = iif(r.trust AND r.last_id IS NOT NULL, r.modified, endpoint.modified),
              id = iif(r.trust AND r.last_id IS NOT NULL, r.last_id, endpoint.id),
@@ -161,24 +160,24 @@ fn take_cursor_over(bench: &Bench<'_>, feed: i64, at: Millis) -> rusqlite::Resul
 }
 
 /// The old positions may be as dead as the cursor: look-backs have a place to start from all the same.
-fn keep_position(bench: &Bench<'_>, feed: i64) -> rusqlite::Result<()> {
+fn save_position(tx: &WriteTx<'_>, feed: i64) -> rusqlite::Result<()> {
     let sql =
         "INSERT INTO position SELECT feed, (SELECT coalesce(max(n), -1) + 1 FROM position p WHERE p.feed = r.feed),
                    started_at, asked, kind, id FROM resync r WHERE feed = ?1 AND asked IS NOT NULL";
-    bench.db.execute(sql, [feed])?;
+    tx.db.execute(sql, [feed])?;
     Ok(())
 }
 
 /// Counts among the next rows in key order, and where to go on; `None` at the end.
 fn step(
-    bench: &mut Bench<'_>,
+    tx: &mut WriteTx<'_>,
     feed: i64,
-    after: Option<Place>,
-    order: Order,
-) -> Result<(Count, Option<Place>), StoreError> {
-    let newest = newest_of_all(bench, feed)?;
+    after: Option<ScanPosition>,
+    order: ModifiedOrder,
+) -> Result<(UnseenCounts, Option<ScanPosition>), StoreError> {
+    let newest = newest_by_kind(tx, feed)?;
     let (key, seq) = after.unwrap_or((i64::MIN, i64::MIN));
-    let mut select = bench.db.prepare_cached(
+    let mut select = tx.db.prepare_cached(
         "SELECT i.seq, i.key, i.flags & 1 = 0 AND i.seq <= r.start_seq AS stood,
                 NOT EXISTS (SELECT 1 FROM seen s WHERE s.feed = i.feed AND s.seq = i.seq)
                 AND NOT EXISTS (SELECT 1 FROM spared p WHERE p.feed = i.feed AND p.id = i.id),
@@ -187,7 +186,7 @@ fn step(
          WHERE i.feed = ?1 AND i.key >= ?2 AND (i.key > ?2 OR i.seq > ?3) ORDER BY i.key, i.seq LIMIT ?4",
     )?;
     let mut rows = select.query(params![feed, key, seq, STEP_ROWS])?;
-    let (mut count, mut last, mut looked_at) = (Count::default(), None, 0);
+    let (mut count, mut last, mut looked_at) = (UnseenCounts::default(), None, 0);
     while let Some(row) = rows.next()? {
         last = Some((row.get(1)?, row.get(0)?));
         looked_at += 1;
@@ -196,27 +195,27 @@ fn step(
         }
         count.unseen += i64::from(row.get::<_, bool>(3)?);
         // A source to be trusted anew may well know less than what came from it before.
-        if count.short.is_some() || !row.get::<_, bool>(4)? {
+        if count.short_listing.is_some() || !row.get::<_, bool>(4)? {
             continue;
         }
         let kind: String = row.get(5)?;
         let stored = stored_modified(row.get_ref(6)?, row.get(7)?);
         if let Some(read) = newest.get(&kind).filter(|read| stored.compare(read, order).is_gt()) {
-            count.short = Some((kind, read.clone(), stored));
+            count.short_listing = Some((kind, read.clone(), stored));
         }
     }
     Ok((count, if looked_at < STEP_ROWS { None } else { last }))
 }
 
-fn newest_of_all(bench: &Bench<'_>, feed: i64) -> Result<HashMap<String, Modified>, StoreError> {
-    let mut select = bench.db.prepare_cached("SELECT kind, modified, flags FROM newest WHERE feed = ?1")?;
+fn newest_by_kind(tx: &WriteTx<'_>, feed: i64) -> Result<HashMap<String, Modified>, StoreError> {
+    let mut select = tx.db.prepare_cached("SELECT kind, modified, flags FROM newest WHERE feed = ?1")?;
     let rows = select.query_map([feed], |row| Ok((row.get(0)?, stored_modified(row.get_ref(1)?, row.get(2)?))))?;
     Ok(rows.collect::<rusqlite::Result<_>>()?)
 }
 
 /// The number of live items when the sweep is held, nothing when it may go on.
 fn hold_or_sweep(
-    bench: &mut Bench<'_>,
+    tx: &mut WriteTx<'_>,
     feed: i64,
     at: Millis,
     unseen: i64,
@@ -224,13 +223,13 @@ fn hold_or_sweep(
     max_sweep: f64,
 ) -> Result<Option<i64>, StoreError> {
     let sql = "SELECT f.items, r.read FROM feed f JOIN resync r ON r.feed = f.id WHERE f.id = ?1";
-    let (live, items): (i64, i64) = bench.db.query_row(sql, [feed], |row| Ok((row.get(0)?, row.get(1)?)))?;
-    let trust = read(bench, feed)?.map_or(Trust::No, |resync| resync.trust);
+    let (live, items): (i64, i64) = tx.db.query_row(sql, [feed], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    let trust = read(tx, feed)?.map_or(SourceTrust::No, |resync| resync.trust);
     let everything = unseen > 0 && unseen == live;
     let too_much = unseen > SMALL_SWEEP && unseen as f64 > max_sweep * live as f64;
-    let held = trust != Trust::Accepted && (everything || too_much || short.is_some() && unseen > 0);
+    let held = trust != SourceTrust::RequestedAndAccepted && (everything || too_much || short.is_some() && unseen > 0);
     let stage = if held { "held" } else { "sweep" };
-    bench.db.execute(
+    tx.db.execute(
         "UPDATE resync SET stage = ?2, unseen = ?3, live = ?4 WHERE feed = ?1",
         params![feed, stage, unseen, live],
     )?;
@@ -244,8 +243,8 @@ fn hold_or_sweep(
         "held-sweep: {items} read, {unseen} to go: a resync no longer found {unseen} of {live} live items{why}; nothing \
          is removed until feedmirror resync --accept"
     );
-    bench.db.execute("UPDATE feed SET suspect = ?2 WHERE id = ?1", params![feed, reason])?;
-    journal::event(bench, Some(feed), at, "held-sweep", &format!("{unseen} of {live} live items{why}"))?;
-    feeds::set_health(bench, feed, at, Health::Suspect, Some(&reason))?;
+    tx.db.execute("UPDATE feed SET suspect = ?2 WHERE id = ?1", params![feed, reason])?;
+    journal::record_event(tx, Some(feed), at, "held-sweep", &format!("{unseen} of {live} live items{why}"))?;
+    feeds::set_health(tx, feed, at, Health::Suspect, Some(&reason))?;
     Ok(Some(live))
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::refused;
+use super::path_error;
 use crate::store::read::Reader;
 use crate::store::{Millis, SCHEMA_VERSION, StoreError, files};
 
@@ -73,7 +73,7 @@ impl Manifest {
             let (snapshot, path) = (snapshot.display(), path.display());
             StoreError::Refused(format!("{snapshot} can't be trusted without its manifest {path}: {error}"))
         })?;
-        serde_json::from_slice(&text).map_err(|error| refused(&path, format!("it is no manifest, {error}")))
+        serde_json::from_slice(&text).map_err(|error| path_error(&path, format!("it is no manifest, {error}")))
     }
 
     /// Of a copy, all but its file's name, size and digest.
