@@ -1,6 +1,6 @@
-//! The command line: parses, lets one verb act, and maps what came of it to an exit code.
+//! The command line: parses the arguments, runs one verb, and maps its result to an exit code.
 //!
-//! Results go to standard output and nothing else does; what is wrong goes to standard error in one line that names it.
+//! Only results go to standard output; an error goes to standard error in one line that names its cause.
 
 pub mod ack;
 pub mod changes;
@@ -42,16 +42,16 @@ use crate::output::{self, OutputError};
 use crate::store::StoreError;
 use crate::terminal::{self, SanitisingWriter};
 
-/// What the process says with its exit code; `systemd/feedmirror.service` and README list them.
+/// The process's exit codes; `systemd/feedmirror.service` and README list them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
     /// Done.
     Done,
-    /// It could not be done; standard error says why.
+    /// The verb failed; standard error says why.
     Failed,
     /// The command line or the configuration is wrong.
     Usage,
-    /// Some feeds did not get level.
+    /// Some feeds did not become level.
     NotLevel,
     /// The database is unusable: damaged, foreign, or from a newer version.
     DatabaseUnusable,
@@ -59,13 +59,12 @@ pub enum Exit {
     DatabaseInUse,
 }
 
-/// The command line is wrong in a way that its parser can't see.
+/// The command line is wrong in a way that clap can't see.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct UsageError(pub String);
 
 impl Exit {
-    /// The process's exit code.
     pub const fn code(self) -> u8 {
         match self {
             Self::Done => 0,
@@ -93,10 +92,10 @@ impl Exit {
     }
 }
 
-/// Home, and clear what is beneath: a whole clear would flicker.
+/// Cursor home, then clear to the end of the screen: clearing the whole screen would flicker.
 const TO_THE_TOP: &str = "\x1b[H\x1b[J";
 
-/// What all verbs are told.
+/// Options that every verb takes.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct GlobalArgs {
     /// The configuration; by default feedmirror.toml here, else /etc/feedmirror/config.toml
@@ -183,9 +182,9 @@ pub fn main() -> ExitCode {
     let cli = match parse(std::env::args_os().collect()) {
         Ok(cli) => cli,
         Err(error) => {
-            // Help asked for is a result; anything else is a wrong command line.
+            // Help that was asked for is a result; anything else is a wrong command line.
             let exit = if error.use_stderr() { Exit::Usage } else { Exit::Done };
-            // Nobody is left to tell when standard error is closed.
+            // When standard error is closed, nobody can be shown the message.
             let _ = error.print();
             return ExitCode::from(exit.code());
         }
@@ -197,8 +196,8 @@ pub fn main() -> ExitCode {
     ExitCode::from(exit.code())
 }
 
-/// An id may begin with a hyphen, so `explain` and `forget` are asked as `explain FEED -- -5`; an option that is added
-/// behind it is meant as one all the same, where it can be nothing else.
+/// An id may begin with a hyphen, so users write `explain FEED -- -5` and `forget FEED -- -5`. An argument after `--`
+/// is still taken for an option where it can be nothing else.
 fn parse(args: Vec<OsString>) -> Result<Cli, clap::Error> {
     let error = match Cli::try_parse_from(&args) {
         Err(error) if error.kind() == ErrorKind::UnknownArgument => error,
@@ -253,23 +252,23 @@ fn act(cli: Cli) -> anyhow::Result<Exit> {
     }
 }
 
-#[expect(clippy::print_stderr, reason = "the one place where a verb's failure is told")]
+#[expect(clippy::print_stderr, reason = "the one place that prints a verb's failure")]
 fn print_error(error: &anyhow::Error) {
-    // A reader that went away, as `| head` does, is no mistake to report, and none to fail for.
+    // When the reader of the output went away, as with `| head`, there is nothing to report and nothing failed.
     if broken_pipe(error) {
         return;
     }
     eprintln!("feedmirror: {}", terminal::text(&format!("{error:#}")));
 }
 
-/// Of an output alone: a connection that broke lies deeper in its error, and is a failure.
+/// True only for standard output: a network connection that broke lies deeper in the error chain, and is a failure.
 fn broken_pipe(error: &anyhow::Error) -> bool {
     let io = error.downcast_ref::<std::io::Error>();
     io.is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
 }
 
 impl GlobalArgs {
-    /// The level of the log when the configuration doesn't say, or the flags overrule it.
+    /// The log level: the configured one, unless flags overrule it.
     fn log_level(&self, configured: &str) -> String {
         match (self.quiet, self.verbose) {
             (true, _) => "error".to_owned(),
@@ -284,7 +283,7 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     Ok(tokio::runtime::Builder::new_multi_thread().enable_all().build()?)
 }
 
-/// An output's error as the exit code needs it.
+/// Converts an output error such that [`Exit::of`] finds its cause.
 fn into_anyhow(error: OutputError) -> anyhow::Error {
     match error {
         OutputError::Store(error) => error.into(),
@@ -293,18 +292,18 @@ fn into_anyhow(error: OutputError) -> anyhow::Error {
     }
 }
 
-/// Standard output, of words or of JSON: on a terminal with nothing in it that the terminal would obey.
+/// Standard output for text or for JSON; on a terminal, control sequences in it are made harmless.
 fn stdout(json: bool) -> SanitisingWriter<std::io::StdoutLock<'static>> {
     let (out, terminal) = (std::io::stdout().lock(), std::io::stdout().is_terminal());
     if json { SanitisingWriter::json(out, terminal) } else { SanitisingWriter::words(out, terminal) }
 }
 
-/// How wide a table may be: as the terminal is, or as fits most places.
+/// The widest table: the terminal's width, or a default where standard output is no terminal.
 fn width() -> u16 {
     comfy_table::Table::new().width().map_or(output::status::WIDTH, |width| width.max(80))
 }
 
-/// Rows as JSON, one a line.
+/// Writes rows as JSON, one per line.
 fn lines(out: &mut impl std::io::Write, rows: &[impl serde::Serialize]) -> std::io::Result<()> {
     rows.iter().try_for_each(|row| output::write_json_line(out, row))
 }

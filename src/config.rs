@@ -1,12 +1,12 @@
 //! Raw configuration → checked settings: defaults < file < environment < flags.
 //!
-//! Every mistake is found in one go, names its key, and says how far it reaches: one feed's mistake fails that feed and
-//! no other. What comes out needs no further checking; the settings' types live beside the code they set, and none of
-//! that code knows this module. Loading reads files and the environment and changes nothing, so it can be repeated at
-//! any time and compared.
+//! All mistakes are found in one run; each names its key and its scope: a mistake in one feed's settings fails that
+//! feed and no other. The resulting settings need no further checking; their types are defined beside the code that
+//! uses them, and none of that code knows this module. Loading reads files and the environment and changes nothing, so
+//! it can be repeated at any time and the results compared.
 //!
-//! No secret passes through here to stay: a secret is a reference, read once to see that it can be. No message shows a
-//! value that may be a secret, be it at the wrong key.
+//! No secret is kept here: a secret is a reference, read once to check that it can be read. No message shows a value
+//! that may be a secret, even where it was written at a wrong key.
 
 mod feeds;
 mod sections;
@@ -39,7 +39,7 @@ use crate::supervisor::FeedSettings;
 use layers::Layers;
 use table::{ConfigReport, Table};
 
-/// Where a configuration is looked for when none is named, in this order.
+/// Paths where a configuration is looked for when none is named, in this order.
 pub const DEFAULT_PATHS: [&str; 2] = ["feedmirror.toml", "/etc/feedmirror/config.toml"];
 
 /// The whole configuration, checked; some feeds may have failed.
@@ -47,28 +47,24 @@ pub const DEFAULT_PATHS: [&str; 2] = ["feedmirror.toml", "/etc/feedmirror/config
 pub struct Config {
     /// Each file read, the main one first.
     pub files: Vec<PathBuf>,
-    /// The patterns of further files, in full.
+    /// The patterns of further files, as full paths.
     pub include: Vec<PathBuf>,
     /// The names of all providers.
     pub providers: Vec<String>,
-    /// The SQLite file.
     pub database: PathBuf,
-    /// The ops listener.
     pub ops: OpsSettings,
-    /// The webhook listener.
     pub webhooks: WebhookListenerSettings,
-    /// Whether it is spoken of: then it listens, with or without a feed that has a webhook.
-    pub webhooks_stands: bool,
-    /// What is logged and how.
+    /// Whether the configuration has `[webhooks]`: then it listens, with or without a feed that has a webhook.
+    pub webhooks_configured: bool,
     pub log: LogSettings,
-    /// Budgets of hosts.
+    /// Limits of hosts.
     pub hosts: HostSettings,
-    /// How long what happened is kept.
+    /// How long rows are kept.
     pub keep: RetentionSettings,
     /// Each feed by name, or why it can't run.
     pub feeds: Vec<Result<FeedSettings, FailedFeed>>,
-    /// Every mistake, none of them [`Scope::Fatal`]: also those of providers without feeds, and of `[feeds.*]` whose
-    /// name can't be one.
+    /// Every mistake, none of them [`ProblemScope::Fatal`]: also those of providers without feeds, and of `[feeds.*]`
+    /// whose name can't be one.
     pub problems: Vec<ConfigProblem>,
     /// What is allowed but unwise.
     pub warnings: Vec<ConfigProblem>,
@@ -77,9 +73,8 @@ pub struct Config {
 /// A feed that can't run as it is configured.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FailedFeed {
-    /// Its name.
     pub name: FeedName,
-    /// Its mistakes and its provider's.
+    /// The feed's mistakes and its provider's.
     pub errors: Vec<ConfigProblem>,
 }
 
@@ -88,7 +83,7 @@ pub struct FailedFeed {
 pub struct OpsSettings {
     /// Address and port; port 0 takes a free one.
     pub listen: SocketAddr,
-    /// The admin token; one made beside the database when not set.
+    /// The admin token; when not set, one that is created beside the database.
     pub token: Option<SecretSource>,
 }
 
@@ -101,7 +96,6 @@ impl Default for OpsSettings {
 /// `[log]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogSettings {
-    /// How a line is written.
     pub format: LogFormat,
     /// A level, or a filter as tracing-subscriber reads it: `warn,feedmirror=debug`.
     pub level: String,
@@ -123,9 +117,9 @@ pub enum LogFormat {
 }
 
 impl Config {
-    /// Whether publishers are listened to: `[webhooks]` stands there, or a feed that can run has a webhook.
+    /// Whether there is a webhook listener: `[webhooks]` is configured, or a feed that can run has a webhook.
     pub fn takes_webhooks(&self) -> bool {
-        self.webhooks_stands || self.feeds.iter().flatten().any(|feed| feed.webhook.is_some())
+        self.webhooks_configured || self.feeds.iter().flatten().any(|feed| feed.webhook.is_some())
     }
 }
 
@@ -139,7 +133,7 @@ impl LogFormat {
     }
 }
 
-/// Loads the configuration at `path`, or the first of [`PLACES`] that is there. Blocking: small local files.
+/// Loads the configuration at `path`, or the first of [`DEFAULT_PATHS`] that exists. Blocking: small local files.
 ///
 /// # Errors
 /// When `run` can't start from it; a mistake confined to feeds is in [`Config::feeds`] and [`Config::problems`].
@@ -148,16 +142,16 @@ pub fn load(path: Option<&Path>, overrides: &Overrides) -> Result<Config, Config
     let environment = environment(&mut problems);
     let path = match path {
         Some(path) => path,
-        None => find(&DEFAULT_PATHS)?,
+        None => find_file(&DEFAULT_PATHS)?,
     };
     load_from(path, &environment, overrides, problems)
 }
 
-fn find(places: &[&'static str]) -> Result<&'static Path, ConfigErrors> {
-    // One that is there but can't be read is found all the same, and its reading says why it can't.
-    let there = |place: &&Path| place.try_exists().unwrap_or(true);
-    places.iter().copied().map(Path::new).find(there).ok_or_else(|| {
-        let message = format!("no configuration: there is no {}; name one with --config FILE", places.join(" and no "));
+fn find_file(paths: &[&'static str]) -> Result<&'static Path, ConfigErrors> {
+    // A file that exists but can't be read is chosen all the same; reading it reports why it can't be read.
+    let exists = |path: &&Path| path.try_exists().unwrap_or(true);
+    paths.iter().copied().map(Path::new).find(exists).ok_or_else(|| {
+        let message = format!("no configuration: there is no {}; name one with --config FILE", paths.join(" and no "));
         let problem =
             ConfigProblem { scope: ProblemScope::Fatal, origin: None, key: String::new(), value: None, message };
         ConfigErrors { problems: vec![problem], warnings: Vec::new() }
@@ -204,14 +198,14 @@ fn load_from(
 fn resolve(report: &ConfigReport<'_>) -> Config {
     let root = Table::root(report);
     let mut database = PathBuf::from("mirror.db");
-    root.set("database", &mut database, |given| given.path().ok_or_else(|| "must be the path of a file".to_owned()));
-    // The files it names are read already. Wherever it stands, it is relative to the main file.
-    let include = root.ask("include").and_then(|given| given.list()).unwrap_or_default();
+    root.set("database", &mut database, |value| value.path().ok_or_else(|| "must be the path of a file".to_owned()));
+    // The files that `include` names are read already. Whichever layer sets it, it is relative to the main file.
+    let include = root.ask("include").and_then(|value| value.list()).unwrap_or_default();
     let base = report.layers.files.first().and_then(|main| main.parent()).unwrap_or(Path::new(""));
     let include = include.into_iter().map(|pattern| base.join(pattern)).collect();
     let ops = sections::ops(root.table("ops"));
     let webhooks = root.table("webhooks");
-    let webhooks_stands = webhooks.stands();
+    let webhooks_configured = webhooks.is_present();
     let webhooks = push::webhooks(webhooks);
     if ops.listen == webhooks.listen && ops.listen.port() != 0 {
         root.table("webhooks").problem("listen", format!("is ops.listen too ({}): each needs its own", ops.listen));
@@ -241,7 +235,7 @@ fn resolve(report: &ConfigReport<'_>) -> Config {
         database,
         ops,
         webhooks,
-        webhooks_stands,
+        webhooks_configured,
         log,
         hosts,
         keep,
@@ -251,7 +245,7 @@ fn resolve(report: &ConfigReport<'_>) -> Config {
     }
 }
 
-/// Every key there is, dotted, with `*` where the operator chooses a name: what the documents must tell of.
+/// Every known key, dotted, with `*` where the operator chooses a name: the documents must describe all of them.
 pub fn known_keys() -> BTreeSet<String> {
     let one = || Raw::from(Dict::from([("x".to_owned(), Dict::new().into())]));
     let tables = ["feeds", "providers", "hosts"].map(|key| (key.to_owned(), one()));

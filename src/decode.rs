@@ -1,12 +1,13 @@
-//! Bytes → items and the next place, or quarantine. Pure: no async, no HTTP, no SQL.
+//! Decodes bytes to items and the next URL. Pure: no async, no HTTP, no SQL.
 //!
-//! A page that can't be read at all is refused whole; a record that can't be understood never takes its page with it.
+//! A page that can't be read at all is refused whole; a record that can't be understood is quarantined, and the rest of
+//! its page is read all the same.
 
 pub mod next;
 pub mod rpde;
 
-/// Why a body was refused whole: nothing of it is written and the cursor stays. It holds the publisher's own words, so it
-/// has words of its own only by [`Refused::words`].
+/// Why a body was refused whole: nothing of it is stored and the cursor stays. It holds the publisher's own text,
+/// secrets perhaps among it, so it is shown only through [`DecodeError::reason`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DecodeError {
     /// Not UTF-8 (RFC 8259 §8.1).
@@ -18,7 +19,7 @@ pub enum DecodeError {
     },
     /// Not JSON, or cut short.
     NotJson {
-        /// What the parser said.
+        /// The parser's message.
         problem: String,
         /// The first bytes.
         beginning: String,
@@ -28,7 +29,7 @@ pub enum DecodeError {
         /// The first bytes.
         beginning: String,
     },
-    /// Nobody waited for it any more.
+    /// Nobody waited for the page any more.
     Stopped,
     /// JSON, but no list of items.
     NoItems {
@@ -38,9 +39,9 @@ pub enum DecodeError {
 }
 
 impl DecodeError {
-    /// The reason in words. `hide` takes secrets out of what the body says; only then is that cut to what is shown.
+    /// The reason in words. `hide` masks secrets in the body's text; only then is the text truncated.
     pub fn reason(&self, hide: impl Fn(&str) -> String) -> String {
-        let shown = |beginning: &str| shown(&hide(beginning)).to_owned();
+        let shown = |beginning: &str| truncated(&hide(beginning)).to_owned();
         match self {
             Self::Encoding { at, beginning } => {
                 format!("wrong-encoding: the page is not UTF-8 at byte {at}; it begins {:?}", shown(beginning))
@@ -59,15 +60,15 @@ impl DecodeError {
     }
 }
 
-/// The first bytes of a body, more than are shown: a secret that stands where it is cut has to be known as one.
+/// The first bytes of a body, more than are shown: a secret at the end of what is shown must be found whole.
 pub fn beginning(bytes: &[u8]) -> String {
-    const LOOKED_AT: usize = 4 << 10;
-    let beginning = String::from_utf8_lossy(&bytes[..bytes.len().min(LOOKED_AT)]).into_owned();
+    const KEPT_BYTES: usize = 4 << 10;
+    let beginning = String::from_utf8_lossy(&bytes[..bytes.len().min(KEPT_BYTES)]).into_owned();
     beginning.trim().to_owned()
 }
 
-fn shown(beginning: &str) -> &str {
-    const SHOWN: usize = 80;
-    let fits = (0..=SHOWN.min(beginning.len())).rev().find(|at| beginning.is_char_boundary(*at));
+fn truncated(beginning: &str) -> &str {
+    const SHOWN_BYTES: usize = 80;
+    let fits = (0..=SHOWN_BYTES.min(beginning.len())).rev().find(|at| beginning.is_char_boundary(*at));
     beginning.get(..fits.unwrap_or(0)).unwrap_or_default().trim()
 }

@@ -1,9 +1,9 @@
-//! From a page that somebody published to the feeds it tells of, and from those to configuration.
+//! Discovery: from a published web page to the feeds that it lists, and from those to configuration.
 //!
-//! Pure: bytes and a URL come in, datasets, names and text go out. Nothing is fetched, looked up or written here, and no
-//! page can do more than be reported: whatever it holds, reading it ends with what could be understood and with a
-//! problem in words for the rest. Knows schema.org's words as OpenActive uses them (Dataset API Discovery 1.0,
-//! "dataset sites" and "data catalogs"), not JSON-LD as a whole: no context is fetched, no graph is expanded.
+//! Pure: bytes and a URL come in, datasets, names and text go out. Nothing is fetched, resolved or written here.
+//! Reading never fails: it returns what could be understood, and a problem in words for the rest. Knows schema.org's
+//! terms as OpenActive uses them (Dataset API Discovery 1.0, "dataset sites" and "data catalogs"), not JSON-LD as a
+//! whole: no context is fetched, no graph is expanded.
 
 mod json_block;
 pub mod changes;
@@ -15,7 +15,7 @@ mod text;
 
 use url::Url;
 
-/// What a page tells of.
+/// What a page lists.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Listing {
     /// Datasets described on the page itself.
@@ -24,9 +24,9 @@ pub struct Listing {
     pub catalogues: Vec<Url>,
     /// URLs of dataset sites.
     pub sites: Vec<Url>,
-    /// Where a page that holds nothing else sends its reader (`<meta http-equiv=refresh>`).
+    /// The target of `<meta http-equiv=refresh>` on a page that lists nothing.
     pub meta_refresh: Option<Url>,
-    /// Whether it is no page that tells of feeds but a feed's own (RPDE).
+    /// Whether the page is a page of a feed itself (RPDE), and lists none.
     pub is_feed: bool,
     /// What could not be understood, in words.
     pub problems: Vec<String>,
@@ -35,34 +35,34 @@ pub struct Listing {
 /// One publisher's dataset: what its feeds have in common.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Dataset {
-    /// Its site; the page it was found on where it names none.
+    /// The dataset's site; the page that the dataset was found on, where it names none.
     pub url: String,
-    /// The page that it was found on.
+    /// The page that the dataset was found on.
     pub page: String,
-    /// Its title.
+    /// The dataset's title.
     pub name: Option<String>,
-    /// Who publishes it.
+    /// The publisher's name.
     pub publisher: Option<String>,
-    /// Under which licence, mostly a URL.
+    /// The licence, mostly a URL.
     pub license: Option<String>,
-    /// Its RPDE feeds, in the order of the page, each URL once.
+    /// The dataset's RPDE feeds, in the order of the page, each URL once.
     pub feeds: Vec<DatasetFeed>,
 }
 
 /// One RPDE feed of a dataset.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DatasetFeed {
-    /// What tells it from the others: its identifier, name, type, or the end of its URL.
+    /// Distinguishes the feed from the dataset's others: its identifier, name, type, or the end of its URL.
     pub name: String,
-    /// The last part of its `additionalType`: `SessionSeries`.
+    /// The last part of `additionalType`: `SessionSeries`.
     pub kind: Option<String>,
-    /// The first page, absolute, http or https, as written where that is possible.
+    /// The URL of the first page: absolute, http or https, as written where that is possible.
     pub url: String,
-    /// About how many items it has.
+    /// The approximate number of items.
     pub total_items: Option<u64>,
 }
 
-/// Reads a page that was found at `at`: JSON-LD, or HTML with JSON-LD in it, in UTF-8 or what is commonly sent instead.
+/// Reads the page at the URL `at`: JSON-LD, or HTML with JSON-LD in it, in UTF-8 or what is commonly sent instead.
 pub fn read(bytes: &[u8], at: &Url) -> Listing {
     let text = text::decode(bytes);
     let text = text.trim_start();
@@ -92,12 +92,12 @@ pub fn read(bytes: &[u8], at: &Url) -> Listing {
 }
 
 fn is_feed(tree: &serde_json::Value) -> bool {
-    let describes = ["@type", "type", "distribution", "dataset", "hasPart"].iter().any(|key| tree.get(key).is_some());
-    tree.get("items").is_some_and(|items| items.is_array() || items.is_null()) && !describes
+    let is_json_ld = ["@type", "type", "distribution", "dataset", "hasPart"].iter().any(|key| tree.get(key).is_some());
+    tree.get("items").is_some_and(|items| items.is_array() || items.is_null()) && !is_json_ld
 }
 
 impl Listing {
-    /// Whether the page tells of nothing.
+    /// Whether the page lists nothing.
     pub fn is_empty(&self) -> bool {
         self.datasets.is_empty() && self.catalogues.is_empty() && self.sites.is_empty()
     }

@@ -1,6 +1,7 @@
-//! The words of the mirror as types: what travels from a publisher to the SQLite file, and the states a feed can be in.
+//! The domain's words as types: what travels from a publisher to the SQLite file, and the states that a feed can have.
 //!
-//! Nothing here does I/O, knows a clock, or decides anything but the order of `modified`.
+//! Guarantees: each word has one spelling everywhere. Nothing here does I/O, reads a clock, or decides anything but the
+//! order of `modified`.
 
 pub mod modified;
 mod text;
@@ -61,7 +62,7 @@ words! {
     Mode {
         /// Reading from the cursor to the end for the first time.
         Refresh = "refresh",
-        /// Level, and kept so by polling.
+        /// Level, and kept current by polling.
         Poll = "poll",
         /// Live by Server-Sent Events.
         Sse = "sse",
@@ -82,13 +83,13 @@ impl Mode {
 words! {
     /// How an endpoint is doing; the feed's health is its poll endpoint's.
     Health {
-        /// Nothing is wrong; idle is not dead.
+        /// Nothing is wrong; an idle feed is healthy.
         Ok = "ok",
-        /// Failing, and asked again by itself.
+        /// Failing, and tried again without the operator.
         Retrying = "retrying",
         /// The cursor fails for an hour while the first page answers.
         Stuck = "stuck",
-        /// It answers, but what it says contradicts the mirror.
+        /// The publisher answers, but its answers contradict the mirror.
         Suspect = "suspect",
         /// Stopped by the operator.
         Paused = "paused",
@@ -102,33 +103,33 @@ words! {
 }
 
 words! {
-    /// How far push is believed.
+    /// How far push is trusted.
     PushTrust {
         /// Not configured.
         None = "none",
-        /// Configured, and has not shown that it works.
+        /// Configured, and not yet shown to work.
         Unproven = "unproven",
-        /// Has delivered, or stayed open long enough.
+        /// Has delivered, or its connection stayed open long enough.
         Proven = "proven",
-        /// Was found to miss items.
+        /// An audit poll found items that it missed.
         Demoted = "demoted",
     }
 }
 
 words! {
-    /// What became of a record that was brought.
+    /// What became of a delivered record.
     RecordOutcome {
-        /// An update of an item that the mirror did not hold.
+        /// An update of an item that was not stored.
         New = "new",
         /// An update written over an older version.
         Changed = "changed",
         /// A tombstone written.
         Deleted = "deleted",
-        /// Held already.
+        /// Stored already.
         Same = "same",
-        /// Refused as older.
+        /// Refused, being older than the stored version.
         Older = "older",
-        /// Refused as tied.
+        /// Refused, having the stored version's `modified` and other content.
         Tied = "tied",
         /// Could not be understood.
         Quarantined = "quarantined",
@@ -136,13 +137,13 @@ words! {
 }
 
 words! {
-    /// What a request for a page got.
+    /// The result of a request for a page.
     RequestOutcome {
         /// A page.
         Page = "page",
-        /// Word that nothing has changed.
+        /// An answer that nothing has changed.
         NotModified = "not-modified",
-        /// Nothing that could be read.
+        /// No answer that could be read.
         Failed = "failed",
     }
 }
@@ -150,7 +151,7 @@ words! {
 words! {
     /// An item's state (RPDE 1.0 spelling).
     ItemState {
-        /// There, with data.
+        /// Live, with data.
         Updated = "updated",
         /// A tombstone: no data, kept so that a late update can't revive it.
         Deleted = "deleted",
@@ -160,15 +161,15 @@ words! {
 words! {
     /// What becomes of an update that equals the stored one in `modified` but not in content.
     TiePolicy {
-        /// The stored one stands.
+        /// The stored version stays.
         Keep = "keep",
-        /// The incoming one stands.
+        /// The incoming version replaces the stored one.
         Replace = "replace",
     }
 }
 
 words! {
-    /// The two ways RPDE versions spell a page's position, for a page that lacks `next`.
+    /// How RPDE versions spell a page's position, for a page that lacks `next`.
     Dialect {
         /// RPDE 0.2.1: `from` and `after`.
         Draft = "0.2.1",
@@ -180,7 +181,7 @@ words! {
 }
 
 impl Transport {
-    /// The number that stands for it in the database.
+    /// The transport's number in the database.
     pub const fn code(self) -> i64 {
         self as i64
     }
@@ -196,7 +197,7 @@ impl Transport {
 pub struct FeedName(Arc<str>);
 
 impl FeedName {
-    /// Checks the form.
+    /// The name; `None` where the text has another form.
     pub fn new(name: &str) -> Option<Self> {
         let first = name.bytes().next()?;
         let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
@@ -204,7 +205,6 @@ impl FeedName {
         ok.then(|| Self(name.into()))
     }
 
-    /// The name as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -216,52 +216,47 @@ impl fmt::Display for FeedName {
     }
 }
 
-/// A number of a feed; what was read under an older one is discarded.
+/// A number of a feed; a delivery that was read under an older generation is discarded.
 pub type Generation = i64;
 
 /// The mirror's own change number, over all feeds.
 pub type Seq = i64;
 
-/// Who publishes a feed and on what terms, as its dataset site says it or the operator.
+/// Who publishes a feed and on what terms, as its dataset site or the operator says.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Attribution {
-    /// Who publishes it.
     pub publisher: Option<String>,
-    /// Under which licence, where its pages name none; mostly a URL.
+    /// The licence, where the feed's pages name none; mostly a URL.
     pub license: Option<String>,
-    /// The dataset site that it belongs to.
+    /// The feed's dataset site.
     pub dataset_url: Option<String>,
-    /// About how many items it has.
+    /// Approximate number of items.
     pub total_items: Option<u64>,
 }
 
-/// One record of a page; its data are a range of the page's text.
+/// One record of a page; the data are a range of the page's text.
 #[derive(Clone, Debug)]
 pub struct Item {
-    /// What sort of thing it is; order is promised within a kind only.
+    /// The RPDE kind; the order of items is promised within a kind only.
     pub kind: Arc<str>,
     /// The publisher's id; a number and the same digits as text are one id.
     pub id: Box<str>,
-    /// As the publisher sent it.
+    /// As the publisher sent the value.
     pub modified: Modified,
-    /// Updated or deleted.
     pub state: ItemState,
-    /// Where in the page's text the data stand; empty when deleted.
+    /// The data in the page's text, in bytes; empty when deleted.
     pub data_range: Range<usize>,
-    /// Where in the page's text the record stands, whole.
+    /// The whole record in the page's text, in bytes.
     pub record_range: Range<usize>,
 }
 
-/// An item that a delivery brought, once it is committed.
+/// A version of an item in a committed delivery.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ItemVersion {
-    /// Its kind.
     pub kind: Arc<str>,
-    /// Its id.
     pub id: Box<str>,
-    /// Which version of it.
     pub modified: Modified,
-    /// Whether the mirror did not have it yet.
+    /// Whether this delivery wrote the version: the mirror did not have it yet.
     pub written: bool,
 }
 
@@ -270,24 +265,24 @@ pub struct ItemVersion {
 pub struct UnreadableRecord {
     /// A fixed kebab-case word.
     pub reason: &'static str,
-    /// What exactly was wrong.
+    /// What exactly is wrong.
     pub detail: String,
     /// The record as published.
     pub raw: String,
-    /// What is shown in its place where it holds one of the feed's secrets.
+    /// The record with the feed's secrets redacted; `None` where it holds none.
     pub redacted: Option<String>,
-    /// Its id, where that much could be read.
+    /// The record's id, where that could be read.
     pub id: Option<Box<str>>,
-    /// How often it came, word for word the same.
+    /// How often the same bytes came.
     pub count: u64,
 }
 
 /// Records that could not be understood, beyond what quarantine can hold.
 #[derive(Clone, Debug, Default)]
 pub struct OverflowCount {
-    /// How many.
+    /// Number of records.
     pub count: u64,
-    /// The ids of those whose id could be read.
+    /// Ids of those records whose id could be read.
     pub ids: Vec<Box<str>>,
 }
 
@@ -298,20 +293,20 @@ pub struct Finding {
     pub rule: &'static str,
     /// A sample.
     pub detail: String,
-    /// How often.
+    /// How often it was seen.
     pub count: u64,
 }
 
-/// What one delivery says, decoded: items, records to quarantine, and what to tell the publisher.
+/// One delivery, decoded: items, records to quarantine, and findings about the publisher.
 #[derive(Clone, Debug, Default)]
 pub struct Page {
-    /// The body, as UTF-8; items' data are ranges of it.
+    /// The body, as UTF-8; items' data are ranges of this text.
     pub text: BodyText,
     /// In the publisher's order.
     pub items: Vec<Item>,
-    /// Records that could not be understood, each once.
+    /// Records that could not be understood; equal ones once, with a count.
     pub unreadable: Vec<UnreadableRecord>,
-    /// More of those, counted but not kept.
+    /// Further such records, counted but not kept.
     pub overflow: OverflowCount,
     /// Departures from the standard.
     pub findings: Vec<Finding>,
@@ -319,7 +314,7 @@ pub struct Page {
     pub next: Option<Arc<str>>,
     /// The page's `license`.
     pub license: Option<String>,
-    /// Whether `items` was null: read as empty, and no sign of the end.
+    /// Whether `items` was null: read as empty, but not as the end of the feed.
     pub null_items: bool,
 }
 
@@ -330,17 +325,17 @@ impl Page {
         self.text.get(item.data_range.clone()).unwrap_or_default()
     }
 
-    /// Whether the page's `items` were empty, quarantined records included.
+    /// Whether the page has no records, unreadable ones included.
     pub fn is_empty(&self) -> bool {
         self.record_count() == 0
     }
 
-    /// Records on the page, those that can't be understood included.
+    /// Number of records on the page, unreadable ones included.
     pub fn record_count(&self) -> u64 {
         self.items.len() as u64 + self.unreadable_count()
     }
 
-    /// Records that could not be understood.
+    /// Number of records that could not be understood.
     pub fn unreadable_count(&self) -> u64 {
         self.unreadable.iter().map(|record| record.count).sum::<u64>() + self.overflow.count
     }
@@ -354,19 +349,19 @@ impl Page {
     }
 }
 
-/// Where a page sends its reader.
+/// What follows a page.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NextPage {
-    /// To another URL.
+    /// Another page.
     Follow {
-        /// Where to, resolved against the URL asked for.
+        /// The next page's URL, resolved against the URL asked for.
         url: String,
-        /// Whether we had to make it, the publisher having sent none.
+        /// Whether this program made the URL, since the publisher sent none.
         generated: bool,
     },
-    /// Nowhere: the end has been seen (empty `items` and `next` equal to the URL asked for).
+    /// No page: the feed's end has been seen (empty `items` and `next` equal to the URL asked for).
     Level,
-    /// Nowhere, though not by the standard's sign; the word says why.
+    /// No page, though the standard's sign of the end is missing; the word says why.
     TreatedAsLevel(&'static str),
 }
 

@@ -1,7 +1,8 @@
-//! JSON by the grammar of RFC 8259 and nothing more: where a value ends, how deep it nests, what a text says.
+//! Scans JSON by the grammar of RFC 8259 and nothing more: where a value ends, how deep it nests, the text of a string.
 //!
-//! Whatever the grammar allows is read: numbers of any size, lone surrogates, any depth. Nothing is built from a value, no
-//! function calls itself, and memory grows by a bit for each level that is open. All who look into strangers' JSON use it.
+//! Everything that the grammar allows is read: numbers of any size, lone surrogates, any depth. No tree is built, no
+//! function is recursive, and memory grows by a bit for each open level. All code that reads publishers' JSON uses
+//! this.
 
 mod equal;
 mod grammar;
@@ -15,24 +16,24 @@ pub use unescape::{code_points, unescape_lossy, unescape_strict};
 /// Why a text is no JSON.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum JsonError {
-    /// It ends too early.
+    /// The text ends too early.
     #[error("it is cut short at byte {0}")]
     CutShort(usize),
-    /// A byte where the grammar has none like it.
+    /// A byte that the grammar doesn't allow there.
     #[error("nothing allowed stands at byte {0}")]
     Unexpected(usize),
 }
 
-/// A value as it stands in its text.
+/// A value as raw text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RawJson<'a> {
-    /// From its first to its last byte.
+    /// From the value's first to its last byte.
     pub text: &'a str,
-    /// Levels of lists and objects: none for a number.
+    /// Levels of lists and objects: 0 for a number.
     pub depth: usize,
 }
 
-/// A place in a text, moved by reading.
+/// Reads a text from a position that moves forward.
 #[derive(Debug, Clone)]
 pub struct Scanner<'a> {
     text: &'a str,
@@ -40,29 +41,29 @@ pub struct Scanner<'a> {
 }
 
 impl<'a> Scanner<'a> {
-    /// Reads `text` from its byte `at`.
+    /// A scanner of `text` from its byte `at`.
     pub fn new(text: &'a str, at: usize) -> Self {
         Self { text, at }
     }
 
-    /// Where it stands.
+    /// The offset in the text, bytes.
     pub fn at(&self) -> usize {
         self.at
     }
 
-    /// The text from here to where `end`, a scanner of the same text, stands.
+    /// The text from here to the position of `end`, a scanner of the same text.
     pub fn until(&self, end: &Self) -> &'a str {
         self.text.get(self.at..end.at).unwrap_or_default()
     }
 
-    /// The next byte that is no white space.
+    /// The next byte that is not white space.
     #[inline]
     pub fn peek(&mut self) -> Option<u8> {
         self.at = grammar::blank(self.text.as_bytes(), self.at);
         self.text.as_bytes().get(self.at).copied()
     }
 
-    /// Passes `byte` where it comes next.
+    /// Consumes `byte` if it comes next; whether it did.
     #[inline]
     pub fn consume(&mut self, byte: u8) -> bool {
         let there = self.peek() == Some(byte);
@@ -70,28 +71,28 @@ impl<'a> Scanner<'a> {
         there
     }
 
-    /// Passes `byte`, which must come next.
+    /// Consumes `byte`, which must come next.
     ///
     /// # Errors
-    /// When something else does.
+    /// When another byte or the end comes next.
     #[inline]
     pub fn expect(&mut self, byte: u8) -> Result<(), JsonError> {
-        if self.consume(byte) { Ok(()) } else { Err(self.problem(self.at)) }
+        if self.consume(byte) { Ok(()) } else { Err(self.error(self.at)) }
     }
 
-    /// Nothing but white space may follow.
+    /// Checks that nothing but white space follows.
     ///
     /// # Errors
-    /// When something else does.
+    /// When anything else follows.
     pub fn end(&mut self) -> Result<(), JsonError> {
-        self.peek().map_or(Ok(()), |_| Err(self.problem(self.at)))
+        self.peek().map_or(Ok(()), |_| Err(self.error(self.at)))
     }
 
-    /// The next key of an object whose `{` (for the `first`) or last value was passed, with its quotes; what follows is its
-    /// value. `None` behind the `}`.
+    /// The next key of an object whose `{` (for the `first`) or last value was consumed, with its quotes; its value
+    /// follows. `None` after the `}`.
     ///
     /// # Errors
-    /// When neither comes next.
+    /// When neither a key nor `}` comes next.
     #[inline]
     pub fn key(&mut self, first: bool) -> Result<Option<&'a str>, JsonError> {
         if self.consume(b'}') {
@@ -101,18 +102,18 @@ impl<'a> Scanner<'a> {
             self.expect(b',')?;
         }
         if self.peek() != Some(b'"') {
-            return Err(self.problem(self.at));
+            return Err(self.error(self.at));
         }
         let key = self.scalar()?;
         self.expect(b':')?;
         Ok(Some(key))
     }
 
-    /// Whether another element of a list comes, whose `[` (for the `first`) or last element was passed; `false` behind
-    /// the `]`.
+    /// Whether another element of a list follows, whose `[` (for the `first`) or last element was consumed; `false`
+    /// after the `]`.
     ///
     /// # Errors
-    /// When neither comes next.
+    /// When neither a comma nor `]` comes next.
     #[inline]
     pub fn element(&mut self, first: bool) -> Result<bool, JsonError> {
         if self.consume(b']') {
@@ -127,22 +128,22 @@ impl<'a> Scanner<'a> {
     /// The next value, whole.
     ///
     /// # Errors
-    /// When none comes next.
+    /// When no value comes next.
     pub fn value(&mut self) -> Result<RawJson<'a>, JsonError> {
         if !matches!(self.peek(), Some(b'{' | b'[')) {
             return self.scalar().map(|text| RawJson { text, depth: 0 });
         }
         let nested = grammar::nested(self.text.as_bytes(), self.at);
-        let (end, depth) = nested.map_err(|at| self.problem(at))?;
+        let (end, depth) = nested.map_err(|at| self.error(at))?;
         let text = &self.text[self.at..end];
         self.at = end;
         Ok(RawJson { text, depth })
     }
 
-    /// The next word, whatever stands before it; `None` at the end.
+    /// The next token, whatever came before it; `None` at the end.
     ///
     /// # Errors
-    /// When it is none.
+    /// When no token comes next.
     pub fn token(&mut self) -> Result<Option<JsonToken<'a>>, JsonError> {
         let Some(first) = self.peek() else { return Ok(None) };
         if b"{}[],:".contains(&first) {
@@ -159,14 +160,14 @@ impl<'a> Scanner<'a> {
 
     #[inline]
     fn scalar(&mut self) -> Result<&'a str, JsonError> {
-        let end = grammar::scalar(self.text.as_bytes(), self.at).map_err(|at| self.problem(at))?;
+        let end = grammar::scalar(self.text.as_bytes(), self.at).map_err(|at| self.error(at))?;
         let text = &self.text[self.at..end];
         self.at = end;
         Ok(text)
     }
 
     #[cold]
-    fn problem(&self, at: usize) -> JsonError {
+    fn error(&self, at: usize) -> JsonError {
         if at < self.text.len() { JsonError::Unexpected(at) } else { JsonError::CutShort(at) }
     }
 }
@@ -202,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn what_it_does_not_allow_is_named_by_its_place() {
+    fn what_it_does_not_allow_is_reported_with_its_offset() {
         for (text, problem) in [
             ("", JsonError::CutShort(0)),
             ("[1,", JsonError::CutShort(3)),

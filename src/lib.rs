@@ -1,10 +1,10 @@
 //! `feedmirror` keeps a local, always-current, queryable copy of other people's change feeds in one SQLite file.
 //!
-//! The modules stand in the order of the data's journey: [`source`] brings bytes, [`decode`] makes items of them,
-//! [`store`] decides and writes, [`schedule`] and [`mode`] say what comes next, [`worker`] joins them for one endpoint,
-//! [`supervisor`] for all. [`output`], [`server`] and [`cli`] show what is stored; [`daemon`] puts it all together.
-//! [`json`] is the one reader of strangers' JSON, and their words pass [`terminal`] before people see them. [`simulate`] is
-//! a publisher that stands alone, [`discover`] finds feeds in what publishers say of themselves.
+//! The modules are in the order of the data's journey: [`source`] receives bytes, [`decode`] makes items of them,
+//! [`store`] decides and writes, [`schedule`] and [`mode`] decide what to do next, [`worker`] joins them for one
+//! endpoint, [`supervisor`] for all. [`output`], [`server`] and [`cli`] show what is stored; [`daemon`] puts all of it
+//! together. [`json`] is the one reader of publishers' JSON, and [`terminal`] makes their texts safe to show.
+//! [`simulate`] is a publisher that needs none of the rest, [`discover`] finds feeds in publishers' catalogues.
 
 pub mod feed;
 pub mod json;

@@ -1,4 +1,4 @@
-//! Maps what came of the command line to an exit code.
+//! Maps the result of the command line to an exit code.
 
 fn main() -> std::process::ExitCode {
     feedmirror::cli::main()

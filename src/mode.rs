@@ -1,6 +1,6 @@
-//! What a failure means for a feed: pure rules from what happened to health, wait and what to try next.
+//! The failure rules: pure functions from a kind of failure and the feed's history to health, wait and next step.
 //!
-//! Knows no clock; durations are passed in. Never reads message text.
+//! They know no clock: durations are passed in. They never read message text.
 
 pub mod push;
 
@@ -9,14 +9,14 @@ use std::time::Duration;
 use crate::feed::Health;
 use crate::schedule::RetryWait;
 
-/// `push`: when push is believed.
+/// `[push]`: when push is trusted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PushSettings {
-    /// A stream that stays open this long is believed, though nothing came.
+    /// A stream that stays open this long is trusted even if no item came.
     pub prove_after: Duration,
     /// How often a feed that push keeps level is polled all the same.
     pub audit: Duration,
-    /// How much later than a poll push may bring an item.
+    /// How much later than a poll push may deliver an item.
     pub grace: Duration,
 }
 
@@ -30,27 +30,27 @@ impl Default for PushSettings {
     }
 }
 
-/// A failure, as far as the rules tell failures apart.
+/// A kind of failure, as far as the rules differ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FailureKind {
     /// An HTTP status.
     Status {
         /// The code.
         code: u16,
-        /// What `Retry-After` asked for.
+        /// The value of `Retry-After`.
         retry_after: Option<Duration>,
     },
-    /// Nothing listens at the host.
+    /// The host refuses connections.
     ConnectionRefused,
     /// The network, a time-out, a broken response.
     Network,
     /// A page that had to be refused.
     Page,
-    /// A walk that came round again: its pages answer, and yet it gets nowhere.
+    /// A walk in a circle: its pages answer, and yet it makes no progress.
     Loop,
-    /// TLS, a refused redirect or origin, settings: nothing that waiting heals.
+    /// TLS, a refused redirect or origin, settings: nothing that waiting can heal.
     NeedsOperator,
-    /// The mirror's own store: the publisher has nothing to do with it, and is not asked what is wrong.
+    /// The mirror's own store. The publisher is not the cause, so that its URL is not probed.
     Store,
 }
 
@@ -61,19 +61,19 @@ pub struct FailureHistory {
     pub failures: u32,
     /// 503s in a row without `Retry-After`, this one included.
     pub unavailable: u32,
-    /// Whether it has ever answered well.
+    /// Whether a page of the feed has ever been received.
     pub ever_answered: bool,
-    /// For how long it has been failing.
+    /// For how long the feed has been failing.
     pub failing_for: Duration,
-    /// For how long it has been gone.
+    /// For how long the feed has been gone.
     pub gone_for: Duration,
-    /// Whether what failed was the feed's own URL, its first page.
+    /// Whether the failed request was for the feed's own URL, its first page.
     pub first_page: bool,
-    /// What asking the feed's own URL brought, once it was asked.
+    /// The result of requesting the feed's own URL, once that was done.
     pub probe: Option<ProbeResult>,
 }
 
-/// What the feed's own URL answers while its cursor fails.
+/// How the feed's own URL answers while its cursor fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ProbeResult {
     /// A page.
@@ -84,7 +84,7 @@ pub enum ProbeResult {
     Fails,
 }
 
-/// What to do about a failure.
+/// How to handle a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FailurePolicy {
     /// The endpoint's health.
@@ -93,9 +93,9 @@ pub struct FailurePolicy {
     pub wait: RetryWait,
     /// What to do first.
     pub first_step: FirstStep,
-    /// Whether the whole host should be asked less.
+    /// Whether to send fewer requests to the whole host.
     pub slow_host: bool,
-    /// Whether nobody may ask the feed before the wait is over: its publisher said so, or had enough.
+    /// Whether no request may go to the feed before the wait is over: its publisher said so, or limits requests.
     pub sets_not_before: bool,
 }
 
@@ -104,19 +104,19 @@ pub struct FailurePolicy {
 pub enum FirstStep {
     /// Nothing.
     None,
-    /// Ask the feed's own URL, then judge again with what it answered.
+    /// Request the feed's own URL, then classify again with the result.
     Probe,
     /// Read the secrets again.
     Secrets,
-    /// The cursor is dead: read the feed anew.
+    /// The cursor is dead: resync the feed.
     Resync,
 }
 
 /// A cursor that fails this long while the first page answers is stuck.
 const STUCK_AFTER: Duration = Duration::from_secs(3_600);
 
-/// The ruling on a failure.
-pub fn classify(trouble: FailureKind, history: &FailureHistory) -> FailurePolicy {
+/// The policy for a failure of a feed's polling.
+pub fn classify(kind: FailureKind, history: &FailureHistory) -> FailurePolicy {
     let retrying = |wait| FailurePolicy {
         health: Health::Retrying,
         wait,
@@ -131,12 +131,12 @@ pub fn classify(trouble: FailureKind, history: &FailureHistory) -> FailurePolicy
         slow_host: false,
         sets_not_before: false,
     };
-    match trouble {
+    match kind {
         FailureKind::NeedsOperator => failed(FirstStep::None),
         FailureKind::Status { code: 401, .. } => failed(FirstStep::Secrets),
         FailureKind::Status { code: 403, .. } if !history.ever_answered => failed(FirstStep::Secrets),
         FailureKind::Status { code: 403 | 429, retry_after } => FailurePolicy {
-            slow_host: matches!(trouble, FailureKind::Status { code: 429, .. }),
+            slow_host: matches!(kind, FailureKind::Status { code: 429, .. }),
             sets_not_before: true,
             ..retrying(retry_after.map_or(RetryWait::Backoff, RetryWait::RetryAfter))
         },
@@ -144,10 +144,10 @@ pub fn classify(trouble: FailureKind, history: &FailureHistory) -> FailurePolicy
         FailureKind::Status { code: 503, retry_after: None } if history.unavailable >= 3 => {
             FailurePolicy { sets_not_before: true, ..retrying(RetryWait::Unavailable) }
         }
-        FailureKind::Status { retry_after: Some(told), .. } => FailurePolicy {
+        FailureKind::Status { retry_after: Some(retry_after), .. } => FailurePolicy {
             slow_host: true,
             sets_not_before: true,
-            ..stuck_or(history, retrying(RetryWait::RetryAfter(told)))
+            ..stuck_or(history, retrying(RetryWait::RetryAfter(retry_after)))
         },
         FailureKind::ConnectionRefused => FailurePolicy { slow_host: true, ..retrying(RetryWait::Backoff) },
         FailureKind::Status { .. } | FailureKind::Page | FailureKind::Loop => {
@@ -158,7 +158,7 @@ pub fn classify(trouble: FailureKind, history: &FailureHistory) -> FailurePolicy
     }
 }
 
-/// 404 and 410: the feed's own URL tells a dead cursor from a removed feed.
+/// 404 and 410: the feed's own URL distinguishes a dead cursor from a removed feed.
 fn classify_not_found(history: &FailureHistory) -> FailurePolicy {
     let gone = FailurePolicy {
         health: Health::Gone,
@@ -182,13 +182,13 @@ fn classify_not_found(history: &FailureHistory) -> FailurePolicy {
     }
 }
 
-/// The ruling on a failure of a push endpoint: the rule of the third 503, and the waits for a feed that is gone, are
-/// polling's. A stream that is away while its publisher is deployed anew is back within minutes.
-pub fn classify_push(trouble: FailureKind, history: &FailureHistory) -> FailurePolicy {
-    let ruling = classify(trouble, &FailureHistory { unavailable: 0, ..*history });
-    match ruling.wait {
-        RetryWait::Unavailable | RetryWait::Gone { .. } => FailurePolicy { wait: RetryWait::Backoff, ..ruling },
-        RetryWait::Backoff | RetryWait::RetryAfter(_) | RetryWait::Hourly => ruling,
+/// The policy for a failure of a push endpoint: the rule of the third 503, and the waits of a gone feed, are for
+/// polling alone. A stream that is down while its publisher is deployed is back within minutes.
+pub fn classify_push(kind: FailureKind, history: &FailureHistory) -> FailurePolicy {
+    let policy = classify(kind, &FailureHistory { unavailable: 0, ..*history });
+    match policy.wait {
+        RetryWait::Unavailable | RetryWait::Gone { .. } => FailurePolicy { wait: RetryWait::Backoff, ..policy },
+        RetryWait::Backoff | RetryWait::RetryAfter(_) | RetryWait::Hourly => policy,
     }
 }
 
@@ -204,12 +204,12 @@ fn stuck_or(history: &FailureHistory, otherwise: FailurePolicy) -> FailurePolicy
 }
 
 impl FailureKind {
-    /// Whether waiting can heal it, for one who only wants to read a feed once.
+    /// Whether waiting can heal the failure, for a `sync`.
     pub fn heals(self) -> bool {
         !matches!(self, Self::NeedsOperator | Self::Status { code: 401 | 404 | 410, .. })
     }
 
-    /// Whether it is a 503 that doesn't say when to come again.
+    /// Whether the failure is a 503 without `Retry-After`.
     pub fn is_unavailable(self) -> bool {
         matches!(self, Self::Status { code: 503, retry_after: None })
     }
@@ -224,9 +224,9 @@ mod tests {
     fn status(code: u16) -> FailureKind {
         FailureKind::Status { code, retry_after: None }
     }
-    fn health(trouble: FailureKind, history: FailureHistory) -> (Health, FirstStep) {
-        let ruling = classify(trouble, &history);
-        (ruling.health, ruling.first_step)
+    fn health(kind: FailureKind, history: FailureHistory) -> (Health, FirstStep) {
+        let policy = classify(kind, &history);
+        (policy.health, policy.first_step)
     }
 
     #[test]
@@ -236,7 +236,7 @@ mod tests {
         let first = FailureHistory { first_page: true, ..known };
         let probed = |probe| FailureHistory { probe: Some(probe), ..known };
         let long = |probe| FailureHistory { failing_for: HOUR, probe, ..known };
-        for (trouble, history, expected) in [
+        for (kind, history, expected) in [
             (status(500), known, (Health::Retrying, FirstStep::None)),
             (status(425), known, (Health::Retrying, FirstStep::None)),
             (FailureKind::Network, known, (Health::Retrying, FirstStep::None)),
@@ -258,18 +258,18 @@ mod tests {
             (status(500), long(Some(ProbeResult::Fails)), (Health::Retrying, FirstStep::None)),
             (status(500), FailureHistory { first_page: true, ..long(None) }, (Health::Retrying, FirstStep::None)),
         ] {
-            assert_eq!(health(trouble, history), expected, "{trouble:?} {history:?}");
+            assert_eq!(health(kind, history), expected, "{kind:?} {history:?}");
         }
     }
 
     #[test]
     fn waits_follow_the_publisher_and_the_standard() {
-        let wait = |trouble, history| classify(trouble, &history).wait;
+        let wait = |kind, history| classify(kind, &history).wait;
         let third = FailureHistory { unavailable: 3, ever_answered: true, ..FailureHistory::default() };
         assert_eq!(wait(status(503), third), RetryWait::Unavailable);
         assert_eq!(wait(status(503), FailureHistory { unavailable: 2, ..third }), RetryWait::Backoff);
-        let told = FailureKind::Status { code: 503, retry_after: Some(HOUR) };
-        assert_eq!(wait(told, third), RetryWait::RetryAfter(HOUR));
+        let with_retry_after = FailureKind::Status { code: 503, retry_after: Some(HOUR) };
+        assert_eq!(wait(with_retry_after, third), RetryWait::RetryAfter(HOUR));
         assert_eq!(
             wait(FailureKind::Status { code: 429, retry_after: Some(HOUR) }, third),
             RetryWait::RetryAfter(HOUR)
@@ -278,17 +278,17 @@ mod tests {
     }
 
     #[test]
-    fn a_429_a_retry_after_or_a_refused_connection_slows_the_host_and_the_publishers_word_holds_the_feed() {
+    fn a_429_a_retry_after_or_a_refused_connection_slows_the_host_and_the_publishers_word_sets_not_before() {
         let known = FailureHistory { ever_answered: true, ..FailureHistory::default() };
         let third = FailureHistory { unavailable: 3, ..known };
-        let told = |code| FailureKind::Status { code, retry_after: Some(HOUR) };
-        for (trouble, history, slow_host, holds) in [
+        let with_retry_after = |code| FailureKind::Status { code, retry_after: Some(HOUR) };
+        for (kind, history, slow_host, sets_not_before) in [
             (status(429), known, true, true),
-            (told(429), known, true, true),
-            (told(503), known, true, true),
-            (told(500), FailureHistory { failing_for: HOUR, ..known }, true, true),
+            (with_retry_after(429), known, true, true),
+            (with_retry_after(503), known, true, true),
+            (with_retry_after(500), FailureHistory { failing_for: HOUR, ..known }, true, true),
             (status(403), known, false, true),
-            (told(403), known, false, true),
+            (with_retry_after(403), known, false, true),
             (status(503), known, false, false),
             (status(503), third, false, true),
             (FailureKind::ConnectionRefused, known, true, false),
@@ -296,8 +296,8 @@ mod tests {
             (status(404), known, false, false),
             (status(401), known, false, false),
         ] {
-            let ruling = classify(trouble, &history);
-            assert_eq!((ruling.slow_host, ruling.sets_not_before), (slow_host, holds), "{trouble:?}");
+            let policy = classify(kind, &history);
+            assert_eq!((policy.slow_host, policy.sets_not_before), (slow_host, sets_not_before), "{kind:?}");
         }
     }
 
@@ -310,16 +310,16 @@ mod tests {
             gone_for: HOUR,
             ..FailureHistory::default()
         };
-        let told = FailureKind::Status { code: 503, retry_after: Some(HOUR) };
-        for (trouble, health, wait) in [
+        let with_retry_after = FailureKind::Status { code: 503, retry_after: Some(HOUR) };
+        for (kind, health, expected_wait) in [
             (status(503), Health::Retrying, RetryWait::Backoff),
             (status(404), Health::Gone, RetryWait::Backoff),
             (status(410), Health::Gone, RetryWait::Backoff),
-            (told, Health::Retrying, RetryWait::RetryAfter(HOUR)),
+            (with_retry_after, Health::Retrying, RetryWait::RetryAfter(HOUR)),
             (status(401), Health::Failed, RetryWait::Hourly),
         ] {
-            let ruling = classify_push(trouble, &known);
-            assert_eq!((ruling.health, ruling.wait), (health, wait), "{trouble:?}");
+            let policy = classify_push(kind, &known);
+            assert_eq!((policy.health, policy.wait), (health, expected_wait), "{kind:?}");
         }
     }
 }

@@ -1,7 +1,7 @@
-//! What is stored, shown: to people as tables, to programs as JSON under the SQL column names.
+//! Shows what is stored: to people as tables, to programs as JSON under the SQL column names.
 //!
-//! Everything here writes to a writer it is given and reads one open file, so that a command and a listener share it.
-//! Nothing is fetched, decided or kept. `data` is copied as the publisher's bytes and never written anew. Text from
+//! Everything here writes to a given writer and reads one open file, so that verbs and the listener share it. Nothing
+//! here fetches, decides or stores. `data` is copied as the publisher's bytes and never re-encoded. Text from
 //! publishers is hostile: control characters never reach a terminal.
 
 pub mod changes;
@@ -31,7 +31,7 @@ pub enum OutputError {
     /// The output can't be written; the reader may have gone away.
     #[error("the output can't be written")]
     Write(#[from] io::Error),
-    /// A position that this mirror never gave.
+    /// A position that this mirror never issued.
     #[error("{0}: read everything again")]
     ReadAgain(String),
 }
@@ -51,8 +51,8 @@ fn field(out: &mut impl Write, first: bool, name: &str, value: &impl serde::Seri
     Ok(serde_json::to_writer(&mut *out, value)?)
 }
 
-/// Writes `,"data":` and the publisher's bytes. Between JSON tokens a line break is a space like any other, and within
-/// them there is none: so the text stays on one line and says the same.
+/// Writes `,"data":` and the publisher's bytes. A line break between JSON tokens is whitespace, and there is none
+/// within them: replaced by a space, the text stays on one line and has the same meaning.
 fn data_field(out: &mut impl Write, data: Option<&str>) -> io::Result<()> {
     out.write_all(b",\"data\":")?;
     let Some(data) = data else { return out.write_all(b"null") };

@@ -1,15 +1,15 @@
-//! When to ask again: outcome + now → the next wake. Pure; time and randomness are passed in.
+//! When to send the next request: computes waits from outcomes. Pure: time and randomness are passed in.
 
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
 
-/// `[poll]`: how often a level feed is asked.
+/// `[poll]`: how often a level feed is polled.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PollSettings {
     /// The shortest wait between two polls of a level feed.
     pub min: Duration,
-    /// The longest.
+    /// The longest wait between two polls of a level feed.
     pub max: Duration,
     /// How often a level feed is walked again from where its cursor was a while ago.
     pub lookback: Duration,
@@ -36,104 +36,106 @@ impl Default for RetrySettings {
     }
 }
 
-/// How often a level feed is asked: learns how often it really changes.
+/// How often a level feed is polled: learns how often it really changes.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct PollPace {
     wait: Duration,
     /// The usual time between two changes, once there were two.
-    gap: Option<Duration>,
+    usual_gap: Option<Duration>,
     since_change: Duration,
 }
 
-/// What a poll of a level feed brought.
+/// The result of a poll of a level feed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PollObservation {
-    /// Whether anything came.
+    /// Whether the poll found a change.
     pub changed: bool,
     /// The time since the poll before.
     pub elapsed: Duration,
-    /// How long the answer is fresh, if the publisher says so.
+    /// How long the response is fresh, if the publisher says so.
     pub fresh_for: Option<Duration>,
 }
 
 impl PollPace {
-    /// The wait before the next poll; `chance` (0 to 1) spreads hundreds of feeds.
+    /// The wait before the next poll; `random` (0 to 1) spreads the polls of many feeds.
     ///
-    /// Something came: the wait shrinks towards half the usual gap between changes. Nothing came: it stretches by half,
-    /// up to `poll.max`, and no faster than the usual gap warrants. An answer is not asked for again while it is fresh.
-    pub fn next_wait(&mut self, settings: &PollSettings, polled: PollObservation, chance: f64) -> Duration {
-        self.since_change += polled.elapsed;
-        if polled.changed {
+    /// After a change the wait shrinks towards half the usual gap between changes. Without one it grows by half, up to
+    /// `poll.max`, and no faster than the usual gap warrants. A response is not requested again while it is fresh.
+    pub fn next_wait(&mut self, settings: &PollSettings, observation: PollObservation, random: f64) -> Duration {
+        self.since_change += observation.elapsed;
+        if observation.changed {
             let gap = self.since_change.max(settings.min);
-            self.gap = Some(self.gap.map_or(gap, |usual| (usual * 3 + gap) / 4));
+            self.usual_gap = Some(self.usual_gap.map_or(gap, |usual| (usual * 3 + gap) / 4));
             self.since_change = Duration::ZERO;
-            self.wait = self.gap.map_or(settings.min, |gap| gap / 2).min(self.wait / 2);
+            self.wait = self.usual_gap.map_or(settings.min, |gap| gap / 2).min(self.wait / 2);
         } else {
             self.wait = self.wait * 3 / 2;
         }
-        let overdue = self.gap.is_none_or(|gap| self.since_change > gap * 4);
-        let usual = self.gap.map_or(settings.max, |gap| gap / 2);
+        let overdue = self.usual_gap.is_none_or(|gap| self.since_change > gap * 4);
+        let usual = self.usual_gap.map_or(settings.max, |gap| gap / 2);
         let longest = if overdue { settings.max } else { usual.clamp(settings.min, settings.max) };
         self.wait = self.wait.clamp(settings.min, longest);
-        let fresh = polled.fresh_for.unwrap_or_default().min(settings.max);
-        add_jitter(self.wait.max(fresh), chance)
+        let fresh = observation.fresh_for.unwrap_or_default().min(settings.max);
+        add_jitter(self.wait.max(fresh), random)
     }
 }
 
 /// Up to a tenth longer.
-fn add_jitter(wait: Duration, chance: f64) -> Duration {
-    wait.mul_f64(1.0 + 0.1 * chance.clamp(0.0, 1.0))
+fn add_jitter(wait: Duration, random: f64) -> Duration {
+    wait.mul_f64(1.0 + 0.1 * random.clamp(0.0, 1.0))
 }
 
-/// What a failure asks for.
+/// The kind of wait after a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RetryWait {
     /// Exponential backoff with full jitter.
     Backoff,
-    /// What `Retry-After` said, clamped.
+    /// The value of `Retry-After`, clamped.
     RetryAfter(Duration),
-    /// The third 503 in a row without a word when to come again: 60 to 120 minutes (RPDE 1.0).
+    /// The third 503 in a row without `Retry-After`: 60 to 120 minutes (RPDE 1.0).
     Unavailable,
-    /// Only an operator can help; asked now and then all the same.
+    /// Only an operator can help; tried again hourly all the same.
     Hourly,
     /// A removed feed: hourly for a day, then daily.
     Gone {
-        /// For how long it has been gone.
+        /// For how long the feed has been gone.
         since: Duration,
     },
 }
 
 const HOUR: Duration = Duration::from_secs(3_600);
 
-/// The wait after a failure, the `failures`-th in a row (from 1); `chance` is 0 to 1.
-pub fn wait_after_failure(settings: &RetrySettings, wait: RetryWait, failures: u32, chance: f64) -> Duration {
+/// The wait after a failure, the `failures`-th in a row (from 1); `random` is 0 to 1.
+pub fn wait_after_failure(settings: &RetrySettings, wait: RetryWait, failures: u32, random: f64) -> Duration {
     match wait {
         RetryWait::Backoff => {
             let longest = max_backoff(settings, failures);
-            settings.min + longest.saturating_sub(settings.min).mul_f64(chance.clamp(0.0, 1.0))
+            settings.min + longest.saturating_sub(settings.min).mul_f64(random.clamp(0.0, 1.0))
         }
-        RetryWait::RetryAfter(told) => add_jitter(told.clamp(settings.min, settings.max), chance).min(settings.max),
-        RetryWait::Unavailable => HOUR.mul_f64(1.0 + chance.clamp(0.0, 1.0)),
-        RetryWait::Hourly => add_jitter(HOUR, chance),
-        RetryWait::Gone { since } if since < HOUR * 24 => add_jitter(HOUR, chance),
-        RetryWait::Gone { .. } => add_jitter(HOUR * 24, chance),
+        RetryWait::RetryAfter(retry_after) => {
+            add_jitter(retry_after.clamp(settings.min, settings.max), random).min(settings.max)
+        }
+        RetryWait::Unavailable => HOUR.mul_f64(1.0 + random.clamp(0.0, 1.0)),
+        RetryWait::Hourly => add_jitter(HOUR, random),
+        RetryWait::Gone { since } if since < HOUR * 24 => add_jitter(HOUR, random),
+        RetryWait::Gone { .. } => add_jitter(HOUR * 24, random),
     }
 }
 
 /// The longest wait after so many failures: doubled with each, up to `retry.max`.
 fn max_backoff(settings: &RetrySettings, failures: u32) -> Duration {
-    // Beyond this any two bounds are reached.
+    // After so many doublings any `retry.max` is reached.
     let steps = failures.min(64) as usize;
     let waits = ExponentialBuilder::new().with_min_delay(settings.min).with_max_delay(settings.max);
     waits.without_max_times().build().nth(steps).unwrap_or(settings.max)
 }
 
-/// How much of a stored wait is left: a stored time beyond `now` plus the longest wait is due at once, since the clock
-/// was set back. Milliseconds since 1970 UTC.
+/// The rest of a stored wait. A stored time beyond `now` plus the longest wait is due at once, since the clock was set
+/// back. Times in milliseconds since 1970 UTC.
 pub fn remaining_wait(stored: Option<i64>, now: i64, longest: Duration) -> Duration {
-    let left = stored.map_or(0, |at| at.saturating_sub(now));
-    let left = Duration::from_millis(u64::try_from(left).unwrap_or(0));
-    if left > longest { Duration::ZERO } else { left }
+    let remaining = stored.map_or(0, |at| at.saturating_sub(now));
+    let remaining = Duration::from_millis(u64::try_from(remaining).unwrap_or(0));
+    if remaining > longest { Duration::ZERO } else { remaining }
 }
 
 #[cfg(test)]
@@ -207,7 +209,7 @@ mod tests {
     #[test]
     fn errors_back_off_with_full_jitter_within_bounds() {
         let settings = RetrySettings::default();
-        let wait = |failures, chance| wait_after_failure(&settings, RetryWait::Backoff, failures, chance);
+        let wait = |failures, random| wait_after_failure(&settings, RetryWait::Backoff, failures, random);
         assert_eq!(wait(1, 0.0), S);
         assert_eq!(wait(1, 1.0), S * 2);
         assert_eq!(wait(5, 1.0), S * 32);
@@ -218,17 +220,17 @@ mod tests {
     #[test]
     fn what_the_publisher_asks_for_is_clamped_both_ways() {
         let settings = RetrySettings::default();
-        let told = |told| wait_after_failure(&settings, RetryWait::RetryAfter(told), 1, 0.0);
-        assert_eq!(told(Duration::ZERO), settings.min);
-        assert_eq!(told(S * 30), S * 30);
-        assert_eq!(told(S * 1_000_000), settings.max);
+        let wait_for = |wait_for| wait_after_failure(&settings, RetryWait::RetryAfter(wait_for), 1, 0.0);
+        assert_eq!(wait_for(Duration::ZERO), settings.min);
+        assert_eq!(wait_for(S * 30), S * 30);
+        assert_eq!(wait_for(S * 1_000_000), settings.max);
         assert_eq!(wait_after_failure(&settings, RetryWait::RetryAfter(S * 1_000_000), 1, 1.0), settings.max);
     }
 
     #[test]
     fn the_third_503_waits_an_hour_or_two_and_a_gone_feed_hours_then_days() {
         let settings = RetrySettings::default();
-        let wait = |wait, chance| wait_after_failure(&settings, wait, 3, chance);
+        let wait = |wait, random| wait_after_failure(&settings, wait, 3, random);
         assert_eq!(wait(RetryWait::Unavailable, 0.0), HOUR);
         assert_eq!(wait(RetryWait::Unavailable, 1.0), HOUR * 2);
         assert_eq!(wait(RetryWait::Gone { since: HOUR }, 0.0), HOUR);

@@ -1,12 +1,13 @@
-//! The operators' listener: status page, health, metrics, what is stored, and orders to the supervisor.
+//! The operators' listener: status page, health, metrics, the stored data, and orders to the supervisor.
 //!
-//! Guarantees: a request that changes something carries the admin token; reading does too where the listener can be
-//! reached from elsewhere; a web page of another site gets nothing. No client can hold the mirror up: reads are short
-//! transactions off the async threads, a stream reads its next page only once the last one was taken, and a peer that
-//! stalls is dropped. It decides and stores nothing: orders go to the supervisor, whose words are the answer.
+//! Guarantees: a request that changes something needs the admin token, and so does reading where the listener can be
+//! reached from another machine; a web page of another site gets nothing. No client can block the mirror: reads are
+//! short transactions off the async threads, a stream reads its next page only once the client has taken the last one,
+//! and a peer that stalls is dropped. It decides and stores nothing: orders go to the supervisor, whose text is the
+//! answer.
 //!
-//! The listener that publishers post to is another one, since it faces the internet: what it serves is the webhooks'
-//! own router, over connections bounded in the same way.
+//! The listener that publishers post to is another one, since it faces the internet: it serves the webhooks' own
+//! router, over connections that are bounded in the same way.
 
 mod response;
 mod connection;
@@ -46,27 +47,24 @@ use access::AccessControl;
 use connection::{BoundedListener, TlsListener};
 use response::Problem;
 
-/// What the listener shows and whom it asks.
+/// What the operators' listener works with.
 #[derive(Clone)]
 pub struct OpsContext {
-    /// The mirror's file.
     pub database: PathBuf,
-    /// The supervisor.
     pub control: Control,
-    /// The admin token.
     pub token: SecretString,
-    /// Why the mirror can't take writes; none when it can.
+    /// Why nothing can be written; none when the mirror is ready.
     pub unready_reason: watch::Receiver<Option<String>>,
-    /// What each feed's workers have done since the start.
+    /// The counters of each feed since the daemon's start.
     pub feed_counts: Arc<dyn Fn() -> Vec<FeedCounts> + Send + Sync>,
-    /// How the mirror itself is doing.
+    /// The mirror's own metrics.
     pub own_metrics: Arc<dyn Fn() -> MirrorStats + Send + Sync>,
 }
 
-/// After the shutdown, for answers that are being given.
+/// How long responses in progress may take after the shutdown.
 const SHUTDOWN_GRACE: Duration = Duration::from_millis(1500);
 
-/// Pages that are kept current at once: each reads the file once a second at most.
+/// The most pages that are kept current at once: each reads the file at most once a second.
 const MAX_LIVE_PAGES: usize = 32;
 
 /// Serves until the shutdown, and returns at most 2 s after it; streams end at once.
@@ -75,32 +73,27 @@ const MAX_LIVE_PAGES: usize = 32;
 /// When the listener has no address.
 pub async fn serve(listener: TcpListener, ops: OpsContext, shutdown: CancellationToken) -> io::Result<()> {
     let loopback = listener.local_addr()?.ip().to_canonical().is_loopback();
-    let gate = Arc::new(AccessControl::new(ops.token.clone(), loopback));
-    let pages = Arc::new(Semaphore::new(MAX_LIVE_PAGES));
-    let router = router(AppState {
-        ops: Arc::new(ops),
-        access_control: gate,
-        live_page_permits: pages,
-        shutdown: shutdown.clone(),
-    });
+    let access_control = Arc::new(AccessControl::new(ops.token.clone(), loopback));
+    let live_page_permits = Arc::new(Semaphore::new(MAX_LIVE_PAGES));
+    let router = router(AppState { ops: Arc::new(ops), access_control, live_page_permits, shutdown: shutdown.clone() });
     serve_until(shutdown, BoundedListener::new(listener, ConnectionSlots::of_operators()), router).await
 }
 
-/// Serves what publishers post to, over TLS where there is a certificate, until the shutdown; returns at most 2 s after
-/// it. What was posted before is answered, as far as that takes no longer.
+/// Serves the publishers' listener, over TLS where there is a certificate, until the shutdown; returns at most 2 s
+/// after it. Earlier posts are answered, as far as that takes no longer.
 ///
 /// # Errors
 /// When the listener fails.
 pub async fn serve_webhooks(
     listener: TcpListener,
     tls: Option<ReloadableTls>,
-    places: ConnectionSlots,
+    slots: ConnectionSlots,
     router: Router,
     shutdown: CancellationToken,
 ) -> io::Result<()> {
     match tls {
-        Some(tls) => serve_until(shutdown, TlsListener::new(listener, tls, places), router).await,
-        None => serve_until(shutdown, BoundedListener::new(listener, places), router).await,
+        Some(tls) => serve_until(shutdown, TlsListener::new(listener, tls, slots), router).await,
+        None => serve_until(shutdown, BoundedListener::new(listener, slots), router).await,
     }
 }
 
@@ -111,19 +104,19 @@ where
     Peer: for<'a> Connected<IncomingStream<'a, L>>,
 {
     let service = router.into_make_service_with_connect_info::<Peer>();
-    let serving = axum::serve(listener, service).with_graceful_shutdown(shutdown.clone().cancelled_owned());
-    let patience = async {
+    let server = axum::serve(listener, service).with_graceful_shutdown(shutdown.clone().cancelled_owned());
+    let grace = async {
         shutdown.cancelled().await;
         sleep(SHUTDOWN_GRACE).await;
     };
     tokio::select! {
-        served = serving.into_future() => served,
-        () = patience => Ok(()),
+        result = server.into_future() => result,
+        () = grace => Ok(()),
     }
 }
 
-fn router(shared: AppState) -> Router {
-    let gate = Arc::clone(&shared.access_control);
+fn router(app_state: AppState) -> Router {
+    let access_control = Arc::clone(&app_state.access_control);
     Router::new()
         .route("/", get(show::overview_page))
         .route("/feeds/{name}", get(show::feed_page))
@@ -151,12 +144,12 @@ fn router(shared: AppState) -> Router {
         .route("/api/quarantine/{id}/{verb}", post(orders::quarantine))
         .fallback(async || Problem::not_found("there is nothing here"))
         .method_not_allowed_fallback(async || Problem::new(StatusCode::METHOD_NOT_ALLOWED, "not with this method"))
-        .with_state(shared)
-        .layer(from_fn_with_state(gate, access::check_access))
+        .with_state(app_state)
+        .layer(from_fn_with_state(access_control, access::check_access))
         .layer(map_response(add_security_headers))
 }
 
-/// Nothing here is to be kept, framed, or taken for another type.
+/// Forbids clients to cache a response, to guess its type, and to send its URL as a referrer.
 async fn add_security_headers(mut response: Response) -> Response {
     let headers = response.headers_mut();
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
@@ -165,12 +158,12 @@ async fn add_security_headers(mut response: Response) -> Response {
     response
 }
 
-/// What all routes share.
+/// What all handlers share.
 #[derive(Clone)]
 struct AppState {
     ops: Arc<OpsContext>,
     access_control: Arc<AccessControl>,
-    /// Places for pages that are kept current.
+    /// Permits for pages that are kept current.
     live_page_permits: Arc<Semaphore>,
     shutdown: CancellationToken,
 }
@@ -193,8 +186,8 @@ where
     E: Into<Problem> + Send + 'static,
 {
     match tokio::task::spawn_blocking(work).await {
-        Ok(read) => read.map_err(Into::into),
-        // A panic, which the log tells of, or the end of the runtime.
+        Ok(result) => result.map_err(Into::into),
+        // A panic, which is in the log, or the end of the runtime.
         Err(_) => Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "reading the mirror failed")),
     }
 }

@@ -1,9 +1,10 @@
-//! A publisher of RPDE feeds that stands alone: it behaves by the standard, or misbehaves on demand in every way that
-//! has been seen in the wild ([`FAULTS`]). Useful to whoever writes a consumer: it also tells what that should hold.
+//! A simulated publisher of RPDE feeds: it behaves by the standard, or misbehaves on demand in every way that has been
+//! seen in the wild ([`FAULTS`]). For tests of any consumer: it also says which items a correct consumer must hold.
 //!
-//! Its feeds can be polled and streamed; they are pushed to a webhook or a queue where one is named. It shares no code with the mirror, so that it can't share its mistakes. All it says follows from its seed, the
-//! number of changes made and the requests asked; there is no clock in it but the rate of change. It keeps everything
-//! in memory, speaks plain HTTP, and makes no attempt to be safe on a network that isn't yours.
+//! Its feeds can be polled and streamed; they are pushed to a webhook or a queue where one is named. It shares no code
+//! with the mirror, so that it can't share its mistakes. All its output follows from its seed, the number of changes
+//! made and the requests it gets; it uses no clock but for the rate of change. It keeps everything in memory, speaks
+//! plain HTTP, and is not made to be safe on a network that isn't yours.
 
 mod amqp;
 mod bodies;
@@ -47,41 +48,40 @@ use publisher::PublisherState;
 use push::Pusher;
 use webhook::WebhookClient;
 
-/// How many feeds, of what, and how badly they behave.
+/// The number and contents of the feeds, and their faults.
 #[derive(Clone, Debug)]
 pub struct SimulatorSettings {
-    /// How many feeds.
     pub feeds: usize,
-    /// Items of each at the start, deleted ones included.
+    /// Items of each feed at the start, deleted ones included.
     pub items: usize,
     /// Items on a page.
     pub page: usize,
-    /// Changes a second to each feed.
+    /// Changes per second to each feed.
     pub rate: f64,
     /// The share of items that are deleted, 0 to 1.
     pub deleted: f64,
-    /// How all feeds are spelt; in turn by each dialect when not set.
+    /// The dialect of all feeds; when none, the feeds take the dialects in rotation.
     pub dialect: Option<Dialect>,
-    /// Another seed, other items.
+    /// Another seed gives other items and other chances.
     pub seed: u64,
-    /// What goes wrong, each with the share of requests it befalls, 0 to 1.
+    /// The faults, each with the share of requests that it affects, 0 to 1.
     pub faults: Vec<(Fault, f64)>,
-    /// `Cache-Control: max-age` of a last page, in whole seconds, as CDNs set it (8 s is usual; a full page then gets an
-    /// hour); none when not set.
+    /// `Cache-Control: max-age` of a last page, in whole seconds, as CDNs set it (8 s is usual; a full page then gets
+    /// an hour); when none, the header is not sent.
     pub max_age: Option<Duration>,
-    /// Where the feeds are pushed to.
+    /// The webhook that the feeds are pushed to.
     pub webhook: Option<WebhookTarget>,
-    /// Where their changes are published.
+    /// The queue that the feeds' changes are published to.
     pub amqp: Option<AmqpTarget>,
     /// Whether a stream's events carry an id, for `Last-Event-ID`; the draft has none.
     pub sse_ids: bool,
-    /// The `retry` that a stream asks for.
+    /// The `retry` that a stream sends.
     pub sse_retry: Duration,
     /// How long a stream is quiet before it sends a comment.
     pub sse_idle: Duration,
-    /// How long a silent or dripping connection is held before it is dropped.
+    /// How long a silent or dripping connection is kept open before it is dropped.
     pub hold: Duration,
-    /// The time between two bytes of a dripping answer.
+    /// The time between two bytes of a dripping response.
     pub drip: Duration,
     /// The size of a page that is too large, in bytes once decompressed.
     pub large: u64,
@@ -111,14 +111,13 @@ impl Default for SimulatorSettings {
     }
 }
 
-/// What a feed says of one item now.
+/// An item as the feed has it now.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ExpectedItem {
-    /// The item's kind.
     pub kind: String,
-    /// Its id; one that is a number is given by its digits.
+    /// The item's id; a numeric id is given by its digits.
     pub id: String,
-    /// As it stands in the page, faults apart.
+    /// `modified` as on the page, without faults.
     pub modified: serde_json::Number,
     /// `updated` or `deleted`, however the feed spells it.
     pub state: &'static str,
@@ -127,13 +126,13 @@ pub struct ExpectedItem {
     pub data: Option<String>,
 }
 
-/// As JSON among JSON, not as text within it.
+/// Serializes JSON text as JSON, not as a string.
 fn as_json<S: serde::Serializer>(data: &Option<String>, serializer: S) -> Result<S::Ok, S::Error> {
     let raw = data.clone().and_then(|data| serde_json::value::RawValue::from_string(data).ok());
     raw.serialize(serializer)
 }
 
-/// A publisher at work; it ends when dropped, or by [`stop`](Self::stop).
+/// A running publisher; it ends when dropped, or by [`stop`](Self::stop).
 pub struct Simulator {
     publisher: Arc<PublisherState>,
     address: SocketAddr,
@@ -142,10 +141,11 @@ pub struct Simulator {
 }
 
 impl Simulator {
-    /// Makes the feeds, serves them at `listener` and pushes them, from within a Tokio runtime.
+    /// Creates the feeds, serves them at `listener` and pushes them. Must be called within a Tokio runtime.
     ///
     /// # Errors
-    /// When the listener can't tell its address, and as [`push_to`](Self::push_to) and [`publish_to`](Self::publish_to).
+    /// When the listener can't tell its address, and as [`push_to`](Self::push_to) and
+    /// [`publish_to`](Self::publish_to).
     pub fn start(listener: TcpListener, settings: SimulatorSettings) -> io::Result<Self> {
         let address = listener.local_addr()?;
         let (webhook, amqp) = (settings.webhook.clone(), settings.amqp.clone());
@@ -164,31 +164,31 @@ impl Simulator {
         Ok(simulator)
     }
 
-    /// Pushes all feeds to a webhook from now on; what changed before is pushed too.
+    /// Pushes all feeds to a webhook from now on; earlier changes are pushed too.
     ///
     /// # Errors
-    /// When the URL is none or several feeds share it, or the token can't be sent.
+    /// When the URL is invalid or several feeds share it, or the token can't be sent.
     pub fn push_to(&mut self, webhook: &WebhookTarget) -> io::Result<()> {
         let names = self.names_for_receiver("webhook url", &webhook.url)?;
         names.iter().try_for_each(|name| self.push_feed_to(name, webhook))
     }
 
-    /// Pushes one feed to a webhook from now on; what changed before is pushed too.
+    /// Pushes one feed to a webhook from now on; earlier changes are pushed too.
     ///
     /// # Errors
-    /// When the URL is none, or the token can't be sent.
+    /// When the URL is invalid, or the token can't be sent.
     pub fn push_feed_to(&mut self, feed: &str, webhook: &WebhookTarget) -> io::Result<()> {
-        let hook = WebhookClient::new(webhook::client()?, webhook, feed)?;
+        let client = WebhookClient::new(webhook::client()?, webhook, feed)?;
         if let Some(pusher) = Pusher::new(&self.publisher, feed, "webhook", webhook.from_start) {
-            self.tasks.spawn(webhook::push(pusher, hook));
+            self.tasks.spawn(webhook::push(pusher, client));
         }
         Ok(())
     }
 
-    /// Publishes all feeds to queues from now on; what changed before is published too.
+    /// Publishes all feeds to queues from now on; earlier changes are published too.
     ///
     /// # Errors
-    /// When several feeds share a queue. A broker that can't be reached is tried again and again.
+    /// When several feeds share a queue. A broker that can't be reached is tried again until it can.
     pub fn publish_to(&mut self, amqp: &AmqpTarget) -> io::Result<()> {
         for name in self.names_for_receiver("amqp queue", &amqp.queue)? {
             if let Some(pusher) = Pusher::new(&self.publisher, &name, "amqp", amqp.from_start) {
@@ -198,7 +198,7 @@ impl Simulator {
         Ok(())
     }
 
-    /// The feeds' names, if the receiver can tell them apart.
+    /// The feeds' names; an error when the receiver couldn't tell several feeds apart.
     fn names_for_receiver(&self, what: &str, receiver: &str) -> io::Result<Vec<String>> {
         let names = self.names();
         if names.len() > 1 && !receiver.contains(webhook::FEED) {
@@ -207,12 +207,11 @@ impl Simulator {
         Ok(names)
     }
 
-    /// Where it listens.
+    /// The address that it listens at.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// The feeds' names.
     pub fn names(&self) -> Vec<String> {
         self.publisher.names().map(str::to_owned).collect()
     }
@@ -227,50 +226,50 @@ impl Simulator {
         format!("http://{}/{feed}/stream", self.address)
     }
 
-    /// What the feed's webhook has taken, and its queue.
+    /// What the feed's webhook and its queue have accepted.
     pub fn push_stats(&self, feed: &str) -> (PushStats, PushStats) {
-        let ledger = self.publisher.push_stats();
-        let of = |receiver: &str| ledger.get(receiver).and_then(|feeds| feeds.get(feed)).cloned().unwrap_or_default();
+        let stats = self.publisher.push_stats();
+        let of = |receiver: &str| stats.get(receiver).and_then(|feeds| feeds.get(feed)).cloned().unwrap_or_default();
         (of("webhook"), of("amqp"))
     }
 
-    /// All that the feed says now, in its order; nothing for an unknown feed.
+    /// All items that the feed has now, in its order; empty for an unknown feed.
     pub fn expected_items(&self, feed: &str) -> Vec<ExpectedItem> {
         self.publisher.feed(feed).map(|feed| feed.lock().feed.expected_items()).unwrap_or_default()
     }
 
-    /// Makes `count` changes to the feed now; whether there is such a feed.
+    /// Makes `count` changes to the feed now; returns whether there is such a feed.
     pub fn change(&self, feed: &str, count: u64) -> bool {
         self.publisher.feed(feed).map(|feed| feed.lock().feed.change(count)).is_some()
     }
 
-    /// Restores the feed to an older state, as from a backup: half of its changes are gone, of the last 4,096. Whether
-    /// there was anything to go back to.
+    /// Restores the feed to an older state, as from a backup: half of its changes are undone, of the last 4,096.
+    /// Returns whether there was anything to undo.
     pub fn restore(&self, feed: &str) -> bool {
         self.publisher.feed(feed).is_some_and(|feed| feed.lock().feed.restore())
     }
 
-    /// Stops the rate of change, or lets it go on.
+    /// Stops the rate of change, or lets it continue.
     pub fn freeze(&self, frozen: bool) {
         self.publisher.freeze(frozen);
     }
 
-    /// From now on these go wrong, each in its share of requests (0 to 1), and nothing else.
+    /// Sets the faults from now on, each with its share of requests (0 to 1), in place of all others.
     pub fn set_faults(&self, faults: Vec<(Fault, f64)>) {
         self.publisher.set_faults(faults);
     }
 
-    /// From now on nothing goes wrong. A feed that was gone is back; a cursor that was dead remains so.
+    /// Ends all faults. A feed that was gone is back; a cursor that was dead remains so.
     pub fn clear_faults(&self) {
         self.set_faults(Vec::new());
     }
 
-    /// How often each fault has really happened, by its name; those that never did are left out.
+    /// How often each fault has happened, by its name; without those that never did.
     pub fn fault_counts(&self) -> BTreeMap<&'static str, u64> {
         self.publisher.fault_counts()
     }
 
-    /// Ends streams and answers in good order, then every connection, and waits until all is over.
+    /// Ends streams and responses in good order, then every connection, and waits until all tasks have ended.
     pub async fn stop(mut self) {
         self.publisher.stop.cancel();
         while self.tasks.join_next().await.is_some() {}

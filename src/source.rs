@@ -1,4 +1,5 @@
-//! What a transport gives: bytes, where they were asked for, and how to acknowledge them. Never decodes, never stores.
+//! The transports: each delivers bytes, the URL or queue that they came from, and a way to acknowledge them. Never
+//! decodes, never stores.
 
 pub mod amqp;
 mod request_kind;

@@ -1,8 +1,9 @@
-//! The SQLite file: opening it, and the one writer.
+//! The SQLite file: opening and migrating it, and the one writer thread.
 //!
-//! Guarantees: one writer a file (a lock on it); a delivery's items, quarantine rows, change numbers and cursor
-//! commit together or not at all; no change number is ever given twice; what the environment refuses (a full disk, a
-//! locked file) is tried again and never acknowledged before it is done. Only this module and its children know SQL.
+//! Guarantees: one writer per file (a lock on the file); a delivery's items, quarantine rows, change numbers and cursor
+//! commit together or not at all; no change number is ever given twice; a write that the environment refuses (a full
+//! disk, a locked file) is tried again and never acknowledged before it is committed. Only this module and its children
+//! know SQL; they decide nothing about feeds, requests or schedules.
 
 pub mod ack;
 pub mod apply;
@@ -47,7 +48,7 @@ pub use lock::{is_in_use, stays_held};
 use write_queue::WriteQueue;
 use writer::Writer;
 
-/// "fmir": marks a SQLite file as ours.
+/// "fmir": marks a SQLite file as a mirror's database.
 pub const APPLICATION_ID: i32 = 0x666D_6972;
 
 /// Numbered, forward only.
@@ -68,33 +69,31 @@ pub fn now() -> Millis {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| i64::try_from(d.as_millis()).unwrap_or(i64::MAX))
 }
 
-/// Why the file can't be used, or a piece of work was not done.
+/// Why the file can't be used, or why a job was not done.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum StoreError {
     /// Another process writes this file.
     #[error("{0} is in use by another feedmirror: stop it first, or name another database")]
     InUse(PathBuf),
-    /// Not a database, not ours, from a newer version, or damaged.
+    /// Not a database, another program's database, from a newer version, or damaged.
     #[error("{path} can't be used: {problem}")]
     Unusable {
-        /// The file.
         path: PathBuf,
         /// What is wrong and what to do.
         problem: String,
     },
-    /// The surroundings keep it from being opened: a lock, a full disk, rights, a directory that is not there. It opens
-    /// once they don't.
+    /// The environment keeps the file from being opened: a lock, a full disk, rights, a missing directory. Once the
+    /// cause is gone, the file opens.
     #[error("{path} can't be used for now: {problem}")]
     Unavailable {
-        /// The file.
         path: PathBuf,
-        /// What is in the way.
+        /// What keeps the file from being opened.
         problem: String,
     },
     /// A statement failed; the delivery it belonged to was undone.
     #[error("database: {0}")]
     Sql(Arc<rusqlite::Error>),
-    /// The work itself was refused; the words say why.
+    /// The job itself was refused; the text says why.
     #[error("{0}")]
     Refused(String),
     /// The writer has stopped.
@@ -109,7 +108,7 @@ impl From<rusqlite::Error> for StoreError {
 }
 
 impl StoreError {
-    /// Whether the file itself is damaged or gone, so that nothing can be written until someone acts.
+    /// Whether the file itself is damaged or gone, so that nothing can be written until an operator acts.
     pub fn is_fatal(&self) -> bool {
         match self {
             Self::Unusable { .. } | Self::InUse(_) => true,
@@ -121,7 +120,7 @@ impl StoreError {
         }
     }
 
-    /// Whether the surroundings refused (full disk, lock, I/O): tried again until they don't.
+    /// Whether the environment refused (full disk, lock, I/O): the job is tried again until it succeeds.
     pub fn is_environment(&self) -> bool {
         match self {
             Self::Unavailable { .. } => true,
@@ -149,18 +148,18 @@ fn is_environment_error(error: &rusqlite::Error) -> bool {
     )
 }
 
-/// Whether the file takes writes at the moment.
+/// Whether the file takes writes now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Intake {
-    /// It does.
+    /// The file takes writes.
     Open,
-    /// It doesn't; the reason in words. Goes on by itself when the cause is gone.
+    /// The file takes no writes; the reason as text. Writing goes on by itself when the cause is gone.
     Blocked(String),
-    /// It is damaged: nothing is written any more.
+    /// The file is damaged: nothing is written any more.
     Broken(String),
 }
 
-/// A handle to the one writer; cheap to clone. It does not keep the writer alive: [`Closing`] does.
+/// A handle to the one writer; cheap to clone. The handle does not keep the writer alive: [`StoreGuard`] does.
 #[derive(Clone)]
 pub struct Store {
     queue: Arc<WriteQueue>,
@@ -171,7 +170,7 @@ pub struct Store {
     path: Arc<Path>,
 }
 
-/// The writer's thread and the file's lock; [`Closing::finish`] waits for the last commit.
+/// The writer's thread and the file's lock; [`StoreGuard::finish`] waits for the last commit.
 pub struct StoreGuard {
     queue: Arc<WriteQueue>,
     threads: Vec<std::thread::JoinHandle<()>>,
@@ -185,7 +184,7 @@ impl StoreGuard {
     }
 }
 
-/// The lock is a field, so it goes last: no other writer gets in while ours still works.
+/// The lock is a field, so it is dropped last: no other process can write while this writer still works.
 impl Drop for StoreGuard {
     fn drop(&mut self) {
         self.queue.close();
@@ -201,8 +200,8 @@ impl Store {
     /// Opens or creates the file, migrates it, and starts the writer. Blocking.
     ///
     /// # Errors
-    /// [`StoreError::Held`] when another process writes it, [`StoreError::Unusable`] when it is damaged or not ours,
-    /// [`StoreError::Unavailable`] when the surroundings keep it from being opened.
+    /// [`StoreError::InUse`] when another process writes the file, [`StoreError::Unusable`] when it is damaged or not a
+    /// mirror, [`StoreError::Unavailable`] when the environment keeps it from being opened.
     pub fn open(path: &Path) -> Result<(Self, StoreGuard), StoreError> {
         Self::open_with(path, keys::KEY_SHIFT)
     }
@@ -216,36 +215,35 @@ impl Store {
         let (intake_sender, intake) = watch::channel(Intake::Open);
         let queue = Arc::new(WriteQueue::default());
         let gate = Arc::new(checkpoint::CheckpointGate::default());
-        let pinned = gate.pinned();
+        let pinned_wal_pages = gate.pinned();
         let writer = Writer::new(connection, Arc::clone(&queue), Arc::clone(&gate), intake_sender, key_shift)
             .map_err(|error| open_error(path, error))?;
         let file = lock.file();
-        let checkpointed = Arc::clone(&queue);
-        let kept = Arc::clone(&gate);
-        let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| {
-            std::thread::Builder::new().name(name.into()).spawn(work).map_err(|error| unavailable(path, error))
+        let checkpointer_queue = Arc::clone(&queue);
+        let checkpoint_gate = Arc::clone(&gate);
+        let spawn = |name: &str, body: Box<dyn FnOnce() + Send>| {
+            std::thread::Builder::new().name(name.into()).spawn(body).map_err(|error| unavailable(path, error))
         };
         let threads = vec![
             spawn("writer", Box::new(move || writer.run()))?,
-            spawn("checkpointer", Box::new(move || checkpoint::run(&checkpointer, file, &gate, &checkpointed)))?,
+            spawn("checkpointer", Box::new(move || checkpoint::run(&checkpointer, file, &gate, &checkpointer_queue)))?,
         ];
         let store = Self {
             queue: Arc::clone(&queue),
             intake,
-            pinned_wal_pages: pinned,
-            checkpoint_gate: kept,
+            pinned_wal_pages,
+            checkpoint_gate,
             purge_notices: Arc::default(),
             path: path.into(),
         };
         Ok((store, StoreGuard { queue, threads, _lock: lock }))
     }
 
-    /// The file.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Whether the file takes writes at the moment, and when that changes.
+    /// Whether the file takes writes now, and every change of that.
     pub fn intake(&self) -> watch::Receiver<Intake> {
         self.intake.clone()
     }
@@ -255,26 +253,26 @@ impl Store {
         self.pinned_wal_pages.clone()
     }
 
-    /// Returns once the writer has committed something: it is alive.
+    /// Returns once the writer has committed an empty job: proof that the writer works.
     ///
     /// # Errors
-    /// When it has stopped.
+    /// When the writer has stopped.
     pub async fn ping(&self) -> Result<(), StoreError> {
         self.submit(write_queue::JobClass::default(), |_| Ok(())).await
     }
 
-    /// Deliveries and other work waiting for the writer.
+    /// Number of deliveries and other jobs that wait for the writer.
     pub fn queued(&self) -> usize {
         let (small, large) = self.queue.depths();
         small + large
     }
 
-    /// How long the writer has owed an answer without giving any: work waits, or is under way, and nothing is committed.
+    /// How long the writer has had jobs without answering one: jobs wait or run, and nothing is committed.
     pub fn busy_for(&self) -> Duration {
         self.queue.busy_for()
     }
 
-    /// Small and large work waiting for the writer.
+    /// Numbers of small and of large jobs that wait for the writer.
     pub fn queue_depths(&self) -> (usize, usize) {
         self.queue.depths()
     }
@@ -341,7 +339,7 @@ fn migrate(connection: &mut Connection, path: &Path) -> Result<(), StoreError> {
     connection.pragma_update(None, "journal_mode", "WAL").map_err(sql)?;
     connection.pragma_update(None, "synchronous", "FULL").map_err(sql)?;
     connection.pragma_update(None, "wal_autocheckpoint", 0).map_err(sql)?;
-    // What is deleted is blanked where its page is written anyway; whole free pages are `erase`'s.
+    // Deleted content is overwritten where its page is written anyway; `erase` overwrites whole free pages.
     connection.pragma_update(None, "secure_delete", "FAST").map_err(sql)?;
     connection.pragma_update(None, "cache_size", -i64::from(CACHE_KIB)).map_err(sql)?;
     connection.pragma_update(None, "journal_size_limit", checkpoint::KEPT_WAL_BYTES).map_err(sql)?;
@@ -358,7 +356,7 @@ fn migrate(connection: &mut Connection, path: &Path) -> Result<(), StoreError> {
     epoch::begin_epoch_if_snapshot(connection).map_err(|error| with_path(path, error))
 }
 
-/// A failed statement, said of the file.
+/// Adds the file's path to the error of a failed statement.
 fn with_path(path: &Path, error: StoreError) -> StoreError {
     match error {
         StoreError::Sql(error) => open_error(path, error),
@@ -366,7 +364,8 @@ fn with_path(path: &Path, error: StoreError) -> StoreError {
     }
 }
 
-/// Damage is found at the start where that takes under a second; in a larger file it shows when it is met.
+/// Looks for damage at the start where that takes under a second; in a larger file, damage shows when a statement reads
+/// the damaged page.
 fn check_small_files(connection: &Connection, path: &Path) -> Result<(), StoreError> {
     const CHECKED_BYTES: u64 = 64 << 20;
     if std::fs::metadata(path).map_or(0, |m| m.len()) > CHECKED_BYTES {

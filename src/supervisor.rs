@@ -1,8 +1,9 @@
 //! A feed's endpoints and mode: starts their loops, restarts them after a panic or a hang, pauses and drains them.
 //!
-//! Guarantees: one feed's trouble, a panic in its loops included, never reaches another feed; an order is carried
-//! out beside a feed's loops, which are stopped first where it must not meet them; nothing runs after the end of [`fleet::Supervisor::run`].
-//! Reads no page and decides nothing about items itself.
+//! Guarantees: one feed's failure, a panic in its loops included, never affects another feed; an order is carried out
+//! beside the feed's loops, which are stopped first where they would conflict with it; no task outlives
+//! [`fleet::Supervisor::run`].
+//! It reads no page and decides nothing about items itself.
 
 pub mod ack;
 pub mod control;
@@ -39,9 +40,9 @@ use crate::worker::page_source::{PageSource, WaitReporter};
 /// `[resync]`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ResyncSettings {
-    /// How often every feed is read anew; never unless set.
+    /// How often each feed is resynced; never unless set.
     pub every: Option<Duration>,
-    /// The share of a feed's live items (0 to 1) that a sweep may remove unasked.
+    /// The share of a feed's live items (0 to 1) that a sweep may remove without being accepted.
     pub max_sweep: f64,
 }
 
@@ -54,25 +55,24 @@ impl Default for ResyncSettings {
 /// One feed, all defaults applied.
 #[derive(Clone, Debug, PartialEq)]
 pub struct FeedSettings {
-    /// Its unique name.
+    /// The feed's unique name.
     pub name: FeedName,
-    /// The name under which the mirror may know it from before: its rows and cursors are taken over.
+    /// The feed's name in an earlier configuration: its rows and cursors are taken over.
     pub was: Option<FeedName>,
-    /// The provider it belongs to.
     pub provider: Option<String>,
     /// The poll endpoint's URL, as written.
     pub url: String,
-    /// Who publishes it, and on what terms.
+    /// Who publishes the feed, and on what terms.
     pub attribution: Attribution,
-    /// The kind of items that carry none.
+    /// The kind of items that have none.
     pub kind: Option<String>,
-    /// How to make a `next` where the publisher sends none.
+    /// How to generate a `next` where the publisher sends none.
     pub dialect: Option<Dialect>,
     /// How `modified` text is ordered.
     pub modified: ModifiedOrder,
-    /// What becomes of ties.
+    /// How an item with an equal `modified` is decided.
     pub ties: TiePolicy,
-    /// How long the publisher remembers deleted items.
+    /// How long the publisher keeps tombstones.
     pub retention: Duration,
     /// How long a gone feed's rows are kept; for good unless set.
     pub purge_gone_after: Option<Duration>,
@@ -80,54 +80,51 @@ pub struct FeedSettings {
     pub headers: Vec<(String, ConfiguredValue)>,
     /// Query parameters sent with each request to the feed's own origin.
     pub query: Vec<(String, ConfiguredValue)>,
-    /// How often it is asked.
+    /// How often the feed is polled.
     pub poll: PollSettings,
-    /// How errors back off.
+    /// How polling backs off after failures.
     pub retry: RetrySettings,
-    /// When it is read anew, and how much a sweep may remove.
+    /// When the feed is resynced, and how much a sweep may remove.
     pub resync: ResyncSettings,
-    /// Limits of its requests.
+    /// Limits of the feed's requests.
     pub http: HttpSettings,
-    /// When push is believed.
+    /// When push is trusted.
     pub push: PushSettings,
-    /// Its stream of server-sent events.
     pub sse: Option<SseSettings>,
-    /// Its webhook.
     pub webhook: Option<WebhookSettings>,
-    /// Its queue.
     pub amqp: Option<AmqpSettings>,
 }
 
-/// How long a publisher must remember what it deleted (RPDE 1.0).
+/// How long a publisher must keep tombstones (RPDE 1.0).
 pub const DEFAULT_RETENTION: Duration = Duration::from_secs(7 * 86_400);
 
 impl FeedSettings {
-    /// The push endpoints it has.
+    /// The transports of the feed's push endpoints.
     pub fn push_transports(&self) -> Vec<Transport> {
-        let has = [
+        let configured = [
             (Transport::Sse, self.sse.is_some()),
             (Transport::Webhook, self.webhook.is_some()),
             (Transport::Amqp, self.amqp.is_some()),
         ];
-        has.into_iter().filter(|(_, has)| *has).map(|(transport, _)| transport).collect()
+        configured.into_iter().filter(|(_, configured)| *configured).map(|(transport, _)| transport).collect()
     }
 
-    /// Its publisher, as it is asked for pages. Reads its secrets: blocking, small local files.
+    /// Makes what fetches the feed's pages. Reads the feed's secrets: blocking, small local files.
     ///
     /// # Errors
-    /// When its URL or a secret can't be used.
+    /// When the feed's URL or a secret can't be used.
     pub fn page_source(
         &self,
-        (clients, turns): (&HttpClients, &HostLimiter),
+        (clients, host_limiter): (&HttpClients, &HostLimiter),
         (budget, decoders): (MemoryBudget, DecoderPool),
         counts: Arc<FeedCounters>,
-        waits: Option<WaitReporter>,
+        wait_reporter: Option<WaitReporter>,
     ) -> Result<PageSource, HttpFailure> {
         let requests = EndpointClient::new(clients, &self.url, &self.http, &self.headers, &self.query)?;
         let requests = requests.hiding(self.secrets());
         Ok(PageSource {
             name: self.name.clone(),
-            host: turns.queue_for(requests.endpoint_url()),
+            host: host_limiter.queue_for(requests.endpoint_url()),
             requests,
             decode_options: crate::worker::decode_options(self.kind.as_deref(), self.modified),
             dialect: self.dialect,
@@ -138,25 +135,26 @@ impl FeedSettings {
             counts,
             skip_validators: Default::default(),
             not_before: Default::default(),
-            wait_reporter: waits,
+            wait_reporter,
         })
     }
 
-    /// Every secret that it has, by the name that stands in its place where a publisher shows it.
+    /// All secrets of the feed, each with the name that replaces it in texts of the publisher.
     pub fn secrets(&self) -> Vec<(String, SecretSource)> {
         let register = self.webhook.iter().filter_map(|webhook| webhook.register.as_ref());
-        let sent = self.headers.iter().chain(&self.query).chain(register.flat_map(|register| &register.headers));
-        let sent = sent.filter_map(|(name, value)| match value {
+        let header_values =
+            self.headers.iter().chain(&self.query).chain(register.flat_map(|register| &register.headers));
+        let header_values = header_values.filter_map(|(name, value)| match value {
             ConfiguredValue::Plain(_) => None,
             ConfiguredValue::Secret(source) => Some((name.clone(), source.clone())),
         });
-        let shown = self.webhook.iter().flat_map(|webhook| &webhook.secrets);
-        let shown = shown.map(|source| ("webhook.secret".to_owned(), source.clone()));
-        let broker = self.amqp.iter().map(|amqp| ("amqp.url".to_owned(), amqp.url.clone()));
-        sent.chain(shown).chain(broker).collect()
+        let webhook_secrets = self.webhook.iter().flat_map(|webhook| &webhook.secrets);
+        let webhook_secrets = webhook_secrets.map(|source| ("webhook.secret".to_owned(), source.clone()));
+        let broker_urls = self.amqp.iter().map(|amqp| ("amqp.url".to_owned(), amqp.url.clone()));
+        header_values.chain(webhook_secrets).chain(broker_urls).collect()
     }
 
-    /// A feed at `url` with the defaults of everything else.
+    /// A feed at `url` with default settings.
     pub fn with_defaults(name: FeedName, url: String) -> Self {
         Self {
             name,
@@ -187,19 +185,18 @@ impl FeedSettings {
 /// A feed as configured.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ConfiguredFeed {
-    /// It can run.
+    /// The feed can run.
     Ready(Box<FeedSettings>),
-    /// Its own settings are wrong: it fails, and the others run.
+    /// The feed's own settings are wrong: it fails, and the others run.
     Broken {
-        /// Its name.
         name: FeedName,
-        /// What is wrong, in words.
+        /// What is wrong: a text for the operator.
         reason: String,
     },
 }
 
 impl ConfiguredFeed {
-    /// Whether it does the same as another: who publishes a feed changes nothing about how it is read.
+    /// Whether a feed is read in the same way as another: its attribution makes no difference.
     pub fn runs_same_as(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Ready(one), Self::Ready(other)) => {
@@ -210,7 +207,6 @@ impl ConfiguredFeed {
         }
     }
 
-    /// The feed's name.
     pub fn name(&self) -> &FeedName {
         match self {
             Self::Ready(settings) => &settings.name,
@@ -219,13 +215,12 @@ impl ConfiguredFeed {
     }
 }
 
-/// All that is configured about feeds.
+/// The configuration of all feeds.
 #[derive(Clone, Debug, PartialEq, Default)]
 pub struct FleetSettings {
-    /// Each feed.
     pub feeds: Vec<ConfiguredFeed>,
-    /// Budgets of hosts.
+    /// Limits of requests per host.
     pub hosts: HostSettings,
-    /// How long what happened is kept.
+    /// How long events, findings and the like are kept.
     pub keep_settings: RetentionSettings,
 }

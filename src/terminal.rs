@@ -1,62 +1,62 @@
-//! What may be shown to people: text of strangers with nothing in it that a terminal would obey, or that would make a
-//! line read as another one.
+//! Makes text of publishers safe to show: without anything that commands a terminal, or that makes a line read as
+//! another one.
 //!
-//! Everything that goes to a terminal passes here: verbs and progress by [`Shown`] or [`text`], a stranger's words
-//! within a line by [`line()`], the log by [`log_line`]. What is hidden is replaced by U+FFFD, so that it can be seen that
-//! something stood there; in JSON, where nothing may be lost, by its escape.
+//! All output to a terminal passes here: verbs and progress by [`SanitisingWriter`] or [`text`], a publisher's text
+//! within a line by [`sanitise_line`], the log by [`log_line`]. A hidden character is replaced by U+FFFD, so that its
+//! presence can be seen; in JSON, where nothing may be lost, by its escape.
 
 use std::io::{self, Write};
 
 const REPLACED: char = '\u{fffd}';
 
-/// Whether a character commands a terminal, turns text around, breaks lines in disguise or can't be seen: control
-/// characters, bidirectional marks, overrides and isolates (UAX #9), zero-width ones, fillers and tags.
-pub fn is_hidden(sign: char) -> bool {
-    sign.is_control()
-        || matches!(sign,
+/// Whether a character commands a terminal, reverses text, breaks lines in disguise or is invisible: control
+/// characters, bidirectional marks, overrides and isolates (UAX #9), zero-width characters, fillers and tags.
+pub fn is_hidden(character: char) -> bool {
+    character.is_control()
+        || matches!(character,
             '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}'..='\u{1160}' | '\u{17b4}'..='\u{17b5}' | '\u{180b}'..='\u{180f}'
             | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{3164}' | '\u{feff}'
             | '\u{ffa0}' | '\u{fff0}'..='\u{fffb}' | '\u{1bca0}'..='\u{1bca3}' | '\u{1d173}'..='\u{1d17a}'
             | '\u{e0000}'..='\u{e0fff}')
 }
 
-/// On one line.
+/// Text on one line: line breaks and tabs become spaces.
 pub fn sanitise_line(text: &str) -> String {
-    let shown = |sign: char| match sign {
-        sign if sign.is_whitespace() => ' ',
-        sign if is_hidden(sign) => REPLACED,
-        sign => sign,
+    let shown = |character: char| match character {
+        character if character.is_whitespace() => ' ',
+        character if is_hidden(character) => REPLACED,
+        character => character,
     };
     text.chars().map(shown).collect()
 }
 
-/// With its line breaks and tabs.
+/// Text with its line breaks and tabs.
 pub fn text(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     TextFormat::Text.show(text, &mut out);
     out
 }
 
-/// An event of the log: one line, whatever it quotes. `coloured` lets colours through, which the log makes itself;
+/// An event of the log: one line, whatever text it quotes. `coloured` keeps the colours that the log itself sets;
 /// `json` loses nothing.
 pub fn log_line(event: &str, coloured: bool, json: bool) -> String {
-    let kind = match (json, coloured) {
+    let format = match (json, coloured) {
         (true, _) => TextFormat::Json,
         (false, true) => TextFormat::Coloured,
         (false, false) => TextFormat::Text,
     };
     let mut out = String::with_capacity(event.len());
-    kind.show(&event.trim_end_matches('\n').replace('\n', " "), &mut out);
+    format.show(&event.trim_end_matches('\n').replace('\n', " "), &mut out);
     out.push('\n');
     out
 }
 
-/// What is written, and so what may pass.
+/// What is written, which decides which characters pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum TextFormat {
-    /// Words.
+    /// Plain text.
     Text,
-    /// Words, with colours of our own.
+    /// Text with the log's own colours.
     Coloured,
     /// JSON, of which nothing may be lost.
     Json,
@@ -67,21 +67,24 @@ enum TextFormat {
 impl TextFormat {
     fn show(self, text: &str, out: &mut String) {
         let mut rest = text;
-        while let Some(sign) = rest.chars().next() {
+        while let Some(character) = rest.chars().next() {
             let colour = if self == Self::Coloured { colour(rest) } else { ColourSequence::None };
             let length = match colour {
                 ColourSequence::Complete(length) => length,
-                _ => sign.len_utf8(),
+                _ => character.len_utf8(),
             };
             let (shown, after) = rest.split_at(length);
-            match sign {
+            match character {
                 _ if matches!(colour, ColourSequence::Complete(_)) => out.push_str(shown),
-                '\n' | '\t' => out.push(sign),
+                '\n' | '\t' => out.push(character),
                 '\r' if self == Self::Json => out.push(' '),
-                _ if !is_hidden(sign) => out.push(sign),
+                _ if !is_hidden(character) => out.push(character),
                 _ if self == Self::Json => {
-                    let units =
-                        sign.encode_utf16(&mut [0; 2]).iter().map(|unit| format!("\\u{unit:04x}")).collect::<String>();
+                    let units = character
+                        .encode_utf16(&mut [0; 2])
+                        .iter()
+                        .map(|unit| format!("\\u{unit:04x}"))
+                        .collect::<String>();
                     out.push_str(&units);
                 }
                 _ => out.push(REPLACED),
@@ -95,9 +98,9 @@ impl TextFormat {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum ColourSequence {
     None,
-    /// Of so many bytes.
+    /// A complete sequence of this many bytes.
     Complete(usize),
-    /// What is there may become one.
+    /// The beginning of what may become a sequence.
     Partial,
 }
 
@@ -116,45 +119,45 @@ fn colour(text: &str) -> ColourSequence {
     }
 }
 
-/// An output that people see, or that programs read.
+/// An output for people, or for programs.
 pub struct SanitisingWriter<W: Write> {
     out: W,
-    kind: TextFormat,
-    /// The beginning of a character or of a colour, whose rest has not been written yet.
+    format: TextFormat,
+    /// The beginning of a character or of a colour sequence whose rest has not been written yet.
     incomplete: Vec<u8>,
 }
 
 impl<W: Write> SanitisingWriter<W> {
-    /// Words; `terminal` says whether they may be coloured.
+    /// For text; `terminal` says whether it may be coloured.
     pub fn words(out: W, terminal: bool) -> Self {
         Self::new(out, if terminal { TextFormat::Coloured } else { TextFormat::Text })
     }
 
-    /// JSON; elsewhere than on a terminal it passes byte for byte.
+    /// For JSON; where the output is no terminal, it passes byte for byte.
     pub fn json(out: W, terminal: bool) -> Self {
         Self::new(out, if terminal { TextFormat::Json } else { TextFormat::Raw })
     }
 
-    /// What is neither words nor JSON: bytes for programs, words on a terminal.
+    /// For output that is neither text nor JSON: bytes for programs, text on a terminal.
     pub fn bytes(out: W, terminal: bool) -> Self {
         Self::new(out, if terminal { TextFormat::Text } else { TextFormat::Raw })
     }
 
-    fn new(out: W, kind: TextFormat) -> Self {
-        Self { out, kind, incomplete: Vec::new() }
+    fn new(out: W, format: TextFormat) -> Self {
+        Self { out, format, incomplete: Vec::new() }
     }
 
-    /// Writes what has come; at the `end` also what is not whole.
+    /// Writes the bytes collected; at the `end` also an incomplete character or sequence.
     fn pass(&mut self, end: bool) -> io::Result<()> {
         let bytes = std::mem::take(&mut self.incomplete);
-        let (mut shown, mut whole) = (String::with_capacity(bytes.len()), bytes.as_slice());
+        let (mut shown, mut complete) = (String::with_capacity(bytes.len()), bytes.as_slice());
         if !end {
-            let begun = self.incomplete_start(&bytes);
-            whole = &bytes[..begun];
-            self.incomplete = bytes[begun..].to_vec();
+            let start = self.incomplete_start(&bytes);
+            complete = &bytes[..start];
+            self.incomplete = bytes[start..].to_vec();
         }
-        for chunk in whole.utf8_chunks() {
-            self.kind.show(chunk.valid(), &mut shown);
+        for chunk in complete.utf8_chunks() {
+            self.format.show(chunk.valid(), &mut shown);
             if !chunk.invalid().is_empty() {
                 shown.push(REPLACED);
             }
@@ -162,23 +165,24 @@ impl<W: Write> SanitisingWriter<W> {
         self.out.write_all(shown.as_bytes())
     }
 
-    /// Where what may go on in the next bytes begins.
+    /// Index of the character or sequence at the end that is still incomplete.
     fn incomplete_start(&self, bytes: &[u8]) -> usize {
-        let torn = match std::str::from_utf8(bytes) {
+        let valid = match std::str::from_utf8(bytes) {
             Err(error) if error.error_len().is_none() => error.valid_up_to(),
             _ => bytes.len(),
         };
-        let escape = bytes[..torn].iter().rposition(|byte| *byte == 0x1b).filter(|_| self.kind == TextFormat::Coloured);
+        let escape =
+            bytes[..valid].iter().rposition(|byte| *byte == 0x1b).filter(|_| self.format == TextFormat::Coloured);
         let colour = escape.filter(|at| {
-            std::str::from_utf8(&bytes[*at..torn]).is_ok_and(|rest| colour(rest) == ColourSequence::Partial)
+            std::str::from_utf8(&bytes[*at..valid]).is_ok_and(|rest| colour(rest) == ColourSequence::Partial)
         });
-        colour.unwrap_or(torn)
+        colour.unwrap_or(valid)
     }
 }
 
 impl<W: Write> Write for SanitisingWriter<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.kind == TextFormat::Raw {
+        if self.format == TextFormat::Raw {
             return self.out.write(bytes);
         }
         self.incomplete.extend_from_slice(bytes);
@@ -194,7 +198,7 @@ impl<W: Write> Write for SanitisingWriter<W> {
 
 impl<W: Write> Drop for SanitisingWriter<W> {
     fn drop(&mut self) {
-        // Whoever must know of an error has flushed.
+        // A caller that needs to know of an error has flushed.
         let _ = self.pass(true);
     }
 }
@@ -215,13 +219,13 @@ mod tests {
     fn a_stranger_s_text_can_t_command_the_terminal() {
         assert_eq!(sanitise_line("a\u{1b}[2J\nb\u{202e}c\u{7f}"), "a\u{fffd}[2J b\u{fffd}c\u{fffd}");
         assert_eq!(text("a\u{9b}31m\n\tb\u{2066}\u{200b}\r"), "a\u{fffd}31m\n\tb\u{fffd}\u{fffd}\u{fffd}");
-        for sign in ['\u{85}', '\u{2028}', '\u{2029}'] {
-            assert!(is_hidden(sign));
-            assert_eq!(sanitise_line(&format!("a{sign}b")), "a b");
-            assert_eq!(text(&format!("a{sign}b")), "a\u{fffd}b");
+        for character in ['\u{85}', '\u{2028}', '\u{2029}'] {
+            assert!(is_hidden(character));
+            assert_eq!(sanitise_line(&format!("a{character}b")), "a b");
+            assert_eq!(text(&format!("a{character}b")), "a\u{fffd}b");
         }
-        for sign in "aé–…’日🚲ß\u{301} ".chars() {
-            assert!(!is_hidden(sign), "{sign:?}");
+        for character in "aé–…’日🚲ß\u{301} ".chars() {
+            assert!(!is_hidden(character), "{character:?}");
         }
     }
 

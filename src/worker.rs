@@ -1,7 +1,9 @@
-//! One endpoint's loop: receive → decode → apply → outcome. The only place where source, decode and store meet.
+//! One endpoint's loop: receive → decode → apply → outcome. The only module that uses source, decode and store
+//! together.
 //!
-//! Guarantees: what a page says is handed to the store with the cursor it was asked with; a walk stops at the first
-//! page that could not be had, and says why; every wait also listens for cancellation.
+//! Guarantees: a page's items are handed to the store with the cursor that the page was requested with; a walk stops
+//! at the first page that could not be fetched, and reports why; every wait also listens for cancellation. The rules
+//! for items are the store's, those for failures [`crate::mode`]'s.
 
 pub mod amqp;
 pub mod look_back;
@@ -35,88 +37,76 @@ use crate::source::decoder_pool::DecoderPool;
 use crate::store::apply::{Applied, Delivery, DeliveryVerdict, Provenance, Purpose, Redactor, ReleaseOnCommit};
 use crate::store::{Store, now};
 
-/// What all endpoints share.
+/// What the loops of all feeds share.
 #[derive(Clone)]
 pub struct WorkerContext {
-    /// The mirror.
     pub store: Store,
-    /// Bytes in flight.
+    /// The budget of bytes in flight.
     pub budget: MemoryBudget,
-    /// Pages decoded at once: more than there are cores would only hold memory.
+    /// Bounds how many pages are decoded at once: more than there are cores would only hold memory.
     pub decoders: DecoderPool,
 }
 
-/// One feed at work.
+/// What the loops of one running feed share.
 pub struct FeedRuntime {
-    /// What it shares with the others.
     pub context: WorkerContext,
-    /// Its number in the store.
+    /// The feed's number in the store.
     pub id: i64,
-    /// Its name.
     pub name: FeedName,
-    /// Its own URL, where it begins.
+    /// The feed's own URL, where it begins.
     pub url: String,
-    /// Its publisher, as it is asked for pages.
+    /// Fetches and decodes the publisher's pages.
     pub source: Arc<PageSource>,
-    /// Its rule for ties.
     pub ties: TiePolicy,
-    /// How often it is asked.
+    /// How often the feed is polled.
     pub poll: PollSettings,
-    /// How often it is asked while push keeps it level.
+    /// How often the feed is polled while push keeps it level.
     pub audit: Duration,
-    /// How its errors back off.
+    /// How polling backs off after failures.
     pub retry: RetrySettings,
-    /// How long its publisher remembers deletions.
+    /// How long the publisher keeps tombstones.
     pub retention: Duration,
-    /// How often it is read anew unasked.
+    /// How often a resync begins without an order.
     pub resync_every: Option<Duration>,
-    /// The share of its live items that a sweep may remove unasked.
+    /// The share (0 to 1) of the feed's live items that a sweep may remove without being accepted.
     pub max_sweep: f64,
-    /// How long its rows are kept once it is gone.
+    /// How long the rows of a gone feed are kept.
     pub purge_gone_after: Option<Duration>,
     /// The longest a single request may take.
     pub page_timeout: Duration,
-    /// Whether its end has been seen and polling hasn't failed since.
+    /// Whether the feed's end has been seen and polling hasn't failed since.
     pub level: watch::Sender<bool>,
-    /// Has it polled now, whatever the wait: the operator's order alone.
+    /// Wakes the poll loop for a poll now, whatever it waits for: only for the operator's order.
     pub poll_now: Notify,
-    /// Has it polled as soon as its publisher may be asked: something was put in order.
+    /// Wakes the poll loop for a poll as soon as "not before" allows: something was repaired.
     pub poll_when_allowed: Notify,
-    /// Has it polled as soon as its pace allows: something may have come to pass.
+    /// Wakes the poll loop for a poll as soon as "not before" and the feed's pace allow: there may be changes.
     pub poll_at_pace: Notify,
-    /// Wakes its resync loop.
+    /// Wakes the resync loop.
     pub resync_now: Notify,
-    /// What is known of its push endpoints.
+    /// What is known of the feed's push endpoints.
     pub push_state: PushState,
-    /// Ends its stream, which is opened anew: what was known of its place no longer holds.
+    /// Has the stream closed and opened again: its resume point is no longer valid.
     pub reopen_stream: Notify,
-    /// Wakes its look-back loop.
+    /// Wakes the look-back loop.
     pub look_back_now: Notify,
-    /// When its loops must have shown a sign of life.
-    pub heartbeats: [Heartbeat; 7],
+    /// By when each of the feed's loops must have shown a sign of life.
+    pub heartbeats: Heartbeats,
 }
 
-const POLL_HEARTBEAT: usize = 0;
-const RESYNC_HEARTBEAT: usize = 1;
-const STREAM_HEARTBEAT: usize = 2;
-const QUEUE_HEARTBEAT: usize = 3;
-const WEBHOOK_HEARTBEAT: usize = 4;
-const REGISTER_HEARTBEAT: usize = 5;
-const LOOK_BACK_HEARTBEAT: usize = 6;
-
-/// How a feed's records are read: the kind of those that carry none, and the order of `modified`.
+/// How a feed's records are decoded: the kind of records that carry none, and the order of `modified`.
 pub fn decode_options(kind: Option<&str>, order: ModifiedOrder) -> DecodeSettings {
     DecodeSettings { kind: kind.map(Arc::from), order }
 }
 
 impl FeedRuntime {
-    /// Has it look back at once, restarts included, until it has.
+    /// Requests a look-back at once. The request outlives restarts until the look-back is done.
     pub async fn request_look_back(&self) {
         self.log_store_error(self.context.store.request_look_back(self.id).await);
         self.look_back_now.notify_one();
     }
 
-    /// Whatever is handed to the store passes here, and leaves the feed's secrets behind; `data` stays as published.
+    /// Builds every delivery of the feed, and masks the feed's secrets in it; `data` stays as published.
     fn build_delivery(
         &self,
         generation: Generation,
@@ -148,22 +138,22 @@ impl FeedRuntime {
         }
         for record in &mut page.unreadable {
             record.detail = self.source.requests.redact(&record.detail);
-            record.redacted = Some(self.source.requests.redact(&record.raw)).filter(|shown| *shown != record.raw);
+            record.redacted = Some(self.source.requests.redact(&record.raw)).filter(|redacted| *redacted != record.raw);
         }
         page.license = page.license.take().map(|license| self.source.requests.redact(&license));
     }
 
-    /// Reads a quarantined record again, off the async threads, and applies it.
+    /// Decodes a quarantined record again, off the async threads, and applies it.
     ///
     /// # Errors
-    /// In words, when it still can't be read or applied.
+    /// A text for the operator, when the record still can't be decoded or applied.
     pub async fn retry_quarantined(&self, raw: &str, transport: Transport) -> Result<(), String> {
         let (page, decode_options) =
             (format!("{{\"items\":[{raw}]}}").into_bytes(), self.source.decode_options.clone());
-        let read = self.context.decoders.run(move |_| rpde::page(page, &decode_options)).await;
-        let page = read
-            .map_err(|panicked| panicked.to_string())?
-            .map_err(|refused| refused.reason(|text| self.source.requests.redact(text)))?;
+        let decoded = self.context.decoders.run(move |_| rpde::page(page, &decode_options)).await;
+        let page = decoded
+            .map_err(|panic| panic.to_string())?
+            .map_err(|error| error.reason(|text| self.source.requests.redact(text)))?;
         if let Some(record) = page.unreadable.first() {
             let detail = self.source.requests.redact(&record.detail);
             return Err(format!("it still can't be read: {}: {detail}", record.reason));
@@ -179,47 +169,44 @@ impl FeedRuntime {
     }
 }
 
-/// What a feed has done since the start.
+/// Counters of one feed since the daemon's start.
 #[derive(Debug, Default)]
 pub struct FeedCounters {
     /// Pages committed.
     pub pages: AtomicU64,
-    /// Bytes over the wire.
+    /// Bytes received, as compressed on the wire.
     pub bytes: AtomicU64,
-    /// Records read.
     pub records: AtomicU64,
-    /// Items written.
     pub written: AtomicU64,
-    /// Records quarantined.
     pub quarantined: AtomicU64,
-    /// Records, by transport and by what became of them.
+    /// Records, by transport and outcome.
     outcomes: [[AtomicU64; RecordOutcome::ALL.len()]; Transport::ALL.len()],
-    /// Requests for pages, by what they got.
+    /// Requests for pages, by outcome.
     polls: [AtomicU64; RequestOutcome::ALL.len()],
-    /// The likely size of its next page, bytes once decompressed.
+    /// The expected size of the feed's next page, in bytes once decompressed.
     pub expected_page_bytes: AtomicU64,
-    /// What it waits for after a failure, and until when.
+    /// Why the feed waits after a failure, and until when.
     failure_wait: Mutex<Option<(String, Instant)>>,
 }
 
 impl FeedCounters {
-    /// Why it waits, and for how long; nothing once it no longer does.
-    pub fn set_failure_wait(&self, why: Option<(String, Duration)>) {
-        let waits = why.map(|(why, wait)| (why, Instant::now() + wait));
-        *self.failure_wait.lock().unwrap_or_else(PoisonError::into_inner) = waits;
+    /// Sets why the feed waits after a failure, and for how long; none ends the wait.
+    pub fn set_failure_wait(&self, reason: Option<(String, Duration)>) {
+        let failure_wait = reason.map(|(reason, wait)| (reason, Instant::now() + wait));
+        *self.failure_wait.lock().unwrap_or_else(PoisonError::into_inner) = failure_wait;
     }
 
-    /// Why it waits, and for how much longer.
+    /// Why the feed waits after a failure, and for how much longer.
     pub fn failure_wait(&self) -> Option<(String, Duration)> {
-        let waits = self.failure_wait.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        waits.map(|(why, until)| (why, until.saturating_duration_since(Instant::now())))
+        let failure_wait = self.failure_wait.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        failure_wait.map(|(reason, until)| (reason, until.saturating_duration_since(Instant::now())))
     }
 
     fn add(counter: &AtomicU64, n: u64) {
         counter.fetch_add(n, Ordering::Relaxed);
     }
 
-    /// Counts what became of a delivery's records.
+    /// Counts a delivery's records by outcome.
     fn count_applied(&self, transport: Transport, applied: &Applied) {
         Self::add(&self.records, applied.record_count());
         Self::add(&self.written, applied.written());
@@ -229,27 +216,51 @@ impl FeedCounters {
         }
     }
 
-    fn count_request(&self, got: RequestOutcome) {
-        Self::add(&self.polls[got as usize], 1);
+    fn count_request(&self, outcome: RequestOutcome) {
+        Self::add(&self.polls[outcome as usize], 1);
     }
 
-    /// Records since the start, by transport and by what became of them.
+    /// Records since the daemon's start, by transport and outcome.
     pub fn outcomes(&self) -> Vec<(Transport, RecordOutcome, u64)> {
         let count = |transport: Transport, outcome: RecordOutcome| {
             let counter = &self.outcomes[transport as usize][outcome as usize];
             (transport, outcome, counter.load(Ordering::Relaxed))
         };
-        let of = |transport: Transport| RecordOutcome::ALL.iter().map(move |outcome| count(transport, *outcome));
-        Transport::ALL.iter().copied().flat_map(of).collect()
+        let of_transport =
+            |transport: Transport| RecordOutcome::ALL.iter().map(move |outcome| count(transport, *outcome));
+        Transport::ALL.iter().copied().flat_map(of_transport).collect()
     }
 
-    /// Requests for pages since the start, by what they got.
+    /// Requests for pages since the daemon's start, by outcome.
     pub fn polls(&self) -> Vec<(RequestOutcome, u64)> {
-        RequestOutcome::ALL.iter().map(|got| (*got, self.polls[*got as usize].load(Ordering::Relaxed))).collect()
+        RequestOutcome::ALL
+            .iter()
+            .map(|outcome| (*outcome, self.polls[*outcome as usize].load(Ordering::Relaxed)))
+            .collect()
     }
 }
 
-/// A loop's promise to show a sign of life; what a watchdog watches.
+/// The heartbeats of one feed's loops.
+#[derive(Debug, Default)]
+pub struct Heartbeats {
+    poll: Heartbeat,
+    resync: Heartbeat,
+    stream: Heartbeat,
+    queue: Heartbeat,
+    webhook: Heartbeat,
+    register: Heartbeat,
+    look_back: Heartbeat,
+}
+
+impl Heartbeats {
+    /// All of them, for the supervisor's check for hung loops.
+    pub fn iter(&self) -> impl Iterator<Item = &Heartbeat> {
+        let Self { poll, resync, stream, queue, webhook, register, look_back } = self;
+        [poll, resync, stream, queue, webhook, register, look_back].into_iter()
+    }
+}
+
+/// By when a loop must show a sign of life, or it hangs. The supervisor checks it.
 #[derive(Debug)]
 pub struct Heartbeat {
     created: Instant,
@@ -263,19 +274,19 @@ impl Default for Heartbeat {
 }
 
 impl Heartbeat {
-    /// The loop will be back within `time`, or it hangs.
+    /// Sets that the loop shows its next sign of life within `time`; two minutes later it counts as hung.
     pub fn expect_within(&self, time: Duration) {
         const SLACK: Duration = Duration::from_secs(120);
         let due = self.created.elapsed() + time + SLACK;
         self.due_ms.store(u64::try_from(due.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
-    /// The loop waits for something that may take forever, by design.
+    /// The loop waits for something that may take forever by design: nothing is expected of it.
     pub fn suspend(&self) {
         self.due_ms.store(u64::MAX, Ordering::Relaxed);
     }
 
-    /// Whether the loop has missed its promise.
+    /// Whether the sign of life is overdue.
     pub fn is_overdue(&self) -> bool {
         u128::from(self.due_ms.load(Ordering::Relaxed)) < self.created.elapsed().as_millis()
     }

@@ -1,4 +1,5 @@
-//! What the file itself allows: a bare writer with the mirror's own tables and settings, without any of its rules.
+//! The limit that the file itself sets: a bare writer with the mirror's own tables and settings, without any of its
+//! rules.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -11,11 +12,11 @@ use crate::publisher::item;
 
 const GROUP: u64 = 10_000;
 
-/// Inserts `items` items that are made beforehand in groups, and says how long the inserting took.
+/// Inserts `items` items, made beforehand in groups; returns how long the inserts took.
 pub(crate) fn write(path: &Path, items: u64) -> Result<Duration, Box<dyn std::error::Error>> {
-    let (store, closing) = Store::open(path)?;
+    let (store, store_guard) = Store::open(path)?;
     drop(store);
-    closing.finish();
+    store_guard.finish();
     let db = Connection::open(path)?;
     db.execute_batch("PRAGMA synchronous = NORMAL; PRAGMA cache_size = -49152; PRAGMA wal_autocheckpoint = 4096;")?;
     let mut spent = Duration::ZERO;
@@ -24,18 +25,18 @@ pub(crate) fn write(path: &Path, items: u64) -> Result<Duration, Box<dyn std::er
         let began = Instant::now();
         db.execute_batch("BEGIN IMMEDIATE")?;
         let mut insert = db.prepare_cached("INSERT INTO item VALUES (?1, 1, ?2, 1, 0, ?3, ?4, ?5, ?6, ?7)")?;
-        for (n, made) in group.iter().enumerate() {
+        for (n, bench_item) in group.iter().enumerate() {
             let seq = start as i64 + n as i64 + 1;
-            let key = (xxh3_64(made.id.as_bytes()) as i64) >> 16;
-            let deleted = i64::from(made.data.is_none());
+            let key = (xxh3_64(bench_item.id.as_bytes()) as i64) >> 16;
+            let deleted = i64::from(bench_item.data.is_none());
             insert.execute(params![
                 seq,
                 key,
                 deleted,
                 1_700_000_000_000_i64,
-                made.id,
-                made.modified as i64,
-                made.data
+                bench_item.id,
+                bench_item.modified as i64,
+                bench_item.data
             ])?;
         }
         drop(insert);

@@ -15,17 +15,17 @@ use crate::publisher::item;
 
 const DELIVERIES: u64 = 1_000;
 const EVERY: Duration = Duration::from_millis(10);
-/// Pages of the refresh that wait for the writer, as the daemon lets them.
+/// Pages of the refresh that wait for the writer thread, as many as the daemon allows.
 const WINDOW: usize = 12;
 
-/// Prints the times from handing a delivery of one item over to its commit, while another feed loads.
+/// Prints the times from sending a delivery of one item to its commit, while another feed loads.
 pub(crate) fn beside_a_refresh(path: &Path) -> Result<(), Box<dyn std::error::Error>> {
     println!("a small delivery beside a running refresh");
-    let (store, closing) = Store::open(path)?;
+    let (store, store_guard) = Store::open(path)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let mut waits = runtime.block_on(measure(&store))?;
     drop(store);
-    closing.finish();
+    store_guard.finish();
     waits.sort_unstable();
     let at = |share: f64| waits[((waits.len() - 1) as f64 * share) as usize].as_secs_f64() * 1_000.0;
     println!(
@@ -80,9 +80,9 @@ async fn load(store: Store, feed: StoredFeed, done: Arc<AtomicBool>) -> u64 {
 fn delivery(feed: &StoredFeed, items: std::ops::Range<u64>) -> Delivery {
     let records: Vec<String> = items
         .map(|n| {
-            let made = item(n);
-            let data = made.data.unwrap_or_else(|| "{}".to_owned());
-            let (id, modified) = (made.id, made.modified);
+            let bench_item = item(n);
+            let data = bench_item.data.unwrap_or_else(|| "{}".to_owned());
+            let (id, modified) = (bench_item.id, bench_item.modified);
             format!(r#"{{"state":"updated","kind":"k","id":"{id}","modified":{modified},"data":{data}}}"#)
         })
         .collect();

@@ -1,7 +1,7 @@
-//! What the mirror reaches: `cargo bench --bench mirror -- [refresh] [feeds] [idle] [latency] [push] [--items N]`.
+//! The mirror's performance: `cargo bench --bench mirror -- [refresh] [feeds] [idle] [latency] [push] [--items N]`.
 //!
-//! Each part prints its figures and what they have to reach; nothing is judged, since machines differ: ratios within
-//! one run are what counts. The mirror is the real binary; publisher and mirror share two cores.
+//! Each part prints its figures and the required ones; nothing fails, since machines differ: only ratios within one run
+//! count. The mirror is the real binary; publisher and mirror share two cores.
 
 #![allow(clippy::print_stdout, clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods, missing_docs)]
 
@@ -48,7 +48,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-/// One feed: first load, bare writer, replay; some rounds of them, and the median of each figure and ratio.
+/// One feed: first load, bare writer, replay; several rounds of them, and the median of each figure and ratio.
 fn refresh(folder: &Path, items: usize) -> Result<(), Box<dyn std::error::Error>> {
     const ROUNDS: usize = 3;
     println!("one feed of {items} items, gzip, pages of {}; {ROUNDS} rounds", publisher::PAGE);
@@ -88,7 +88,7 @@ fn median(mut figures: Vec<f64>) -> f64 {
     figures[figures.len() / 2]
 }
 
-/// Waits until what was written before is on the disk, so that no part pays for the one before it.
+/// Waits until earlier writes are on the disk, so that no part pays for the one before it.
 fn sync_disk() -> Result<(), Box<dyn std::error::Error>> {
     if !Command::new("sync").status()?.success() {
         return Err("sync failed".into());
@@ -96,7 +96,7 @@ fn sync_disk() -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-/// A database of the round before, with the files beside it.
+/// Removes the database of the previous round and the files beside it.
 fn remove(database: &Path) -> std::io::Result<()> {
     for suffix in ["", "-wal", "-shm"] {
         match std::fs::remove_file(format!("{}{suffix}", database.display())) {
@@ -120,7 +120,7 @@ fn feeds(folder: &Path, items: usize) -> Result<(), Box<dyn std::error::Error>> 
     Ok(())
 }
 
-/// 1,000 level feeds where nothing happens, polled as rarely as they are after a while. They were loaded by a run before.
+/// 1,000 level feeds where nothing happens, polled as rarely as after a while. An earlier run has loaded them.
 fn idle(folder: &Path) -> Result<(), Box<dyn std::error::Error>> {
     const IDLE_WARMUP_TIME: Duration = Duration::from_secs(20);
     const IDLE_MEASURE_TIME: Duration = Duration::from_secs(60);
@@ -154,7 +154,7 @@ fn write_config(path: &Path, publisher: &BenchPublisher, feeds: usize, db: &str,
     std::fs::write(path, text)
 }
 
-/// A run of the real binary, to its end.
+/// A finished run of the real binary.
 struct BinaryRun {
     wall: Duration,
     cpu: f64,
@@ -214,7 +214,7 @@ fn path(path: &Path) -> &str {
     path.to_str().expect("a temporary path is UTF-8")
 }
 
-/// A folder of its own, beside the build: a temporary file system in memory would hide what writing costs.
+/// A folder beside the build: a temporary file system in memory would hide what writing costs.
 struct Folder(PathBuf);
 
 impl Folder {

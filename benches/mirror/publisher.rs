@@ -1,5 +1,5 @@
 //! A publisher that is never the limit: every page is made and compressed before the first request, and served over
-//! keep-alive from memory. It runs as a process of its own, so that its memory and time are not the mirror's.
+//! keep-alive from memory. It runs in its own process, so that its memory and time are not the mirror's.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
@@ -100,7 +100,7 @@ fn body(n: u64, id: &str) -> String {
     )
 }
 
-/// The child's main: makes `feeds` feeds of `items`, prints its address, serves until it is killed.
+/// The child's main: makes `feeds` feeds of `items` items, prints its address, serves until it is killed.
 pub(crate) fn serve(feeds: usize, items: usize) -> std::io::Result<()> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let address = listener.local_addr()?;
@@ -131,13 +131,13 @@ fn page(origin: &str, feed: usize, start: usize, items: usize) -> Vec<u8> {
     text.push_str("{\"items\":[");
     let mut last = 0;
     for n in start..(start + PAGE).min(items) {
-        let made = item((feed * 10_000_000 + n) as u64);
+        let bench_item = item((feed * 10_000_000 + n) as u64);
         last = n;
         if n > start {
             text.push(',');
         }
-        let (id, modified) = (&made.id, made.modified);
-        match &made.data {
+        let (id, modified) = (&bench_item.id, bench_item.modified);
+        match &bench_item.data {
             Some(data) => text.push_str(&format!(
                 r#"{{"state":"updated","kind":"ScheduledSession","id":"{id}","modified":{modified},"data":{data}}}"#
             )),

@@ -1,9 +1,9 @@
-//! Push into the mirror: how long an item takes from its publisher to the file, and how many arrive.
+//! Push into the mirror: how long an item takes from its publisher to the file, and how many arrive per second.
 //!
-//! The publisher is a thread of this process; the mirror is the real binary; whether an item has arrived is seen in the
-//! SQLite file. AMQP needs a broker at `FEED_BENCH_AMQP` (a URL); without one its lines say so. Its flood is a queue
-//! filled before, since publishing would take the broker's time from delivering, and a bare consumer that only
-//! acknowledges empties the same queue first: that is what the broker gives on this machine.
+//! The publisher is a thread of this process; the mirror is the real binary; the SQLite file shows whether an item has
+//! arrived. AMQP needs a broker at `FEED_BENCH_AMQP` (a URL); without one its lines say so. Its flood is a queue filled
+//! beforehand, since publishing would take the broker's time from delivering; a bare consumer that only acknowledges
+//! empties the same queue first, which measures the broker on this machine.
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -21,11 +21,11 @@ use crate::publisher::item;
 type BenchResult<T> = Result<T, Box<dyn std::error::Error>>;
 
 const SECRET: &str = "bench-secret";
-/// Changes a second, and for how long, where latency is measured.
+/// Changes per second, and for how long, where latency is measured.
 const RATE: u32 = 200;
 const PUSH_MEASURE_TIME: Duration = Duration::from_secs(15);
 const PAGE: usize = 500;
-/// More than the default: what the broker sends ahead bounds how much one commit can take.
+/// More than the default: the messages that the broker sends ahead limit how much one commit can take.
 const PREFETCH: u16 = 2_000;
 
 #[derive(Clone, Copy, PartialEq)]
@@ -46,20 +46,22 @@ impl PushTransport {
 /// Prints a line for each transport.
 pub(crate) fn measure(folder: &Path) -> BenchResult<()> {
     println!("push: {RATE} changes a second, and as many as will go");
-    for (way, name, items, wanted) in PushTransport::ALL {
-        if way == PushTransport::Amqp && std::env::var_os("FEED_BENCH_AMQP").is_none() {
+    for (transport, name, items, wanted) in PushTransport::ALL {
+        if transport == PushTransport::Amqp && std::env::var_os("FEED_BENCH_AMQP").is_none() {
             println!("  amqp            not measured: FEED_BENCH_AMQP names no broker");
             continue;
         }
-        let steady = PushBench::start(folder, way, "steady")?.steady()?;
+        let steady = PushBench::start(folder, transport, "steady")?.steady()?;
         let (p50, p99) = (at(&steady, 0.5), at(&steady, 0.99));
         println!(
             "  {name:<15} p50 {p50:.1} ms, p99 {p99:.1} ms, at most {:.1} ms   (p99 within 50 ms)",
             at(&steady, 1.0)
         );
-        let (rate, peak) = match way {
+        let (rate, peak) = match transport {
             PushTransport::Amqp => drain(folder, items)?,
-            PushTransport::Sse | PushTransport::Webhook => PushBench::start(folder, way, "flood")?.flood(items)?,
+            PushTransport::Sse | PushTransport::Webhook => {
+                PushBench::start(folder, transport, "flood")?.flood(items)?
+            }
         };
         println!("  {name:<15} {rate:9.0} items/s, {peak:.0} MiB   (at least {wanted}, 128 MiB)");
     }
@@ -70,7 +72,7 @@ fn at(waits: &[Duration], share: f64) -> f64 {
     waits[((waits.len() - 1) as f64 * share) as usize].as_secs_f64() * 1_000.0
 }
 
-/// A mirror of one feed, and the side that pushes to it.
+/// A mirror of one feed, and a pusher to it.
 struct PushBench {
     child: Child,
     database: PathBuf,
@@ -84,11 +86,11 @@ enum Pusher {
 }
 
 impl PushBench {
-    fn start(folder: &Path, way: PushTransport, name: &str) -> BenchResult<Self> {
-        Self::start_with(folder, way, name, &format!("bench-{name}-{}", std::process::id()))
+    fn start(folder: &Path, transport: PushTransport, name: &str) -> BenchResult<Self> {
+        Self::start_with(folder, transport, name, &format!("bench-{name}-{}", std::process::id()))
     }
 
-    fn start_with(folder: &Path, way: PushTransport, name: &str, queue: &str) -> BenchResult<Self> {
+    fn start_with(folder: &Path, transport: PushTransport, name: &str, queue: &str) -> BenchResult<Self> {
         let listener = TcpListener::bind("127.0.0.1:0")?;
         let origin = format!("http://{}", listener.local_addr()?);
         let (streams, opened) = mpsc::channel();
@@ -101,7 +103,7 @@ impl PushBench {
         let (database, secret) = (folder.join(format!("{name}.db")), folder.join("secret"));
         let _ = std::fs::remove_file(&database);
         std::fs::write(&secret, SECRET)?;
-        let endpoint = match way {
+        let endpoint = match transport {
             PushTransport::Sse => format!("sse.url = \"{origin}/stream\"\n"),
             PushTransport::Webhook => format!("webhook = {{ secret_file = \"{}\" }}\n", secret.display()),
             PushTransport::Amqp => {
@@ -122,7 +124,7 @@ impl PushBench {
         let child = super::binary(&["--config", super::path(&config), "-q", "run"]).spawn()?;
         let file = wait_for(|| Connection::open_with_flags(&database, OpenFlags::SQLITE_OPEN_READ_ONLY).ok())?;
         wait_for(|| file.query_row("SELECT level_at FROM feeds WHERE level_at IS NOT NULL", [], |_| Ok(())).ok())?;
-        let push = match way {
+        let push = match transport {
             PushTransport::Sse => Pusher::Stream(opened.recv_timeout(Duration::from_secs(20))?),
             PushTransport::Webhook => {
                 let address: String = file.query_row("SELECT webhooks_address FROM mirror", [], |row| row.get(0))?;
@@ -133,25 +135,26 @@ impl PushBench {
         Ok(Self { child, database, push })
     }
 
-    /// One item at a time, `RATE` a second; how long each took to be seen in the file, sorted.
+    /// Pushes one item at a time, `RATE` a second; returns how long each took to appear in the file, sorted.
     fn steady(mut self) -> BenchResult<Vec<Duration>> {
         let file = Connection::open_with_flags(&self.database, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
-        let (told, sent) = mpsc::channel::<(u64, Instant)>();
+        let (sent_times, sent) = mpsc::channel::<(u64, Instant)>();
         let count = u64::from(RATE) * PUSH_MEASURE_TIME.as_secs();
-        let watching = std::thread::spawn(move || watch(&file, &sent, count));
+        let watcher = std::thread::spawn(move || watch(&file, &sent, count));
         let began = Instant::now();
         for n in 0..count {
             let due = began + Duration::from_secs(1) / RATE * u32::try_from(n)?;
             std::thread::sleep(due.saturating_duration_since(Instant::now()));
-            told.send((n, Instant::now()))?;
+            sent_times.send((n, Instant::now()))?;
             self.push.send(&[record(n)])?;
         }
-        let mut waits = watching.join().map_err(|_| "the watcher fell over")??;
+        let mut waits = watcher.join().map_err(|_| "the watcher fell over")??;
         waits.sort_unstable();
         Ok(waits)
     }
 
-    /// `items` as fast as they go, until the last is in the file: items a second, and the mirror's peak in MiB.
+    /// Pushes `items` as fast as possible, until the last is in the file; returns items a second, and the mirror's peak
+    /// in MiB.
     fn flood(mut self, items: usize) -> BenchResult<(f64, f64)> {
         let pages: Vec<Vec<String>> = pages(items).collect();
         let began = Instant::now();
@@ -162,7 +165,7 @@ impl PushBench {
         Ok((items as f64 / began.elapsed().as_secs_f64(), super::peak(&self.child) as f64 / 1024.0))
     }
 
-    /// Waits until the file holds so many items.
+    /// Waits until the file holds this many items.
     fn holds(&self, items: usize) -> BenchResult<()> {
         let file = Connection::open_with_flags(&self.database, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
         let all = i64::try_from(items)?;
@@ -177,7 +180,8 @@ fn pages(items: usize) -> impl Iterator<Item = Vec<String>> {
     (0..items as u64).step_by(PAGE).map(|start| (start..start + PAGE as u64).map(record).collect())
 }
 
-/// Empties a queue of `items`, first with a bare consumer, then into the mirror: its items a second and peak in MiB.
+/// Empties a queue of `items`, first with a bare consumer, then into the mirror; returns items a second and peak in
+/// MiB.
 fn drain(folder: &Path, items: usize) -> BenchResult<(f64, f64)> {
     let queue = format!("bench-drain-{}", std::process::id());
     let mut pusher = queue_at(&queue)?;
@@ -196,7 +200,7 @@ fn drain(folder: &Path, items: usize) -> BenchResult<(f64, f64)> {
     Ok((items as f64 / began.elapsed().as_secs_f64(), super::peak(&bench.child) as f64 / 1024.0))
 }
 
-/// Takes everything and acknowledges it in batches, with the prefetch of the mirror; items a second.
+/// Takes all messages and acknowledges them in batches, with the mirror's prefetch; returns items a second.
 fn bare_consumer(queue: &str, items: usize) -> BenchResult<f64> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let url = std::env::var("FEED_BENCH_AMQP")?;
@@ -260,7 +264,7 @@ fn queue_at(queue: &str) -> BenchResult<Pusher> {
     let channel = runtime.block_on(async {
         let connection = lapin::Connection::connect(&url, lapin::ConnectionProperties::default()).await?;
         let channel = connection.create_channel().await?;
-        // The mirror declares it in the same way, but what is published before would go nowhere.
+        // The mirror declares it in the same way, but messages published before that would be lost.
         let options = lapin::options::QueueDeclareOptions { durable: true, ..Default::default() };
         channel.queue_declare(queue.into(), options, Default::default()).await?;
         Ok::<_, lapin::Error>(channel)
@@ -272,15 +276,15 @@ thread_local! {
     static POSTING: std::cell::RefCell<Option<TcpStream>> = const { std::cell::RefCell::new(None) };
 }
 
-/// One connection is kept; a page is posted once the one before was answered.
+/// Uses one connection; a page is posted once the one before was answered.
 fn post(address: &str, feed: &str, records: &[String]) -> BenchResult<()> {
-    POSTING.with_borrow_mut(|kept| {
-        let stream = match kept {
+    POSTING.with_borrow_mut(|connection| {
+        let stream = match connection {
             Some(stream) if stream.peer_addr().is_ok_and(|peer| peer.to_string() == address) => stream,
             _ => {
                 let stream = TcpStream::connect(address)?;
                 stream.set_nodelay(true)?;
-                kept.insert(stream)
+                connection.insert(stream)
             }
         };
         let body = format!("{{\"items\":[{}]}}", records.join(","));
@@ -298,13 +302,13 @@ fn post(address: &str, feed: &str, records: &[String]) -> BenchResult<()> {
 }
 
 fn record(n: u64) -> String {
-    let made = item(n);
-    let data = made.data.unwrap_or_else(|| "{}".to_owned());
+    let bench_item = item(n);
+    let data = bench_item.data.unwrap_or_else(|| "{}".to_owned());
     let now = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().as_micros();
     format!(r#"{{"state":"updated","kind":"k","id":"{n}","modified":{now},"data":{data}}}"#)
 }
 
-/// The poll endpoint, always at its end, and the stream, which is handed over.
+/// Serves the poll endpoint, always at its end, and the stream, whose connection goes to `streams`.
 fn serve(stream: TcpStream, streams: &mpsc::Sender<TcpStream>) -> std::io::Result<()> {
     let mut reader = BufReader::new(stream.try_clone()?);
     let mut writer = stream;
@@ -336,7 +340,7 @@ fn serve(stream: TcpStream, streams: &mpsc::Sender<TcpStream>) -> std::io::Resul
     }
 }
 
-/// Looks into the file every millisecond for what is new in it.
+/// Checks the file every millisecond for new changes.
 fn watch(file: &Connection, sent: &mpsc::Receiver<(u64, Instant)>, count: u64) -> Result<Vec<Duration>, String> {
     let mut new = file.prepare("SELECT seq, id FROM changes WHERE seq > ?1 ORDER BY seq").map_err(|e| e.to_string())?;
     let (mut last, mut waits, mut when) = (0_i64, Vec::new(), HashMap::new());

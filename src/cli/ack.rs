@@ -7,7 +7,7 @@ use super::{Exit, GlobalArgs, UsageError, control};
 use crate::supervisor::ack::{self, Ack};
 use crate::supervisor::control::Order;
 
-/// What `ack` is told.
+/// Arguments of `ack`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
     /// The feeds' names

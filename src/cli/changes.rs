@@ -1,4 +1,4 @@
-//! `changes`: the change log as NDJSON, once or for as long as somebody reads it.
+//! `changes`: the change log as NDJSON, once, or with `--follow` until the reader goes away.
 
 use std::io::Write;
 use std::time::{Duration, Instant};
@@ -9,14 +9,14 @@ use super::{Exit, GlobalArgs, into_anyhow, stdout};
 use crate::output::changes::{ChangeSelection, LogPosition, mark, page};
 use crate::store::read::{FeedKindFilter, Reader};
 
-/// Changes of one page.
+/// Changes read at once.
 const PAGE_ROWS: usize = 1_000;
-/// A followed file is looked at this often, without reading a row.
-const LOOK: Duration = Duration::from_millis(200);
-/// The position is told this often, whether anything changed or not.
-const TELL: Duration = Duration::from_secs(15);
+/// How often a followed file is checked for changes, without reading a row.
+const FOLLOW_CHECK_INTERVAL: Duration = Duration::from_millis(200);
+/// How often the position is printed, whether anything changed or not.
+const POSITION_INTERVAL: Duration = Duration::from_secs(15);
 
-/// What `changes` is told.
+/// Arguments of `changes`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
     /// Changes after this position: a change number, or epoch:number
@@ -41,10 +41,11 @@ pub struct Args {
     database_path: DatabasePath,
 }
 
-/// Prints changes, and after each batch the position to come back with.
+/// Prints changes, and after each batch the position from which to go on.
 ///
 /// # Errors
-/// For a position of another mirror; when the file can't be read, has no such feed, or standard output can't be written.
+/// For a position of another mirror; when the file can't be read, has no such feed, or standard output can't be
+/// written.
 pub fn run(globals: &GlobalArgs, args: Args) -> anyhow::Result<Exit> {
     let reader = args.database_path.open(globals)?;
     let filter = FeedKindFilter { feeds: args.feed, kinds: args.kind };
@@ -52,7 +53,7 @@ pub fn run(globals: &GlobalArgs, args: Args) -> anyhow::Result<Exit> {
         reader,
         selection: ChangeSelection { filter, data: args.data },
         position: args.since,
-        left: args.limit.map(|limit| usize::try_from(limit).unwrap_or(usize::MAX)),
+        remaining: args.limit.map(|limit| usize::try_from(limit).unwrap_or(usize::MAX)),
         last_written: None,
     };
     if args.follow {
@@ -60,36 +61,36 @@ pub fn run(globals: &GlobalArgs, args: Args) -> anyhow::Result<Exit> {
     }
     log.catch_up()?;
     if log.last_written.as_ref().is_none_or(|(position, _)| *position != log.position) {
-        log.tell(Vec::new())?;
+        log.write_batch(Vec::new())?;
     }
     Ok(Exit::Done)
 }
 
-/// A reader of the log and how far it has come.
+/// The change log's reader and its position.
 struct ChangeLogReader {
     reader: Reader,
     selection: ChangeSelection,
     position: LogPosition,
-    /// Changes still wanted.
-    left: Option<usize>,
-    /// Which position was told last, and when.
+    /// How many more changes are wanted.
+    remaining: Option<usize>,
+    /// The position that was printed last, and when.
     last_written: Option<(LogPosition, Instant)>,
 }
 
 impl ChangeLogReader {
-    /// Prints what there is, each page with its position.
+    /// Prints the changes there are, each page with its position.
     fn catch_up(&mut self) -> anyhow::Result<()> {
         loop {
-            let limit = self.left.map_or(PAGE_ROWS, |left| left.min(PAGE_ROWS));
+            let limit = self.remaining.map_or(PAGE_ROWS, |remaining| remaining.min(PAGE_ROWS));
             if limit == 0 {
                 return Ok(());
             }
             let mut out = Vec::new();
             let batch = page(&self.reader, &self.position, &self.selection, limit, &mut out).map_err(into_anyhow)?;
-            self.left = self.left.map(|left| left.saturating_sub(batch.rows));
+            self.remaining = self.remaining.map(|remaining| remaining.saturating_sub(batch.rows));
             self.position = batch.position;
             if batch.rows > 0 {
-                self.tell(out)?;
+                self.write_batch(out)?;
             }
             if batch.end {
                 return Ok(());
@@ -97,20 +98,20 @@ impl ChangeLogReader {
         }
     }
 
-    /// Prints what changes as it does.
+    /// Prints changes as they come.
     fn follow(&mut self, stop: &StopSignal) -> anyhow::Result<Exit> {
         let mut seen = None;
         loop {
-            // Looked at before the log is read: what is committed in between is read again rather than missed.
+            // The version is read before the log: a change committed in between is read twice rather than missed.
             let version = Some(self.reader.data_version()?);
             if version != seen {
                 self.catch_up()?;
                 seen = version;
             }
-            if self.last_written.as_ref().is_none_or(|(_, at)| at.elapsed() >= TELL) {
-                self.tell(Vec::new())?;
+            if self.last_written.as_ref().is_none_or(|(_, at)| at.elapsed() >= POSITION_INTERVAL) {
+                self.write_batch(Vec::new())?;
             }
-            if self.left == Some(0) || stop.within(LOOK) {
+            if self.remaining == Some(0) || stop.within(FOLLOW_CHECK_INTERVAL) {
                 return Ok(Exit::Done);
             }
             if self.reader.is_replaced() {
@@ -120,8 +121,8 @@ impl ChangeLogReader {
         }
     }
 
-    /// Writes a batch and the position it leads to.
-    fn tell(&mut self, mut batch: Vec<u8>) -> anyhow::Result<()> {
+    /// Writes a batch and the position after it.
+    fn write_batch(&mut self, mut batch: Vec<u8>) -> anyhow::Result<()> {
         mark(&mut batch, &self.position)?;
         let mut out = stdout(true);
         out.write_all(&batch)?;

@@ -1,4 +1,4 @@
-//! `check`: every mistake of the configuration at once, each with its file and key.
+//! `check`: reports every mistake of the configuration at once, each with its file and key.
 
 mod online;
 
@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::{Exit, GlobalArgs, stdout};
 use crate::config::{self, Config, ConfigErrors, ConfigProblem, Overrides, ProblemScope};
 
-/// What `check` is told.
+/// Arguments of `check`.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct Args {
     /// Also ask every endpoint once
@@ -20,10 +20,9 @@ pub struct Args {
     pub json: bool,
 }
 
-/// What one endpoint answered; whoever asked sees to it that no secret is in it.
+/// What one endpoint answered; the prober makes sure that no secret is in it.
 #[derive(Clone, Debug)]
 pub struct EndpointProbe {
-    /// The feed's name.
     pub feed: String,
     /// The endpoint's key in the configuration: `url`, `sse.url`, `amqp.queue`.
     pub key: &'static str,
@@ -33,7 +32,7 @@ pub struct EndpointProbe {
     pub answer: Result<String, String>,
 }
 
-/// What the check comes to.
+/// The result of the check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CheckVerdict {
     /// Nothing is wrong, warnings aside.
@@ -51,7 +50,6 @@ struct Row<'a> {
     level: &'static str,
     /// `all`, `provider` or `feed`: what the mistake keeps from running.
     scope: &'static str,
-    /// The provider's or feed's name.
     name: Option<&'a str>,
     file: Option<String>,
     key: &'a str,
@@ -59,7 +57,7 @@ struct Row<'a> {
     message: &'a str,
 }
 
-/// Loads the configuration, asks every endpoint if told to, and prints what was found.
+/// Loads the configuration, probes every endpoint with `--online`, and prints what was found.
 ///
 /// # Errors
 /// When standard output can't be written.
@@ -77,7 +75,7 @@ pub fn run(globals: &GlobalArgs, args: Args) -> anyhow::Result<Exit> {
     })
 }
 
-/// Prints what loading the configuration found, and what the probes did, if there were any.
+/// Prints what loading the configuration found, and the results of the probes, if there were any.
 ///
 /// # Errors
 /// When `out` can't be written.

@@ -1,6 +1,6 @@
-//! Comparing a feed in the mirror with a fresh read of its source, from its beginning to its end. Nothing is written.
+//! Compares a feed in the mirror with a fresh read of its source, from its beginning to its end. Nothing is written.
 //!
-//! While a daemon runs, both sides change under the comparison: what differs is looked at again for a while, and what
+//! While a daemon runs, both sides change during the comparison: differences are checked again for a while, and what
 //! the mirror took in since the walk began is no difference.
 
 use std::io::{self, BufWriter, Write};
@@ -14,29 +14,27 @@ use crate::store::is_in_use;
 use crate::store::read::{Comparison, Difference, Reader, SourceListing};
 use crate::terminal;
 
-/// What differs is looked at again for this long, while a daemon may still take it in.
+/// Differences are checked again for this long, while a daemon may still take them in.
 const RECHECK_TIMEOUT: Duration = Duration::from_secs(20);
-/// Between two looks.
-const PAUSE: Duration = Duration::from_millis(250);
+/// Wait between two such checks.
+const RECHECK_INTERVAL: Duration = Duration::from_millis(250);
 
-/// What a comparison with the source came to.
+/// The result of a comparison with the source.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct SourceComparison {
-    /// The feed.
     pub feed: String,
     /// Pages read.
     pub pages: u32,
-    /// Why the end of the walk was not one by the standard's sign, so that nothing could be called extra.
+    /// Why the walk's end lacks the standard's sign of an end, so that nothing could be called extra.
     pub unclean: Option<String>,
-    /// Whether only the file was named, so that no secrets were sent.
+    /// Whether only the database file was named, so that no secrets were sent.
     pub without_secrets: bool,
-    /// What was found.
     #[serde(flatten)]
     pub found: Comparison,
 }
 
 impl SourceComparison {
-    /// Whether the mirror holds what its source has, as far as could be seen.
+    /// Whether the mirror holds what its source has, as far as could be checked.
     pub fn is_well(&self) -> bool {
         self.found.differences() == 0 && self.unclean.is_none()
     }
@@ -46,25 +44,29 @@ impl SourceComparison {
 ///
 /// # Errors
 /// As [`against_source`], and when standard output can't be written.
-pub fn run(globals: &GlobalArgs, place: &DatabasePath, feed: &str, json: bool) -> anyhow::Result<Exit> {
-    let compared = against_source(globals, place, feed)?;
+pub fn run(globals: &GlobalArgs, database_path: &DatabasePath, feed: &str, json: bool) -> anyhow::Result<Exit> {
+    let comparison = against_source(globals, database_path, feed)?;
     let mut out = BufWriter::new(stdout(json));
     if json {
-        write_json_line(&mut out, &compared)?;
+        write_json_line(&mut out, &comparison)?;
     } else {
-        print(&mut out, &compared)?;
+        print(&mut out, &comparison)?;
     }
     out.flush()?;
-    Ok(if compared.is_well() { Exit::Done } else { Exit::Failed })
+    Ok(if comparison.is_well() { Exit::Done } else { Exit::Failed })
 }
 
-/// Reads the feed from its beginning and compares what came with what the mirror holds.
+/// Reads the feed from its beginning and compares the items with those of the mirror.
 ///
 /// # Errors
-/// When the mirror has no such feed, it is not configured, a page can't be had, or a file fails.
-pub fn against_source(globals: &GlobalArgs, place: &DatabasePath, feed: &str) -> anyhow::Result<SourceComparison> {
-    let reader = place.open(globals)?;
-    let source = FeedSource::of(globals, place, &reader, feed)?;
+/// When the mirror has no such feed, it is not configured, a page can't be fetched, or a file fails.
+pub fn against_source(
+    globals: &GlobalArgs,
+    database_path: &DatabasePath,
+    feed: &str,
+) -> anyhow::Result<SourceComparison> {
+    let reader = database_path.open(globals)?;
+    let source = FeedSource::of(globals, database_path, &reader, feed)?;
     super::runtime()?.block_on(compare(&source, &reader, feed))
 }
 
@@ -72,12 +74,12 @@ async fn compare(source: &FeedSource, reader: &Reader, feed: &str) -> anyhow::Re
     let mut fresh = SourceListing::new(source.settings.modified, reader.mirror()?.seq)?;
     let pages = source.pages()?;
     let mut walk = ReadOnlyWalk::new(source, &pages, None);
-    let most = most_records(reader, feed)?;
+    let max_records = record_limit(reader, feed)?;
     let mut records = 0;
-    while let Some(got) = walk.next().await.map_err(|reason| anyhow::anyhow!("{feed}: {reason}"))? {
-        fresh.add_page(&got.page)?;
-        records += got.page.items.len() as u64;
-        if records > most {
+    while let Some(part) = walk.next().await.map_err(|reason| anyhow::anyhow!("{feed}: {reason}"))? {
+        fresh.add_page(&part.page)?;
+        records += part.page.items.len() as u64;
+        if records > max_records {
             walk.unclean = Some(format!("endless: given up after {records} records"));
             break;
         }
@@ -85,21 +87,22 @@ async fn compare(source: &FeedSource, reader: &Reader, feed: &str) -> anyhow::Re
     let mut found = fresh.compare(reader, feed, walk.unclean.is_none())?;
     let until = Instant::now() + RECHECK_TIMEOUT;
     while found.differences() > 0 && is_in_use(reader.path()) && Instant::now() < until {
-        tokio::time::sleep(PAUSE).await;
+        tokio::time::sleep(RECHECK_INTERVAL).await;
         found = fresh.recheck(reader, feed)?;
     }
     let (pages, unclean) = (walk.pages, walk.unclean);
-    Ok(SourceComparison { feed: feed.to_owned(), pages, unclean, without_secrets: source.by_the_file, found })
+    Ok(SourceComparison { feed: feed.to_owned(), pages, unclean, without_secrets: source.file_only, found })
 }
 
-/// A publisher may send new pages for ever: a walk ends beyond a million records and four times what the mirror has.
-fn most_records(reader: &Reader, feed: &str) -> anyhow::Result<u64> {
-    let held: i64 = reader.feeds(&[feed.to_owned()])?.iter().map(|feed| feed.items + feed.tombstones).sum();
-    Ok(held.unsigned_abs().saturating_mul(4).max(1_000_000))
+/// A publisher may send new pages for ever: a walk ends after a million records or four times what the mirror has,
+/// whichever is more.
+fn record_limit(reader: &Reader, feed: &str) -> anyhow::Result<u64> {
+    let mirrored: i64 = reader.feeds(&[feed.to_owned()])?.iter().map(|feed| feed.items + feed.tombstones).sum();
+    Ok(mirrored.unsigned_abs().saturating_mul(4).max(1_000_000))
 }
 
-fn print(out: &mut impl Write, compared: &SourceComparison) -> io::Result<()> {
-    let SourceComparison { feed, pages, unclean, without_secrets, found } = compared;
+fn print(out: &mut impl Write, comparison: &SourceComparison) -> io::Result<()> {
+    let SourceComparison { feed, pages, unclean, without_secrets, found } = comparison;
     let Comparison { read, same, missing, extra, older, newer, differing } = found;
     writeln!(out, "{feed}: read {read} items on {pages} pages; {same} are the same")?;
     for (words, difference) in [
@@ -109,7 +112,7 @@ fn print(out: &mut impl Write, compared: &SourceComparison) -> io::Result<()> {
         ("newer in the mirror", newer),
         ("of the same `modified` and another state or content", differing),
     ] {
-        different(out, words, difference)?;
+        print_difference(out, words, difference)?;
     }
     if let Some(reason) = unclean {
         writeln!(out, "  the walk came to no clean end, so nothing was called extra: {reason}")?;
@@ -120,7 +123,7 @@ fn print(out: &mut impl Write, compared: &SourceComparison) -> io::Result<()> {
     Ok(())
 }
 
-fn different(out: &mut impl Write, words: &str, difference: &Difference) -> io::Result<()> {
+fn print_difference(out: &mut impl Write, words: &str, difference: &Difference) -> io::Result<()> {
     if difference.count == 0 {
         return Ok(());
     }

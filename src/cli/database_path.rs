@@ -1,4 +1,4 @@
-//! Which SQLite file a verb reads: the one it is told of, or the configuration's.
+//! Which SQLite file a verb reads: the one that `--db` names, or the configuration's.
 
 use std::path::PathBuf;
 
@@ -6,7 +6,7 @@ use super::GlobalArgs;
 use crate::config::{self, Overrides};
 use crate::store::read::Reader;
 
-/// For every verb that reads the file.
+/// Options of every verb that reads the file.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct DatabasePath {
     /// The SQLite file, in place of the configuration's
@@ -26,10 +26,10 @@ impl DatabasePath {
         Ok(config::load(globals.config.as_deref(), &Overrides::default())?.database)
     }
 
-    /// The file, open for reading.
+    /// Opens the file for reading.
     ///
     /// # Errors
-    /// As [`Place::path`], and when the file is not a mirror.
+    /// As [`DatabasePath::path`], and when the file is not a mirror.
     pub fn open(&self, globals: &GlobalArgs) -> anyhow::Result<Reader> {
         Ok(Reader::open(&self.path(globals)?)?)
     }

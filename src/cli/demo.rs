@@ -1,6 +1,6 @@
 //! `demo`: a simulated publisher, the daemon and its status page, in one process and with nothing to configure.
 //!
-//! Its first feed has a stream of events, its second a webhook; the others are polled alone.
+//! The first feed is pushed by server-sent events, the second by a webhook; the others are only polled.
 
 use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -27,7 +27,7 @@ use crate::source::webhook::{WebhookListenerSettings, WebhookSettings};
 use crate::store::read::{Reader, StoreError};
 use crate::supervisor::{ConfiguredFeed, FeedSettings, FleetSettings};
 
-/// What `demo` is told.
+/// Arguments of `demo`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
     /// How many feeds
@@ -47,10 +47,10 @@ pub struct Args {
     db: Option<PathBuf>,
 }
 
-/// A demonstration's feeds are asked more often than any publisher would like.
+/// The demo polls its feeds more often than any real publisher would like.
 const POLL: PollSettings =
     PollSettings { min: Duration::from_secs(1), max: Duration::from_secs(5), lookback: Duration::from_secs(60) };
-/// And what push brings is checked more often than need be, so that it is seen.
+/// Push is proven more often than necessary, so that the user sees it.
 const AUDIT: Duration = Duration::from_secs(30);
 const PROVE_AFTER: Duration = Duration::from_secs(5);
 const SCREEN_REDRAW_INTERVAL: Duration = Duration::from_secs(1);
@@ -69,7 +69,7 @@ pub fn run(globals: &GlobalArgs, args: Args) -> anyhow::Result<Exit> {
     exit
 }
 
-/// Simulated feeds begin anew with each demonstration, and so does what mirrors them.
+/// Path of a new database: simulated feeds begin anew with each demonstration, and so must their mirror.
 fn database(args: &Args) -> anyhow::Result<PathBuf> {
     if let Some(db) = &args.db {
         if db.exists() {
@@ -94,28 +94,28 @@ async fn demonstrate(args: &Args, database: PathBuf) -> anyhow::Result<Exit> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let page = format!("http://{}/", listener.local_addr()?);
     let token = server::token::read_or_create(None, &database)?;
-    let cast = FeedRoles::of(&simulator);
-    let webhooks = match &cast.webhook_feed {
+    let roles = FeedRoles::of(&simulator);
+    let webhooks = match &roles.webhook_feed {
         Some(feed) => Some(webhook(&mut simulator, feed, &database).await?),
         None => None,
     };
-    let fleet = fleet(&simulator, &cast, &database);
+    let fleet = fleet(&simulator, &roles, &database);
     let setup = Setup { database: database.clone(), fleet, listener, token, webhooks, webhooks_from_reload: None };
     let (shutdown, (_reloads, reloads)) = (CancellationToken::new(), mpsc::channel(1));
     let mut running = std::pin::pin!(daemon::run(setup, reloads, shutdown.clone()));
-    let mut showing = std::pin::pin!(show(&database, &page, &cast));
-    let mut ending = std::pin::pin!(ending(args.seconds));
+    let mut display = std::pin::pin!(show(&database, &page, &roles));
+    let mut end = std::pin::pin!(wait_for_end(args.seconds));
     loop {
         tokio::select! {
-            ended = &mut running => {
-                ended?;
+            result = &mut running => {
+                result?;
                 break;
             }
-            shown = &mut showing, if !shutdown.is_cancelled() => {
-                shown?;
+            result = &mut display, if !shutdown.is_cancelled() => {
+                result?;
                 shutdown.cancel();
             }
-            () = &mut ending, if !shutdown.is_cancelled() => shutdown.cancel(),
+            () = &mut end, if !shutdown.is_cancelled() => shutdown.cancel(),
         }
     }
     simulator.stop().await;
@@ -123,7 +123,7 @@ async fn demonstrate(args: &Args, database: PathBuf) -> anyhow::Result<Exit> {
     Ok(Exit::Done)
 }
 
-/// How it ended, where no screen shows it already, and what is left.
+/// Prints how the demo ended, where no screen shows it already, and where its database is.
 fn close(database: &Path) -> anyhow::Result<()> {
     let mut text = Vec::new();
     if !io::stdout().is_terminal() {
@@ -142,8 +142,9 @@ fn table(text: &mut Vec<u8>, status: &Status) -> io::Result<()> {
     status::table(text, status, jiff::Timestamp::now(), width())
 }
 
-async fn ending(seconds: Option<u64>) {
-    let (Ok(mut end), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+async fn wait_for_end(seconds: Option<u64>) {
+    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
         return;
     };
     let timer = async {
@@ -152,7 +153,7 @@ async fn ending(seconds: Option<u64>) {
             None => std::future::pending().await,
         }
     };
-    tokio::select! { _ = end.recv() => {} _ = interrupt.recv() => {} () = timer => {} }
+    tokio::select! { _ = terminate.recv() => {} _ = interrupt.recv() => {} () = timer => {} }
 }
 
 /// Which feeds are pushed, and how.
@@ -165,11 +166,11 @@ struct FeedRoles {
 impl FeedRoles {
     fn of(simulator: &Simulator) -> Self {
         let mut names = simulator.names().into_iter();
-        let (streamed, posted) = (names.next(), names.next());
-        Self { sse_feed: streamed, webhook_feed: posted, others: names.count() }
+        let (sse_feed, webhook_feed) = (names.next(), names.next());
+        Self { sse_feed, webhook_feed, others: names.count() }
     }
 
-    /// Who plays what, as sentences.
+    /// Which feed has which role, as sentences.
     fn words(&self) -> String {
         let mut words = "A simulated publisher changes its feeds, and the mirror keeps level with them.".to_owned();
         if let Some(feed) = &self.sse_feed {
@@ -190,8 +191,9 @@ impl FeedRoles {
     }
 }
 
-/// What the webhook's secret is made beside, as the admin token is beside the database: for its owner alone.
-fn beside(database: &Path) -> PathBuf {
+/// The path beside which the webhook's secret is stored, as the admin token is beside the database: only its owner may
+/// read it.
+fn webhook_secret_base(database: &Path) -> PathBuf {
     let mut path = database.as_os_str().to_owned();
     path.push(".webhook");
     PathBuf::from(path)
@@ -201,21 +203,21 @@ fn beside(database: &Path) -> PathBuf {
 async fn webhook(simulator: &mut Simulator, feed: &str, database: &Path) -> anyhow::Result<WebhookListener> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let settings = WebhookListenerSettings { listen: listener.local_addr()?, ..WebhookListenerSettings::default() };
-    let secret = server::token::read_or_create(None, &beside(database))?;
+    let secret = server::token::read_or_create(None, &webhook_secret_base(database))?;
     let url = format!("http://{}{}/{feed}", settings.listen, settings.path);
     simulator.push_feed_to(feed, &WebhookTarget { token: Some(secret), ..WebhookTarget::open(url) })?;
     Ok(WebhookListener { listener, settings, tls: None })
 }
 
-fn fleet(simulator: &Simulator, cast: &FeedRoles, database: &Path) -> FleetSettings {
+fn fleet(simulator: &Simulator, roles: &FeedRoles, database: &Path) -> FleetSettings {
     let configured = |name: String| {
         let url = simulator.feed_url(&name);
-        let plays = |part: &Option<String>| part.as_ref() == Some(&name);
+        let has_role = |role: &Option<String>| role.as_ref() == Some(&name);
         let (from, after) = ("from".to_owned(), "after".to_owned());
-        let sse = plays(&cast.sse_feed).then(|| SseSettings { url: simulator.stream_url(&name), from, after });
-        let secrets = || vec![SecretSource::File(server::token::path(&beside(database)))];
+        let sse = has_role(&roles.sse_feed).then(|| SseSettings { url: simulator.stream_url(&name), from, after });
+        let secrets = || vec![SecretSource::File(server::token::path(&webhook_secret_base(database)))];
         let webhook =
-            plays(&cast.webhook_feed).then(|| WebhookSettings { secrets: secrets(), defer: false, register: None });
+            has_role(&roles.webhook_feed).then(|| WebhookSettings { secrets: secrets(), defer: false, register: None });
         let push = PushSettings { audit: AUDIT, prove_after: PROVE_AFTER, ..PushSettings::default() };
         let plain = FeedSettings::with_defaults(FeedName::new(&name)?, url);
         Some(ConfiguredFeed::Ready(Box::new(FeedSettings { poll: POLL, push, sse, webhook, ..plain })))
@@ -223,18 +225,18 @@ fn fleet(simulator: &Simulator, cast: &FeedRoles, database: &Path) -> FleetSetti
     FleetSettings { feeds: simulator.names().into_iter().filter_map(configured).collect(), ..FleetSettings::default() }
 }
 
-/// Shows the feeds, again and again, until standard output is closed.
-async fn show(database: &Path, page: &str, cast: &FeedRoles) -> anyhow::Result<()> {
-    let watched = io::stdout().is_terminal();
-    let mut tick = tokio::time::interval(if watched { SCREEN_REDRAW_INTERVAL } else { OUTPUT_REPEAT_INTERVAL });
+/// Prints the feeds' status periodically, until standard output is closed.
+async fn show(database: &Path, page: &str, roles: &FeedRoles) -> anyhow::Result<()> {
+    let is_terminal = io::stdout().is_terminal();
+    let mut tick = tokio::time::interval(if is_terminal { SCREEN_REDRAW_INTERVAL } else { OUTPUT_REPEAT_INTERVAL });
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    // The file is made by the daemon; the first picture waits for it.
+    // The daemon creates the file; the first screen waits for it.
     while !database.exists() {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     loop {
         tick.tick().await;
-        let text = tokio::task::block_in_place(|| render_screen(database, page, cast, watched))?;
+        let text = tokio::task::block_in_place(|| render_screen(database, page, roles, is_terminal))?;
         let written = io::stdout().write_all(&text).and_then(|()| io::stdout().flush());
         if written.is_err() {
             return Ok(());
@@ -242,16 +244,16 @@ async fn show(database: &Path, page: &str, cast: &FeedRoles) -> anyhow::Result<(
     }
 }
 
-fn render_screen(database: &Path, page: &str, cast: &FeedRoles, watched: bool) -> anyhow::Result<Vec<u8>> {
+fn render_screen(database: &Path, page: &str, roles: &FeedRoles, is_terminal: bool) -> anyhow::Result<Vec<u8>> {
     let mut text = Vec::new();
-    if watched {
+    if is_terminal {
         text.extend_from_slice(super::TO_THE_TOP.as_bytes());
     }
-    // In its first moments the file has no tables yet, or nothing in them.
+    // In its first moments the file has no tables yet, or no rows.
     if let Ok(status) = read(database) {
         table(&mut text, &status)?;
     }
-    let (db, us, words) = (database.display(), program(), cast.words());
+    let (db, program, words) = (database.display(), program(), roles.words());
     writeln!(
         text,
         "
@@ -263,13 +265,13 @@ Interrupt to end. Meanwhile, in another terminal:
   SQL      sqlite3 {db} \"SELECT feed, kind, id, data ->> '$.name' FROM live_items LIMIT 10\"
            sqlite3 {db} \"SELECT seq, feed, id, state FROM changes ORDER BY seq DESC LIMIT 10\"
            sqlite3 {db} \"SELECT feed, transport, push, delivered, missed FROM endpoints\"
-  changes  {us} changes --db {db} --follow
-  a feed of your own   {us} sync https://…"
+  changes  {program} changes --db {db} --follow
+  a feed of your own   {program} sync https://…"
     )?;
     Ok(text)
 }
 
-/// This program as it was called: what is tried first is seldom installed yet.
+/// The program's path as it was called: a program that is being tried out is seldom installed yet.
 fn program() -> String {
     std::env::args().next().unwrap_or_else(|| "feedmirror".to_owned())
 }

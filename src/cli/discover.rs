@@ -1,7 +1,7 @@
-//! `discover`: from a collection, a catalogue or a dataset site to feeds as configuration.
+//! `discover`: reads a collection, a catalogue or a dataset site and makes configuration of the feeds found.
 //!
-//! One bad page never ends the walk: it is told, and the rest is read. Nothing is written unless asked for, and then
-//! only files of its own.
+//! An unreadable page never ends the crawl: it is reported, and the rest is read. Nothing is written without `--add`,
+//! and then only files that `discover` itself made.
 
 mod add;
 mod current_config;
@@ -21,10 +21,10 @@ use crate::discover::names::{KnownNames, NamedDataset, assign_names};
 use crate::discover::provider_file::provider_tables;
 use crate::source::address_policy::AddressPolicy;
 use crate::terminal;
-use crawl::{CrawlLimits, CrawlOutcome, walk};
+use crawl::{CrawlLimits, CrawlOutcome, crawl};
 use current_config::CurrentConfig;
 
-/// What `discover` is told.
+/// Arguments of `discover`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
     /// A collection, a catalogue or a dataset site
@@ -67,38 +67,38 @@ struct Row<'a> {
     dataset_url: &'a str,
 }
 
-/// Walks, and prints, compares or writes what was found.
+/// Crawls, and prints, compares or writes what was found.
 ///
 /// # Errors
 /// When the URL itself can't be read, nothing was found, or the configuration or a file can't be used.
 pub fn run(globals: &GlobalArgs, args: Args) -> anyhow::Result<Exit> {
     let from = start(&args.url)?;
-    // Looked at before anything is asked for: a wrong place should not cost a walk.
-    let configured = match (args.diff, &args.add) {
+    // The configuration is read before any request: a wrong folder should not cost a whole crawl.
+    let current = match (args.diff, &args.add) {
         (false, None) => None,
         (diff, add) => Some(CurrentConfig::load(globals, add.as_ref().and_then(Option::as_deref), diff)?),
     };
     let guard = if args.allow_private { AddressPolicy::open() } else { AddressPolicy::public_only() };
     let limits = CrawlLimits { pages: args.limit as usize, time: Duration::from_secs(args.timeout) };
-    let mut voice = CrawlReporter { quiet: globals.quiet, problems: 0 };
-    let found = super::runtime()?.block_on(walk(&from, guard, limits, &mut voice))?;
-    let known = configured.as_ref().map(|configured| configured.known.clone()).unwrap_or_default();
+    let mut reporter = CrawlReporter { quiet: globals.quiet, problems: 0 };
+    let found = super::runtime()?.block_on(crawl(&from, guard, limits, &mut reporter))?;
+    let known = current.as_ref().map(|current| current.known.clone()).unwrap_or_default();
     let mut problems = Vec::new();
     let named = assign_names(found.datasets.clone(), &known, &mut problems);
-    problems.iter().for_each(|problem| voice.problem(problem));
-    voice.summary(&found);
+    problems.iter().for_each(|problem| reporter.problem(problem));
+    reporter.summary(&found);
     if found.datasets.iter().all(|dataset| dataset.feeds.is_empty()) && !args.diff {
         bail!("{from}: no feeds were found");
     }
-    match configured {
+    match current {
         None => show(&mut stdout(args.json), &named, args.json)?,
-        Some(configured) if args.diff => {
-            let changes = changes(&from, &found, &named, &configured.known);
+        Some(current) if args.diff => {
+            let changes = changes(&from, &found, &named, &current.known);
             show_changes(&mut stdout(args.json), &changes, args.json)?;
         }
-        Some(configured) => {
-            let changes = changes(&from, &found, &named, &configured.known);
-            add::run(globals, &configured, &named, &changes, &from, args.prune, args.json)?;
+        Some(current) => {
+            let changes = changes(&from, &found, &named, &current.known);
+            add::run(globals, &current, &named, &changes, &from, args.prune, args.json)?;
         }
     }
     Ok(Exit::Done)
@@ -122,13 +122,13 @@ fn start(text: &str) -> Result<Url, UsageError> {
 }
 
 fn changes(from: &Url, found: &CrawlOutcome, named: &[NamedDataset], known: &KnownNames) -> Vec<ListingChange> {
-    let walked = CrawlResult {
+    let crawl_result = CrawlResult {
         from: from.as_str(),
         datasets: &found.datasets,
         unread_pages: &found.unread,
         is_complete: found.whole,
     };
-    compare_listings(walked, named, known)
+    compare_listings(crawl_result, named, known)
 }
 
 fn show(out: &mut impl Write, named: &[NamedDataset], json: bool) -> io::Result<()> {
@@ -174,7 +174,7 @@ fn in_words(change: &ListingChange) -> String {
     }
 }
 
-/// What is told on standard error while the walk goes on.
+/// What the crawl reports on standard error while it runs.
 struct CrawlReporter {
     quiet: bool,
     problems: usize,

@@ -6,7 +6,7 @@ use super::database_path::DatabasePath;
 use super::{Exit, GlobalArgs, lines, stdout};
 use crate::output::listings;
 
-/// What `events` is told.
+/// Arguments of `events`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
     /// This feed alone
@@ -21,7 +21,7 @@ pub struct Args {
     database_path: DatabasePath,
 }
 
-/// Prints them, the newest last.
+/// Prints events, the newest last.
 ///
 /// # Errors
 /// When the file can't be read, has no such feed, or standard output can't be written.

@@ -11,7 +11,7 @@ use super::{Exit, GlobalArgs, UsageError, into_anyhow, stdout};
 use crate::output::explain::{self, Explanation, ItemQuery};
 use crate::output::write_json_line;
 
-/// What `explain` is told.
+/// Arguments of `explain`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
     /// The feed; with a URL and no ID, the item that is called so in any feed
@@ -47,7 +47,7 @@ impl Args {
     }
 }
 
-/// All of it, as a program gets it.
+/// The whole explanation, as `--json` prints it.
 #[derive(serde::Serialize)]
 struct ExplainOutput<'a> {
     #[serde(flatten)]
@@ -56,31 +56,31 @@ struct ExplainOutput<'a> {
     live: Option<&'a [live::SourceCheck]>,
 }
 
-/// Explains; exits 1 where there is no such item.
+/// Prints the explanation; exits 1 where there is no such item.
 ///
 /// # Errors
 /// When the file can't be read or has no such feed, or standard output can't be written.
 pub fn run(globals: &GlobalArgs, args: Args) -> anyhow::Result<Exit> {
-    let asked = args.item_query()?;
+    let query = args.item_query()?;
     let reader = args.database_path.open(globals)?;
-    let explanation = Explanation::of(&reader, &asked, || searching(globals)).map_err(into_anyhow)?;
-    let answers = match args.live {
-        true => Some(live::ask(globals, &args.database_path, &explanation, &asked, args.pages)?),
+    let explanation = Explanation::of(&reader, &query, || print_search_notice(globals)).map_err(into_anyhow)?;
+    let source_checks = match args.live {
+        true => Some(live::ask(globals, &args.database_path, &explanation, &query, args.pages)?),
         false => None,
     };
     let mut out = BufWriter::new(stdout(args.json));
     if args.json {
-        write_json_line(&mut out, &ExplainOutput { explanation: &explanation, live: answers.as_deref() })?;
+        write_json_line(&mut out, &ExplainOutput { explanation: &explanation, live: source_checks.as_deref() })?;
     } else {
         explain::print(&mut out, &explanation, Timestamp::now())?;
-        answers.iter().flatten().try_for_each(|answer| answer.print(&mut out))?;
+        source_checks.iter().flatten().try_for_each(|check| check.print(&mut out))?;
     }
     out.flush()?;
     Ok(if explanation.items.is_empty() { Exit::Failed } else { Exit::Done })
 }
 
-#[expect(clippy::print_stderr, reason = "a search may take half a minute: whoever waits is told")]
-fn searching(globals: &GlobalArgs) {
+#[expect(clippy::print_stderr, reason = "a search may take half a minute: the user is told why")]
+fn print_search_notice(globals: &GlobalArgs) {
     if !globals.quiet {
         eprintln!("feedmirror: no item has this id: searching what items call themselves, for up to 30 s");
     }

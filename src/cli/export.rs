@@ -1,4 +1,5 @@
-//! `export`: items as NDJSON, JSON, CSV or GeoJSON, to standard output or a file that is whole or not there.
+//! `export`: items as NDJSON, JSON, CSV or GeoJSON, to standard output or to a file that appears only once it is
+//! complete.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -15,7 +16,7 @@ use crate::terminal::SanitisingWriter;
 
 const BUFFER_BYTES: usize = 256 << 10;
 
-/// What `export` is told.
+/// Arguments of `export`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
     /// Items of this feed; may be repeated
@@ -70,7 +71,7 @@ pub fn run(globals: &GlobalArgs, args: Args) -> anyhow::Result<Exit> {
     Ok(Exit::Done)
 }
 
-/// CSV is neither words nor JSON.
+/// Standard output for a format; CSV is neither text nor JSON.
 fn stdout(format: ExportFormat) -> SanitisingWriter<io::StdoutLock<'static>> {
     let (out, terminal) = (io::stdout().lock(), io::stdout().is_terminal());
     if format == ExportFormat::Csv {
@@ -80,31 +81,31 @@ fn stdout(format: ExportFormat) -> SanitisingWriter<io::StdoutLock<'static>> {
     }
 }
 
-/// Written beside its place and put there by renaming, so that no torso is ever seen under its name.
+/// Writes a temporary file beside the path and renames it, so that an incomplete file is never seen under its name.
 fn to_file(reader: &Reader, request: &ExportRequest, path: &Path) -> anyhow::Result<ExportSummary> {
     if fs::metadata(path).is_ok_and(|found| !found.is_file()) {
-        // A pipe or a device is written to; renaming would put a file in its place.
+        // A pipe or a device is written to directly: renaming would replace it with a file.
         let file = File::options().write(true).open(path);
-        return fill(reader, request, file.with_context(|| format!("cannot write {}", path.display()))?);
+        return write_items(reader, request, file.with_context(|| format!("cannot write {}", path.display()))?);
     }
     let name = path.file_name().with_context(|| format!("{} names no file", path.display()))?;
-    let mut hidden = OsString::from(".");
-    hidden.push(name);
-    hidden.push(format!(".{}.part", std::process::id()));
-    let part = path.with_file_name(hidden);
-    let file = File::create(&part).with_context(|| format!("cannot write beside {}", path.display()))?;
-    let written = fill(reader, request, file).and_then(|summary| {
-        fs::rename(&part, path).with_context(|| format!("cannot write {}", path.display()))?;
+    let mut name_with_dot = OsString::from(".");
+    name_with_dot.push(name);
+    name_with_dot.push(format!(".{}.part", std::process::id()));
+    let temporary = path.with_file_name(name_with_dot);
+    let file = File::create(&temporary).with_context(|| format!("cannot write beside {}", path.display()))?;
+    let result = write_items(reader, request, file).and_then(|summary| {
+        fs::rename(&temporary, path).with_context(|| format!("cannot write {}", path.display()))?;
         Ok(summary)
     });
-    if written.is_err() {
-        // What failed is told; that the remains can't be removed either would say no more.
-        let _ = fs::remove_file(&part);
+    if result.is_err() {
+        // The write's error is returned; that the temporary file can't be removed either would add nothing.
+        let _ = fs::remove_file(&temporary);
     }
-    written
+    result
 }
 
-fn fill(reader: &Reader, request: &ExportRequest, file: File) -> anyhow::Result<ExportSummary> {
+fn write_items(reader: &Reader, request: &ExportRequest, file: File) -> anyhow::Result<ExportSummary> {
     let mut out = BufWriter::with_capacity(BUFFER_BYTES, file);
     let summary = export(reader, request, &mut out).map_err(into_anyhow)?;
     out.flush()?;
@@ -115,7 +116,7 @@ fn fill(reader: &Reader, request: &ExportRequest, file: File) -> anyhow::Result<
     Ok(summary)
 }
 
-#[expect(clippy::print_stderr, reason = "where the export ends is no result, and worth knowing")]
+#[expect(clippy::print_stderr, reason = "the position where the export ends is no result, and worth knowing")]
 fn print_export_summary(path: &Path, ExportSummary { items, mirror }: &ExportSummary) {
     let items = format!("{items} item{}", if *items == 1 { "" } else { "s" });
     eprintln!("feedmirror: {items} to {}, as of position {}:{}", path.display(), mirror.epoch, mirror.seq);

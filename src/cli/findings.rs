@@ -1,4 +1,4 @@
-//! `findings`: ways in which publishers depart from the standard, as a list or as something to send to them.
+//! `findings`: ways in which publishers depart from the standard, as a list or as a report to send to them.
 
 use std::io::{BufWriter, Write};
 
@@ -7,7 +7,7 @@ use super::{Exit, GlobalArgs, lines, stdout, width};
 use crate::output::listings;
 use crate::output::report::{self, ReportScope};
 
-/// What `findings` is told.
+/// Arguments of `findings`.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct Args {
     /// This feed alone
@@ -25,7 +25,7 @@ pub struct Args {
     database_path: DatabasePath,
 }
 
-/// Prints them, by feed and rule, or by publisher.
+/// Prints findings by feed and rule, or a report by publisher.
 ///
 /// # Errors
 /// When the file can't be read, has no such feed or provider, or standard output can't be written.

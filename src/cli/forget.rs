@@ -1,6 +1,6 @@
-//! `forget`: an item removed for good, for erasure requests, and which copies still hold it.
+//! `forget`: removes an item for good, for erasure requests, and names the snapshots that still hold it.
 //!
-//! The id stands on the command line and in nothing that this writes.
+//! The item's id is on the command line only: nothing that this verb writes contains it.
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use super::{Exit, GlobalArgs, control, stdout};
 use crate::store::read::Reader;
 use crate::supervisor::control::ItemSelector;
 
-/// What `forget` is told.
+/// Arguments of `forget`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
     /// The feed's name
@@ -36,10 +36,10 @@ pub struct Args {
     database_path: DatabasePath,
 }
 
-/// Forgets it, and names the snapshots that still hold it.
+/// Forgets the item, and names the snapshots that still hold it.
 ///
 /// # Errors
-/// When there is no such feed, the daemon can't be reached, or a copy can't be read.
+/// When there is no such feed, the daemon can't be reached, or a snapshot can't be read.
 pub fn run(globals: &GlobalArgs, args: Args) -> anyhow::Result<Exit> {
     let item = ItemSelector { kind: args.kind, id: args.id };
     if args.undo {
@@ -58,27 +58,27 @@ pub fn run(globals: &GlobalArgs, args: Args) -> anyhow::Result<Exit> {
     Ok(exit)
 }
 
-/// Names each copy that holds the item, and each that can't be read.
+/// Names each snapshot that holds the item, and each that can't be read.
 fn search(folder: &Path, feed: &str, item: &ItemSelector) -> anyhow::Result<()> {
     let mut out = stdout(false);
-    let copies = snapshot_files(folder)?;
+    let snapshots = snapshot_files(folder)?;
     let mut holding = 0;
-    for copy in &copies {
+    for snapshot in &snapshots {
         let holds =
-            Reader::open_copy(copy).and_then(|reader| reader.contains_item(feed, item.kind.as_deref(), &item.id));
+            Reader::open_copy(snapshot).and_then(|reader| reader.contains_item(feed, item.kind.as_deref(), &item.id));
         match holds {
             Ok(false) => {}
             Ok(true) => {
                 holding += 1;
-                writeln!(out, "{} still holds it", copy.display())?;
+                writeln!(out, "{} still holds it", snapshot.display())?;
             }
             Err(error) => {
                 holding += 1;
-                writeln!(out, "{} can't be searched: {error}", copy.display())?;
+                writeln!(out, "{} can't be searched: {error}", snapshot.display())?;
             }
         }
     }
-    match (copies.len(), holding) {
+    match (snapshots.len(), holding) {
         (0, _) => writeln!(out, "no snapshots in {}", folder.display())?,
         (count, 0) => writeln!(out, "none of the {count} snapshots in {} holds it", folder.display())?,
         (count, holding) => {
@@ -95,13 +95,13 @@ fn snapshot_files(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(error).with_context(unreadable),
     };
-    let mut copies = Vec::new();
+    let mut snapshots = Vec::new();
     for entry in entries {
         let path = entry.with_context(unreadable)?.path();
         if path.extension().is_some_and(|extension| extension == "db") {
-            copies.push(path);
+            snapshots.push(path);
         }
     }
-    copies.sort();
-    Ok(copies)
+    snapshots.sort();
+    Ok(snapshots)
 }

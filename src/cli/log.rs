@@ -1,7 +1,7 @@
-//! The log: one line an event on standard error, as text or as JSON.
+//! The log: one line per event on standard error, as text or as JSON.
 //!
-//! Where standard error is systemd's journal, each line begins with its priority as sd-daemon(3) has it (`<4>`), which the
-//! journal takes off, and text carries no time: the journal keeps both. There is no log file, so none to rotate.
+//! Where standard error is systemd's journal, each line begins with its priority as sd-daemon(3) defines it (`<4>`),
+//! which the journal strips, and text carries no time: the journal keeps both. There is no log file, so none to rotate.
 
 use std::fmt;
 use std::fs::File;
@@ -21,7 +21,7 @@ use super::GlobalArgs;
 use crate::config::{LogFormat, LogSettings};
 use crate::terminal;
 
-/// Starts the log; flags overrule what is configured.
+/// Starts the log; flags overrule the configuration.
 ///
 /// # Errors
 /// When the level is no filter.
@@ -32,18 +32,18 @@ pub fn start(globals: &GlobalArgs, settings: &LogSettings) -> anyhow::Result<()>
     let json = settings.format == LogFormat::Json;
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_target(false);
     let log = log.with_writer(move || SanitisedStderr { coloured, json });
-    let begun = match (settings.format, is_journal()) {
+    let started = match (settings.format, is_journal()) {
         (LogFormat::Json, false) => log.json().flatten_event(true).try_init(),
         (LogFormat::Json, true) => log.json().flatten_event(true).map_event_format(PriorityPrefix).try_init(),
         (LogFormat::Text, true) => log.with_ansi(false).without_time().map_event_format(PriorityPrefix).try_init(),
         (LogFormat::Text, false) => log.with_ansi(coloured).with_timer(SystemTime).try_init(),
     };
-    // A test that runs two verbs in one process has a log already.
-    drop(begun);
+    // A test that runs two verbs in one process has started the log already.
+    drop(started);
     Ok(())
 }
 
-/// Standard error, an event at a time: what a stranger's text holds neither commands a terminal nor forges a line.
+/// Standard error, one event at a time: text from a publisher can neither command a terminal nor forge a log line.
 struct SanitisedStderr {
     coloured: bool,
     json: bool,
@@ -61,17 +61,17 @@ impl Write for SanitisedStderr {
     }
 }
 
-/// Whether standard error itself is the journal's stream, as systemd.exec(5) has it told: the variable alone is
-/// inherited by whatever a service starts, also where its standard error leads elsewhere.
+/// Whether standard error itself is the journal's stream, by systemd.exec(5). The variable alone proves nothing: every
+/// process that a service starts inherits it, also where its standard error leads elsewhere.
 fn is_journal() -> bool {
     let Some(stream) = std::env::var_os("JOURNAL_STREAM") else { return false };
     let stderr = std::io::stderr().as_fd().try_clone_to_owned().map(File::from);
-    // What can't be looked at is taken for no journal: the lines come whole either way.
+    // Where that can't be found out, it counts as no journal: the lines are complete either way.
     let Ok(metadata) = stderr.and_then(|file| file.metadata()) else { return false };
     stream.to_str() == Some(&format!("{}:{}", metadata.dev(), metadata.ino()))
 }
 
-/// An event's line behind its priority.
+/// Writes an event's priority in front of its line.
 struct PriorityPrefix<F>(F);
 
 impl<S, N, F> FormatEvent<S, N> for PriorityPrefix<F>
@@ -86,7 +86,7 @@ where
     }
 }
 
-/// As syslog(3) numbers them.
+/// Priorities as syslog(3) numbers them.
 fn priority(level: Level) -> u8 {
     match level {
         Level::ERROR => 3,

@@ -1,4 +1,4 @@
-//! `quarantine`: records that could not be understood, listed, shown, tried again or dropped.
+//! `quarantine`: lists, shows, retries or drops records that could not be understood.
 
 use std::io::{BufWriter, Write};
 
@@ -7,11 +7,11 @@ use super::{Exit, GlobalArgs, control, lines, stdout, width};
 use crate::output::{self, listings};
 use crate::supervisor::control::{QuarantineOrder, QuarantineSelection};
 
-/// What `quarantine` is told.
+/// Arguments of `quarantine`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
     #[command(subcommand)]
-    what: QuarantineAction,
+    action: QuarantineAction,
 }
 
 #[derive(Clone, Debug, clap::Subcommand)]
@@ -27,7 +27,7 @@ enum QuarantineAction {
         #[arg(long)]
         json: bool,
         #[command(flatten)]
-        place: DatabasePath,
+        database_path: DatabasePath,
     },
     /// Show a record whole, as published
     Show {
@@ -37,25 +37,25 @@ enum QuarantineAction {
         #[arg(long)]
         json: bool,
         #[command(flatten)]
-        place: DatabasePath,
+        database_path: DatabasePath,
     },
     /// Read records again: those that can be understood now are applied
     Retry {
         #[command(flatten)]
-        which: RecordArgs,
+        selection: RecordArgs,
         #[command(flatten)]
-        place: DatabasePath,
+        database_path: DatabasePath,
     },
     /// Remove records
     Drop {
         #[command(flatten)]
-        which: RecordArgs,
+        selection: RecordArgs,
         #[command(flatten)]
-        place: DatabasePath,
+        database_path: DatabasePath,
     },
 }
 
-/// Which records are meant: those that fit all that is said.
+/// Which records are meant: those that match every option given.
 #[derive(Clone, Debug, clap::Args)]
 #[group(required = true, multiple = true)]
 struct RecordArgs {
@@ -74,36 +74,42 @@ struct RecordArgs {
 }
 
 impl RecordArgs {
-    fn order(self, globals: &GlobalArgs, place: &DatabasePath, order: QuarantineOrder) -> anyhow::Result<Exit> {
+    fn order(self, globals: &GlobalArgs, database_path: &DatabasePath, order: QuarantineOrder) -> anyhow::Result<Exit> {
         if let ([id], None, None) = (&*self.ids, &self.feed, &self.reason) {
-            return control::quarantine(globals, place, *id, order == QuarantineOrder::Retry);
+            return control::quarantine(globals, database_path, *id, order == QuarantineOrder::Retry);
         }
-        let chosen = QuarantineSelection { ids: self.ids, feed: self.feed, reason: self.reason };
-        control::sort(globals, place, &chosen, order)
+        let selection = QuarantineSelection { ids: self.ids, feed: self.feed, reason: self.reason };
+        control::quarantine_batch(globals, database_path, &selection, order)
     }
 }
 
-/// Does what it is told.
+/// Lists or shows records, or gives them an order.
 ///
 /// # Errors
 /// When the file can't be read, has no such feed or record, the daemon refuses, or standard output can't be written.
 pub fn run(globals: &GlobalArgs, args: Args) -> anyhow::Result<Exit> {
-    match args.what {
-        QuarantineAction::List { feed, limit, json, place } => list(globals, &place, feed.as_deref(), limit, json),
-        QuarantineAction::Show { id, json, place } => show(globals, &place, id, json),
-        QuarantineAction::Retry { which, place } => which.order(globals, &place, QuarantineOrder::Retry),
-        QuarantineAction::Drop { which, place } => which.order(globals, &place, QuarantineOrder::Drop),
+    match args.action {
+        QuarantineAction::List { feed, limit, json, database_path } => {
+            list(globals, &database_path, feed.as_deref(), limit, json)
+        }
+        QuarantineAction::Show { id, json, database_path } => show(globals, &database_path, id, json),
+        QuarantineAction::Retry { selection, database_path } => {
+            selection.order(globals, &database_path, QuarantineOrder::Retry)
+        }
+        QuarantineAction::Drop { selection, database_path } => {
+            selection.order(globals, &database_path, QuarantineOrder::Drop)
+        }
     }
 }
 
 fn list(
     globals: &GlobalArgs,
-    place: &DatabasePath,
+    database_path: &DatabasePath,
     feed: Option<&str>,
     limit: usize,
     json: bool,
 ) -> anyhow::Result<Exit> {
-    let rows = place.open(globals)?.quarantine(feed, limit)?;
+    let rows = database_path.open(globals)?.quarantine(feed, limit)?;
     let mut out = BufWriter::new(stdout(json));
     if json {
         lines(&mut out, &rows)?;
@@ -114,8 +120,8 @@ fn list(
     Ok(Exit::Done)
 }
 
-fn show(globals: &GlobalArgs, place: &DatabasePath, id: i64, json: bool) -> anyhow::Result<Exit> {
-    let row = place.open(globals)?.quarantined(id)?;
+fn show(globals: &GlobalArgs, database_path: &DatabasePath, id: i64, json: bool) -> anyhow::Result<Exit> {
+    let row = database_path.open(globals)?.quarantined(id)?;
     let Some(row) = row else { anyhow::bail!("there is no record {id} in quarantine") };
     let mut out = BufWriter::new(stdout(json));
     if json {

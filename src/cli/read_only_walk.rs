@@ -1,8 +1,8 @@
-//! Reading a feed without writing anything: the daemon's own reader, with its rules for what may be followed and how
-//! failures are tried again.
+//! Reads a feed without writing anything, through the daemon's own page reader and its rules for redirects, `next` and
+//! retries.
 //!
-//! It shares a host's budget with nobody: beside a running daemon the host may see one request more at once. Holds a
-//! part of one page at a time.
+//! It has a host limiter of its own: beside a running daemon a host may see one request more at once. Holds a part of
+//! one page at a time.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,35 +26,40 @@ use super::database_path::DatabasePath;
 use super::{GlobalArgs, run};
 
 const BUDGET_BYTES: u64 = 64 << 20;
-/// A page is tried so often.
-const TRIES: u32 = 5;
-/// Whoever asks is there and waits: a longer wait is told instead.
+/// Attempts for one page.
+const MAX_TRIES: u32 = 5;
+/// The user is present and waits: a longer wait is reported instead.
 const MAX_RETRY_WAIT: Duration = Duration::from_secs(30);
 
-/// A feed's settings, and the budgets of hosts.
+/// A feed's settings and its hosts' limits.
 pub(super) struct FeedSource {
     pub(super) settings: FeedSettings,
     hosts: HostSettings,
-    /// Whether its secrets and settings are unknown, since only the file was named.
-    pub(super) by_the_file: bool,
+    /// Whether the feed's secrets and settings are unknown, because only the database file was named.
+    pub(super) file_only: bool,
 }
 
 impl FeedSource {
-    /// As configured; with `--db` and no `--config` only what the file says, which holds no secrets.
-    pub(super) fn of(globals: &GlobalArgs, place: &DatabasePath, reader: &Reader, feed: &str) -> anyhow::Result<Self> {
-        // One that the mirror never had is told with the nearest that it has.
+    /// The settings as configured; with `--db` and no `--config` only those in the file, which holds no secrets.
+    pub(super) fn of(
+        globals: &GlobalArgs,
+        database_path: &DatabasePath,
+        reader: &Reader,
+        feed: &str,
+    ) -> anyhow::Result<Self> {
+        // For a feed that the mirror never had, the error names the nearest feed that it has.
         let stored = reader.feeds(&[feed.to_owned()])?.into_iter().next();
-        if let (Some(_), None) = (&place.db, &globals.config) {
+        if let (Some(_), None) = (&database_path.db, &globals.config) {
             let name = FeedName::new(feed).zip(stored);
             let Some((name, row)) = name else { anyhow::bail!("there is no feed {feed} in the mirror") };
             let settings = FeedSettings::with_defaults(name, row.url);
-            return Ok(Self { settings, hosts: HostSettings::default(), by_the_file: true });
+            return Ok(Self { settings, hosts: HostSettings::default(), file_only: true });
         }
         let fleet = run::fleet(&config::load(globals.config.as_deref(), &Overrides::default())?);
         let configured = fleet.feeds.into_iter().find(|configured| configured.name().as_str() == feed);
         match configured {
             Some(ConfiguredFeed::Ready(settings)) => {
-                Ok(Self { settings: *settings, hosts: fleet.hosts, by_the_file: false })
+                Ok(Self { settings: *settings, hosts: fleet.hosts, file_only: false })
             }
             Some(ConfiguredFeed::Broken { reason, .. }) => {
                 anyhow::bail!("{feed} can't be asked as configured: {reason}")
@@ -64,24 +69,25 @@ impl FeedSource {
     }
 }
 
-/// A part of a page that came.
+/// A part of a fetched page.
 pub(super) struct FetchedPart {
-    /// Where the page was asked for, without secrets.
-    pub(super) asked: String,
+    /// URL of the page, without secrets.
+    pub(super) url: String,
     pub(super) page: Page,
     pub(super) meta: ResponseMeta,
-    _room: Option<Arc<Reservation>>,
+    _reservation: Option<Arc<Reservation>>,
 }
 
 impl FeedSource {
-    /// The feed's publisher, as it is asked for pages by whoever has no store.
+    /// The feed's page source, for callers that have no store.
     ///
     /// # Errors
     /// When its URL or a secret can't be used.
     pub(super) fn pages(&self) -> anyhow::Result<Arc<PageSource>> {
-        let turns = HostLimiter::new(self.hosts.clone());
+        let host_limiter = HostLimiter::new(self.hosts.clone());
         let limits = (MemoryBudget::new(BUDGET_BYTES), DecoderPool::new(1));
-        let source = self.settings.page_source((&HttpClients::default(), &turns), limits, Arc::default(), None)?;
+        let source =
+            self.settings.page_source((&HttpClients::default(), &host_limiter), limits, Arc::default(), None)?;
         Ok(Arc::new(source))
     }
 }
@@ -91,9 +97,9 @@ pub(super) struct ReadOnlyWalk<'a> {
     settings: &'a FeedSettings,
     reader: PageReader<'a>,
     page: Option<Box<FetchedPage>>,
-    /// Pages that came.
+    /// Pages fetched.
     pub(super) pages: u32,
-    /// Why the end it came to, if it did, is not one by the standard's sign.
+    /// Why the walk's end, if it came to one, lacks the standard's sign of an end.
     pub(super) unclean: Option<String>,
 }
 
@@ -101,13 +107,13 @@ impl<'a> ReadOnlyWalk<'a> {
     /// A walk of the feed from `start`, or from its beginning.
     pub(super) fn new(source: &'a FeedSource, pages: &'a Arc<PageSource>, start: Option<&str>) -> Self {
         let settings = &source.settings;
-        let manner = ReadOptions { first_priority: Priority::Refresh, read_ahead: false };
+        let read_options = ReadOptions { first_priority: Priority::Refresh, read_ahead: false };
         let start = start.unwrap_or(&settings.url).to_owned();
-        let reader = PageReader::new(pages, manner, start, None, EndEvidence::default(), None);
+        let reader = PageReader::new(pages, read_options, start, None, EndEvidence::default(), None);
         Self { settings, reader, page: None, pages: 0, unclean: None }
     }
 
-    /// Whether it has come to an end, clean or not.
+    /// Whether the walk has come to an end, clean or not.
     pub(super) fn is_over(&self) -> bool {
         self.page.is_none() && self.reader.next_url().is_none()
     }
@@ -120,11 +126,11 @@ impl<'a> ReadOnlyWalk<'a> {
     /// The next part of a page; none at the end.
     ///
     /// # Errors
-    /// In words, when a page could not be had.
+    /// With the reason as text, when a page could not be fetched.
     pub(super) async fn next(&mut self) -> Result<Option<FetchedPart>, String> {
         loop {
             let Some(mut read) = self.page.take() else {
-                match self.page().await? {
+                match self.next_page().await? {
                     Some(read) => self.page = Some(read),
                     None => return Ok(None),
                 }
@@ -132,13 +138,13 @@ impl<'a> ReadOnlyWalk<'a> {
             };
             let part =
                 self.reader.next_part(&mut read).await.map_err(|(_, reason)| format!("{}: {reason}", read.url))?;
-            let Some(PagePart { page, reservation, page_position: place }) = part else { continue };
-            let (asked, meta) = (read.url.clone(), read.meta.clone());
-            match place {
+            let Some(PagePart { page, reservation, page_position: position }) = part else { continue };
+            let (url, meta) = (read.url.clone(), read.meta.clone());
+            match position {
                 None => self.page = Some(read),
-                Some(place) if place.clean => {}
-                Some(place) => {
-                    self.unclean = Some(match place.next_step {
+                Some(position) if position.clean => {}
+                Some(position) => {
+                    self.unclean = Some(match position.next_step {
                         NextStep::Level => "unclean-end".to_owned(),
                         NextStep::AssumedLevel(reason) => reason.to_owned(),
                         NextStep::Failed(_, reason) => reason,
@@ -146,15 +152,15 @@ impl<'a> ReadOnlyWalk<'a> {
                     });
                 }
             }
-            return Ok(Some(FetchedPart { asked, page, meta, _room: reservation }));
+            return Ok(Some(FetchedPart { url, page, meta, _reservation: reservation }));
         }
     }
 
-    async fn page(&mut self) -> Result<Option<Box<FetchedPage>>, String> {
-        let Some(asked) = self.reader.next_url().map(str::to_owned) else { return Ok(None) };
+    async fn next_page(&mut self) -> Result<Option<Box<FetchedPage>>, String> {
+        let Some(url) = self.reader.next_url().map(str::to_owned) else { return Ok(None) };
         let mut failures = 0;
         loop {
-            let (trouble, reason): PageFailure = match self.reader.next().await {
+            let (failure, reason): PageFailure = match self.reader.next().await {
                 Ok(Some(ReadAnswer::Page(read))) => {
                     self.pages += 1;
                     return Ok(Some(read));
@@ -164,15 +170,15 @@ impl<'a> ReadOnlyWalk<'a> {
             };
             failures += 1;
             let history =
-                FailureHistory { failures, first_page: asked == self.settings.url, ..FailureHistory::default() };
-            let ruling = mode::classify(trouble, &history);
-            if failures >= TRIES || !trouble.heals() {
-                return Err(format!("{asked}: {reason}"));
+                FailureHistory { failures, first_page: url == self.settings.url, ..FailureHistory::default() };
+            let policy = mode::classify(failure, &history);
+            if failures >= MAX_TRIES || !failure.heals() {
+                return Err(format!("{url}: {reason}"));
             }
-            let wait = schedule::wait_after_failure(&self.settings.retry, ruling.wait, failures, rand::random());
+            let wait = schedule::wait_after_failure(&self.settings.retry, policy.wait, failures, rand::random());
             if wait > MAX_RETRY_WAIT {
                 let seconds = wait.as_secs();
-                return Err(format!("{asked}: {reason}; it is to be asked again in {seconds} s: try then"));
+                return Err(format!("{url}: {reason}; it is to be asked again in {seconds} s: try then"));
             }
             tokio::time::sleep(wait).await;
         }

@@ -1,7 +1,7 @@
-//! `rename`: a feed under another name, its rows and cursors kept.
+//! `rename`: gives a feed another name; its rows and cursors are kept.
 //!
-//! It acts on a file at rest, and only where that can't go wrong: a configuration that still has the old name would read
-//! that feed anew beside the renamed one.
+//! Acts only on a file that no daemon holds, and only where the configuration has the new name alone: with the old name
+//! still configured, that feed would be read anew beside the renamed one.
 
 use anyhow::bail;
 
@@ -10,7 +10,7 @@ use super::{Exit, GlobalArgs, UsageError, control};
 use crate::config::{self, Config, Overrides};
 use crate::feed::FeedName;
 
-/// What `rename` is told.
+/// Arguments of `rename`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
     /// The feed's name in the mirror
@@ -21,7 +21,7 @@ pub struct Args {
     database_path: DatabasePath,
 }
 
-/// Renames it.
+/// Renames the feed.
 ///
 /// # Errors
 /// When the configuration doesn't have the new name alone, a daemon holds the file, or there is no such feed.
@@ -32,22 +32,22 @@ pub fn run(globals: &GlobalArgs, args: Args) -> anyhow::Result<Exit> {
         );
     };
     if args.database_path.db.is_none() {
-        check(&config::load(globals.config.as_deref(), &Overrides::default())?, &args.old, &new)?;
+        check_configured_names(&config::load(globals.config.as_deref(), &Overrides::default())?, &args.old, &new)?;
     }
     control::rename(globals, &args.database_path, &args.old, &new)
 }
 
-fn check(config: &Config, old: &str, new: &FeedName) -> anyhow::Result<()> {
-    let has = |wanted: &str| {
+fn check_configured_names(config: &Config, old: &str, new: &FeedName) -> anyhow::Result<()> {
+    let is_configured = |wanted: &str| {
         config.feeds.iter().any(|feed| {
             let name = feed.as_ref().map_or_else(|failed| &failed.name, |settings| &settings.name);
             name.as_str() == wanted
         })
     };
-    if has(old) {
+    if is_configured(old) {
         bail!("{old} is configured: rename [feeds.{old}] to [feeds.{new}] first, or {old} would be read anew");
     }
-    if !has(new.as_str()) {
+    if !is_configured(new.as_str()) {
         bail!("{new} is not configured: write [feeds.{new}] first, or name the file alone with --db");
     }
     Ok(())

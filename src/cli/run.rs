@@ -1,4 +1,5 @@
-//! `run`: the daemon under signals. SIGTERM and SIGINT end it, a second one at once; SIGHUP reloads.
+//! `run`: the daemon and its signals. SIGTERM and SIGINT end it, a second one at once; SIGHUP reloads the
+//! configuration.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -19,10 +20,10 @@ use crate::source::webhook::tls::ReloadableTls;
 use crate::store::{self, StoreError};
 use crate::supervisor::{ConfiguredFeed, FleetSettings};
 
-/// Between two tries to write a token down.
+/// Wait between two attempts to save the admin token.
 const TOKEN_RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What `run` is told.
+/// Arguments of `run`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
     /// The SQLite file, in place of the configuration's
@@ -54,47 +55,48 @@ pub fn run(globals: &GlobalArgs, args: Args) -> anyhow::Result<Exit> {
     let overrides = args.overrides();
     let config = config::load(globals.config.as_deref(), &overrides)?;
     log::start(globals, &config.log)?;
-    tell_problems(&config);
-    // Before its listeners are looked at: another daemon on the same file mostly has those too, and says less by them.
+    log_problems(&config);
+    // Checked before its listeners are bound: another daemon on the same file usually has those too, and their error
+    // says less.
     if store::stays_held(&config.database) {
         return Err(StoreError::InUse(config.database).into());
     }
     let runtime = super::runtime()?;
     let exit = runtime.block_on(under_signals(globals.config.as_deref(), &overrides, config));
-    // What still runs has been told to end and had its time.
+    // The tasks that still run were told to end and had their time.
     runtime.shutdown_background();
     exit
 }
 
 async fn under_signals(path: Option<&Path>, overrides: &Overrides, config: Config) -> anyhow::Result<Exit> {
-    let (mut end, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let hangup = signal(SignalKind::hangup())?;
     let listener = TcpListener::bind(config.ops.listen)
         .await
         .with_context(|| format!("ops.listen = {}: can't listen there", config.ops.listen))?;
-    let (token, unkept) = token(&config)?;
+    let (token, unsaved_token) = token(&config)?;
     let (sender, reloads) = mpsc::channel(1);
-    let (begins, later) = mpsc::channel(1);
+    let (webhooks_sender, webhooks_from_reload) = mpsc::channel(1);
     let setup = Setup {
         database: config.database.clone(),
         fleet: fleet(&config),
         listener,
         token,
         webhooks: webhooks(&config).await?,
-        webhooks_from_reload: Some(later),
+        webhooks_from_reload: Some(webhooks_from_reload),
     };
     let listening = setup.webhooks.as_ref().map(|webhooks| webhooks.tls.clone());
-    let reloaded = ReloadChannels { feeds: sender, webhooks: begins, listening };
+    let channels = ReloadChannels { feeds: sender, webhooks: webhooks_sender, listening };
     let shutdown = CancellationToken::new();
     let mut running = std::pin::pin!(daemon::run(setup, reloads, shutdown.clone()));
-    let mut keeping = std::pin::pin!(keep_token(config.database.clone(), unkept));
-    let mut reloading = std::pin::pin!(reload_on(hangup, path, overrides, config, reloaded));
+    let mut token_task = std::pin::pin!(save_token_when_possible(config.database.clone(), unsaved_token));
+    let mut reload_task = std::pin::pin!(reload_on(hangup, path, overrides, config, channels));
     loop {
         tokio::select! {
-            ended = &mut running => return ended.map(|()| Exit::Done).map_err(Into::into),
-            never = &mut reloading => match never {},
-            never = &mut keeping => match never {},
-            _ = next(&mut end, &mut interrupt) => {
+            result = &mut running => return result.map(|()| Exit::Done).map_err(Into::into),
+            never = &mut reload_task => match never {},
+            never = &mut token_task => match never {},
+            _ = next_stop_signal(&mut terminate, &mut interrupt) => {
                 if shutdown.is_cancelled() {
                     return Ok(Exit::Failed);
                 }
@@ -104,7 +106,7 @@ async fn under_signals(path: Option<&Path>, overrides: &Overrides, config: Confi
     }
 }
 
-/// The admin token; where there is no room for it yet, it stands in the second place too.
+/// The admin token; also in the second place when the full disk kept it from being saved.
 fn token(config: &Config) -> anyhow::Result<(SecretString, Option<SecretString>)> {
     match token::read_or_create(config.ops.token.as_ref(), &config.database) {
         Err(error) if error.is_disk_full() => {
@@ -116,8 +118,8 @@ fn token(config: &Config) -> anyhow::Result<(SecretString, Option<SecretString>)
     }
 }
 
-async fn keep_token(database: PathBuf, unkept: Option<SecretString>) -> std::convert::Infallible {
-    if let Some(token) = unkept {
+async fn save_token_when_possible(database: PathBuf, unsaved_token: Option<SecretString>) -> std::convert::Infallible {
+    if let Some(token) = unsaved_token {
         while token::save(&database, &token).is_err() {
             tokio::time::sleep(TOKEN_RETRY_INTERVAL).await;
         }
@@ -126,7 +128,7 @@ async fn keep_token(database: PathBuf, unkept: Option<SecretString>) -> std::con
     std::future::pending().await
 }
 
-/// The listener that publishers post to, if there is to be one.
+/// The listener that publishers post to, if webhooks are configured.
 async fn webhooks(config: &Config) -> anyhow::Result<Option<WebhookListener>> {
     if !config.takes_webhooks() {
         return Ok(None);
@@ -139,21 +141,21 @@ async fn webhooks(config: &Config) -> anyhow::Result<Option<WebhookListener>> {
     Ok(Some(WebhookListener { listener, settings, tls }))
 }
 
-async fn next(end: &mut Signal, interrupt: &mut Signal) {
-    tokio::select! { _ = end.recv() => {} _ = interrupt.recv() => {} }
+async fn next_stop_signal(terminate: &mut Signal, interrupt: &mut Signal) {
+    tokio::select! { _ = terminate.recv() => {} _ = interrupt.recv() => {} }
 }
 
-/// What a reload changes in a running daemon.
+/// How a reload changes a running daemon.
 struct ReloadChannels {
     feeds: mpsc::Sender<FleetSettings>,
-    /// The first listener for publishers.
+    /// For the first webhook listener, where there was none.
     webhooks: mpsc::Sender<WebhookListener>,
-    /// Whether one listens already, and its certificate.
+    /// The certificate of the webhook listener, if there is a listener already.
     listening: Option<Option<ReloadableTls>>,
 }
 
 impl ReloadChannels {
-    /// Begins to listen for publishers, where that is asked for now and was not before.
+    /// Starts the webhook listener, where it is configured now and was not before.
     async fn listen(&mut self, config: &Config, running: &mut Config) {
         if let Some(tls) = &self.listening {
             if let Some(Err(error)) = tls.as_ref().map(ReloadableTls::reload) {
@@ -163,10 +165,10 @@ impl ReloadChannels {
         }
         match webhooks(config).await {
             Ok(None) => {}
-            Ok(Some(begun)) => {
-                self.listening = Some(begun.tls.clone());
+            Ok(Some(listener)) => {
+                self.listening = Some(listener.tls.clone());
                 running.webhooks = config.webhooks.clone();
-                drop(self.webhooks.send(begun).await);
+                drop(self.webhooks.send(listener).await);
             }
             Err(error) => tracing::error!("{error:#}: nothing listens for publishers until the next reload"),
         }
@@ -178,7 +180,7 @@ async fn reload_on(
     path: Option<&Path>,
     overrides: &Overrides,
     mut running: Config,
-    mut reloaded: ReloadChannels,
+    mut channels: ReloadChannels,
 ) -> std::convert::Infallible {
     loop {
         if hangup.recv().await.is_none() {
@@ -189,20 +191,20 @@ async fn reload_on(
         daemon::notify_systemd(&states);
         match config::load(path, overrides) {
             Ok(config) => {
-                tell_problems(&config);
-                reloaded.listen(&config, &mut running).await;
-                tell_unreloadable(&running, &config, reloaded.listening.is_some());
-                // The daemon is ending when it takes no more.
-                drop(reloaded.feeds.send(fleet(&config)).await);
+                log_problems(&config);
+                channels.listen(&config, &mut running).await;
+                log_unreloadable(&running, &config, channels.listening.is_some());
+                // The send fails only when the daemon is ending.
+                drop(channels.feeds.send(fleet(&config)).await);
                 running.feeds = config.feeds;
             }
-            Err(errors) => tell_refused(&errors),
+            Err(errors) => log_refused(&errors),
         }
         daemon::notify_systemd(&[NotifyState::Ready]);
     }
 }
 
-fn tell_problems(config: &Config) {
+fn log_problems(config: &Config) {
     for problem in &config.problems {
         tracing::error!("{problem}");
     }
@@ -211,14 +213,14 @@ fn tell_problems(config: &Config) {
     }
 }
 
-fn tell_refused(errors: &ConfigErrors) {
+fn log_refused(errors: &ConfigErrors) {
     for problem in &errors.problems {
         tracing::error!("{problem}");
     }
     tracing::error!("the configuration can't be used: nothing is changed");
 }
 
-fn tell_unreloadable(before: &Config, after: &Config, listening: bool) {
+fn log_unreloadable(before: &Config, after: &Config, listening: bool) {
     let changed = [
         ("database", before.database != after.database),
         ("ops", before.ops != after.ops),

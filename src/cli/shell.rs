@@ -1,4 +1,4 @@
-//! `completions` and `man`: made from the command line's own definition, so that they can't differ from it.
+//! `completions` and `man`: generated from the command line's own definition, so that they can't differ from it.
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -7,14 +7,14 @@ use anyhow::Context;
 
 use super::{Exit, command};
 
-/// What `completions` is told.
+/// Arguments of `completions`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct CompletionsArgs {
     /// The shell to complete in
     shell: clap_complete::Shell,
 }
 
-/// What `man` is told.
+/// Arguments of `man`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct ManArgs {
     /// Write the page of each command to this directory instead

@@ -1,4 +1,4 @@
-//! `simulate`: a publisher in a process of its own, to point any consumer at.
+//! `simulate`: a simulated publisher in a process of its own, for testing any consumer.
 
 use std::io::{self, Write};
 use std::net::SocketAddr;
@@ -14,7 +14,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::{Exit, GlobalArgs, UsageError};
 use crate::simulate::{AmqpTarget, Dialect, FAULTS, Fault, FaultChannel, Simulator, SimulatorSettings, WebhookTarget};
 
-/// What `simulate` is told.
+/// Arguments of `simulate`.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "\
 Prints each feed as NAME, tab, URL once it listens, and serves until interrupted. Beside that URL, URL/stream?from=\
@@ -101,7 +101,7 @@ pub struct Args {
     hold: u64,
 }
 
-/// One dialect, or all in turn.
+/// One dialect, or `mixed`: the feeds take all dialects in rotation.
 #[derive(Clone, Copy, Debug)]
 struct DialectChoice(Option<Dialect>);
 
@@ -135,7 +135,7 @@ pub fn run(_: &GlobalArgs, args: Args) -> anyhow::Result<Exit> {
 
 async fn serve(args: Args) -> anyhow::Result<Exit> {
     let listen = args.listen;
-    // Caught from the first line on: who reads it may interrupt at once.
+    // Signals are handled before the first line is printed: its reader may interrupt at once.
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     let listener = TcpListener::bind(listen).await.with_context(|| format!("cannot listen on {listen}"))?;
     let simulator = Simulator::start(listener, args.settings()).map_err(|error| match error.kind() {
@@ -201,7 +201,7 @@ impl Args {
     }
 }
 
-/// Those named, and with `all` the other healing ones.
+/// The faults named, and with `all` also every other fault that heals.
 fn faults(mut named: Vec<(Fault, f64)>, all: Option<f64>) -> Vec<(Fault, f64)> {
     let Some(share) = all else { return named };
     for row in FAULTS.iter().filter(|row| row.heals) {
@@ -213,7 +213,7 @@ fn faults(mut named: Vec<(Fault, f64)>, all: Option<f64>) -> Vec<(Fault, f64)> {
 }
 
 fn fault(text: &str) -> Result<(Fault, f64), String> {
-    let (name, part) = text.split_once('=').unwrap_or((text, "1"));
+    let (name, share_text) = text.split_once('=').unwrap_or((text, "1"));
     let Some(fault) = Fault::named(name) else {
         let nearest = FAULTS
             .iter()
@@ -221,7 +221,7 @@ fn fault(text: &str) -> Result<(Fault, f64), String> {
             .max_by(|one, other| strsim::jaro_winkler(name, one).total_cmp(&strsim::jaro_winkler(name, other)));
         return Err(format!("no fault has this name; the nearest is {}", nearest.unwrap_or_default()));
     };
-    Ok((fault, share(part)?))
+    Ok((fault, share(share_text)?))
 }
 
 fn share(text: &str) -> Result<f64, String> {

@@ -8,7 +8,7 @@ use super::{Exit, GlobalArgs, stdout};
 use crate::output;
 use crate::store::snapshot::{Snapshot, default_directory, take};
 
-/// What `snapshot` is told.
+/// Arguments of `snapshot`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
     /// The directory it goes to; by default `snapshots` beside the database
@@ -24,7 +24,7 @@ pub struct Args {
     database_path: DatabasePath,
 }
 
-/// Makes one, and says where it is.
+/// Takes a snapshot and prints where it is.
 ///
 /// # Errors
 /// When the database is not a mirror, the disk can't hold the copy, or the copy is not sound.
@@ -32,18 +32,18 @@ pub fn run(globals: &GlobalArgs, args: Args) -> anyhow::Result<Exit> {
     let database = args.database_path.path(globals)?;
     let directory = args.to.unwrap_or_else(|| default_directory(&database));
     let keep = args.keep.map(|keep| usize::try_from(keep).unwrap_or(usize::MAX));
-    let taken = take(&database, &directory, keep)?;
+    let snapshot = take(&database, &directory, keep)?;
     let mut out = stdout(args.json);
     if args.json {
-        output::write_json_line(&mut out, &taken)?;
+        output::write_json_line(&mut out, &snapshot)?;
     } else {
-        print_snapshot(&mut out, &taken)?;
+        print_snapshot(&mut out, &snapshot)?;
     }
     Ok(Exit::Done)
 }
 
-fn print_snapshot(out: &mut impl Write, taken: &Snapshot) -> io::Result<()> {
-    let Snapshot { path, manifest, pruned, .. } = taken;
+fn print_snapshot(out: &mut impl Write, snapshot: &Snapshot) -> io::Result<()> {
+    let Snapshot { path, manifest, pruned, .. } = snapshot;
     writeln!(
         out,
         "{}: {} items and {} tombstones of {} feeds, {} bytes, checked",

@@ -1,4 +1,4 @@
-//! `status`: how each feed is doing, from the file alone.
+//! `status`: each feed's state, from the file alone.
 
 use std::io::{self, BufWriter, IsTerminal, Write};
 use std::time::Duration;
@@ -9,10 +9,10 @@ use super::{Exit, GlobalArgs, TO_THE_TOP, control, into_anyhow, stdout, width};
 use crate::output::{self, sizes, status};
 use crate::store::read::Reader;
 
-/// A watched status is drawn anew this often.
+/// Interval at which `--watch` prints the status again.
 const WATCH_INTERVAL: Duration = Duration::from_secs(2);
 
-/// What `status` is told.
+/// Arguments of `status`.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct Args {
     /// These feeds alone, with each of their endpoints
@@ -34,7 +34,7 @@ pub struct Args {
     database_path: DatabasePath,
 }
 
-/// Prints it, once or again and again.
+/// Prints the status, once or repeatedly.
 ///
 /// # Errors
 /// When the file can't be read, has no such feed, or standard output can't be written; with `--ready` when no daemon
@@ -52,15 +52,15 @@ pub fn run(globals: &GlobalArgs, args: Args) -> anyhow::Result<Exit> {
 }
 
 fn watch(mut reader: Reader, args: &Args, stop: &StopSignal) -> anyhow::Result<Exit> {
-    let redrawn = io::stdout().is_terminal() && !args.json;
+    let is_terminal = io::stdout().is_terminal() && !args.json;
     loop {
-        let mut shown = Vec::new();
-        show(&reader, args, &mut shown)?;
-        if redrawn {
+        let mut text = Vec::new();
+        show(&reader, args, &mut text)?;
+        if is_terminal {
             io::stdout().write_all(TO_THE_TOP.as_bytes())?;
         }
         let mut out = stdout(args.json);
-        out.write_all(&shown)?;
+        out.write_all(&text)?;
         out.flush()?;
         drop(out);
         if stop.within(WATCH_INTERVAL) {

@@ -1,4 +1,4 @@
-//! `sync`: brings feeds level once, shows how it goes, and ends with a summary that a person can read.
+//! `sync`: brings feeds level once, shows progress, and prints a summary.
 
 mod progress;
 mod summary;
@@ -32,7 +32,7 @@ use progress::Progress;
 use summary::FeedSummary;
 use targets::SyncTargets;
 
-/// What `sync` is told.
+/// Arguments of `sync`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
     /// Feeds to bring level: URLs, each with a name in front if you like; or names from the configuration (all if none)
@@ -49,10 +49,10 @@ pub struct Args {
     json: bool,
 }
 
-/// How long a database that can't be written is waited for.
+/// How long `sync` waits for a database that can't be written.
 const BLOCKED_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// One feed on its way.
+/// One feed that is being brought level.
 struct FeedSync {
     name: String,
     expected: Option<LoadEstimate>,
@@ -60,12 +60,12 @@ struct FeedSync {
     began: Instant,
 }
 
-/// What a first load comes to, as its dataset site says.
+/// The size of a first load, as the dataset site states it.
 #[derive(Clone, Copy)]
 struct LoadEstimate {
-    /// Items that are there already.
+    /// Items that the mirror already has.
     before: u64,
-    /// About as many in the end.
+    /// About how many it will have in the end.
     total: u64,
 }
 
@@ -75,14 +75,14 @@ struct LoadEstimate {
 /// When the command line, the configuration or the database can't be used.
 pub fn run(globals: &GlobalArgs, args: Args) -> anyhow::Result<Exit> {
     let targets = SyncTargets::of(globals, &args.feeds, args.db.as_ref(), &Overrides::default())?;
-    // Failures stand in the summary: while a person watches bars, the log would only tear them.
+    // Failures are in the summary: while progress bars are shown, log lines would break them up.
     let quiet_log =
         LogSettings { level: if progress::is_watched(globals) { "off" } else { "warn" }.into(), ..targets.log.clone() };
     super::log::start(globals, &quiet_log)?;
     let runtime = super::runtime()?;
     let exit = runtime.block_on(async {
         tokio::select! {
-            exit = bring(globals, targets, &args) => exit,
+            exit = sync_targets(globals, targets, &args) => exit,
             () = signals(2) => Ok(Exit::Failed),
         }
     });
@@ -90,25 +90,25 @@ pub fn run(globals: &GlobalArgs, args: Args) -> anyhow::Result<Exit> {
     exit
 }
 
-async fn bring(globals: &GlobalArgs, targets: SyncTargets, args: &Args) -> anyhow::Result<Exit> {
+async fn sync_targets(globals: &GlobalArgs, targets: SyncTargets, args: &Args) -> anyhow::Result<Exit> {
     let database = targets.database.clone();
-    let (shared, closing) = tokio::task::spawn_blocking(move || daemon::open(&database)).await??;
+    let (context, store_guard) = tokio::task::spawn_blocking(move || daemon::open(&database)).await??;
     let cancel = CancellationToken::new();
-    let interrupted = tokio::spawn(cancel_on_signals(cancel.clone()));
+    let signal_task = tokio::spawn(cancel_on_signals(cancel.clone()));
     let began = Instant::now();
     let rows = tokio::select! {
-        rows = sync_and_clean_up(globals, &targets, &shared, args.tries, &cancel) => rows,
-        blocked = blocked(&shared.store) => Err(blocked.into()),
+        rows = sync_and_clean_up(globals, &targets, &context, args.tries, &cancel) => rows,
+        problem = wait_until_blocked(&context.store) => Err(problem.into()),
     };
-    interrupted.abort();
-    let broken = match &*shared.store.intake().borrow() {
+    signal_task.abort();
+    let broken = match &*context.store.intake().borrow() {
         Intake::Broken(problem) => {
             Some(StoreError::Unusable { path: targets.database.clone(), problem: problem.clone() })
         }
         _ => None,
     };
-    drop(shared);
-    tokio::task::spawn_blocking(move || closing.finish()).await?;
+    drop(context);
+    tokio::task::spawn_blocking(move || store_guard.finish()).await?;
     if let Some(broken) = broken {
         return Err(broken.into());
     }
@@ -121,20 +121,20 @@ async fn bring(globals: &GlobalArgs, targets: SyncTargets, args: &Args) -> anyho
 async fn sync_and_clean_up(
     globals: &GlobalArgs,
     targets: &SyncTargets,
-    shared: &WorkerContext,
+    context: &WorkerContext,
     tries: u32,
     cancel: &CancellationToken,
 ) -> anyhow::Result<Vec<FeedSummary>> {
-    let rows = bring_all(globals, targets, shared, tries, cancel).await?;
-    if !cancel.is_cancelled() && *shared.store.intake().borrow() == Intake::Open {
-        housekeeping::remove_purged(&shared.store).await?;
-        housekeeping::run_once(&shared.store, &targets.fleet.keep_settings).await?;
+    let rows = sync_feeds(globals, targets, context, tries, cancel).await?;
+    if !cancel.is_cancelled() && *context.store.intake().borrow() == Intake::Open {
+        housekeeping::remove_purged(&context.store).await?;
+        housekeeping::run_once(&context.store, &targets.fleet.keep_settings).await?;
     }
     Ok(rows)
 }
 
-/// Returns once nothing could be written for so long that whoever waits for the end is better told why.
-async fn blocked(store: &Store) -> StoreError {
+/// Returns once the store could write nothing for [`BLOCKED_TIMEOUT`]: the user should then be told why.
+async fn wait_until_blocked(store: &Store) -> StoreError {
     let mut intake = store.intake();
     loop {
         let problem = match intake.wait_for(|intake| matches!(intake, Intake::Blocked(_))).await.as_deref() {
@@ -148,17 +148,17 @@ async fn blocked(store: &Store) -> StoreError {
     }
 }
 
-async fn bring_all(
+async fn sync_feeds(
     globals: &GlobalArgs,
     targets: &SyncTargets,
-    shared: &WorkerContext,
+    context: &WorkerContext,
     tries: u32,
     cancel: &CancellationToken,
 ) -> anyhow::Result<Vec<FeedSummary>> {
-    let store = &shared.store;
+    let store = &context.store;
     store.record_start(now(), None, None).await?;
     let stored = configure(store, &targets.fleet, targets.all).await?;
-    let (clients, turns) = (HttpClients::default(), HostLimiter::new(targets.fleet.hosts.clone()));
+    let (clients, host_limiter) = (HttpClients::default(), HostLimiter::new(targets.fleet.hosts.clone()));
     let expected = load_estimates(&targets.database)?;
     let mut progress = Progress::start(globals, &targets.database);
     let mut tasks: JoinSet<FeedSummary> = JoinSet::new();
@@ -169,34 +169,34 @@ async fn bring_all(
         }
         let name = configured.name().to_string();
         let expected = expected.get(&name).copied();
-        let run = FeedSync { name, expected, counts: Arc::default(), began: Instant::now() };
+        let feed_sync = FeedSync { name, expected, counts: Arc::default(), began: Instant::now() };
         let settings = match configured {
             ConfiguredFeed::Ready(settings) => settings,
             ConfiguredFeed::Broken { reason, .. } => {
-                rows.push(FeedSummary::new(&run, SyncOutcome::GivenUp(format!("settings: {reason}"))));
+                rows.push(FeedSummary::new(&feed_sync, SyncOutcome::GivenUp(format!("settings: {reason}"))));
                 continue;
             }
         };
         match build_feed(
-            shared,
+            context,
             &clients,
-            &turns,
+            &host_limiter,
             settings,
             stored.id,
-            Arc::clone(&run.counts),
+            Arc::clone(&feed_sync.counts),
             poll_only_state(settings, stored),
         ) {
             Ok(feed) => {
-                progress.add(&run);
+                progress.add(&feed_sync);
                 let cancel = cancel.clone();
-                tasks.spawn(one(run, Arc::new(feed), tries, cancel));
+                tasks.spawn(sync_one(feed_sync, Arc::new(feed), tries, cancel));
             }
-            Err(failure) => rows.push(FeedSummary::new(&run, SyncOutcome::GivenUp(failure.to_string()))),
+            Err(failure) => rows.push(FeedSummary::new(&feed_sync, SyncOutcome::GivenUp(failure.to_string()))),
         }
     }
     loop {
         tokio::select! {
-            ended = tasks.join_next() => match ended {
+            result = tasks.join_next() => match result {
                 Some(row) => {
                     let row = row?;
                     progress.finish_feed(&row);
@@ -222,24 +222,25 @@ fn load_estimates(database: &Path) -> Result<BTreeMap<String, LoadEstimate>, Sto
     Ok(expected.collect())
 }
 
-async fn one(run: FeedSync, feed: Arc<FeedRuntime>, tries: u32, cancel: CancellationToken) -> FeedSummary {
-    let brought = sync_feed(&feed, tries, &cancel).await;
-    FeedSummary::new(&run, brought)
+async fn sync_one(feed_sync: FeedSync, feed: Arc<FeedRuntime>, tries: u32, cancel: CancellationToken) -> FeedSummary {
+    let outcome = sync_feed(&feed, tries, &cancel).await;
+    FeedSummary::new(&feed_sync, outcome)
 }
 
-/// The first signal ends the feeds' walks; a second one ends the process, whatever it waits for.
+/// The first signal cancels the feeds' walks; a second one ends the process at once.
 async fn cancel_on_signals(cancel: CancellationToken) {
     signals(1).await;
     cancel.cancel();
 }
 
-/// Returns once so many signals have come that ask for the end; never where they can't be watched.
+/// Returns once SIGTERM or SIGINT came `count` times; never where signals can't be watched.
 async fn signals(count: usize) {
-    let (Ok(mut end), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
         return std::future::pending().await;
     };
     for _ in 0..count {
-        tokio::select! { _ = end.recv() => {} _ = interrupt.recv() => {} }
+        tokio::select! { _ = terminate.recv() => {} _ = interrupt.recv() => {} }
     }
 }
 
@@ -248,7 +249,8 @@ fn read_counts(targets: &SyncTargets, rows: &mut [FeedSummary]) -> Result<(), St
     for row in rows {
         if let Some(feed) = feeds.iter().find(|feed| feed.name == row.feed) {
             (row.items, row.tombstones) = (feed.items, feed.tombstones);
-            // A feed may be level and yet need a look: a held sweep, a publisher that went back, an end that shows not as one.
+            // A feed may be level and still need attention: a held sweep, a publisher that went back, an end without
+            // the standard's sign.
             if row.trouble.is_none() {
                 row.remark = feed.reason.clone();
             }

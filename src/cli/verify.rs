@@ -1,4 +1,4 @@
-//! `verify`: whether the database is whole, and whether what must hold between its rows holds.
+//! `verify`: whether the database is intact, and whether the invariants between its rows hold.
 
 use std::io::{self, Write};
 
@@ -7,7 +7,7 @@ use super::{Exit, GlobalArgs, stdout};
 use crate::output;
 use crate::store::read::VerifyReport;
 
-/// What `verify` is told.
+/// Arguments of `verify`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
     /// Leave out comparing indexes with their tables, and looking at items one by one
@@ -23,7 +23,7 @@ pub struct Args {
     database_path: DatabasePath,
 }
 
-/// Checks it, and prints what is wrong; exit code 1 if anything is.
+/// Checks the database and prints what is wrong; exit code 1 if anything is.
 ///
 /// # Errors
 /// When the database is not a mirror, or too damaged to be checked.

@@ -21,7 +21,7 @@ use crate::source::secret::ConfiguredValue;
 use crate::source::webhook::WebhookListenerSettings;
 use crate::supervisor::{DEFAULT_RETENTION, FeedSettings, ResyncSettings};
 
-/// What a provider's feeds have in common, or all feeds.
+/// Settings that a provider's feeds have in common, or all feeds.
 #[derive(Clone)]
 pub(super) struct FeedDefaults {
     attribution: Attribution,
@@ -42,7 +42,7 @@ pub(super) struct FeedDefaults {
 }
 
 impl FeedDefaults {
-    /// The base of all, from the global tables.
+    /// The defaults of all feeds, from the global tables.
     pub(super) fn global(
         poll: PollSettings,
         retry: RetrySettings,
@@ -69,17 +69,17 @@ impl FeedDefaults {
         }
     }
 
-    /// What `table`, a provider's or a feed's, changes.
+    /// These settings with the changes of `table`, a provider's or a feed's.
     fn with(&self, table: &Table<'_>) -> Self {
         let mut base = self.clone();
         let attribution = &mut base.attribution;
-        table.set("publisher", &mut attribution.publisher, |given| text(given).map(Some));
-        table.set("license", &mut attribution.license, |given| text(given).map(Some));
+        table.set("publisher", &mut attribution.publisher, |value| text(value).map(Some));
+        table.set("license", &mut attribution.license, |value| text(value).map(Some));
         if let Some(url) = table.get_unshown("dataset_url", as_written) {
             attribution.dataset_url = Some(url);
         }
-        table.set("kind", &mut base.kind, |given| text(given).map(Some));
-        table.set("dialect", &mut base.dialect, |given| dialect(given).map(Some));
+        table.set("kind", &mut base.kind, |value| text(value).map(Some));
+        table.set("dialect", &mut base.dialect, |value| dialect(value).map(Some));
         table.set("modified", &mut base.modified, word(order, "\"standard\" or \"bytes\""));
         table.set("ties", &mut base.ties, word(TiePolicy::from_word, "\"keep\" or \"replace\""));
         table.set("retention", &mut base.retention, duration);
@@ -94,7 +94,7 @@ impl FeedDefaults {
         base
     }
 
-    /// Whether a secret is sent with its requests.
+    /// Whether a secret is sent with the feed's requests.
     fn has_secret(&self) -> bool {
         any_secret(&self.headers) || any_secret(&self.query)
     }
@@ -132,9 +132,9 @@ impl FeedDefaults {
     }
 }
 
-fn dialect(given: &ConfigValue<'_>) -> Result<Dialect, String> {
+fn dialect(value: &ConfigValue<'_>) -> Result<Dialect, String> {
     let from_word = |word: &str| Dialect::from_word(if word == "0.2" { "0.2.1" } else { word });
-    word(from_word, "text: \"0.2.1\" (or \"0.2\"), \"1.0\" or \"1.0-change-number\"")(given)
+    word(from_word, "text: \"0.2.1\" (or \"0.2\"), \"1.0\" or \"1.0-change-number\"")(value)
 }
 
 fn order(word: &str) -> Option<ModifiedOrder> {
@@ -145,12 +145,12 @@ fn order(word: &str) -> Option<ModifiedOrder> {
     }
 }
 
-/// Each provider by name, over the global settings.
+/// Each provider's settings by name, over the global ones.
 pub(super) fn providers(root: &Table<'_>, global: &FeedDefaults) -> BTreeMap<String, FeedDefaults> {
     let mut providers = BTreeMap::new();
     for (name, table) in root.entries("providers", |name| ProblemScope::Provider(name.to_owned())) {
         if FeedName::new(&name).is_none() {
-            table.problem_here(NAMES.to_owned());
+            table.problem_here(INVALID_NAME.to_owned());
         }
         table.refuse("url", "belongs to a feed, [feeds.NAME]");
         table.refuse("total_items", "belongs to a feed, [feeds.NAME]");
@@ -162,7 +162,7 @@ pub(super) fn providers(root: &Table<'_>, global: &FeedDefaults) -> BTreeMap<Str
     providers
 }
 
-const NAMES: &str = "not a name: use a-z, 0-9, and after the first also . _ -";
+const INVALID_NAME: &str = "not a name: use a-z, 0-9, and after the first also . _ -";
 
 /// Each feed, or why it can't run.
 pub(super) fn feeds(
@@ -173,19 +173,19 @@ pub(super) fn feeds(
     webhooks: &WebhookListenerSettings,
 ) -> Vec<Result<FeedSettings, FailedFeed>> {
     let mut feeds = Vec::new();
-    let (mut urls, mut queues, mut before) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+    let (mut urls, mut queues, mut former_names) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
     for (name, table) in root.entries("feeds", |name| ProblemScope::Feed(name.to_owned())) {
         let provider = provider(&table, providers);
         let base = provider.as_deref().and_then(|name| providers.get(name)).unwrap_or(global);
         let mut base = base.with(&table);
-        table.set("total_items", &mut base.attribution.total_items, |given| count(given).map(|n| Some(n as u64)));
+        table.set("total_items", &mut base.attribution.total_items, |value| count(value).map(|n| Some(n as u64)));
         let endpoints = base.drafts.clone().of_feed(&table, &name, webhooks);
         if let Some(amqp) = &endpoints.amqp
             && let Some(other) = queues.insert((amqp.url.to_string(), amqp.queue.clone()), name.clone())
         {
             table.warn("amqp", format!("takes from the queue of {other:?} too: each gets a part of its messages"));
         }
-        let was = was(root, &table, &mut before);
+        let was = was(root, &table, &mut former_names);
         let url = url(&table);
         if let Some(url) = &url {
             warn_about(&table, &base, url);
@@ -195,14 +195,14 @@ pub(super) fn feeds(
             }
         }
         let Some(feed_name) = FeedName::new(&name) else {
-            // A name that can't be one can't stand for a failed feed either: the mistake is reported, no more.
-            table.problem_here(NAMES.to_owned());
+            // An invalid name can't name a failed feed either: only the mistake is reported.
+            table.problem_here(INVALID_NAME.to_owned());
             table.finish();
             continue;
         };
-        let as_written = table.given("url").and_then(|given| given.text()).map(|text| text.trim().to_owned());
+        let as_written = table.peek("url").and_then(|value| value.text()).map(|text| text.trim().to_owned());
         table.finish();
-        let errors = mistakes(report, &name, provider.as_deref());
+        let errors = mistakes_of(report, &name, provider.as_deref());
         feeds.push(match as_written {
             Some(url) if errors.is_empty() => Ok(base.feed((feed_name, was), provider, url, endpoints)),
             _ => Err(FailedFeed { name: feed_name, errors }),
@@ -211,7 +211,7 @@ pub(super) fn feeds(
     feeds
 }
 
-fn mistakes(report: &ConfigReport<'_>, feed: &str, provider: Option<&str>) -> Vec<ConfigProblem> {
+fn mistakes_of(report: &ConfigReport<'_>, feed: &str, provider: Option<&str>) -> Vec<ConfigProblem> {
     let concerns = |problem: &&ConfigProblem| match &problem.scope {
         ProblemScope::Fatal => false,
         ProblemScope::Provider(name) => provider == Some(name),
@@ -221,8 +221,8 @@ fn mistakes(report: &ConfigReport<'_>, feed: &str, provider: Option<&str>) -> Ve
 }
 
 fn provider(table: &Table<'_>, providers: &BTreeMap<String, FeedDefaults>) -> Option<String> {
-    table.get("provider", |given| {
-        let name = text(given)?;
+    table.get("provider", |value| {
+        let name = text(value)?;
         if providers.contains_key(&name) {
             return Ok(name);
         }
@@ -233,15 +233,15 @@ fn provider(table: &Table<'_>, providers: &BTreeMap<String, FeedDefaults>) -> Op
     })
 }
 
-/// The feed's name from before, which is no feed's now and was one feed's then.
-fn was(root: &Table<'_>, table: &Table<'_>, before: &mut BTreeMap<String, ()>) -> Option<FeedName> {
-    table.get("was", |given| {
-        let was = text(given)?;
-        let name = FeedName::new(&was).ok_or_else(|| NAMES.to_owned())?;
-        if root.table("feeds").given(&was).is_some() {
+/// The feed's former name, which no configured feed has and no other feed had.
+fn was(root: &Table<'_>, table: &Table<'_>, former_names: &mut BTreeMap<String, ()>) -> Option<FeedName> {
+    table.get("was", |value| {
+        let was = text(value)?;
+        let name = FeedName::new(&was).ok_or_else(|| INVALID_NAME.to_owned())?;
+        if root.table("feeds").peek(&was).is_some() {
             return Err("is the name of a feed that is configured: two would share its rows".to_owned());
         }
-        match before.insert(was, ()) {
+        match former_names.insert(was, ()) {
             None => Ok(name),
             Some(()) => Err("is what another feed was, too: only one can have its rows".to_owned()),
         }
@@ -249,7 +249,7 @@ fn was(root: &Table<'_>, table: &Table<'_>, before: &mut BTreeMap<String, ()>) -
 }
 
 fn url(table: &Table<'_>) -> Option<Url> {
-    if table.stands() && table.given("url").is_none() {
+    if table.is_present() && table.peek("url").is_none() {
         table.ask("url");
         table.problem("url", "is missing: the URL of the feed's first page".to_owned());
         return None;

@@ -1,8 +1,8 @@
-//! The raw configuration: files, environment and flags, merged, each value still knowing where it stands.
+//! The raw configuration: files, environment and flags, merged; each value keeps its origin.
 //!
-//! figment does the merging and the bookkeeping of origins; nothing is extracted through it, since its errors
-//! print the value they choke on. For the same reason a TOML error is told by its message and place alone:
-//! the parser's own rendering quotes the line, and the line may hold a secret someone pasted.
+//! figment merges and tracks origins; no value is extracted through it, since its errors print the value that they
+//! reject. For the same reason a TOML error is reported by its message and position alone: the parser's own rendering
+//! quotes the line, and the line may hold a secret someone pasted.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -16,18 +16,18 @@ use super::table::key_text;
 /// Begins the name of every environment variable that is a setting.
 const PREFIX: &str = "FEEDMIRROR_";
 
-/// Variables of that form which the command line reads.
+/// Variables with this prefix that the command line reads.
 const NOT_SETTINGS: &[&str] = &["FEEDMIRROR_CONFIG", "FEEDMIRROR_DB"];
 
-/// What an included file may hold: with anything global in it, the order of files would matter.
+/// Tables that an included file may hold: with anything global in it, the order of files would matter.
 const INCLUDABLE: &[&str] = &["feeds", "providers", "hosts"];
 
-/// Settings given on the command line: dotted keys and values as text. They win over everything else.
+/// Settings given on the command line: dotted keys and values as text. They override everything else.
 #[derive(Clone, Debug, Default)]
 pub struct Overrides(Vec<(String, String)>);
 
 impl Overrides {
-    /// Sets `key` (dotted, as `log.level`); the value is read as one from the environment is.
+    /// Sets `key` (dotted, as `log.level`); the value is parsed as one from the environment is.
     #[must_use]
     pub fn with(mut self, key: &str, value: impl Into<String>) -> Self {
         self.0.push((key.to_owned(), value.into()));
@@ -44,7 +44,7 @@ pub(super) struct Layers {
     pub(super) files: Vec<PathBuf>,
 }
 
-/// One layer on its way into figment.
+/// One layer, as figment takes it.
 struct ConfigLayer {
     metadata: Metadata,
     values: Dict,
@@ -61,7 +61,7 @@ impl Provider for ConfigLayer {
 }
 
 impl Layers {
-    /// Reads the file at `path` and what it includes, and lays environment and flags over them.
+    /// Reads the file at `path` and the files that it includes, and merges environment and flags over them.
     pub(super) fn read(
         path: &Path,
         environment: &[(String, String)],
@@ -97,8 +97,8 @@ impl Layers {
         Self::merge(vec![(PathBuf::new(), values)], Dict::new(), Dict::new())
     }
 
-    /// Where `value`, standing at `path`, came from; for a table, the lowest layer that says anything in it,
-    /// since that one began it.
+    /// The origin of `value` at the key `path`; for a table, the lowest layer that has a value in it, since that layer
+    /// began the table.
     pub(super) fn origin(&self, value: &Raw, path: &[String]) -> Option<ValueOrigin> {
         let lowest = match value {
             Raw::Dict(_, inner) => inner.values().filter_map(|v| self.origin(v, path)).min_by_key(ValueOrigin::rank),
@@ -202,7 +202,7 @@ fn matching(base: &Path, pattern: &str) -> Result<Vec<PathBuf>, String> {
     let paths = glob::glob(&full).map_err(|error| format!("not a file pattern: {}", error.msg))?;
     let paths: Result<Vec<_>, _> = paths.collect();
     let paths = paths.map_err(|error| error.to_string())?;
-    // A directory that holds no file yet is fine; a file asked for by name is meant to be there.
+    // A directory that holds no file yet is fine; a file named in full is meant to exist.
     if paths.is_empty() && !pattern.contains(['*', '?', '[']) {
         return Err("there is no such file".to_owned());
     }
@@ -237,8 +237,8 @@ fn report_duplicates(files: &[(PathBuf, Dict)], problems: &mut Vec<ConfigProblem
     }
 }
 
-/// Variables that hold a secret some layer refers to: `{ env = "FEEDMIRROR_ACME_KEY" }` is a natural name for one,
-/// and it must be taken neither for a setting nor into the merged values.
+/// Variables that hold a secret some layer refers to: `{ env = "FEEDMIRROR_ACME_KEY" }` is a natural name for one, and
+/// such a variable must be neither taken for a setting nor merged.
 fn referenced_variables(files: &[(PathBuf, Dict)], environment: &[(String, String)]) -> BTreeSet<String> {
     fn collect_references(value: &Raw, names: &mut BTreeSet<String>) {
         match value {
@@ -265,7 +265,7 @@ fn environment_values(environment: &[(String, String)], secrets: &BTreeSet<Strin
     let mut values = Dict::new();
     for (name, text) in environment {
         let Some(key) = name.strip_prefix(PREFIX) else { continue };
-        if NOT_SETTINGS.contains(&name.as_str()) || secrets.contains(name) || is_of_a_service(key, text) {
+        if NOT_SETTINGS.contains(&name.as_str()) || secrets.contains(name) || is_kubernetes_service(key, text) {
             continue;
         }
         let path: Vec<String> = key.split("__").map(str::to_lowercase).collect();
@@ -274,9 +274,9 @@ fn environment_values(environment: &[(String, String)], secrets: &BTreeSet<Strin
     values
 }
 
-/// Kubernetes tells every container of its namespace's services, in variables that begin with a service's name: of one
-/// called `feedmirror`, or `feedmirror-ops`, they look like settings. No setting looks like them.
-fn is_of_a_service(key: &str, text: &str) -> bool {
+/// Kubernetes gives every container its namespace's services, in variables that begin with a service's name: those of a
+/// service called `feedmirror` or `feedmirror-ops` look like settings. No setting looks like them.
+fn is_kubernetes_service(key: &str, text: &str) -> bool {
     if key == "SERVICE_HOST" || key.ends_with("_SERVICE_HOST") {
         return true;
     }
@@ -292,12 +292,12 @@ fn is_of_a_service(key: &str, text: &str) -> bool {
             return true;
         }
     }
-    // PORT_8470_TCP, and what follows it.
+    // `PORT_8470_TCP`, and what follows it.
     key.match_indices("PORT_").filter(|(at, _)| *at == 0 || key[..*at].ends_with('_')).any(|(at, port)| {
-        let mut words = key[at + port.len()..].splitn(3, '_');
-        let number = words.next().is_some_and(|number| number.parse::<u16>().is_ok());
-        let protocol = words.next().is_some_and(|word| protocols.iter().any(|known| word.eq_ignore_ascii_case(known)));
-        number && protocol && matches!(words.next(), None | Some("ADDR" | "PORT" | "PROTO"))
+        let mut parts = key[at + port.len()..].splitn(3, '_');
+        let number = parts.next().is_some_and(|number| number.parse::<u16>().is_ok());
+        let protocol = parts.next().is_some_and(|word| protocols.iter().any(|known| word.eq_ignore_ascii_case(known)));
+        number && protocol && matches!(parts.next(), None | Some("ADDR" | "PORT" | "PROTO"))
     })
 }
 
@@ -325,13 +325,13 @@ fn insert(values: &mut Dict, path: &[String], value: Raw) {
     }
 }
 
-/// Lists, tables and quoted strings are read as TOML. A bare scalar stays text, which whoever reads it as a number
-/// understands: a header's `1.10` must not become `1.1`.
+/// Lists, tables and quoted strings are parsed as TOML. A bare scalar stays text, which [`super::table::ConfigValue`]
+/// parses where a number is expected: a header's `1.10` must not become `1.1`.
 fn from_text(text: &str) -> Raw {
     let structured = text.trim_start().starts_with(['[', '{', '"', '\'']);
     let parsed = structured.then(|| toml::from_str::<toml::Table>(&format!("value = {text}")).ok()).flatten();
     match parsed {
-        // More than one key would be a line break that smuggles in another.
+        // More than one key comes from a line break in the value, which must not add a setting.
         Some(mut table) if table.len() == 1 => table.remove("value").map_or_else(|| text.into(), raw),
         _ => text.into(),
     }

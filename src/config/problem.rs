@@ -1,9 +1,9 @@
-//! What can be wrong with a configuration: one mistake with its place, never with a value that may be a secret.
+//! Mistakes in a configuration: each with its key and origin, never with a value that may be a secret.
 
 use std::fmt;
 use std::path::PathBuf;
 
-/// How far a mistake reaches.
+/// Which feeds a mistake affects.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ProblemScope {
     /// `run` refuses to start, a reload changes nothing.
@@ -26,7 +26,7 @@ pub enum ValueOrigin {
 }
 
 impl ValueOrigin {
-    /// The layer's place in the order of precedence; a higher one wins.
+    /// The layer's rank in the order of precedence; a higher one wins.
     pub(super) fn rank(&self) -> u8 {
         match self {
             Self::File(_) => 0,
@@ -46,14 +46,14 @@ impl fmt::Display for ValueOrigin {
     }
 }
 
-/// One mistake, or one thing worth a warning.
+/// One mistake or one warning.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigProblem {
-    /// How far it reaches; means nothing for a warning.
+    /// Which feeds the mistake affects; meaningless for a warning.
     pub scope: ProblemScope,
-    /// Where it stands; nothing when no layer says anything of it.
+    /// The layer that has the value; none when no layer has one.
     pub origin: Option<ValueOrigin>,
-    /// The key from the top, dotted; empty when it is about a file as a whole.
+    /// The full key, dotted; empty when the problem concerns a whole file.
     pub key: String,
     /// The value given, shortened; never one that may be a secret.
     pub value: Option<String>,
@@ -77,7 +77,7 @@ impl fmt::Display for ConfigProblem {
 /// A configuration that `run` refuses: every mistake found, those confined to a feed included.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigErrors {
-    /// Every mistake; at least one is [`Scope::Fatal`].
+    /// Every mistake; at least one is [`ProblemScope::Fatal`].
     pub problems: Vec<ConfigProblem>,
     /// What is allowed but unwise.
     pub warnings: Vec<ConfigProblem>,

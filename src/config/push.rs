@@ -1,7 +1,7 @@
-//! Push: `[push]`, `[webhooks]`, and `sse`, `webhook` and `amqp` of a feed.
+//! Push: `[push]`, `[webhooks]`, and a feed's `sse`, `webhook` and `amqp`.
 //!
-//! A provider may hold what its feeds have in common, such as a secret or a broker. So each endpoint is gathered as a
-//! draft, and only a feed's own draft has to be whole.
+//! A provider may hold settings that its feeds have in common, such as a secret or a broker. So each endpoint is read
+//! into a draft, and only a feed's own draft has to be complete.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -25,7 +25,7 @@ use crate::source::webhook::{RegisterSettings, TlsFiles, WebhookListenerSettings
 /// Messages sent ahead of their acknowledgement, unless set.
 const PREFETCH: u16 = 500;
 
-/// `[push]`, of all, a provider or a feed.
+/// `[push]`, global or of a provider or a feed.
 pub(super) fn push(table: Table<'_>, base: &PushSettings) -> PushSettings {
     let mut push = base.clone();
     table.set("prove_after", &mut push.prove_after, duration);
@@ -47,7 +47,7 @@ pub(super) fn webhooks(table: Table<'_>) -> WebhookListenerSettings {
     if let Some(Err(error)) = webhooks.tls.as_ref().map(TlsFiles::load) {
         table.problem("tls_cert_file", error.to_string());
     }
-    if !webhooks.listen.ip().is_loopback() && webhooks.tls.is_none() && table.given("listen").is_some() {
+    if !webhooks.listen.ip().is_loopback() && webhooks.tls.is_none() && table.peek("listen").is_some() {
         let message = "takes plain http from other machines, secrets included: set tls_cert_file and tls_key_file, or \
                        listen on loopback behind a proxy";
         table.warn("listen", message.to_owned());
@@ -56,22 +56,22 @@ pub(super) fn webhooks(table: Table<'_>) -> WebhookListenerSettings {
     webhooks
 }
 
-fn proxies(given: &ConfigValue<'_>) -> Result<TrustedProxies, String> {
+fn proxies(value: &ConfigValue<'_>) -> Result<TrustedProxies, String> {
     let right = "must be a list of addresses and networks, as [\"10.0.0.7\", \"fd00::/8\"]";
     let network = |text: &str| text.parse().map_err(|()| format!("{right}: {text:?} is none"));
-    let networks: Result<Vec<_>, String> = given.list().ok_or(right)?.into_iter().map(network).collect();
+    let networks: Result<Vec<_>, String> = value.list().ok_or(right)?.into_iter().map(network).collect();
     Ok(TrustedProxies::new(networks?))
 }
 
-fn path(given: &ConfigValue<'_>) -> Result<String, String> {
+fn path(value: &ConfigValue<'_>) -> Result<String, String> {
     let right = "must begin with / and hold only letters, digits and / . _ ~ -";
     let fit = |b: u8| b.is_ascii_alphanumeric() || b"/._~-".contains(&b);
-    let path = given.text().filter(|path| path.starts_with('/') && path.bytes().all(fit)).ok_or(right)?;
+    let path = value.text().filter(|path| path.starts_with('/') && path.bytes().all(fit)).ok_or(right)?;
     Ok(path.trim_end_matches('/').to_owned())
 }
 
-fn public_url(given: &ConfigValue<'_>) -> Result<String, String> {
-    let url = http_url(given)?;
+fn public_url(value: &ConfigValue<'_>) -> Result<String, String> {
+    let url = http_url(value)?;
     if url.query().is_some() {
         return Err("must hold no query".to_owned());
     }
@@ -81,16 +81,16 @@ fn public_url(given: &ConfigValue<'_>) -> Result<String, String> {
 /// A certificate and its key: both or neither.
 fn tls_files(table: &Table<'_>, certificate: &str, key: &str) -> Option<TlsFiles> {
     let cert = table.get(certificate, certificates);
-    let private = table.get(key, |given| pem(given, "PRIVATE KEY-----", "private key"));
+    let private = table.get(key, |value| pem(value, "PRIVATE KEY-----", "private key"));
     for (one, other) in [(certificate, key), (key, certificate)] {
-        if table.given(one).is_some() && table.given(other).is_none() {
+        if table.peek(one).is_some() && table.peek(other).is_none() {
             table.problem(one, format!("needs {other} beside it"));
         }
     }
     Some(TlsFiles { certificate: cert?, key: private? })
 }
 
-/// What is said of a feed's endpoints so far: by its provider, then by itself.
+/// A feed's endpoints as read so far: from its provider, then from the feed itself.
 #[derive(Clone, Default)]
 pub(super) struct EndpointDrafts {
     sse: SseDraft,
@@ -150,7 +150,7 @@ pub(super) struct PushEndpointSettings {
 }
 
 impl EndpointDrafts {
-    /// What a provider's table changes. What names one place can't be shared by feeds.
+    /// These drafts with the changes of a provider's table. Keys that name one endpoint can't be shared by feeds.
     pub(super) fn of_provider(&self, table: &Table<'_>) -> Self {
         let mut drafts = self.clone();
         let sse = table.table("sse");
@@ -165,7 +165,7 @@ impl EndpointDrafts {
         drafts
     }
 
-    /// The endpoints of the feed `name` whose table this is; `webhooks` says how publishers reach us.
+    /// The endpoints of the feed `name` whose table this is; `webhooks` has the URL at which publishers reach us.
     pub(super) fn of_feed(
         mut self,
         table: &Table<'_>,
@@ -186,7 +186,7 @@ impl SseDraft {
         let params = sse.table("params");
         params.set("from", &mut self.from, text);
         params.set("after", &mut self.after, text);
-        if params.stands() && self.from == self.after {
+        if params.is_present() && self.from == self.after {
             params.problem("after", "must differ from what stands for from".to_owned());
         }
         params.finish();
@@ -195,7 +195,7 @@ impl SseDraft {
     fn of_feed(&mut self, sse: Table<'_>) -> Option<SseSettings> {
         let url = sse.get_unshown("url", as_written);
         self.parameters(&sse);
-        if sse.stands() && sse.given("url").is_none() {
+        if sse.is_present() && sse.peek("url").is_none() {
             sse.problem("url", "is missing: the URL of the stream".to_owned());
         }
         sse.finish();
@@ -208,16 +208,16 @@ fn webhook(table: Table<'_>, base: Option<&WebhookDraft>) -> Option<WebhookDraft
     if let Some(secrets) = secrets(&table, "secret") {
         draft.secrets = secrets;
     }
-    let during = |word: &str| match word {
+    let from_word = |word: &str| match word {
         "accept" => Some(false),
         "defer" => Some(true),
         _ => None,
     };
-    table.set("during_refresh", &mut draft.defer, word(during, "\"accept\" or \"defer\""));
+    table.set("during_refresh", &mut draft.defer, word(from_word, "\"accept\" or \"defer\""));
     draft.register = register(table.table("register"), draft.register.as_ref());
-    let stands = table.stands();
+    let is_present = table.is_present();
     table.finish();
-    (stands || base.is_some()).then_some(draft)
+    (is_present || base.is_some()).then_some(draft)
 }
 
 fn register(table: Table<'_>, base: Option<&RegisterDraft>) -> Option<RegisterDraft> {
@@ -227,26 +227,26 @@ fn register(table: Table<'_>, base: Option<&RegisterDraft>) -> Option<RegisterDr
     }
     table.set("method", &mut draft.method, method);
     draft.headers = headers(&table, "headers", &draft.headers);
-    // A body may hold what is no reader's business.
+    // A body may hold a secret.
     if let Some(body) = table.get_unshown("body", text) {
         draft.body = body;
     }
     table.set("renew", &mut draft.renew, or_off(duration));
-    let stands = table.stands();
+    let is_present = table.is_present();
     table.finish();
-    (stands || base.is_some()).then_some(draft)
+    (is_present || base.is_some()).then_some(draft)
 }
 
-fn method(given: &ConfigValue<'_>) -> Result<String, String> {
+fn method(value: &ConfigValue<'_>) -> Result<String, String> {
     let right = "must be \"POST\", \"PUT\", \"PATCH\" or \"GET\"";
-    let method = text(given)?;
+    let method = text(value)?;
     let known = [Method::POST, Method::PUT, Method::PATCH, Method::GET];
     known.iter().any(|one| one.as_str() == method).then_some(method).ok_or_else(|| right.to_owned())
 }
 
 impl WebhookDraft {
     fn of_feed(self, table: &Table<'_>, name: &str, webhooks: &WebhookListenerSettings) -> Option<WebhookSettings> {
-        if self.secrets.is_empty() && table.given("secret").is_none() && table.given("secret_file").is_none() {
+        if self.secrets.is_empty() && table.peek("secret").is_none() && table.peek("secret_file").is_none() {
             table.problem("secret", "is missing: nobody could tell the publisher from anybody else".to_owned());
         }
         let register = match self.register {
@@ -264,7 +264,7 @@ impl RegisterDraft {
             let message = "needs public_url in [webhooks]: how the publisher reaches us".to_owned();
             table.problem_here(message);
         }
-        if self.url.is_none() && table.given("url").is_none() {
+        if self.url.is_none() && table.peek("url").is_none() {
             table.problem("url", "is missing: where the request goes".to_owned());
         }
         let (url, callback) = (self.url?, callback?);
@@ -277,7 +277,7 @@ impl RegisterDraft {
 }
 
 impl AmqpDraft {
-    /// What feeds may have in common.
+    /// Reads the keys that feeds may have in common.
     fn read_shared_keys(&mut self, table: &Table<'_>) {
         if let Some(source) = secret(table, "url") {
             match broker(&source) {
@@ -285,14 +285,14 @@ impl AmqpDraft {
                 Err(message) => table.problem("url", message.to_owned()),
             }
         }
-        let declare = |word: &str| match word {
+        let from_word = |word: &str| match word {
             "passive" => Some(false),
             "durable" => Some(true),
             _ => None,
         };
-        table.set("declare", &mut self.declare, word(declare, "\"passive\" or \"durable\""));
-        table.set("prefetch", &mut self.prefetch, |given| prefetch(given).map(Some));
-        table.set("ca_file", &mut self.ca_file, |given| certificates(given).map(Some));
+        table.set("declare", &mut self.declare, word(from_word, "\"passive\" or \"durable\""));
+        table.set("prefetch", &mut self.prefetch, |value| prefetch(value).map(Some));
+        table.set("ca_file", &mut self.ca_file, |value| certificates(value).map(Some));
         if let Some(identity) = tls_files(table, "cert_file", "key_file") {
             self.identity = Some(identity);
         }
@@ -301,11 +301,11 @@ impl AmqpDraft {
     fn of_feed(&mut self, table: Table<'_>) -> Option<AmqpSettings> {
         self.read_shared_keys(&table);
         let queue = table.get("queue", queue);
-        if table.stands() {
-            if table.given("queue").is_none() {
+        if table.is_present() {
+            if table.peek("queue").is_none() {
                 table.problem("queue", "is missing: the name of the queue".to_owned());
             }
-            if self.url.is_none() && table.given("url").is_none() && table.given("url_file").is_none() {
+            if self.url.is_none() && table.peek("url").is_none() && table.peek("url_file").is_none() {
                 table.problem("url", "is missing: the broker's, as url_file = \"…\"".to_owned());
             }
         }
@@ -321,7 +321,7 @@ impl AmqpDraft {
     }
 }
 
-/// Reads the broker's URL once, to see that it is one.
+/// Reads the broker's URL once, to check that it is one.
 fn broker(source: &SecretSource) -> Result<(), &'static str> {
     let right = "must hold an amqp or amqps URL, as amqps://user:password@broker.example/vhost (what it holds is not \
                  shown: it is secret)";
@@ -330,18 +330,18 @@ fn broker(source: &SecretSource) -> Result<(), &'static str> {
     (matches!(url.scheme(), "amqp" | "amqps") && url.has_host()).then_some(()).ok_or(right)
 }
 
-fn prefetch(given: &ConfigValue<'_>) -> Result<u16, String> {
-    let number = count(given).ok().and_then(|number| u16::try_from(number).ok());
+fn prefetch(value: &ConfigValue<'_>) -> Result<u16, String> {
+    let number = count(value).ok().and_then(|number| u16::try_from(number).ok());
     number.ok_or_else(|| "must be a whole number from 1 to 65535".to_owned())
 }
 
-/// AMQP 0-9-1 keeps a queue's name in a short string.
-fn queue(given: &ConfigValue<'_>) -> Result<String, String> {
-    let queue = text(given)?;
+/// AMQP 0-9-1 holds a queue's name in a short string.
+fn queue(value: &ConfigValue<'_>) -> Result<String, String> {
+    let queue = text(value)?;
     (queue.len() <= 255).then_some(queue).ok_or_else(|| "must be at most 255 bytes long".to_owned())
 }
 
-/// Warns of a stream whose secrets anyone on the way can read.
+/// Warns of a stream whose secrets anyone on the network path can read.
 pub(super) fn warn_about_stream(table: &Table<'_>, stream: &SseSettings, secret: bool) {
     let plain = Url::parse(&stream.url).is_ok_and(|url| url.scheme() == "http" && !is_loopback(&url));
     if plain && secret {

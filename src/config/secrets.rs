@@ -1,7 +1,8 @@
-//! References to secrets, and values that may be one. Each is read once here, so that an unreadable one is an error
-//! of the configuration, and dropped again: settings keep the reference alone.
+//! References to secrets, and values that may be one. Each secret is read once here, so that an unreadable one is an
+//! error of the configuration, and dropped again: settings keep only the reference.
 //!
-//! No message shows what was given, except the path or name of a reference: someone may have put the secret itself.
+//! No message shows the value given, except the path or name of a reference: someone may have written the secret
+//! itself.
 
 use std::path::Path;
 
@@ -13,7 +14,7 @@ use crate::source::secret::{ConfiguredValue, SecretSource};
 
 const REFERENCE: &str = "{ file = \"…\" }, { env = \"…\" } or { credential = \"…\" }";
 
-/// Headers that the client sets from what it does; another value would break it.
+/// Headers that the client sets itself; another value would break its requests.
 const OWN_HEADERS: &[&str] = &[
     "host",
     "connection",
@@ -43,7 +44,8 @@ pub(super) fn secret(table: &Table<'_>, key: &str) -> Option<SecretSource> {
     }
 }
 
-/// A secret that gives power over the mirror: as [`secret`], and its file must not be others' to use.
+/// A secret that gives control of the mirror: as [`secret`], and other users must not be able to read or write its
+/// file.
 pub(super) fn guarded_secret(table: &Table<'_>, key: &str) -> Option<SecretSource> {
     let source = secret(table, key)?;
     match source.read_guarded() {
@@ -55,18 +57,18 @@ pub(super) fn guarded_secret(table: &Table<'_>, key: &str) -> Option<SecretSourc
     }
 }
 
-/// Secrets of which any will do, each a reference: one or a list, at `key` or, as paths, at `key_file`.
+/// Secrets of which any is accepted, each a reference: one or a list, at `key` or, as paths, at `key_file`.
 pub(super) fn secrets(table: &Table<'_>, key: &str) -> Option<Vec<SecretSource>> {
     let short = format!("{key}_file");
-    let (long, files) = (table.given(key), table.given(&short));
-    let is_list = |given: &Option<ConfigValue<'_>>| given.as_ref().is_some_and(ConfigValue::is_list);
+    let (long, files) = (table.peek(key), table.peek(&short));
+    let is_list = |config_value: &Option<ConfigValue<'_>>| config_value.as_ref().is_some_and(ConfigValue::is_list);
     if !is_list(&long) && !is_list(&files) {
         return secret(table, key).map(|source| vec![source]);
     }
     table.ask(key);
     table.accept(&short);
-    let rank = |given: &Option<ConfigValue<'_>>| {
-        given.as_ref().map(|given| given.origin().map_or(0, super::ValueOrigin::rank))
+    let rank = |config_value: &Option<ConfigValue<'_>>| {
+        config_value.as_ref().map(|config_value| config_value.origin().map_or(0, super::ValueOrigin::rank))
     };
     if long.is_some() && rank(&long) == rank(&files) {
         table.problem(key, "is given in more than one way: keep one".to_owned());
@@ -94,7 +96,7 @@ fn one_reference(element: &Table<'_>) -> Option<SecretSource> {
     }
 }
 
-/// The table of headers at `key`, over the provider's.
+/// The table of headers at `key`, merged over the provider's.
 pub(super) fn headers(
     table: &Table<'_>,
     key: &str,
@@ -114,14 +116,14 @@ pub(super) fn headers(
         }
         seen.push(name.to_ascii_lowercase());
         warn_of_plain_secret(&inner, &name, &value);
-        // The names of headers have no case: a feed's `x-key` replaces its provider's `X-Key`.
+        // Header names are case-insensitive: a feed's `x-key` replaces its provider's `X-Key`.
         headers.retain(|(other, _)| !other.eq_ignore_ascii_case(&name));
         headers.push((name, value));
     }
     headers
 }
 
-/// The table of query parameters at `key`, over the provider's.
+/// The table of query parameters at `key`, merged over the provider's.
 pub(super) fn query(
     table: &Table<'_>,
     key: &str,
@@ -155,32 +157,34 @@ fn values(table: &Table<'_>) -> Vec<(String, ConfiguredValue)> {
     names.into_iter().filter_map(read_one).collect()
 }
 
-/// One thing said of a value, and how high the layer stands that says it.
+/// One value for a key, and the rank of its layer.
 struct Candidate {
     rank: u8,
     value: ConfiguredValue,
 }
 
-/// What stands for `key`. The highest layer wins, whichever way it says it: a variable `…TOKEN__ENV` replaces a
+/// The value of `key`. The highest layer wins, whichever way it gives the value: a variable `…TOKEN__ENV` replaces a
 /// file's `token_file`, though merging leaves both. Two ways in one layer are a mistake.
 fn value_of_key(table: &Table<'_>, key: &str) -> Option<ConfiguredValue> {
     let mut candidates = Vec::new();
-    let mut sound = true;
-    if let Some(given) = table.given(&format!("{key}_file")) {
-        match given.path() {
-            Some(path) => candidates.push(Candidate::new(&given, ConfiguredValue::Secret(SecretSource::File(path)))),
+    let mut valid = true;
+    if let Some(config_value) = table.peek(&format!("{key}_file")) {
+        match config_value.path() {
+            Some(path) => {
+                candidates.push(Candidate::new(&config_value, ConfiguredValue::Secret(SecretSource::File(path))))
+            }
             None => {
                 table.problem(&format!("{key}_file"), "must be the path of a file".to_owned());
-                sound = false;
+                valid = false;
             }
         }
     }
-    if let Some(given) = table.given(key) {
-        match plain_or_references(table, key, &given) {
+    if let Some(config_value) = table.peek(key) {
+        match plain_or_references(table, key, &config_value) {
             Ok(found) => candidates.extend(found),
             Err(message) => {
                 table.problem(key, message);
-                sound = false;
+                valid = false;
             }
         }
     }
@@ -190,21 +194,21 @@ fn value_of_key(table: &Table<'_>, key: &str) -> Option<ConfiguredValue> {
         table.problem(key, "is given in more than one way: keep one".to_owned());
         return None;
     }
-    candidates.pop().filter(|_| sound).map(|c| c.value)
+    candidates.pop().filter(|_| valid).map(|c| c.value)
 }
 
 impl Candidate {
-    fn new(given: &ConfigValue<'_>, value: ConfiguredValue) -> Self {
-        Self { rank: given.origin().map_or(0, super::ValueOrigin::rank), value }
+    fn new(config_value: &ConfigValue<'_>, value: ConfiguredValue) -> Self {
+        Self { rank: config_value.origin().map_or(0, super::ValueOrigin::rank), value }
     }
 }
 
-fn plain_or_references(table: &Table<'_>, key: &str, given: &ConfigValue<'_>) -> Result<Vec<Candidate>, String> {
+fn plain_or_references(table: &Table<'_>, key: &str, config_value: &ConfigValue<'_>) -> Result<Vec<Candidate>, String> {
     let wrong = || format!("must be text or {REFERENCE} (what was given is not shown: it may be secret)");
-    let Some(dict) = given.dict() else {
-        let plain = given.text().map(str::to_owned).or_else(|| given.integer().map(|n| n.to_string()));
+    let Some(dict) = config_value.dict() else {
+        let plain = config_value.text().map(str::to_owned).or_else(|| config_value.integer().map(|n| n.to_string()));
         let plain = plain.ok_or_else(wrong)?;
-        return Ok(vec![Candidate::new(given, ConfiguredValue::Plain(plain))]);
+        return Ok(vec![Candidate::new(config_value, ConfiguredValue::Plain(plain))]);
     };
     if dict.is_empty() {
         return Err(wrong());
@@ -212,20 +216,22 @@ fn plain_or_references(table: &Table<'_>, key: &str, given: &ConfigValue<'_>) ->
     references(&table.table_of_name(key))
 }
 
-/// Each reference in a table that is nothing else.
+/// Every reference in a table that may hold nothing else.
 fn references(inner: &Table<'_>) -> Result<Vec<Candidate>, String> {
     let wrong = || format!("must be text or {REFERENCE} (what was given is not shown: it may be secret)");
     let mut candidates = Vec::new();
     for word in inner.keys() {
-        let source = match (word.as_str(), inner.given(word)) {
+        let source = match (word.as_str(), inner.peek(word)) {
             (_, None) => None,
-            ("file", Some(given)) => given.path().map(SecretSource::File).map(|s| (given, s)),
-            ("env", Some(given)) => variable(&given).map(SecretSource::Env).map(|s| (given, s)),
-            ("credential", Some(given)) => credential(&given).map(SecretSource::Credential).map(|s| (given, s)),
+            ("file", Some(config_value)) => config_value.path().map(SecretSource::File).map(|s| (config_value, s)),
+            ("env", Some(config_value)) => variable(&config_value).map(SecretSource::Env).map(|s| (config_value, s)),
+            ("credential", Some(config_value)) => {
+                credential(&config_value).map(SecretSource::Credential).map(|s| (config_value, s))
+            }
             (_, Some(_)) => return Err(format!("unknown key {word:?}: {}", wrong())),
         };
-        let (given, source) = source.ok_or_else(|| reference_mistake(word))?;
-        candidates.push(Candidate::new(&given, ConfiguredValue::Secret(source)));
+        let (config_value, source) = source.ok_or_else(|| reference_mistake(word))?;
+        candidates.push(Candidate::new(&config_value, ConfiguredValue::Secret(source)));
     }
     Ok(candidates)
 }
@@ -239,15 +245,15 @@ fn reference_mistake(word: &str) -> String {
     format!("{word} must be {right} (what was given is not shown: it may be secret)")
 }
 
-fn variable(given: &ConfigValue<'_>) -> Option<String> {
-    let name = given.text()?;
-    let fit = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
-    let ok = name.bytes().all(fit) && name.bytes().next().is_some_and(|b| !b.is_ascii_digit());
+fn variable(config_value: &ConfigValue<'_>) -> Option<String> {
+    let name = config_value.text()?;
+    let is_allowed = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
+    let ok = name.bytes().all(is_allowed) && name.bytes().next().is_some_and(|b| !b.is_ascii_digit());
     ok.then(|| name.to_owned())
 }
 
-fn credential(given: &ConfigValue<'_>) -> Option<String> {
-    let name = given.text()?;
+fn credential(config_value: &ConfigValue<'_>) -> Option<String> {
+    let name = config_value.text()?;
     let ok = !name.is_empty() && name != "." && name != ".." && !name.contains(['/', '\0']);
     ok.then(|| name.to_owned())
 }
@@ -293,24 +299,24 @@ fn header_mistake(name: &str, value: &ConfiguredValue) -> Option<String> {
     if OWN_HEADERS.iter().any(|own| own.eq_ignore_ascii_case(name)) {
         return Some("is a header that the client sets itself".to_owned());
     }
-    let fits = match value {
+    let is_valid = match value {
         ConfiguredValue::Plain(text) => HeaderValue::from_str(text).is_ok(),
         ConfiguredValue::Secret(source) => {
             source.read().is_ok_and(|s| HeaderValue::from_str(s.expose_secret()).is_ok())
         }
     };
-    (!fits).then(|| "holds characters that no header may (not shown: it may be secret)".to_owned())
+    (!is_valid).then(|| "holds characters that no header may (not shown: it may be secret)".to_owned())
 }
 
 fn warn_of_plain_secret(table: &Table<'_>, name: &str, value: &ConfiguredValue) {
     let lower = name.to_ascii_lowercase();
-    let telling = ["auth", "cookie", "key", "token", "secret", "password"].iter().any(|word| lower.contains(word));
-    if telling && matches!(value, ConfiguredValue::Plain(_)) {
+    let looks_secret = ["auth", "cookie", "key", "token", "secret", "password"].iter().any(|word| lower.contains(word));
+    if looks_secret && matches!(value, ConfiguredValue::Plain(_)) {
         table.warn(name, format!("looks like a secret in plain text: better {REFERENCE}"));
     }
 }
 
-/// Whether any of them is a secret.
+/// Whether any of the values is a secret.
 pub(super) fn any_secret(values: &[(String, ConfiguredValue)]) -> bool {
     values.iter().any(|(_, value)| matches!(value, ConfiguredValue::Secret(_)))
 }

@@ -1,4 +1,4 @@
-//! The groups of settings that are the same everywhere they may stand: `[poll]` is every feed's default and, below a
+//! The sections of settings that are the same wherever they may occur: `[poll]` is every feed's default and, below a
 //! provider or a feed, its own.
 
 use std::net::SocketAddr;
@@ -17,15 +17,15 @@ use crate::source::http::{HostLimits, HostSettings, HttpSettings};
 use crate::store::retention::{RetentionSettings, TOMBSTONE_MARGIN};
 use crate::supervisor::{FeedSettings, ResyncSettings};
 
-/// The floor of the ecosystem: last pages are cached for so long (RPDE.md).
-const POLITE: std::time::Duration = std::time::Duration::from_secs(8);
+/// The shortest wait that the ecosystem expects: last pages are cached for this long (RPDE.md).
+const POLITE_INTERVAL: std::time::Duration = std::time::Duration::from_secs(8);
 
 pub(super) fn poll(table: Table<'_>, base: &PollSettings) -> PollSettings {
     let mut poll = base.clone();
     let min = table.set("min", &mut poll.min, duration);
     let max = table.set("max", &mut poll.max, duration);
     table.set("lookback", &mut poll.lookback, duration);
-    if min && poll.min < POLITE {
+    if min && poll.min < POLITE_INTERVAL {
         let message = format!("{} is under 8s, the shortest wait that publishers are used to", duration_text(poll.min));
         table.warn("min", message);
     }
@@ -59,10 +59,10 @@ pub(super) fn resync(table: Table<'_>, base: &ResyncSettings) -> ResyncSettings 
     resync
 }
 
-/// `[http]`, which also holds the budget of each host.
+/// `[http]`, which also holds the default limits of each host.
 pub(super) fn global_http(table: Table<'_>) -> (HttpSettings, HostLimits) {
     let http = http_keys(&table, &HttpSettings::default());
-    let each = budget(&table, &HostLimits::default());
+    let each = host_limits(&table, &HostLimits::default());
     table.finish();
     (http, each)
 }
@@ -70,7 +70,7 @@ pub(super) fn global_http(table: Table<'_>) -> (HttpSettings, HostLimits) {
 /// `http` of a provider or a feed.
 pub(super) fn http(table: Table<'_>, base: &HttpSettings) -> HttpSettings {
     let http = http_keys(&table, base);
-    // One host may serve many feeds: a limit that belongs to the host can't be each feed's own.
+    // One host may serve many feeds: a limit of the host can't be set per feed.
     for key in ["per_host", "rate"] {
         table.refuse(key, "is a host's, over all its feeds: set it in [hosts.\"example.org\"] or, for all, in [http]");
     }
@@ -85,7 +85,7 @@ fn http_keys(table: &Table<'_>, base: &HttpSettings) -> HttpSettings {
     table.set("read_timeout", &mut http.read_timeout, duration);
     table.set("page_timeout", &mut http.page_timeout, duration);
     table.set("max_page_bytes", &mut http.max_page_bytes, size);
-    table.set("ca_file", &mut http.ca_file, |given| certificates(given).map(Some));
+    table.set("ca_file", &mut http.ca_file, |value| certificates(value).map(Some));
     table.set("allow_hosts", &mut http.allow_hosts, hosts_list);
     if let Some(proxy) = table.get_unshown("proxy", proxy) {
         http.proxy = Some(proxy);
@@ -93,20 +93,20 @@ fn http_keys(table: &Table<'_>, base: &HttpSettings) -> HttpSettings {
     http
 }
 
-fn user_agent(given: &ConfigValue<'_>) -> Result<String, String> {
-    let agent = text(given)?;
+fn user_agent(value: &ConfigValue<'_>) -> Result<String, String> {
+    let agent = text(value)?;
     HeaderValue::from_str(&agent).map_err(|_| "holds characters that no header may".to_owned())?;
     Ok(agent)
 }
 
 /// The path of a PEM file with a certificate in it.
-pub(super) fn certificates(given: &ConfigValue<'_>) -> Result<PathBuf, String> {
-    pem(given, "-----BEGIN CERTIFICATE-----", "certificate")
+pub(super) fn certificates(value: &ConfigValue<'_>) -> Result<PathBuf, String> {
+    pem(value, "-----BEGIN CERTIFICATE-----", "certificate")
 }
 
 /// The path of a PEM file that holds `mark`, which begins or ends `what`.
-pub(super) fn pem(given: &ConfigValue<'_>, mark: &str, what: &str) -> Result<PathBuf, String> {
-    let path = given.path().ok_or("must be the path of a PEM file")?;
+pub(super) fn pem(value: &ConfigValue<'_>, mark: &str, what: &str) -> Result<PathBuf, String> {
+    let path = value.path().ok_or("must be the path of a PEM file")?;
     let read = std::fs::read(&path).map_err(|error| format!("{} cannot be read: {error}", path.display()))?;
     if !read.windows(mark.len()).any(|window| window == mark.as_bytes()) {
         return Err(format!("{} holds no PEM {what}", path.display()));
@@ -114,10 +114,10 @@ pub(super) fn pem(given: &ConfigValue<'_>, mark: &str, what: &str) -> Result<Pat
     Ok(path)
 }
 
-/// Credentials of a proxy would stand in the settings in clear, so they come the usual way instead.
-fn proxy(given: &ConfigValue<'_>) -> Result<String, String> {
+/// A proxy's credentials would be in the settings in plain text, so they must come from the environment instead.
+fn proxy(value: &ConfigValue<'_>) -> Result<String, String> {
     let right = "must be the URL of a proxy, as \"http://proxy.example:3128\"";
-    let url = given.text().and_then(|text| Url::parse(text).ok()).filter(Url::has_host).ok_or(right)?;
+    let url = value.text().and_then(|text| Url::parse(text).ok()).filter(Url::has_host).ok_or(right)?;
     if !url.username().is_empty() || url.password().is_some() {
         return Err("must hold no credentials: give such a proxy in the environment, as HTTPS_PROXY".to_owned());
     }
@@ -127,9 +127,9 @@ fn proxy(given: &ConfigValue<'_>) -> Result<String, String> {
     Ok(url.into())
 }
 
-fn hosts_list(given: &ConfigValue<'_>) -> Result<Vec<String>, String> {
+fn hosts_list(value: &ConfigValue<'_>) -> Result<Vec<String>, String> {
     let right = "must be a list of hosts, as [\"cdn.example.org\", \"example.org:8443\"]";
-    let list = given.list().ok_or(right)?;
+    let list = value.list().ok_or(right)?;
     let host = |entry: &str| host_and_port(entry).ok_or_else(|| format!("{right}: {entry:?} is none"));
     list.into_iter().map(host).collect()
 }
@@ -141,7 +141,7 @@ fn host_and_port(entry: &str) -> Option<String> {
     }
     let url = Url::parse(&format!("http://{entry}/")).ok()?;
     let host = url.host_str()?;
-    // The parser drops `:80`, which here tells a port from any.
+    // The parser drops `:80`, which here distinguishes one port from any port.
     let port = entry.rsplit_once(':').filter(|(before, _)| !before.contains(':') || before.ends_with(']'));
     match port {
         Some((_, port)) => Some(format!("{host}:{}", port.parse::<u16>().ok().filter(|p| *p > 0)?)),
@@ -149,19 +149,19 @@ fn host_and_port(entry: &str) -> Option<String> {
     }
 }
 
-fn budget(table: &Table<'_>, base: &HostLimits) -> HostLimits {
-    let mut budget = base.clone();
-    table.set("per_host", &mut budget.per_host, count);
-    table.set("rate", &mut budget.rate, or_off(rate));
-    budget
+fn host_limits(table: &Table<'_>, base: &HostLimits) -> HostLimits {
+    let mut limits = base.clone();
+    table.set("per_host", &mut limits.per_host, count);
+    table.set("rate", &mut limits.rate, or_off(rate));
+    limits
 }
 
-/// `[hosts.*]`, each starting from what `[http]` gives every host.
+/// `[hosts.*]`, each with the defaults of `[http]`.
 pub(super) fn hosts(root: &Table<'_>, each: HostLimits) -> HostSettings {
     let mut matching = Vec::new();
     for (pattern, table) in root.entries("hosts", |_| super::ProblemScope::Fatal) {
         let host = host_pattern(&pattern);
-        let unquoted = table.keys().any(|key| table.given(key).is_some_and(|given| given.dict().is_some()));
+        let unquoted = table.keys().any(|key| table.peek(key).is_some_and(|value| value.dict().is_some()));
         match host {
             // `[hosts.example.org]` without quotes is a table `org` in a table `example`.
             _ if unquoted => {
@@ -169,11 +169,11 @@ pub(super) fn hosts(root: &Table<'_>, each: HostLimits) -> HostSettings {
                     .problem_here("must hold values only; a host is written in quotes: [hosts.\"example.org\"]".into());
                 continue;
             }
-            Some(host) => matching.push((host, budget(&table, &each))),
+            Some(host) => matching.push((host, host_limits(&table, &each))),
             None => {
                 let message = "must be named \"example.org\", \"example.org:8443\" or \"*.example.org\"";
                 table.problem_here(message.to_owned());
-                budget(&table, &each);
+                host_limits(&table, &each);
             }
         }
         table.finish();
@@ -188,7 +188,7 @@ fn host_pattern(pattern: &str) -> Option<String> {
     }
 }
 
-/// `[keep]`; whether tombstones are kept long enough is judged once the feeds are known.
+/// `[keep]`; [`check_tombstones`] checks `tombstones` once the feeds are known.
 pub(super) fn keep(table: Table<'_>) -> RetentionSettings {
     let mut keep = RetentionSettings::default();
     table.set("quarantine", &mut keep.quarantine, or_off(duration));
@@ -201,7 +201,7 @@ pub(super) fn keep(table: Table<'_>) -> RetentionSettings {
     keep
 }
 
-/// A tombstone that goes before its publisher has forgotten the deletion may be revived by a late update.
+/// A late update could revive an item whose tombstone is removed before its publisher has forgotten the deletion.
 pub(super) fn check_tombstones(root: &Table<'_>, keep: &RetentionSettings, feeds: &[Result<FeedSettings, FailedFeed>]) {
     let Some(kept) = keep.tombstones else { return };
     let Some(feed) = feeds.iter().flatten().max_by_key(|feed| feed.retention) else { return };
@@ -226,8 +226,8 @@ pub(super) fn ops(table: Table<'_>) -> OpsSettings {
 }
 
 /// Address and port.
-pub(super) fn listen(given: &ConfigValue<'_>) -> Result<SocketAddr, String> {
-    let address = given.text().and_then(|text| text.parse().ok());
+pub(super) fn listen(value: &ConfigValue<'_>) -> Result<SocketAddr, String> {
+    let address = value.text().and_then(|text| text.parse().ok());
     address.ok_or_else(|| "must be an address and a port, as \"127.0.0.1:8470\" or \"[::1]:8470\"".to_owned())
 }
 
@@ -239,11 +239,11 @@ pub(super) fn log(table: Table<'_>) -> LogSettings {
     log
 }
 
-fn level(given: &ConfigValue<'_>) -> Result<String, String> {
+fn level(value: &ConfigValue<'_>) -> Result<String, String> {
     let right =
         "must be \"error\", \"warn\", \"info\", \"debug\" or \"trace\", or a filter as \"warn,feedmirror=debug\"";
-    let level = given.text().map(str::trim).filter(|text| !text.is_empty()).ok_or(right)?;
-    // Any word is a filter, to the library: the name of a target.
+    let level = value.text().map(str::trim).filter(|text| !text.is_empty()).ok_or(right)?;
+    // Any word is a valid filter for the library: the name of a target.
     let filter = level.contains(['=', ',']) && EnvFilter::try_new(level).is_ok();
     let named = ["error", "warn", "info", "debug", "trace", "off"].contains(&level.to_ascii_lowercase().as_str());
     if !filter && !named {

@@ -1,5 +1,5 @@
-//! A table of the raw configuration that is read key by key: what can't be read is reported, what isn't asked for
-//! is unknown. So the keys that exist are exactly those that some code reads.
+//! A table of the raw configuration, read key by key: a value that can't be read is reported, and a key that no code
+//! asks for is unknown. So the keys that exist are exactly those that some code reads.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -10,7 +10,7 @@ use figment::value::{Dict, Value as Raw};
 use super::layers::Layers;
 use super::problem::{ConfigProblem, ProblemScope, ValueOrigin};
 
-/// Collects what reading a configuration finds.
+/// Collects the mistakes and warnings of reading a configuration.
 pub(super) struct ConfigReport<'a> {
     pub(super) layers: &'a Layers,
     pub(super) problems: RefCell<Vec<ConfigProblem>>,
@@ -38,7 +38,7 @@ pub(super) struct Table<'a> {
     forbidden_keys: RefCell<Vec<&'static str>>,
 }
 
-/// A value as given, on its way to its type.
+/// A value as given, not parsed yet.
 pub(super) struct ConfigValue<'a> {
     raw: &'a Raw,
     origin: Option<ValueOrigin>,
@@ -72,9 +72,9 @@ impl<'a> Table<'a> {
             forbidden_keys: RefCell::default(),
         };
         if let (Some(raw), None) = (raw, table.values) {
-            // The value is not shown: where a table is due, what stands there may be anything.
+            // The value is not shown: where a table is expected, it may be anything, also a secret.
             let key = key_text(&table.path);
-            let message = format!("must be a table, [{key}], not {}", sort(raw));
+            let message = format!("must be a table, [{key}], not {}", type_name(raw));
             table.push_problem(key, table.origin.clone(), None, message);
         }
         table
@@ -86,12 +86,12 @@ impl<'a> Table<'a> {
         self.below(key, key, self.raw(key), self.scope.clone())
     }
 
-    /// The table at a name the operator chose, which is no key to be known.
+    /// The table at a name that the operator chose, which is no known key.
     pub(super) fn table_of_name(&self, name: &str) -> Self {
         self.below(name, "*", self.raw(name), self.scope.clone())
     }
 
-    /// The elements of the list at `key`, as far as they are tables.
+    /// The elements of the list at `key`; none for an element that is no table.
     pub(super) fn elements(&self, key: &str) -> Vec<Option<Self>> {
         let list = self.raw(key).and_then(Raw::as_array).unwrap_or_default();
         let table = |raw: &'a Raw| raw.as_dict().map(|_| self.below(key, "*", Some(raw), self.scope.clone()));
@@ -105,17 +105,17 @@ impl<'a> Table<'a> {
         entries.map(|(name, raw)| (name.clone(), parent.below(name, "*", Some(raw), scope(name)))).collect()
     }
 
-    /// What stands at `key`, and takes the key as known.
+    /// The value at `key`; records the key as known and read.
     pub(super) fn ask(&self, key: &str) -> Option<ConfigValue<'a>> {
         let mut pattern = self.pattern.clone();
         pattern.push(key.to_owned());
         self.report.known.borrow_mut().insert(pattern.join("."));
         self.read_keys.borrow_mut().push(key.to_owned());
-        self.given(key)
+        self.peek(key)
     }
 
-    /// What stands at `key`, which is no key of its own: a name the operator chose, or another spelling.
-    pub(super) fn given(&self, key: &str) -> Option<ConfigValue<'a>> {
+    /// The value at `key` without recording the key: a name that the operator chose, or an alternative form.
+    pub(super) fn peek(&self, key: &str) -> Option<ConfigValue<'a>> {
         let raw = self.raw(key)?;
         Some(ConfigValue { raw, origin: self.report.layers.origin(raw, &self.at(key)) })
     }
@@ -124,28 +124,33 @@ impl<'a> Table<'a> {
         self.values?.get(key)
     }
 
-    /// Takes the key as read, though it is not one of those to suggest.
+    /// Records the key as read, without suggesting it as a known one.
     pub(super) fn accept(&self, key: &str) {
         self.read_keys.borrow_mut().push(key.to_owned());
     }
 
-    /// The keys that stand here.
+    /// The keys in this table.
     pub(super) fn keys(&self) -> impl Iterator<Item = &'a String> + use<'a> {
         self.values.into_iter().flat_map(Dict::keys)
     }
 
     /// Whether any layer has this table.
-    pub(super) fn stands(&self) -> bool {
+    pub(super) fn is_present(&self) -> bool {
         self.values.is_some()
     }
 
-    /// The value at `key` as `parse` understands it; a mistake is reported with the value.
+    /// The value at `key` as `parse` reads it; a mistake is reported with the value.
     pub(super) fn get<T>(&self, key: &str, parse: impl FnOnce(&ConfigValue<'_>) -> Result<T, String>) -> Option<T> {
-        let given = self.ask(key)?;
-        match parse(&given) {
+        let config_value = self.ask(key)?;
+        match parse(&config_value) {
             Ok(value) => Some(value),
             Err(message) => {
-                self.push_problem(self.key(key), given.origin.clone(), Some(given.display_text()), message);
+                self.push_problem(
+                    self.key(key),
+                    config_value.origin.clone(),
+                    Some(config_value.display_text()),
+                    message,
+                );
                 None
             }
         }
@@ -157,11 +162,13 @@ impl<'a> Table<'a> {
         key: &str,
         parse: impl FnOnce(&ConfigValue<'_>) -> Result<T, String>,
     ) -> Option<T> {
-        let given = self.ask(key)?;
-        parse(&given).map_err(|message| self.push_problem(self.key(key), given.origin.clone(), None, message)).ok()
+        let config_value = self.ask(key)?;
+        parse(&config_value)
+            .map_err(|message| self.push_problem(self.key(key), config_value.origin.clone(), None, message))
+            .ok()
     }
 
-    /// Puts the value at `key` into `slot`; whether it did.
+    /// Sets `slot` to the value at `key`; returns whether there was one.
     pub(super) fn set<T>(
         &self,
         key: &str,
@@ -176,7 +183,7 @@ impl<'a> Table<'a> {
         set
     }
 
-    /// Reports `key`, should it stand here, as a mistake of its own kind.
+    /// Reports `key`, if it is present, as a mistake with its own message.
     pub(super) fn refuse(&self, key: &'static str, message: &str) {
         self.forbidden_keys.borrow_mut().push(key);
         if self.raw(key).is_some() {
@@ -186,13 +193,13 @@ impl<'a> Table<'a> {
 
     /// Reports a mistake at `key` without its value.
     pub(super) fn problem(&self, key: &str, message: String) {
-        let origin = self.given(key).and_then(|given| given.origin).or_else(|| self.origin.clone());
+        let origin = self.peek(key).and_then(|config_value| config_value.origin).or_else(|| self.origin.clone());
         self.push_problem(self.key(key), origin, None, message);
     }
 
     /// Reports something unwise at `key`.
     pub(super) fn warn(&self, key: &str, message: String) {
-        let origin = self.given(key).and_then(|given| given.origin).or_else(|| self.origin.clone());
+        let origin = self.peek(key).and_then(|config_value| config_value.origin).or_else(|| self.origin.clone());
         let problem = ConfigProblem { scope: self.scope.clone(), origin, key: self.key(key), value: None, message };
         self.report.warnings.borrow_mut().push(problem);
     }
@@ -207,12 +214,12 @@ impl<'a> Table<'a> {
         self.report.problems.borrow_mut().push(problem);
     }
 
-    /// Reports what nobody asked for, by key alone: the value may be a secret at a mistyped key.
+    /// Reports the keys that no code asked for, without their values: a secret may be at a mistyped key.
     pub(super) fn finish(self) {
-        let (asked, refused) = (self.read_keys.borrow(), self.forbidden_keys.borrow());
+        let (read_keys, forbidden_keys) = (self.read_keys.borrow(), self.forbidden_keys.borrow());
         for key in self.keys() {
-            if !asked.contains(key) && !refused.contains(&key.as_str()) {
-                self.problem(key, unknown(key, &asked));
+            if !read_keys.contains(key) && !forbidden_keys.contains(&key.as_str()) {
+                self.problem(key, unknown_key(key, &read_keys));
             }
         }
     }
@@ -232,16 +239,16 @@ impl<'a> ConfigValue<'a> {
     }
 
     pub(super) fn integer(&self) -> Option<i128> {
-        // A file says what it means; environment and flags know only text.
-        let loose = || self.loose().and_then(|text| text.trim().parse().ok());
-        self.raw.to_i128().or_else(loose)
+        // A file's values have types; environment and flags have only text.
+        let from_text = || self.untyped_text().and_then(|text| text.trim().parse().ok());
+        self.raw.to_i128().or_else(from_text)
     }
 
     pub(super) fn number(&self) -> Option<f64> {
         #[allow(clippy::cast_precision_loss, reason = "settings are far below 2^53")]
         let whole = || self.integer().map(|n| n as f64);
-        let loose = || self.loose().and_then(|text| text.trim().parse().ok());
-        self.raw.to_f64().or_else(whole).or_else(loose)
+        let from_text = || self.untyped_text().and_then(|text| text.trim().parse().ok());
+        self.raw.to_f64().or_else(whole).or_else(from_text)
     }
 
     pub(super) fn list(&self) -> Option<Vec<&'a str>> {
@@ -256,12 +263,12 @@ impl<'a> ConfigValue<'a> {
         self.raw.as_dict()
     }
 
-    /// The value as a path; a relative one is relative to the file it stands in, or to the working directory.
+    /// The value as a path; a relative one is relative to the file that has it, or to the working directory.
     pub(super) fn path(&self) -> Option<PathBuf> {
         self.text().and_then(|text| self.resolve_path(text))
     }
 
-    /// A list of such paths, or one.
+    /// One such path or a list of them.
     pub(super) fn paths(&self) -> Option<Vec<PathBuf>> {
         let texts = self.list().or_else(|| self.text().map(|text| vec![text]))?;
         texts.into_iter().map(|text| self.resolve_path(text)).collect()
@@ -279,11 +286,11 @@ impl<'a> ConfigValue<'a> {
         self.origin.as_ref()
     }
 
-    fn loose(&self) -> Option<&'a str> {
+    fn untyped_text(&self) -> Option<&'a str> {
         self.text().filter(|_| !matches!(self.origin, Some(ValueOrigin::File(_))))
     }
 
-    /// The value for a message, kept to one short line.
+    /// The value for a message, shortened to one line.
     fn display_text(&self) -> String {
         match self.raw {
             Raw::String(_, text) if text.chars().count() > 60 => {
@@ -294,13 +301,13 @@ impl<'a> ConfigValue<'a> {
             raw => match (raw.to_i128(), raw.to_f64()) {
                 (Some(number), _) => number.to_string(),
                 (_, Some(number)) => number.to_string(),
-                _ => sort(raw).to_owned(),
+                _ => type_name(raw).to_owned(),
             },
         }
     }
 }
 
-fn sort(raw: &Raw) -> &'static str {
+fn type_name(raw: &Raw) -> &'static str {
     match raw {
         Raw::String(..) | Raw::Char(..) => "text",
         Raw::Bool(..) => "true or false",
@@ -311,7 +318,7 @@ fn sort(raw: &Raw) -> &'static str {
     }
 }
 
-fn unknown(key: &str, known: &[String]) -> String {
+fn unknown_key(key: &str, known: &[String]) -> String {
     if known.is_empty() {
         return "unknown key".to_owned();
     }
@@ -321,7 +328,7 @@ fn unknown(key: &str, known: &[String]) -> String {
     }
 }
 
-/// The one of `known` that `word` was probably meant to be.
+/// The word of `known` that is nearest to `word`, if it is near enough to be meant.
 pub(super) fn nearest<'k>(word: &str, known: impl Iterator<Item = &'k str>) -> Option<&'k str> {
     let scored = known.map(|candidate| (strsim::jaro_winkler(word, candidate), candidate));
     let best = scored.max_by(|(a, _), (b, _)| a.total_cmp(b))?;

@@ -14,18 +14,18 @@ use super::*;
 use crate::feed::{Dialect, ModifiedOrder, TiePolicy};
 use crate::source::secret::ConfiguredValue;
 
-/// Stands wherever a secret was put, and must come out nowhere.
+/// A marker put wherever a secret may be, which must appear in no output.
 const MARKER: &str = "hunter2-marker";
 
 struct ConfigDir(tempfile::TempDir);
 
 impl ConfigDir {
     fn new(files: &[(&str, &str)]) -> Self {
-        let place = Self(tempfile::tempdir().unwrap());
+        let config_dir = Self(tempfile::tempdir().unwrap());
         for (name, text) in files {
-            place.write(name, text);
+            config_dir.write(name, text);
         }
-        place
+        config_dir
     }
 
     fn write(&self, name: &str, text: &str) {
@@ -44,7 +44,7 @@ impl ConfigDir {
         self.load_with(&[], &Overrides::default())
     }
 
-    /// Paths of the place cut off, so that messages can be compared.
+    /// Messages with the directory's path cut off, so that they can be compared.
     fn local(&self, problems: &[ConfigProblem]) -> Vec<String> {
         let root = format!("{}/", self.0.path().display());
         problems.iter().map(|problem| problem.to_string().replace(&root, "")).collect()
@@ -64,15 +64,15 @@ fn problems(loaded: &Result<Config, ConfigErrors>) -> &[ConfigProblem] {
 }
 
 fn load(text: &str) -> (ConfigDir, Result<Config, ConfigErrors>) {
-    let place = ConfigDir::new(&[("feedmirror.toml", text)]);
-    let loaded = place.load();
-    (place, loaded)
+    let config_dir = ConfigDir::new(&[("feedmirror.toml", text)]);
+    let loaded = config_dir.load();
+    (config_dir, loaded)
 }
 
-/// The messages for `text`, without the file that all begin with.
+/// The messages for `text`, without the file name that all begin with.
 fn messages(text: &str) -> Vec<String> {
-    let (place, loaded) = load(text);
-    let local = place.local(problems(&loaded));
+    let (config_dir, loaded) = load(text);
+    let local = config_dir.local(problems(&loaded));
     local.into_iter().map(|message| message.replacen("feedmirror.toml: ", "", 1)).collect()
 }
 
@@ -149,9 +149,9 @@ fn each_global_mistake_is_named_with_what_would_be_right() {
         ("a = = b", "not TOML at line 1, column 5: extra `=`, expected nothing"),
     ];
     for (text, expected) in table {
-        let (place, loaded) = load(text);
+        let (config_dir, loaded) = load(text);
         let errors = loaded.expect_err(text);
-        let message = place.local(&errors.problems).join("\n");
+        let message = config_dir.local(&errors.problems).join("\n");
         assert_eq!(message, format!("feedmirror.toml: {expected}"), "{text}");
     }
 }
@@ -214,9 +214,9 @@ fn each_mistake_of_a_feed_fails_that_feed_alone() {
             Some(rest) => format!("url = \"https://b.example/\"\n{rest}"),
             None => given.to_owned(),
         };
-        let (place, loaded) = load(&format!("{FEED}[feeds.b]\n{given}\n"));
+        let (config_dir, loaded) = load(&format!("{FEED}[feeds.b]\n{given}\n"));
         let config = loaded.unwrap_or_else(|errors| panic!("{given}: {errors}"));
-        assert_eq!(place.local(&config.problems), [format!("feedmirror.toml: {expected}")], "{given}");
+        assert_eq!(config_dir.local(&config.problems), [format!("feedmirror.toml: {expected}")], "{given}");
         feed(&config, "a");
         let failed: Vec<_> = config.feeds.iter().filter_map(|feed| feed.as_ref().err()).collect();
         assert_eq!(failed.len(), 1, "{given}");
@@ -267,7 +267,7 @@ fn a_provider_s_mistake_fails_all_its_feeds_and_no_other() {
 
 #[test]
 fn environment_beats_file_and_flags_beat_environment() {
-    let place = ConfigDir::new(&[(
+    let config_dir = ConfigDir::new(&[(
         "feedmirror.toml",
         &format!("database = \"f.db\"\n[poll]\nmin = \"9s\"\nmax = \"1h\"\n{FEED}"),
     )]);
@@ -281,24 +281,24 @@ fn environment_beats_file_and_flags_beat_environment() {
         ("FEEDMIRROR_CONFIG", "not a setting"),
         ("HOME", "/"),
     ];
-    let config = place.load_with(&environment, &Overrides::default().with("log.level", "warn")).unwrap();
+    let config = config_dir.load_with(&environment, &Overrides::default().with("log.level", "warn")).unwrap();
     let a = feed(&config, "a");
     assert_eq!((a.poll.min, a.poll.max), (Duration::from_secs(11), Duration::from_secs(3600)));
     assert_eq!((config.hosts.each.per_host, config.hosts.each.rate), (5, Some(2.5)));
     assert_eq!(a.http.allow_hosts, ["x.example"]);
     assert_eq!(a.headers, [("x-version".to_owned(), ConfiguredValue::Plain("1.10".to_owned()))]);
     assert_eq!(config.log.level, "warn");
-    assert_eq!(config.database, place.0.path().join("f.db"), "relative to its file");
-    let config = place.load_with(&[("FEEDMIRROR_DATABASE", "e.db")], &Overrides::default()).unwrap();
+    assert_eq!(config.database, config_dir.0.path().join("f.db"), "relative to its file");
+    let config = config_dir.load_with(&[("FEEDMIRROR_DATABASE", "e.db")], &Overrides::default()).unwrap();
     assert_eq!(config.database, Path::new("e.db"), "relative to the working directory");
 }
 
 #[test]
 fn a_mistake_in_the_environment_names_the_variable() {
-    let place = ConfigDir::new(&[("feedmirror.toml", FEED)]);
+    let config_dir = ConfigDir::new(&[("feedmirror.toml", FEED)]);
     let environment = [("FEEDMIRROR_POLL__MIN", "soon"), ("FEEDMIRROR_POL__MIN", MARKER)];
-    let loaded = place.load_with(&environment, &Overrides::default().with("log.format", "xml"));
-    let local = place.local(problems(&loaded));
+    let loaded = config_dir.load_with(&environment, &Overrides::default().with("log.format", "xml"));
+    let local = config_dir.local(problems(&loaded));
     assert!(local[0].starts_with("command line: log.format = \"xml\": must be"), "{local:?}");
     assert!(local[1].starts_with("environment variable FEEDMIRROR_POLL__MIN: poll.min = \"soon\": not a"), "{local:?}");
     assert_eq!(local[2], "environment variable FEEDMIRROR_POL: pol: unknown key; did you mean \"poll\"?");
@@ -306,30 +306,30 @@ fn a_mistake_in_the_environment_names_the_variable() {
 
 #[test]
 fn a_higher_layer_replaces_a_secret_however_it_is_given() {
-    let place = ConfigDir::new(&[("feedmirror.toml", &format!("[ops]\ntoken_file = \"t\"\n{FEED}")), ("t", "s")]);
-    let config = place.load().unwrap();
-    assert_eq!(config.ops.token, Some(SecretSource::File(place.0.path().join("t"))));
-    let config = place.load_with(&[("FEEDMIRROR_OPS__TOKEN__ENV", "PATH")], &Overrides::default()).unwrap();
+    let config_dir = ConfigDir::new(&[("feedmirror.toml", &format!("[ops]\ntoken_file = \"t\"\n{FEED}")), ("t", "s")]);
+    let config = config_dir.load().unwrap();
+    assert_eq!(config.ops.token, Some(SecretSource::File(config_dir.0.path().join("t"))));
+    let config = config_dir.load_with(&[("FEEDMIRROR_OPS__TOKEN__ENV", "PATH")], &Overrides::default()).unwrap();
     assert_eq!(config.ops.token, Some(SecretSource::Env("PATH".to_owned())));
 }
 
 #[test]
 fn a_variable_that_holds_a_secret_is_no_setting() {
     let text = format!("{FEED}headers = {{ K = {{ env = \"FEEDMIRROR_ACME_KEY\" }} }}\n");
-    let place = ConfigDir::new(&[("feedmirror.toml", &text)]);
-    let config = place.load_with(&[("FEEDMIRROR_ACME_KEY", MARKER)], &Overrides::default()).expect("not fatal");
+    let config_dir = ConfigDir::new(&[("feedmirror.toml", &text)]);
+    let config = config_dir.load_with(&[("FEEDMIRROR_ACME_KEY", MARKER)], &Overrides::default()).expect("not fatal");
     assert!(!format!("{config:?}").contains(MARKER));
-    let place = ConfigDir::new(&[("feedmirror.toml", FEED)]);
+    let config_dir = ConfigDir::new(&[("feedmirror.toml", FEED)]);
     let environment = [("FEEDMIRROR_OPS__TOKEN__ENV", "FEEDMIRROR_MINE"), ("FEEDMIRROR_MINE", MARKER)];
-    let errors = place.load_with(&environment, &Overrides::default()).unwrap_err();
+    let errors = config_dir.load_with(&environment, &Overrides::default()).unwrap_err();
     let expected =
         "environment variable FEEDMIRROR_OPS__TOKEN: ops.token: environment variable FEEDMIRROR_MINE is not set";
-    assert_eq!(place.local(&errors.problems), [expected], "of the process; but it is no unknown key");
+    assert_eq!(config_dir.local(&errors.problems), [expected], "of the process; but it is no unknown key");
 }
 
 #[test]
 fn included_files_add_feeds_with_paths_of_their_own() {
-    let place = ConfigDir::new(&[
+    let config_dir = ConfigDir::new(&[
         ("feedmirror.toml", &format!("include = [\"feeds.d/*.toml\", \"*.toml\"]\n{FEED}")),
         (
             "feeds.d/b.toml",
@@ -339,9 +339,9 @@ fn included_files_add_feeds_with_paths_of_their_own() {
         ("feeds.d/note.txt", "not read"),
         ("feeds.d/key", "secret"),
     ]);
-    let config = place.load().unwrap();
+    let config = config_dir.load().unwrap();
     let b = feed(&config, "b");
-    let key = place.0.path().join("feeds.d/key");
+    let key = config_dir.0.path().join("feeds.d/key");
     assert_eq!(b.headers, [("K".to_owned(), ConfiguredValue::Secret(SecretSource::File(key)))]);
     assert_eq!(b.kind.as_deref(), Some("K"));
     assert_eq!(
@@ -349,20 +349,20 @@ fn included_files_add_feeds_with_paths_of_their_own() {
         [("b.example".to_owned(), crate::source::http::HostLimits { per_host: 7, rate: None })]
     );
     assert_eq!(config.files.len(), 3);
-    assert_eq!(config, place.load().unwrap(), "loading can be repeated and compared");
+    assert_eq!(config, config_dir.load().unwrap(), "loading can be repeated and compared");
 }
 
 #[test]
 fn included_files_hold_feeds_only_and_no_name_twice() {
-    let place = ConfigDir::new(&[
+    let config_dir = ConfigDir::new(&[
         ("feedmirror.toml", &format!("include = [\"d/*\"]\n{FEED}")),
         ("d/1.toml", "database = \"x\"\n[feeds.a]\nurl = \"https://b.example/\"\n"),
         ("d/2.toml", "[feeds.c\n"),
     ]);
-    let loaded = place.load();
+    let loaded = config_dir.load();
     assert!(loaded.is_err());
     assert_eq!(
-        place.local(problems(&loaded)),
+        config_dir.local(problems(&loaded)),
         [
             "d/1.toml: database: an included file holds [feeds.*], [providers.*] and [hosts.*] only",
             "d/2.toml: not TOML at line 1, column 9: unclosed table, expected `]`",
@@ -373,7 +373,7 @@ fn included_files_hold_feeds_only_and_no_name_twice() {
 
 #[test]
 fn unwise_settings_are_warned_of() {
-    let place = ConfigDir::new(&[
+    let config_dir = ConfigDir::new(&[
         (
             "feedmirror.toml",
             "[poll]\nmin = \"1s\"\n[feeds.a]\nurl = \"http://a.example/\"\nheaders = { X-Api-Key = \"k\", K_file = \"key\" }\n\
@@ -382,11 +382,11 @@ fn unwise_settings_are_warned_of() {
         ("key", "s"),
     ]);
     use std::os::unix::fs::PermissionsExt;
-    let key = place.0.path().join("key");
+    let key = config_dir.0.path().join("key");
     std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o644)).unwrap();
-    let config = place.load().unwrap();
+    let config = config_dir.load().unwrap();
     assert_eq!(
-        place.local(&config.warnings),
+        config_dir.local(&config.warnings),
         [
             "feedmirror.toml: poll.min: 1s is under 8s, the shortest wait that publishers are used to",
             "feedmirror.toml: feeds.a.headers.K: secret file key can be read by everyone (mode 0644): chmod 0600 key",
@@ -400,15 +400,18 @@ fn unwise_settings_are_warned_of() {
 
 #[test]
 fn no_feeds_is_a_warning() {
-    let (place, loaded) = load("");
+    let (config_dir, loaded) = load("");
     let config = loaded.unwrap();
     assert_eq!(config.feeds, []);
-    assert_eq!(place.local(&config.warnings), ["feedmirror.toml: feeds: there are none: nothing will be mirrored"]);
+    assert_eq!(
+        config_dir.local(&config.warnings),
+        ["feedmirror.toml: feeds: there are none: nothing will be mirrored"]
+    );
 }
 
 #[test]
 fn a_missing_configuration_says_where_it_was_looked_for() {
-    let problem = find(&["/nonexistent/a.toml", "/nonexistent/b.toml"]).unwrap_err();
+    let problem = find_file(&["/nonexistent/a.toml", "/nonexistent/b.toml"]).unwrap_err();
     assert_eq!(
         problem.to_string(),
         "no configuration: there is no /nonexistent/a.toml and no /nonexistent/b.toml; name one with --config FILE"
@@ -417,15 +420,15 @@ fn a_missing_configuration_says_where_it_was_looked_for() {
 
 #[test]
 fn a_file_that_is_not_there_is_named() {
-    let place = ConfigDir::new(&[]);
-    let errors = place.load().unwrap_err();
+    let config_dir = ConfigDir::new(&[]);
+    let errors = config_dir.load().unwrap_err();
     assert_eq!(
-        place.local(&errors.problems),
+        config_dir.local(&errors.problems),
         ["feedmirror.toml: cannot be read: No such file or directory (os error 2)"]
     );
 }
 
-/// Places where someone may have put a secret, by mistake or not; `@` is where.
+/// Configurations where someone may have written a secret, by mistake or not; `@` is where.
 const SECRET_PLACES: &[&str] = &[
     "[ops]\ntoken = \"@\"",
     "[ops]\ntoken = [\"@\"]",
@@ -471,10 +474,10 @@ proptest! {
     fn no_secret_comes_out(index in 0..SECRET_PLACES.len(), tail in "[a-z0-9 =#-]{0,6}", in_environment: bool) {
         let secret = format!("{MARKER}{tail}");
         let text = SECRET_PLACES[index].replace("@@", &format!("{secret}\u{0}")).replace('@', &secret).replace('\u{0}', "@");
-        let place = ConfigDir::new(&[("feedmirror.toml", &text)]);
+        let config_dir = ConfigDir::new(&[("feedmirror.toml", &text)]);
         let environment = [("FEEDMIRROR_OPS__TOKEN", secret.as_str()), ("FEEDMIRROR_FEEDS__A__HEADERS__K__FOO", &secret)];
         let environment = if in_environment { &environment[..] } else { &[] };
-        let loaded = place.load_with(environment, &Overrides::default());
+        let loaded = config_dir.load_with(environment, &Overrides::default());
         prop_assert!(!problems(&loaded).is_empty(), "{}", text);
         let shown = match &loaded {
             Ok(config) => format!("{config:?}"),

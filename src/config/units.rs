@@ -1,4 +1,4 @@
-//! Values on their way from text to their types: durations, sizes, counts, words. Each says what would be right.
+//! Parses values from text into their types: durations, sizes, counts, words. Each error says what would be right.
 
 use std::time::Duration;
 
@@ -8,12 +8,12 @@ const DURATION: &str = "not a duration: write it as \"200ms\", \"8s\", \"15m\", 
 
 const SIZE: &str = "not a size: write bytes, or \"16KiB\", \"16MiB\", \"1GiB\" (or KB, MB, GB for powers of 1000)";
 
-/// Longer waits mean a mistyped unit, and could overflow a clock.
-const LONGEST: Duration = Duration::from_secs(3_650 * 86_400);
+/// The longest duration: a longer one means a mistyped unit, and could overflow a clock.
+const MAX_DURATION: Duration = Duration::from_secs(3_650 * 86_400);
 
-/// A duration longer than nothing.
-pub(super) fn duration(given: &ConfigValue<'_>) -> Result<Duration, String> {
-    let duration = duration_or_zero(given)?;
+/// A duration above zero.
+pub(super) fn duration(value: &ConfigValue<'_>) -> Result<Duration, String> {
+    let duration = duration_or_zero(value)?;
     if duration.is_zero() {
         return Err("must be longer than nothing".to_owned());
     }
@@ -21,32 +21,32 @@ pub(super) fn duration(given: &ConfigValue<'_>) -> Result<Duration, String> {
 }
 
 /// A duration that may be `"0s"`.
-pub(super) fn duration_or_zero(given: &ConfigValue<'_>) -> Result<Duration, String> {
-    let Some(text) = given.text() else {
-        return Err(if given.integer().is_some() {
+pub(super) fn duration_or_zero(value: &ConfigValue<'_>) -> Result<Duration, String> {
+    let Some(text) = value.text() else {
+        return Err(if value.integer().is_some() {
             "needs a unit: ms, s, m, h, d or w, as in \"8s\"".to_owned()
         } else {
             DURATION.to_owned()
         });
     };
     let duration = parse_duration(text).ok_or(DURATION)?;
-    if duration > LONGEST {
+    if duration > MAX_DURATION {
         return Err("must be at most \"3650d\"".to_owned());
     }
     Ok(duration)
 }
 
-/// What `parse` reads, or nothing for `"off"`.
+/// The value as `parse` reads it; none for `"off"`.
 pub(super) fn or_off<T>(
     parse: impl FnOnce(&ConfigValue<'_>) -> Result<T, String>,
 ) -> impl FnOnce(&ConfigValue<'_>) -> Result<Option<T>, String> {
-    |given| match given.text() {
+    |value| match value.text() {
         Some("off") => Ok(None),
-        _ => parse(given).map(Some).map_err(|message| format!("{message}, or \"off\"")),
+        _ => parse(value).map(Some).map_err(|message| format!("{message}, or \"off\"")),
     }
 }
 
-/// `2h30m` and the like; nothing when it isn't one. Units may come in any order, each number whole.
+/// Parses `2h30m` and the like; none when it isn't a duration. Units may come in any order; each number is whole.
 pub(super) fn parse_duration(text: &str) -> Option<Duration> {
     let mut rest = text.trim();
     let mut total = Duration::ZERO;
@@ -73,7 +73,7 @@ pub(super) fn parse_duration(text: &str) -> Option<Duration> {
     Some(total)
 }
 
-/// A duration as [`parse_duration`] reads it, in its largest units.
+/// A duration as text that [`parse_duration`] reads back, in its largest units.
 pub(super) fn duration_text(duration: Duration) -> String {
     let mut left = duration.as_millis();
     let mut text = String::new();
@@ -86,11 +86,11 @@ pub(super) fn duration_text(duration: Duration) -> String {
     if text.is_empty() { "0s".to_owned() } else { text }
 }
 
-/// A size in bytes, more than none.
-pub(super) fn size(given: &ConfigValue<'_>) -> Result<u64, String> {
-    let bytes = match given.integer() {
+/// A size in bytes, above zero.
+pub(super) fn size(value: &ConfigValue<'_>) -> Result<u64, String> {
+    let bytes = match value.integer() {
         Some(bytes) => u64::try_from(bytes).ok(),
-        None => given.text().and_then(parse_size),
+        None => value.text().and_then(parse_size),
     };
     bytes.filter(|bytes| *bytes > 0).ok_or_else(|| SIZE.to_owned())
 }
@@ -113,26 +113,26 @@ fn parse_size(text: &str) -> Option<u64> {
 }
 
 /// A whole number of at least one.
-pub(super) fn count(given: &ConfigValue<'_>) -> Result<usize, String> {
-    let number = given.integer().and_then(|n| usize::try_from(n).ok()).filter(|n| *n >= 1);
+pub(super) fn count(value: &ConfigValue<'_>) -> Result<usize, String> {
+    let number = value.integer().and_then(|n| usize::try_from(n).ok()).filter(|n| *n >= 1);
     number.ok_or_else(|| "must be a whole number of at least 1".to_owned())
 }
 
-/// Requests a second.
-pub(super) fn rate(given: &ConfigValue<'_>) -> Result<f64, String> {
-    let number = given.number().filter(|n| n.is_finite() && *n > 0.0);
+/// Requests per second.
+pub(super) fn rate(value: &ConfigValue<'_>) -> Result<f64, String> {
+    let number = value.number().filter(|n| n.is_finite() && *n > 0.0);
     number.ok_or_else(|| "must be a number of requests a second, over 0".to_owned())
 }
 
 /// A share from 0 to 1.
-pub(super) fn share(given: &ConfigValue<'_>) -> Result<f64, String> {
-    let number = given.number().filter(|n| (0.0..=1.0).contains(n));
+pub(super) fn share(value: &ConfigValue<'_>) -> Result<f64, String> {
+    let number = value.number().filter(|n| (0.0..=1.0).contains(n));
     number.ok_or_else(|| "must be a number from 0 to 1".to_owned())
 }
 
 /// Text that isn't empty.
-pub(super) fn text(given: &ConfigValue<'_>) -> Result<String, String> {
-    let text = given.text().filter(|text| !text.trim().is_empty());
+pub(super) fn text(value: &ConfigValue<'_>) -> Result<String, String> {
+    let text = value.text().filter(|text| !text.trim().is_empty());
     text.map(str::to_owned).ok_or_else(|| "must be text, and not empty".to_owned())
 }
 
@@ -141,7 +141,7 @@ pub(super) fn word<T>(
     from_word: impl FnOnce(&str) -> Option<T>,
     right: &'static str,
 ) -> impl FnOnce(&ConfigValue<'_>) -> Result<T, String> {
-    move |given| given.text().and_then(from_word).ok_or_else(|| format!("must be {right}"))
+    move |value| value.text().and_then(from_word).ok_or_else(|| format!("must be {right}"))
 }
 
 #[cfg(test)]

@@ -5,9 +5,9 @@ use url::Url;
 use super::table::ConfigValue;
 
 /// A URL that requests can be sent to.
-pub(super) fn http_url(given: &ConfigValue<'_>) -> Result<Url, String> {
+pub(super) fn http_url(value: &ConfigValue<'_>) -> Result<Url, String> {
     let right = "must be an absolute http or https URL, as \"https://example.org/feed\"";
-    let text = given.text().ok_or(right)?;
+    let text = value.text().ok_or(right)?;
     let url = Url::parse(text).map_err(|error| format!("{right} ({error}){}", url_for_message(text)))?;
     if !url.username().is_empty() || url.password().is_some() {
         return Err("must hold no credentials (not shown here): put them in headers, as \
@@ -17,29 +17,29 @@ pub(super) fn http_url(given: &ConfigValue<'_>) -> Result<Url, String> {
     if !matches!(url.scheme(), "http" | "https") || !url.has_host() {
         return Err(format!("{right}{}", url_for_message(text)));
     }
-    // It is never sent, so no `next` could equal the URL asked for: the feed would have no end.
+    // A fragment is never sent, so no `next` could equal the requested URL: the feed would have no end.
     if url.fragment().is_some() {
         return Err("must hold no fragment: leave out what follows #".to_owned());
     }
     Ok(url)
 }
 
-/// As [`http_url`], but as it was written.
-pub(super) fn as_written(given: &ConfigValue<'_>) -> Result<String, String> {
-    http_url(given)?;
-    Ok(given.text().unwrap_or_default().trim().to_owned())
+/// As [`http_url`], but the URL as it was written.
+pub(super) fn as_written(value: &ConfigValue<'_>) -> Result<String, String> {
+    http_url(value)?;
+    Ok(value.text().unwrap_or_default().trim().to_owned())
 }
 
-/// A wrong URL for a message, as far as no secret can stand in it: none before an `@`, none in a query.
+/// A wrong URL for a message, where it can hold no secret: none with an `@`, and nothing of a query.
 fn url_for_message(text: &str) -> String {
-    let place = text.split(['?', '#']).next().unwrap_or_default();
-    if text.contains('@') || place.chars().count() > 100 {
+    let without_query = text.split(['?', '#']).next().unwrap_or_default();
+    if text.contains('@') || without_query.chars().count() > 100 {
         return " (what was given is not shown: it may hold a secret)".to_owned();
     }
-    format!(", not {place:?}")
+    format!(", not {without_query:?}")
 }
 
-/// Whether it leads to this machine alone.
+/// Whether the URL leads to this machine alone.
 pub(super) fn is_loopback(url: &Url) -> bool {
     match url.host() {
         Some(url::Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),

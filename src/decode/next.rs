@@ -1,84 +1,86 @@
-//! Where a page sends its reader: the publisher's `next`, resolved but otherwise untouched, or one made from the last
-//! item where the publisher sends none.
+//! Decides what follows a page: the publisher's `next`, resolved but otherwise unchanged, or, where the publisher sends
+//! none, a URL made from the last item.
 //!
 //! URLs are text here: nothing is decoded, normalised or re-encoded, since a publisher's `next` is opaque (RPDE 1.0,
-//! "paging") and the end of a feed is recognised byte for byte.
+//! "paging") and the end of a feed is recognised byte for byte. Never decides whether a URL may be requested.
 
 use crate::feed::{Dialect, Item, NextPage, Page};
 
-/// Judges a page that was asked for at `asked`; `published` is its `next` with secrets already masked.
-pub fn decide_next(asked: &str, page: &mut Page, published: Option<&str>, configured: Option<Dialect>) -> NextPage {
-    let Some(published) = published else { return without_next(asked, page, configured) };
-    if let Some((_, cut)) = published.split_once('#') {
-        page.add_finding("next-fragment", || format!("`next` is cut at its raw `#`; {:?} is not sent", beginning(cut)));
+/// Decides what follows a page that was requested at the URL `requested`; `published` is its `next`, secrets masked.
+pub fn decide_next(requested: &str, page: &mut Page, published: Option<&str>, configured: Option<Dialect>) -> NextPage {
+    let Some(published) = published else { return without_next(requested, page, configured) };
+    if let Some((_, fragment)) = published.split_once('#') {
+        page.add_finding("next-fragment", || {
+            format!("`next` is cut at its raw `#`; {:?} is not sent", beginning(fragment))
+        });
     }
-    let url = resolve(asked, published);
-    match (url == asked, page.is_empty()) {
+    let url = resolve(requested, published);
+    match (url == requested, page.is_empty()) {
         (true, true) if page.null_items => NextPage::TreatedAsLevel("items-null"),
         (true, true) => NextPage::Level,
         (true, false) => {
             let items = page.items.len();
-            page.add_finding("self-next", || format!("a page with {items} items sends to itself: {asked}"));
+            page.add_finding("self-next", || format!("a page with {items} items sends to itself: {requested}"));
             NextPage::TreatedAsLevel("self-next")
         }
         (false, _) => NextPage::Follow { url, generated: false },
     }
 }
 
-/// The longest place that is followed, in bytes: longer ones are nobody's URL, and servers refuse them for good.
+/// The longest URL that is followed, bytes: servers refuse longer ones.
 const LONGEST: usize = 16 << 10;
 
-/// Why a place is not followed, if it is too long.
+/// Why a URL is not followed, if it is too long.
 pub fn length_refusal(next: &str) -> Option<String> {
     let length = next.len();
     (length > LONGEST).then(|| format!("long-next: `next` has {length} bytes; up to {LONGEST} are followed"))
 }
 
-/// A page's `next` without reading its items, where that is easily seen: behind the last list, or before `items`. What
-/// it sees is the page's own; it may see nothing.
+/// A page's `next` without reading the page's items, where that is easy: after the last list, or before `items`. A
+/// `next` that is returned is the page's own; none may be returned though the page has one.
 pub fn peek_next(page: &[u8]) -> Option<String> {
     peek_after_items(page).or_else(|| peek_before_items(page))
 }
 
-/// Publishers' few fields besides `items` fit this.
-const GLIMPSED: usize = 4 << 10;
+/// The bytes searched: enough for the few fields that publishers send besides `items`.
+const PEEKED_BYTES: usize = 4 << 10;
 
 #[derive(serde::Deserialize)]
 struct NextField {
     next: Option<String>,
 }
 
-/// What is left of the page is an object of its own only if the list was the page's own field.
+/// The rest of the page is an object of its own only if the list was the page's own field.
 fn peek_after_items(page: &[u8]) -> Option<String> {
-    let from = page.len().saturating_sub(GLIMPSED);
+    let from = page.len().saturating_sub(PEEKED_BYTES);
     let at = from + page.get(from..)?.iter().rposition(|byte| *byte == b']')?;
     let fields = page.get(at + 1..)?.trim_ascii_start().strip_prefix(b",")?;
     serde_json::from_slice::<NextField>(&[b"{", fields].concat()).ok()?.next
 }
 
 fn peek_before_items(page: &[u8]) -> Option<String> {
-    let head = page.get(..page.len().min(GLIMPSED))?;
+    let head = page.get(..page.len().min(PEEKED_BYTES))?;
     let at = head.windows(7).position(|word| word == b"\"items\"")?;
     let fields = head.get(..at)?.trim_ascii_end().strip_suffix(b",")?;
     serde_json::from_slice::<NextField>(&[fields, b"}"].concat()).ok()?.next
 }
 
-fn without_next(asked: &str, page: &mut Page, configured: Option<Dialect>) -> NextPage {
-    page.add_finding("no-next", || format!("a page without `next`: {asked}"));
-    let made = page.items.last().and_then(|last| build_next(asked, last, configured));
-    match made {
-        Some(url) if url != asked => NextPage::Follow { url, generated: true },
+fn without_next(requested: &str, page: &mut Page, configured: Option<Dialect>) -> NextPage {
+    page.add_finding("no-next", || format!("a page without `next`: {requested}"));
+    let generated = page.items.last().and_then(|last| build_next(requested, last, configured));
+    match generated {
+        Some(url) if url != requested => NextPage::Follow { url, generated: true },
         _ => NextPage::TreatedAsLevel("no-next"),
     }
 }
 
-/// What is cut off, as far as it is worth showing.
-fn beginning(cut: &str) -> String {
-    cut.chars().take(80).collect()
+/// The first characters of the fragment that is removed.
+fn beginning(fragment: &str) -> String {
+    fragment.chars().take(80).collect()
 }
 
-/// Resolves `reference` against `base` (RFC 3986 §5.2), leaving the bytes of both as they are, but for blanks and control
-/// characters around the reference, which no URL begins or ends with (WHATWG URL §4.4).
+/// Resolves `reference` against `base` (RFC 3986 §5.2), leaving the bytes of both as they are, but for blanks and
+/// control characters around the reference, which no URL begins or ends with (WHATWG URL §4.4).
 pub fn resolve(base: &str, reference: &str) -> String {
     let reference = reference.trim_matches(|c: char| c <= ' ');
     let base = base.split('#').next().unwrap_or(base);
@@ -141,7 +143,7 @@ fn without_dots(path: &str) -> String {
     format!("/{}", kept.join("/"))
 }
 
-/// The dialect that a URL's parameters speak, in any case (`afterID` exists).
+/// The dialect of a URL's parameters, whose case is ignored (`afterID` exists).
 pub fn dialect_of(url: &str) -> Option<Dialect> {
     let names: Vec<String> = pairs(url).map(|(name, _)| name.to_ascii_lowercase()).collect();
     let has = |wanted: &str| names.iter().any(|name| name == wanted);
@@ -157,8 +159,8 @@ pub fn dialect_of(url: &str) -> Option<Dialect> {
 }
 
 /// A `next` from a page's last item, by the rules of the dialect that the URL shows or the feed is configured with.
-fn build_next(asked: &str, last: &Item, configured: Option<Dialect>) -> Option<String> {
-    let dialect = dialect_of(asked).or(configured)?;
+fn build_next(requested: &str, last: &Item, configured: Option<Dialect>) -> Option<String> {
+    let dialect = dialect_of(requested).or(configured)?;
     let modified = last.modified.to_string();
     let wanted: &[(&str, &str)] = &match dialect {
         Dialect::Draft => vec![("from", modified.as_str()), ("after", &last.id)],
@@ -167,7 +169,7 @@ fn build_next(asked: &str, last: &Item, configured: Option<Dialect>) -> Option<S
     };
     let mut query: Vec<String> = Vec::new();
     let mut written = vec![false; wanted.len()];
-    for (name, value) in pairs(asked) {
+    for (name, value) in pairs(requested) {
         match wanted.iter().position(|(wanted, _)| wanted.eq_ignore_ascii_case(name)) {
             Some(i) => {
                 written[i] = true;
@@ -182,7 +184,7 @@ fn build_next(asked: &str, last: &Item, configured: Option<Dialect>) -> Option<S
             query.push(format!("{name}={}", percent_encode(value)));
         }
     }
-    let base = asked.split(['?', '#']).next().unwrap_or(asked);
+    let base = requested.split(['?', '#']).next().unwrap_or(requested);
     Some(format!("{base}?{}", query.join("&")))
 }
 
@@ -232,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn a_glimpse_sees_the_page_s_own_next_or_nothing() {
+    fn a_peek_returns_the_page_s_own_next_or_nothing() {
         for (page, seen) in [
             (r#"{"items":[{"a":["]"]}],"next":"n\u0031","license":"l"}"#, Some("n1")),
             (r#"{ "next" : "n", "items" : [ ] }"#, Some("n")),
@@ -251,33 +253,33 @@ mod tests {
         rpde::page(json.as_bytes().to_vec(), &rpde::DecodeSettings::default()).unwrap()
     }
 
-    fn judge(asked: &str, json: &str, configured: Option<Dialect>) -> (NextPage, Page) {
+    fn decide(requested: &str, json: &str, configured: Option<Dialect>) -> (NextPage, Page) {
         let mut page = page(json);
         let published = page.next.clone();
-        (decide_next(asked, &mut page, published.as_deref(), configured), page)
+        (decide_next(requested, &mut page, published.as_deref(), configured), page)
     }
 
     const ITEM: &str = r#"{"state":"deleted","kind":"k","id":"{a b}","modified":7}"#;
 
     #[test]
-    fn the_end_is_an_empty_page_that_sends_to_itself() {
-        let (next, _) = judge("http://h/f?x=1", r#"{"items":[],"next":"?x=1"}"#, None);
+    fn the_end_is_an_empty_page_whose_next_is_its_own_url() {
+        let (next, _) = decide("http://h/f?x=1", r#"{"items":[],"next":"?x=1"}"#, None);
         assert_eq!(next, NextPage::Level);
-        let (next, _) = judge("http://h/f?x=1", r#"{"items":[],"next":"http://H/f?x=1"}"#, None);
+        let (next, _) = decide("http://h/f?x=1", r#"{"items":[],"next":"http://H/f?x=1"}"#, None);
         assert_eq!(next, NextPage::Follow { url: "http://H/f?x=1".into(), generated: false });
     }
 
     #[test]
-    fn a_page_with_items_that_sends_to_itself_is_as_level() {
-        let (next, page) = judge("http://h/f", &format!(r#"{{"items":[{ITEM}],"next":"/f"}}"#), None);
+    fn a_page_with_items_whose_next_is_its_own_url_is_treated_as_level() {
+        let (next, page) = decide("http://h/f", &format!(r#"{{"items":[{ITEM}],"next":"/f"}}"#), None);
         assert_eq!(next, NextPage::TreatedAsLevel("self-next"));
         assert_eq!(page.findings[0].rule, "self-next");
     }
 
     #[test]
-    fn a_missing_next_is_made_where_the_dialect_is_known() {
+    fn a_missing_next_is_generated_where_the_dialect_is_known() {
         let body = format!(r#"{{"items":[{ITEM}]}}"#);
-        for (asked, configured, made) in [
+        for (requested, configured, generated) in [
             ("http://h/f", None, None),
             (
                 "http://h/f?limit=5",
@@ -293,12 +295,12 @@ mod tests {
             ("http://h/f?after=x&from=1", None, Some("http://h/f?after=%7Ba%20b%7D&from=7")),
             ("http://h/f?afterChangeNumber=7", None, None),
         ] {
-            let (next, page) = judge(asked, &body, configured);
-            let expected = made.map_or(NextPage::TreatedAsLevel("no-next"), |url| NextPage::Follow {
+            let (next, page) = decide(requested, &body, configured);
+            let expected = generated.map_or(NextPage::TreatedAsLevel("no-next"), |url| NextPage::Follow {
                 url: url.into(),
                 generated: true,
             });
-            assert_eq!(next, expected, "{asked}");
+            assert_eq!(next, expected, "{requested}");
             assert_eq!(page.findings[0].rule, "no-next");
         }
     }

@@ -1,7 +1,8 @@
-//! What a walk found, against what is configured: feeds that appeared, vanished or moved, and sites that vanished.
+//! Compares a crawl's result with the configuration: feeds that appeared, vanished or moved, and sites that vanished.
+//! Pure.
 //!
-//! Nothing is said to have vanished that may only be out of reach: a page that could not be read takes nothing with it,
-//! and a walk that was cut short takes no site.
+//! Nothing is reported as vanished that may only be unreachable: not the feeds of a page that could not be read, and no
+//! site where the crawl was incomplete.
 
 use std::collections::BTreeSet;
 
@@ -10,13 +11,13 @@ use serde::Serialize;
 use super::Dataset;
 use super::names::{KnownFeed, KnownNames, NamedDataset};
 
-/// What became of a feed or a site.
+/// How a feed or a site has changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ChangeKind {
     /// Listed, and not configured.
     Appeared,
-    /// Configured, and not listed by its site any more.
+    /// Configured, and not listed by the site any more.
     Vanished,
     /// Listed at another URL.
     Moved,
@@ -24,40 +25,38 @@ pub enum ChangeKind {
     SiteVanished,
 }
 
-/// One difference.
+/// One difference between the listing and the configuration.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ListingChange {
-    /// What became of it.
     pub change: ChangeKind,
-    /// The feed's name, of a site its provider's.
+    /// The feed's name; of a site, its provider's name.
     pub name: String,
-    /// Where it is now, or was last.
+    /// The current URL; of what has vanished, the last one.
     pub url: String,
-    /// Where it was, when it moved.
+    /// The former URL of what has moved.
     pub before: Option<String>,
-    /// The dataset that it is of.
+    /// The URL of the dataset.
     pub dataset_url: String,
 }
 
-/// A walk's result, as far as it matters here.
+/// A crawl's result.
 #[derive(Clone, Copy, Debug)]
 pub struct CrawlResult<'a> {
-    /// Where it began.
+    /// The URL that the crawl began at.
     pub from: &'a str,
-    /// Everything found.
     pub datasets: &'a [Dataset],
     /// Pages that could not be read.
     pub unread_pages: &'a BTreeSet<String>,
-    /// Whether it came to its end.
+    /// Whether every page was visited.
     pub is_complete: bool,
 }
 
 /// Every difference, by dataset in the order of `named`, sites at the end.
-pub fn compare_listings(walked: CrawlResult<'_>, named: &[NamedDataset], known: &KnownNames) -> Vec<ListingChange> {
+pub fn compare_listings(crawl: CrawlResult<'_>, named: &[NamedDataset], known: &KnownNames) -> Vec<ListingChange> {
     let mut changes: Vec<ListingChange> = named.iter().flat_map(|named| appeared(named, known)).collect();
-    changes.extend(vanished(walked, named, known));
-    if walked.is_complete {
-        changes.extend(sites(walked, known));
+    changes.extend(vanished(crawl, named, known));
+    if crawl.is_complete {
+        changes.extend(sites(crawl, known));
     }
     changes
 }
@@ -79,18 +78,18 @@ fn appeared<'a>(named: &'a NamedDataset, known: &'a KnownNames) -> impl Iterator
 }
 
 fn vanished<'a>(
-    walked: CrawlResult<'a>,
+    crawl: CrawlResult<'a>,
     named: &'a [NamedDataset],
     known: &'a KnownNames,
 ) -> impl Iterator<Item = ListingChange> + use<'a> {
     let listed: BTreeSet<&str> =
-        walked.datasets.iter().flat_map(|dataset| &dataset.feeds).map(|feed| feed.url.as_str()).collect();
-    let read: BTreeSet<&str> = walked.datasets.iter().map(|dataset| dataset.url.as_str()).collect();
-    let kept: BTreeSet<&str> = named.iter().flat_map(|named| &named.names).map(String::as_str).collect();
+        crawl.datasets.iter().flat_map(|dataset| &dataset.feeds).map(|feed| feed.url.as_str()).collect();
+    let read: BTreeSet<&str> = crawl.datasets.iter().map(|dataset| dataset.url.as_str()).collect();
+    let assigned: BTreeSet<&str> = named.iter().flat_map(|named| &named.names).map(String::as_str).collect();
     known.feeds.iter().filter_map(move |feed| {
         let dataset_url = feed.dataset_url.as_deref().filter(|url| read.contains(url))?;
-        let gone = !listed.contains(feed.url.as_str()) && !kept.contains(feed.name.as_str());
-        gone.then(|| ListingChange {
+        let is_unlisted = !listed.contains(feed.url.as_str()) && !assigned.contains(feed.name.as_str());
+        is_unlisted.then(|| ListingChange {
             change: ChangeKind::Vanished,
             name: feed.name.clone(),
             url: feed.url.clone(),
@@ -100,12 +99,12 @@ fn vanished<'a>(
     })
 }
 
-fn sites<'a>(walked: CrawlResult<'a>, known: &'a KnownNames) -> impl Iterator<Item = ListingChange> + use<'a> {
-    let found: BTreeSet<&str> = walked.datasets.iter().map(|dataset| dataset.url.as_str()).collect();
-    let gone = known.sites.iter().filter(move |(url, site)| {
-        site.from == walked.from && !found.contains(url.as_str()) && !walked.unread_pages.contains(&site.page)
+fn sites<'a>(crawl: CrawlResult<'a>, known: &'a KnownNames) -> impl Iterator<Item = ListingChange> + use<'a> {
+    let found: BTreeSet<&str> = crawl.datasets.iter().map(|dataset| dataset.url.as_str()).collect();
+    let vanished = known.sites.iter().filter(move |(url, site)| {
+        site.from == crawl.from && !found.contains(url.as_str()) && !crawl.unread_pages.contains(&site.page)
     });
-    gone.map(|(url, site)| ListingChange {
+    vanished.map(|(url, site)| ListingChange {
         change: ChangeKind::SiteVanished,
         name: site.provider.clone(),
         url: url.clone(),
@@ -114,7 +113,7 @@ fn sites<'a>(walked: CrawlResult<'a>, known: &'a KnownNames) -> impl Iterator<It
     })
 }
 
-/// The feeds of a dataset's own file that its site doesn't list any more.
+/// The feeds of a dataset's own file that the dataset's site doesn't list any more.
 pub fn unlisted_feeds(named: &NamedDataset, own: &[KnownFeed]) -> Vec<KnownFeed> {
     let listed = |feed: &&KnownFeed| {
         !named.names.contains(&feed.name) && named.dataset.feeds.iter().all(|found| found.url != feed.url)
@@ -156,22 +155,26 @@ mod tests {
         }
     }
 
-    fn told(found: Vec<Dataset>, known: &KnownNames, unread: &[&str], whole: bool) -> Vec<(ChangeKind, String)> {
+    fn changes_of(
+        found: Vec<Dataset>,
+        known: &KnownNames,
+        unread: &[&str],
+        is_complete: bool,
+    ) -> Vec<(ChangeKind, String)> {
         let named = assign_names(found.clone(), known, &mut Vec::new());
         let unread = unread.iter().map(|url| (*url).to_owned()).collect();
-        let walked =
-            CrawlResult { from: "https://from.example/", datasets: &found, unread_pages: &unread, is_complete: whole };
-        compare_listings(walked, &named, known).into_iter().map(|change| (change.change, change.name)).collect()
+        let crawl = CrawlResult { from: "https://from.example/", datasets: &found, unread_pages: &unread, is_complete };
+        compare_listings(crawl, &named, known).into_iter().map(|change| (change.change, change.name)).collect()
     }
 
     #[test]
-    fn what_appeared_vanished_and_moved_is_told() {
+    fn what_appeared_vanished_and_moved_is_reported() {
         let known = known(&[
             ("acme-same", "https://acme.example/same"),
             ("acme-moved", "https://acme.example/elsewhere"),
             ("acme-gone", "https://acme.example/gone"),
         ]);
-        let changes = told(vec![dataset(SITE, &["same", "moved", "new"])], &known, &[], true);
+        let changes = changes_of(vec![dataset(SITE, &["same", "moved", "new"])], &known, &[], true);
         let expected = [
             (ChangeKind::Moved, "acme-moved"),
             (ChangeKind::Appeared, "acme-new"),
@@ -181,10 +184,10 @@ mod tests {
     }
 
     #[test]
-    fn a_site_has_vanished_only_where_its_page_could_be_read_or_is_listed_no_more() {
+    fn a_site_has_vanished_only_where_the_crawl_was_complete_and_its_page_was_readable() {
         let known = known(&[("acme-same", "https://acme.example/same")]);
-        assert_eq!(told(Vec::new(), &known, &[], true), [(ChangeKind::SiteVanished, "acme".to_owned())]);
-        assert_eq!(told(Vec::new(), &known, &[SITE], true), []);
-        assert_eq!(told(Vec::new(), &known, &[], false), []);
+        assert_eq!(changes_of(Vec::new(), &known, &[], true), [(ChangeKind::SiteVanished, "acme".to_owned())]);
+        assert_eq!(changes_of(Vec::new(), &known, &[SITE], true), []);
+        assert_eq!(changes_of(Vec::new(), &known, &[], false), []);
     }
 }

@@ -1,11 +1,12 @@
-//! The two things that are wanted of an HTML page: its JSON-LD blocks, and where it sends its reader.
+//! Reads an HTML page's JSON-LD blocks and the target of its `<meta http-equiv=refresh>`.
 //!
-//! A tokenizer that follows the standard (WHATWG HTML §13.2.5) reads it, so that a `<script>` in a comment, a style or
-//! another script is none, and a page cut short gives what it has. No tree is built and nothing is run.
+//! The page is read by a tokenizer that follows the standard (WHATWG HTML §13.2.5), so that a `<script>` in a comment,
+//! a style or another script is none, and a truncated page is read as far as it goes. No tree is built, no script is
+//! run.
 
 use html5gum::{DefaultEmitter, StartTag, Token, Tokenizer};
 
-/// What a page has of them.
+/// What is read of a page.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct HtmlContent {
     /// The text of each `<script type="application/ld+json">`.
@@ -42,9 +43,9 @@ fn attribute(tag: &StartTag<()>, name: &[u8]) -> Option<String> {
 }
 
 fn is_json_ld(tag: &StartTag<()>) -> bool {
-    let sort = || attribute(tag, b"type").unwrap_or_default();
-    let essence = |sort: String| sort.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-    tag.name.as_slice() == b"script" && essence(sort()) == "application/ld+json"
+    let media_type = || attribute(tag, b"type").unwrap_or_default();
+    let essence = |media_type: String| media_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    tag.name.as_slice() == b"script" && essence(media_type()) == "application/ld+json"
 }
 
 /// WHATWG HTML §4.2.5.3, "refresh", as far as sites use it.
@@ -70,7 +71,7 @@ mod tests {
     }
 
     #[test]
-    fn a_page_that_only_sends_elsewhere_says_where() {
+    fn the_target_of_a_meta_refresh_is_read() {
         let target = |content: &str| read(&format!("<meta HTTP-EQUIV=Refresh content=\"{content}\">")).meta_refresh;
         assert_eq!(target("0;url=https://a.example/").as_deref(), Some("https://a.example/"));
         assert_eq!(target("5; URL = '/b'").as_deref(), Some("/b"));

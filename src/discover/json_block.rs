@@ -1,5 +1,5 @@
-//! JSON as it stands in pages: with what templates put around it and left in it. What a browser's console would accept
-//! is read; what is no JSON by any of these is told with the problem that it has as it stands.
+//! Parses the JSON of web pages, with the wrappers and defects that templates leave. Text that is no JSON even without
+//! them is refused with the parser's message about the text as sent.
 
 use std::borrow::Cow;
 
@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::text::without_references;
 
-/// What templates put around a block, for browsers that are long gone; some of it is escaped on the way.
+/// Wrappers that templates put around a block, for obsolete browsers; some arrive escaped.
 const WRAPPERS: [&str; 20] = [
     "<![CDATA[",
     "&lt;![CDATA[",
@@ -31,17 +31,19 @@ const WRAPPERS: [&str; 20] = [
     ";",
 ];
 
-/// A document. Line breaks within texts, which JSON forbids and templates make, are read as spaces; commas behind which
-/// nothing follows are passed over.
+/// Parses a document. Line breaks within strings, which JSON forbids and templates make, are read as spaces; trailing
+/// commas are ignored.
 pub(super) fn parse(text: &str) -> Result<Value, String> {
     serde_json::from_str(text).or_else(|error| {
-        let spaced: String = text.chars().map(|sign| if sign.is_control() { ' ' } else { sign }).collect();
+        let spaced: String =
+            text.chars().map(|character| if character.is_control() { ' ' } else { character }).collect();
         let lenient = || serde_json::from_str(&without_trailing_commas(&spaced));
         serde_json::from_str(&spaced).or_else(|_| lenient()).map_err(|_| error.to_string())
     })
 }
 
-/// A block of a page, without the comments and CDATA marks around it; one escaped as if it were HTML text is unescaped.
+/// Parses a block of a page, without the comments and CDATA marks around it; a block that is escaped as HTML text is
+/// unescaped.
 pub(super) fn parse_block(text: &str) -> Result<Value, String> {
     let inner = unwrapped(text);
     if inner.is_empty() {
@@ -56,7 +58,7 @@ pub(super) fn parse_block(text: &str) -> Result<Value, String> {
             Err(why) => problem = problem.or(Some(why)),
         }
     }
-    // Whatever else stands around it.
+    // Any other text around the JSON.
     let objects = inner.find('{').zip(inner.rfind('}')).and_then(|(from, to)| inner.get(from..=to));
     let found = objects.and_then(|text| parse(text).or_else(|_| parse(&format!("[{text}]"))).ok());
     found.ok_or_else(|| problem.unwrap_or_default())
@@ -72,20 +74,20 @@ fn unwrapped(text: &str) -> &str {
     inner
 }
 
-/// Without commas that only white space parts from the end of their list or object.
+/// The text without commas that only white space separates from the end of their list or object.
 fn without_trailing_commas(text: &str) -> String {
     let (mut out, mut in_text, mut escaped) = (String::with_capacity(text.len()), false, false);
-    for (at, sign) in text.char_indices() {
-        let ends = || text[at + 1..].trim_start().starts_with(['}', ']']);
-        if !in_text && sign == ',' && ends() {
+    for (at, character) in text.char_indices() {
+        let is_trailing = || text[at + 1..].trim_start().starts_with(['}', ']']);
+        if !in_text && character == ',' && is_trailing() {
             continue;
         }
-        (in_text, escaped) = match sign {
+        (in_text, escaped) = match character {
             '"' if !escaped => (!in_text, false),
             '\\' => (in_text, in_text && !escaped),
             _ => (in_text, false),
         };
-        out.push(sign);
+        out.push(character);
     }
     out
 }
@@ -95,7 +97,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn whatever_templates_put_around_a_block_it_is_read() {
+    fn a_block_is_read_whatever_wrappers_templates_put_around_it() {
         let expected = Ok(serde_json::json!({"a": ["1,]", "\\\",}"], "b": 2}));
         let json = r#"{"a":["1,]","\\\",}",],"b":2,}"#;
         for block in [

@@ -1,7 +1,7 @@
-//! JSON-LD as publishers write it → datasets, catalogues, sites.
+//! Reads datasets, catalogues and sites from JSON-LD as publishers write it. Expands no context.
 //!
-//! `@id` or `id`, `@type` or `type`, one object where a list is due, a URL where an object is due, prefixes before
-//! schema.org's names, references into a `@graph`: all of it is read. What is left out is said in words.
+//! All of these are read: `@id` or `id`, `@type` or `type`, one object in place of a list, a URL in place of an object,
+//! prefixes before schema.org's names, references into a `@graph`. What is left out is reported as a problem in words.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -13,13 +13,13 @@ use super::{Dataset, DatasetFeed, Listing};
 
 type Node = Map<String, Value>;
 
-/// Before the names of schema.org's properties, where a page spells them out.
+/// Prefixes that pages put before the names of schema.org's properties.
 const PREFIXES: [&str; 4] = ["", "schema:", "https://schema.org/", "http://schema.org/"];
-/// Where a page puts what it is about.
-const INWARDS: [&str; 4] = ["@graph", "mainEntity", "mainEntityOfPage", "about"];
-/// More entries of one list, and more datasets of one page, are not read: no publisher has a tenth of them.
+/// The properties that hold a page's main objects.
+const MAIN_PROPERTIES: [&str; 4] = ["@graph", "mainEntity", "mainEntityOfPage", "about"];
+/// The most entries read of one list, and datasets of one page: no publisher has a tenth of them.
 const MOST: usize = 5_000;
-/// Deeper, no page is read: serde_json itself refuses 128.
+/// The deepest level that is read: serde_json itself refuses 128.
 const DEEPEST: usize = 32;
 
 /// A link of a page at `at`: absolute, http or https, without a fragment.
@@ -39,23 +39,23 @@ pub(super) fn link(text: &str, at: &Url) -> Result<Url, String> {
     Ok(url)
 }
 
-/// Whether a text holds the marks of a template: the page was sent without being made.
+/// Whether a text holds the marks of a template: the page was sent without being rendered.
 fn is_template(text: &str) -> bool {
     const MARKS: [&str; 10] = ["{{", "}}", "{%", "<%", "%>", "${", "#{", "[[", "<?", "%7b%7b"];
     let text = text.to_ascii_lowercase();
     MARKS.iter().any(|mark| text.contains(mark))
 }
 
-/// What the trees of a page at `at` tell of; `escaped` when its texts may hold HTML's character references.
+/// Reads the trees of a page at the URL `at`; `escaped` when its texts may hold HTML's character references.
 pub(super) fn read_trees(trees: &[Value], at: &Url, escaped: bool) -> Listing {
     let mut nodes = HashMap::new();
     trees.iter().for_each(|tree| index(tree, &mut nodes, 0));
-    let mut reading = ListingReader { at, escaped, nodes, listing: Listing::default(), seen: BTreeSet::new() };
-    trees.iter().for_each(|tree| reading.visit(tree, 0));
-    reading.listing
+    let mut reader = ListingReader { at, escaped, nodes, listing: Listing::default(), seen: BTreeSet::new() };
+    trees.iter().for_each(|tree| reader.visit(tree, 0));
+    reader.listing
 }
 
-/// Nodes that say something of themselves, by id.
+/// Indexes by id the nodes that have other properties, too.
 fn index<'a>(value: &'a Value, nodes: &mut HashMap<&'a str, &'a Node>, depth: usize) {
     if depth > DEEPEST {
         return;
@@ -80,18 +80,18 @@ fn id(node: &Node) -> Option<&str> {
 
 fn property<'a>(node: &'a Node, name: &str) -> Option<&'a Value> {
     let named = node.get(name).or_else(|| PREFIXES.iter().find_map(|prefix| node.get(&format!("{prefix}{name}"))));
-    // JSON-LD's names have one case alone, and people have many.
+    // JSON-LD's names are case-sensitive, and publishers write them in any case.
     let cased = || node.iter().find(|(key, _)| local(key).eq_ignore_ascii_case(name) && !key.starts_with('@'));
     named.or_else(|| cased().map(|(_, value)| value))
 }
 
-/// The key that may stand for `name` where that is missing.
+/// The key that may be a misspelt `name`, where that is missing.
 fn near<'a>(node: &'a Node, name: &str) -> Option<&'a str> {
     let keys = node.keys().map(|key| (strsim::damerau_levenshtein(local(key), name), key.as_str()));
     keys.filter(|(distance, _)| *distance <= 3).min().map(|(_, key)| key)
 }
 
-/// Where a property that is missing may be, in words.
+/// Which key may be a missing property, in words.
 fn or_near(node: &Node, name: &str) -> String {
     near(node, name).map_or_else(String::new, |key| format!(": did {:?} mean it?", clean(key).unwrap_or_default()))
 }
@@ -103,7 +103,7 @@ fn misspelt<'a>(node: &'a Node, name: &str) -> Option<&'a str> {
     node.keys().find(cased).filter(|_| !right).map(String::as_str)
 }
 
-/// A value as a list, as JSON-LD means it.
+/// A value as a list: in JSON-LD, one value is a list of one.
 fn each(value: &Value) -> &[Value] {
     match value {
         Value::Null => &[],
@@ -116,7 +116,7 @@ fn entries<'a>(node: &'a Node, name: &str) -> &'a [Value] {
     property(node, name).map_or(&[], each)
 }
 
-/// `https://schema.org/Dataset`, `schema:Dataset` and `Dataset` are one.
+/// `https://schema.org/Dataset`, `schema:Dataset` and `Dataset` are the same name.
 fn local(name: &str) -> &str {
     name.rsplit(['/', '#', ':']).next().unwrap_or(name)
 }
@@ -140,7 +140,7 @@ struct ListingReader<'a> {
     escaped: bool,
     nodes: HashMap<&'a str, &'a Node>,
     listing: Listing,
-    /// Nodes read already, by address: a graph may name one from many places.
+    /// Nodes read already, by address: a graph may refer to a node from many others.
     seen: BTreeSet<usize>,
 }
 
@@ -158,7 +158,7 @@ impl<'a> ListingReader<'a> {
                 } else if is_catalogue(node) {
                     self.catalogue(node, depth);
                 }
-                for inner in INWARDS.iter().filter_map(|name| node.get(*name)) {
+                for inner in MAIN_PROPERTIES.iter().filter_map(|name| node.get(*name)) {
                     self.visit(inner, depth + 1);
                 }
             }
@@ -174,20 +174,20 @@ impl<'a> ListingReader<'a> {
 
     fn catalogue(&mut self, node: &'a Node, depth: usize) {
         for list in ["dataset", "hasPart"] {
-            for entry in self.most(list, entries(node, list)) {
+            for entry in self.limited(list, entries(node, list)) {
                 self.entry(list, entry, depth);
             }
         }
     }
 
-    fn most(&mut self, list: &str, entries: &'a [Value]) -> &'a [Value] {
+    fn limited(&mut self, list: &str, entries: &'a [Value]) -> &'a [Value] {
         if entries.len() > MOST {
             self.listing.problems.push(format!("of `{list}` only the first {MOST} of {} are read", entries.len()));
         }
         &entries[..entries.len().min(MOST)]
     }
 
-    /// An entry of a catalogue: the thing itself, or where it is.
+    /// Reads an entry of a catalogue: the dataset or catalogue itself, or its URL.
     fn entry(&mut self, list: &str, entry: &'a Value, depth: usize) {
         let mut is_site = list == "dataset";
         let target = match entry {
@@ -203,7 +203,7 @@ impl<'a> ListingReader<'a> {
         };
         let link = match target {
             Some(target) => link(&target, self.at),
-            None => Err(format!("it is {}, neither a URL nor something with one", sort(entry))),
+            None => Err(format!("it is {}, neither a URL nor something with one", type_name(entry))),
         };
         match link {
             Ok(url) if self.listing.sites.len() + self.listing.catalogues.len() < 2 * MOST => {
@@ -233,7 +233,7 @@ impl<'a> ListingReader<'a> {
             let problem = format!("a dataset has no distribution{}", or_near(node, "distribution"));
             self.listing.problems.push(problem);
         }
-        for entry in self.most("distribution", entries(node, "distribution")) {
+        for entry in self.limited("distribution", entries(node, "distribution")) {
             if let Some(key) = entry.as_object().and_then(|node| misspelt(node, "contentUrl")) {
                 self.listing.problems.push(format!("{:?} is taken for contentUrl", clean(key).unwrap_or_default()));
             }
@@ -252,7 +252,7 @@ impl<'a> ListingReader<'a> {
     }
 
     fn download(&self, entry: &'a Value) -> Result<DatasetFeed, String> {
-        let Value::Object(node) = entry else { return Err(format!("it is {}, no object", sort(entry))) };
+        let Value::Object(node) = entry else { return Err(format!("it is {}, no object", type_name(entry))) };
         let node = self.dereference(node);
         let kind = self.shown(property(node, "additionalType")).map(|kind| local(&kind).to_owned());
         let url = self.first_text(property(node, "contentUrl"));
@@ -261,16 +261,17 @@ impl<'a> ListingReader<'a> {
         if !self.is_rpde(node) {
             return Err(format!("{target} is no RPDE feed, by its encodingFormat"));
         }
-        // A feed's URL is asked for as its publisher wrote it, where that can be.
+        // A feed's URL is requested as its publisher wrote it, where that is possible.
         let url = if Url::parse(&url).is_ok_and(|written| written == target) { url } else { target.to_string() };
         let named = ["identifier", "name"].iter().find_map(|name| self.shown(property(node, name)));
         let named = named.filter(|name| !name.contains("://") && name.chars().any(char::is_alphabetic));
-        let place = || target.path_segments()?.rfind(|part| !part.is_empty()).map(str::to_owned);
-        let name = named.or_else(|| kind.clone()).or_else(place).unwrap_or_else(|| "feed".to_owned());
+        let last_segment = || target.path_segments()?.rfind(|part| !part.is_empty()).map(str::to_owned);
+        let name = named.or_else(|| kind.clone()).or_else(last_segment).unwrap_or_else(|| "feed".to_owned());
         Ok(DatasetFeed { name, kind, url, total_items: property(node, "totalItems").and_then(count) })
     }
 
-    /// By its format; a download of one of OpenActive's own types without any is taken for one.
+    /// Whether the download is an RPDE feed, by its format; one without a format is, if its type is one of
+    /// OpenActive's.
     fn is_rpde(&self, node: &'a Node) -> bool {
         let formats = ["encodingFormat", "fileFormat"].iter().flat_map(|name| entries(node, name));
         let formats: Vec<String> = formats.filter_map(|format| self.first_text(Some(format))).collect();
@@ -324,7 +325,7 @@ impl<'a> ListingReader<'a> {
 }
 
 impl Dataset {
-    /// Takes over what another description of the same dataset has besides.
+    /// Adds what another description of the same dataset has besides.
     pub(crate) fn merge(&mut self, other: Self) {
         self.name = self.name.take().or(other.name);
         self.publisher = self.publisher.take().or(other.publisher);
@@ -344,7 +345,7 @@ fn count(value: &Value) -> Option<u64> {
         Value::Array(list) => count(list.first()?),
         _ => None,
     };
-    // As large as SQLite's integers, and no feed has none for long.
+    // At most SQLite's largest integer; 0 is no useful number, since no feed is empty for long.
     number.filter(|number| (1..=i64::MAX as u64).contains(number))
 }
 
@@ -353,7 +354,7 @@ fn to_integer(number: f64) -> Option<u64> {
     (0.0..9e15).contains(&number).then_some(number as u64)
 }
 
-fn sort(value: &Value) -> &'static str {
+fn type_name(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
         Value::Bool(_) => "true or false",

@@ -1,7 +1,7 @@
-//! Names for providers and feeds: the same datasets get the same names, whatever else is found with them.
+//! Names for providers and feeds: the same datasets get the same names, whatever else is found with them. Pure.
 //!
-//! What is configured keeps its name for good, though its publisher or identifier be renamed: a feed's name is what its
-//! rows stand under. Names are made of a-z, 0-9 and `-`, as `FeedName` takes them.
+//! A configured feed keeps its name for good, even where its publisher or identifier is renamed: the feed's rows are
+//! stored under its name. Names are made of a-z, 0-9 and `-`, as `FeedName` accepts them.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
@@ -9,17 +9,16 @@ use url::Url;
 
 use super::{Dataset, DatasetFeed};
 
-/// A longer name helps nobody.
+/// The longest name, characters.
 const LONGEST: usize = 60;
 
-/// What is configured already.
+/// The names that are configured already.
 #[derive(Clone, Debug, Default)]
 pub struct KnownNames {
-    /// Each provider's name, and every other name that is not to be given to one.
+    /// The providers' names, and every other name that no provider may get.
     pub providers: BTreeSet<String>,
-    /// Each feed.
     pub feeds: Vec<KnownFeed>,
-    /// What stands for each dataset, by its URL, in a file that discovery wrote.
+    /// The datasets in files that discovery wrote, by URL.
     pub sites: BTreeMap<String, KnownSite>,
 }
 
@@ -28,22 +27,20 @@ pub struct KnownNames {
 pub struct KnownSite {
     /// The provider's name.
     pub provider: String,
-    /// The page that it was found on.
+    /// The page that the dataset was found on.
     pub page: String,
-    /// Where the walk that found it began.
+    /// The URL that the crawl began at.
     pub from: String,
 }
 
 /// A configured feed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KnownFeed {
-    /// Its name.
     pub name: String,
-    /// Its provider.
     pub provider: Option<String>,
-    /// The first page's URL; empty when it is wrong.
+    /// The first page's URL; empty when the configured one is invalid.
     pub url: String,
-    /// The dataset that it is of.
+    /// The URL of the feed's dataset.
     pub dataset_url: Option<String>,
 }
 
@@ -52,29 +49,28 @@ pub struct KnownFeed {
 pub struct NamedDataset {
     /// The provider's name.
     pub provider: String,
-    /// What was found.
     pub dataset: Dataset,
-    /// The name of each of the dataset's feeds.
+    /// The names of the dataset's feeds, in their order.
     pub names: Vec<String>,
 }
 
-/// Names for these datasets, in the order of their URLs; a feed that another dataset or the configuration outside of the
-/// dataset's own file has already is left out, and said so in `problems`.
+/// Names for these datasets, in the order of their URLs. A feed is left out where the configuration outside of the
+/// dataset's own file has it, or, with a line in `problems`, where another dataset has it.
 pub fn assign_names(mut datasets: Vec<Dataset>, known: &KnownNames, problems: &mut Vec<String>) -> Vec<NamedDataset> {
     datasets.sort_by(|a, b| a.url.cmp(&b.url));
-    let mut taken = UsedNames {
+    let mut used = UsedNames {
         providers: known.providers.clone(),
         names: known.feeds.iter().map(|feed| feed.name.clone()).collect(),
-        at: known.feeds.iter().map(|feed| (feed.url.as_str(), feed)).collect(),
+        by_url: known.feeds.iter().map(|feed| (feed.url.as_str(), feed)).collect(),
         known,
     };
     let mut owners: HashMap<String, String> = HashMap::new();
     let mut named = Vec::new();
     for mut dataset in datasets {
         let own = known.sites.get(&dataset.url).map(|site| site.provider.clone());
-        let elsewhere = |url: &str| taken.at.get(url).is_some_and(|feed| own.is_none() || feed.provider != own);
+        let elsewhere = |url: &str| used.by_url.get(url).is_some_and(|feed| own.is_none() || feed.provider != own);
         dataset.feeds.retain(|feed| match owners.get(&feed.url) {
-            // Configured by hand, or found twice: the one that has it keeps it.
+            // Configured by hand: the feed stays in that configuration.
             _ if elsewhere(&feed.url) => false,
             Some(owner) => {
                 problems.push(format!("{}: {} is a feed of {owner} too, and taken once", dataset.url, feed.url));
@@ -86,35 +82,36 @@ pub fn assign_names(mut datasets: Vec<Dataset>, known: &KnownNames, problems: &m
             continue;
         }
         owners.extend(dataset.feeds.iter().map(|feed| (feed.url.clone(), dataset.url.clone())));
-        let provider = own.unwrap_or_else(|| provider(&dataset, &taken.providers));
-        taken.providers.insert(provider.clone());
-        let names = taken.feeds(&dataset, &provider);
+        let provider = own.unwrap_or_else(|| provider(&dataset, &used.providers));
+        used.providers.insert(provider.clone());
+        let names = used.feeds(&dataset, &provider);
         named.push(NamedDataset { provider, dataset, names });
     }
     named
 }
 
-/// Every name that is given, and what is configured where.
+/// The names in use, and the configured feeds by URL.
 struct UsedNames<'a> {
     providers: BTreeSet<String>,
     names: HashSet<String>,
-    at: HashMap<&'a str, &'a KnownFeed>,
+    by_url: HashMap<&'a str, &'a KnownFeed>,
     known: &'a KnownNames,
 }
 
 impl UsedNames<'_> {
-    /// What is configured at a URL keeps its name; what has moved keeps the name that it would be given.
+    /// A feed that is configured with its URL keeps its name; a feed that has moved keeps the name that it would get
+    /// anew.
     fn feeds(&mut self, dataset: &Dataset, provider: &str) -> Vec<String> {
         let urls: HashSet<&str> = dataset.feeds.iter().map(|feed| feed.url.as_str()).collect();
         let own = self.known.feeds.iter().filter(|feed| feed.provider.as_deref() == Some(provider));
-        // Names of the dataset's own file whose feed isn't where it was.
-        let mut left: HashSet<&str> =
+        // Names in the dataset's own file whose feed has another URL now.
+        let mut reusable: HashSet<&str> =
             own.filter(|feed| !urls.contains(feed.url.as_str())).map(|feed| feed.name.as_str()).collect();
         let mut names = Vec::with_capacity(dataset.feeds.len());
         for feed in &dataset.feeds {
-            let known = self.at.get(feed.url.as_str()).map(|known| known.name.clone());
+            let known = self.by_url.get(feed.url.as_str()).map(|known| known.name.clone());
             let name = known.unwrap_or_else(|| {
-                let mut free = |name: &String| left.remove(name.as_str()) || !self.names.contains(name);
+                let mut free = |name: &String| reusable.remove(name.as_str()) || !self.names.contains(name);
                 candidates(provider, feed).find(|name| free(name)).unwrap_or_default()
             });
             self.names.insert(name.clone());
@@ -124,8 +121,9 @@ impl UsedNames<'_> {
     }
 }
 
-/// Of the publisher, else of the host; with the host, then the path, then a hash, where that is another's already.
-fn provider(dataset: &Dataset, taken: &BTreeSet<String>) -> String {
+/// The provider's name: of the publisher, else of the host; where it is in use, with the host, then the path, then a
+/// hash.
+fn provider(dataset: &Dataset, used: &BTreeSet<String>) -> String {
     let url = Url::parse(&dataset.url).ok();
     let host = url.as_ref().map(|url| kebab(&host(url))).unwrap_or_default();
     let path = url.as_ref().map(|url| kebab(url.path())).unwrap_or_default();
@@ -134,8 +132,8 @@ fn provider(dataset: &Dataset, taken: &BTreeSet<String>) -> String {
     let hash = format!("{:08x}", xxhash_rust::xxh3::xxh3_64(dataset.url.as_bytes()) >> 32);
     let longer = [joined(&[&first, &host]), joined(&[&first, &host, &path]), joined(&[&first, &hash])];
     let candidates = [first].into_iter().chain(longer);
-    let free = candidates.into_iter().find(|name| !name.is_empty() && !taken.contains(name));
-    // A hash of the URL that is taken too would be another of the same URL.
+    let free = candidates.into_iter().find(|name| !name.is_empty() && !used.contains(name));
+    // Only the same URL has the same hash.
     free.unwrap_or_else(|| joined(&["dataset", &hash]))
 }
 
@@ -156,19 +154,20 @@ fn candidates(provider: &str, feed: &DatasetFeed) -> impl Iterator<Item = String
 fn split_camel_case(name: &str) -> String {
     let mut text = String::with_capacity(name.len() + 4);
     let mut before = ' ';
-    for sign in name.chars() {
-        if sign.is_ascii_uppercase() && before.is_ascii_lowercase() {
+    for character in name.chars() {
+        if character.is_ascii_uppercase() && before.is_ascii_lowercase() {
             text.push(' ');
         }
-        text.push(sign);
-        before = sign;
+        text.push(character);
+        before = character;
     }
     text
 }
 
 /// a-z, 0-9 and single dashes between them; empty when there is nothing to make it of.
 fn kebab(text: &str) -> String {
-    let words = text.split(|sign: char| !sign.is_ascii_alphanumeric() && sign != '\'' && sign != '’');
+    let words =
+        text.split(|character: char| !character.is_ascii_alphanumeric() && character != '\'' && character != '’');
     let words = words.map(|word| word.replace(['\'', '’'], "").to_ascii_lowercase());
     shortened(words.filter(|word| !word.is_empty()).collect::<Vec<_>>().join("-"))
 }
@@ -202,7 +201,7 @@ mod tests {
 
     #[test]
     fn names_are_made_of_publisher_and_feed() {
-        for (publisher, url, name, made) in [
+        for (publisher, url, name, expected) in [
             (Some("1Life"), "https://a.example/", "SessionSeries", "1life-session-series"),
             (Some("BwD Leisure"), "https://a.example/", "Slot for FacilityUse", "bwd-leisure-slot-for-facility-use"),
             (Some("Let's Ride"), "https://a.example/", "rides", "lets-ride-rides"),
@@ -210,15 +209,15 @@ mod tests {
             (None, "http://127.0.0.1:8080/", "Event", "127-0-0-1-8080-event"),
             (Some("日本"), "https://b.example/", "日本", "b-example"),
         ] {
-            let made_here =
+            let assigned =
                 names(vec![dataset(url, publisher, &[(name, "https://f.example/")])], &KnownNames::default());
-            assert_eq!(made_here, [made]);
-            assert!(crate::feed::FeedName::new(made).is_some(), "{made}");
+            assert_eq!(assigned, [expected]);
+            assert!(crate::feed::FeedName::new(expected).is_some(), "{expected}");
         }
     }
 
     #[test]
-    fn two_datasets_of_one_publisher_and_two_feeds_of_one_name_are_told_apart_in_any_order() {
+    fn two_datasets_of_one_publisher_and_two_feeds_of_one_name_get_distinct_names_in_any_order() {
         let one = dataset(
             "https://a.example/one",
             Some("Acme"),
@@ -231,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn a_url_that_two_datasets_have_is_taken_once_and_told() {
+    fn a_url_that_two_datasets_have_is_used_once_and_reported() {
         let feeds = [("Slot", "https://f.example/1")];
         let twice = ["https://a.example/", "https://b.example/"].map(|url| dataset(url, Some("Acme"), &feeds));
         let mut problems = Vec::new();
@@ -244,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_configured_keeps_its_name_when_publisher_identifier_or_url_change() {
+    fn a_configured_feed_keeps_its_name_when_publisher_identifier_or_url_change() {
         let feed = |name: &str, url: &str| KnownFeed {
             name: name.into(),
             provider: Some("old".into()),

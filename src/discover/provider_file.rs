@@ -1,42 +1,41 @@
-//! A dataset as configuration: a provider and its feeds, in TOML that `check` accepts and that is recognised again.
+//! A dataset as configuration: a provider and its feeds, in TOML that `check` accepts and that discovery recognises
+//! again.
 //!
-//! A file of ours begins with a mark and the checksum of all the rest: one that was edited since is no longer ours to
-//! overwrite. The same datasets make the same bytes.
+//! A file that discovery wrote begins with a mark and the checksum of all the rest: a file that was edited since must
+//! not be overwritten. The same datasets make the same bytes. Nothing is read from or written to disk here.
 
 use super::names::{KnownFeed, KnownSite, NamedDataset};
 use crate::terminal::is_hidden;
 
-/// Begins the first line of every file that discovery wrote.
+/// The beginning of the first line of every file that discovery wrote.
 const MARK: &str = "# Written by feedmirror discover";
 const FIRST: &str = "# Written by feedmirror discover --add. Edit it, and it is left as it is from then on.";
 const PAGE: &str = "# page: ";
 const FROM: &str = "# from: ";
 const CHECKSUM: &str = "# checksum: ";
 
-/// Whose a file is.
+/// Who wrote a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FileOrigin {
-    /// As discovery wrote it.
+    /// Written by discovery, and unchanged.
     Ours,
     /// Written by discovery, and edited since.
     Edited,
-    /// Somebody else's.
+    /// Not written by discovery.
     Foreign,
 }
 
-/// What a file of discovery's holds, as far as it can be read.
+/// The content of a file that discovery wrote, as far as it can be read.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ProviderFile {
-    /// The dataset's URL.
     pub dataset_url: String,
-    /// Its provider, and where it was found.
+    /// The provider, and where the dataset was found.
     pub site: KnownSite,
-    /// Its feeds.
     pub feeds: Vec<KnownFeed>,
 }
 
-/// The provider and its feeds as configuration; `gone` are feeds that its site doesn't list any more.
-pub fn provider_tables(named: &NamedDataset, gone: &[KnownFeed]) -> String {
+/// The provider and its feeds as configuration; `unlisted` are feeds that the site doesn't list any more.
+pub fn provider_tables(named: &NamedDataset, unlisted: &[KnownFeed]) -> String {
     let dataset = &named.dataset;
     let mut text = String::new();
     if let Some(name) = &dataset.name {
@@ -54,7 +53,7 @@ pub fn provider_tables(named: &NamedDataset, gone: &[KnownFeed]) -> String {
             text.push_str(&format!("total_items = {total}\n"));
         }
     }
-    for feed in gone {
+    for feed in unlisted {
         text.push_str("\n# Its site doesn't list this feed any more.");
         text.push_str(&table(&feed.name, &named.provider, &feed.url));
     }
@@ -65,9 +64,9 @@ fn table(name: &str, provider: &str, url: &str) -> String {
     format!("\n[feeds.{}]\nprovider = {}\nurl = {}\n", key(name), quoted(provider), quoted(url))
 }
 
-/// A whole file, for a walk that began at `from`.
-pub fn render_file(named: &NamedDataset, gone: &[KnownFeed], from: &str) -> String {
-    let rest = format!("{PAGE}{}\n{FROM}{from}\n\n{}", named.dataset.page, provider_tables(named, gone));
+/// A whole file, for a crawl that began at `from`.
+pub fn render_file(named: &NamedDataset, unlisted: &[KnownFeed], from: &str) -> String {
+    let rest = format!("{PAGE}{}\n{FROM}{from}\n\n{}", named.dataset.page, provider_tables(named, unlisted));
     format!("{FIRST}\n{CHECKSUM}{}\n{rest}", checksum(&rest))
 }
 
@@ -75,19 +74,20 @@ fn checksum(rest: &str) -> String {
     format!("{:016x}", xxhash_rust::xxh3::xxh3_64(rest.as_bytes()))
 }
 
-/// Tells it by its first lines.
+/// Recognises a file's origin by its first lines.
 pub fn file_origin(text: &str) -> FileOrigin {
     if !text.starts_with(MARK) {
         return FileOrigin::Foreign;
     }
-    let told = text.split_once('\n').and_then(|(_, rest)| rest.strip_prefix(CHECKSUM)?.split_once('\n'));
-    match told {
-        Some((told, rest)) if told == checksum(rest) => FileOrigin::Ours,
+    let written = text.split_once('\n').and_then(|(_, rest)| rest.strip_prefix(CHECKSUM)?.split_once('\n'));
+    match written {
+        Some((written, rest)) if written == checksum(rest) => FileOrigin::Ours,
         _ => FileOrigin::Edited,
     }
 }
 
-/// Reads a file of discovery's; nothing when it is somebody else's, or holds no provider with a dataset any more.
+/// Parses a file that discovery wrote; none when discovery didn't, or when it holds no provider with a dataset any
+/// more.
 pub fn parse(text: &str) -> Option<ProviderFile> {
     if file_origin(text) == FileOrigin::Foreign {
         return None;
@@ -113,21 +113,21 @@ pub fn parse(text: &str) -> Option<ProviderFile> {
     })
 }
 
-/// A bare key where that can be.
+/// A bare key where the name allows it, else a quoted one.
 fn key(name: &str) -> String {
     let bare = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-".contains(&byte));
     if bare { name.to_owned() } else { quoted(name) }
 }
 
-/// A basic string (TOML 1.0); what could not be seen is escaped.
+/// A basic string (TOML 1.0); invisible characters are escaped.
 fn quoted(text: &str) -> String {
     let mut out = String::with_capacity(text.len() + 2);
     out.push('"');
-    for sign in text.chars() {
-        match sign {
-            '"' | '\\' => out.extend(['\\', sign]),
-            sign if is_hidden(sign) => out.push_str(&format!("\\U{:08X}", u32::from(sign))),
-            sign => out.push(sign),
+    for character in text.chars() {
+        match character {
+            '"' | '\\' => out.extend(['\\', character]),
+            character if is_hidden(character) => out.push_str(&format!("\\U{:08X}", u32::from(character))),
+            character => out.push(character),
         }
     }
     out.push('"');
@@ -159,14 +159,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read_again() {
-        let gone = KnownFeed {
+    fn a_rendered_file_is_parsed_again() {
+        let unlisted = KnownFeed {
             name: "acme.c".into(),
             provider: Some("acme".into()),
             url: "https://acme.example/c".into(),
             dataset_url: Some("https://acme.example/".into()),
         };
-        let written = render_file(&named(), std::slice::from_ref(&gone), "https://from.example/");
+        let written = render_file(&named(), std::slice::from_ref(&unlisted), "https://from.example/");
 
         let read = parse(&written).unwrap();
         let tables: toml::Table = toml::from_str(&written).unwrap();
@@ -179,13 +179,13 @@ mod tests {
             read.feeds.iter().map(|feed| feed.name.as_str()).collect::<Vec<_>>(),
             ["acme-a", "acme-b", "acme.c"]
         );
-        assert!(read.feeds.contains(&gone));
+        assert!(read.feeds.contains(&unlisted));
         assert_eq!(tables["providers"]["acme"]["publisher"].as_str(), Some("A \"cme\" \\ Ltd"));
         assert_eq!(tables["feeds"]["acme-a"]["total_items"].as_integer(), Some(1200));
     }
 
     #[test]
-    fn an_edited_file_is_known_and_another_s_too() {
+    fn an_edited_file_is_recognised_and_a_foreign_one_too() {
         let written = render_file(&named(), &[], "https://from.example/");
         assert_eq!(
             file_origin(&written.replace("https://acme.example/b", "https://acme.example/c")),
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stranger_s_text_stays_within_its_quotes() {
+    fn a_publisher_s_text_stays_within_its_quotes() {
         let mut named = named();
         named.dataset.publisher = Some("a\"\n[ops]\nlisten = \"0.0.0.0:1".into());
         let read: toml::Table = toml::from_str(&provider_tables(&named, &[])).unwrap();

@@ -1,5 +1,5 @@
 #![allow(clippy::unwrap_used)]
-//! What is read out of every form that was ever met, and of some that were not. Recorded pages: tests/discover.
+//! Reads every form of page that was ever seen, and some that were not. Recorded pages: tests/discover.
 
 use proptest::prelude::*;
 
@@ -18,7 +18,7 @@ fn urls(urls: &[Url]) -> Vec<&str> {
 }
 
 #[test]
-fn the_many_spellings_of_one_dataset_are_read_alike() {
+fn the_many_forms_of_one_dataset_are_read_alike() {
     let format = "application/vnd.openactive.rpde+json; version=1";
     let plain = json(&format!(
         r#"{{"@type":"Dataset","@id":"https://acme.example/open/","name":"Acme","publisher":{{"name":"Acme Ltd"}},
@@ -42,7 +42,7 @@ fn the_many_spellings_of_one_dataset_are_read_alike() {
             "http://schema.org/name":"Event","schema:contentUrl":"https://acme.example/events",
             "schema:encodingFormat":"{format}","schema:totalItems":12.0}}]}}"##
         ),
-        // in a page, behind another block, one that is broken and one escaped
+        // in a page, after another block, one that is broken and one escaped
         format!(
             r#"<script type="application/ld+json">{{"@type":"Organization"}}</script>
             <script type="application/ld+json">{{oops</script>
@@ -72,7 +72,7 @@ fn escaped_blocks_and_urls_of_pages_are_unescaped() {
 }
 
 #[test]
-fn what_is_missing_or_wrong_is_left_out_and_told() {
+fn what_is_missing_or_wrong_is_left_out_and_reported() {
     let listing = json(
         r#"{"@type":"Dataset","publisher":{"url":"https://x.example/"},"distribution":[42,
         {"contentUrl":"https://acme.example/a.csv","encodingFormat":"text/csv"},
@@ -91,7 +91,7 @@ fn what_is_missing_or_wrong_is_left_out_and_told() {
 }
 
 #[test]
-fn misspelt_names_are_read_or_told_with_the_near_one_and_templates_are_refused() {
+fn misspelt_names_are_read_or_reported_with_the_similar_one_and_templates_are_refused() {
     let listing = json(
         r#"{"@type":"Dataset","name":"{{dataset.name}}","publisher":"<%= org %>","distribution":[
         {"contentURL":"https://acme.example/a","encodingFormat":"rpde"},
@@ -105,7 +105,7 @@ fn misspelt_names_are_read_or_told_with_the_near_one_and_templates_are_refused()
     let feeds: Vec<&str> = dataset.feeds.iter().map(|feed| feed.url.as_str()).collect();
     assert_eq!(feeds, ["https://acme.example/a", "https://acme.example/b"]);
     assert_eq!((&dataset.name, &dataset.publisher), (&None, &None), "templates are no names");
-    let told = listing.problems.join("\n");
+    let problems = listing.problems.join("\n");
     for words in [
         "\"contentURL\" is taken for contentUrl",
         "\"schema:contenturl\" is taken for contentUrl",
@@ -114,22 +114,22 @@ fn misspelt_names_are_read_or_told_with_the_near_one_and_templates_are_refused()
         "/${feed}\" is a template",
         "\"<%= url %>\" is a template",
     ] {
-        assert!(told.contains(words), "{words}: {told}");
+        assert!(problems.contains(words), "{words}: {problems}");
     }
-    assert_eq!(listing.problems.len(), 6, "{told}");
+    assert_eq!(listing.problems.len(), 6, "{problems}");
     let listing = json(r#"{"@type":"Dataset","distributions":[{"contentUrl":"/a","encodingFormat":"rpde"}]}"#);
     assert_eq!(listing.problems, ["a dataset has no distribution: did \"distributions\" mean it?"]);
 }
 
 #[test]
-fn a_feed_is_no_page_that_tells_of_feeds() {
+fn a_page_of_a_feed_is_no_page_that_lists_feeds() {
     assert!(json(r#"{"items":[],"next":"/feed","license":"x"}"#).is_feed);
     assert!(!json(r#"{"@type":"DataCatalog","dataset":["https://a.example/"],"items":[]}"#).is_feed);
     assert!(!json(r#"{"items":7}"#).is_feed);
 }
 
 #[test]
-fn entries_of_catalogues_that_are_no_strings_are_read_or_told() {
+fn entries_of_catalogues_that_are_no_strings_are_read_or_reported() {
     let listing = json(
         r#"{"@type":"DataCatalog","dataset":["https://a.example/","https://a.example/#x",null,7,"",
         {"@type":"Dataset","url":"https://b.example/"},{"@id":"https://c.example/"},
@@ -146,7 +146,7 @@ fn entries_of_catalogues_that_are_no_strings_are_read_or_told() {
 }
 
 #[test]
-fn a_site_without_json_ld_tells_of_nothing() {
+fn a_site_without_json_ld_lists_nothing() {
     for page in ["", "<html><body>Hello</body></html>", "{", "[]", "\u{feff}{}", "null"] {
         let listing = json(page);
         assert!(listing.is_empty() && listing.meta_refresh.is_none(), "{page}: {listing:?}");
@@ -154,14 +154,14 @@ fn a_site_without_json_ld_tells_of_nothing() {
 }
 
 #[test]
-fn a_dataset_does_not_draw_in_the_catalogue_that_lists_it() {
+fn the_catalogue_that_a_dataset_names_is_not_read() {
     let listing = json(
         r#"{"@type":"Dataset","includedInDataCatalog":{"@type":"DataCatalog","dataset":["https://other.example/"]}}"#,
     );
     assert_eq!(urls(&listing.sites), [""; 0]);
 }
 
-/// JSON made of the words that are looked for, in all the wrong places.
+/// JSON made of the terms that are searched for, in random positions.
 fn junk() -> impl Strategy<Value = serde_json::Value> {
     let word = prop::sample::select(vec![
         "@graph",
@@ -201,7 +201,7 @@ fn junk() -> impl Strategy<Value = serde_json::Value> {
 
 proptest! {
     #[test]
-    fn whatever_a_page_holds_what_comes_of_it_can_be_configured(tree in junk(), wrapped: bool) {
+    fn the_result_of_any_page_can_be_configured(tree in junk(), wrapped: bool) {
         let text = tree.to_string();
         let text = if wrapped { format!("<script type=application/ld+json>{text}</script>") } else { text };
         let listing = json(&text);
@@ -216,7 +216,7 @@ proptest! {
     }
 
     #[test]
-    fn no_bytes_are_too_odd(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+    fn any_bytes_can_be_read(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
         read(&bytes, &at("https://acme.example/"));
     }
 }

@@ -1,14 +1,16 @@
-//! Bytes to text as browsers would guess it, and text of strangers made fit to be shown and stored.
+//! Decodes bytes to text, with the encoding guessed as browsers do, and cleans publishers' text to be shown and stored.
+//! Knows no markup.
 
 use std::borrow::Cow;
 
 use crate::terminal::is_hidden;
 
-/// Longer texts of publishers are cut: they are names and titles.
+/// Longer texts of publishers, which are names and titles, are truncated; characters.
 const LONGEST: usize = 300;
 
-/// UTF-16 where a byte order mark says so, else UTF-8, else Windows-1252, of which ISO 8859-1 is a part: what a page's
-/// header or `<meta>` claims is wrong about as often as it is missing, and valid UTF-8 is hardly ever anything else.
+/// UTF-16 where a byte order mark says so, else UTF-8, else Windows-1252, which includes ISO 8859-1: the encoding that
+/// a page's header or `<meta>` declares is wrong about as often as it is missing, and valid UTF-8 is hardly ever
+/// anything else.
 pub(super) fn decode(bytes: &[u8]) -> Cow<'_, str> {
     match bytes {
         [0xef, 0xbb, 0xbf, rest @ ..] => String::from_utf8_lossy(rest),
@@ -24,7 +26,7 @@ pub(super) fn decode(bytes: &[u8]) -> Cow<'_, str> {
 fn utf16(bytes: &[u8], unit: fn([u8; 2]) -> u16) -> String {
     let (pairs, _) = bytes.as_chunks::<2>();
     let units = pairs.iter().map(|pair| unit(*pair));
-    char::decode_utf16(units).map(|sign| sign.unwrap_or(char::REPLACEMENT_CHARACTER)).collect()
+    char::decode_utf16(units).map(|character| character.unwrap_or(char::REPLACEMENT_CHARACTER)).collect()
 }
 
 /// WHATWG Encoding, index windows-1252: 0x80 to 0x9f differ from ISO 8859-1.
@@ -39,16 +41,17 @@ fn windows_1252(byte: u8) -> char {
     }
 }
 
-/// On one line, without signs that command a terminal, turn text around or can't be seen, and not too long; nothing when
-/// empty.
+/// The text on one line, without characters that control a terminal, reverse text or are invisible, and truncated; none
+/// when empty.
 pub(super) fn clean(text: &str) -> Option<String> {
     let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    let kept: String = words.chars().filter(|sign| !is_hidden(*sign)).take(LONGEST).collect();
+    let kept: String = words.chars().filter(|character| !is_hidden(*character)).take(LONGEST).collect();
     let kept = kept.trim();
     (!kept.is_empty()).then(|| kept.to_owned())
 }
 
-/// Character references that templates leave in scripts, where HTML has none: the named ones that escape, and numbers.
+/// Replaces character references that templates leave in scripts, where HTML has none: the named ones that escape, and
+/// numeric ones.
 pub(super) fn without_references(text: &str) -> Cow<'_, str> {
     if !text.contains('&') {
         return text.into();
@@ -59,9 +62,9 @@ pub(super) fn without_references(text: &str) -> Cow<'_, str> {
         rest = &rest[at..];
         // The longest is `&#x10ffff;`.
         let end = rest.bytes().take(10).position(|byte| byte == b';');
-        match end.and_then(|end| Some((referred(&rest[1..end])?, end))) {
-            Some((sign, end)) => {
-                out.push(sign);
+        match end.and_then(|end| Some((referenced_character(&rest[1..end])?, end))) {
+            Some((character, end)) => {
+                out.push(character);
                 rest = &rest[end + 1..];
             }
             None => {
@@ -74,7 +77,7 @@ pub(super) fn without_references(text: &str) -> Cow<'_, str> {
     out.into()
 }
 
-fn referred(name: &str) -> Option<char> {
+fn referenced_character(name: &str) -> Option<char> {
     match name {
         "amp" => Some('&'),
         "quot" => Some('"'),
@@ -113,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stranger_s_text_is_one_line_without_commands() {
+    fn a_publisher_s_text_is_one_line_without_control_characters() {
         assert_eq!(clean(" a\n\t b\u{1b}[2J\u{202e}c ").as_deref(), Some("a b[2Jc"));
         assert_eq!(clean(" \u{200b} "), None);
         assert_eq!(clean(&"é".repeat(1000)).map(|text| text.chars().count()), Some(LONGEST));

@@ -2,7 +2,7 @@
 //!
 //! Publishers send integers up to 2^63−1 and beyond, integer strings, hex row versions, floats, dates and opaque text
 //! (RPDE 1.0, "modified"). The order has three classes: numbers and text of digits; RFC 3339 date-times; other text.
-//! It never guesses units and knows no clock.
+//! Units are never guessed, and no clock is read.
 
 use std::cmp::Ordering;
 
@@ -154,7 +154,7 @@ impl Digits {
     }
 }
 
-/// Saturates: an exponent beyond 64 bits still orders as very large or very small.
+/// Saturates: a number with an exponent beyond 64 bits still sorts as very large or very small.
 fn parse_exponent(text: &str) -> Option<i64> {
     let (negative, digits) = match text.as_bytes().first()? {
         b'-' => (true, &text[1..]),
@@ -164,8 +164,8 @@ fn parse_exponent(text: &str) -> Option<i64> {
     if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
         return None;
     }
-    let size = digits.parse::<i64>().unwrap_or(i64::MAX / 2).min(i64::MAX / 2);
-    Some(if negative { -size } else { size })
+    let value = digits.parse::<i64>().unwrap_or(i64::MAX / 2).min(i64::MAX / 2);
+    Some(if negative { -value } else { value })
 }
 
 /// A point in time: whole seconds since 1970 UTC, then the fraction's digits without trailing zeros.
@@ -216,14 +216,14 @@ fn number(digits: &[u8]) -> Option<i64> {
 
 /// Seconds east of UTC.
 fn parse_offset(b: &[u8]) -> Option<i64> {
-    let sign = match b {
+    let direction = match b {
         [b'Z' | b'z'] => return Some(0),
         [b'+', _, _, b':', _, _] => 1,
         [b'-', _, _, b':', _, _] => -1,
         _ => return None,
     };
     let (hours, minutes) = (number(&b[1..3])?, number(&b[4..6])?);
-    (hours < 24 && minutes < 60).then_some(sign * (hours * 3_600 + minutes * 60))
+    (hours < 24 && minutes < 60).then_some(direction * (hours * 3_600 + minutes * 60))
 }
 
 fn days_in(year: i64, month: i64) -> i64 {
@@ -259,8 +259,8 @@ mod tests {
     }
 
     #[test]
-    fn a_ladder_from_oldest_to_newest() {
-        let ladder = [
+    fn values_from_oldest_to_newest() {
+        let sorted = [
             json("-1e3"),
             json("-20"),
             json("-1.5"),
@@ -296,8 +296,8 @@ mod tests {
             text("v12"),
             text("v2"),
         ];
-        for (i, a) in ladder.iter().enumerate() {
-            for (j, b) in ladder.iter().enumerate() {
+        for (i, a) in sorted.iter().enumerate() {
+            for (j, b) in sorted.iter().enumerate() {
                 assert_eq!(cmp(a, b), i.cmp(&j), "{a} against {b}");
             }
         }

@@ -1,14 +1,15 @@
-//! The text of a body, shared by all that was made of it; and what is cut from strangers' text to be told.
+//! The text of a body, shared by all values that refer to it; and the truncation of foreign text in reasons and
+//! details.
 
 use std::ops::Deref;
 use std::sync::Arc;
 
-/// The text of a body. Cloning it copies nothing.
+/// The text of a body. A clone shares the same memory.
 #[derive(Clone, Debug, Default)]
 pub struct BodyText(Arc<String>);
 
 impl BodyText {
-    /// The text itself, for another use of its memory, where nobody else holds it any more.
+    /// The text itself, so that its memory can be used again; `None` while another clone exists.
     pub fn into_unshared(self) -> Option<String> {
         Arc::into_inner(self.0)
     }
@@ -29,10 +30,10 @@ impl Deref for BodyText {
     }
 }
 
-/// A reason's or detail's longest text, in bytes.
+/// The longest text of a reason or detail, in bytes.
 const MAX_DETAIL_BYTES: usize = 1 << 10;
 
-/// A reason or detail in which a stranger's text stands, cut to 1 KiB between two characters.
+/// Truncates a reason or detail that may contain a publisher's text to 1 KiB, between two characters.
 pub fn truncate_text(mut text: String) -> String {
     const MARK: &str = "…";
     if text.len() > MAX_DETAIL_BYTES {

@@ -1,58 +1,58 @@
-//! Whether two JSON texts say the same, without a tree of either.
+//! Whether two JSON texts have the same value, without a tree of either.
 //!
-//! White space, escapes and the order of an object's members don't count. Members of one name all count, in their order:
-//! which of them a reader takes is nobody's promise. Numbers are equal when they are the same decimal number, to the last
-//! digit: `1`, `1.0` and `10e-1` are, `0.1` and `0.10000000000000000001` are not. An exponent beyond 64 bits equals itself
-//! alone.
+//! White space, escapes and the order of an object's members don't count. Members of the same name all count, in their
+//! order: RFC 8259 doesn't say which of them a reader uses. Numbers are equal when they are the same decimal number, to
+//! the last digit: `1`, `1.0` and `10e-1` are equal, `0.1` and `0.10000000000000000001` are not. A number whose
+//! exponent exceeds 64 bits equals only the same text.
 
 use std::hash::{BuildHasher, DefaultHasher, Hash, Hasher, RandomState};
 
 use super::{JsonError, Scanner, code_points, unescape_strict};
 
-/// Where a text has more bytes, more levels, or more members of open objects (16 bytes each are held), the order of members
-/// counts: whoever compares must not be kept for long.
+/// Where a text has more bytes, more levels, or more members of open objects (16 bytes each are held), the order of
+/// members counts: comparing must not take long.
 const BYTES: usize = 8 << 20;
 const DEPTH: usize = 1_000;
 const MEMBERS: usize = 1 << 18;
 
-/// Whether both say the same; of texts that are no JSON, whether they have the same words. Two texts that differ pass for equal with a
-/// chance of 1 in 2⁶⁴, whoever wrote them: they are compared by a hash whose key nobody knows, once they don't agree
-/// word by word.
+/// Whether both have the same value; of texts that are no JSON, whether they are the same text. Texts that don't agree
+/// token by token are compared by a hash with a secret key: two that differ count as equal with a chance of 1 in 2⁶⁴,
+/// whoever wrote them.
 pub fn equal(a: &str, b: &str) -> bool {
     if a == b || equal_in_order(a, b).unwrap_or(false) {
         return true;
     }
-    let digest = JsonHasher::default();
-    digest.hash_json(a).is_some_and(|a| digest.hash_json(b) == Some(a))
+    let hasher = JsonHasher::default();
+    hasher.hash_json(a).is_some_and(|a| hasher.hash_json(b) == Some(a))
 }
 
-/// Word by word, for what two JSON texts have in the same order.
+/// Token by token, for members in the same order.
 fn equal_in_order(a: &str, b: &str) -> Result<bool, JsonError> {
     let (mut a, mut b) = (Scanner::new(a, 0), Scanner::new(b, 0));
     loop {
         match (a.token()?, b.token()?) {
             (None, None) => return Ok(true),
-            (Some(a), Some(b)) if a == b || a.says(&b) => {}
+            (Some(a), Some(b)) if a == b || a.same_value(&b) => {}
             _ => return Ok(false),
         }
     }
 }
 
-/// A word of a JSON text.
+/// A token of a JSON text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum JsonToken<'a> {
     /// A bracket, comma or colon.
     Punctuation(u8),
-    /// With its quotes.
+    /// A string with its quotes.
     Text(&'a str),
-    /// Digits and all.
+    /// A number as written.
     Number(&'a str),
     /// `true`, `false` or `null`.
     Literal(&'a str),
 }
 
 impl JsonToken<'_> {
-    fn says(&self, other: &Self) -> bool {
+    fn same_value(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Text(a), Self::Text(b)) => {
                 (a.contains('\\') || b.contains('\\')) && code_points(a).eq(code_points(b))
@@ -66,7 +66,7 @@ impl JsonToken<'_> {
     }
 }
 
-/// Hashes of what JSON texts say, comparable among those of one value of this type.
+/// Hashes the values of JSON texts; only hashes of the same hasher are comparable.
 #[derive(Default)]
 pub struct JsonHasher(RandomState);
 
@@ -76,30 +76,30 @@ enum OpenContainer {
 }
 
 impl JsonHasher {
-    /// The hash; `None` for what is no JSON, and beyond the bounds.
+    /// The hash; `None` for a text that is no JSON, or exceeds the bounds above.
     pub fn hash_json(&self, text: &str) -> Option<u64> {
         if text.len() > BYTES {
             return None;
         }
         let mut scanner = Scanner::new(text, 0);
-        let mut levels: Vec<OpenContainer> = Vec::new();
+        let mut open: Vec<OpenContainer> = Vec::new();
         let mut members: Vec<(u64, u64)> = Vec::new();
         loop {
             let mut value = match scanner.peek()? {
-                b'{' if levels.len() < DEPTH => {
+                b'{' if open.len() < DEPTH => {
                     scanner.expect(b'{').ok()?;
                     let from = members.len();
                     if let Some(key) = scanner.key(true).ok()? {
-                        levels.push(OpenContainer::Object { from, key: self.text(key) });
+                        open.push(OpenContainer::Object { from, key: self.text(key) });
                         continue;
                     }
                     self.object(&mut members, from)
                 }
-                b'[' if levels.len() < DEPTH => {
+                b'[' if open.len() < DEPTH => {
                     scanner.expect(b'[').ok()?;
                     let list = self.hasher(b'[');
                     if scanner.element(true).ok()? {
-                        levels.push(OpenContainer::List(list));
+                        open.push(OpenContainer::List(list));
                         continue;
                     }
                     list.finish()
@@ -108,7 +108,7 @@ impl JsonHasher {
                 _ => self.scalar(scanner.value().ok()?.text),
             };
             loop {
-                value = match levels.last_mut() {
+                value = match open.last_mut() {
                     None => return scanner.end().ok().map(|()| value),
                     Some(OpenContainer::List(list)) => {
                         list.write_u64(value);
@@ -130,7 +130,7 @@ impl JsonHasher {
                         self.object(&mut members, from)
                     }
                 };
-                levels.pop();
+                open.pop();
             }
         }
     }
@@ -170,9 +170,9 @@ impl JsonHasher {
         hasher.finish()
     }
 
-    fn hasher(&self, sort: u8) -> DefaultHasher {
+    fn hasher(&self, tag: u8) -> DefaultHasher {
         let mut hasher = self.0.build_hasher();
-        hasher.write_u8(sort);
+        hasher.write_u8(tag);
         hasher
     }
 }
@@ -188,7 +188,7 @@ struct Decimal<'a> {
 }
 
 impl<'a> Decimal<'a> {
-    /// A JSON number; `None` for anything else, and where an exponent has no room in 64 bits.
+    /// Parses a JSON number; `None` for anything else, and where the exponent exceeds 64 bits.
     fn of(raw: &'a str) -> Option<Self> {
         let (negative, rest) = raw.strip_prefix('-').map_or((false, raw), |rest| (true, rest));
         if !rest.starts_with(|first: char| first.is_ascii_digit()) {
@@ -226,7 +226,7 @@ mod tests {
     use serde_json::Value;
 
     #[test]
-    fn what_says_the_same_is_equal() {
+    fn texts_of_the_same_value_are_equal() {
         for (a, b) in [
             ("{\"a\":[1,2],\"b\":{}}", " { \"b\" : { } ,\n\"a\" : [ 1 , 2 ] } "),
             (r#"{"\u0061":"\ud83d\ude00\/"}"#, r#"{"a":"😀/"}"#),
@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn what_says_something_else_is_not() {
+    fn texts_of_other_values_are_not() {
         for (a, b) in [
             ("[1,2]", "[2,1]"),
             ("[1]", "[[1]]"),
@@ -275,12 +275,12 @@ mod tests {
     }
 
     #[test]
-    fn white_space_is_nothing_even_where_the_order_of_members_is_not_looked_at() {
+    fn white_space_is_ignored_even_where_the_order_of_members_counts() {
         let deep = format!("{}1{}", "[".repeat(5_000), "]".repeat(5_000));
         assert!(equal(&deep, &deep.replace('[', "[ ")));
     }
 
-    /// Numbers are whole: two spellings of a fraction may be one double and yet not one number.
+    /// Numbers are integers: two texts of a fraction may be the same double and yet not the same number.
     fn any_json() -> impl Strategy<Value = Value> {
         let leaf = prop_oneof![
             Just(Value::Null),
@@ -297,7 +297,7 @@ mod tests {
         })
     }
 
-    /// As another program would write it: members the other way round, escapes, white space.
+    /// The value as another program would write it: members in reverse, escapes, white space.
     fn rewritten(value: &Value) -> String {
         match value {
             Value::String(text) => {
@@ -325,8 +325,8 @@ mod tests {
             prop_assert_eq!(equal(&a.to_string(), &b.to_string()), a == b);
             prop_assert_eq!(equal(&a.to_string(), &rewritten(&b)), a == b);
             prop_assert!(equal(&a.to_string(), &rewritten(&a)));
-            let digest = JsonHasher::default();
-            prop_assert_eq!(digest.hash_json(&a.to_string()), digest.hash_json(&rewritten(&a)));
+            let hasher = JsonHasher::default();
+            prop_assert_eq!(hasher.hash_json(&a.to_string()), hasher.hash_json(&rewritten(&a)));
         }
     }
 }

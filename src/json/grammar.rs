@@ -1,8 +1,9 @@
-//! RFC 8259 byte by byte: each function is given where something begins and says where it ends, or where it goes wrong.
+//! The grammar of RFC 8259, byte by byte: each function gets the offset at which a token or value begins, and returns
+//! the offset after it, or the offset of the first byte that is not allowed. Knows no values.
 
 type ScanResult = Result<usize, usize>;
 
-/// Behind white space.
+/// The offset after white space.
 #[inline]
 pub(super) fn blank(bytes: &[u8], mut at: usize) -> usize {
     while let Some(byte) = bytes.get(at) {
@@ -14,7 +15,7 @@ pub(super) fn blank(bytes: &[u8], mut at: usize) -> usize {
     at
 }
 
-/// Behind a list or an object, and how many levels are in it.
+/// The offset after a list or an object, and how many levels deep it nests.
 pub(super) fn nested(bytes: &[u8], mut at: usize) -> Result<(usize, usize), usize> {
     let mut levels = NestingStack::default();
     loop {
@@ -53,7 +54,7 @@ pub(super) fn nested(bytes: &[u8], mut at: usize) -> Result<(usize, usize), usiz
     }
 }
 
-/// Behind a key, its colon and what is blank there.
+/// The offset after a key, its colon and white space.
 #[inline]
 fn key(bytes: &[u8], at: usize) -> ScanResult {
     if bytes.get(at) != Some(&b'"') {
@@ -63,22 +64,22 @@ fn key(bytes: &[u8], at: usize) -> ScanResult {
     if bytes.get(at) == Some(&b':') { Ok(blank(bytes, at + 1)) } else { Err(at) }
 }
 
-/// Behind a text, number or word.
+/// The offset after a string, number or literal.
 #[inline]
 pub(super) fn scalar(bytes: &[u8], at: usize) -> ScanResult {
     match bytes.get(at) {
         Some(b'"') => string(bytes, at),
         Some(b'-' | b'0'..=b'9') => number(bytes, at),
-        Some(b't') => word(bytes, at, b"true"),
-        Some(b'f') => word(bytes, at, b"false"),
-        Some(b'n') => word(bytes, at, b"null"),
+        Some(b't') => literal(bytes, at, b"true"),
+        Some(b'f') => literal(bytes, at, b"false"),
+        Some(b'n') => literal(bytes, at, b"null"),
         _ => Err(at),
     }
 }
 
-fn word(bytes: &[u8], at: usize, word: &[u8]) -> ScanResult {
-    let right = bytes.iter().skip(at).zip(word).take_while(|(byte, right)| byte == right).count();
-    if right == word.len() { Ok(at + right) } else { Err(at + right) }
+fn literal(bytes: &[u8], at: usize, expected: &[u8]) -> ScanResult {
+    let matched = bytes.iter().skip(at).zip(expected).take_while(|(byte, wanted)| byte == wanted).count();
+    if matched == expected.len() { Ok(at + matched) } else { Err(at + matched) }
 }
 
 fn number(bytes: &[u8], mut at: usize) -> ScanResult {
@@ -133,7 +134,7 @@ fn escapes(bytes: &[u8], mut at: usize) -> ScanResult {
     }
 }
 
-/// Behind the bytes of a text that are neither quote, backslash nor control character: eight at a time.
+/// The offset after the bytes of a string that are neither quote, backslash nor control character: eight at a time.
 #[inline]
 fn plain(bytes: &[u8], mut at: usize) -> usize {
     const ONES: u64 = u64::MAX / 255;

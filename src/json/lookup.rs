@@ -1,8 +1,8 @@
-//! Parts of a JSON text, found where they stand. What is no JSON has none.
+//! Finds the parts of a JSON text without a tree. A text that is no JSON has none.
 
 use super::Scanner;
 
-/// The value of an object's member, the last of several with this name.
+/// The raw value of an object's member, the last of several with this name.
 pub fn member<'a>(raw: &'a str, name: &str) -> Option<&'a str> {
     let mut scanner = Scanner::new(raw, 0);
     scanner.expect(b'{').ok()?;
@@ -17,7 +17,7 @@ pub fn member<'a>(raw: &'a str, name: &str) -> Option<&'a str> {
     found
 }
 
-/// The elements of a list; anything else is its own only one.
+/// The raw elements of a list; of any other value, the value itself.
 pub fn elements(raw: &str) -> impl Iterator<Item = &str> {
     let mut scanner = Scanner::new(raw, 0);
     let list = scanner.consume(b'[');
@@ -34,7 +34,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn parts_are_found_whatever_stands_beside_them() {
+    fn parts_are_found_whatever_surrounds_them() {
         let raw = r#"{"a":1e999,"\ud800":[{"b":0}],"b":"x","\u0062":[1, {"c":"\udead"} ,[]]}"#;
         assert_eq!(member(raw, "a"), Some("1e999"));
         assert_eq!(member(raw, "c"), None);

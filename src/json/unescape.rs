@@ -1,24 +1,24 @@
-//! What a JSON string says, escapes undone. A lone surrogate is half a character: it stays what it is here, and whoever
-//! needs text decides what becomes of it.
+//! Unescapes JSON strings. A lone surrogate is half a character: [`code_points`] keeps it, and the caller that needs
+//! text chooses between [`unescape_strict`] and [`unescape_lossy`].
 
 use std::borrow::Cow;
 
-/// The characters of a string with its quotes, valid by the grammar: code points, lone surrogates among them.
+/// The code points of a string with its quotes, which is valid by the grammar; lone surrogates are among them.
 pub fn code_points(raw: &str) -> impl Iterator<Item = u32> + '_ {
     let mut rest = inner(raw).chars();
-    let mut held = None;
+    let mut pending = None;
     std::iter::from_fn(move || {
-        let unit = match held.take() {
+        let unit = match pending.take() {
             Some(unit) => unit,
             None => unit(&mut rest)?,
         };
         if !matches!(unit, StringUnit::Escaped(0xd800..=0xdbff)) {
             return Some(unit.code());
         }
-        held = self::unit(&mut rest);
-        match held {
+        pending = self::unit(&mut rest);
+        match pending {
             Some(StringUnit::Escaped(low @ 0xdc00..=0xdfff)) => {
-                held = None;
+                pending = None;
                 Some(0x10000 + ((unit.code() & 0x3ff) << 10) + (low & 0x3ff))
             }
             _ => Some(unit.code()),
@@ -26,18 +26,18 @@ pub fn code_points(raw: &str) -> impl Iterator<Item = u32> + '_ {
     })
 }
 
-/// Its text; `None` for anything but a string, and for one with lone surrogates.
+/// The text of a string; `None` for anything but a string, and for one with lone surrogates.
 pub fn unescape_strict(raw: &str) -> Option<Cow<'_, str>> {
     plain(raw)?.map_or_else(|| code_points(raw).map(char::from_u32).collect::<Option<String>>().map(Cow::Owned), some)
 }
 
-/// Its text, U+FFFD in place of lone surrogates; `None` for anything but a string.
+/// The text of a string, U+FFFD in place of lone surrogates; `None` for anything but a string.
 pub fn unescape_lossy(raw: &str) -> Option<Cow<'_, str>> {
     let replaced = |code| char::from_u32(code).unwrap_or(char::REPLACEMENT_CHARACTER);
     plain(raw)?.map_or_else(|| Some(Cow::Owned(code_points(raw).map(replaced).collect())), some)
 }
 
-/// Of a string: its text as it stands, where it needs no undoing.
+/// Of a string: its text, where it has no escapes.
 #[expect(clippy::option_option, reason = "no string, and a string with escapes")]
 fn plain(raw: &str) -> Option<Option<&str>> {
     raw.starts_with('"').then(|| Some(inner(raw)).filter(|inner| !inner.contains('\\')))
@@ -89,7 +89,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn escapes_are_undone_and_half_characters_are_not_hidden() {
+    fn escapes_are_replaced_and_lone_surrogates_are_not_hidden() {
         assert_eq!(unescape_strict(r#""a\/\"\\\n\u0041\ud83d\ude00é""#).as_deref(), Some("a/\"\\\nA😀é"));
         assert_eq!(unescape_strict(r#""\ud83d\ud83d\ude00""#), None);
         assert_eq!(unescape_lossy(r#""\ud83d\ud83d\ude00\ude00x""#).as_deref(), Some("\u{fffd}😀\u{fffd}x"));

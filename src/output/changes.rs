@@ -1,8 +1,8 @@
-//! The change log as NDJSON, page by page: each change a line, and positions to come back with.
+//! The change log as NDJSON, page by page: each change is a line, and each batch ends with the position to go on from.
 //!
-//! At least once: a reader that upserts by (feed, kind, id) and comes back with the last position it was told misses
-//! nothing. A position is what has been read of the whole log, matching or not. Positions of another mirror are refused,
-//! never answered with nothing.
+//! Delivery is at least once: a reader that upserts by (feed, kind, id) and returns with the last position it was given
+//! misses nothing. A position counts everything read of the log, matching the filter or not. Positions of another
+//! mirror are refused, never answered with an empty page.
 
 use std::io::{self, Write};
 use std::str::FromStr;
@@ -10,12 +10,12 @@ use std::str::FromStr;
 use super::{OutputError, data_field, field};
 use crate::store::read::{ChangeRow, FeedKindFilter, LogPage, Reader, Seq};
 
-/// A place in the change log: `seq`, or `epoch:seq`, which also says in which mirror's.
+/// A position in the change log: `seq`, or `epoch:seq`, which also names the mirror.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LogPosition {
     /// The mirror's identity, where it is known.
     pub epoch: Option<String>,
-    /// What has been read up to.
+    /// The last change number read.
     pub seq: Seq,
 }
 
@@ -36,12 +36,12 @@ impl FromStr for LogPosition {
 }
 
 impl LogPosition {
-    /// Whether a mirror of this identity, which is at `seq`, ever gave it.
+    /// Checks that a mirror of this epoch, which is at `seq`, issued the position.
     ///
     /// # Errors
-    /// [`OutputError::ReadAgain`] where it didn't: what followed it there is not what follows here.
+    /// [`OutputError::ReadAgain`] where it didn't: what followed the position there is not what follows it here.
     pub fn check(&self, epoch: &str, seq: Seq) -> Result<(), OutputError> {
-        if self.epoch.as_ref().is_some_and(|asked| asked != epoch) {
+        if self.epoch.as_ref().is_some_and(|own| own != epoch) {
             return Err(OutputError::ReadAgain(format!("position {self} is of another mirror than this, {epoch}")));
         }
         if self.seq > seq {
@@ -60,21 +60,21 @@ impl std::fmt::Display for LogPosition {
     }
 }
 
-/// Which changes, and how much of them.
+/// Which changes to read, and whether with their data.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ChangeSelection {
-    /// Of which feeds and kinds; a purge is of all kinds.
+    /// Feeds and kinds; a purge concerns all kinds.
     pub filter: FeedKindFilter,
-    /// Whether the JSON comes along.
+    /// Whether each change includes the item's JSON.
     pub data: bool,
 }
 
-/// What one page came to.
+/// The result of one page.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ChangeBatch {
     /// Where to go on, with the epoch.
     pub position: LogPosition,
-    /// Changes in it.
+    /// Changes in the page.
     pub rows: usize,
     /// Whether the log's end has been reached.
     pub end: bool,

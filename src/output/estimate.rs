@@ -1,20 +1,21 @@
-//! How far a first load is, and when it may be done: from what its dataset site says it comes to, and the rate so far.
+//! Progress of a first load and when it may end: from the size that its dataset site states, and the rate so far.
 //!
-//! Both are rough, and said so: `totalItems` is approximate by its nature, and deleted records come on top of it.
+//! Both are rough, and said to be so: `totalItems` is approximate by its nature, and deleted records come on top of it.
 
 use super::format::span;
 
-/// Sooner, a rate says nothing.
-const TELLING_SECONDS: f64 = 3.0;
+/// A rate over less time than this means nothing.
+const MIN_RATE_SECONDS: f64 = 3.0;
 
-/// `about 40 %, some 3 min to go`: of about `total` items `done` are there, `lately` of them within the last `seconds`.
+/// `about 40 %, some 3 min to go`: of about `total` items the mirror has `done`, `lately` of them from the last
+/// `seconds`.
 pub fn words(done: u64, lately: u64, total: u64, seconds: f64) -> String {
     let total = total.max(1);
     let percent = (u128::from(done) * 100 / u128::from(total)).min(99);
     #[allow(clippy::cast_precision_loss, reason = "an estimate")]
     let rate = lately as f64 / seconds.max(f64::EPSILON);
     let left = total.saturating_sub(done);
-    if left == 0 || lately == 0 || seconds < TELLING_SECONDS {
+    if left == 0 || lately == 0 || seconds < MIN_RATE_SECONDS {
         return format!("about {percent} %");
     }
     #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "an estimate; `as` saturates")]

@@ -1,7 +1,7 @@
-//! Where an item came from, in rows and in words: the delivery that wrote it, what was refused or quarantined of it
-//! since, and how its feed is doing, so that one can tell why it may be stale.
+//! Where an item came from, as rows and as text: the delivery that wrote it, what was refused or quarantined of it
+//! since, and its feed's state, which shows why the item may be stale.
 //!
-//! What the mirror doesn't know is said too: an item that is not there, a delivery too long ago.
+//! Also says what the mirror doesn't know: an item that it doesn't have, a delivery too long ago.
 
 mod text;
 
@@ -15,25 +15,25 @@ use crate::store::read::{
 };
 
 /// A search in the data ends after this long.
-const SEARCH: Duration = Duration::from_secs(30);
-/// Items found elsewhere that are told of.
-const ELSEWHERE: usize = 20;
+const SEARCH_TIMEOUT: Duration = Duration::from_secs(30);
+/// The most items of other kinds and feeds that are listed.
+const MAX_ELSEWHERE: usize = 20;
 
-/// Which item is asked for.
+/// Which item to explain.
 #[derive(Clone, Debug, Default)]
 pub struct ItemQuery {
-    /// The feed's name; any when not given.
+    /// The feed's name; any feed when none.
     pub feed: Option<String>,
-    /// The publisher's id, or what the item's data call it: their `@id` or `id`.
+    /// The publisher's id, or what the item's data call the item: their `@id` or `id`.
     pub id: String,
-    /// Its kind; any when not given.
+    /// The item's kind; any kind when none.
     pub kind: Option<String>,
 }
 
-/// What is known.
+/// All that is known of an item.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct Explanation {
-    /// What was asked for.
+    /// The id asked for.
     pub id: String,
     /// The items that it names, tombstones too; several where kinds or feeds share an id.
     pub items: Vec<ItemExplanation>,
@@ -45,51 +45,47 @@ pub struct Explanation {
     pub quarantine: Vec<QuarantineRow>,
     /// Where nothing was found: items of other kinds and feeds with this id.
     pub elsewhere: Vec<ItemRow>,
-    /// How the feeds of all this are doing.
+    /// The state of all feeds concerned.
     pub feeds: Vec<FeedCondition>,
 }
 
-/// One item.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct ItemExplanation {
-    /// The item.
     pub item: ItemRow,
-    /// What wrote it; none when that is too long ago, or a sweep made it a tombstone.
+    /// The delivery that wrote the item; none when that is too long ago, or a sweep made the item a tombstone.
     pub delivery: Option<DeliveryRow>,
-    /// What was refused of it as older or tied, newest first.
+    /// Versions of it that were refused as older or tied, newest first.
     pub refusals: Vec<RefusalRow>,
     /// Records in quarantine that name it, newest first.
     pub quarantine: Vec<QuarantineRow>,
 }
 
-/// How a feed is doing.
+/// A feed's state.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct FeedCondition {
-    /// The feed.
     pub feed: FeedRow,
-    /// Its endpoints.
     pub endpoints: Vec<EndpointRow>,
-    /// Its resync under way.
+    /// The feed's resync under way.
     pub resync: Option<ResyncRow>,
-    /// When a purge last removed its rows.
+    /// When a purge last removed the feed's rows.
     pub purged_at: Option<String>,
 }
 
 impl Explanation {
-    /// Gathers what the file says. `searching` is called before a search that reads the data of many items.
+    /// Reads what the file knows. `before_search` is called before a search that reads the data of many items.
     ///
     /// # Errors
     /// When the file can't be read, or has no such feed.
-    pub fn of(reader: &Reader, asked: &ItemQuery, searching: impl FnOnce()) -> Result<Self, OutputError> {
-        let (feed, kind) = (asked.feed.as_deref(), asked.kind.as_deref());
+    pub fn of(reader: &Reader, query: &ItemQuery, before_search: impl FnOnce()) -> Result<Self, OutputError> {
+        let (feed, kind) = (query.feed.as_deref(), query.kind.as_deref());
         if let Some(feed) = feed {
             check_feed_known(reader, feed)?;
         }
-        let mut items = reader.known_items(feed, kind, &asked.id)?;
+        let mut items = reader.known_items(feed, kind, &query.id)?;
         let mut cut_short = false;
-        if items.is_empty() && asked.id.contains("://") {
-            searching();
-            let found = reader.items_with_data_id(feed, &asked.id, Instant::now() + SEARCH)?;
+        if items.is_empty() && query.id.contains("://") {
+            before_search();
+            let found = reader.items_with_data_id(feed, &query.id, Instant::now() + SEARCH_TIMEOUT)?;
             cut_short = !found.complete;
             items = found.items;
             items.retain(|item| kind.is_none_or(|kind| item.kind == kind));
@@ -99,7 +95,7 @@ impl Explanation {
         names.dedup();
         let feeds = names.iter().map(|name| FeedCondition::of(reader, name)).collect::<Result<_, _>>()?;
         let mut explanation = Self {
-            id: asked.id.clone(),
+            id: query.id.clone(),
             items: Vec::new(),
             cut_short,
             refusals: Vec::new(),
@@ -108,25 +104,25 @@ impl Explanation {
             feeds,
         };
         if items.is_empty() {
-            explanation.add_related(reader, asked)?;
+            explanation.add_related(reader, query)?;
         }
         explanation.items =
             items.into_iter().map(|item| ItemExplanation::of(reader, item)).collect::<Result<_, _>>()?;
         Ok(explanation)
     }
 
-    fn add_related(&mut self, reader: &Reader, asked: &ItemQuery) -> Result<(), StoreError> {
-        if let Some(feed) = &asked.feed {
-            self.refusals = reader.refusals_of(feed, asked.kind.as_deref(), &asked.id)?;
-            self.quarantine = reader.quarantine_with_id(feed, &asked.id)?;
+    fn add_related(&mut self, reader: &Reader, query: &ItemQuery) -> Result<(), StoreError> {
+        if let Some(feed) = &query.feed {
+            self.refusals = reader.refusals_of(feed, query.kind.as_deref(), &query.id)?;
+            self.quarantine = reader.quarantine_with_id(feed, &query.id)?;
         }
-        self.elsewhere = reader.known_items(None, None, &asked.id)?;
-        self.elsewhere.truncate(ELSEWHERE);
+        self.elsewhere = reader.known_items(None, None, &query.id)?;
+        self.elsewhere.truncate(MAX_ELSEWHERE);
         Ok(())
     }
 }
 
-/// A feed that was purged once it was no longer configured has left nothing but that.
+/// A feed that was purged after it was no longer configured has left nothing but the purge's time.
 fn check_feed_known(reader: &Reader, feed: &str) -> Result<(), StoreError> {
     match (reader.feeds(&[feed.to_owned()]), reader.purged_at(feed)?) {
         (Err(StoreError::Refused(_)), Some(at)) => {

@@ -1,8 +1,9 @@
-//! Items as a file: four formats, streamed in the order of their seq, of one moment of the mirror.
+//! Items as a file: four formats, streamed in the order of their seq, from one snapshot of the mirror.
 //!
-//! Memory stays constant however many items there are: one at a time is held. In NDJSON, JSON and GeoJSON `data` is the
-//! publisher's JSON, in CSV its text. Each item carries its feed's publisher, licence and dataset site, so that whoever
-//! passes it on can name them. No place is looked up or made up: an item without a usable one has none.
+//! Memory stays constant however many items there are: one item at a time is held. In NDJSON, JSON and GeoJSON `data`
+//! is the publisher's JSON, in CSV its text. Each item carries its feed's publisher, licence and dataset site, so that
+//! whoever passes the item on can attribute it. No location is looked up or made up: an item without a usable one has
+//! none.
 
 mod geo;
 
@@ -13,7 +14,7 @@ use super::{OutputError, data_field, field};
 use crate::json;
 use crate::store::read::{FeedKindFilter, FeedRow, ItemRow, MirrorRow, Reader, Seq};
 
-/// How items are written.
+/// The format of an export.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum ExportFormat {
     /// One JSON object a line.
@@ -21,39 +22,38 @@ pub enum ExportFormat {
     Ndjson,
     /// One JSON array.
     Json,
-    /// RFC 4180, with a header; the JSON stands in a column.
+    /// RFC 4180, with a header; the JSON is one column.
     Csv,
-    /// A FeatureCollection (RFC 7946); items without a place have no geometry.
+    /// A FeatureCollection (RFC 7946); items without a location have no geometry.
     Geojson,
 }
 
-/// What is to be exported.
+/// What to export.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ExportRequest {
-    /// Of which feeds and kinds.
+    /// Feeds and kinds.
     pub filter: FeedKindFilter,
-    /// Only what changed after this.
+    /// Only items that changed after this change number.
     pub since: Seq,
-    /// Tombstones too.
+    /// Whether tombstones are included.
     pub deleted: bool,
-    /// How.
     pub format: ExportFormat,
-    /// CSV's cells as they are, also those that a spreadsheet would take for formulas.
+    /// Whether CSV cells stay as they are, also those that a spreadsheet would take for formulas.
     pub raw_cells: bool,
 }
 
-/// What an export came to.
+/// The result of an export.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ExportSummary {
     /// Items written.
     pub items: u64,
-    /// The mirror as it was at that moment.
+    /// The mirror's row in the snapshot that was exported.
     pub mirror: MirrorRow,
 }
 
 const CSV_HEADER: &[u8] = b"feed,kind,id,modified,state,data,seq,changed_at,publisher,license,dataset_url\r\n";
 
-/// Whom to name for an item: of its feed.
+/// The attribution of an item, from its feed.
 #[derive(Clone, Copy, Default)]
 struct ItemAttribution<'a> {
     publisher: Option<&'a str>,
@@ -71,20 +71,20 @@ impl<'a> ItemAttribution<'a> {
     }
 }
 
-/// Writes every item asked for.
+/// Writes every item that the request selects.
 ///
 /// # Errors
 /// For a feed that is not in the mirror; when the file can't be read or `out` not be written.
 pub fn export(reader: &Reader, request: &ExportRequest, out: &mut impl Write) -> Result<ExportSummary, OutputError> {
     let format = request.format;
     let feeds = reader.feeds(&[])?;
-    let sources: HashMap<&str, ItemAttribution<'_>> =
+    let attributions: HashMap<&str, ItemAttribution<'_>> =
         feeds.iter().map(|feed| (feed.name.as_str(), ItemAttribution::of(feed))).collect();
     let mut items = 0;
-    // Begun with the first item, so that a request that is refused leaves no output.
+    // The output begins with the first item, so that a refused request writes nothing.
     let mirror = reader.export_items(request.since, &request.filter, request.deleted, |row| {
         begin_or_separate(out, format, items == 0)?;
-        item(out, request, &row, sources.get(row.feed.as_str()).copied().unwrap_or_default())?;
+        item(out, request, &row, attributions.get(row.feed.as_str()).copied().unwrap_or_default())?;
         items += 1;
         Ok::<(), OutputError>(())
     })?;
@@ -111,16 +111,21 @@ fn begin_or_separate(out: &mut impl Write, format: ExportFormat, first: bool) ->
     })
 }
 
-fn item(out: &mut impl Write, request: &ExportRequest, row: &ItemRow, source: ItemAttribution<'_>) -> io::Result<()> {
+fn item(
+    out: &mut impl Write,
+    request: &ExportRequest,
+    row: &ItemRow,
+    attribution: ItemAttribution<'_>,
+) -> io::Result<()> {
     match request.format {
-        ExportFormat::Ndjson => attributed(out, row, source).and_then(|()| out.write_all(b"\n")),
-        ExportFormat::Json => out.write_all(b"\n").and_then(|()| attributed(out, row, source)),
-        ExportFormat::Csv => csv(out, request.raw_cells, row, source),
-        ExportFormat::Geojson => out.write_all(b"\n").and_then(|()| feature(out, row, source)),
+        ExportFormat::Ndjson => attributed(out, row, attribution).and_then(|()| out.write_all(b"\n")),
+        ExportFormat::Json => out.write_all(b"\n").and_then(|()| attributed(out, row, attribution)),
+        ExportFormat::Csv => csv(out, request.raw_cells, row, attribution),
+        ExportFormat::Geojson => out.write_all(b"\n").and_then(|()| feature(out, row, attribution)),
     }
 }
 
-/// Writes an item as a JSON object on one line, without the line's end.
+/// Writes an item as a JSON object without a line break at its end.
 ///
 /// # Errors
 /// When `out` can't be written.
@@ -129,9 +134,9 @@ pub fn object(out: &mut impl Write, row: &ItemRow) -> io::Result<()> {
     out.write_all(b"}")
 }
 
-fn attributed(out: &mut impl Write, row: &ItemRow, source: ItemAttribution<'_>) -> io::Result<()> {
+fn attributed(out: &mut impl Write, row: &ItemRow, attribution: ItemAttribution<'_>) -> io::Result<()> {
     fields(out, row)?;
-    sources(out, source)?;
+    attribution_fields(out, attribution)?;
     out.write_all(b"}")
 }
 
@@ -143,10 +148,10 @@ fn fields(out: &mut impl Write, row: &ItemRow) -> io::Result<()> {
     field(out, false, "changed_at", &row.changed_at)
 }
 
-fn sources(out: &mut impl Write, source: ItemAttribution<'_>) -> io::Result<()> {
-    field(out, false, "publisher", &source.publisher)?;
-    field(out, false, "license", &source.license)?;
-    field(out, false, "dataset_url", &source.dataset_url)
+fn attribution_fields(out: &mut impl Write, attribution: ItemAttribution<'_>) -> io::Result<()> {
+    field(out, false, "publisher", &attribution.publisher)?;
+    field(out, false, "license", &attribution.license)?;
+    field(out, false, "dataset_url", &attribution.dataset_url)
 }
 
 fn columns(out: &mut impl Write, row: &ItemRow) -> io::Result<()> {
@@ -157,7 +162,7 @@ fn columns(out: &mut impl Write, row: &ItemRow) -> io::Result<()> {
     field(out, false, "state", &row.state)
 }
 
-fn feature(out: &mut impl Write, row: &ItemRow, source: ItemAttribution<'_>) -> io::Result<()> {
+fn feature(out: &mut impl Write, row: &ItemRow, attribution: ItemAttribution<'_>) -> io::Result<()> {
     let data = row.data.as_deref();
     out.write_all(b"{\"type\":\"Feature\",\"geometry\":")?;
     match data.and_then(geo::of) {
@@ -173,40 +178,41 @@ fn feature(out: &mut impl Write, row: &ItemRow, source: ItemAttribution<'_>) -> 
         field(out, false, "name", &name)?;
     }
     data_field(out, data)?;
-    sources(out, source)?;
+    attribution_fields(out, attribution)?;
     out.write_all(b"}}")
 }
 
-fn csv(out: &mut impl Write, raw: bool, row: &ItemRow, source: ItemAttribution<'_>) -> io::Result<()> {
+fn csv(out: &mut impl Write, raw: bool, row: &ItemRow, attribution: ItemAttribution<'_>) -> io::Result<()> {
     let (modified, seq) = (row.modified.to_string(), row.seq.to_string());
     let data = row.data.as_deref().unwrap_or_default();
     let cells: [&str; 8] = [&row.feed, &row.kind, &row.id, &modified, &row.state, data, &seq, &row.changed_at];
-    let source = [source.publisher, source.license, source.dataset_url].map(Option::unwrap_or_default);
-    for (at, text) in cells.into_iter().chain(source).enumerate() {
+    let attribution =
+        [attribution.publisher, attribution.license, attribution.dataset_url].map(Option::unwrap_or_default);
+    for (at, text) in cells.into_iter().chain(attribution).enumerate() {
         if at > 0 {
             out.write_all(b",")?;
         }
-        let harmless = if raw || !is_formula(text) { "" } else { "'" };
-        cell(out, harmless, text)?;
+        let prefix = if raw || !is_formula(text) { "" } else { "'" };
+        cell(out, prefix, text)?;
     }
     out.write_all(b"\r\n")
 }
 
-/// Whether a spreadsheet would work out what a stranger wrote (CWE-1236), and it is no number.
+/// Whether a spreadsheet would evaluate the text as a formula (CWE-1236); a number is none.
 fn is_formula(text: &str) -> bool {
     let digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit() || b"+-.eE".contains(&byte));
     let number = digits(text) && text.parse::<f64>().is_ok();
     text.starts_with(['=', '+', '-', '@', '\t', '\r', '\n', '＝', '＋', '－', '＠']) && !number
 }
 
-/// RFC 4180 §2: quoted where it must be, quotes doubled.
-fn cell(out: &mut impl Write, before: &str, text: &str) -> io::Result<()> {
+/// A cell by RFC 4180 §2: quoted where it must be, quotes doubled.
+fn cell(out: &mut impl Write, prefix: &str, text: &str) -> io::Result<()> {
     if !text.contains(['"', ',', '\r', '\n']) {
-        out.write_all(before.as_bytes())?;
+        out.write_all(prefix.as_bytes())?;
         return out.write_all(text.as_bytes());
     }
     out.write_all(b"\"")?;
-    out.write_all(before.as_bytes())?;
+    out.write_all(prefix.as_bytes())?;
     for (at, part) in text.split('"').enumerate() {
         if at > 0 {
             out.write_all(b"\"\"")?;
@@ -239,9 +245,9 @@ mod tests {
 
     fn written(format: ExportFormat, row: &ItemRow) -> String {
         let mut out = Vec::new();
-        let source =
+        let attribution =
             ItemAttribution { publisher: Some("Acme, Ltd"), license: Some("https://l.example/"), dataset_url: None };
-        item(&mut out, &ExportRequest { format, ..ExportRequest::default() }, row, source).unwrap();
+        item(&mut out, &ExportRequest { format, ..ExportRequest::default() }, row, attribution).unwrap();
         String::from_utf8(out).unwrap()
     }
 

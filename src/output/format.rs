@@ -1,4 +1,4 @@
-//! Numbers, times and hostile text in the form that people read.
+//! Formats numbers, times and hostile text for people.
 
 use jiff::Timestamp;
 
@@ -44,7 +44,7 @@ pub(super) fn seconds_since(at: Option<&str>, now: Timestamp) -> Option<i64> {
     Some(now.as_second() - at.as_second())
 }
 
-/// At most so many characters, the end kept: of a cursor it is the end that differs.
+/// At most `width` characters, the end kept: cursors differ at their ends.
 pub(super) fn tail(text: &str, width: usize) -> String {
     let length = text.chars().count();
     if length <= width {
@@ -54,7 +54,7 @@ pub(super) fn tail(text: &str, width: usize) -> String {
     format!("…{kept}")
 }
 
-/// At most so many characters, the beginning kept.
+/// At most `width` characters, the beginning kept.
 pub(super) fn head(text: &str, width: usize) -> String {
     if text.chars().count() <= width {
         return text.to_owned();

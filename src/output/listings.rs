@@ -1,7 +1,7 @@
-//! What went wrong and what happened, for people: quarantine, findings and events.
+//! Lists of quarantine, findings and events, for people.
 //!
-//! Programs get the rows themselves, one a line ([`super::line`]). Nothing here shortens a record that is asked for by
-//! its number; lists do.
+//! Programs get the rows themselves, one per line ([`super::write_json_line`]). A record that is asked for by its
+//! number is never shortened; lists shorten samples.
 
 use std::io::{self, Write};
 
@@ -12,7 +12,7 @@ use super::status::{at_least, bare};
 use crate::store::read::{EventRow, FindingRow, QuarantineRow};
 
 /// Characters of a sample that a list shows.
-const SAMPLE: usize = 200;
+const MAX_SAMPLE_CHARS: usize = 200;
 
 /// Lists records that could not be understood.
 ///
@@ -33,14 +33,14 @@ pub fn quarantine(out: &mut impl Write, rows: &[QuarantineRow], width: u16) -> i
             Cell::new(plain(&row.reason)),
             Cell::new(number(row.count)).set_alignment(CellAlignment::Right),
             Cell::new(second(&row.last_at)),
-            Cell::new(head(&plain(detail), SAMPLE)),
+            Cell::new(head(&plain(detail), MAX_SAMPLE_CHARS)),
         ]);
     }
     at_least(&mut table, 6, 30);
     writeln!(out, "{}", table.trim_fmt())
 }
 
-/// Shows one record whole: what is known of it, then the record itself as published.
+/// Prints one record whole: its row, then the record itself as published.
 ///
 /// # Errors
 /// When `out` can't be written.
@@ -57,7 +57,7 @@ pub fn record(out: &mut impl Write, row: &QuarantineRow) -> io::Result<()> {
     writeln!(out, "\n{}", row.raw.lines().map(plain).collect::<Vec<_>>().join("\n"))
 }
 
-/// Lists what to tell publishers.
+/// Lists findings.
 ///
 /// # Errors
 /// When `out` can't be written.
@@ -74,14 +74,14 @@ pub fn findings(out: &mut impl Write, rows: &[FindingRow], width: u16) -> io::Re
             Cell::new(plain(&row.rule)),
             Cell::new(number(row.count)).set_alignment(CellAlignment::Right),
             Cell::new(second(&row.last_at)),
-            Cell::new(head(&plain(detail), SAMPLE)),
+            Cell::new(head(&plain(detail), MAX_SAMPLE_CHARS)),
         ]);
     }
     at_least(&mut table, 4, 30);
     writeln!(out, "{}", table.trim_fmt())
 }
 
-/// Lists what happened, a line each, the newest last.
+/// Lists events, one per line, the newest last.
 ///
 /// # Errors
 /// When `out` can't be written.
@@ -97,7 +97,7 @@ pub fn events(out: &mut impl Write, rows: &[EventRow]) -> io::Result<()> {
     Ok(())
 }
 
-/// To the second: `2026-01-02T03:04:05Z`.
+/// A time without fractions of a second: `2026-01-02T03:04:05Z`.
 fn second(at: &str) -> String {
     at.split_once('.').map_or_else(|| at.to_owned(), |(whole, _)| format!("{whole}Z"))
 }

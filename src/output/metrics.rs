@@ -1,9 +1,9 @@
-//! Metrics in the OpenMetrics text format: what the file holds, and what was counted since the start.
+//! Metrics in the OpenMetrics text format: the file's contents, and counts since the start.
 //!
-//! Guarantees: each name has one HELP and one TYPE line and its series in one block; label values are escaped, since
-//! names and words come from others. All series are made anew for each scrape, so those of a feed go with it: a removed
-//! feed has none, and is only counted. What is not known has no series: a feed that was never level has no lag, and a
-//! file that can't be read leaves the counts alone.
+//! Guarantees: each name has one HELP and one TYPE line and all its series in one block; label values are escaped,
+//! since names and words come from publishers. All series are computed for each scrape, so a removed feed has none of
+//! its own and is only counted. An unknown value has no series: a feed that was never level has no lag, and when the
+//! file can't be read, the counts are still given.
 
 pub mod classic;
 mod names;
@@ -29,28 +29,27 @@ pub use names::{METRICS, Metric, MetricType};
 /// The media type.
 pub const MEDIA_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// What one feed's workers have done since the start.
+/// Counts of one feed's workers since the start.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FeedCounts {
-    /// The feed's name.
     pub feed: String,
     /// Pages committed.
     pub pages: u64,
     /// Bytes received.
     pub bytes: u64,
-    /// Records looked at.
+    /// Records read.
     pub records: u64,
     /// Items written.
     pub written: u64,
     /// Records quarantined.
     pub quarantined: u64,
-    /// Records, by transport and by what became of them.
+    /// Records, by transport and outcome.
     pub outcomes: Vec<(Transport, RecordOutcome, u64)>,
-    /// Requests for pages, by what they got.
+    /// Requests for pages, by outcome.
     pub polls: Vec<(RequestOutcome, u64)>,
 }
 
-/// How the mirror itself is doing.
+/// State of the mirror's writer and memory.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MirrorStats {
     /// How long commits took since the start.
@@ -59,15 +58,15 @@ pub struct MirrorStats {
     pub queued_small: usize,
     /// Large work waiting for the writer.
     pub queued_large: usize,
-    /// Bytes of a WAL that a long reader keeps from being written back.
+    /// Bytes of the WAL that a long reader keeps from being checkpointed.
     pub pinned_bytes: u64,
     /// Bytes that pages under way may hold together.
     pub budget_bytes: u64,
-    /// Bytes that they hold at the moment.
+    /// Bytes that pages under way hold at the moment.
     pub budget_used_bytes: u64,
 }
 
-/// What the file says.
+/// State read from the file and its disk.
 #[derive(Clone, Debug)]
 pub struct FileStats {
     pub(super) status: Status,
@@ -79,7 +78,7 @@ pub struct FileStats {
     disk: Option<DiskSpace>,
 }
 
-/// The file system where the file lies.
+/// Space of the file system that holds the database.
 #[derive(Clone, Copy, Debug)]
 struct DiskSpace {
     bytes: u64,
@@ -98,7 +97,7 @@ impl FileStats {
     /// Reads the file. Blocking.
     ///
     /// # Errors
-    /// When it can't be read.
+    /// When the file can't be read.
     pub fn read(reader: &Reader) -> Result<Self, StoreError> {
         let mut wal = reader.path().as_os_str().to_owned();
         wal.push("-wal");
@@ -114,7 +113,7 @@ impl FileStats {
         })
     }
 
-    /// Records that this feed has in quarantine.
+    /// Records of this feed in quarantine.
     pub(super) fn quarantined(&self, feed: &str) -> i64 {
         self.quarantine_count(feed).map_or(0, |count| count.rows)
     }
@@ -133,18 +132,17 @@ impl FileStats {
     }
 }
 
-/// What one scrape is told.
+/// The data of one scrape.
 #[derive(Clone, Debug)]
 pub struct Scrape {
-    /// When.
     pub now: Timestamp,
     /// Whether the database takes writes.
     pub ready: bool,
-    /// How the mirror itself is doing.
+    /// State of the mirror's writer and memory.
     pub mirror_stats: MirrorStats,
-    /// What the feeds' workers have done.
+    /// Counts of the feeds' workers.
     pub counts: Vec<FeedCounts>,
-    /// What the file says; none while it can't be read.
+    /// State read from the file; none while it can't be read.
     pub file_stats: Option<FileStats>,
 }
 
@@ -152,7 +150,7 @@ impl Scrape {
     /// All metrics as text.
     ///
     /// # Errors
-    /// Never, as far as one can see: it is written to memory.
+    /// Never in practice: the text is written to memory.
     pub fn text(self) -> Result<String, fmt::Error> {
         let mut registry = Registry::default();
         registry.register_collector(Box::new(self));
@@ -164,55 +162,55 @@ impl Scrape {
 
 impl Collector for Scrape {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let mut sheet = MetricWriter(encoder);
-        sheet.one(&names::READY, MetricValue::flag(self.ready))?;
-        own(&mut sheet, &self.mirror_stats)?;
-        if let Some(stored) = &self.file_stats {
-            mirror(&mut sheet, stored)?;
-            feeds(&mut sheet, stored, self.now)?;
-            write_feed_records(&mut sheet, stored)?;
-            endpoints(&mut sheet, stored)?;
+        let mut writer = MetricWriter(encoder);
+        writer.one(&names::READY, MetricValue::flag(self.ready))?;
+        write_mirror_stats(&mut writer, &self.mirror_stats)?;
+        if let Some(file_stats) = &self.file_stats {
+            mirror(&mut writer, file_stats)?;
+            feeds(&mut writer, file_stats, self.now)?;
+            write_feed_records(&mut writer, file_stats)?;
+            endpoints(&mut writer, file_stats)?;
         }
-        counts(&mut sheet, &self.counts, self.file_stats.as_ref())
+        counts(&mut writer, &self.counts, self.file_stats.as_ref())
     }
 }
 
-fn own(sheet: &mut MetricWriter<'_>, own: &MirrorStats) -> fmt::Result {
-    sheet.times(&names::COMMIT, &own.commits)?;
-    let queued = [("small", own.queued_small), ("large", own.queued_large)];
-    sheet.write(&names::QUEUE, queued.map(|(size, queued)| ([size], MetricValue::size(queued as u64))))?;
-    sheet.one(&names::PINNED, MetricValue::size(own.pinned_bytes))?;
-    sheet.one(&names::BUDGET, MetricValue::size(own.budget_bytes))?;
-    sheet.one(&names::BUDGET_USED, MetricValue::size(own.budget_used_bytes))
+fn write_mirror_stats(writer: &mut MetricWriter<'_>, stats: &MirrorStats) -> fmt::Result {
+    writer.times(&names::COMMIT, &stats.commits)?;
+    let queued = [("small", stats.queued_small), ("large", stats.queued_large)];
+    writer.write(&names::QUEUE, queued.map(|(size, queued)| ([size], MetricValue::size(queued as u64))))?;
+    writer.one(&names::PINNED, MetricValue::size(stats.pinned_bytes))?;
+    writer.one(&names::BUDGET, MetricValue::size(stats.budget_bytes))?;
+    writer.one(&names::BUDGET_USED, MetricValue::size(stats.budget_used_bytes))
 }
 
-fn mirror(sheet: &mut MetricWriter<'_>, stored: &FileStats) -> fmt::Result {
-    let mirror = &stored.status.mirror;
-    sheet.write(&names::INFO, [([mirror.epoch.as_str(), &mirror.version], MetricValue::Info)])?;
+fn mirror(writer: &mut MetricWriter<'_>, file_stats: &FileStats) -> fmt::Result {
+    let mirror = &file_stats.status.mirror;
+    writer.write(&names::INFO, [([mirror.epoch.as_str(), &mirror.version], MetricValue::Info)])?;
     let started = mirror.started_at.as_deref().and_then(parse_time);
-    sheet.one(&names::START_TIME, started.map(|at| MetricValue::Float(at.as_millisecond() as f64 / 1000.0)))?;
-    sheet.one(&names::SEQ, MetricValue::Integer(mirror.seq))?;
-    sheet.one(&names::DATABASE, stored.database_bytes.map(MetricValue::size))?;
-    sheet.one(&names::WAL, stored.wal_bytes.map(MetricValue::size))?;
-    sheet.one(&names::FREE, stored.disk.map(|disk| MetricValue::size(disk.free_bytes)))?;
-    sheet.one(&names::DISK, stored.disk.map(|disk| MetricValue::size(disk.bytes)))?;
-    let with = |health: &Health| stored.status.feeds.iter().filter(|feed| feed.health == health.as_str()).count();
-    sheet.write(
+    writer.one(&names::START_TIME, started.map(|at| MetricValue::Float(at.as_millisecond() as f64 / 1000.0)))?;
+    writer.one(&names::SEQ, MetricValue::Integer(mirror.seq))?;
+    writer.one(&names::DATABASE, file_stats.database_bytes.map(MetricValue::size))?;
+    writer.one(&names::WAL, file_stats.wal_bytes.map(MetricValue::size))?;
+    writer.one(&names::FREE, file_stats.disk.map(|disk| MetricValue::size(disk.free_bytes)))?;
+    writer.one(&names::DISK, file_stats.disk.map(|disk| MetricValue::size(disk.bytes)))?;
+    let with = |health: &Health| file_stats.status.feeds.iter().filter(|feed| feed.health == health.as_str()).count();
+    writer.write(
         &names::FEEDS,
         Health::ALL.iter().map(|health| ([health.as_str()], MetricValue::size(with(health) as u64))),
     )
 }
 
-fn feeds(sheet: &mut MetricWriter<'_>, stored: &FileStats, now: Timestamp) -> fmt::Result {
+fn feeds(writer: &mut MetricWriter<'_>, file_stats: &FileStats, now: Timestamp) -> fmt::Result {
     let one = MetricValue::Integer(1);
-    let providers: Vec<String> = stored.feeds().map(provider).collect();
-    let told =
-        stored.feeds().zip(&providers).map(|(feed, provider)| ([feed.name.as_str(), provider], MetricValue::Info));
-    sheet.write(&names::FEED_INFO, told)?;
-    sheet.write(&names::MODE, stored.feeds().map(|feed| ([feed.name.as_str(), &feed.mode], one)))?;
-    sheet.write(&names::HEALTH, stored.feeds().map(|feed| ([feed.name.as_str(), &feed.health], one)))?;
+    let providers: Vec<String> = file_stats.feeds().map(provider).collect();
+    let info =
+        file_stats.feeds().zip(&providers).map(|(feed, provider)| ([feed.name.as_str(), provider], MetricValue::Info));
+    writer.write(&names::FEED_INFO, info)?;
+    writer.write(&names::MODE, file_stats.feeds().map(|feed| ([feed.name.as_str(), &feed.mode], one)))?;
+    writer.write(&names::HEALTH, file_stats.feeds().map(|feed| ([feed.name.as_str(), &feed.health], one)))?;
     let mut gauge = |metric: &Metric, value: &dyn Fn(&FeedRow) -> Option<MetricValue>| {
-        sheet.write(metric, stored.feeds().filter_map(|feed| Some(([feed.name.as_str()], value(feed)?))))
+        writer.write(metric, file_stats.feeds().filter_map(|feed| Some(([feed.name.as_str()], value(feed)?))))
     };
     let since = |at: Option<&str>| Some(MetricValue::Float(seconds_since(at?, now)?));
     gauge(&names::ACKED, &|feed| Some(MetricValue::flag(feed.acked_until.is_some())))?;
@@ -225,29 +223,29 @@ fn feeds(sheet: &mut MetricWriter<'_>, stored: &FileStats, now: Timestamp) -> fm
 }
 
 /// Resyncs, quarantine and findings.
-fn write_feed_records(sheet: &mut MetricWriter<'_>, stored: &FileStats) -> fmt::Result {
-    let names = stored.names();
-    let resyncs = stored.status.resyncs.iter().filter(|resync| names.contains(resync.feed.as_str()));
-    sheet.write(
+fn write_feed_records(writer: &mut MetricWriter<'_>, file_stats: &FileStats) -> fmt::Result {
+    let names = file_stats.names();
+    let resyncs = file_stats.status.resyncs.iter().filter(|resync| names.contains(resync.feed.as_str()));
+    writer.write(
         &names::RESYNC,
         resyncs.map(|resync| ([resync.feed.as_str(), &resync.stage], MetricValue::Integer(1))),
     )?;
-    let quarantined = |feed: &FeedRow| MetricValue::Integer(stored.quarantined(&feed.name));
-    sheet.write(&names::QUARANTINE, stored.feeds().map(|feed| ([feed.name.as_str()], quarantined(feed))))?;
+    let quarantined = |feed: &FeedRow| MetricValue::Integer(file_stats.quarantined(&feed.name));
+    writer.write(&names::QUARANTINE, file_stats.feeds().map(|feed| ([feed.name.as_str()], quarantined(feed))))?;
     let dropped =
-        |feed: &FeedRow| MetricValue::count(stored.quarantine_count(&feed.name).map_or(0, |count| count.dropped));
-    sheet.write(&names::DROPPED, stored.feeds().map(|feed| ([feed.name.as_str()], dropped(feed))))?;
-    let findings = stored.findings.iter().filter(|finding| names.contains(finding.feed.as_str()));
+        |feed: &FeedRow| MetricValue::count(file_stats.quarantine_count(&feed.name).map_or(0, |count| count.dropped));
+    writer.write(&names::DROPPED, file_stats.feeds().map(|feed| ([feed.name.as_str()], dropped(feed))))?;
+    let findings = file_stats.findings.iter().filter(|finding| names.contains(finding.feed.as_str()));
     let series = findings.map(|finding| ([finding.feed.as_str(), &finding.rule], MetricValue::count(finding.count)));
-    sheet.write(&names::FINDINGS, series)
+    writer.write(&names::FINDINGS, series)
 }
 
-fn endpoints(sheet: &mut MetricWriter<'_>, stored: &FileStats) -> fmt::Result {
-    let names = stored.names();
+fn endpoints(writer: &mut MetricWriter<'_>, file_stats: &FileStats) -> fmt::Result {
+    let names = file_stats.names();
     let pushes = |row: &&EndpointRow| row.transport != Transport::Poll.as_str() && names.contains(row.feed.as_str());
-    let pushed: Vec<&EndpointRow> = stored.endpoints.iter().filter(pushes).collect();
+    let pushed: Vec<&EndpointRow> = file_stats.endpoints.iter().filter(pushes).collect();
     let mut series = |metric: &Metric, value: &dyn Fn(&EndpointRow) -> MetricValue| {
-        sheet.write(metric, pushed.iter().map(|row| ([row.feed.as_str(), &row.transport], value(row))))
+        writer.write(metric, pushed.iter().map(|row| ([row.feed.as_str(), &row.transport], value(row))))
     };
     series(&names::UP, &|row| MetricValue::flag(row.health == Health::Ok.as_str()))?;
     series(&names::PROVEN, &|row| MetricValue::flag(row.push == PushTrust::Proven.as_str()))?;
@@ -256,16 +254,16 @@ fn endpoints(sheet: &mut MetricWriter<'_>, stored: &FileStats) -> fmt::Result {
     series(&names::LATE, &|row| MetricValue::count(row.late))
 }
 
-/// What the workers counted. A transport that the feed doesn't have has no series.
-fn counts(sheet: &mut MetricWriter<'_>, counts: &[FeedCounts], stored: Option<&FileStats>) -> fmt::Result {
-    sheet.write(&names::PAGES, counts.iter().map(|feed| ([feed.feed.as_str()], MetricValue::Count(feed.pages))))?;
-    sheet.write(&names::BYTES, counts.iter().map(|feed| ([feed.feed.as_str()], MetricValue::Count(feed.bytes))))?;
+/// Writes the workers' counts. A transport that the feed doesn't have has no series.
+fn counts(writer: &mut MetricWriter<'_>, counts: &[FeedCounts], file_stats: Option<&FileStats>) -> fmt::Result {
+    writer.write(&names::PAGES, counts.iter().map(|feed| ([feed.feed.as_str()], MetricValue::Count(feed.pages))))?;
+    writer.write(&names::BYTES, counts.iter().map(|feed| ([feed.feed.as_str()], MetricValue::Count(feed.bytes))))?;
     let polls = counts.iter().flat_map(|feed| {
         feed.polls.iter().map(|(got, count)| ([feed.feed.as_str(), got.as_str()], MetricValue::Count(*count)))
     });
-    sheet.write(&names::POLLS, polls)?;
-    let configured: HashSet<(&str, &str)> = stored
-        .map_or(&[][..], |stored| &stored.endpoints)
+    writer.write(&names::POLLS, polls)?;
+    let configured: HashSet<(&str, &str)> = file_stats
+        .map_or(&[][..], |file_stats| &file_stats.endpoints)
         .iter()
         .map(|row| (row.feed.as_str(), row.transport.as_str()))
         .collect();
@@ -280,10 +278,10 @@ fn counts(sheet: &mut MetricWriter<'_>, counts: &[FeedCounts], stored: Option<&F
             ([feed.feed.as_str(), transport.as_str(), outcome.as_str()], MetricValue::Count(*count))
         })
     });
-    sheet.write(&names::RECORDS, records)
+    writer.write(&names::RECORDS, records)
 }
 
-/// The feed's provider; its host where none is configured; neither is known of one whose settings can't be used.
+/// The feed's provider, or the URL's host where none is configured; unknown for a feed whose settings can't be used.
 fn provider(feed: &FeedRow) -> String {
     let host = || Url::parse(&feed.url).ok()?.host_str().map(str::to_owned);
     feed.provider.clone().or_else(host).unwrap_or_else(|| "unknown".to_owned())

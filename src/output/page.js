@@ -1,4 +1,4 @@
-// Keeps the page current and searches its feeds. Without it the page is whole, and is loaded anew now and then.
+// Keeps the page current and searches its feeds. Without this script the page is complete, and reloads from time to time.
 "use strict";
 const byId = (id) => document.getElementById(id);
 const [old, rows, search, shown] = ["old", "rows", "search", "shown"].map(byId);
@@ -26,7 +26,7 @@ function tick() {
   }
 }
 
-// Makes one element like another and leaves alone what is alike already: focus, selection and scrolling stay.
+// Makes one element equal to another and leaves equal parts alone: focus, selection and scrolling stay.
 function become(before, after) {
   if (before.nodeName !== after.nodeName || before.nodeType !== after.nodeType) return before.replaceWith(after);
   if (before.nodeType !== Node.ELEMENT_NODE) {
@@ -51,7 +51,7 @@ function show(part) {
   else if (rows && part.localName === "tr") rows.append(part);
 }
 
-// Puts rows in order, moving those alone that stand elsewhere.
+// Puts rows in order, and moves only those at another position.
 function arrange(order) {
   const focused = document.activeElement;
   const wanted = new Set(order);
@@ -116,7 +116,7 @@ function listen() {
   };
   source.onerror = () => {
     isOld("The mirror does not answer: what is shown is old.");
-    // What was refused is not asked for again by itself.
+    // A refused request is not repeated by itself.
     if (source.readyState === EventSource.CLOSED) setTimeout(() => document.hidden || listen(), 5000);
   };
 }

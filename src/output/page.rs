@@ -1,9 +1,9 @@
-//! The status page: all feeds at a glance, and one feed whole; HTML that is complete without scripts or anything from
-//! elsewhere.
+//! The status page: an overview of all feeds, and a page for each feed; HTML that is complete without scripts or
+//! anything from elsewhere.
 //!
-//! Guarantees: names, reasons and URLs are text, whatever they hold; feeds that need attention stand first, with the
-//! reason in words; nothing is told by colour alone; nothing on it changes anything. What is shown can be told anew part
-//! by part ([`Told`]), for pages that stay open. The templates stand in `templates/`.
+//! Guarantees: names, reasons and URLs are shown as text, whatever they hold; feeds that need attention come first,
+//! with the reason in words; no information is given by colour alone; nothing on the page changes anything. For pages
+//! that stay open, changed elements can be sent one by one ([`SentElements`]). The templates are in `templates/`.
 
 mod chart;
 mod feed;
@@ -30,18 +30,18 @@ pub const MEDIA_TYPE: &str = "text/html; charset=utf-8";
 const STYLE: &str = include_str!("page.css");
 const SCRIPT: &str = include_str!("page.js");
 
-/// What a page is made with, whatever it shows.
+/// What every page needs, whatever it shows.
 #[derive(Clone, Copy, Debug)]
 pub struct PageContext<'a> {
-    /// The time that it is to show.
+    /// The time at which the page is made.
     pub now: Timestamp,
-    /// Its own word for its policy, new for each page.
+    /// The nonce of the page's content security policy, new for each page.
     pub nonce: &'a str,
     /// Why the database takes no writes.
     pub blocked: Option<&'a str>,
 }
 
-/// What a page may load and do; `nonce` is its own word, new for each page.
+/// The page's content security policy: what it may load and do; `nonce` is new for each page.
 pub fn policy(nonce: &str) -> String {
     format!(
         "default-src 'none'; style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}'; connect-src 'self'; \
@@ -49,7 +49,7 @@ pub fn policy(nonce: &str) -> String {
     )
 }
 
-/// How a health looks; one of a later version looks bad.
+/// CSS class of a health; a health of a later version looks bad.
 fn class(health: &str) -> &'static str {
     match Health::from_word(health) {
         Some(Health::Ok) => "good",

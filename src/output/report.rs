@@ -1,9 +1,9 @@
-//! What departs from the standard, put together by publisher: to be sent to them.
+//! Departures from the standard by publisher, as a report to send to the publisher.
 //!
-//! A publisher is the provider that feeds were configured under, or else the host of their URL. Findings and what is in
-//! quarantine stand side by side, what loses records first, each with where the standard says otherwise, what to do, a sample, and
-//! the feeds it was seen in. Nothing is judged anew: counts and times are those of the file. Feeds are read one after the
-//! other, so that no transaction is long.
+//! A publisher is the provider that feeds were configured under, or else the host of their URL. Findings and quarantine
+//! reasons are in one list, those that lose records first, each with the standard's section, what to do, a sample, and
+//! the feeds that had it. Nothing is computed anew: counts and times are those of the file. Feeds are read one after
+//! the other, so that no transaction is long.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -16,9 +16,9 @@ use super::rules::{self, Departure, REASONS, RULES};
 use crate::store::read::{FeedRow, FindingRow, Reader, StoreError};
 
 /// Characters of a sample.
-const SAMPLE: usize = 300;
+const MAX_SAMPLE_CHARS: usize = 300;
 
-/// Whose feeds are looked at; none means all.
+/// Whose feeds the report covers; all feeds when neither is set.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ReportScope {
     /// This feed alone.
@@ -27,73 +27,69 @@ pub struct ReportScope {
     pub provider: Option<String>,
 }
 
-/// One publisher.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct PublisherReport {
     /// The provider, or the host.
     pub publisher: String,
-    /// Its feeds, departing or not.
+    /// The publisher's feeds, with departures or without.
     pub feeds: Vec<ReportFeed>,
-    /// What departs: failures before warnings, what loses records before what doesn't, then the most frequent.
+    /// Departures: failures before warnings, those that lose records before others, then the most frequent.
     pub findings: Vec<ReportEntry>,
 }
 
-/// One of its feeds.
+/// One feed of a publisher.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ReportFeed {
-    /// The feed's name.
     pub feed: String,
-    /// Its URL.
     pub url: String,
 }
 
-/// One way in which it departs from the standard.
+/// One way in which a publisher departs from the standard.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ReportEntry {
     /// The rule, or the reason for quarantine: a fixed kebab-case word.
     pub rule: String,
-    /// Whether the records could not be taken and stand in quarantine.
+    /// Whether the records could not be applied and are in quarantine.
     pub quarantined: bool,
     /// `failure` or `warning`.
     pub severity: &'static str,
     /// What is wrong.
     pub title: &'static str,
-    /// Where the standard says otherwise.
+    /// The section of the standard that says otherwise.
     pub section: &'static str,
-    /// Where to read that.
+    /// URL of that section.
     pub section_url: &'static str,
     /// What to do.
     pub remedy: &'static str,
-    /// What `openactive/rpde-validator` calls it.
+    /// The rules of `openactive/rpde-validator` for the same departure.
     pub validator_rules: &'static [&'static str],
-    /// How often, over all feeds.
+    /// How often it occurred, over all feeds.
     pub count: i64,
     /// When it was first seen.
     pub first_at: String,
     /// When it was last seen.
     pub last_at: String,
-    /// Where.
+    /// The feeds in which it occurred.
     pub seen: Vec<Occurrence>,
 }
 
-/// Where a departure was seen.
+/// The occurrences of a departure in one feed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Occurrence {
-    /// The feed's name.
     pub feed: String,
-    /// How often.
+    /// How often it occurred.
     pub count: i64,
-    /// When first.
+    /// When it was first seen.
     pub first_at: String,
-    /// When last.
+    /// When it was last seen.
     pub last_at: String,
-    /// What exactly, the latest time.
+    /// The detail of the latest occurrence.
     pub detail: Option<String>,
     /// The beginning of a record in quarantine.
     pub sample: Option<String>,
 }
 
-/// Reads the publishers in scope, by name; those that depart in nothing have no findings.
+/// Reads the publishers in scope, by name; those without departures have no findings.
 ///
 /// # Errors
 /// For a feed or provider that is not in the mirror; when the file can't be read.
@@ -108,7 +104,7 @@ pub fn read(reader: &Reader, scope: &ReportScope) -> Result<Vec<PublisherReport>
         });
         for finding in reader.findings(Some(&feed.name))? {
             let departure = rules::of(RULES, &finding.rule);
-            let seen = Occurrence {
+            let occurrence = Occurrence {
                 feed: finding.feed,
                 count: finding.count,
                 first_at: finding.first_at,
@@ -116,12 +112,12 @@ pub fn read(reader: &Reader, scope: &ReportScope) -> Result<Vec<PublisherReport>
                 detail: finding.detail,
                 sample: None,
             };
-            publisher.enter(finding.rule, false, &departure, seen);
+            publisher.add_occurrence(finding.rule, false, &departure, occurrence);
         }
         for row in reader.quarantine_reasons(&feed.name)? {
             let departure = rules::of(REASONS, &row.reason);
             let sample = if row.cut { format!("{}…", row.sample) } else { row.sample };
-            let seen = Occurrence {
+            let occurrence = Occurrence {
                 feed: row.feed,
                 count: row.count,
                 first_at: row.first_at,
@@ -129,19 +125,19 @@ pub fn read(reader: &Reader, scope: &ReportScope) -> Result<Vec<PublisherReport>
                 detail: row.detail,
                 sample: Some(sample),
             };
-            publisher.enter(row.reason, true, &departure, seen);
+            publisher.add_occurrence(row.reason, true, &departure, occurrence);
         }
         publisher.feeds.push(ReportFeed { feed: feed.name, url: feed.url });
     }
     let mut publishers: Vec<PublisherReport> = publishers.into_values().collect();
     for publisher in &mut publishers {
-        // `failure` stands before `warning` in the alphabet, too.
+        // `failure` also sorts before `warning` by its letters.
         publisher.findings.sort_by(|a, b| order(a).cmp(&order(b)));
     }
     Ok(publishers)
 }
 
-/// What loses records stands before what doesn't, then the more frequent.
+/// The sort key: departures that lose records before others, then the more frequent.
 fn order(entry: &ReportEntry) -> (&str, bool, std::cmp::Reverse<i64>, &str) {
     (entry.severity, !entry.quarantined, std::cmp::Reverse(entry.count), &entry.rule)
 }
@@ -175,7 +171,7 @@ fn feeds(reader: &Reader, scope: &ReportScope) -> Result<Vec<FeedRow>, StoreErro
     Ok(feeds)
 }
 
-/// The provider that a feed was configured under, or the host that serves it.
+/// The provider that a feed was configured under, or else the host of its URL.
 fn publisher(feed: &FeedRow) -> String {
     if let Some(provider) = &feed.provider {
         return provider.clone();
@@ -189,23 +185,23 @@ fn publisher(feed: &FeedRow) -> String {
 }
 
 impl PublisherReport {
-    fn enter(&mut self, rule: String, quarantined: bool, departure: &Departure, seen: Occurrence) {
+    fn add_occurrence(&mut self, rule: String, quarantined: bool, departure: &Departure, occurrence: Occurrence) {
         let known = self.findings.iter().position(|entry| entry.rule == rule && entry.quarantined == quarantined);
         let Some(known) = known else {
-            self.findings.push(ReportEntry::new(rule, quarantined, departure, seen));
+            self.findings.push(ReportEntry::new(rule, quarantined, departure, occurrence));
             return;
         };
         let entry = &mut self.findings[known];
-        entry.count = entry.count.saturating_add(seen.count);
+        entry.count = entry.count.saturating_add(occurrence.count);
         // RFC 3339 in UTC, all of one length: text compares as time does.
-        entry.first_at = entry.first_at.clone().min(seen.first_at.clone());
-        entry.last_at = entry.last_at.clone().max(seen.last_at.clone());
-        entry.seen.push(seen);
+        entry.first_at = entry.first_at.clone().min(occurrence.first_at.clone());
+        entry.last_at = entry.last_at.clone().max(occurrence.last_at.clone());
+        entry.seen.push(occurrence);
     }
 }
 
 impl ReportEntry {
-    fn new(rule: String, quarantined: bool, departure: &Departure, seen: Occurrence) -> Self {
+    fn new(rule: String, quarantined: bool, departure: &Departure, occurrence: Occurrence) -> Self {
         Self {
             rule,
             quarantined,
@@ -215,16 +211,16 @@ impl ReportEntry {
             section_url: departure.section.url,
             remedy: departure.remedy,
             validator_rules: departure.validator,
-            count: seen.count,
-            first_at: seen.first_at.clone(),
-            last_at: seen.last_at.clone(),
-            seen: vec![seen],
+            count: occurrence.count,
+            first_at: occurrence.first_at.clone(),
+            last_at: occurrence.last_at.clone(),
+            seen: vec![occurrence],
         }
     }
 }
 
-/// Writes it as text to be pasted into an e-mail: nothing in it is wider than its longest word needs, and nothing a
-/// terminal would obey.
+/// Writes the report as text to be pasted into an e-mail: lines are no longer than their longest word needs, and
+/// contain nothing that commands a terminal.
 ///
 /// # Errors
 /// When `out` can't be written.
@@ -255,8 +251,8 @@ fn write_publisher(out: &mut impl Write, publisher: &PublisherReport) -> io::Res
         plain(&publisher.publisher)
     )?;
     writeln!(out, "as a consumer saw them; times are UTC, and samples the latest\n")?;
-    for source in &publisher.feeds {
-        writeln!(out, "  {}: {}", plain(&source.feed), plain(&source.url))?;
+    for feed in &publisher.feeds {
+        writeln!(out, "  {}: {}", plain(&feed.feed), plain(&feed.url))?;
     }
     for (at, entry) in publisher.findings.iter().enumerate() {
         writeln!(out)?;
@@ -274,19 +270,19 @@ fn point(out: &mut impl Write, at: usize, entry: &ReportEntry) -> io::Result<()>
         writeln!(out, "   Validator:  {} (openactive/rpde-validator)", entry.validator_rules.join(", "))?;
     }
     writeln!(out, "   What to do: {}", entry.remedy)?;
-    for seen in &entry.seen {
+    for occurrence in &entry.seen {
         writeln!(
             out,
             "   Seen in {}: {}, first {}, last {}",
-            plain(&seen.feed),
-            times(seen.count),
-            seen.first_at,
-            seen.last_at
+            plain(&occurrence.feed),
+            times(occurrence.count),
+            occurrence.first_at,
+            occurrence.last_at
         )?;
-        if let Some(detail) = &seen.detail {
-            writeln!(out, "     {}", head(&plain(detail), SAMPLE))?;
+        if let Some(detail) = &occurrence.detail {
+            writeln!(out, "     {}", head(&plain(detail), MAX_SAMPLE_CHARS))?;
         }
-        if let Some(sample) = &seen.sample {
+        if let Some(sample) = &occurrence.sample {
             writeln!(out, "     sample: {}", plain(sample))?;
         }
     }
@@ -318,7 +314,7 @@ mod tests {
     fn publisher_with(entries: &[(&str, &[Departure], Occurrence)]) -> PublisherReport {
         let mut publisher = PublisherReport { publisher: "acme".into(), feeds: Vec::new(), findings: Vec::new() };
         for (word, table, seen) in entries {
-            publisher.enter((*word).into(), true, &rules::of(table, word), seen.clone());
+            publisher.add_occurrence((*word).into(), true, &rules::of(table, word), seen.clone());
         }
         publisher
     }

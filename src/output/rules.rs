@@ -1,23 +1,22 @@
-//! What each finding and each reason for quarantine means to a publisher: where the standard says so, and what to do.
+//! The meaning of each finding and each quarantine reason for a publisher: what the standard says, and what to do.
 //!
-//! Guarantees: every word that the code counts stands here once (a test holds it), and a section is named only where its
-//! text was read. What the ecosystem's validator (`openactive/rpde-validator`) calls the same thing is named by its rule;
-//! where it has none, nothing is made up.
+//! Guarantees: every word that the code counts is listed here once (checked by a test), and a section is named only
+//! where its text was read. `validator` names the rule by which the ecosystem's validator (`openactive/rpde-validator`)
+//! calls the same departure; where it has none, nothing is made up.
 
 /// A way to depart from the standard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Departure {
     /// The fixed kebab-case word.
     pub word: &'static str,
-    /// What is wrong, in a line.
+    /// What is wrong, in one line.
     pub title: &'static str,
-    /// How bad it is.
     pub severity: Severity,
-    /// Where the standard says otherwise.
+    /// The section of the standard that says otherwise.
     pub section: Section,
     /// What the publisher can do.
     pub remedy: &'static str,
-    /// What the validator calls it.
+    /// The validator's rules for it.
     pub validator: &'static [&'static str],
 }
 
@@ -45,7 +44,7 @@ impl Severity {
 pub struct Section {
     /// The document and the section's heading.
     pub title: &'static str,
-    /// Where to read it.
+    /// URL of the section.
     pub url: &'static str,
 }
 
@@ -91,7 +90,7 @@ const REQUIRED: &[&str] = &["RequiredItemPropertiesRule"];
 const VALUES: &[&str] = &["RequiredPropertyValuesRule"];
 const INCREASE: &[&str] = &["AfterTimestampRule", "AfterChangeNumberRule"];
 
-/// What findings name.
+/// The rules that findings name.
 pub const RULES: &[Departure] = &[
     Departure {
         word: "at-id",
@@ -311,7 +310,7 @@ pub const RULES: &[Departure] = &[
     },
 ];
 
-/// Why records are in quarantine.
+/// The reasons for quarantine.
 pub const REASONS: &[Departure] = &[
     Departure {
         word: "bad-id",
@@ -451,7 +450,7 @@ pub const REASONS: &[Departure] = &[
     },
 ];
 
-/// What this version doesn't know, as in a file that a newer one wrote.
+/// A word that this version doesn't know, as in a file that a newer version wrote.
 pub(super) const UNKNOWN: Departure = Departure {
     word: "",
     title: "a departure that this version has no words for",

@@ -1,7 +1,7 @@
-//! What each feed takes in the file, and each provider: for people who look for room.
+//! How many bytes each feed and each provider takes in the file, for operators who need space.
 //!
-//! Counted as items are written, so that nothing has to be scanned: about what the rows take, the file's free pages and
-//! the mirror's own tables aside.
+//! Counted as items are written, so that nothing has to be scanned: about the size of the rows, without the file's free
+//! pages and the mirror's own tables.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -11,7 +11,7 @@ use comfy_table::{Cell, CellAlignment};
 use super::format::{number, plain};
 use super::status::{Status, bare};
 
-/// Writes the largest first, then the providers, then the sum.
+/// Writes the feeds, the largest first, then the providers, then the total.
 ///
 /// # Errors
 /// When `out` can't be written.
@@ -56,13 +56,13 @@ impl SizeTotals {
 fn rows<'a>(
     out: &mut impl Write,
     what: &str,
-    sums: impl Iterator<Item = (&'a str, SizeTotals)>,
+    totals: impl Iterator<Item = (&'a str, SizeTotals)>,
     width: u16,
 ) -> io::Result<()> {
     let mut table = bare(width);
     table.set_header([what, "items", "tombstones", "bytes"]);
-    for (name, sum) in sums {
-        let numbers = [sum.items, sum.tombstones, sum.bytes].map(|count| Cell::new(number(count)));
+    for (name, total) in totals {
+        let numbers = [total.items, total.tombstones, total.bytes].map(|count| Cell::new(number(count)));
         table.add_row(std::iter::once(Cell::new(plain(name))).chain(numbers));
     }
     for column in 1..4 {

@@ -1,8 +1,8 @@
-//! How each feed is doing: a table for people, and the rows themselves for programs.
+//! The state of each feed: a table for people, and the rows themselves for programs.
 //!
-//! What needs attention comes first. Lag is now minus `level_at`: a feed where nothing happens is not behind. Times are
-//! shown as spans from the `now` that is passed in. Of feeds asked for by name it also says which endpoints they have,
-//! how each is doing, and why the mode is what it is.
+//! Feeds that need attention come first. Lag is now minus `level_at`: a feed where nothing happens has no lag. Times
+//! are shown as spans from the `now` that is passed in. For feeds named in the request the status also lists the
+//! endpoints, each with its state, and the reason for the feed's mode.
 
 mod endpoints;
 
@@ -18,15 +18,14 @@ use super::format::{counted, number, plain, seconds_since, span, tail};
 use crate::feed::{Health, PushTrust};
 use crate::store::read::{EndpointRow, EventRow, FeedRow, FirstLoadRow, MirrorRow, Reader, ResyncRow, StoreError};
 
-/// How wide a table is where no terminal says.
+/// A table's width where standard output is no terminal.
 pub const WIDTH: u16 = 120;
 
-/// The mirror and its feeds; as JSON the two of them under the SQL column names.
+/// The mirror and its feeds; as JSON, both under the SQL column names.
 #[derive(Clone, Debug, Serialize)]
 pub struct Status {
-    /// The mirror itself.
     pub mirror: MirrorRow,
-    /// By name.
+    /// The feeds, by name.
     pub feeds: Vec<FeedRow>,
     /// The first loads under way whose end can be estimated.
     #[serde(skip)]
@@ -34,23 +33,22 @@ pub struct Status {
     /// The resyncs under way.
     #[serde(skip)]
     pub resyncs: Vec<ResyncRow>,
-    /// More about the feeds that were asked for by name.
+    /// Details of the feeds that were asked for by name.
     #[serde(skip)]
     pub details: Vec<FeedDetail>,
 }
 
-/// One feed, looked at more closely.
+/// A feed's endpoints and the last change of its mode.
 #[derive(Clone, Debug)]
 pub struct FeedDetail {
-    /// Its name.
     pub feed: String,
     /// Its endpoints, by transport.
     pub endpoints: Vec<EndpointRow>,
-    /// What last changed its mode, if that is still remembered.
+    /// The event that last changed the mode, if it is still kept.
     pub mode_change: Option<EventRow>,
 }
 
-/// How much a feed needs somebody to look; a health of a later version needs most.
+/// How much a feed needs attention; a health of a later version needs most.
 pub(super) fn attention(health: &str, demoted: bool) -> u8 {
     match Health::from_word(health) {
         None | Some(Health::Failed) => 8,
@@ -66,25 +64,24 @@ pub(super) fn attention(health: &str, demoted: bool) -> u8 {
 
 impl FeedDetail {
     fn read(reader: &Reader, feed: &str) -> Result<Self, StoreError> {
-        let turned = reader.events(Some(feed), usize::MAX)?.into_iter().rev().find(|event| event.what == "mode");
-        Ok(Self { feed: feed.to_owned(), endpoints: reader.endpoints(Some(feed))?, mode_change: turned })
+        let mode_change = reader.events(Some(feed), usize::MAX)?.into_iter().rev().find(|event| event.what == "mode");
+        Ok(Self { feed: feed.to_owned(), endpoints: reader.endpoints(Some(feed))?, mode_change })
     }
 }
 
 impl Status {
-    /// Reads it: of these feeds, or of all when none is named.
+    /// Reads the status of these feeds, or of all when none is named.
     ///
     /// # Errors
     /// For a feed that is not in the mirror; when the file can't be read.
     pub fn read(reader: &Reader, names: &[String]) -> Result<Self, StoreError> {
         let (mirror, feeds, resyncs) = (reader.mirror()?, reader.feeds(names)?, reader.resyncs()?);
-        let closer = feeds.iter().filter(|feed| names.contains(&feed.name));
-        let closer = closer.map(|feed| FeedDetail::read(reader, &feed.name)).collect::<Result<_, _>>()?;
-        Ok(Self { mirror, feeds, loads: reader.first_loads()?, resyncs, details: closer })
+        let named = feeds.iter().filter(|feed| names.contains(&feed.name));
+        let details = named.map(|feed| FeedDetail::read(reader, &feed.name)).collect::<Result<_, _>>()?;
+        Ok(Self { mirror, feeds, loads: reader.first_loads()?, resyncs, details })
     }
 
-    /// Feeds in the order of the table: those that need attention first, the worst of them before the others; then by
-    /// name.
+    /// Feeds in the order of the table: those that need attention first, the worst first; then by name.
     pub fn by_attention(&self) -> Vec<&FeedRow> {
         let mut feeds: Vec<&FeedRow> = self.feeds.iter().collect();
         let demoted = |feed: &FeedRow| feed.push == PushTrust::Demoted.as_str();
@@ -92,20 +89,20 @@ impl Status {
         feeds
     }
 
-    /// Live items of the feeds shown, as `live_items` has them: not those of feeds gone or removed.
+    /// Live items of the feeds shown, as the view `live_items` counts them: without feeds gone or removed.
     pub fn live_items(&self) -> i64 {
         let live = |feed: &&FeedRow| !matches!(Health::from_word(&feed.health), Some(Health::Gone | Health::Removed));
         self.feeds.iter().filter(live).map(|feed| feed.items).sum()
     }
 
-    /// The feed's reason in words, with the resync under way, if there is one.
+    /// The feed's reason, with the resync under way, if there is one.
     pub fn reason(&self, feed: &FeedRow) -> Option<String> {
         let resync = self.resyncs.iter().find(|resync| resync.feed == feed.name);
-        // A held sweep is the feed's own reason already.
+        // The feed's own reason already reports a held sweep.
         let resync = resync.filter(|resync| resync.stage != "held").map(|resync| {
-            let trusting = if resync.trust_source { ", trusting the source" } else { "" };
-            let doing = if resync.stage == "sweep" { "sweeping what is gone" } else { "reading the feed anew" };
-            format!("resync: {doing}{trusting}, since {}", resync.started_at)
+            let trust = if resync.trust_source { ", trusting the source" } else { "" };
+            let stage = if resync.stage == "sweep" { "sweeping what is gone" } else { "reading the feed anew" };
+            format!("resync: {stage}{trust}, since {}", resync.started_at)
         });
         match (&feed.reason, resync) {
             (Some(reason), Some(resync)) => Some(format!("{reason}; {resync}")),
@@ -113,7 +110,7 @@ impl Status {
         }
     }
 
-    /// How far a feed's first load is, where its dataset site says about how many items there are.
+    /// Progress of a feed's first load, where its dataset site states about how many items there are.
     pub fn progress(&self, feed: &FeedRow, now: Timestamp) -> Option<String> {
         let load = self.loads.iter().find(|load| load.feed == feed.name)?;
         let seconds = seconds_since(Some(&load.began_at), now)?;
@@ -134,7 +131,7 @@ impl Status {
     }
 }
 
-/// Writes the table, the reasons beneath it, what is known of the endpoints of feeds asked for by name, and the summary.
+/// Writes the table, the reasons below it, the endpoints of feeds asked for by name, and the summary.
 ///
 /// # Errors
 /// When `out` can't be written.
@@ -145,11 +142,11 @@ pub fn table(out: &mut impl Write, status: &Status, now: Timestamp, width: u16) 
     }
     let mut reasons = false;
     for feed in &feeds {
-        let said: Vec<String> = status.progress(feed, now).into_iter().chain(status.reason(feed)).collect();
-        if said.is_empty() {
+        let parts: Vec<String> = status.progress(feed, now).into_iter().chain(status.reason(feed)).collect();
+        if parts.is_empty() {
             continue;
         }
-        let reason = said.join("; ");
+        let reason = parts.join("; ");
         let since = seconds_since(feed.since.as_deref(), now).filter(|_| feed.health != "ok");
         let since = since.map(|seconds| format!(" for {}", span(seconds))).unwrap_or_default();
         let failures = if feed.failures > 1 { format!(", {} in a row", number(feed.failures)) } else { String::new() };
@@ -165,35 +162,35 @@ pub fn table(out: &mut impl Write, status: &Status, now: Timestamp, width: u16) 
     if reasons {
         writeln!(out)?;
     }
-    for closer in &status.details {
-        endpoints::write_endpoints(out, closer, now)?;
+    for detail in &status.details {
+        endpoints::write_endpoints(out, detail, now)?;
     }
     writeln!(out, "{}", status.summary())?;
     let mirror = &status.mirror;
     writeln!(out, "mirror {} at seq {}", mirror.epoch, number(mirror.seq))
 }
 
-/// Columns in front of the cursor; `push` is there only where a feed has some.
+/// Columns before the cursor; `push` is shown only where a feed has push.
 const COLUMNS: [&str; 8] = ["feed", "mode", "push", "health", "items", "tombstones", "lag", "next poll"];
-const PUSH: usize = 2;
-const NUMBERS: [&str; 4] = ["items", "tombstones", "lag", "next poll"];
+const PUSH_COLUMN: usize = 2;
+const NUMBER_COLUMNS: [&str; 4] = ["items", "tombstones", "lag", "next poll"];
 
 fn rows(feeds: &[&FeedRow], now: Timestamp, width: u16) -> Table {
-    let pushed = feeds.iter().any(|feed| feed.push != PushTrust::None.as_str());
-    let shown = |at: &usize| pushed || *at != PUSH;
-    let heads: Vec<&str> = (0..COLUMNS.len()).filter(shown).map(|at| COLUMNS[at]).collect();
+    let has_push = feeds.iter().any(|feed| feed.push != PushTrust::None.as_str());
+    let is_shown = |at: &usize| has_push || *at != PUSH_COLUMN;
+    let heads: Vec<&str> = (0..COLUMNS.len()).filter(is_shown).map(|at| COLUMNS[at]).collect();
     let mut table = bare(width);
     table.set_header(heads.iter().copied().chain(["cursor"]));
     let rows: Vec<Vec<String>> = feeds
         .iter()
         .map(|feed| {
-            cells(feed, now).into_iter().enumerate().filter(|(at, _)| shown(at)).map(|(_, cell)| cell).collect()
+            cells(feed, now).into_iter().enumerate().filter(|(at, _)| is_shown(at)).map(|(_, cell)| cell).collect()
         })
         .collect();
-    // What the other columns leave, a space between them: a cursor is cut, never wrapped.
+    // The width that the other columns leave: a cursor is cut, never wrapped.
     let widest = |at: usize| rows.iter().map(|row| row[at].chars().count()).max().unwrap_or(0).max(heads[at].len());
     let others: usize = (0..heads.len()).map(|at| widest(at).max(10)).sum();
-    let room = usize::from(width).saturating_sub(others + COLUMNS.len() * 2).max(12);
+    let cursor_width = usize::from(width).saturating_sub(others + COLUMNS.len() * 2).max(12);
     for (feed, row) in feeds.iter().zip(rows) {
         let mut cells: Vec<Cell> = row.into_iter().map(Cell::new).collect();
         let health = heads.iter().position(|head| *head == "health").and_then(|at| cells.get_mut(at));
@@ -201,11 +198,11 @@ fn rows(feeds: &[&FeedRow], now: Timestamp, width: u16) -> Table {
             *cell = Cell::new(&feed.health).fg(colour);
         }
         cells.push(Cell::new(
-            feed.cursor.as_deref().map_or_else(String::new, |cursor| tail(&plain(cursor_part(cursor)), room)),
+            feed.cursor.as_deref().map_or_else(String::new, |cursor| tail(&plain(cursor_part(cursor)), cursor_width)),
         ));
         table.add_row(cells);
     }
-    for (at, _) in heads.iter().enumerate().filter(|(_, head)| NUMBERS.contains(head)) {
+    for (at, _) in heads.iter().enumerate().filter(|(_, head)| NUMBER_COLUMNS.contains(head)) {
         if let Some(column) = table.column_mut(at) {
             column.set_cell_alignment(CellAlignment::Right);
         }
@@ -226,13 +223,13 @@ fn cells(feed: &FeedRow, now: Timestamp) -> [String; 8] {
     [plain(&feed.name), feed.mode.clone(), push, feed.health.clone(), items, tombstones, lag, next]
 }
 
-/// When a feed is asked next; never while it is paused or removed, whatever was planned before.
+/// When a feed is polled next; never while it is paused or removed, whatever was planned before.
 pub(super) fn next_poll_at(feed: &FeedRow) -> Option<&str> {
-    let rests = matches!(Health::from_word(&feed.health), Some(Health::Paused | Health::Removed));
-    feed.next_poll_at.as_deref().filter(|_| !rests)
+    let is_idle = matches!(Health::from_word(&feed.health), Some(Health::Paused | Health::Removed));
+    feed.next_poll_at.as_deref().filter(|_| !is_idle)
 }
 
-/// A cursor's telling part: its query, or else its path.
+/// The part of a cursor that differs between cursors: its query, or else its path.
 fn cursor_part(cursor: &str) -> &str {
     match cursor.split_once('?') {
         Some((_, query)) if !query.is_empty() => query,
@@ -248,7 +245,7 @@ fn colour(health: &str) -> Option<Color> {
     }
 }
 
-/// A table without lines, as wide as it may be; wider content is wrapped.
+/// A table without lines, of at most this width; wider content is wrapped.
 pub(super) fn bare(width: u16) -> Table {
     let mut table = Table::new();
     table.load_style(comfy_table::presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
@@ -256,7 +253,7 @@ pub(super) fn bare(width: u16) -> Table {
     table
 }
 
-/// Keeps a column from being squeezed by the others.
+/// Keeps the other columns from narrowing a column below this width.
 pub(super) fn at_least(table: &mut Table, column: usize, width: u16) {
     if let Some(column) = table.column_mut(column) {
         column.set_constraint(ColumnConstraint::LowerBoundary(Width::Fixed(width)));

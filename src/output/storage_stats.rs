@@ -1,31 +1,31 @@
-//! The mirror's own state: how large its files are, how much room is left beside them, how long its commits take.
+//! Storage facts: the size of the mirror's files, the space left beside them, and how long commits take.
 //!
-//! Sizes are read from the file system as they are at the moment; what can't be read is not known, and never an error.
+//! Sizes are read from the file system at the moment; a size that can't be read is unknown, and never an error.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::store::commits::CommitTimes;
 
-/// What is known of it.
+/// Sizes and commit times, as far as they are known.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StorageStats {
     /// Bytes of the database file.
     pub database_bytes: Option<u64>,
     /// Bytes of the write-ahead log beside it.
     pub wal_bytes: Option<u64>,
-    /// Bytes that the daemon may still write where they are.
+    /// Bytes that the daemon may still write to that file system.
     pub free_bytes: Option<u64>,
     /// Transactions committed since the start.
     pub commits: Option<u64>,
-    /// What half of them took at most.
+    /// The median time of a commit.
     pub commit_p50: Option<Duration>,
-    /// What 99 of 100 took at most.
+    /// The time within which 99 of 100 commits ended.
     pub commit_p99: Option<Duration>,
 }
 
 impl StorageStats {
-    /// What the file system says of a database, and how long its commits took. Blocking.
+    /// Reads sizes from the file system and times from `commits`. Blocking.
     pub fn of(database: &Path, commits: &CommitTimes) -> Self {
         let mut wal = database.as_os_str().to_owned();
         wal.push("-wal");

@@ -1,12 +1,12 @@
-//! Who may ask: the `Host` a request names, and the admin token.
+//! Access control: checks the `Host` of a request, and the admin token.
 //!
-//! Guarantees: on loopback only names of this machine's loopback are answered, so that a web site whose name was
-//! pointed here (DNS rebinding) reads nothing; whatever changes something needs the token, and off loopback reading
-//! does too, save `/healthz` and `/readyz`. The token comes in a header that no browser sends unasked; a browser's
-//! session, which it does send, is made off loopback alone and reads alone.
+//! Guarantees: on loopback only names of this machine's loopback are answered, so that a web site whose name points
+//! here (DNS rebinding) reads nothing; a request that changes something needs the token, and off loopback a read does
+//! too, except `/healthz` and `/readyz`. The token comes in a header that no browser adds by itself; a browser's
+//! session, which it does send by itself, exists off loopback only and allows reading only.
 //!
-//! Off loopback the names of the machine can't be known: one that is neither an address nor `localhost` is answered
-//! when the token or a session comes with it, and else has nothing but the form to log in.
+//! Off loopback the names of the machine can't be known: a request for one that is neither an address nor `localhost`
+//! is answered when it has the token or a session, and otherwise gets only the form to log in.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -25,22 +25,26 @@ use super::session::{self, Sessions};
 use crate::source::webhook::connection_slots::Peer;
 use crate::source::webhook::failed_logins::FailedLogins;
 
-/// What the gate knows.
+/// The token, the sessions and the failed logins.
 pub(super) struct AccessControl {
     token: SecretString,
     /// Whether the listener can be reached from this machine alone.
     loopback: bool,
-    /// The browsers that were let in.
+    /// The sessions of logged in browsers.
     pub(super) sessions: Sessions,
     failed_logins: FailedLogins,
 }
 
-/// Lets a request through, or answers 403 or 401.
-pub(super) async fn check_access(State(gate): State<Arc<AccessControl>>, request: Request, next: Next) -> Response {
+/// Passes a request on, or answers 403 or 401.
+pub(super) async fn check_access(
+    State(access_control): State<Arc<AccessControl>>,
+    request: Request,
+    next: Next,
+) -> Response {
     let peer = request.extensions().get::<ConnectInfo<Peer>>().map(|ConnectInfo(peer)| peer.clone());
-    match gate.authorize(request.method(), request.uri().path(), request.headers()) {
+    match access_control.authorize(request.method(), request.uri().path(), request.headers()) {
         Ok(()) => {
-            // Who logs in has shown nothing yet.
+            // A client that logs in has sent no token yet.
             if let Some(peer) = peer.filter(|_| request.uri().path() != "/login") {
                 peer.mark_authenticated();
             }
@@ -50,10 +54,10 @@ pub(super) async fn check_access(State(gate): State<Arc<AccessControl>>, request
             if problem.status() == StatusCode::UNAUTHORIZED
                 && request.headers().contains_key(header::AUTHORIZATION) =>
         {
-            gate.record_wrong_token(peer.as_ref()).await;
+            access_control.record_wrong_token(peer.as_ref()).await;
             problem.into_response()
         }
-        Err(problem) if problem.status() == StatusCode::UNAUTHORIZED && gate.offers_login(&request) => {
+        Err(problem) if problem.status() == StatusCode::UNAUTHORIZED && access_control.offers_login(&request) => {
             session::login_form(request.uri().path(), false).unwrap_or_else(IntoResponse::into_response)
         }
         Err(problem) => problem.into_response(),
@@ -65,23 +69,23 @@ impl AccessControl {
         Self { token, loopback, sessions: Sessions::new(), failed_logins: FailedLogins::default() }
     }
 
-    /// Whether this is the admin token.
-    pub(super) fn is_token(&self, given: &[u8]) -> bool {
-        constant_time_eq(given, self.token.expose_secret().as_bytes())
+    /// Whether `given` is the admin token.
+    pub(super) fn is_token(&self, candidate: &[u8]) -> bool {
+        constant_time_eq(candidate, self.token.expose_secret().as_bytes())
     }
 
-    /// Somebody showed a wrong token: it is told, and the answer waits, the longer the more there were.
+    /// A client sent a wrong token: logs it, and delays the answer, the longer the more there were.
     pub(super) async fn record_wrong_token(&self, peer: Option<&Peer>) {
         let from = peer.map(|peer| peer.address.ip().to_canonical());
-        let (wait, told) = self.failed_logins.record_failure(from, Instant::now());
-        if let Some(untold) = told {
+        let (wait, log_count) = self.failed_logins.record_failure(from, Instant::now());
+        if let Some(unlogged) = log_count {
             let from = from.map(|from| from.to_string());
-            tracing::warn!(from, untold, "a wrong admin token was shown to the operators' listener");
+            tracing::warn!(from, untold = unlogged, "a wrong admin token was shown to the operators' listener");
         }
         sleep(wait).await;
     }
 
-    /// Whether a browser asks for a page that it may log in for.
+    /// Whether a browser requests a page that it may log in for.
     fn offers_login(&self, request: &Request) -> bool {
         !self.loopback && is_read(request.method()) && session::is_page(request.uri().path())
     }
@@ -92,28 +96,28 @@ impl AccessControl {
         if logs_in {
             return Ok(());
         }
-        let trusted = self.has_token(headers)
+        let authenticated = self.has_token(headers)
             || (!self.loopback && reads && self.sessions.has_session(headers, Timestamp::now()));
         let host = host(headers).ok_or_else(|| Problem::new(StatusCode::FORBIDDEN, "one Host header is needed"))?;
-        let ours = if self.loopback {
+        let is_ours = if self.loopback {
             is_loopback(host)
         } else {
-            trusted || is_local(host) || (reads && session::is_page(path))
+            authenticated || is_local(host) || (reads && session::is_page(path))
         };
-        if !ours {
+        if !is_ours {
             let words = "this Host is not answered: ask by address, or by localhost on this machine";
             return Err(Problem::new(StatusCode::FORBIDDEN, words));
         }
         let open = matches!(path, "/healthz" | "/readyz");
-        if trusted || (reads && (self.loopback || open)) {
+        if authenticated || (reads && (self.loopback || open)) {
             return Ok(());
         }
         Err(Problem::new(StatusCode::UNAUTHORIZED, "the admin token is needed, as Authorization: Bearer …"))
     }
 
     fn has_token(&self, headers: &HeaderMap) -> bool {
-        let given = headers.get(header::AUTHORIZATION).map(|value| value.as_bytes()).and_then(bearer);
-        given.is_some_and(|given| self.is_token(given))
+        let candidate = headers.get(header::AUTHORIZATION).map(|value| value.as_bytes()).and_then(bearer);
+        candidate.is_some_and(|candidate| self.is_token(candidate))
     }
 }
 
@@ -126,16 +130,16 @@ fn bearer(value: &[u8]) -> Option<&[u8]> {
     scheme.eq_ignore_ascii_case(b"bearer ").then(|| token.trim_ascii())
 }
 
-/// Compares in a time that tells nothing but the length.
-fn constant_time_eq(given: &[u8], token: &[u8]) -> bool {
-    if given.len() != token.len() || token.is_empty() {
+/// Compares in a time that depends on nothing but the length.
+fn constant_time_eq(candidate: &[u8], token: &[u8]) -> bool {
+    if candidate.len() != token.len() || token.is_empty() {
         return false;
     }
-    let differing = given.iter().zip(token).fold(0, |differing, (a, b)| std::hint::black_box(differing | (a ^ b)));
+    let differing = candidate.iter().zip(token).fold(0, |differing, (a, b)| std::hint::black_box(differing | (a ^ b)));
     differing == 0
 }
 
-/// The one `Host`, its port taken off.
+/// The single `Host` header, without its port.
 fn host(headers: &HeaderMap) -> Option<&str> {
     let mut all = headers.get_all(header::HOST).iter();
     let host = all.next()?.to_str().ok()?;
@@ -177,12 +181,12 @@ mod tests {
     use super::*;
 
     fn authorize_status(loopback: bool, method: Method, path: &str, headers: &[(&str, &str)]) -> u16 {
-        let gate = AccessControl::new("secret".into(), loopback);
+        let access_control = AccessControl::new("secret".into(), loopback);
         let mut map = HeaderMap::new();
         for (name, value) in headers {
             map.append(header::HeaderName::from_bytes(name.as_bytes()).unwrap(), value.parse().unwrap());
         }
-        gate.authorize(&method, path, &map).map_or_else(|problem| problem.status().as_u16(), |()| 200)
+        access_control.authorize(&method, path, &map).map_or_else(|problem| problem.status().as_u16(), |()| 200)
     }
 
     #[test]

@@ -1,8 +1,10 @@
-//! The listeners' connections: how many there may be, and how long each may keep us waiting.
+//! The listeners' connections: bounds their number, and how long each peer may keep the server waiting.
 //!
-//! Guarantees: a bounded number at once, of whom silent ones make room for others (`source/webhook/places`); a request's head arrives within [`HEAD`] of its first byte; a peer that takes
-//! nothing for [`STALLED`] while it is being answered, or is silent for [`IDLE`] between requests, is dropped. How long
-//! an answer takes is not its business, nor is a request's body: whoever reads that bounds it.
+//! Guarantees: a bounded number of connections at once, of which silent ones are evicted for new ones
+//! ([`crate::source::webhook::connection_slots`]); a request's head arrives within [`HEAD_TIMEOUT`] of its first byte;
+//! a peer that takes nothing for [`WRITE_TIMEOUT`] while it is being answered, or is silent for [`IDLE_TIMEOUT`]
+//! between requests, is dropped. It does not bound how long a handler takes, nor a request's body: the body's reader
+//! does.
 
 use std::io;
 use std::net::SocketAddr;
@@ -26,22 +28,23 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A listener whose connections are bounded in number and patience.
+/// A listener whose connections are bounded in number and in time.
 pub(super) struct BoundedListener {
     listener: TcpListener,
     slots: ConnectionSlots,
 }
 
 impl BoundedListener {
-    pub(super) fn new(listener: TcpListener, places: ConnectionSlots) -> Self {
-        Self { listener, slots: places }
+    pub(super) fn new(listener: TcpListener, slots: ConnectionSlots) -> Self {
+        Self { listener, slots }
     }
 
-    /// A connection as it comes, with its place: without one it waits, and those behind it in the system's queue.
+    /// The next connection, with its slot. While no slot is free it waits, and the connections after it in the system's
+    /// queue.
     async fn next(&mut self) -> (TcpStream, SocketAddr, ConnectionSlot) {
         let (stream, peer) = Listener::accept(&mut self.listener).await;
-        let place = self.slots.acquire(peer).await;
-        (stream, peer, place)
+        let slot = self.slots.acquire(peer).await;
+        (stream, peer, slot)
     }
 }
 
@@ -62,9 +65,9 @@ impl Listener for BoundedListener {
     type Addr = Peer;
 
     async fn accept(&mut self) -> (Self::Io, Peer) {
-        let (stream, address, place) = self.next().await;
-        let peer = place.peer(address);
-        (Connection::new(stream, place), peer)
+        let (stream, address, slot) = self.next().await;
+        let peer = slot.peer(address);
+        (Connection::new(stream, slot), peer)
     }
 
     fn local_addr(&self) -> io::Result<Peer> {
@@ -72,7 +75,8 @@ impl Listener for BoundedListener {
     }
 }
 
-/// As [`Bounded`], over TLS. Handshakes run beside each other, each within [`HEAD`]: one that drags keeps nobody else.
+/// As [`BoundedListener`], over TLS. Handshakes run concurrently, each within [`HEAD_TIMEOUT`]: a slow one delays no
+/// other.
 pub(super) struct TlsListener {
     inner: BoundedListener,
     tls: ReloadableTls,
@@ -80,8 +84,8 @@ pub(super) struct TlsListener {
 }
 
 impl TlsListener {
-    pub(super) fn new(listener: TcpListener, tls: ReloadableTls, places: ConnectionSlots) -> Self {
-        Self { inner: BoundedListener::new(listener, places), tls, handshakes: JoinSet::new() }
+    pub(super) fn new(listener: TcpListener, tls: ReloadableTls, slots: ConnectionSlots) -> Self {
+        Self { inner: BoundedListener::new(listener, slots), tls, handshakes: JoinSet::new() }
     }
 }
 
@@ -97,15 +101,15 @@ impl Listener for TlsListener {
                         return ready;
                     }
                 }
-                (stream, address, place) = self.inner.next() => {
+                (stream, address, slot) = self.inner.next() => {
                     let acceptor = TlsAcceptor::from(self.tls.current());
                     self.handshakes.spawn(async move {
                         let stream = tokio::select! {
                             stream = timeout(HEAD_TIMEOUT, acceptor.accept(stream)) => stream.ok()?.ok()?,
-                            () = place.evicted() => return None,
+                            () = slot.evicted() => return None,
                         };
-                        let peer = place.peer(address);
-                        Some((Connection::new(stream, place), peer))
+                        let peer = slot.peer(address);
+                        Some((Connection::new(stream, slot), peer))
                     });
                 }
             }
@@ -120,15 +124,14 @@ impl Listener for TlsListener {
 /// What a connection's peer is expected to do.
 #[derive(Clone, Copy)]
 enum Phase {
-    /// Ask something, or take what is being said.
+    /// Send a request, or read the response.
     Idle,
-    /// Finish a request's head; so many signs of the blank line that ends it have come.
+    /// Finish a request's head; so many bytes of the blank line that ends it have been read.
     Head(usize),
-    /// Wait for us.
+    /// Wait for the response.
     Answering,
 }
 
-/// One connection.
 pub(super) struct Connection<S> {
     stream: S,
     phase: Phase,
@@ -142,22 +145,22 @@ const BLANK_LINE: &[u8] = b"\r\n\r\n";
 const INTERIM: &[u8] = b"HTTP/1.1 100 ";
 
 impl<S> Connection<S> {
-    fn new(stream: S, place: ConnectionSlot) -> Self {
-        let read_by = Box::pin(sleep(HEAD_TIMEOUT));
-        Self { stream, phase: Phase::Idle, read_deadline: read_by, write_deadline: None, slot: place }
+    fn new(stream: S, slot: ConnectionSlot) -> Self {
+        let read_deadline = Box::pin(sleep(HEAD_TIMEOUT));
+        Self { stream, phase: Phase::Idle, read_deadline, write_deadline: None, slot }
     }
 
     fn on_read(&mut self, bytes: &[u8]) {
         if bytes.is_empty() {
             return;
         }
-        let begins = matches!(self.phase, Phase::Idle);
-        if begins {
+        let is_new_request = matches!(self.phase, Phase::Idle);
+        if is_new_request {
             self.read_deadline.as_mut().reset(Instant::now() + HEAD_TIMEOUT);
             self.phase = Phase::Head(0);
         }
-        let asks = self.has_whole_head(bytes);
-        self.slot.record_read(bytes.len(), begins, asks);
+        let is_whole_head = self.has_whole_head(bytes);
+        self.slot.record_read(bytes.len(), is_new_request, is_whole_head);
     }
 
     /// Whether these bytes end a request's head.
@@ -178,7 +181,7 @@ impl<S> Connection<S> {
         false
     }
 
-    /// An interim answer, which asks for the body, leaves the request as it is.
+    /// An interim response, which asks for the body, does not end the request.
     fn on_written(&mut self, bytes: &[u8], result: &io::Result<usize>) {
         if matches!(result, Ok(1..)) && !bytes.starts_with(INTERIM) {
             self.phase = Phase::Idle;
@@ -187,14 +190,14 @@ impl<S> Connection<S> {
         }
     }
 
-    /// What a write comes to that the system did or did not take.
+    /// The result of a write: an error if the peer takes nothing until the deadline.
     fn check_write_deadline<T>(&mut self, context: &mut Context<'_>, poll: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if poll.is_ready() {
             self.write_deadline = None;
             return poll;
         }
-        let write_by = self.write_deadline.get_or_insert_with(|| Box::pin(sleep(WRITE_TIMEOUT)));
-        ready!(write_by.as_mut().poll(context));
+        let write_deadline = self.write_deadline.get_or_insert_with(|| Box::pin(sleep(WRITE_TIMEOUT)));
+        ready!(write_deadline.as_mut().poll(context));
         Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the peer takes nothing")))
     }
 }
@@ -278,11 +281,11 @@ mod tests {
         peer.write_all(b"GET / HTTP/1.1\r\n").await.unwrap();
         let mut into = [0; 64];
         while timeout(DEADLINE, connection.read(&mut into)).await.unwrap().is_err() {}
-        // The first bytes gave the head its time; a byte that follows gives it no more.
-        let given = connection.read_deadline.deadline();
+        // The first bytes set the head's deadline; a later byte does not extend it.
+        let deadline = connection.read_deadline.deadline();
         peer.write_all(b"X").await.unwrap();
         assert_eq!(timeout(DEADLINE, connection.read(&mut into)).await.unwrap().unwrap(), 1);
-        assert_eq!(connection.read_deadline.deadline(), given);
+        assert_eq!(connection.read_deadline.deadline(), deadline);
 
         connection.read_deadline.as_mut().reset(Instant::now());
         let error = timeout(DEADLINE, connection.read(&mut into)).await.unwrap().unwrap_err();
@@ -320,10 +323,10 @@ mod tests {
         let (mut connection, peer) = pair().await;
         let mut written = 0;
         let error = loop {
-            if let Some(write_by) = &mut connection.write_deadline {
-                write_by.as_mut().reset(Instant::now());
+            if let Some(write_deadline) = &mut connection.write_deadline {
+                write_deadline.as_mut().reset(Instant::now());
             }
-            // Fills the system's buffers first; each write that waits is given up and asked for again.
+            // Fills the system's buffers first; each write that waits is dropped and made again.
             match timeout(Duration::from_millis(50), connection.write(&[0; 64 * 1024])).await {
                 Ok(Ok(count)) => written += count,
                 Ok(Err(error)) => break error,

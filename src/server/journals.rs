@@ -1,6 +1,6 @@
-//! The routes that show what went wrong and what happened: events, findings, refusals, and one item or record by name.
+//! The handlers for events, findings and refusals, and for one item or record by name.
 //!
-//! Guarantees: lists are bounded, whatever is asked for, and read in one short transaction.
+//! Guarantees: lists are bounded, whatever limit is requested, and read in one short transaction.
 
 use axum::extract::{Path, RawQuery, State};
 use axum::response::Response;
@@ -15,46 +15,55 @@ use crate::output::report::{self, ReportScope};
 use crate::output::{OutputError, export, write_json_line};
 use crate::store::read::{FeedKindFilter, Reader, StoreError};
 
-/// Rows of a journal when no number is asked for, and at most.
-const ROWS: usize = 1_000;
-const MOST_ROWS: usize = 10_000;
+/// Rows of a list without `limit`, and the largest `limit`.
+const DEFAULT_ROWS: usize = 1_000;
+const MAX_ROWS: usize = 10_000;
 
 /// `GET /api/events`: what happened, the newest last.
-pub(super) async fn events(State(shared): State<AppState>, RawQuery(query): RawQuery) -> Result<Response, Problem> {
+pub(super) async fn events(State(app_state): State<AppState>, RawQuery(query): RawQuery) -> Result<Response, Problem> {
     let (feed, limit) = journal(query.as_deref())?;
-    shared.rows(move |reader| reader.events(feed.as_deref(), limit)).await
+    app_state.rows(move |reader| reader.events(feed.as_deref(), limit)).await
 }
 
 /// `GET /api/refusals`: items refused as older or tied, the newest last.
-pub(super) async fn refusals(State(shared): State<AppState>, RawQuery(query): RawQuery) -> Result<Response, Problem> {
+pub(super) async fn refusals(
+    State(app_state): State<AppState>,
+    RawQuery(query): RawQuery,
+) -> Result<Response, Problem> {
     let (feed, limit) = journal(query.as_deref())?;
-    shared.rows(move |reader| reader.refusals(feed.as_deref(), limit)).await
+    app_state.rows(move |reader| reader.refusals(feed.as_deref(), limit)).await
 }
 
 /// `GET /api/findings`: ways in which publishers depart from the standard, by feed and rule.
-pub(super) async fn findings(State(shared): State<AppState>, RawQuery(query): RawQuery) -> Result<Response, Problem> {
+pub(super) async fn findings(
+    State(app_state): State<AppState>,
+    RawQuery(query): RawQuery,
+) -> Result<Response, Problem> {
     let scope = scope(query.as_deref())?;
-    shared.rows(move |reader| report::rows(reader, &scope)).await
+    app_state.rows(move |reader| report::rows(reader, &scope)).await
 }
 
 /// `GET /api/report`: as `feedmirror findings --report --json`, in one document.
-pub(super) async fn report(State(shared): State<AppState>, RawQuery(query): RawQuery) -> Result<Response, Problem> {
+pub(super) async fn report(State(app_state): State<AppState>, RawQuery(query): RawQuery) -> Result<Response, Problem> {
     let scope = scope(query.as_deref())?;
-    let publishers = shared.read(move |reader| report::read(&reader, &scope)).await?;
+    let publishers = app_state.read(move |reader| report::read(&reader, &scope)).await?;
     Ok(json(&json!({ "publishers": publishers })))
 }
 
 /// `GET /api/quarantine/{id}`: one record, whole.
-pub(super) async fn quarantined(State(shared): State<AppState>, Path(id): Path<String>) -> Result<Response, Problem> {
+pub(super) async fn quarantined(
+    State(app_state): State<AppState>,
+    Path(id): Path<String>,
+) -> Result<Response, Problem> {
     let missing = || Problem::not_found(format!("there is no quarantine row {id}"));
     let number: i64 = id.parse().map_err(|_| missing())?;
-    let row = shared.read(move |reader| reader.quarantined(number)).await?;
+    let row = app_state.read(move |reader| reader.quarantined(number)).await?;
     Ok(json(&json!(row.ok_or_else(missing)?)))
 }
 
 /// `GET /api/items/{feed}/{kind}/{id}`: one item, a tombstone too.
 pub(super) async fn item(
-    State(shared): State<AppState>,
+    State(app_state): State<AppState>,
     Path((feed, kind, id)): Path<(String, String, String)>,
 ) -> Result<Response, Problem> {
     let missing = Problem::not_found(format!("there is no item {id} of kind {kind} in {feed}"));
@@ -67,7 +76,7 @@ pub(super) async fn item(
         }
         Ok::<_, OutputError>(text)
     };
-    let text = shared.read(find).await?;
+    let text = app_state.read(find).await?;
     if text.is_empty() { Err(missing) } else { Ok(typed("application/json", text)) }
 }
 
@@ -76,7 +85,7 @@ pub(super) async fn openapi() -> Response {
     typed("application/json", include_str!("openapi.json"))
 }
 
-/// Whose departures are asked for.
+/// The feed or provider whose findings are requested.
 fn scope(query: Option<&str>) -> Result<ReportScope, Problem> {
     let mut query = Query::parse(query);
     let scope = ReportScope { feed: query.text("feed")?, provider: query.text("provider")? };
@@ -89,19 +98,19 @@ fn scope(query: Option<&str>) -> Result<ReportScope, Problem> {
     }
 }
 
-/// What a journal is asked: whose rows, and how many of the newest.
+/// The parameters of a list: the feed, and how many of the newest rows.
 fn journal(query: Option<&str>) -> Result<(Option<String>, usize), Problem> {
     let mut query = Query::parse(query);
-    let (feed, limit) = (query.text("feed")?, query.number("limit")?.unwrap_or(ROWS));
+    let (feed, limit) = (query.text("feed")?, query.number("limit")?.unwrap_or(DEFAULT_ROWS));
     query.finish()?;
-    if !(1..=MOST_ROWS).contains(&limit) {
-        return Err(Problem::bad_request(format!("limit must be from 1 to {MOST_ROWS}")));
+    if !(1..=MAX_ROWS).contains(&limit) {
+        return Err(Problem::bad_request(format!("limit must be from 1 to {MAX_ROWS}")));
     }
     Ok((feed, limit))
 }
 
 impl AppState {
-    /// Rows as lines of JSON.
+    /// The rows that `read` gives, as lines of JSON.
     async fn rows<R: Serialize + Send + 'static>(
         &self,
         read: impl FnOnce(&Reader) -> Result<Vec<R>, StoreError> + Send + 'static,

@@ -1,7 +1,7 @@
-//! What a request is told beyond its path: a JSON object as body, or a query.
+//! The options of a request beyond its path: a JSON object as body, or a query.
 //!
-//! Guarantees: a key that is unknown or of the wrong type is a 400 that names it, as is one given twice in a query; an
-//! empty body says nothing; a body is bounded in size and in time.
+//! Guarantees: a key that is unknown or of the wrong type is a 400 that names it, and so is one given twice in a query;
+//! an empty body has no options; a body is bounded in size and in time.
 
 use std::time::Duration;
 
@@ -12,37 +12,37 @@ use tokio::time::timeout;
 
 use super::response::Problem;
 
-const MOST_BYTES: usize = 64 << 10;
+const MAX_BODY_BYTES: usize = 64 << 10;
 const BODY_WAIT: Duration = Duration::from_secs(10);
 
-/// The options in a body.
+/// The options in a request's body.
 #[derive(Debug)]
 pub(super) struct BodyOptions {
-    given: Map<String, Value>,
+    options: Map<String, Value>,
     known: Vec<&'static str>,
 }
 
 impl BodyOptions {
-    /// Reads a body.
     pub(super) async fn read(body: Body) -> Result<Self, Problem> {
-        let late = |_| Problem::new(StatusCode::REQUEST_TIMEOUT, "the body did not come in time");
-        let bytes = timeout(BODY_WAIT, to_bytes(body, MOST_BYTES)).await.map_err(late)?;
-        let large = |_| Problem::new(StatusCode::PAYLOAD_TOO_LARGE, format!("the body exceeds {MOST_BYTES} bytes"));
-        Self::parse(&bytes.map_err(large)?)
+        let timed_out = |_| Problem::new(StatusCode::REQUEST_TIMEOUT, "the body did not come in time");
+        let bytes = timeout(BODY_WAIT, to_bytes(body, MAX_BODY_BYTES)).await.map_err(timed_out)?;
+        let too_large =
+            |_| Problem::new(StatusCode::PAYLOAD_TOO_LARGE, format!("the body exceeds {MAX_BODY_BYTES} bytes"));
+        Self::parse(&bytes.map_err(too_large)?)
     }
 
     fn parse(bytes: &[u8]) -> Result<Self, Problem> {
         if bytes.trim_ascii().is_empty() {
-            return Ok(Self { given: Map::new(), known: Vec::new() });
+            return Ok(Self { options: Map::new(), known: Vec::new() });
         }
         match serde_json::from_slice(bytes) {
-            Ok(Value::Object(given)) => Ok(Self { given, known: Vec::new() }),
+            Ok(Value::Object(options)) => Ok(Self { options, known: Vec::new() }),
             Ok(_) => Err(Problem::bad_request("the body must be a JSON object")),
             Err(error) => Err(Problem::bad_request(format!("the body is not JSON: {error}"))),
         }
     }
 
-    /// A switch; off when not given.
+    /// A boolean; false when not given.
     pub(super) fn flag(&mut self, key: &'static str) -> Result<bool, Problem> {
         match self.take(key) {
             None => Ok(false),
@@ -51,7 +51,7 @@ impl BodyOptions {
         }
     }
 
-    /// A text that must be given.
+    /// A required text.
     pub(super) fn text(&mut self, key: &'static str) -> Result<String, Problem> {
         match self.take(key) {
             Some(Value::String(text)) => Ok(text),
@@ -60,7 +60,7 @@ impl BodyOptions {
         }
     }
 
-    /// A text that may be given; `null` says nothing.
+    /// An optional text; `null` counts as not given.
     pub(super) fn optional_text(&mut self, key: &'static str) -> Result<Option<String>, Problem> {
         match self.take(key) {
             None | Some(Value::Null) => Ok(None),
@@ -71,32 +71,32 @@ impl BodyOptions {
 
     /// Whole numbers; none when not given.
     pub(super) fn numbers(&mut self, key: &'static str) -> Result<Vec<i64>, Problem> {
-        let given = self.take(key).unwrap_or(Value::Array(Vec::new()));
-        serde_json::from_value(given)
+        let value = self.take(key).unwrap_or(Value::Array(Vec::new()));
+        serde_json::from_value(value)
             .map_err(|_| Problem::bad_request(format!("{key} must be a list of whole numbers")))
     }
 
     fn take(&mut self, key: &'static str) -> Option<Value> {
         self.known.push(key);
-        self.given.remove(key)
+        self.options.remove(key)
     }
 
-    /// Refuses what nobody asked for.
+    /// Refuses keys that no handler has read.
     pub(super) fn finish(self) -> Result<(), Problem> {
-        unknown(self.given.keys().map(String::as_str), &self.known)
+        unknown(self.options.keys().map(String::as_str), &self.known)
     }
 }
 
 /// The parameters of a query.
 pub(super) struct Query {
-    given: Vec<(String, String)>,
+    parameters: Vec<(String, String)>,
     known: Vec<&'static str>,
 }
 
 impl Query {
     pub(super) fn parse(query: Option<&str>) -> Self {
         let pairs = url::form_urlencoded::parse(query.unwrap_or_default().as_bytes());
-        Self { given: pairs.into_owned().collect(), known: Vec::new() }
+        Self { parameters: pairs.into_owned().collect(), known: Vec::new() }
     }
 
     /// A parameter's value.
@@ -111,7 +111,7 @@ impl Query {
     /// A parameter's values, which may be given more than once.
     pub(super) fn texts(&mut self, key: &'static str) -> Vec<String> {
         self.known.push(key);
-        self.given.extract_if(.., |(name, _)| name == key).map(|(_, value)| value).collect()
+        self.parameters.extract_if(.., |(name, _)| name == key).map(|(_, value)| value).collect()
     }
 
     /// A count or a position.
@@ -120,7 +120,7 @@ impl Query {
         text.parse().map(Some).map_err(|_| Problem::bad_request(format!("{key} must be a whole number")))
     }
 
-    /// A switch: on when named alone, off when not named.
+    /// A boolean: true when named without a value, false when not named.
     pub(super) fn flag(&mut self, key: &'static str) -> Result<bool, Problem> {
         match self.text(key)?.as_deref() {
             None | Some("false" | "0") => Ok(false),
@@ -129,19 +129,19 @@ impl Query {
         }
     }
 
-    /// Refuses what nobody asked for.
+    /// Refuses keys that no handler has read.
     pub(super) fn finish(self) -> Result<(), Problem> {
-        unknown(self.given.iter().map(|(key, _)| key.as_str()), &self.known)
+        unknown(self.parameters.iter().map(|(key, _)| key.as_str()), &self.known)
     }
 }
 
-fn unknown<'a>(left: impl Iterator<Item = &'a str>, known: &[&str]) -> Result<(), Problem> {
-    let left: Vec<&str> = left.collect();
-    if left.is_empty() {
+fn unknown<'a>(unknown_keys: impl Iterator<Item = &'a str>, known: &[&str]) -> Result<(), Problem> {
+    let unknown_keys: Vec<&str> = unknown_keys.collect();
+    if unknown_keys.is_empty() {
         return Ok(());
     }
     let known = if known.is_empty() { "none is known here".to_owned() } else { format!("known: {}", known.join(", ")) };
-    Err(Problem::bad_request(format!("unknown option {}; {known}", left.join(", "))))
+    Err(Problem::bad_request(format!("unknown option {}; {known}", unknown_keys.join(", "))))
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! The routes that change something: each is one order to the supervisor, whose words are the answer.
+//! The handlers that change something: each sends one order to the supervisor, whose text is the answer.
 
 use axum::body::Body;
 use axum::extract::{Path, State};
@@ -15,34 +15,34 @@ use crate::supervisor::control::{ItemSelector, Order, OrderAnswer, QuarantineOrd
 
 /// `POST /api/feeds/{name}/{verb}`.
 pub(super) async fn feed(
-    State(shared): State<AppState>,
+    State(app_state): State<AppState>,
     Path((name, verb)): Path<(String, String)>,
     body: Body,
 ) -> Result<Response, Problem> {
     let order = order(&verb, BodyOptions::read(body).await?)?;
-    Ok(order_response(shared.ops.control.order_feed(&name, order).await?))
+    Ok(order_response(app_state.ops.control.order_feed(&name, order).await?))
 }
 
 /// `POST /api/quarantine/{id}/{verb}`.
 pub(super) async fn quarantine(
-    State(shared): State<AppState>,
+    State(app_state): State<AppState>,
     Path((id, verb)): Path<(String, String)>,
     body: Body,
 ) -> Result<Response, Problem> {
     let order = quarantine_order(&verb)?;
     BodyOptions::read(body).await?.finish()?;
     let id = id.parse().map_err(|_| Problem::not_found(format!("there is no quarantine row {id}")))?;
-    Ok(order_response(shared.ops.control.order_record(id, order).await?))
+    Ok(order_response(app_state.ops.control.order_record(id, order).await?))
 }
 
 /// `POST /api/quarantine/retry`: many rows at once.
-pub(super) async fn retry_many(State(shared): State<AppState>, body: Body) -> Result<Response, Problem> {
-    order_records(&shared, QuarantineOrder::Retry, body).await
+pub(super) async fn retry_many(State(app_state): State<AppState>, body: Body) -> Result<Response, Problem> {
+    order_records(&app_state, QuarantineOrder::Retry, body).await
 }
 
 /// `POST /api/quarantine/drop`: many rows at once.
-pub(super) async fn drop_many(State(shared): State<AppState>, body: Body) -> Result<Response, Problem> {
-    order_records(&shared, QuarantineOrder::Drop, body).await
+pub(super) async fn drop_many(State(app_state): State<AppState>, body: Body) -> Result<Response, Problem> {
+    order_records(&app_state, QuarantineOrder::Drop, body).await
 }
 
 fn order_response(answer: OrderAnswer) -> Response {
@@ -52,24 +52,24 @@ fn order_response(answer: OrderAnswer) -> Response {
     }
 }
 
-async fn order_records(shared: &AppState, order: QuarantineOrder, body: Body) -> Result<Response, Problem> {
+async fn order_records(app_state: &AppState, order: QuarantineOrder, body: Body) -> Result<Response, Problem> {
     let mut options = BodyOptions::read(body).await?;
-    let chosen = QuarantineSelection {
+    let selection = QuarantineSelection {
         ids: options.numbers("ids")?,
         feed: options.optional_text("feed")?,
         reason: options.optional_text("reason")?,
     };
     let all = options.flag("all")?;
     options.finish()?;
-    if all == (chosen != QuarantineSelection::default()) {
+    if all == (selection != QuarantineSelection::default()) {
         return Err(Problem::bad_request("name ids, a feed or a reason, or say \"all\": true"));
     }
-    Ok(match shared.ops.control.order_records(chosen, order).await? {
-        OrderAnswer::Done(sorted) => {
-            let words = sorted.words(order);
-            json(&serde_json::json!({ "done": words, "gone": sorted.removed, "failed": sorted.failed }))
+    Ok(match app_state.ops.control.order_records(selection, order).await? {
+        OrderAnswer::Done(report) => {
+            let text = report.words(order);
+            json(&serde_json::json!({ "done": text, "gone": report.removed, "failed": report.failed }))
         }
-        OrderAnswer::Accepted(words) => accepted(&words),
+        OrderAnswer::Accepted(text) => accepted(&text),
     })
 }
 
@@ -120,7 +120,7 @@ fn ack(options: &mut BodyOptions) -> Result<Option<Ack>, Problem> {
     }
 }
 
-/// A cursor is kept as it is given; it only has to be one that can be asked for.
+/// A cursor is stored as it is given; it only has to be a URL that can be requested.
 fn url(text: String) -> Result<String, Problem> {
     let parsed = Url::parse(&text).map_err(|error| Problem::bad_request(format!("url is no URL: {error}")))?;
     match parsed.scheme() {

@@ -1,5 +1,4 @@
-//! What a request is answered with: words in JSON, `{"done": …}`, or a problem (RFC 9457) whose words stand in `error`
-//! too.
+//! Responses: a text in JSON, `{"done": …}`, or a problem (RFC 9457) whose text is in `error` too.
 
 use axum::body::Body;
 use axum::http::{HeaderValue, StatusCode, header};
@@ -13,7 +12,7 @@ use crate::supervisor::control::ControlError;
 /// The media type of a problem (RFC 9457 §6.1).
 const PROBLEM: &str = "application/problem+json";
 
-/// Why a request gets nothing.
+/// Why a request fails: a status and a text.
 #[derive(Debug)]
 pub(super) struct Problem {
     status: StatusCode,
@@ -25,22 +24,22 @@ impl Problem {
         Self { status, words: words.into() }
     }
 
-    /// What was asked makes no sense.
+    /// 400: the request is malformed.
     pub(super) fn bad_request(words: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, words)
     }
 
-    /// What was asked for is not there.
+    /// 404: the requested thing does not exist.
     pub(super) fn not_found(words: impl Into<String>) -> Self {
         Self::new(StatusCode::NOT_FOUND, words)
     }
 
-    /// It can't be had at the moment.
+    /// 503: it is not available at the moment.
     pub(super) fn unavailable(words: impl ToString) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, words.to_string())
     }
 
-    /// In words.
+    /// The problem's text.
     pub(super) fn words(&self) -> &str {
         &self.words
     }
@@ -64,7 +63,7 @@ impl From<ControlError> for Problem {
 impl From<StoreError> for Problem {
     fn from(error: StoreError) -> Self {
         match error {
-            // Of a reader: no such feed.
+            // A reader refuses only a feed that does not exist.
             StoreError::Refused(words) => Self::not_found(words),
             error => Self::unavailable(error),
         }
@@ -96,12 +95,12 @@ impl IntoResponse for Problem {
     }
 }
 
-/// An order was carried out, with the words for it.
+/// An order was carried out; with the supervisor's text.
 pub(super) fn done_response(words: &str) -> Response {
     json(&json!({ "done": words }))
 }
 
-/// An order is being carried out, or will be as soon as it can be; with the words for it.
+/// An order is being carried out, or will be as soon as possible; with the supervisor's text.
 pub(super) fn accepted(words: &str) -> Response {
     let mut response = json(&json!({ "accepted": words }));
     *response.status_mut() = StatusCode::ACCEPTED;

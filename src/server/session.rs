@@ -1,10 +1,10 @@
-//! The browsers' way in where the listener can be reached from elsewhere: the admin token, typed into a form, becomes a
-//! session.
+//! Browser sessions, where the listener can be reached from another machine: the admin token, typed into a form,
+//! becomes a session.
 //!
 //! Guarantees: a session reads and changes nothing, so that a foreign page has nothing to forge; its cookie is sent to
-//! this host alone, with requests from its own pages alone (`SameSite=Strict`), and no script sees it. It holds no
-//! token: a time and a signature over it, under a key that is made anew with each run. Comparisons take a time that
-//! tells nothing.
+//! this host alone, with requests from its own pages alone (`SameSite=Strict`), and no script can read it. The cookie
+//! contains no token: a time and a signature over that, under a key that each run makes anew. Comparisons take constant
+//! time.
 
 use std::time::Duration;
 
@@ -28,30 +28,30 @@ use crate::source::webhook::connection_slots::Peer;
 const COOKIE: &str = "feedmirror-session";
 /// Seconds that a session lasts.
 const SESSION_S: i64 = 12 * 3600;
-/// So long does somebody wait who gave a wrong token.
+/// How long the answer to a wrong token is delayed.
 const WRONG_TOKEN_WAIT: Duration = Duration::from_secs(1);
-const MOST_BYTES: usize = 4 << 10;
+const MAX_FORM_BYTES: usize = 4 << 10;
 const BODY_WAIT: Duration = Duration::from_secs(10);
 
-/// Makes sessions and knows them again.
+/// Makes session cookies and verifies them.
 pub(super) struct Sessions {
     key: [u8; 64],
 }
 
 impl Sessions {
-    /// With a key of their own.
+    /// Sessions with a new key.
     pub(super) fn new() -> Self {
         Self { key: rand::rng().random() }
     }
 
-    /// Whether a request comes with a session that is still good.
+    /// Whether a request has the cookie of a session that is still valid.
     pub(super) fn has_session(&self, headers: &HeaderMap, now: Timestamp) -> bool {
         let cookies = headers.get_all(header::COOKIE).iter().filter_map(|cookies| cookies.to_str().ok());
-        let mut ours = cookies.flat_map(|cookies| cookies.split(';')).filter_map(|cookie| {
+        let mut session_cookies = cookies.flat_map(|cookies| cookies.split(';')).filter_map(|cookie| {
             let (name, value) = cookie.trim().split_once('=')?;
             (name == COOKIE).then_some(value)
         });
-        ours.any(|value| self.is_good(value, now))
+        session_cookies.any(|value| self.is_good(value, now))
     }
 
     fn is_good(&self, value: &str, now: Timestamp) -> bool {
@@ -60,7 +60,7 @@ impl Sessions {
         signed && until.parse::<i64>().is_ok_and(|until| until > now.as_second())
     }
 
-    /// A new one, as `Set-Cookie` has it; without an end of its own, so that it ends with the browser.
+    /// A new session, as the value of `Set-Cookie`; without an expiry, so that it ends with the browser.
     fn cookie(&self, now: Timestamp, secure: bool) -> String {
         let until = (now.as_second() + SESSION_S).to_string();
         let signature: String =
@@ -81,9 +81,9 @@ fn unhex(text: &str) -> Option<Vec<u8>> {
     pairs.map(|pair| u8::from_str_radix(pair.filter(|pair| pair.len() == 2)?, 16).ok()).collect()
 }
 
-/// `GET /login`, or any page that was asked for without a session.
-pub(super) fn login_form(to: &str, wrong: bool) -> Result<Response, Problem> {
-    let mut response = document(|nonce| page::login(nonce, redirect_target(to), wrong))?;
+/// The login form: for `GET /login`, or for any page that was requested without a session.
+pub(super) fn login_form(target: &str, wrong: bool) -> Result<Response, Problem> {
+    let mut response = document(|nonce| page::login(nonce, redirect_target(target), wrong))?;
     *response.status_mut() = StatusCode::UNAUTHORIZED;
     Ok(response)
 }
@@ -93,42 +93,42 @@ pub(super) async fn ask() -> Result<Response, Problem> {
     login_form("/", false)
 }
 
-/// `POST /login`: the token makes a session, anything else the form again.
+/// `POST /login`: with the token makes a session; otherwise answers with the form again.
 pub(super) async fn log_in(
-    State(shared): State<AppState>,
+    State(app_state): State<AppState>,
     ConnectInfo(peer): ConnectInfo<Peer>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let late = |_| Problem::new(StatusCode::REQUEST_TIMEOUT, "the form did not come in time");
-    let bytes = timeout(BODY_WAIT, to_bytes(body, MOST_BYTES)).await.map_err(late)?;
+    let timed_out = |_| Problem::new(StatusCode::REQUEST_TIMEOUT, "the form did not come in time");
+    let bytes = timeout(BODY_WAIT, to_bytes(body, MAX_FORM_BYTES)).await.map_err(timed_out)?;
     let bytes = bytes.map_err(|_| Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "the form is too large"))?;
-    let (mut token, mut to) = (String::new(), String::new());
+    let (mut token, mut target) = (String::new(), String::new());
     for (name, value) in url::form_urlencoded::parse(&bytes) {
         match &*name {
             "token" => token = value.trim().to_owned(),
-            "to" => to = value.into_owned(),
+            "to" => target = value.into_owned(),
             _ => {}
         }
     }
-    if !shared.access_control.is_token(token.as_bytes()) {
-        tokio::join!(sleep(WRONG_TOKEN_WAIT), shared.access_control.record_wrong_token(Some(&peer)));
-        return login_form(&to, true);
+    if !app_state.access_control.is_token(token.as_bytes()) {
+        tokio::join!(sleep(WRONG_TOKEN_WAIT), app_state.access_control.record_wrong_token(Some(&peer)));
+        return login_form(&target, true);
     }
-    // A proxy that speaks TLS for us says so; who lies about it only keeps the cookie from coming back.
+    // A proxy that terminates TLS says so; a false header only keeps the client's own cookie from being sent back.
     let secure = headers.get("x-forwarded-proto").is_some_and(|proto| proto.as_bytes().eq_ignore_ascii_case(b"https"));
-    let cookie = shared.access_control.sessions.cookie(Timestamp::now(), secure);
-    let mut response = Redirect::to(redirect_target(&to)).into_response();
+    let cookie = app_state.access_control.sessions.cookie(Timestamp::now(), secure);
+    let mut response = Redirect::to(redirect_target(&target)).into_response();
     response.headers_mut().insert(header::SET_COOKIE, HeaderValue::try_from(cookie).map_err(Problem::unavailable)?);
     Ok(response)
 }
 
-/// Where a form leads: to a page of ours, whatever it says.
-fn redirect_target(to: &str) -> &str {
-    if is_page(to) { to } else { "/" }
+/// Where to redirect after the login: always to a page of this listener.
+fn redirect_target(target: &str) -> &str {
+    if is_page(target) { target } else { "/" }
 }
 
-/// Whether a path is that of a page.
+/// Whether a path is that of a status page.
 pub(super) fn is_page(path: &str) -> bool {
     path == "/" || path.strip_prefix("/feeds/").is_some_and(|name| FeedName::new(name).is_some())
 }
@@ -138,7 +138,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    fn knows(sessions: &Sessions, cookies: &str, now: i64) -> bool {
+    fn is_known(sessions: &Sessions, cookies: &str, now: i64) -> bool {
         let mut headers = HeaderMap::new();
         headers.insert(header::COOKIE, cookies.parse().unwrap());
         sessions.has_session(&headers, Timestamp::from_second(now).unwrap())
@@ -150,10 +150,10 @@ mod tests {
         let made = sessions.cookie(Timestamp::from_second(1_000).unwrap(), false);
         let cookie = made.split(';').next().unwrap();
         let value = cookie.split_once('=').unwrap().1;
-        assert!(knows(&sessions, cookie, 1_000));
-        assert!(knows(&sessions, &format!("a=b; {cookie}"), 1_000 + SESSION_S - 1));
-        assert!(!knows(&sessions, cookie, 1_000 + SESSION_S), "it has ended");
-        assert!(!knows(&others, cookie, 1_000), "another run knows it not");
+        assert!(is_known(&sessions, cookie, 1_000));
+        assert!(is_known(&sessions, &format!("a=b; {cookie}"), 1_000 + SESSION_S - 1));
+        assert!(!is_known(&sessions, cookie, 1_000 + SESSION_S), "it has ended");
+        assert!(!is_known(&others, cookie, 1_000), "another run knows it not");
         let (until, signature) = value.split_once('.').unwrap();
         for forged in [
             format!("{}.{signature}", until.parse::<i64>().unwrap() + 1),
@@ -163,7 +163,7 @@ mod tests {
             format!("{until}.{signature}0"),
             until.to_owned(),
         ] {
-            assert!(!knows(&sessions, &format!("{COOKIE}={forged}"), 1_000), "{forged}");
+            assert!(!is_known(&sessions, &format!("{COOKIE}={forged}"), 1_000), "{forged}");
         }
         for attribute in ["HttpOnly", "SameSite=Strict", "Path=/"] {
             assert!(made.contains(attribute), "{made}");

@@ -1,4 +1,4 @@
-//! The routes that show how things are at the moment.
+//! The handlers that show the present state.
 
 use std::time::Duration;
 
@@ -20,12 +20,12 @@ use crate::output::storage_stats::StorageStats;
 use crate::output::{OutputError, metrics};
 use crate::store::read::{Reader, StoreError};
 
-/// A supervisor that takes longer is stuck.
+/// A supervisor that takes longer to answer is stuck.
 const PING_WAIT: Duration = Duration::from_secs(5);
 
 /// `GET /healthz`.
-pub(super) async fn health(State(shared): State<AppState>) -> Result<Response, Problem> {
-    match timeout(PING_WAIT, shared.ops.control.ping()).await {
+pub(super) async fn health(State(app_state): State<AppState>) -> Result<Response, Problem> {
+    match timeout(PING_WAIT, app_state.ops.control.ping()).await {
         Ok(answer) => answer?,
         Err(_) => return Err(Problem::unavailable("the supervisor does not answer")),
     }
@@ -33,21 +33,21 @@ pub(super) async fn health(State(shared): State<AppState>) -> Result<Response, P
 }
 
 /// `GET /readyz`.
-pub(super) async fn ready(State(shared): State<AppState>) -> Result<Response, Problem> {
-    match shared.unready_reason() {
+pub(super) async fn ready(State(app_state): State<AppState>) -> Result<Response, Problem> {
+    match app_state.unready_reason() {
         Some(reason) => Err(Problem::unavailable(reason)),
         None => Ok(done_response("ready")),
     }
 }
 
-/// `GET /metrics`: OpenMetrics to who asks for it, as Prometheus does, else the older text format.
-pub(super) async fn metrics(State(shared): State<AppState>, headers: HeaderMap) -> Result<Response, Problem> {
-    let stored = shared.read(|reader| metrics::FileStats::read(&reader)).await;
+/// `GET /metrics`: OpenMetrics to a client that accepts it, as Prometheus does, else the older text format.
+pub(super) async fn metrics(State(app_state): State<AppState>, headers: HeaderMap) -> Result<Response, Problem> {
+    let stored = app_state.read(|reader| metrics::FileStats::read(&reader)).await;
     let scrape = metrics::Scrape {
         now: Timestamp::now(),
-        ready: shared.unready_reason().is_none(),
-        mirror_stats: (shared.ops.own_metrics)(),
-        counts: (shared.ops.feed_counts)(),
+        ready: app_state.unready_reason().is_none(),
+        mirror_stats: (app_state.ops.own_metrics)(),
+        counts: (app_state.ops.feed_counts)(),
         file_stats: stored.ok(),
     };
     let text = scrape.text().map_err(Problem::unavailable)?;
@@ -58,42 +58,45 @@ pub(super) async fn metrics(State(shared): State<AppState>, headers: HeaderMap) 
     })
 }
 
-/// `GET /`: all feeds, or with `?q=` those that it finds.
+/// `GET /`: all feeds, or with `?q=` those that match.
 pub(super) async fn overview_page(
-    State(shared): State<AppState>,
+    State(app_state): State<AppState>,
     RawQuery(query): RawQuery,
 ) -> Result<Response, Problem> {
     let search = Query::parse(query.as_deref()).text("q")?.unwrap_or_default();
-    let (now, database) = (Timestamp::now(), shared.ops.database.clone());
-    let commits = (shared.ops.own_metrics)().commits;
-    let look = move || {
-        let vitals = StorageStats::of(&database, &commits);
+    let (now, database) = (Timestamp::now(), app_state.ops.database.clone());
+    let commits = (app_state.ops.own_metrics)().commits;
+    let read = move || {
+        let storage_stats = StorageStats::of(&database, &commits);
         Ok::<_, OutputError>((
-            vitals,
+            storage_stats,
             Reader::open(&database).and_then(|reader| page::OverviewData::read(&reader, now)),
         ))
     };
-    let (vitals, seen) = blocking(look).await?;
-    let seen = seen.map_err(Problem::from);
-    let seen = seen.as_ref().map_err(Problem::words);
-    let blocked = shared.unready_reason();
+    let (storage_stats, data) = blocking(read).await?;
+    let data = data.map_err(Problem::from);
+    let data = data.as_ref().map_err(Problem::words);
+    let blocked = app_state.unready_reason();
     let mut response = document(|nonce| {
-        let frame = PageContext { now, nonce, blocked: blocked.as_deref() };
-        page::overview(&frame, seen, &vitals, &search)
+        let context = PageContext { now, nonce, blocked: blocked.as_deref() };
+        page::overview(&context, data, &storage_stats, &search)
     })?;
-    *response.status_mut() = if seen.is_ok() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    *response.status_mut() = if data.is_ok() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     Ok(response)
 }
 
 /// `GET /feeds/{name}`: one feed's page.
-pub(super) async fn feed_page(State(shared): State<AppState>, Path(name): Path<String>) -> Result<Response, Problem> {
+pub(super) async fn feed_page(
+    State(app_state): State<AppState>,
+    Path(name): Path<String>,
+) -> Result<Response, Problem> {
     let now = Timestamp::now();
-    let seen = shared.read(move |reader| page::FeedPageData::read(&reader, &name, now)).await?;
-    let blocked = shared.unready_reason();
-    document(|nonce| page::feed(&PageContext { now, nonce, blocked: blocked.as_deref() }, &seen))
+    let data = app_state.read(move |reader| page::FeedPageData::read(&reader, &name, now)).await?;
+    let blocked = app_state.unready_reason();
+    document(|nonce| page::feed(&PageContext { now, nonce, blocked: blocked.as_deref() }, &data))
 }
 
-/// A page under a policy of its own.
+/// An HTML page with a content security policy of its own.
 pub(super) fn document<E: std::fmt::Display>(
     make: impl FnOnce(&str) -> Result<String, E>,
 ) -> Result<Response, Problem> {
@@ -106,24 +109,24 @@ pub(super) fn document<E: std::fmt::Display>(
 }
 
 /// `GET /api/feeds`: as `feedmirror status --json`.
-pub(super) async fn feeds(State(shared): State<AppState>) -> Result<Response, Problem> {
-    let status = shared.read(|reader| Status::read(&reader, &[])).await?;
+pub(super) async fn feeds(State(app_state): State<AppState>) -> Result<Response, Problem> {
+    let status = app_state.read(|reader| Status::read(&reader, &[])).await?;
     Ok(json(&json!(status)))
 }
 
-/// `GET /api/feeds/{name}`: its row, with its endpoints.
-pub(super) async fn feed(State(shared): State<AppState>, Path(name): Path<String>) -> Result<Response, Problem> {
+/// `GET /api/feeds/{name}`: the feed's row, with its endpoints.
+pub(super) async fn feed(State(app_state): State<AppState>, Path(name): Path<String>) -> Result<Response, Problem> {
     let read = move |reader: Reader| {
         Ok::<_, StoreError>((reader.feeds(std::slice::from_ref(&name))?, reader.endpoints(Some(&name))?))
     };
-    let (feeds, endpoints) = shared.read(read).await?;
+    let (feeds, endpoints) = app_state.read(read).await?;
     let mut row = json!(feeds.first());
     row["endpoints"] = json!(endpoints);
     Ok(json(&row))
 }
 
 impl AppState {
-    /// Why the database takes no writes.
+    /// Why nothing can be written; none when the mirror is ready.
     fn unready_reason(&self) -> Option<String> {
         self.ops.unready_reason.borrow().clone()
     }

@@ -1,7 +1,7 @@
 //! The admin token that is made when the configuration names none: a file beside the database.
 //!
-//! Guarantees: nobody but the file's owner can read it, not for a moment; it appears whole or not at all; one that is
-//! there stays. It is made by whoever holds the database, so that two never make it at once.
+//! Guarantees: nobody but the file's owner can read it, not for a moment; it appears whole or not at all; an existing
+//! file stays. Only the process that holds the database makes it, so that two never make it at once.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -17,45 +17,41 @@ use crate::source::secret::{SecretError, SecretSource};
 
 const BYTES: usize = 32;
 const OWNER_ONLY: u32 = 0o600;
-/// Whoever can write the file chooses the token, and the database's group may read and not rule.
-const OTHERS: u32 = 0o077;
+/// The permissions that nobody else may have: who can write the file chooses the token, and the database's group may
+/// read data but not give orders.
+const NOT_OWNER_ONLY: u32 = 0o077;
 
-/// Why there is no token. No message shows one.
+/// Why there is no token. No message contains one.
 #[derive(Debug, thiserror::Error)]
 pub enum TokenError {
-    /// The one that the configuration names can't be read.
+    /// The token that the configuration names can't be read.
     #[error("ops.token: {0}")]
     Configured(#[from] SecretError),
-    /// The one beside the database can't be read or made.
+    /// The token beside the database can't be read or made.
     #[error("admin token {path}: {source}")]
-    File {
-        /// Where it stands.
-        path: PathBuf,
-        /// What is wrong.
-        source: io::Error,
-    },
+    File { path: PathBuf, source: io::Error },
 }
 
 impl TokenError {
-    /// Whether there is only no room for it.
+    /// Whether a full disk is the cause.
     pub fn is_disk_full(&self) -> bool {
         use io::ErrorKind::{QuotaExceeded, StorageFull};
         matches!(self, Self::File { source, .. } if matches!(source.kind(), StorageFull | QuotaExceeded))
     }
 }
 
-/// Where a database's token stands: its path with `.token` behind it.
+/// The path of a database's token: the database's path with `.token` appended.
 pub fn path(database: &Path) -> PathBuf {
     beside(database, ".token")
 }
 
-/// The token that the configuration names, or the database's own, which is made where there is none: 32 random bytes in
+/// The token that the configuration names, or the database's own, which is made if it is missing: 32 random bytes in
 /// hex. Blocking: a small local file.
 ///
 /// # Errors
 /// When it can't be read or made, is empty, or can be used by others.
-pub fn read_or_create(given: Option<&SecretSource>, database: &Path) -> Result<SecretString, TokenError> {
-    match read(given, database) {
+pub fn read_or_create(configured: Option<&SecretSource>, database: &Path) -> Result<SecretString, TokenError> {
+    match read(configured, database) {
         Err(TokenError::File { path, source }) if source.kind() == io::ErrorKind::NotFound => {
             make(&path, &beside(database, ".token.new")).map_err(|source| TokenError::File { path, source })
         }
@@ -63,7 +59,7 @@ pub fn read_or_create(given: Option<&SecretSource>, database: &Path) -> Result<S
     }
 }
 
-/// A token for a daemon that begins on a full disk: nobody knows it before [`keep`] has found room for it.
+/// A token for a daemon that starts on a full disk: nobody knows it until [`save`] has written it.
 ///
 /// # Errors
 /// When the system gives no random bytes.
@@ -71,10 +67,10 @@ pub fn generate() -> io::Result<SecretString> {
     random().map(SecretString::from)
 }
 
-/// Writes such a token down as the database's own. Blocking: a small local file.
+/// Writes such a token as the database's own. Blocking: a small local file.
 ///
 /// # Errors
-/// While there is no room.
+/// When it can't be written, as while the disk is full.
 pub fn save(database: &Path, token: &SecretString) -> io::Result<()> {
     write(&path(database), &beside(database, ".token.new"), token.expose_secret())
 }
@@ -83,9 +79,9 @@ pub fn save(database: &Path, token: &SecretString) -> io::Result<()> {
 ///
 /// # Errors
 /// When there is none, it can't be read, is empty, or can be used by others.
-pub fn read(given: Option<&SecretSource>, database: &Path) -> Result<SecretString, TokenError> {
-    if let Some(given) = given {
-        return Ok(given.read_guarded()?);
+pub fn read(configured: Option<&SecretSource>, database: &Path) -> Result<SecretString, TokenError> {
+    if let Some(configured) = configured {
+        return Ok(configured.read_guarded()?);
     }
     let path = path(database);
     read_own(&path).map_err(|source| TokenError::File { path, source })
@@ -99,7 +95,7 @@ fn read_own(path: &Path) -> io::Result<SecretString> {
     if !found.is_file() {
         return Err(invalid("it is not a file"));
     }
-    if found.permissions().mode() & OTHERS != 0 {
+    if found.permissions().mode() & NOT_OWNER_ONLY != 0 {
         return Err(invalid("others can use it: chmod 600"));
     }
     let mut text = String::new();
@@ -110,7 +106,7 @@ fn read_own(path: &Path) -> io::Result<SecretString> {
     }
 }
 
-/// Written under another name first: whoever looks finds a whole token or none, also after a crash in between.
+/// Writes under another name first: a reader finds a whole token or none, also after a crash in between.
 fn make(path: &Path, draft: &Path) -> io::Result<SecretString> {
     let token = random()?;
     write(path, draft, &token)?;
@@ -155,14 +151,14 @@ mod tests {
         let database = folder.path().join("mirror.db");
         assert!(read(None, &database).is_err(), "reading makes none");
 
-        let made = read_or_create(None, &database).unwrap();
+        let token = read_or_create(None, &database).unwrap();
 
-        assert_eq!(made.expose_secret().len(), 64);
-        assert!(made.expose_secret().bytes().all(|byte| byte.is_ascii_hexdigit()));
+        assert_eq!(token.expose_secret().len(), 64);
+        assert!(token.expose_secret().bytes().all(|byte| byte.is_ascii_hexdigit()));
         let file = folder.path().join("mirror.db.token");
         assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
-        assert_eq!(read_or_create(None, &database).unwrap().expose_secret(), made.expose_secret());
-        assert_eq!(read(None, &database).unwrap().expose_secret(), made.expose_secret());
+        assert_eq!(read_or_create(None, &database).unwrap().expose_secret(), token.expose_secret());
+        assert_eq!(read(None, &database).unwrap().expose_secret(), token.expose_secret());
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "nothing else is left behind");
     }
 
@@ -180,26 +176,26 @@ mod tests {
     #[test]
     fn the_token_that_is_configured_wins_and_makes_no_file() {
         let folder = tempfile::tempdir().unwrap();
-        let given = folder.path().join("ops.token");
-        fs::write(&given, "chosen\n").unwrap();
-        fs::set_permissions(&given, fs::Permissions::from_mode(0o600)).unwrap();
-        let found = read_or_create(Some(&SecretSource::File(given)), &folder.path().join("mirror.db")).unwrap();
+        let configured = folder.path().join("ops.token");
+        fs::write(&configured, "chosen\n").unwrap();
+        fs::set_permissions(&configured, fs::Permissions::from_mode(0o600)).unwrap();
+        let found = read_or_create(Some(&SecretSource::File(configured)), &folder.path().join("mirror.db")).unwrap();
         assert_eq!(found.expose_secret(), "chosen");
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 
     #[test]
-    fn a_token_that_others_can_use_is_refused_wherever_it_stands() {
+    fn a_token_that_others_can_use_is_refused_wherever_it_is() {
         let folder = tempfile::tempdir().unwrap();
         let database = folder.path().join("mirror.db");
         read_or_create(None, &database).unwrap();
         let own = path(&database);
-        let given = folder.path().join("ops.token");
-        fs::copy(&own, &given).unwrap();
-        let chosen = SecretSource::File(given.clone());
+        let configured = folder.path().join("ops.token");
+        fs::copy(&own, &configured).unwrap();
+        let chosen = SecretSource::File(configured.clone());
         for mode in [0o644, 0o640, 0o660, 0o620, 0o604, 0o602] {
             fs::set_permissions(&own, fs::Permissions::from_mode(mode)).unwrap();
-            fs::set_permissions(&given, fs::Permissions::from_mode(mode)).unwrap();
+            fs::set_permissions(&configured, fs::Permissions::from_mode(mode)).unwrap();
             assert!(read_or_create(None, &database).unwrap_err().to_string().contains("chmod 600"), "{mode:o}");
             assert!(read(None, &database).is_err(), "{mode:o}");
             let words = read_or_create(Some(&chosen), &database).unwrap_err().to_string();
@@ -207,7 +203,7 @@ mod tests {
         }
         for mode in [0o600, 0o400] {
             fs::set_permissions(&own, fs::Permissions::from_mode(mode)).unwrap();
-            fs::set_permissions(&given, fs::Permissions::from_mode(mode)).unwrap();
+            fs::set_permissions(&configured, fs::Permissions::from_mode(mode)).unwrap();
             assert!(
                 read_or_create(None, &database).is_ok() && read_or_create(Some(&chosen), &database).is_ok(),
                 "{mode:o}"
@@ -215,7 +211,7 @@ mod tests {
         }
     }
 
-    /// As a service is given one: root's, and read by a group of its own. Only root can make such a file.
+    /// A token as a service gets it: owned by root, readable by a group of its own. Only root can make such a file.
     #[test]
     fn a_token_that_root_lets_a_service_s_group_read_is_taken() {
         let folder = tempfile::tempdir().unwrap();
@@ -232,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_in_the_token_s_place_is_not_followed() {
+    fn a_link_instead_of_the_token_is_not_followed() {
         let folder = tempfile::tempdir().unwrap();
         let database = folder.path().join("mirror.db");
         let other = folder.path().join("other");

@@ -1,7 +1,8 @@
-//! Each change as one message in a queue of an AMQP 0-9-1 broker (0.2.1 §3d), confirmed by it in batches. A batch that
-//! was not confirmed whole is published again whole: a queue may hold an item twice, as in the wild.
+//! Publishes each change as one message in a queue of an AMQP 0-9-1 broker (0.2.1 §3d); the broker confirms them in
+//! batches. A batch that was not confirmed as a whole is published again as a whole: a queue may hold an item twice, as
+//! with real publishers.
 //!
-//! Each feed has a connection of its own, so that none waits for another. Plain TCP alone.
+//! Each feed has a connection of its own, so that none waits for another. Plain TCP only.
 
 use std::time::Duration;
 
@@ -13,34 +14,33 @@ use secrecy::{ExposeSecret, SecretString};
 use super::page::DraftItem;
 use super::push::{Backoff, PushBatch, Pusher};
 
-/// Where a feed's changes are published.
+/// The broker and queue that a feed's changes are published to.
 #[derive(Clone, Debug)]
 pub struct AmqpTarget {
-    /// `amqp://user:password@host/vhost`.
     pub url: SecretString,
     /// The queue, declared as durable; `{feed}` stands for the feed's name.
     pub queue: String,
-    /// Whether the first population is published too.
+    /// Whether the items at the start are published too.
     pub from_start: bool,
 }
 
-/// For a connection to be closed in good order.
+/// How long a connection may take to be closed in good order.
 const GRACE: Duration = Duration::from_millis(300);
 const PERSISTENT: u8 = 2;
 
-/// Publishes until all is to end, over one connection after another.
+/// Publishes until the publisher stops, with a new connection after each failure.
 pub(super) async fn publish(mut pusher: Pusher, amqp: AmqpTarget) {
     let mut backoff = Backoff::new();
     loop {
-        let lost = {
-            let ending = pusher.ending(GRACE);
+        let result = {
+            let stopped = pusher.stopped_for(GRACE);
             tokio::select! {
-                () = ending => return,
-                lost = session(&mut pusher, &amqp, &mut backoff) => lost,
+                () = stopped => return,
+                result = session(&mut pusher, &amqp, &mut backoff) => result,
             }
         };
-        let Err(lost) = lost else { return };
-        pusher.mark_failed(&lost.to_string());
+        let Err(error) = result else { return };
+        pusher.mark_failed(&error.to_string());
         if !pusher.wait(backoff.next(None)).await {
             return;
         }
@@ -57,17 +57,17 @@ enum SessionError {
 }
 
 async fn session(pusher: &mut Pusher, amqp: &AmqpTarget, backoff: &mut Backoff) -> Result<(), SessionError> {
-    let named = ConnectionProperties::default().with_connection_name("feedmirror simulate".into());
-    let connection = Connection::connect(amqp.url.expose_secret(), named).await?;
+    let properties = ConnectionProperties::default().with_connection_name("feedmirror simulate".into());
+    let connection = Connection::connect(amqp.url.expose_secret(), properties).await?;
     let channel = connection.create_channel().await?;
     let queue = amqp.queue.replace(super::webhook::FEED, &pusher.feed);
     channel.queue_declare(queue.as_str().into(), QueueDeclareOptions::durable(), FieldTable::default()).await?;
     channel.confirm_select(ConfirmSelectOptions::default()).await?;
-    while let Some(parcel) = pusher.next().await {
-        send(&channel, &queue, &messages(&parcel)).await?;
+    while let Some(batch) = pusher.next().await {
+        send(&channel, &queue, &messages(&batch)).await?;
         *backoff = Backoff::new();
-        pusher.count_batch_fault(&parcel);
-        pusher.mark_accepted(&parcel);
+        pusher.count_batch_fault(&batch);
+        pusher.mark_accepted(&batch);
     }
     Ok(connection.close(200, "bye".into()).await?)
 }
@@ -92,10 +92,10 @@ fn properties() -> BasicProperties {
 }
 
 /// The bodies to publish, in order.
-fn messages(parcel: &PushBatch) -> Vec<String> {
-    let items: Vec<String> = parcel.items.iter().map(DraftItem::text).collect();
-    let again = if parcel.twice { items.clone() } else { Vec::new() };
-    parcel.before.map(str::to_owned).into_iter().chain(items).chain(again).collect()
+fn messages(batch: &PushBatch) -> Vec<String> {
+    let items: Vec<String> = batch.items.iter().map(DraftItem::text).collect();
+    let again = if batch.twice { items.clone() } else { Vec::new() };
+    batch.before.map(str::to_owned).into_iter().chain(items).chain(again).collect()
 }
 
 #[cfg(test)]
@@ -108,27 +108,30 @@ mod tests {
     use super::super::{ExpectedItem, SimulatorSettings};
     use super::*;
 
-    /// What a queue would hold of a feed's first ten items, and those.
+    /// The messages that a queue gets of a feed's first ten items, and those items.
     async fn published(fault: Option<&str>) -> (Vec<String>, Vec<ExpectedItem>) {
         let faults = fault.map(|name| (Fault::named(name).unwrap(), 1.0)).into_iter().collect();
         let settings = SimulatorSettings { feeds: 1, items: 10, faults, ..SimulatorSettings::default() };
         let publisher = Arc::new(PublisherState::new(settings, "127.0.0.1:1".parse().unwrap()));
         let name = publisher.names().next().unwrap().to_owned();
         let mut pusher = Pusher::new(&publisher, &name, "amqp", true).unwrap();
-        let parcel = pusher.next().await.unwrap();
-        let truth = publisher.feed(&name).unwrap().lock().feed.expected_items();
-        (messages(&parcel), truth)
+        let batch = pusher.next().await.unwrap();
+        let expected = publisher.feed(&name).unwrap().lock().feed.expected_items();
+        (messages(&batch), expected)
     }
 
     #[tokio::test]
     async fn each_item_is_one_persistent_message_in_json_in_the_feed_s_order() {
-        let (messages, truth) = published(None).await;
-        assert_eq!(messages.len(), truth.len());
-        for (message, truth) in messages.iter().zip(&truth) {
+        let (messages, expected) = published(None).await;
+        assert_eq!(messages.len(), expected.len());
+        for (message, expected) in messages.iter().zip(&expected) {
             let item: serde_json::Value = serde_json::from_str(message).unwrap();
-            assert_eq!((&item["id"], &item["kind"]), (&truth.id.as_str().into(), &truth.kind.as_str().into()));
-            assert_eq!((&item["modified"], &item["state"]), (&truth.modified.clone().into(), &truth.state.into()));
-            assert_eq!(item.get("data").is_some(), truth.data.is_some());
+            assert_eq!((&item["id"], &item["kind"]), (&expected.id.as_str().into(), &expected.kind.as_str().into()));
+            assert_eq!(
+                (&item["modified"], &item["state"]),
+                (&expected.modified.clone().into(), &expected.state.into())
+            );
+            assert_eq!(item.get("data").is_some(), expected.data.is_some());
         }
         assert_eq!(properties().content_type().as_ref().unwrap().as_str(), "application/json");
         assert_eq!(properties().delivery_mode(), &Some(2));

@@ -1,18 +1,19 @@
-//! What items say: bodies of real and example opportunities (`bodies/PROVENANCE.md`), varied by the item and its version.
+//! The data of items: bodies of real and example opportunities (`bodies/PROVENANCE.md`), varied by the item and its
+//! version.
 //!
-//! A body is a pure function of item and version, so nothing is kept but those two numbers, and every version differs.
+//! A body is a pure function of item and version, so nothing but those two numbers is kept, and every version differs.
 
 use std::sync::LazyLock;
 
 use super::random::mix;
 
-/// What sort of things a feed is about: the first word of its name, and a body for each of its kinds.
+/// What a feed is about: the first word of its name, and a body for each of its kinds.
 pub(super) struct Theme {
     pub(super) word: &'static str,
     pub(super) bodies: Vec<BodyTemplate>,
 }
 
-/// A body with marks in place of what varies.
+/// A body with placeholders for what varies.
 pub(super) struct BodyTemplate {
     /// The items' `kind`.
     pub(super) kind: &'static str,
@@ -30,7 +31,7 @@ enum Piece {
     Changed,
 }
 
-/// In the order in which feeds take them.
+/// In the order in which feeds use them.
 pub(super) static THEMES: LazyLock<Vec<Theme>> = LazyLock::new(|| {
     macro_rules! body {
         ($kind:literal, $file:literal) => {
@@ -96,7 +97,7 @@ impl BodyTemplate {
         let mut out = String::with_capacity(self.pieces.iter().map(Piece::room).sum());
         let chance = mix(salt);
         let version = u64::from(version);
-        // Rescheduled every eighth version, renamed every twentieth.
+        // Rescheduled with every eighth version, renamed with every twentieth.
         let start = FIRST_DAY + chance % 300 * DAY + (7 + (chance >> 16) % 14 + version / 8) * 3_600;
         for piece in &self.pieces {
             match piece {

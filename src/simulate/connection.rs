@@ -1,4 +1,4 @@
-//! Connections that can be cut from inside: what HTTP servers refuse to do to their clients, and real ones do.
+//! Connections that the server can cut: HTTP servers don't offer it, and real ones do it to their clients.
 
 use std::io;
 use std::pin::Pin;
@@ -13,20 +13,20 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
-/// Accepts connections; `cut` ends them all, whatever they are at.
+/// Accepts connections; `cut` ends all of them, whatever they are doing.
 pub(super) struct CuttableListener {
     pub(super) listener: TcpListener,
     pub(super) cut: CancellationToken,
 }
 
-/// The handle by which a request's connection can be cut.
+/// Cuts a request's connection.
 #[derive(Clone, Debug)]
 pub(super) struct ConnectionCutter {
     now: CancellationToken,
     reset: Arc<AtomicBool>,
 }
 
-/// A connection.
+/// A connection that can be cut.
 pub(super) struct CuttableConnection {
     stream: TcpStream,
     cut: ConnectionCutter,
@@ -50,12 +50,12 @@ impl Listener for CuttableListener {
     type Addr = ConnectionCutter;
 
     async fn accept(&mut self) -> (CuttableConnection, ConnectionCutter) {
-        /// Out of file descriptors, say: it passes, or nobody can be served anyway.
+        /// An accept fails when file descriptors run out, for example: that passes, or nobody can be served anyway.
         const ACCEPT_RETRY_WAIT: Duration = Duration::from_millis(50);
         loop {
             match self.listener.accept().await {
                 Ok((stream, _)) => {
-                    // Only slower where it fails.
+                    // When it fails, the connection is only slower.
                     let _ = stream.set_nodelay(true);
                     let cut = ConnectionCutter::new(&self.cut);
                     let waiting = Box::pin(cut.now.clone().cancelled_owned());
@@ -83,7 +83,7 @@ impl CuttableConnection {
             return Ok(&mut self.stream);
         }
         if self.cut.reset.load(Ordering::Acquire) {
-            // Without it the connection ends in good order, which is a fault all the same.
+            // When it fails, the connection ends in good order, which is a fault all the same.
             let _ = self.stream.set_zero_linger();
         }
         Err(io::ErrorKind::ConnectionReset.into())

@@ -1,11 +1,11 @@
-//! How a feed's positions are spelt: the parameters and states of RPDE 0.2.1 and 1.0.
+//! The dialects of RPDE 0.2.1 and 1.0: their URL parameters for positions, and their states.
 
 use url::form_urlencoded;
 
 use super::feed::{ListPosition, PageStart};
 use super::value_forms::Id;
 
-/// The way a feed spells its URLs and states, and what it orders by.
+/// How a feed writes its URLs and states, and by what it orders.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dialect {
     /// RPDE 1.0 by `afterTimestamp` and `afterId`.
@@ -20,7 +20,7 @@ impl Dialect {
     /// Every dialect.
     pub const ALL: &'static [Self] = &[Self::Timestamp, Self::ChangeNumber, Self::Draft];
 
-    /// Its spelling on the command line.
+    /// The dialect's name on the command line.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Timestamp => "1.0",
@@ -47,68 +47,69 @@ impl Dialect {
     }
 }
 
-/// What a request for a page asks.
+/// A request for a page, parsed.
 #[derive(Clone, Debug)]
 pub(super) struct PageQuery {
-    /// Path and query as they came over the wire, without the mark of a redirect.
-    pub(super) place: String,
+    /// Path and query as received, without the redirect mark.
+    pub(super) path_and_query: String,
     pub(super) start: PageStart,
-    /// At most so many items (RPDE 1.0, `limit`).
+    /// The most items to send (RPDE 1.0, `limit`).
     pub(super) limit: Option<usize>,
-    /// The age of the position; a feed can declare older ones dead.
+    /// The era of the position; a feed can declare earlier eras dead.
     pub(super) era: u32,
-    /// Empty pages still to come, and the number of their series.
+    /// The run of empty pages that the request is part of.
     pub(super) empty_run: Option<EmptyPageRun>,
-    /// Whether a redirect led here.
-    pub(super) moved: bool,
+    /// Whether a redirect led to this request.
+    pub(super) redirected: bool,
 }
 
-/// A series of empty pages on the way.
+/// A run of empty pages between two pages of a feed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct EmptyPageRun {
     pub(super) number: u64,
-    pub(super) left: u32,
+    pub(super) remaining: u32,
 }
 
-/// What a redirect adds to the query.
+/// What a redirect appends to the query.
 const REDIRECT_MARK: &str = "moved=1";
 
 impl PageQuery {
-    /// Reads path and query.
+    /// Parses path and query.
     ///
     /// # Errors
-    /// In words, where a parameter of the dialect can't be read.
-    pub(super) fn read(dialect: Dialect, place: &str) -> Result<Self, String> {
-        let stripped = place.strip_suffix(REDIRECT_MARK).and_then(|rest| rest.strip_suffix(['?', '&']));
-        let (place, moved) = (stripped.unwrap_or(place).to_owned(), stripped.is_some());
-        let mut asked = Self { place, start: PageStart::Beginning, limit: None, era: 0, empty_run: None, moved };
+    /// As text, where a parameter of the dialect can't be read.
+    pub(super) fn read(dialect: Dialect, path_and_query: &str) -> Result<Self, String> {
+        let stripped = path_and_query.strip_suffix(REDIRECT_MARK).and_then(|rest| rest.strip_suffix(['?', '&']));
+        let (path_and_query, redirected) = (stripped.unwrap_or(path_and_query).to_owned(), stripped.is_some());
+        let mut page_query =
+            Self { path_and_query, start: PageStart::Beginning, limit: None, era: 0, empty_run: None, redirected };
         let (by, then) = dialect.parameters();
         let (mut modified, mut id) = (None, None);
-        let query = asked.place.split_once('?').map_or("", |(_, query)| query).to_owned();
+        let query = page_query.path_and_query.split_once('?').map_or("", |(_, query)| query).to_owned();
         for (name, value) in form_urlencoded::parse(query.as_bytes()) {
             if name == by {
                 modified = Some(value.parse::<i64>().map_err(|_| format!("{by} is no whole number: {value:?}"))?);
             } else if Some(&*name) == then {
                 id = Some(Id::read(&value));
             } else if name == "limit" {
-                asked.limit = Some(value.parse().map_err(|_| format!("limit is no whole number: {value:?}"))?);
+                page_query.limit = Some(value.parse().map_err(|_| format!("limit is no whole number: {value:?}"))?);
             } else if name == "era" {
-                asked.era = value.parse().map_err(|_| format!("era is no whole number: {value:?}"))?;
+                page_query.era = value.parse().map_err(|_| format!("era is no whole number: {value:?}"))?;
             } else if name == "detour" {
-                asked.empty_run = EmptyPageRun::read(&value);
+                page_query.empty_run = EmptyPageRun::read(&value);
             }
         }
-        asked.start = match (modified, id) {
+        page_query.start = match (modified, id) {
             (None, _) => PageStart::Beginning,
             (Some(modified), Some(id)) => PageStart::After(ListPosition { modified, id }),
             (Some(modified), None) => PageStart::AfterModified(modified),
         };
-        Ok(asked)
+        Ok(page_query)
     }
 
     /// Path and query of the page after this position.
     pub(super) fn next(&self, dialect: Dialect, position: &ListPosition) -> String {
-        let path = self.place.split('?').next().unwrap_or_default();
+        let path = self.path_and_query.split('?').next().unwrap_or_default();
         let (by, then) = dialect.parameters();
         let mut next = format!("{path}?{by}={}", position.modified);
         if let Some(then) = then {
@@ -123,26 +124,26 @@ impl PageQuery {
         next
     }
 
-    /// The same place with an empty page, or some, on the way.
-    pub(super) fn with_empty_run(&self, detour: EmptyPageRun) -> String {
-        let (path, query) = self.place.split_once('?').unwrap_or((&self.place, ""));
+    /// The same path and query with a run of empty pages before the page.
+    pub(super) fn with_empty_run(&self, run: EmptyPageRun) -> String {
+        let (path, query) = self.path_and_query.split_once('?').unwrap_or((&self.path_and_query, ""));
         let kept: Vec<&str> =
             query.split('&').filter(|pair| !pair.is_empty() && !pair.starts_with("detour=")).collect();
         let between = if kept.is_empty() { "" } else { "&" };
-        format!("{path}?{}{between}detour={}-{}", kept.join("&"), detour.number, detour.left)
+        format!("{path}?{}{between}detour={}-{}", kept.join("&"), run.number, run.remaining)
     }
 
-    /// Where a redirect of this request leads.
-    pub(super) fn elsewhere(&self) -> String {
-        let sign = if self.place.contains('?') { '&' } else { '?' };
-        format!("{}{sign}{REDIRECT_MARK}", self.place)
+    /// The target of a redirect of this request.
+    pub(super) fn redirect_target(&self) -> String {
+        let separator = if self.path_and_query.contains('?') { '&' } else { '?' };
+        format!("{}{separator}{REDIRECT_MARK}", self.path_and_query)
     }
 }
 
 impl EmptyPageRun {
     fn read(text: &str) -> Option<Self> {
-        let (number, left) = text.split_once('-')?;
-        Some(Self { number: number.parse().ok()?, left: left.parse().ok()? })
+        let (number, remaining) = text.split_once('-')?;
+        Some(Self { number: number.parse().ok()?, remaining: remaining.parse().ok()? })
     }
 }
 
@@ -180,8 +181,8 @@ mod tests {
             (Dialect::ChangeNumber, "1", "/f?afterChangeNumber=7"),
             (Dialect::Draft, "{A-1}", "/f?from=7&after={A-1}"),
         ] {
-            let asked = PageQuery::read(dialect, "/f").unwrap();
-            assert_eq!(asked.next(dialect, &position(id)), spelt);
+            let page_query = PageQuery::read(dialect, "/f").unwrap();
+            assert_eq!(page_query.next(dialect, &position(id)), spelt);
             let start = PageQuery::read(dialect, spelt).unwrap().start;
             let expected = if dialect == Dialect::ChangeNumber {
                 PageStart::AfterModified(7)
@@ -194,18 +195,21 @@ mod tests {
 
     #[test]
     fn limit_and_era_travel_along_and_a_detour_does_not() {
-        let asked = PageQuery::read(Dialect::Timestamp, "/f?limit=3&era=2&detour=5-0").unwrap();
-        assert_eq!(asked.next(Dialect::Timestamp, &position("1")), "/f?afterTimestamp=7&afterId=1&limit=3&era=2");
-        assert_eq!(asked.with_empty_run(EmptyPageRun { number: 6, left: 4 }), "/f?limit=3&era=2&detour=6-4");
-        assert_eq!(asked.empty_run, Some(EmptyPageRun { number: 5, left: 0 }));
+        let page_query = PageQuery::read(Dialect::Timestamp, "/f?limit=3&era=2&detour=5-0").unwrap();
+        assert_eq!(page_query.next(Dialect::Timestamp, &position("1")), "/f?afterTimestamp=7&afterId=1&limit=3&era=2");
+        assert_eq!(page_query.with_empty_run(EmptyPageRun { number: 6, remaining: 4 }), "/f?limit=3&era=2&detour=6-4");
+        assert_eq!(page_query.empty_run, Some(EmptyPageRun { number: 5, remaining: 0 }));
     }
 
     #[test]
     fn a_redirect_leaves_the_place_as_it_was_asked() {
-        for place in ["/f", "/f?limit=3"] {
-            let moved =
-                PageQuery::read(Dialect::Draft, &PageQuery::read(Dialect::Draft, place).unwrap().elsewhere()).unwrap();
-            assert_eq!((moved.place.as_str(), moved.moved), (place, true));
+        for path_and_query in ["/f", "/f?limit=3"] {
+            let moved = PageQuery::read(
+                Dialect::Draft,
+                &PageQuery::read(Dialect::Draft, path_and_query).unwrap().redirect_target(),
+            )
+            .unwrap();
+            assert_eq!((moved.path_and_query.as_str(), moved.redirected), (path_and_query, true));
         }
     }
 

@@ -1,20 +1,20 @@
-//! An item as a server-sent event: as anyone would write it, and as the format allows it to be written all the same
-//! (WHATWG HTML §9.2.6); and events that are no items. Nothing here loses an item.
+//! Items as server-sent events: in the usual form, and in unusual forms that the format allows (WHATWG HTML §9.2.6);
+//! and events that are no items. Nothing here loses an item.
 
 use super::fault::Fault;
 use super::feed::{FeedModel, ListPosition, ListedRecord};
 use super::page::JsonMembers;
 use super::record_faults;
 
-/// What begins a stream that a careless editor has touched; the format has it ignored.
+/// A byte order mark at the beginning of a stream; the format says to ignore it.
 pub(super) const BOM: &str = "\u{feff}";
 
-/// Writes the item; `id` gives the event an id, to go on from by `Last-Event-ID`.
+/// Writes the item's event; `id` gives the event an id, from which a reader can resume by `Last-Event-ID`.
 pub(super) fn write(out: &mut Vec<u8>, feed: &FeedModel, record: &ListedRecord, id: bool) {
-    spell(out, &JsonMembers::new(feed, record).text(""), id.then_some(&record.at));
+    write_event(out, &JsonMembers::new(feed, record).text(""), id.then_some(&record.at));
 }
 
-fn spell(out: &mut Vec<u8>, json: &str, id: Option<&ListPosition>) {
+fn write_event(out: &mut Vec<u8>, json: &str, id: Option<&ListPosition>) {
     out.extend_from_slice(b"event: itemupdate\n");
     if let Some(at) = id {
         out.extend_from_slice(format!("id: {}\n", last_event_id(at)).as_bytes());
@@ -32,13 +32,13 @@ fn last_event_id(at: &ListPosition) -> String {
     format!("{},{}", at.modified, at.id)
 }
 
-/// The position that an event's id stands for.
+/// The position of an event's id.
 pub(super) fn position(id: &str) -> Option<ListPosition> {
     let (modified, id) = id.split_once(',')?;
     Some(ListPosition { modified: modified.parse().ok()?, id: super::value_forms::Id::read(id) })
 }
 
-/// Something odd beside an item, or an item oddly written.
+/// An odd event beside an item, or an item's event in an odd form.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum JunkEvent {
     NotJson,
@@ -52,7 +52,7 @@ pub(super) enum JunkEvent {
     SplitCharacter,
 }
 
-/// All sorts, in the order in which they take turns.
+/// All kinds, in the order of their rotation.
 pub(super) const JUNK: [JunkEvent; 9] = [
     JunkEvent::NotJson,
     JunkEvent::SplitCharacter,
@@ -66,26 +66,26 @@ pub(super) const JUNK: [JunkEvent; 9] = [
 ];
 
 impl JunkEvent {
-    /// The item with this about it, in parts that are to be sent one after the other.
+    /// The item's event with this oddity, in parts that must be sent one after the other.
     pub(super) fn write(self, feed: &FeedModel, record: &ListedRecord, id: bool) -> Vec<Vec<u8>> {
         let mut plain = Vec::new();
         write(&mut plain, feed, record, id);
         let text = String::from_utf8_lossy(&plain);
-        let before = |odd: &str| vec![[odd.as_bytes(), &plain].concat()];
+        let with_odd = |odd: &str| vec![[odd.as_bytes(), &plain].concat()];
         match self {
-            Self::NotJson => before("event: itemupdate\ndata: No ride data found\n\n"),
+            Self::NotJson => with_odd("event: itemupdate\ndata: No ride data found\n\n"),
             Self::BrokenRecord => {
-                let fields = JsonMembers::new(feed, record);
-                let broken = record_faults::broken(Fault::NoId, fields, feed.data(record.number, record.version));
-                before(&format!("event: itemupdate\ndata: {}\n\n", broken.text()))
+                let members = JsonMembers::new(feed, record);
+                let broken = record_faults::broken(Fault::NoId, members, feed.data(record.number, record.version));
+                with_odd(&format!("event: itemupdate\ndata: {}\n\n", broken.text()))
             }
-            Self::OtherEvents => before("event: heartbeat\ndata: {\"time\":1}\n\ndata: {}\n\nevent: itemupdate\n\n"),
-            Self::Comments => before(":\n\n: still here\n:event: itemupdate\n\n"),
+            Self::OtherEvents => with_odd("event: heartbeat\ndata: {\"time\":1}\n\ndata: {}\n\nevent: itemupdate\n\n"),
+            Self::Comments => with_odd(":\n\n: still here\n:event: itemupdate\n\n"),
             Self::CarriageReturns => vec![text.replace('\n', "\r\n").into_bytes()],
             Self::CarriageReturnsAlone => vec![text.replace('\n', "\r").into_bytes()],
             Self::ManyLines => {
                 let mut lines = Vec::new();
-                spell(&mut lines, &JsonMembers::new(feed, record).text("\n"), id.then_some(&record.at));
+                write_event(&mut lines, &JsonMembers::new(feed, record).text("\n"), id.then_some(&record.at));
                 vec![lines]
             }
             Self::NoBlanks => {
@@ -97,7 +97,7 @@ impl JunkEvent {
     }
 }
 
-/// In two, in the middle of a sign of several bytes.
+/// Splits an event in two, in the middle of a character of several bytes.
 fn split(plain: Vec<u8>) -> Vec<Vec<u8>> {
     let (comment, at) = match plain.iter().position(|byte| !byte.is_ascii()) {
         Some(at) => ("", at),

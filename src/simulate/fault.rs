@@ -1,36 +1,34 @@
-//! The ways to misbehave, by name, each on one carrier: a fault of one never befalls another.
+//! The publisher's faults, by name, each on one channel: a fault of one channel never affects another.
 
 use std::fmt;
 
-/// What a fault befalls.
+/// The channel that a fault affects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FaultChannel {
-    /// Pages that are asked for.
+    /// Pages that are requested.
     Poll,
     /// A stream of events: its beginning, or one of its events.
     Stream,
-    /// What a pusher sends: a page to a webhook, a batch of messages to a queue.
+    /// Pushed data: a page to a webhook, a batch of messages to a queue.
     Push,
 }
 
-/// One way to misbehave, as the help lists it.
+/// One fault, as the help lists it.
 #[derive(Clone, Copy, Debug)]
 pub struct FaultInfo {
-    /// Which.
     pub fault: Fault,
     /// Its fixed kebab-case name: the mirror's word for the same thing, where it has one.
     pub name: &'static str,
-    /// What it befalls.
     pub on: FaultChannel,
-    /// Whether a correct consumer holds the truth by itself some time after the fault is over; where a stream or a push
-    /// left something out, by polling, which the standard asks of everyone (0.2.1 §3).
+    /// Whether a correct consumer holds the expected items by itself some time after the fault is over; where a stream
+    /// or a push left something out, by polling, which the standard asks of everyone (0.2.1 §3).
     pub heals: bool,
     /// What happens, in one line.
     pub does: &'static str,
 }
 
 macro_rules! faults {
-    ($($carrier:ident { $($variant:ident $name:literal $heals:literal $does:literal;)+ })+) => {
+    ($($channel:ident { $($variant:ident $name:literal $heals:literal $does:literal;)+ })+) => {
         /// A way to misbehave.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         #[expect(missing_docs, reason = "each is described in FAULTS, which the command line prints")]
@@ -41,7 +39,7 @@ macro_rules! faults {
             $($(FaultInfo {
                 fault: Fault::$variant,
                 name: $name,
-                on: FaultChannel::$carrier,
+                on: FaultChannel::$channel,
                 heals: $heals,
                 does: $does,
             }),+),+
@@ -135,17 +133,16 @@ impl Fault {
         FAULTS.iter().find(|row| row.name == name).map(|row| row.fault)
     }
 
-    /// Its name.
     pub fn name(self) -> &'static str {
         FAULTS[self as usize].name
     }
 
-    /// What it befalls.
+    /// The channel that it affects.
     pub fn on(self) -> FaultChannel {
         FAULTS[self as usize].on
     }
 
-    /// Whether a correct consumer holds the truth by itself some time after it is over.
+    /// Whether a correct consumer holds the expected items by itself some time after the fault is over.
     pub fn heals(self) -> bool {
         FAULTS[self as usize].heals
     }

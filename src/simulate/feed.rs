@@ -1,6 +1,6 @@
-//! One feed's items and their order: who is where, and how that changes. Knows nothing of HTTP, JSON pages or faults.
+//! One feed's items, their order, and their changes. Knows nothing of HTTP, JSON pages or faults.
 //!
-//! Each item stands once, at its latest position. Changes that share a `modified` are made at once, so that no reader
+//! Each item occurs once, at its latest position. Changes that share a `modified` are made at once, so that no reader
 //! can be sent past one of them (RPDE 1.0: an update's `modified` must be at least all before it).
 
 use std::collections::{BTreeMap, VecDeque};
@@ -12,7 +12,7 @@ use super::random::{Random, mix};
 use super::value_forms::{Id, IdForm, ModifiedUnit};
 use super::{ExpectedItem, SimulatorSettings};
 
-/// A place in the list.
+/// A position in the list.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct ListPosition {
     pub(super) modified: i64,
@@ -24,7 +24,7 @@ pub(super) struct ListPosition {
 pub(super) enum PageStart {
     Beginning,
     After(ListPosition),
-    /// After all that share this `modified`.
+    /// After all items with this `modified`.
     AfterModified(i64),
 }
 
@@ -53,7 +53,7 @@ struct SimulatedItem {
     modified: i64,
 }
 
-/// A feed's population and its history.
+/// A feed's items and their history.
 pub(super) struct FeedModel {
     pub(super) dialect: Dialect,
     theme: &'static Theme,
@@ -67,23 +67,23 @@ pub(super) struct FeedModel {
     deleted: usize,
     order: BTreeMap<ListPosition, u32>,
     last: i64,
-    /// How many changes the next `modified` is shared by.
+    /// How many changes share the next `modified`.
     group: u64,
-    /// What was before each change: the item and how it was, newest last.
-    past: VecDeque<(u32, Option<SimulatedItem>)>,
+    /// The state before each change: the item's number and the item, newest last.
+    history: VecDeque<(u32, Option<SimulatedItem>)>,
     changes: u64,
 }
 
-/// As far as a restored feed can go back, in changes.
-const PAST: usize = 4_096;
+/// How many changes a restored feed can undo.
+const MAX_HISTORY: usize = 4_096;
 
-/// The name and traits of the feed with this number: neighbours differ in what they are about and how they spell it.
+/// The name of the feed with this number. Feeds with neighbouring numbers differ in theme and form.
 pub(super) fn name(index: usize) -> String {
     format!("{}-{}", THEMES[index % THEMES.len()].word, index + 1)
 }
 
 impl FeedModel {
-    /// The feed with this number, populated.
+    /// Creates the feed with this number and its items.
     pub(super) fn new(index: usize, settings: &SimulatorSettings) -> Self {
         let dialect = settings.dialect.unwrap_or(Dialect::ALL[index % Dialect::ALL.len()]);
         let unit = ModifiedUnit::of(index, dialect);
@@ -103,7 +103,7 @@ impl FeedModel {
             order: BTreeMap::new(),
             last: unit.first(),
             group: 1,
-            past: VecDeque::new(),
+            history: VecDeque::new(),
             changes: 0,
         };
         feed.populate(settings.items as u64);
@@ -120,7 +120,7 @@ impl FeedModel {
         });
     }
 
-    /// Makes so many changes now: updates, deletions, re-creations and new items.
+    /// Makes `count` changes now: updates, deletions, re-creations and new items.
     pub(super) fn change(&mut self, count: u64) {
         self.in_groups(count, Self::change_one);
     }
@@ -130,21 +130,21 @@ impl FeedModel {
         self.group
     }
 
-    /// How many changes were made since the beginning.
+    /// How many changes were made since the feed was created.
     pub(super) fn changes(&self) -> u64 {
         self.changes
     }
 
-    fn in_groups(&mut self, count: u64, mut one: impl FnMut(&mut Self, i64, Option<u32>) -> u32) {
-        let mut left = count;
-        while left > 0 {
-            let size = self.group.min(left);
+    fn in_groups(&mut self, count: u64, mut change: impl FnMut(&mut Self, i64, Option<u32>) -> u32) {
+        let mut remaining = count;
+        while remaining > 0 {
+            let size = self.group.min(remaining);
             self.last += self.unit.step(&mut self.random);
-            let mut before = None;
+            let mut previous = None;
             for _ in 0..size {
-                before = Some(one(self, self.last, before));
+                previous = Some(change(self, self.last, previous));
             }
-            left -= size;
+            remaining -= size;
             let tie = self.dialect != Dialect::ChangeNumber && self.random.hits(0.15);
             self.group = if tie { 2 } else { 1 };
         }
@@ -184,58 +184,58 @@ impl FeedModel {
         None
     }
 
-    fn add(&mut self, thing: SimulatedItem) -> u32 {
+    fn add(&mut self, item: SimulatedItem) -> u32 {
         let number = u32::try_from(self.items.len()).unwrap_or(u32::MAX);
         self.record_history(number, None);
-        self.items.push(thing);
+        self.items.push(item);
         self.list(number);
         number
     }
 
-    fn put(&mut self, number: u32, thing: SimulatedItem) {
+    fn put(&mut self, number: u32, item: SimulatedItem) {
         self.unlist(number);
         self.record_history(number, Some(self.items[number as usize]));
-        self.items[number as usize] = thing;
+        self.items[number as usize] = item;
         self.list(number);
     }
 
     fn record_history(&mut self, number: u32, before: Option<SimulatedItem>) {
         self.changes += 1;
-        if self.past.len() == PAST {
-            self.past.pop_front();
+        if self.history.len() == MAX_HISTORY {
+            self.history.pop_front();
         }
-        self.past.push_back((number, before));
+        self.history.push_back((number, before));
     }
 
     fn list(&mut self, number: u32) {
-        let thing = self.items[number as usize];
-        match thing.state {
+        let item = self.items[number as usize];
+        match item.state {
             SimulatedItemState::Live => self.live += 1,
             SimulatedItemState::Deleted => self.deleted += 1,
             SimulatedItemState::Forgotten => return,
         }
-        self.order.insert(ListPosition { modified: thing.modified, id: self.id(number) }, number);
+        self.order.insert(ListPosition { modified: item.modified, id: self.id(number) }, number);
     }
 
     fn unlist(&mut self, number: u32) {
-        let thing = self.items[number as usize];
-        match thing.state {
+        let item = self.items[number as usize];
+        match item.state {
             SimulatedItemState::Live => self.live -= 1,
             SimulatedItemState::Deleted => self.deleted -= 1,
             SimulatedItemState::Forgotten => return,
         }
-        self.order.remove(&ListPosition { modified: thing.modified, id: self.id(number) });
+        self.order.remove(&ListPosition { modified: item.modified, id: self.id(number) });
     }
 
-    /// Goes back to how the feed was before the newer half of the changes remembered, as from a backup; whether it did.
+    /// Undoes the newer half of the changes in the history, as from a backup; returns whether there were any.
     pub(super) fn restore(&mut self) -> bool {
-        let undone = self.past.len().div_ceil(2);
+        let undone = self.history.len().div_ceil(2);
         for _ in 0..undone {
-            let Some((number, before)) = self.past.pop_back() else { break };
+            let Some((number, before)) = self.history.pop_back() else { break };
             self.unlist(number);
             match before {
-                Some(thing) => {
-                    self.items[number as usize] = thing;
+                Some(item) => {
+                    self.items[number as usize] = item;
                     self.list(number);
                 }
                 None => drop(self.items.pop()),
@@ -246,7 +246,8 @@ impl FeedModel {
         undone > 0
     }
 
-    /// Adds an item shortly before the end, as a transaction does that commits late; whether there was room for it.
+    /// Adds an item shortly before the end, as a transaction does that commits late; returns whether a `modified` was
+    /// free there.
     pub(super) fn commit_late(&mut self) -> bool {
         const LATEST: usize = 20;
         let newest: Vec<i64> = self.order.keys().rev().take(LATEST).map(|at| at.modified).collect();
@@ -254,12 +255,13 @@ impl FeedModel {
         if gaps.is_empty() {
             return false;
         }
-        let chosen = usize::try_from(self.random.below(gaps.len() as u64)).unwrap_or_default();
-        self.add(SimulatedItem { version: 0, state: SimulatedItemState::Live, modified: gaps[chosen] });
+        let index = usize::try_from(self.random.below(gaps.len() as u64)).unwrap_or_default();
+        self.add(SimulatedItem { version: 0, state: SimulatedItemState::Live, modified: gaps[index] });
         true
     }
 
-    /// Stops listing the oldest tombstones up to `read`, which readers have seen; whether there was one.
+    /// Stops listing the oldest tombstones up to `read`, a position that readers have passed; returns whether there was
+    /// one.
     pub(super) fn forget(&mut self, read: &ListPosition) -> bool {
         const AT_ONCE: usize = 8;
         let old = self.order.range(..=read.clone()).map(|(_, number)| *number);
@@ -268,8 +270,8 @@ impl FeedModel {
             .take(AT_ONCE)
             .collect();
         for number in &tombstones {
-            let thing = self.items[*number as usize];
-            self.put(*number, SimulatedItem { state: SimulatedItemState::Forgotten, ..thing });
+            let item = self.items[*number as usize];
+            self.put(*number, SimulatedItem { state: SimulatedItemState::Forgotten, ..item });
         }
         !tombstones.is_empty()
     }
@@ -287,18 +289,18 @@ impl FeedModel {
         listed.map(|(at, number)| self.record(at, *number)).collect()
     }
 
-    /// The end of the list.
+    /// The position of the last item.
     pub(super) fn end(&self) -> Option<&ListPosition> {
         self.order.last_key_value().map(|(at, _)| at)
     }
 
     fn record(&self, at: &ListPosition, number: u32) -> ListedRecord {
-        let thing = self.items[number as usize];
-        let deleted = thing.state == SimulatedItemState::Deleted;
-        ListedRecord { number, at: at.clone(), kind: self.body(number).kind, deleted, version: thing.version }
+        let item = self.items[number as usize];
+        let deleted = item.state == SimulatedItemState::Deleted;
+        ListedRecord { number, at: at.clone(), kind: self.body(number).kind, deleted, version: item.version }
     }
 
-    /// What the item said in this version: JSON.
+    /// The item's data in this version, as JSON.
     pub(super) fn data(&self, number: u32, version: u32) -> String {
         let salt = mix(self.salt ^ u64::from(number));
         self.body(number).write(&self.id(number).to_string(), salt, version)
@@ -312,17 +314,17 @@ impl FeedModel {
         self.ids.id(self.salt, number)
     }
 
-    /// Everything the feed says now, in order.
+    /// All items that the feed has now, in order.
     pub(super) fn expected_items(&self) -> Vec<ExpectedItem> {
         let records = self.records(&PageStart::Beginning, usize::MAX);
-        let told = records.into_iter().map(|record| ExpectedItem {
+        let items = records.into_iter().map(|record| ExpectedItem {
             kind: record.kind.to_owned(),
             id: record.at.id.to_string(),
             modified: record.at.modified.into(),
             state: Dialect::Timestamp.state(record.deleted),
             data: (!record.deleted).then(|| self.data(record.number, record.version)),
         });
-        told.collect()
+        items.collect()
     }
 }
 
@@ -344,9 +346,9 @@ mod tests {
                 feed.change(3);
                 assert!(feed.end().unwrap().modified > before);
             }
-            let truth = feed.expected_items();
-            let ids: std::collections::HashSet<&str> = truth.iter().map(|truth| truth.id.as_str()).collect();
-            assert_eq!(ids.len(), truth.len());
+            let expected = feed.expected_items();
+            let ids: std::collections::HashSet<&str> = expected.iter().map(|expected| expected.id.as_str()).collect();
+            assert_eq!(ids.len(), expected.len());
             let all = feed.records(&PageStart::Beginning, usize::MAX);
             assert!(all.windows(2).all(|pair| pair[0].at < pair[1].at));
         }
@@ -358,8 +360,9 @@ mod tests {
         let before = feed.expected_items();
         feed.change(300);
         let after = feed.expected_items();
-        let find =
-            |truth: &[ExpectedItem], id: &str| truth.iter().find(|truth| truth.id == id).map(|truth| truth.state);
+        let find = |expected: &[ExpectedItem], id: &str| {
+            expected.iter().find(|expected| expected.id == id).map(|expected| expected.state)
+        };
         let became =
             |from: Option<&str>, to: &str| after.iter().any(|now| now.state == to && find(&before, &now.id) == from);
         assert!(became(None, "updated") && became(Some("updated"), "deleted") && became(Some("deleted"), "updated"));
@@ -370,14 +373,14 @@ mod tests {
     fn a_restored_feed_says_what_it_said_before() {
         // given a feed of 60 items that has changed ten times
         let mut feed = feed(1);
-        let born = feed.expected_items();
+        let initial = feed.expected_items();
         feed.change(10);
         // when half of its 70 steps are undone, the ten changes among them
         assert!(feed.restore());
         // then it says what it said when it had 35 items, and goes on from there
-        assert_eq!(feed.expected_items(), born[..35]);
+        assert_eq!(feed.expected_items(), initial[..35]);
         feed.change(1);
-        assert!(feed.end().unwrap().modified < born[59].modified.as_i64().unwrap());
+        assert!(feed.end().unwrap().modified < initial[59].modified.as_i64().unwrap());
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Faults in how a page spells its `next`, which leads to the right place all the same, or to another host.
+//! Faults in how a page writes its `next`: it leads to the right page all the same, or to another host.
 
 use super::dialect::Dialect;
 use super::fault::Fault;
@@ -7,7 +7,7 @@ use super::poll_faults::PageRequest;
 /// A host that can't exist (RFC 6761 §6.4).
 pub(super) const FOREIGN: &str = "http://foreign.invalid";
 
-/// Whether the fault is one of these.
+/// Whether this module applies the fault.
 pub(super) fn concerns(fault: Fault) -> bool {
     matches!(
         fault,
@@ -15,31 +15,31 @@ pub(super) fn concerns(fault: Fault) -> bool {
     )
 }
 
-/// The `next` to send in place of `honest`; the outer `None` where the fault can't happen.
+/// The `next` to send in place of `correct_next`; the outer `None` where the fault can't happen.
 ///
-/// An empty page keeps its `next` but where the fault leaves it equal: another one would not be the end.
+/// An empty page's `next` changes only where it stays equal to the requested URL: another `next` would not be the end.
 pub(super) fn faulty_next(
     fault: Fault,
     dialect: Dialect,
     request: &PageRequest,
-    honest: Option<&str>,
+    correct_next: Option<&str>,
     at_end: bool,
 ) -> Option<Option<String>> {
-    let honest = honest?;
+    let correct_next = correct_next?;
     let absolute = dialect != Dialect::Draft;
-    let place = honest.strip_prefix(&request.base).unwrap_or(honest);
+    let path_and_query = correct_next.strip_prefix(&request.base).unwrap_or(correct_next);
     let next = match fault {
         Fault::NoNext => None,
-        Fault::RelativeNext if absolute => Some(place.to_owned()),
-        Fault::PercentEncoded if !at_end => Some(encoded(honest)?),
-        Fault::UpperCaseHost if absolute && !at_end => Some(format!("{}{place}", request.base.to_uppercase())),
-        Fault::ForeignNext => Some(format!("{FOREIGN}{place}")),
+        Fault::RelativeNext if absolute => Some(path_and_query.to_owned()),
+        Fault::PercentEncoded if !at_end => Some(encoded(correct_next)?),
+        Fault::UpperCaseHost if absolute && !at_end => Some(format!("{}{path_and_query}", request.base.to_uppercase())),
+        Fault::ForeignNext => Some(format!("{FOREIGN}{path_and_query}")),
         _ => return None,
     };
     Some(next)
 }
 
-/// Encodes the first sign of each parameter's value, though nothing asks for it.
+/// Percent-encodes the first character of each parameter's value, though nothing requires it.
 fn encoded(next: &str) -> Option<String> {
     let (path, query) = next.split_once('?')?;
     let pairs: Vec<String> = query.split('&').map(encoded_pair).collect();

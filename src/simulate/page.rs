@@ -1,4 +1,4 @@
-//! A page as it is written: records and `next` as JSON texts, still open to be spelt wrong.
+//! A page before it is text: records and `next` as JSON texts, which faults can still change.
 
 use super::dialect::Dialect;
 use super::feed::{FeedModel, ListedRecord};
@@ -6,21 +6,21 @@ use super::feed::{FeedModel, ListedRecord};
 /// The license every page of a 1.0 feed carries.
 const LICENSE: &str = "https://creativecommons.org/licenses/by/4.0/";
 
-/// A page before it is text.
+/// A page that is not text yet.
 pub(super) struct DraftPage {
     pub(super) items: Vec<DraftItem>,
     pub(super) next: Option<String>,
     license: bool,
 }
 
-/// One of its items.
+/// An item of such a page.
 pub(super) enum DraftItem {
     Record(JsonMembers),
-    /// Some other JSON.
+    /// Some other JSON value.
     Raw(String),
 }
 
-/// A record's members, each as JSON text; what is `None` is left out.
+/// A record's members, each as JSON text; a `None` is left out.
 #[derive(Clone, Debug)]
 pub(super) struct JsonMembers {
     pub(super) state: Option<String>,
@@ -33,18 +33,18 @@ pub(super) struct JsonMembers {
 }
 
 impl DraftPage {
-    /// The page that says the truth.
+    /// The page without faults.
     pub(super) fn new(feed: &FeedModel, records: &[ListedRecord], next: String) -> Self {
         let items = records.iter().map(|record| DraftItem::Record(JsonMembers::new(feed, record))).collect();
         Self { items, next: Some(next), license: feed.dialect != Dialect::Draft }
     }
 
-    /// The body that a webhook gets: without `next` (0.2.1 §3b).
+    /// The body of a webhook's page: without `next` (0.2.1 §3b).
     pub(super) fn webhook_body(items: &[DraftItem]) -> String {
         format!(r#"{{"items":[{}]}}"#, items.iter().map(DraftItem::text).collect::<Vec<_>>().join(","))
     }
 
-    /// The body.
+    /// The page as JSON text.
     pub(super) fn text(&self) -> String {
         let items: Vec<String> = self.items.iter().map(DraftItem::text).collect();
         let mut members = Vec::with_capacity(3);
@@ -60,17 +60,17 @@ impl DraftPage {
 }
 
 impl DraftItem {
-    /// The item as JSON.
+    /// The item as JSON text.
     pub(super) fn text(&self) -> String {
         match self {
-            Self::Record(fields) => fields.text(""),
+            Self::Record(members) => members.text(""),
             Self::Raw(text) => text.clone(),
         }
     }
 }
 
 impl JsonMembers {
-    /// The record as it is.
+    /// The record without faults.
     pub(super) fn new(feed: &FeedModel, record: &ListedRecord) -> Self {
         let id = match &record.at.id {
             super::value_forms::Id::Number(number) => number.to_string(),
@@ -86,7 +86,7 @@ impl JsonMembers {
         }
     }
 
-    /// The record as JSON; `between` its members stands, beside the comma, what JSON allows there.
+    /// The record as JSON text; `between` is inserted between its members, beside the comma.
     pub(super) fn text(&self, between: &str) -> String {
         let members = [
             ("state", &self.state),
@@ -108,7 +108,7 @@ impl JsonMembers {
     }
 }
 
-/// JSON's spelling of a text.
+/// A string as JSON text.
 pub(super) fn quoted(text: &str) -> String {
     serde_json::Value::from(text).to_string()
 }

@@ -1,8 +1,8 @@
-//! What a feed answers: the truth, or what the chosen fault makes of it.
+//! A feed's responses to polls: the correct page, or what the chosen fault makes of it.
 //!
-//! One fault at most befalls a request. A fault that can't happen now (an item twice on an empty page) gives way to the
-//! next. Faults by chance befall a feed at most twice in a row, so that a patient reader always gets on; those with a
-//! share of 1 befall it as often as they can.
+//! At most one fault affects a request. A fault that can't happen now (a duplicate on an empty page) is skipped for the
+//! next one. Faults by chance affect a feed at most twice in a row, so that a persistent reader always advances; those
+//! with a share of 1 affect it as often as they can.
 
 use super::dialect::{EmptyPageRun, PageQuery};
 use super::fault::Fault;
@@ -15,17 +15,17 @@ use super::{dialect::Dialect, next_faults, record_faults};
 /// A request for a page.
 pub(super) struct PageRequest {
     pub(super) query: PageQuery,
-    /// Scheme and authority as the reader knows them.
+    /// Scheme and authority as the reader wrote them.
     pub(super) base: String,
-    /// Whether the reader takes gzip.
+    /// Whether the reader accepts gzip.
     pub(super) gzip: bool,
     /// Items on a page.
     pub(super) page: usize,
-    /// Whether a feed that is gone says 410 rather than 404.
+    /// Whether a feed that is gone answers 410 rather than 404.
     pub(super) gone_for_good: bool,
 }
 
-/// What is said to it.
+/// The reply to a request for a page.
 pub(super) struct PageReply {
     /// The page's body.
     pub(super) text: String,
@@ -34,7 +34,7 @@ pub(super) struct PageReply {
     pub(super) fault: Option<Fault>,
 }
 
-/// What a feed's faults remember.
+/// The state of a feed's poll faults.
 pub(super) struct PollFaults {
     random: Random,
     /// Whether the whole feed answers 410 rather than 404 when it is gone.
@@ -45,7 +45,7 @@ pub(super) struct PollFaults {
     has_died: bool,
     /// Positions of an earlier era are dead.
     era: u32,
-    detours: u64,
+    empty_runs: u64,
     current_query: String,
     previous_query: Option<String>,
     sent_to_itself: Option<String>,
@@ -53,45 +53,50 @@ pub(super) struct PollFaults {
     cache: Option<CachedPage>,
 }
 
-/// The last page as a cache holds it.
+/// The last page as a cache keeps it.
 struct CachedPage {
-    place: String,
+    path_and_query: String,
     text: String,
     changes: u64,
 }
 
-/// How often chance may befall a feed in a row.
+/// How often in a row faults by chance may affect a feed.
 pub(super) const MOST_IN_A_ROW: u32 = 2;
-const MANY: u32 = 12;
+const MANY_EMPTY_PAGES: u32 = 12;
 
-/// Answers a request; `faults` are those that may happen, each with its share.
-pub(super) fn answer(served: &mut FeedWithFaults, request: &mut PageRequest, faults: &[(Fault, f64)]) -> PageReply {
-    let FeedWithFaults { feed, poll_faults: mood, .. } = served;
-    mood.note_request(feed, &request.query);
-    if let Some(answer) = mood.ongoing_fault(feed, request) {
-        return answer;
+/// The reply to a request; `faults` are those that may happen, each with its share.
+pub(super) fn answer(
+    feed_with_faults: &mut FeedWithFaults,
+    request: &mut PageRequest,
+    faults: &[(Fault, f64)],
+) -> PageReply {
+    let FeedWithFaults { feed, poll_faults, .. } = feed_with_faults;
+    poll_faults.note_request(feed, &request.query);
+    if let Some(reply) = poll_faults.ongoing_fault(feed, request) {
+        return reply;
     }
-    for fault in faults_for(&mut mood.random, faults, mood.in_a_row < MOST_IN_A_ROW) {
-        if let Some(answer) = mood.misbehave(fault, feed, request) {
-            mood.in_a_row += 1;
-            return answer;
+    for fault in faults_for(&mut poll_faults.random, faults, poll_faults.in_a_row < MOST_IN_A_ROW) {
+        if let Some(reply) = poll_faults.apply(fault, feed, request) {
+            poll_faults.in_a_row += 1;
+            return reply;
         }
     }
-    mood.in_a_row = 0;
-    let answer = correct_answer(feed, request);
-    if faults.iter().any(|(fault, _)| *fault == Fault::StaleCache) && answer.last {
-        let place = request.query.place.clone();
-        mood.cache = Some(CachedPage { place, text: answer.text.clone(), changes: feed.changes() });
+    poll_faults.in_a_row = 0;
+    let reply = correct_answer(feed, request);
+    if faults.iter().any(|(fault, _)| *fault == Fault::StaleCache) && reply.last {
+        let path_and_query = request.query.path_and_query.clone();
+        poll_faults.cache = Some(CachedPage { path_and_query, text: reply.text.clone(), changes: feed.changes() });
     }
-    answer
+    reply
 }
 
-/// The faults that befall a request, in the order to try them: the rarest first. Those by chance need a `chance`.
-pub(super) fn faults_for(dice: &mut Random, faults: &[(Fault, f64)], chance: bool) -> Vec<Fault> {
+/// The faults that affect a request, in the order to try them: the rarest first. Those by chance only when `chance` is
+/// set.
+pub(super) fn faults_for(random: &mut Random, faults: &[(Fault, f64)], chance: bool) -> Vec<Fault> {
     let mut hit: Vec<(Fault, f64, u64)> = Vec::new();
     for (fault, share) in faults {
-        // Always rolled, so that what one request got doesn't change what the next one gets.
-        let (hits, order) = (dice.hits(*share), dice.below(u64::MAX));
+        // A number is always drawn, so that one request's faults don't change those of the next request.
+        let (hits, order) = (random.hits(*share), random.below(u64::MAX));
         if hits && (*share >= 1.0 || chance) {
             hit.push((*fault, *share, order));
         }
@@ -114,17 +119,17 @@ fn records_of(feed: &FeedModel, request: &PageRequest) -> Vec<ListedRecord> {
     feed.records(&request.query.start, limit(request))
 }
 
-/// The page of these records; the last page of a feed sends to itself, byte for byte.
+/// The page of these records; a feed's last page has its own URL as `next`, byte for byte.
 fn page(feed: &FeedModel, request: &PageRequest, records: &[ListedRecord]) -> DraftPage {
-    let asked = &request.query;
-    let next = records.last().map(|last| asked.next(feed.dialect, &last.at));
-    let next = next.unwrap_or_else(|| asked.place.clone());
+    let query = &request.query;
+    let next = records.last().map(|last| query.next(feed.dialect, &last.at));
+    let next = next.unwrap_or_else(|| query.path_and_query.clone());
     DraftPage::new(feed, records, render_next(feed, request, &next))
 }
 
-/// 1.0 sends to absolute URLs, 0.2.1 to relative ones.
-fn render_next(feed: &FeedModel, request: &PageRequest, place: &str) -> String {
-    if feed.dialect == Dialect::Draft { place.to_owned() } else { format!("{}{place}", request.base) }
+/// In 1.0 `next` is an absolute URL, in 0.2.1 a relative one.
+fn render_next(feed: &FeedModel, request: &PageRequest, path_and_query: &str) -> String {
+    if feed.dialect == Dialect::Draft { path_and_query.to_owned() } else { format!("{}{path_and_query}", request.base) }
 }
 
 impl PollFaults {
@@ -137,7 +142,7 @@ impl PollFaults {
             has_gone_back: false,
             has_died: false,
             era: 0,
-            detours: 0,
+            empty_runs: 0,
             current_query: String::new(),
             previous_query: None,
             sent_to_itself: None,
@@ -146,7 +151,7 @@ impl PollFaults {
         }
     }
 
-    /// Ends what faults have begun. Dead positions stay dead, or a reader could meet them again.
+    /// Ends what faults have begun. Dead positions stay dead, or a reader could advance to them again.
     pub(super) fn reset_faults(&mut self) {
         self.in_a_row = 0;
         self.gone = false;
@@ -156,42 +161,42 @@ impl PollFaults {
         self.cache = None;
     }
 
-    fn note_request(&mut self, feed: &FeedModel, asked: &PageQuery) {
-        if asked.place != self.current_query {
-            let here = std::mem::replace(&mut self.current_query, asked.place.clone());
-            self.previous_query = (!here.is_empty()).then_some(here);
+    fn note_request(&mut self, feed: &FeedModel, query: &PageQuery) {
+        if query.path_and_query != self.current_query {
+            let previous = std::mem::replace(&mut self.current_query, query.path_and_query.clone());
+            self.previous_query = (!previous.is_empty()).then_some(previous);
         }
-        let read = match &asked.start {
+        let read = match &query.start {
             PageStart::Beginning => return,
             PageStart::After(position) => position.clone(),
             PageStart::AfterModified(modified) => {
                 ListPosition { modified: *modified, id: super::value_forms::Id::Number(u64::MAX) }
             }
         };
-        // A position beyond the end is one that the feed went back from, or that nobody has given out.
+        // A position beyond the end is one that the feed went back from, or that was never issued.
         if feed.end().is_some_and(|end| read.modified <= end.modified) && self.read_up_to.as_ref() < Some(&read) {
             self.read_up_to = Some(read);
         }
     }
 
-    /// What an earlier fault has left standing.
+    /// The reply, where an earlier fault is still in effect.
     fn ongoing_fault(&mut self, feed: &FeedModel, request: &mut PageRequest) -> Option<PageReply> {
-        let bare = |fault| Some(PageReply { text: String::new(), last: false, fault: Some(fault) });
+        let empty = |fault| Some(PageReply { text: String::new(), last: false, fault: Some(fault) });
         if self.gone {
-            return bare(Fault::Gone);
+            return empty(Fault::Gone);
         }
         if request.query.start == PageStart::Beginning {
             request.query.era = self.era;
         } else if request.query.era < self.era {
-            return bare(Fault::DeadCursor);
+            return empty(Fault::DeadCursor);
         }
-        let detour = request.query.empty_run.filter(|detour| detour.left > 0)?;
-        let onward = EmptyPageRun { left: detour.left - 1, ..detour };
-        Some(self.empty_page(feed, request, onward, Fault::ManyEmptyPages))
+        let run = request.query.empty_run.filter(|run| run.remaining > 0)?;
+        let rest = EmptyPageRun { remaining: run.remaining - 1, ..run };
+        Some(self.empty_page(feed, request, rest, Fault::ManyEmptyPages))
     }
 
-    /// Lets the fault happen, where it can.
-    fn misbehave(&mut self, fault: Fault, feed: &mut FeedModel, request: &PageRequest) -> Option<PageReply> {
+    /// Applies the fault, where it can happen.
+    fn apply(&mut self, fault: Fault, feed: &mut FeedModel, request: &PageRequest) -> Option<PageReply> {
         match fault {
             Fault::LateCommit
             | Fault::WentBack
@@ -204,20 +209,21 @@ impl PollFaults {
                 self.on_the_way(fault, feed, request)
             }
             Fault::ZipBomb | Fault::DamagedGzip if !request.gzip => None,
-            Fault::Redirect if request.query.moved => None,
-            // Who makes a position from a first page's last item can't know its era: it would be dead for good.
+            Fault::Redirect if request.query.redirected => None,
+            // A reader that makes a position from a first page's last item can't know its era: that position would be
+            // dead for good.
             Fault::NoNext if request.query.start == PageStart::Beginning && self.era > 0 => None,
             _ => self.on_the_page(fault, feed, request),
         }
     }
 
-    /// Faults that leave the feed's list as it is and spell one page wrong, or send it wrong.
+    /// Faults that leave the feed's list as it is and change one page, or how it is sent.
     fn on_the_page(&mut self, fault: Fault, feed: &FeedModel, request: &PageRequest) -> Option<PageReply> {
         let records = records_of(feed, request);
         let last = records.len() < limit(request);
         let mut page = page(feed, request, &records);
         if record_faults::concerns(fault) {
-            record_faults::spoil(fault, &mut page, feed, &records, &mut self.random)?;
+            record_faults::apply(fault, &mut page, feed, &records, &mut self.random)?;
         } else if next_faults::concerns(fault) {
             page.next =
                 next_faults::faulty_next(fault, feed.dialect, request, page.next.as_deref(), records.is_empty())?;
@@ -236,7 +242,7 @@ impl PollFaults {
             Fault::DeadCursor if request.query.start != PageStart::Beginning && !self.has_died => {
                 self.has_died = true;
                 self.era += 1;
-                // What is served or sent back to from now on must be alive.
+                // Pages served or referred to from now on must have live positions.
                 (self.previous_query, self.cache) = (None, None);
                 true
             }
@@ -258,30 +264,30 @@ impl PollFaults {
 
     fn stale_page(&self, feed: &FeedModel, request: &PageRequest) -> Option<PageReply> {
         let cached = self.cache.as_ref()?;
-        let stale = cached.place == request.query.place && cached.changes != feed.changes();
+        let stale = cached.path_and_query == request.query.path_and_query && cached.changes != feed.changes();
         let differs = stale && correct_answer(feed, request).text != cached.text;
         differs.then(|| PageReply { text: cached.text.clone(), last: true, fault: Some(Fault::StaleCache) })
     }
 
     fn on_the_way(&mut self, fault: Fault, feed: &FeedModel, request: &PageRequest) -> Option<PageReply> {
         if matches!(fault, Fault::EmptyPages | Fault::ManyEmptyPages) {
-            self.detours += 1;
-            let left = if fault == Fault::ManyEmptyPages { MANY - 1 } else { 0 };
-            return Some(self.empty_page(feed, request, EmptyPageRun { number: self.detours, left }, fault));
+            self.empty_runs += 1;
+            let remaining = if fault == Fault::ManyEmptyPages { MANY_EMPTY_PAGES - 1 } else { 0 };
+            return Some(self.empty_page(feed, request, EmptyPageRun { number: self.empty_runs, remaining }, fault));
         }
         let mut records = records_of(feed, request);
         let last = records.len() < limit(request);
-        let here = &request.query.place;
+        let current = &request.query.path_and_query;
         let next = match fault {
             Fault::ShortPages if records.len() > 1 => {
                 records.truncate(1);
                 None
             }
-            Fault::SelfNext if !records.is_empty() && self.sent_to_itself.as_ref() != Some(here) => {
-                self.sent_to_itself = Some(here.clone());
-                Some(here.clone())
+            Fault::SelfNext if !records.is_empty() && self.sent_to_itself.as_ref() != Some(current) => {
+                self.sent_to_itself = Some(current.clone());
+                Some(current.clone())
             }
-            Fault::Loop if !records.is_empty() => Some(self.back_from(here)?),
+            Fault::Loop if !records.is_empty() => Some(self.earlier_url(current)?),
             _ => return None,
         };
         let mut page = page(feed, request, &records);
@@ -291,16 +297,16 @@ impl PollFaults {
         Some(PageReply { text: page.text(), last, fault: Some(fault) })
     }
 
-    /// A place that was asked before; else the first page.
-    fn back_from(&self, here: &str) -> Option<String> {
-        let first = here.split('?').next().unwrap_or(here);
-        self.previous_query.clone().or_else(|| (here != first).then(|| first.to_owned()))
+    /// A URL that was requested before; else the first page.
+    fn earlier_url(&self, current: &str) -> Option<String> {
+        let first = current.split('?').next().unwrap_or(current);
+        self.previous_query.clone().or_else(|| (current != first).then(|| first.to_owned()))
     }
 
-    /// An empty page that stands for the same position as the one asked for.
-    fn empty_page(&self, feed: &FeedModel, request: &PageRequest, onward: EmptyPageRun, fault: Fault) -> PageReply {
+    /// An empty page at the same position as the requested one.
+    fn empty_page(&self, feed: &FeedModel, request: &PageRequest, run: EmptyPageRun, fault: Fault) -> PageReply {
         let mut page = page(feed, request, &[]);
-        page.next = Some(render_next(feed, request, &request.query.with_empty_run(onward)));
+        page.next = Some(render_next(feed, request, &request.query.with_empty_run(run)));
         PageReply { text: page.text(), last: false, fault: Some(fault) }
     }
 }

@@ -1,4 +1,4 @@
-//! The feeds together: who is asked for, how fast they change, what goes wrong and how often it has.
+//! All feeds of the publisher: their lookup, their rate of change, their faults and fault counts.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
@@ -18,11 +18,11 @@ use super::poll_faults::PollFaults;
 use super::push::PushStats;
 use super::stream::StreamFaults;
 
-/// What all requests share.
+/// State that all requests share.
 pub(super) struct PublisherState {
     pub(super) settings: SimulatorSettings,
     pub(super) address: SocketAddr,
-    /// Cancelled when all is to end.
+    /// Cancelled when the publisher stops.
     pub(super) stop: CancellationToken,
     feeds: Vec<(String, SimulatedFeed)>,
     index: HashMap<String, usize>,
@@ -32,71 +32,74 @@ pub(super) struct PublisherState {
     push_stats: Mutex<PushStatsByReceiver>,
 }
 
-/// `webhook` or `amqp`, then the feed.
+/// Push stats by receiver (`webhook` or `amqp`), then by feed.
 pub(super) type PushStatsByReceiver = BTreeMap<&'static str, BTreeMap<String, PushStats>>;
 
-/// A feed and its moods, served one request at a time.
+/// A feed and its faults, used by one request at a time.
 pub(super) struct SimulatedFeed {
     feed_with_faults: Mutex<FeedWithFaults>,
-    news: watch::Sender<u64>,
+    changes: watch::Sender<u64>,
     /// The end of the first population.
     initial_end: PageStart,
 }
 
-/// What a request finds at its desk.
+/// A feed and the state of its faults.
 pub(super) struct FeedWithFaults {
     pub(super) feed: FeedModel,
     pub(super) poll_faults: PollFaults,
     pub(super) stream_faults: StreamFaults,
 }
 
-/// The feed while it is served; whoever waits for news hears of what changed when it is given back.
+/// Exclusive use of a feed; when dropped, it notifies whoever watches the feed if it changed.
 pub(super) struct FeedGuard<'a> {
-    served: MutexGuard<'a, FeedWithFaults>,
-    news: &'a watch::Sender<u64>,
+    feed_with_faults: MutexGuard<'a, FeedWithFaults>,
+    changes: &'a watch::Sender<u64>,
 }
 
 impl Deref for FeedGuard<'_> {
     type Target = FeedWithFaults;
 
     fn deref(&self) -> &FeedWithFaults {
-        &self.served
+        &self.feed_with_faults
     }
 }
 
 impl DerefMut for FeedGuard<'_> {
     fn deref_mut(&mut self) -> &mut FeedWithFaults {
-        &mut self.served
+        &mut self.feed_with_faults
     }
 }
 
 impl Drop for FeedGuard<'_> {
     fn drop(&mut self) {
-        let changes = self.served.feed.changes();
-        self.news.send_if_modified(|known| std::mem::replace(known, changes) != changes);
+        let count = self.feed_with_faults.feed.changes();
+        self.changes.send_if_modified(|known| std::mem::replace(known, count) != count);
     }
 }
 
 impl SimulatedFeed {
-    fn new(served: FeedWithFaults) -> Self {
-        let born = served.feed.end().map_or(PageStart::Beginning, |end| PageStart::After(end.clone()));
+    fn new(feed_with_faults: FeedWithFaults) -> Self {
+        let initial_end = feed_with_faults.feed.end().map_or(PageStart::Beginning, |end| PageStart::After(end.clone()));
         Self {
-            news: watch::Sender::new(served.feed.changes()),
-            feed_with_faults: Mutex::new(served),
-            initial_end: born,
+            changes: watch::Sender::new(feed_with_faults.feed.changes()),
+            feed_with_faults: Mutex::new(feed_with_faults),
+            initial_end,
         }
     }
 
     pub(super) fn lock(&self) -> FeedGuard<'_> {
-        FeedGuard { served: self.feed_with_faults.lock().unwrap_or_else(PoisonError::into_inner), news: &self.news }
+        FeedGuard {
+            feed_with_faults: self.feed_with_faults.lock().unwrap_or_else(PoisonError::into_inner),
+            changes: &self.changes,
+        }
     }
 
-    /// Hears of changes from now on.
+    /// Watches for changes from now on.
     pub(super) fn watch_changes(&self) -> watch::Receiver<u64> {
-        self.news.subscribe()
+        self.changes.subscribe()
     }
 
-    /// Behind the first population, before the first change.
+    /// The position after the first population, before the first change.
     pub(super) fn initial_end(&self) -> &PageStart {
         &self.initial_end
     }
@@ -106,30 +109,20 @@ impl PublisherState {
     pub(super) fn new(settings: SimulatorSettings, address: SocketAddr) -> Self {
         let feeds: Vec<(String, SimulatedFeed)> = (0..settings.feeds)
             .map(|index| {
-                let served = FeedWithFaults {
+                let feed_with_faults = FeedWithFaults {
                     feed: FeedModel::new(index, &settings),
                     poll_faults: PollFaults::new(index, settings.seed),
                     stream_faults: StreamFaults::new(index, settings.seed),
                 };
-                (feed::name(index), SimulatedFeed::new(served))
+                (feed::name(index), SimulatedFeed::new(feed_with_faults))
             })
             .collect();
         let index = feeds.iter().enumerate().map(|(at, (name, _))| (name.clone(), at)).collect();
         let faults = RwLock::new(settings.faults.clone());
-        let fired = FAULTS.iter().map(|_| AtomicU64::new(0)).collect();
+        let fault_counts = FAULTS.iter().map(|_| AtomicU64::new(0)).collect();
         let stop = CancellationToken::new();
-        let pushed = Mutex::default();
-        Self {
-            settings,
-            address,
-            stop,
-            feeds,
-            index,
-            faults,
-            frozen: AtomicBool::new(false),
-            fault_counts: fired,
-            push_stats: pushed,
-        }
+        let push_stats = Mutex::default();
+        Self { settings, address, stop, feeds, index, faults, frozen: AtomicBool::new(false), fault_counts, push_stats }
     }
 
     pub(super) fn names(&self) -> impl Iterator<Item = &str> {
@@ -144,28 +137,28 @@ impl PublisherState {
         self.frozen.store(frozen, Ordering::Relaxed);
     }
 
-    /// The faults that may befall this carrier, each with its share.
+    /// The faults of this channel, each with its share.
     pub(super) fn faults(&self, on: FaultChannel) -> Vec<(Fault, f64)> {
         let faults = self.faults.read().unwrap_or_else(PoisonError::into_inner);
         faults.iter().filter(|(fault, _)| fault.on() == on).copied().collect()
     }
 
     /// Whether the fault may happen now.
-    pub(super) fn risks(&self, fault: Fault) -> bool {
+    pub(super) fn can_happen(&self, fault: Fault) -> bool {
         let faults = self.faults.read().unwrap_or_else(PoisonError::into_inner);
-        faults.iter().any(|(risked, share)| *risked == fault && *share > 0.0)
+        faults.iter().any(|(configured, share)| *configured == fault && *share > 0.0)
     }
 
-    /// Replaces the faults; what an earlier set had begun is over, but for dead cursors.
+    /// Replaces the faults; what earlier faults had begun is over, but for dead cursors.
     pub(super) fn set_faults(&self, faults: Vec<(Fault, f64)>) {
         *self.faults.write().unwrap_or_else(PoisonError::into_inner) = faults;
-        for (_, desk) in &self.feeds {
-            desk.lock().poll_faults.reset_faults();
+        for (_, simulated) in &self.feeds {
+            simulated.lock().poll_faults.reset_faults();
         }
     }
 
     /// Counts a fault that has happened.
-    pub(super) fn fire(&self, fault: Fault) {
+    pub(super) fn count_fault(&self, fault: Fault) {
         self.fault_counts[fault as usize].fetch_add(1, Ordering::Relaxed);
     }
 
@@ -174,28 +167,28 @@ impl PublisherState {
         FAULTS.iter().map(|row| row.name).zip(counts).filter(|(_, count)| *count > 0).collect()
     }
 
-    /// Writes down what became of what was pushed.
-    pub(super) fn note(&self, receiver: &'static str, feed: &str, note: impl FnOnce(&mut PushStats)) {
-        let mut ledger = self.push_stats.lock().unwrap_or_else(PoisonError::into_inner);
-        note(ledger.entry(receiver).or_default().entry(feed.to_owned()).or_default());
+    /// Updates the push stats of a receiver and a feed.
+    pub(super) fn record_push(&self, receiver: &'static str, feed: &str, update: impl FnOnce(&mut PushStats)) {
+        let mut stats = self.push_stats.lock().unwrap_or_else(PoisonError::into_inner);
+        update(stats.entry(receiver).or_default().entry(feed.to_owned()).or_default());
     }
 
     pub(super) fn push_stats(&self) -> PushStatsByReceiver {
         self.push_stats.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Makes the changes that are due by now, `owed` being what each feed is behind.
+    /// Makes the changes that are due by now; `owed` holds the changes that each feed is behind.
     fn catch_up(&self, owed: &mut [f64], elapsed: Duration) {
         let earned = self.settings.rate * elapsed.as_secs_f64();
-        for (owed, (_, desk)) in owed.iter_mut().zip(&self.feeds) {
+        for (owed, (_, simulated)) in owed.iter_mut().zip(&self.feeds) {
             *owed += earned;
             while *owed >= 1.0 {
-                let mut served = desk.lock();
-                let group = served.feed.group();
+                let mut feed_with_faults = simulated.lock();
+                let group = feed_with_faults.feed.group();
                 if (group as f64) > *owed {
                     break;
                 }
-                served.feed.change(group);
+                feed_with_faults.feed.change(group);
                 *owed -= group as f64;
             }
         }
@@ -208,16 +201,16 @@ pub(super) async fn keep_changing(publisher: Arc<PublisherState>) {
     if publisher.settings.rate <= 0.0 {
         return;
     }
-    // Spread out, so that feeds don't all change in one beat.
+    // Offsets the feeds, so that they don't all change in the same tick.
     let count = publisher.feeds.len();
     let mut owed: Vec<f64> = (0..count).map(|index| index as f64 / count as f64).collect();
-    let mut beat = interval(CHANGE_INTERVAL);
-    beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut ticks = interval(CHANGE_INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut before = Instant::now();
     loop {
         let now = tokio::select! {
             () = publisher.stop.cancelled() => return,
-            now = beat.tick() => now,
+            now = ticks.tick() => now,
         };
         if !publisher.frozen.load(Ordering::Relaxed) {
             publisher.catch_up(&mut owed, now - before);

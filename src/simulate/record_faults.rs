@@ -1,11 +1,12 @@
-//! Faults within a page's records. None loses anything: a broken record is one more, and a changed form means the same.
+//! Faults in a page's records. None loses an item: a broken record is an additional one, and a changed form means the
+//! same.
 
 use super::fault::Fault;
 use super::feed::{FeedModel, ListedRecord};
 use super::page::{DraftItem, DraftPage, JsonMembers, quoted};
 use super::random::Random;
 
-/// Whether the fault is one of these.
+/// Whether this module applies the fault.
 pub(super) fn concerns(fault: Fault) -> bool {
     adds(fault) || changes(fault)
 }
@@ -36,15 +37,15 @@ fn changes(fault: Fault) -> bool {
     )
 }
 
-/// Spoils the page of these records; `None` where they give no occasion.
-pub(super) fn spoil(
+/// Applies the fault to the page of these records; `None` where it can't happen on them.
+pub(super) fn apply(
     fault: Fault,
     page: &mut DraftPage,
     feed: &FeedModel,
     records: &[ListedRecord],
-    dice: &mut Random,
+    random: &mut Random,
 ) -> Option<()> {
-    let at = index(dice, records.len());
+    let at = index(random, records.len());
     let record = records.get(at)?;
     if adds(fault) {
         page.items.insert(at, broken(fault, JsonMembers::new(feed, record), feed.data(record.number, record.version)));
@@ -52,7 +53,7 @@ pub(super) fn spoil(
     }
     match fault {
         Fault::OutOfOrder if records.len() > 1 => page.items.reverse(),
-        Fault::Duplicate => duplicate(page, feed, records, dice)?,
+        Fault::Duplicate => duplicate(page, feed, records, random)?,
         Fault::DeletedWithData => {
             let at = records.iter().position(|record| record.deleted)?;
             let data = feed.data(records[at].number, records[at].version);
@@ -66,7 +67,7 @@ pub(super) fn spoil(
     Some(())
 }
 
-/// A record that can't be understood, of an item that stands on the page as well.
+/// A record that can't be understood, of an item that the page also has correctly.
 pub(super) fn broken(fault: Fault, fields: JsonMembers, data: String) -> DraftItem {
     let whole = JsonMembers { data: Some(data), ..fields };
     DraftItem::Record(match fault {
@@ -83,18 +84,18 @@ pub(super) fn broken(fault: Fault, fields: JsonMembers, data: String) -> DraftIt
     })
 }
 
-/// Lists an older version of one of the items too, before all others or after them.
-fn duplicate(page: &mut DraftPage, feed: &FeedModel, records: &[ListedRecord], dice: &mut Random) -> Option<()> {
-    let older = older(records, dice)?;
-    let at = if dice.hits(0.5) { 0 } else { page.items.len() };
+/// Also lists an older version of one of the items, before all others or after them.
+fn duplicate(page: &mut DraftPage, feed: &FeedModel, records: &[ListedRecord], random: &mut Random) -> Option<()> {
+    let older = older(records, random)?;
+    let at = if random.hits(0.5) { 0 } else { page.items.len() };
     page.items.insert(at, DraftItem::Record(JsonMembers::new(feed, &older)));
     Some(())
 }
 
-/// The version before that of one of the records; `None` where none has an older one.
-pub(super) fn older(records: &[ListedRecord], dice: &mut Random) -> Option<ListedRecord> {
+/// The previous version of one of the records; `None` where none has an older one.
+pub(super) fn older(records: &[ListedRecord], random: &mut Random) -> Option<ListedRecord> {
     let changed: Vec<&ListedRecord> = records.iter().filter(|record| record.version > 0).collect();
-    let newest = *changed.get(index(dice, changed.len()))?;
+    let newest = *changed.get(index(random, changed.len()))?;
     let mut older = ListedRecord { deleted: false, version: newest.version - 1, ..newest.clone() };
     older.at.modified -= 1;
     Some(older)
@@ -112,7 +113,7 @@ fn edit(page: &mut DraftPage, at: usize, how: impl FnOnce(&mut JsonMembers)) {
     }
 }
 
-/// Any place in a list of this length.
-pub(super) fn index(dice: &mut Random, length: usize) -> usize {
-    usize::try_from(dice.below(length as u64)).unwrap_or_default()
+/// A random index of a list of this length.
+pub(super) fn index(random: &mut Random, length: usize) -> usize {
+    usize::try_from(random.below(length as u64)).unwrap_or_default()
 }

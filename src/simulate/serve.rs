@@ -1,4 +1,5 @@
-//! The publisher's HTTP: feeds for readers, and what a test in another process needs to know and do.
+//! The publisher's HTTP interface: feeds for readers, and requests by which a test in another process observes and
+//! controls it.
 //!
 //! | request | does |
 //! |---|---|
@@ -36,18 +37,18 @@ use super::wire_response::{self, WireResponse};
 
 type SharedPublisher = State<Arc<PublisherState>>;
 
-/// What is under way when all is stopped may end in good order for so long.
+/// How long responses may take to end in good order when the publisher stops.
 const GRACE: Duration = Duration::from_millis(500);
 
 /// Serves until stopped.
-pub(super) async fn serve(lines: CuttableListener, publisher: Arc<PublisherState>) {
-    let (stop, cut) = (publisher.stop.clone(), lines.cut.clone());
+pub(super) async fn serve(listener: CuttableListener, publisher: Arc<PublisherState>) {
+    let (stop, cut) = (publisher.stop.clone(), listener.cut.clone());
     let routes = Router::new()
         .route("/", get(index))
         .route("/{feed}", get(page))
         .route("/{feed}/stream", get(stream))
-        .route("/_truth/{feed}", get(truth))
-        .route("/_fired", get(fired))
+        .route("/_truth/{feed}", get(expected_items))
+        .route("/_fired", get(fault_counts))
         .route("/_pushed", get(async |State(publisher): SharedPublisher| Json(publisher.push_stats())))
         .route("/_freeze", post(async |State(publisher): SharedPublisher| publisher.freeze(true)))
         .route("/_thaw", post(async |State(publisher): SharedPublisher| publisher.freeze(false)))
@@ -56,13 +57,13 @@ pub(super) async fn serve(lines: CuttableListener, publisher: Arc<PublisherState
         .route("/_restore/{feed}", post(restore))
         .with_state(publisher);
     let service = routes.into_make_service_with_connect_info::<ConnectionCutter>();
-    let serving = axum::serve(lines, service).with_graceful_shutdown(stop.clone().cancelled_owned()).into_future();
-    let cutting = async {
+    let server = axum::serve(listener, service).with_graceful_shutdown(stop.clone().cancelled_owned()).into_future();
+    let cut_after_grace = async {
         stop.cancelled().await;
         tokio::time::sleep(GRACE).await;
         cut.cancel();
     };
-    tokio::select! { _ = serving => {} () = cutting => {} }
+    tokio::select! { _ = server => {} () = cut_after_grace => {} }
 }
 
 #[derive(Serialize)]
@@ -87,15 +88,15 @@ async fn index(State(publisher): SharedPublisher, headers: HeaderMap) -> Json<Ve
     Json(listed.collect())
 }
 
-async fn truth(State(publisher): SharedPublisher, Path(feed): Path<String>) -> Response<Body> {
-    let Some(desk) = publisher.feed(&feed) else { return unknown(&feed) };
-    let truth = desk.lock().feed.expected_items();
-    let lines: Vec<String> = truth.iter().filter_map(|item| serde_json::to_string(item).ok()).collect();
+async fn expected_items(State(publisher): SharedPublisher, Path(feed): Path<String>) -> Response<Body> {
+    let Some(simulated) = publisher.feed(&feed) else { return unknown(&feed) };
+    let items = simulated.lock().feed.expected_items();
+    let lines: Vec<String> = items.iter().filter_map(|item| serde_json::to_string(item).ok()).collect();
     let kind = [(header::CONTENT_TYPE, "application/x-ndjson")];
     (kind, lines.iter().map(|line| format!("{line}\n")).collect::<String>()).into_response()
 }
 
-async fn fired(State(publisher): SharedPublisher) -> impl IntoResponse {
+async fn fault_counts(State(publisher): SharedPublisher) -> impl IntoResponse {
     Json(publisher.fault_counts())
 }
 
@@ -109,14 +110,14 @@ async fn change(
     Path(feed): Path<String>,
     Query(count): Query<ChangeQuery>,
 ) -> Response<Body> {
-    let Some(desk) = publisher.feed(&feed) else { return unknown(&feed) };
-    desk.lock().feed.change(count.n.unwrap_or(1));
+    let Some(simulated) = publisher.feed(&feed) else { return unknown(&feed) };
+    simulated.lock().feed.change(count.n.unwrap_or(1));
     StatusCode::OK.into_response()
 }
 
 async fn restore(State(publisher): SharedPublisher, Path(feed): Path<String>) -> Response<Body> {
-    let Some(desk) = publisher.feed(&feed) else { return unknown(&feed) };
-    let went_back = desk.lock().feed.restore();
+    let Some(simulated) = publisher.feed(&feed) else { return unknown(&feed) };
+    let went_back = simulated.lock().feed.restore();
     if went_back { StatusCode::OK } else { StatusCode::CONFLICT }.into_response()
 }
 
@@ -131,24 +132,24 @@ async fn page(
     uri: Uri,
     headers: HeaderMap,
 ) -> Response<Body> {
-    let Some(desk) = publisher.feed(&name) else { return unknown(&name) };
+    let Some(simulated) = publisher.feed(&name) else { return unknown(&name) };
     let (dialect, gone_for_good) = {
-        let served = desk.lock();
-        (served.feed.dialect, served.poll_faults.gone_for_good)
+        let feed_with_faults = simulated.lock();
+        (feed_with_faults.feed.dialect, feed_with_faults.poll_faults.gone_for_good)
     };
-    let place = uri.path_and_query().map_or(uri.path(), |place| place.as_str());
-    let asked = match PageQuery::read(dialect, place) {
-        Ok(asked) => asked,
+    let path_and_query = uri.path_and_query().map_or(uri.path(), |target| target.as_str());
+    let query = match PageQuery::read(dialect, path_and_query) {
+        Ok(query) => query,
         Err(problem) => return (StatusCode::BAD_REQUEST, format!("{problem}\n")).into_response(),
     };
     let base = base(&headers, &publisher);
     let request =
-        PageRequest { query: asked, base, gzip: takes_gzip(&headers), page: publisher.settings.page, gone_for_good };
-    let known = text(&headers, header::IF_NONE_MATCH).map(str::to_owned);
+        PageRequest { query: query, base, gzip: takes_gzip(&headers), page: publisher.settings.page, gone_for_good };
+    let known_tags = text(&headers, header::IF_NONE_MATCH).map(str::to_owned);
     let writer = Arc::clone(&publisher);
-    let written = tokio::task::spawn_blocking(move || write(&writer, &name, request, known.as_deref())).await;
-    match written {
-        Ok(Some(ready)) => send(ready, publisher, cut).await,
+    let response = tokio::task::spawn_blocking(move || write(&writer, &name, request, known_tags.as_deref())).await;
+    match response {
+        Ok(Some(response)) => send(response, publisher, cut).await,
         Ok(None) | Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
     }
 }
@@ -159,54 +160,54 @@ async fn stream(
     uri: Uri,
     headers: HeaderMap,
 ) -> Response<Body> {
-    let place = uri.path_and_query().map_or(uri.path(), |place| place.as_str());
+    let path_and_query = uri.path_and_query().map_or(uri.path(), |target| target.as_str());
     let last = text(&headers, HeaderName::from_static("last-event-id"));
-    stream::answer(publisher, &name, place, last).unwrap_or_else(|| unknown(&name))
+    stream::answer(publisher, &name, path_and_query, last).unwrap_or_else(|| unknown(&name))
 }
 
 fn write(
     publisher: &PublisherState,
     name: &str,
     mut request: PageRequest,
-    known: Option<&str>,
+    known_tags: Option<&str>,
 ) -> Option<WireResponse> {
     let faults = publisher.faults(FaultChannel::Poll);
-    let answer = poll_faults::answer(&mut publisher.feed(name)?.lock(), &mut request, &faults);
-    Some(wire_response::ready(answer, &request, known, &publisher.settings))
+    let reply = poll_faults::answer(&mut publisher.feed(name)?.lock(), &mut request, &faults);
+    Some(wire_response::build(reply, &request, known_tags, &publisher.settings))
 }
 
-/// Sends a response, or what the fault makes of it; the fault is counted when it happens.
-async fn send(ready: WireResponse, publisher: Arc<PublisherState>, cut: ConnectionCutter) -> Response<Body> {
-    let Some(fault) = ready.fault else { return ready.whole() };
+/// Sends a response, or what its fault makes of it; the fault is counted when it happens.
+async fn send(response: WireResponse, publisher: Arc<PublisherState>, cut: ConnectionCutter) -> Response<Body> {
+    let Some(fault) = response.fault else { return response.whole() };
     let settings = publisher.settings.clone();
-    let happened = move || publisher.fire(fault);
+    let count_fault = move || publisher.count_fault(fault);
     match fault {
         Fault::Reset => {
-            happened();
+            count_fault();
             cut.reset();
             std::future::pending().await
         }
         Fault::Silence => {
-            happened();
+            count_fault();
             tokio::time::sleep(settings.hold).await;
             cut.reset();
             std::future::pending().await
         }
         Fault::Slow => {
-            let pause = ready.pause();
+            let pause = response.pause();
             tokio::time::sleep(pause).await;
-            happened();
-            ready.whole()
+            count_fault();
+            response.whole()
         }
-        Fault::CutShort => ready.cut_short(happened),
-        Fault::Drip => ready.dripping(settings.drip, settings.hold, happened),
+        Fault::CutShort => response.cut_short(count_fault),
+        Fault::Drip => response.dripping(settings.drip, settings.hold, count_fault),
         Fault::TooLarge => {
-            happened();
-            ready.padded(settings.large)
+            count_fault();
+            response.padded(settings.large)
         }
         _ => {
-            happened();
-            ready.whole()
+            count_fault();
+            response.whole()
         }
     }
 }
@@ -215,7 +216,7 @@ fn text(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
     headers.get(name)?.to_str().ok()
 }
 
-/// Scheme and authority as the reader spells them.
+/// Scheme and authority as the reader wrote them.
 fn base(headers: &HeaderMap, publisher: &PublisherState) -> String {
     match text(headers, header::HOST) {
         Some(host) => format!("http://{host}"),

@@ -1,9 +1,9 @@
 //! A feed as a stream of server-sent events (0.2.1 §3c): what comes after a position, in the feed's order, then each
-//! change as it happens. Who is behind gets many events at once.
+//! change as it happens. A reader that is behind gets many events at once.
 //!
-//! A late commit lies behind every reader and is never streamed, as with real publishers: polling finds it; and a feed
-//! that went back has nothing for who is ahead of it. Faults befall a stream's beginning or single events, by dice of its
-//! own: what it meets depends on no other reader's pace.
+//! A late commit lies before every reader's position and is never streamed, as with real publishers: polling finds it;
+//! and a feed that went back has nothing for a reader that is ahead of it. Faults affect a stream's beginning or single
+//! events, by random numbers of the stream's own: they don't depend on any other reader.
 
 use std::collections::VecDeque;
 use std::io;
@@ -27,78 +27,80 @@ use super::{record_faults, wire_response};
 
 /// Events written at once for a reader that is behind.
 const BATCH: usize = 256;
-/// As many of the last events as are sent again.
-const RECENT: usize = 3;
-/// So that what came before leaves this machine first.
-const APART: Duration = Duration::from_millis(5);
+/// How many of the last events are sent again.
+const MAX_RECENT: usize = 3;
+/// The wait that lets earlier bytes leave this machine first.
+const FLUSH_WAIT: Duration = Duration::from_millis(5);
 
-/// What a feed's streams remember together.
+/// The state that a feed's streams share for their faults.
 pub(super) struct StreamFaults {
-    dice: Random,
+    random: Random,
     streams: u64,
     refused_in_a_row: u32,
-    /// Whose turn it is.
-    junk: usize,
+    /// Index of the next kind of junk event.
+    next_junk: usize,
 }
 
 /// How a stream begins.
 struct StreamStart {
     refusal: Option<Fault>,
     bom: bool,
-    dice: Random,
+    random: Random,
 }
 
 impl StreamFaults {
     pub(super) fn new(index: usize, seed: u64) -> Self {
-        Self { dice: Random::new(mix(seed), index as u64), streams: 0, refused_in_a_row: 0, junk: index }
+        Self { random: Random::new(mix(seed), index as u64), streams: 0, refused_in_a_row: 0, next_junk: index }
     }
 
     fn begin(&mut self, faults: &[(Fault, f64)]) -> StreamStart {
         self.streams += 1;
-        let chosen =
+        let matching =
             |wanted: &[Fault]| faults.iter().filter(|(fault, _)| wanted.contains(fault)).copied().collect::<Vec<_>>();
-        let refusals = chosen(&[Fault::SseUnavailable, Fault::SseWrongType]);
-        let refusal = faults_for(&mut self.dice, &refusals, self.refused_in_a_row < MOST_IN_A_ROW).first().copied();
+        let refusals = matching(&[Fault::SseUnavailable, Fault::SseWrongType]);
+        let refusal = faults_for(&mut self.random, &refusals, self.refused_in_a_row < MOST_IN_A_ROW).first().copied();
         self.refused_in_a_row = if refusal.is_some() { self.refused_in_a_row + 1 } else { 0 };
-        let bom = !faults_for(&mut self.dice, &chosen(&[Fault::SseJunk]), true).is_empty();
-        let dice = Random::new(self.dice.below(u64::MAX), self.streams);
-        StreamStart { refusal, bom, dice }
+        let bom = !faults_for(&mut self.random, &matching(&[Fault::SseJunk]), true).is_empty();
+        let random = Random::new(self.random.below(u64::MAX), self.streams);
+        StreamStart { refusal, bom, random }
     }
 }
 
-/// Answers `GET /{feed}/stream`; `place` is path and query, `last` the id of the last event that the reader knows.
+/// Answers `GET /{feed}/stream`; `path_and_query` is the request's, `last` the id of the last event that the reader
+/// has.
 pub(super) fn answer(
     publisher: Arc<PublisherState>,
     name: &str,
-    place: &str,
+    path_and_query: &str,
     last: Option<&str>,
 ) -> Option<Response<Body>> {
-    let desk = publisher.feed(name)?;
-    // A stream is the draft's alone, and so are its parameters, whatever dialect the feed's pages speak.
-    let asked = match PageQuery::read(Dialect::Draft, place) {
-        Ok(asked) => asked,
+    let simulated = publisher.feed(name)?;
+    // Streams exist in the draft only, and so do their parameters, whatever the dialect of the feed's pages.
+    let query = match PageQuery::read(Dialect::Draft, path_and_query) {
+        Ok(query) => query,
         Err(problem) => return Some((StatusCode::BAD_REQUEST, format!("{problem}\n")).into_response()),
     };
-    let at = last.and_then(event::position).map_or(asked.start, PageStart::After);
-    let StreamStart { refusal, bom, dice } = desk.lock().stream_faults.begin(&publisher.faults(FaultChannel::Stream));
+    let at = last.and_then(event::position).map_or(query.start, PageStart::After);
+    let StreamStart { refusal, bom, random } =
+        simulated.lock().stream_faults.begin(&publisher.faults(FaultChannel::Stream));
     if let Some(fault) = refusal {
-        publisher.fire(fault);
+        publisher.count_fault(fault);
         return Some(refusal_response(fault));
     }
     let retry = format!("retry: {}\n\n", publisher.settings.sse_retry.as_millis());
     let first = StreamChunk {
         bytes: [if bom { event::BOM } else { "" }, &retry].concat().into_bytes(),
         faults: if bom { vec![Fault::SseJunk] } else { Vec::new() },
-        apart: true,
+        send_alone: true,
     };
-    let news = desk.watch_changes();
+    let change_watch = simulated.watch_changes();
     let stream = EventStream {
         publisher: Arc::clone(&publisher),
         feed: name.to_owned(),
         at,
-        news,
-        dice,
-        parts: VecDeque::from([first]),
+        change_watch,
+        random,
+        chunks: VecDeque::from([first]),
         recent: VecDeque::new(),
         end: None,
     };
@@ -115,25 +117,25 @@ fn refusal_response(fault: Fault) -> Response<Body> {
     (StatusCode::SERVICE_UNAVAILABLE, [(header::RETRY_AFTER, "1")], "503 Service Unavailable").into_response()
 }
 
-/// A stream on its way to one reader.
+/// A stream to one reader.
 struct EventStream {
     publisher: Arc<PublisherState>,
     feed: String,
     at: PageStart,
-    news: watch::Receiver<u64>,
-    dice: Random,
-    parts: VecDeque<StreamChunk>,
+    change_watch: watch::Receiver<u64>,
+    random: Random,
+    chunks: VecDeque<StreamChunk>,
     recent: VecDeque<ListedRecord>,
-    /// The fault that ends it once all parts are sent.
+    /// The fault that ends the stream once all chunks are sent.
     end: Option<Fault>,
 }
 
-/// Bytes to send, and the faults that have happened once they are.
+/// Bytes to send, and the faults to count once they are sent.
 struct StreamChunk {
     bytes: Vec<u8>,
     faults: Vec<Fault>,
-    /// Whether nothing may be sent along with it.
-    apart: bool,
+    /// Whether nothing may be sent together with this chunk.
+    send_alone: bool,
 }
 
 type Chunk = (io::Result<Bytes>, Option<EventStream>);
@@ -146,21 +148,21 @@ impl EventStream {
             if stop.is_cancelled() {
                 return None;
             }
-            if let Some(part) = stream.parts.pop_front() {
-                return Some(stream.send(part).await);
+            if let Some(chunk) = stream.chunks.pop_front() {
+                return Some(stream.send(chunk).await);
             }
             if let Some(fault) = stream.end {
                 return stream.end_with_fault(fault).await;
             }
-            // Seen before looking, so that what changes in between is looked at again.
-            stream.news.borrow_and_update();
+            // Marked as seen before the feed is read, so that a change in between is looked at again.
+            stream.change_watch.borrow_and_update();
             stream = tokio::task::spawn_blocking(move || stream.write()).await.ok()?;
-            if !stream.parts.is_empty() || stream.end.is_some() {
+            if !stream.chunks.is_empty() || stream.end.is_some() {
                 continue;
             }
             tokio::select! {
                 () = stop.cancelled() => return None,
-                _ = stream.news.changed() => {}
+                _ = stream.change_watch.changed() => {}
                 () = tokio::time::sleep(stream.publisher.settings.sse_idle) => {
                     return Some((Ok(Bytes::from_static(b": idle\n\n")), Some(stream)));
                 }
@@ -168,38 +170,38 @@ impl EventStream {
         }
     }
 
-    async fn send(self, part: StreamChunk) -> Chunk {
-        part.faults.iter().for_each(|fault| self.publisher.fire(*fault));
-        if part.apart {
-            tokio::time::sleep(APART).await;
+    async fn send(self, chunk: StreamChunk) -> Chunk {
+        chunk.faults.iter().for_each(|fault| self.publisher.count_fault(*fault));
+        if chunk.send_alone {
+            tokio::time::sleep(FLUSH_WAIT).await;
         }
-        (Ok(part.bytes.into()), Some(self))
+        (Ok(chunk.bytes.into()), Some(self))
     }
 
-    /// The end of a stream that is cut, or silent until nobody should be waiting any more.
+    /// Ends a stream that is cut, or that is silent until no reader should be waiting any more.
     async fn end_with_fault(self, fault: Fault) -> Option<Chunk> {
-        let silent = if fault == Fault::SseSilence { self.publisher.settings.hold } else { APART };
-        self.publisher.fire(fault);
+        let silent = if fault == Fault::SseSilence { self.publisher.settings.hold } else { FLUSH_WAIT };
+        self.publisher.count_fault(fault);
         tokio::select! {
             () = self.publisher.stop.cancelled() => None,
             () = tokio::time::sleep(silent) => Some((Err(io::ErrorKind::BrokenPipe.into()), None)),
         }
     }
 
-    /// Writes what comes next, as much as there is and fits; takes long enough to be off the async threads.
+    /// Writes the next events, as many as there are and fit; takes long enough to be off the async threads.
     fn write(mut self) -> Self {
         let publisher = Arc::clone(&self.publisher);
         let faults = publisher.faults(FaultChannel::Stream);
-        let Some(desk) = publisher.feed(&self.feed) else { return self };
-        let mut served = desk.lock();
-        let FeedWithFaults { feed, stream_faults: temper, .. } = &mut *served;
+        let Some(simulated) = publisher.feed(&self.feed) else { return self };
+        let mut feed_with_faults = simulated.lock();
+        let FeedWithFaults { feed, stream_faults, .. } = &mut *feed_with_faults;
         for record in feed.records(&self.at, BATCH) {
-            self.put(feed, temper, &record, &faults);
+            self.put(feed, stream_faults, &record, &faults);
             if self.end.is_some() {
                 break;
             }
             self.at = PageStart::After(record.at.clone());
-            if self.recent.len() == RECENT {
+            if self.recent.len() == MAX_RECENT {
                 self.recent.pop_front();
             }
             self.recent.push_back(record);
@@ -207,10 +209,16 @@ impl EventStream {
         self
     }
 
-    fn put(&mut self, feed: &FeedModel, temper: &mut StreamFaults, record: &ListedRecord, faults: &[(Fault, f64)]) {
+    fn put(
+        &mut self,
+        feed: &FeedModel,
+        stream_faults: &mut StreamFaults,
+        record: &ListedRecord,
+        faults: &[(Fault, f64)],
+    ) {
         if !faults.is_empty() {
-            for fault in faults_for(&mut self.dice, faults, true) {
-                if self.misbehave(fault, feed, temper, record).is_some() {
+            for fault in faults_for(&mut self.random, faults, true) {
+                if self.apply_fault(fault, feed, stream_faults, record).is_some() {
                     return;
                 }
             }
@@ -218,13 +226,13 @@ impl EventStream {
         self.event(feed, record);
     }
 
-    /// Lets the fault happen, where it can. A stream is ended only when it has brought something, or its reader would
-    /// never get on.
-    fn misbehave(
+    /// Applies the fault, where it can happen. A stream is ended only after it has sent something, or its reader would
+    /// never advance.
+    fn apply_fault(
         &mut self,
         fault: Fault,
         feed: &FeedModel,
-        temper: &mut StreamFaults,
+        stream_faults: &mut StreamFaults,
         record: &ListedRecord,
     ) -> Option<()> {
         match fault {
@@ -232,7 +240,7 @@ impl EventStream {
                 if fault == Fault::SseDrop {
                     let mut whole = Vec::new();
                     event::write(&mut whole, feed, record, self.publisher.settings.sse_ids);
-                    whole.truncate(record_faults::index(&mut self.dice, whole.len()));
+                    whole.truncate(record_faults::index(&mut self.random, whole.len()));
                     self.bytes().extend_from_slice(&whole);
                 }
                 self.end = Some(fault);
@@ -246,26 +254,26 @@ impl EventStream {
             }
             Fault::SseStale => {
                 let sent: Vec<ListedRecord> = self.recent.iter().chain([record]).cloned().collect();
-                let older = record_faults::older(&sent, &mut self.dice)?;
+                let older = record_faults::older(&sent, &mut self.random)?;
                 self.event(feed, record);
                 self.event(feed, &older);
             }
-            Fault::SseJunk => self.junk(feed, temper, record),
+            Fault::SseJunk => self.junk(feed, stream_faults, record),
             _ => return None,
         }
         self.bytes();
-        self.parts.back_mut()?.faults.push(fault);
+        self.chunks.back_mut()?.faults.push(fault);
         Some(())
     }
 
-    fn junk(&mut self, feed: &FeedModel, temper: &mut StreamFaults, record: &ListedRecord) {
-        let junk = JUNK[temper.junk % JUNK.len()];
-        temper.junk += 1;
-        let parts = junk.write(feed, record, self.publisher.settings.sse_ids);
-        let apart = parts.len() > 1;
-        for bytes in parts {
-            if apart {
-                self.parts.push_back(StreamChunk { bytes, faults: Vec::new(), apart });
+    fn junk(&mut self, feed: &FeedModel, stream_faults: &mut StreamFaults, record: &ListedRecord) {
+        let junk = JUNK[stream_faults.next_junk % JUNK.len()];
+        stream_faults.next_junk += 1;
+        let chunks = junk.write(feed, record, self.publisher.settings.sse_ids);
+        let send_alone = chunks.len() > 1;
+        for bytes in chunks {
+            if send_alone {
+                self.chunks.push_back(StreamChunk { bytes, faults: Vec::new(), send_alone });
             } else {
                 self.bytes().extend_from_slice(&bytes);
             }
@@ -277,12 +285,12 @@ impl EventStream {
         event::write(self.bytes(), feed, record, ids);
     }
 
-    /// Where more is written that may be sent with what came before.
+    /// The chunk to which more may be added.
     fn bytes(&mut self) -> &mut Vec<u8> {
-        if self.parts.back().is_none_or(|part| part.apart) {
-            self.parts.push_back(StreamChunk { bytes: Vec::new(), faults: Vec::new(), apart: false });
+        if self.chunks.back().is_none_or(|chunk| chunk.send_alone) {
+            self.chunks.push_back(StreamChunk { bytes: Vec::new(), faults: Vec::new(), send_alone: false });
         }
-        let last = self.parts.len() - 1;
-        &mut self.parts[last].bytes
+        let last = self.chunks.len() - 1;
+        &mut self.chunks[last].bytes
     }
 }

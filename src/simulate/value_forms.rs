@@ -1,11 +1,11 @@
-//! How a feed's ids and its `modified` look: in the forms that publishers have been seen to use.
+//! The forms of a feed's ids and of its `modified`: those that publishers have been seen to use.
 
 use std::fmt;
 
 use super::dialect::Dialect;
 use super::random::{Random, mix};
 
-/// An id, ordered as the publisher orders: numbers by value, text by bytes.
+/// An id, in the publisher's order: numbers by value, text by bytes.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Id {
     Number(u64),
@@ -13,7 +13,7 @@ pub(super) enum Id {
 }
 
 impl Id {
-    /// From a URL's parameter; digits without leading zeros are a number.
+    /// Parses a URL parameter; digits without leading zeros are a number.
     pub(super) fn read(text: &str) -> Self {
         match text.parse::<u64>() {
             Ok(number) if number.to_string() == text => Self::Number(number),
@@ -31,7 +31,7 @@ impl fmt::Display for Id {
     }
 }
 
-/// How ids look.
+/// The form of a feed's ids.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum IdForm {
     Number,
@@ -50,7 +50,7 @@ pub(super) enum ModifiedUnit {
 }
 
 impl IdForm {
-    /// Those of the feed with this number.
+    /// The form of the feed with this number.
     pub(super) fn of(index: usize) -> Self {
         [Self::Guid, Self::Number, Self::Padded, Self::Slashed, Self::Braced, Self::Number, Self::Guid][index % 7]
     }
@@ -69,7 +69,7 @@ impl IdForm {
 }
 
 impl ModifiedUnit {
-    /// That of the feed with this number; change numbers are row versions.
+    /// The unit of the feed with this number; change numbers are row versions.
     pub(super) fn of(index: usize, dialect: Dialect) -> Self {
         match (dialect, index / 2 % 3) {
             (Dialect::ChangeNumber, _) | (_, 2) => Self::RowVersions,
@@ -78,7 +78,7 @@ impl ModifiedUnit {
         }
     }
 
-    /// Before the first item.
+    /// A value before the first item's.
     pub(super) fn first(self) -> i64 {
         match self {
             Self::Milliseconds => 1_760_000_000_000,
@@ -87,14 +87,14 @@ impl ModifiedUnit {
         }
     }
 
-    /// To the next `modified`: at least 2, so that there is room for a late commit.
-    pub(super) fn step(self, dice: &mut Random) -> i64 {
+    /// The difference to the next `modified`: at least 2, so that a late commit fits in between.
+    pub(super) fn step(self, random: &mut Random) -> i64 {
         let (least, spread) = match self {
             Self::Milliseconds => (2, 9_998),
             Self::Ticks => (20_000, 99_980_000),
             Self::RowVersions => (2, 3),
         };
-        least + i64::try_from(dice.below(spread)).unwrap_or_default()
+        least + i64::try_from(random.below(spread)).unwrap_or_default()
     }
 }
 

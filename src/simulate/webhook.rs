@@ -1,5 +1,5 @@
-//! Pages POSTed to a webhook (0.2.1 §3b): the next only after the one before was answered with 2xx, the same bytes again
-//! until then. Any other answer counts as a failure alike, redirects too; a publisher in the wild does no better.
+//! POSTs pages to a webhook (0.2.1 §3b): the next page only after the one before was answered with 2xx, and the same
+//! bytes again until then. Any other response counts as a failure, redirects too, as with real publishers.
 
 use std::io;
 use std::time::Duration;
@@ -12,27 +12,27 @@ use sha2::Sha256;
 use super::page::DraftPage;
 use super::push::{Backoff, PushBatch, Pusher};
 
-/// Where a feed's pages are pushed to, and how that is proved to be us.
+/// A feed's webhook, and how the publisher authenticates to it.
 #[derive(Clone, Debug)]
 pub struct WebhookTarget {
-    /// `{feed}` stands for the feed's name; there must be one where there is more than one feed.
+    /// The URL; `{feed}` in it stands for the feed's name, and is required where there is more than one feed.
     pub url: String,
     /// Sent as `Authorization: Bearer`.
     pub token: Option<SecretString>,
     /// The key of `X-Hub-Signature-256` over the body.
     pub hmac: Option<SecretString>,
-    /// Whether the first population is pushed too.
+    /// Whether the items at the start are pushed too.
     pub from_start: bool,
 }
 
 impl WebhookTarget {
-    /// A webhook that takes anything; for what changes from the start on.
+    /// A webhook that accepts any post; only changes after the start are pushed.
     pub fn open(url: impl Into<String>) -> Self {
         Self { url: url.into(), token: None, hmac: None, from_start: false }
     }
 }
 
-/// A webhook ready to be called.
+/// A client for one feed's webhook.
 pub(super) struct WebhookClient {
     client: reqwest::Client,
     url: reqwest::Url,
@@ -40,16 +40,16 @@ pub(super) struct WebhookClient {
     hmac: Option<SecretString>,
 }
 
-/// An attempt's answer.
+/// The response to a post.
 struct PostResponse {
     status: u16,
     retry_after: Option<Duration>,
 }
 
-/// What stands for the feed's name.
+/// The placeholder for the feed's name.
 pub(super) const FEED: &str = "{feed}";
 
-/// One client for all webhooks; without proxy, since they are usually on this machine.
+/// One HTTP client for all webhooks; without proxy, since they are usually on this machine.
 ///
 /// # Errors
 /// When the TLS library can't be set up.
@@ -63,10 +63,10 @@ pub(super) fn client() -> io::Result<reqwest::Client> {
 }
 
 impl WebhookClient {
-    /// The webhook of this feed.
+    /// The client of this feed's webhook.
     ///
     /// # Errors
-    /// When the URL is none, or the token can't stand in a header.
+    /// When the URL is invalid, or the token can't be a header's value.
     pub(super) fn new(client: reqwest::Client, webhook: &WebhookTarget, feed: &str) -> io::Result<Self> {
         let url = webhook.url.replace(FEED, feed).parse().map_err(|error| invalid(format!("webhook url: {error}")))?;
         let bearer = |token: &SecretString| {
@@ -96,10 +96,10 @@ impl WebhookClient {
         let request = self.client.post(self.url.clone()).headers(self.headers(body.as_bytes())).body(body.to_owned());
         let response = request.send().await.map_err(|error| chain(&error))?;
         let seconds = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.trim().parse().ok());
-        let answer = PostResponse { status: response.status().as_u16(), retry_after: seconds.map(Duration::from_secs) };
-        // Read to its end, so that the connection can be used again; what it says is nothing to a publisher.
+        let reply = PostResponse { status: response.status().as_u16(), retry_after: seconds.map(Duration::from_secs) };
+        // The body is read to its end, so that the connection can be used again; a publisher ignores its text.
         let _ = response.bytes().await;
-        Ok(answer)
+        Ok(reply)
     }
 }
 
@@ -107,26 +107,26 @@ pub(super) fn invalid(problem: String) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidInput, problem)
 }
 
-/// An error's causes; its first line names the URL, with whatever is secret in it.
+/// An error's causes; its first line names the URL, which may contain a secret.
 fn chain(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(error.source(), |cause| cause.source());
     causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
-/// The body's HMAC as WebSub's hubs give it.
+/// The body's HMAC in the form of WebSub's hubs.
 fn signature(key: &[u8], body: &[u8]) -> Option<String> {
-    // A key of any length will do (RFC 2104 §2).
+    // HMAC takes a key of any length (RFC 2104 §2).
     let mut hmac = Hmac::<Sha256>::new_from_slice(key).ok()?;
     hmac.update(body);
     let digits: String = hmac.finalize().into_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
     Some(format!("sha256={digits}"))
 }
 
-/// Pushes until all is to end.
-pub(super) async fn push(mut pusher: Pusher, hook: WebhookClient) {
-    while let Some(parcel) = pusher.next().await {
-        match deliver(&pusher, &hook, &parcel).await {
-            PushOutcome::Accepted => pusher.mark_accepted(&parcel),
+/// Pushes until the publisher stops.
+pub(super) async fn push(mut pusher: Pusher, client: WebhookClient) {
+    while let Some(batch) = pusher.next().await {
+        match deliver(&pusher, &client, &batch).await {
+            PushOutcome::Accepted => pusher.mark_accepted(&batch),
             PushOutcome::Dropped => {}
             PushOutcome::Stopped => return,
         }
@@ -139,46 +139,46 @@ enum PushOutcome {
     Stopped,
 }
 
-async fn deliver(pusher: &Pusher, hook: &WebhookClient, parcel: &PushBatch) -> PushOutcome {
-    let mut seen = false;
-    for body in bodies(parcel) {
+async fn deliver(pusher: &Pusher, client: &WebhookClient, batch: &PushBatch) -> PushOutcome {
+    let mut was_received = false;
+    for body in bodies(batch) {
         let mut backoff = Backoff::new();
         loop {
-            let answer = tokio::select! {
+            let result = tokio::select! {
                 () = pusher.stopped() => return PushOutcome::Stopped,
-                answer = hook.post(&body) => answer,
+                result = client.post(&body) => result,
             };
-            if answer.is_ok() && !seen {
-                seen = true;
-                pusher.count_batch_fault(parcel);
+            if result.is_ok() && !was_received {
+                was_received = true;
+                pusher.count_batch_fault(batch);
             }
-            let (trouble, asked) = match answer {
+            let (problem, retry_after) = match result {
                 Ok(PostResponse { status: 200..=299, .. }) => break,
-                Ok(answer) => (format!("http {}", answer.status), answer.retry_after),
-                Err(trouble) => (trouble, None),
+                Ok(response) => (format!("http {}", response.status), response.retry_after),
+                Err(problem) => (problem, None),
             };
-            pusher.mark_failed(&trouble);
-            if !pusher.wait(backoff.next(asked)).await {
+            pusher.mark_failed(&problem);
+            if !pusher.wait(backoff.next(retry_after)).await {
                 return PushOutcome::Stopped;
             }
-            if !pusher.stands(parcel) {
+            if !pusher.is_current(batch) {
                 return PushOutcome::Dropped;
             }
         }
     }
-    if !seen {
-        // A page all of which was left out is nothing to send.
-        pusher.count_batch_fault(parcel);
+    if !was_received {
+        // With every item of the page left out there is nothing to send.
+        pusher.count_batch_fault(batch);
     }
     PushOutcome::Accepted
 }
 
-/// What is sent, each when the one before was taken.
-fn bodies(parcel: &PushBatch) -> Vec<String> {
-    let mut bodies: Vec<String> = parcel.before.map(str::to_owned).into_iter().collect();
-    if !parcel.items.is_empty() {
-        let page = DraftPage::webhook_body(&parcel.items);
-        bodies.extend(std::iter::repeat_n(page, if parcel.twice { 2 } else { 1 }));
+/// The bodies to send, each after the one before was accepted.
+fn bodies(batch: &PushBatch) -> Vec<String> {
+    let mut bodies: Vec<String> = batch.before.map(str::to_owned).into_iter().collect();
+    if !batch.items.is_empty() {
+        let page = DraftPage::webhook_body(&batch.items);
+        bodies.extend(std::iter::repeat_n(page, if batch.twice { 2 } else { 1 }));
     }
     bodies
 }

@@ -1,4 +1,4 @@
-//! An answer's way onto the wire: status, headers and bytes, spoilt where the fault lies there.
+//! The HTTP response of a page: status, headers and bytes, with those faults that concern them.
 
 use std::convert::Infallible;
 use std::io::{self, Write};
@@ -19,7 +19,7 @@ use super::poll_faults::{PageReply, PageRequest};
 /// The media type of a page (RPDE 1.0 "content type").
 const PAGE: &str = "application/vnd.openactive.rpde+json; version=1";
 const BLOCK: usize = 64 << 10;
-static WHITE: [u8; BLOCK] = [b' '; BLOCK];
+static SPACES: [u8; BLOCK] = [b' '; BLOCK];
 
 /// A response before it is sent.
 pub(super) struct WireResponse {
@@ -29,27 +29,27 @@ pub(super) struct WireResponse {
     pub(super) fault: Option<Fault>,
 }
 
-/// Writes the answer out; `known` are the entity tags that the reader holds. Compresses: off the async threads.
-pub(super) fn ready(
-    answer: PageReply,
+/// Builds the response; `known` holds the entity tags that the reader has. Compresses: must run off the async threads.
+pub(super) fn build(
+    reply: PageReply,
     request: &PageRequest,
-    known: Option<&str>,
+    known_tags: Option<&str>,
     settings: &SimulatorSettings,
 ) -> WireResponse {
-    let PageReply { text, last, fault } = answer;
-    if let Some(ready) = fault.and_then(|fault| without_page(fault, request)) {
-        return ready;
+    let PageReply { text, last, fault } = reply;
+    if let Some(response) = fault.and_then(|fault| without_page(fault, request)) {
+        return response;
     }
-    let mut ready = page(text, last, fault, request, settings);
-    if let (None, Some(known), Some(tag)) = (fault, known, ready.headers.get(header::ETAG))
-        && tag.to_str().is_ok_and(|tag| known.split(',').any(|known| known.trim() == tag))
+    let mut response = page(text, last, fault, request, settings);
+    if let (None, Some(known_tags), Some(tag)) = (fault, known_tags, response.headers.get(header::ETAG))
+        && tag.to_str().is_ok_and(|tag| known_tags.split(',').any(|other| other.trim() == tag))
     {
-        ready.status = StatusCode::NOT_MODIFIED;
-        ready.headers.remove(header::CONTENT_TYPE);
-        ready.headers.remove(header::CONTENT_ENCODING);
-        ready.body = Vec::new();
+        response.status = StatusCode::NOT_MODIFIED;
+        response.headers.remove(header::CONTENT_TYPE);
+        response.headers.remove(header::CONTENT_ENCODING);
+        response.body = Vec::new();
     }
-    ready
+    response
 }
 
 fn page(
@@ -64,7 +64,7 @@ fn page(
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
     headers.insert(header::VARY, HeaderValue::from_static("accept-encoding"));
     let hash = xxh3_64(&text);
-    let gzip = request.gzip && !plain(fault);
+    let gzip = request.gzip && !is_uncompressed(fault);
     let body = match fault {
         Some(Fault::ZipBomb) => gzipped(&text, settings.large),
         Some(Fault::DamagedGzip) => corrupt(gzipped(&text, 0)),
@@ -84,13 +84,13 @@ fn page(
 }
 
 fn set(headers: &mut HeaderMap, name: HeaderName, value: &str) {
-    // Only digits and URLs that came in as headers: it can't fail, and would be left out if it did.
+    // Values are digits and URLs that came in as headers, so this can't fail; if it did, the header would be left out.
     if let Ok(value) = HeaderValue::from_str(value) {
         headers.insert(name, value);
     }
 }
 
-/// The media type, and the text as the fault has it.
+/// The media type and the body, with the fault applied.
 fn faulty_body(fault: Option<Fault>, text: String) -> (&'static str, Vec<u8>) {
     match fault {
         Some(Fault::Truncated) => {
@@ -110,32 +110,32 @@ fn faulty_body(fault: Option<Fault>, text: String) -> (&'static str, Vec<u8>) {
     }
 }
 
-/// What a web application firewall says in place of an answer.
+/// A web application firewall's page.
 pub(super) const CHALLENGE: &str = "<!DOCTYPE html>\n<html><head><title>Just a moment...</title></head>\
     <body><p>Checking your browser before accessing this site.</p></body></html>\n";
 
-/// Faults that are told by the bytes on the wire, which compression would hide.
-fn plain(fault: Option<Fault>) -> bool {
+/// Faults in the bytes sent, which compression would hide.
+fn is_uncompressed(fault: Option<Fault>) -> bool {
     matches!(fault, Some(Fault::CutShort | Fault::Drip | Fault::TooLarge))
 }
 
-/// Compresses `white` blanks and the text.
-fn gzipped(text: &[u8], white: u64) -> Vec<u8> {
+/// Compresses `spaces` spaces and the text.
+fn gzipped(text: &[u8], spaces: u64) -> Vec<u8> {
     let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
-    // Writing to memory fails only where there is none.
-    let _ = blanks(white).try_for_each(|part| encoder.write_all(part)).and_then(|()| encoder.write_all(text));
+    // Writing to memory fails only when memory runs out.
+    let _ = spaces_of(spaces).try_for_each(|part| encoder.write_all(part)).and_then(|()| encoder.write_all(text));
     encoder.finish().unwrap_or_default()
 }
 
-fn blanks(mut left: u64) -> impl Iterator<Item = &'static [u8]> + Send {
+fn spaces_of(mut remaining: u64) -> impl Iterator<Item = &'static [u8]> + Send {
     std::iter::from_fn(move || {
-        let size = left.min(BLOCK as u64);
-        left -= size;
-        (size > 0).then(|| &WHITE[..usize::try_from(size).unwrap_or(BLOCK)])
+        let size = remaining.min(BLOCK as u64);
+        remaining -= size;
+        (size > 0).then(|| &SPACES[..usize::try_from(size).unwrap_or(BLOCK)])
     })
 }
 
-/// Turns bits in the middle over: the beginning still looks well.
+/// Inverts bytes in the middle: the beginning still decompresses.
 fn corrupt(mut bytes: Vec<u8>) -> Vec<u8> {
     let middle = bytes.len() / 2;
     for byte in bytes.iter_mut().skip(middle).take(8) {
@@ -144,7 +144,7 @@ fn corrupt(mut bytes: Vec<u8>) -> Vec<u8> {
     bytes
 }
 
-/// Answers that carry no page.
+/// Responses without a page.
 fn without_page(fault: Fault, request: &PageRequest) -> Option<WireResponse> {
     let mut headers = HeaderMap::new();
     let code = match fault {
@@ -173,11 +173,11 @@ fn without_page(fault: Fault, request: &PageRequest) -> Option<WireResponse> {
             }
         }
         Fault::Redirect => {
-            set(&mut headers, header::LOCATION, &request.query.elsewhere());
+            set(&mut headers, header::LOCATION, &request.query.redirect_target());
             302
         }
         Fault::ForeignRedirect => {
-            set(&mut headers, header::LOCATION, &format!("{FOREIGN}{}", request.query.place));
+            set(&mut headers, header::LOCATION, &format!("{FOREIGN}{}", request.query.path_and_query));
             302
         }
         _ => return None,
@@ -192,7 +192,7 @@ fn without_page(fault: Fault, request: &PageRequest) -> Option<WireResponse> {
 }
 
 impl WireResponse {
-    /// How long a slow answer takes: 200 to 500 ms.
+    /// How long a slow response takes: 200 to 500 ms.
     pub(super) fn pause(&self) -> Duration {
         Duration::from_millis(200 + xxh3_64(&self.body) % 301)
     }
@@ -210,54 +210,54 @@ impl WireResponse {
         response
     }
 
-    /// The response, two thirds of which never come; `happened` is called when they don't.
-    pub(super) fn cut_short(mut self, happened: impl FnOnce() + Send + 'static) -> Response<Body> {
+    /// The response without its last two thirds; `on_cut` is called when the connection breaks off.
+    pub(super) fn cut_short(mut self, on_cut: impl FnOnce() + Send + 'static) -> Response<Body> {
         set(&mut self.headers, header::CONTENT_LENGTH, &self.body.len().to_string());
         let sent = Bytes::from(self.body[..self.body.len() / 3].to_vec());
-        let parts = stream::unfold((Some(sent), Some(happened)), async |(sent, happened)| {
+        let parts = stream::unfold((Some(sent), Some(on_cut)), async |(sent, on_cut)| {
             if let Some(sent) = sent {
-                return Some((Ok(sent), (None, happened)));
+                return Some((Ok(sent), (None, on_cut)));
             }
-            // What came before has to leave this machine first, or the reader sees no beginning.
+            // The first third has to leave this machine first, or the reader sees no beginning.
             tokio::time::sleep(Duration::from_millis(5)).await;
-            happened.map(|happened| {
-                happened();
+            on_cut.map(|on_cut| {
+                on_cut();
                 (Err(io::Error::from(io::ErrorKind::BrokenPipe)), (None, None))
             })
         });
         self.with(Body::from_stream(parts))
     }
 
-    /// The response byte by byte, one each `pause`, until `hold` has passed; `happened` is called with the second.
+    /// The response byte by byte, one per `pause`, until `hold` has passed; `on_drip` is called with the second byte.
     pub(super) fn dripping(
         mut self,
         pause: Duration,
         hold: Duration,
-        happened: impl FnOnce() + Send + 'static,
+        on_drip: impl FnOnce() + Send + 'static,
     ) -> Response<Body> {
         set(&mut self.headers, header::CONTENT_LENGTH, &self.body.len().to_string());
         let body = Bytes::from(std::mem::take(&mut self.body));
         let until = tokio::time::Instant::now() + hold;
-        let parts = stream::unfold((0, Some(happened)), move |(at, mut happened)| {
+        let parts = stream::unfold((0, Some(on_drip)), move |(at, mut on_drip)| {
             let byte = body.get(at..=at).map(Bytes::copy_from_slice);
             async move {
                 let byte = byte?;
                 if at > 0 {
                     tokio::time::sleep(pause).await;
-                    happened.take().into_iter().for_each(|happened| happened());
+                    on_drip.take().into_iter().for_each(|on_drip| on_drip());
                 }
                 let late = tokio::time::Instant::now() > until;
                 let part = if late { Err(io::Error::from(io::ErrorKind::TimedOut)) } else { Ok(byte) };
-                Some((part, (at + 1, happened)))
+                Some((part, (at + 1, on_drip)))
             }
         });
         self.with(Body::from_stream(parts))
     }
 
-    /// The response after so many blanks, of no announced length.
-    pub(super) fn padded(mut self, blank: u64) -> Response<Body> {
+    /// The response after this many spaces, without a Content-Length.
+    pub(super) fn padded(mut self, spaces: u64) -> Response<Body> {
         let body = Bytes::from(std::mem::take(&mut self.body));
-        let parts = blanks(blank).map(Bytes::from_static).chain([body]);
+        let parts = spaces_of(spaces).map(Bytes::from_static).chain([body]);
         self.with(Body::from_stream(stream::iter(parts.map(Ok::<_, Infallible>))))
     }
 }

@@ -1,8 +1,9 @@
-//! Which addresses may be connected to when strangers say where to go: pages found by discovery, and what they name.
+//! Which addresses may be connected to where a web page names the URL: pages found by discovery, and the URLs in them.
 //!
-//! The check is made on the address that is really connected to: names are resolved here, for the connection itself, so
-//! that a name which answers otherwise the second time gains nothing. An address in a URL never passes a resolver and is
-//! checked by itself. It can't see beyond a proxy; whoever guards a client gives it none.
+//! Guarantees: the address that is connected to is the one that was checked. Names are resolved here, for the
+//! connection itself, so that a name that resolves differently the second time gains nothing; an address in a URL never
+//! passes a resolver and is checked by itself. The check can't see beyond a proxy: a client with this policy must have
+//! none.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
@@ -12,17 +13,18 @@ use url::{Host, Url};
 
 use super::http::HttpFailure;
 
-/// To resolve a name, where nothing is fetched.
-const RESOLVED_WITHIN: Duration = Duration::from_secs(10);
+/// How long resolving a name may take where nothing is fetched.
+const RESOLVE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Says where no connection may go.
+/// Which addresses may be connected to.
 #[derive(Clone, Debug, Default)]
 pub struct AddressPolicy {
-    everything: bool,
+    allows_all: bool,
+    /// Permitted besides the public ones.
     besides: Vec<IpAddr>,
 }
 
-/// A place where strangers' pages have no business.
+/// An address that is not public.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{host} is at {address}, {range}")]
 pub struct PrivateAddress {
@@ -32,38 +34,38 @@ pub struct PrivateAddress {
 }
 
 impl AddressPolicy {
-    /// Public addresses alone.
+    /// Permits public addresses alone.
     pub fn public_only() -> Self {
         Self::default()
     }
 
-    /// Any address.
+    /// Permits any address.
     pub fn open() -> Self {
-        Self { everything: true, besides: Vec::new() }
+        Self { allows_all: true, besides: Vec::new() }
     }
 
-    /// This address too.
+    /// Permits this address too.
     #[must_use]
     pub fn besides(mut self, address: IpAddr) -> Self {
         self.besides.push(address);
         self
     }
 
-    /// Whether it lets everything through.
+    /// Whether any address is permitted.
     pub fn allows_all(&self) -> bool {
-        self.everything
+        self.allows_all
     }
 
     fn permits(&self, host: &str, address: IpAddr) -> Result<(), PrivateAddress> {
         match special_purpose_range(address) {
-            Some(range) if !self.everything && !self.besides.contains(&address) => {
+            Some(range) if !self.allows_all && !self.besides.contains(&address) => {
                 Err(PrivateAddress { host: host.to_owned(), address, range })
             }
             _ => Ok(()),
         }
     }
 
-    /// Refuses a URL with an address in it that may not be connected to; a name is judged when it is resolved.
+    /// Refuses a URL with an address in it that may not be connected to; a name is checked when it is resolved.
     pub(super) fn permit_address(&self, url: &Url) -> Result<(), PrivateAddress> {
         let address = match url.host() {
             Some(Host::Ipv4(address)) => IpAddr::V4(address),
@@ -73,15 +75,15 @@ impl AddressPolicy {
         self.permits(url.host_str().unwrap_or_default(), address)
     }
 
-    /// Refuses a URL that leads to a place where no connection may go, as its name is resolved now. A name that can't
-    /// be resolved leads nowhere.
+    /// Refuses a URL whose address may not be connected to, as its name resolves now. A name that can't be resolved is
+    /// not refused.
     ///
     /// # Errors
-    /// [`Failure::PrivateAddress`].
+    /// [`HttpFailure::PrivateAddress`].
     pub async fn check_url(&self, url: &Url) -> Result<(), HttpFailure> {
         self.permit_address(url).map_err(private_address_failure)?;
-        let (Some(Host::Domain(name)), false) = (url.host(), self.everything) else { return Ok(()) };
-        match tokio::time::timeout(RESOLVED_WITHIN, resolved(self, name)).await {
+        let (Some(Host::Domain(name)), false) = (url.host(), self.allows_all) else { return Ok(()) };
+        match tokio::time::timeout(RESOLVE_TIMEOUT, resolve_permitted(self, name)).await {
             Ok(Err(error)) => {
                 error.downcast::<PrivateAddress>().map_or(Ok(()), |refused| Err(private_address_failure(*refused)))
             }
@@ -96,12 +98,12 @@ pub(super) fn private_address_failure(refused: PrivateAddress) -> HttpFailure {
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
 
-/// The addresses of a name that may be connected to; a refusal when it has others alone.
-async fn resolved(guard: &AddressPolicy, name: &str) -> Result<Vec<SocketAddr>, Error> {
+/// The permitted addresses of a name; an error where it has only others.
+async fn resolve_permitted(policy: &AddressPolicy, name: &str) -> Result<Vec<SocketAddr>, Error> {
     let mut addresses = Vec::new();
     let mut refused = None;
     for address in tokio::net::lookup_host((name, 0)).await? {
-        match guard.permits(name, address.ip()) {
+        match policy.permits(name, address.ip()) {
             Ok(()) => addresses.push(address),
             Err(refusal) => refused = Some(refusal),
         }
@@ -114,16 +116,16 @@ async fn resolved(guard: &AddressPolicy, name: &str) -> Result<Vec<SocketAddr>, 
 
 impl Resolve for AddressPolicy {
     fn resolve(&self, name: Name) -> Resolving {
-        let guard = self.clone();
+        let policy = self.clone();
         Box::pin(async move {
-            let addresses = resolved(&guard, name.as_str()).await?;
+            let addresses = resolve_permitted(&policy, name.as_str()).await?;
             let addresses: Addrs = Box::new(addresses.into_iter());
             Ok(addresses)
         })
     }
 }
 
-/// The range that keeps an address out of the internet (IANA special-purpose registries, RFC 6890), in words.
+/// The special-purpose range that an address is in, and so not public (IANA registries, RFC 6890), in words.
 pub fn special_purpose_range(address: IpAddr) -> Option<&'static str> {
     match address {
         IpAddr::V4(address) => range_v4(address),
@@ -180,7 +182,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_that_are_none_of_the_internet_s_are_told() {
+    fn addresses_that_are_not_public_are_recognised() {
         for address in [
             "0.0.0.0",
             "10.1.2.3",
@@ -249,8 +251,8 @@ mod tests {
             "http://localhost/",
             "http://LOCALHOST/",
         ] {
-            let judged = AddressPolicy::public_only().check_url(&Url::parse(url).unwrap()).await;
-            assert!(matches!(judged, Err(HttpFailure::PrivateAddress(_))), "{url}: {judged:?}");
+            let result = AddressPolicy::public_only().check_url(&Url::parse(url).unwrap()).await;
+            assert!(matches!(result, Err(HttpFailure::PrivateAddress(_))), "{url}: {result:?}");
             assert!(AddressPolicy::open().check_url(&Url::parse(url).unwrap()).await.is_ok(), "{url}");
         }
     }

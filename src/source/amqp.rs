@@ -1,9 +1,9 @@
-//! A queue of an AMQP 0-9-1 broker: message by message, acknowledged in batches. Never decodes what they say.
+//! Consumes a queue of an AMQP 0-9-1 broker: message by message, acknowledged in batches. Never decodes a message.
 //!
-//! A consumer is one connection, and ends for good with its first failure: when to connect again is for others to say.
-//! What was not acknowledged by then, the broker delivers again, to whoever connects next. No message shows the password.
-//! Whatever a broker sends, a connection holds 8 MiB of it, or one message of 16 MiB: beyond that it is not read from. A
-//! larger message, more messages than were asked for, and what is no answer to a consumer end it.
+//! A consumer is one connection, and ends for good with its first failure: the caller decides when to connect again.
+//! Messages that were not acknowledged by then are delivered again, to the next consumer. No error shows the password.
+//! Whatever a broker sends, a connection holds 8 MiB of it, or one message of 16 MiB: then nothing more is read. A
+//! larger message, more messages than were requested, and a frame that no consumer expects end the connection.
 
 use std::net::Shutdown;
 use std::path::PathBuf;
@@ -21,7 +21,7 @@ use tokio::time::timeout;
 use super::secret::SecretSource;
 use connect::{Socket, connect};
 pub use failure::Failure;
-use failure::Words;
+use failure::FailureMapper;
 use flow_control::FlowControl;
 use frames::FRAME_MAX;
 
@@ -38,9 +38,8 @@ mod window;
 pub struct AmqpSettings {
     /// The broker's URL, `amqp://` or `amqps://`, which holds a password.
     pub url: SecretSource,
-    /// The queue.
     pub queue: String,
-    /// Whether it is declared, durable, when it isn't there; it must be there otherwise.
+    /// Whether a missing queue is declared, durable; otherwise the queue must exist.
     pub declare: bool,
     /// Messages sent ahead of their acknowledgement.
     pub prefetch: u16,
@@ -50,58 +49,59 @@ pub struct AmqpSettings {
     pub identity: Option<super::webhook::TlsFiles>,
 }
 
-/// To connect, to log in and to begin to consume, each.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// Two of these without a word from the broker, and the connection counts as broken; seconds.
+/// For each step of opening: to connect, to log in, to begin to consume.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
+/// After two heartbeat intervals without a frame of the broker the connection counts as broken; seconds.
 const HEARTBEAT: u16 = 30;
-/// To say good-bye.
-const PARTING: Duration = Duration::from_secs(2);
+/// For closing a connection.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// One connection to a queue. Dropped, it is cut, and what was not acknowledged goes back to the queue.
+/// One connection to a queue. When dropped, its socket is shut down, and unacknowledged messages return to the queue.
 pub struct Consumer {
     consumer: Option<lapin::Consumer>,
     channel: Channel,
     connection: Connection,
     flow: FlowControl,
-    words: Words,
+    failures: FailureMapper,
     _socket: Socket,
 }
 
 /// A message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Message {
-    /// Its body.
+    /// The message's body.
     pub bytes: Vec<u8>,
-    /// Its number on this connection, from 1, to acknowledge it by.
+    /// The delivery tag: the message's number on this connection, from 1, by which it is acknowledged.
     pub tag: u64,
 }
 
 impl Consumer {
-    /// Connects and begins to consume; `url` is what `settings.url` says now, `tag` names us at the broker. Reads the
-    /// certificate files: blocking, small local files.
+    /// Connects and begins to consume; `url` is the current secret of `settings.url`, `tag` names this consumer to the
+    /// broker. Reads the certificate files: blocking, small local files.
     ///
     /// # Errors
     /// Whatever kept it from consuming.
     pub async fn open(settings: &AmqpSettings, url: &SecretString, tag: &str) -> Result<Self, Failure> {
         let flow = FlowControl::new(prefetch(settings));
-        let (connection, words, socket) = log_in(settings, url, tag, &flow).await?;
-        let (channel, consumer) =
-            patient("consumer", consume(&connection, settings, tag)).await?.map_err(|error| words.explain(&error))?;
-        Ok(Self { consumer: Some(consumer), channel, connection, flow, words, _socket: socket })
+        let (connection, failures, socket) = log_in(settings, url, tag, &flow).await?;
+        let (channel, consumer) = within_timeout("consumer", consume(&connection, settings, tag))
+            .await?
+            .map_err(|error| failures.explain(&error))?;
+        Ok(Self { consumer: Some(consumer), channel, connection, flow, failures, _socket: socket })
     }
 
-    /// The next message; `None` when the broker has ended it (the queue was deleted), and after a failure. No message is
-    /// lost when a call is dropped before it is ready.
+    /// The next message; `None` when the broker has cancelled the consumer (the queue was deleted), and after a
+    /// failure. No message is lost when a call is dropped before it is ready.
     ///
     /// # Errors
-    /// [`Failure::Broken`] and the like when the connection or the broker goes away.
+    /// [`Failure::Broken`] and the like when the connection breaks or the broker closes it.
     pub async fn next(&mut self) -> Result<Option<Message>, Failure> {
         let Some(consumer) = &mut self.consumer else { return Ok(None) };
         let next = match consumer.next().await {
             Some(Ok(delivery)) => {
                 return Ok(Some(Message { bytes: delivery.data, tag: delivery.delivery_tag }));
             }
-            Some(Err(error)) => Err(self.words.consuming(&error)),
+            Some(Err(error)) => Err(self.failures.of_consumer(&error)),
             None => Ok(None),
         };
         self.consumer = None;
@@ -111,37 +111,37 @@ impl Consumer {
     /// Acknowledges every message up to the one with this tag.
     ///
     /// # Errors
-    /// When the connection is gone: the messages come again.
+    /// When the connection has ended: the broker delivers the messages again.
     pub async fn ack_up_to(&self, tag: u64) -> Result<(), Failure> {
         let _acknowledging = self.flow.acknowledge(tag);
         let acknowledged = self.channel.basic_ack(tag, BasicAckOptions { multiple: true }).await;
-        acknowledged.map_err(|error| self.words.consuming(&error))
+        acknowledged.map_err(|error| self.failures.of_consumer(&error))
     }
 
-    /// Says good-bye; acknowledgements sent before arrive first. What is not acknowledged goes back to the queue.
+    /// Closes the connection; acknowledgements sent before arrive first. Unacknowledged messages return to the queue.
     pub async fn close(self) {
-        // The connection is cut behind it, whatever the broker answers.
-        let _ = timeout(PARTING, self.connection.close(200, "OK".into())).await;
+        // The socket is shut down afterwards, whatever the broker answers.
+        let _ = timeout(CLOSE_TIMEOUT, self.connection.close(200, "OK".into())).await;
     }
 }
 
-/// Looks whether the queue is there, and takes nothing: how many messages wait in it, `None` where it is still to be
+/// Checks that the queue exists, without consuming: how many messages wait in it, `None` where it is still to be
 /// declared. Reads the certificate files: blocking, small local files.
 ///
 /// # Errors
 /// Whatever would keep [`Consumer::open`] from consuming.
 pub async fn look(settings: &AmqpSettings, url: &SecretString) -> Result<Option<u32>, Failure> {
-    let (connection, words, _socket) = log_in(settings, url, "feedmirror-check", &FlowControl::new(0)).await?;
-    let found = patient("queue", async {
+    let (connection, failures, _socket) = log_in(settings, url, "feedmirror-check", &FlowControl::new(0)).await?;
+    let checked = within_timeout("queue", async {
         let channel = connection.create_channel().await?;
         let passive = QueueDeclareOptions { passive: true, durable: true, ..Default::default() };
         let queue = channel.queue_declare(settings.queue.as_str().into(), passive, FieldTable::default()).await?;
         Ok(queue.message_count())
     });
-    let found: Result<u32, lapin::Error> = found.await?;
-    // It was only looked at.
-    let _ = timeout(PARTING, connection.close(200, "OK".into())).await;
-    match found.map_err(|error| words.explain(&error)) {
+    let checked: Result<u32, lapin::Error> = checked.await?;
+    // The result is known: an error while closing changes nothing.
+    let _ = timeout(CLOSE_TIMEOUT, connection.close(200, "OK".into())).await;
+    match checked.map_err(|error| failures.explain(&error)) {
         Ok(messages) => Ok(Some(messages)),
         Err(Failure::Queue(_)) if settings.declare => Ok(None),
         Err(failure) => Err(failure),
@@ -153,21 +153,21 @@ async fn log_in(
     url: &SecretString,
     name: &str,
     flow: &FlowControl,
-) -> Result<(Connection, Words, Socket), Failure> {
+) -> Result<(Connection, FailureMapper, Socket), Failure> {
     let uri = uri(url)?;
-    let anonymous = encrypted(&uri) && settings.identity.is_none();
-    let words = Words::new(&uri.authority.userinfo.password, anonymous, &settings.queue, flow);
+    let anonymous = is_encrypted(&uri) && settings.identity.is_none();
+    let failures = FailureMapper::new(&uri.authority.userinfo.password, anonymous, &settings.queue, flow);
     let tls = tls(settings)?;
     let properties = ConnectionProperties::default().with_connection_name(name.into());
     let socket = Socket::new(flow);
-    let connection = patient("connection", connect(uri, tls, properties, &socket)).await?;
-    let connection = connection.map_err(|error| words.connecting(&error))?;
-    Ok((connection, words, socket))
+    let connection = within_timeout("connection", connect(uri, tls, properties, &socket)).await?;
+    let connection = connection.map_err(|error| failures.of_connection(&error))?;
+    Ok((connection, failures, socket))
 }
 
-async fn patient<T>(what: &str, work: impl Future<Output = T>) -> Result<T, Failure> {
-    let late = |_| Failure::Timeout(format!("no {what} within {PATIENCE:?}"));
-    timeout(PATIENCE, work).await.map_err(late)
+async fn within_timeout<T>(what: &str, work: impl Future<Output = T>) -> Result<T, Failure> {
+    let late = |_| Failure::Timeout(format!("no {what} within {OPEN_TIMEOUT:?}"));
+    timeout(OPEN_TIMEOUT, work).await.map_err(late)
 }
 
 async fn consume(
@@ -177,9 +177,9 @@ async fn consume(
 ) -> Result<(Channel, lapin::Consumer), lapin::Error> {
     let channel = connection.create_channel().await?;
     channel.basic_qos(prefetch(settings), BasicQosOptions::default()).await?;
-    let declared = QueueDeclareOptions { passive: !settings.declare, durable: true, ..Default::default() };
+    let declare = QueueDeclareOptions { passive: !settings.declare, durable: true, ..Default::default() };
     let queue = settings.queue.as_str();
-    channel.queue_declare(queue.into(), declared, FieldTable::default()).await?;
+    channel.queue_declare(queue.into(), declare, FieldTable::default()).await?;
     let options = BasicConsumeOptions::default();
     let consumer = channel.basic_consume(queue.into(), tag.into(), options, FieldTable::default()).await?;
     Ok((channel, consumer))
@@ -190,7 +190,7 @@ fn prefetch(settings: &AmqpSettings) -> u16 {
     settings.prefetch.max(1)
 }
 
-/// The URL's parts; the words of what can't be parsed may hold the password.
+/// Parses the URL; the parser's own error may hold the password, so it is not shown.
 fn uri(url: &SecretString) -> Result<AMQPUri, Failure> {
     let unusable = |problem: &str| Failure::Settings(format!("the broker's URL {problem}"));
     let parsed = url::Url::parse(url.expose_secret()).map_err(|error| unusable(&format!("is none: {error}")))?;
@@ -202,7 +202,7 @@ fn uri(url: &SecretString) -> Result<AMQPUri, Failure> {
     // The parser takes every IPv6 address for localhost.
     host.trim_matches(['[', ']']).clone_into(&mut uri.authority.host);
     uri.query.heartbeat = uri.query.heartbeat.or(Some(HEARTBEAT));
-    // The library makes room for 32 frames as large as the broker likes, unless we say how large they may be; 0 is no limit.
+    // The library allocates 32 frames of any size that the broker asks for, unless the URL limits it; 0 is no limit.
     let frame_max = uri.query.frame_max.filter(|bytes| *bytes > 0);
     uri.query.frame_max = Some(frame_max.unwrap_or(FRAME_MAX).min(FRAME_MAX));
     Ok(uri)
@@ -224,8 +224,7 @@ fn tls(settings: &AmqpSettings) -> Result<OwnedTLSConfig, Failure> {
     Ok(OwnedTLSConfig { identity, cert_chain })
 }
 
-/// Whether the connection is to be encrypted.
-fn encrypted(uri: &AMQPUri) -> bool {
+fn is_encrypted(uri: &AMQPUri) -> bool {
     uri.scheme == AMQPScheme::AMQPS
 }
 
@@ -235,7 +234,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_url_is_taken_apart_and_an_address_stays_what_it_is() {
+    fn a_url_is_parsed_and_an_ip_address_is_kept() {
         let parts = |text: &str| {
             let uri = uri(&SecretString::from(text)).unwrap();
             (uri.authority.host, uri.authority.port, uri.vhost, uri.query.heartbeat)
@@ -257,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn no_complaint_about_a_url_shows_it() {
+    fn no_error_about_a_url_shows_it() {
         for wrong in ["hunter2", "https://u:hunter2@h/", "amqp:u:hunter2", "amqp://u:hunter2@h:port/", "amqp://"] {
             let failure = uri(&SecretString::from(wrong)).unwrap_err();
             assert!(matches!(failure, Failure::Settings(_)), "{wrong}");

@@ -1,4 +1,5 @@
-//! A response's body: read within limits, then decompressed within them too, in steps that the budget allows.
+//! A body's content coding, and decompressing the body within the page limit, in steps that the memory budget allows.
+//! Never decodes the content.
 
 use std::io::Read;
 use std::sync::Arc;
@@ -20,14 +21,14 @@ pub(super) enum ContentCoding {
     Zstd,
 }
 
-/// How much smaller compressed JSON is, mostly, and rarely more.
+/// The usual compression ratio of JSON, and one that is rarely exceeded.
 const LIKELY_RATIO: u64 = 8;
 const RARE_RATIO: u64 = 32;
 
-/// Codings that there are (IANA, HTTP Content Coding Registry), and that are not asked for.
-const UNREAD: &[&str] = &["compress", "x-compress", "deflate", "exi", "pack200-gzip", "aes128gcm", "dcb", "dcz"];
+/// Registered codings (IANA, HTTP Content Coding Registry) that requests don't accept.
+const UNSUPPORTED: &[&str] = &["compress", "x-compress", "deflate", "exi", "pack200-gzip", "aes128gcm", "dcb", "dcz"];
 
-/// A body of more bytes, on the wire or once opened, is not blank.
+/// A body of more bytes, on the wire or decompressed, is not blank.
 const BLANK_BYTES: usize = 64;
 
 impl ContentCoding {
@@ -49,22 +50,23 @@ impl ContentCoding {
         }
     }
 
-    /// What an answer's `Content-Encoding` says that it is, among words that name no coding.
+    /// The coding that a response's `Content-Encoding` names, perhaps among words that name no coding.
     pub(super) fn declared(header: Option<&str>) -> Self {
         let header = header.unwrap_or_default().to_ascii_lowercase();
         let named = header.split(',').filter_map(|name| Self::named(name.trim())).next_back();
         named.unwrap_or(Self::Identity)
     }
 
-    /// What an answer's body is, and what is to be said of it. A coding that is named is believed; where none is, what can
-    /// be seen counts, as it does for browsers: gzip and zstd by their first bytes (RFC 1952 §2.3.1, RFC 8878 §3.1.1).
+    /// The coding of a response's body, and a finding where the header is wrong. A named coding is believed; where none
+    /// is named, gzip and zstd are recognised by their first bytes (RFC 1952 §2.3.1, RFC 8878 §3.1.1), as browsers do.
     pub(super) fn of_body(header: Option<&str>, body: &[u8]) -> Result<(Self, Option<Finding>), HttpFailure> {
-        let said = header.map_or("no Content-Encoding".to_owned(), |header| format!("Content-Encoding {header:?}"));
+        let header_text =
+            header.map_or("no Content-Encoding".to_owned(), |header| format!("Content-Encoding {header:?}"));
         let departs = |detail: String| Some(Finding { rule: "content-encoding", detail, count: 1 });
         let lower = header.unwrap_or_default().to_ascii_lowercase();
         let names = || lower.split(',').map(str::trim).filter(|name| !["", "identity"].contains(name));
-        if names().any(|name| UNREAD.contains(&name)) {
-            return Err(HttpFailure::Coding(format!("it was sent with {said}, which was not asked for")));
+        if names().any(|name| UNSUPPORTED.contains(&name)) {
+            return Err(HttpFailure::Coding(format!("it was sent with {header_text}, which was not asked for")));
         }
         let odd = names().any(|name| Self::named(name).is_none());
         let declared = Self::declared(header);
@@ -73,19 +75,19 @@ impl ContentCoding {
             [0x1f, 0x8b, 8, ..] => Self::Gzip,
             [0x28, 0xb5, 0x2f, 0xfd, ..] => Self::Zstd,
             [first, ..] if odd && !is_text(*first) => {
-                return Err(HttpFailure::Coding(format!("it was sent with {said}, which was not asked for")));
+                return Err(HttpFailure::Coding(format!("it was sent with {header_text}, which was not asked for")));
             }
             _ => Self::Identity,
         };
         Ok(match (seen == declared, odd, seen) {
             (true, false, _) => (seen, None),
-            (_, _, Self::Identity) => (seen, departs(format!("a plain page was sent with {said}"))),
-            _ => (seen, departs(format!("a page compressed with {seen:?} was sent with {said}"))),
+            (_, _, Self::Identity) => (seen, departs(format!("a plain page was sent with {header_text}"))),
+            _ => (seen, departs(format!("a page compressed with {seen:?} was sent with {header_text}"))),
         })
     }
 
-    /// The room that a body of `length` bytes on the wire is likely to need, with what it is decompressed to: that is
-    /// `expected`, as far as it can be.
+    /// The memory, in bytes, that a body of `length` bytes on the wire is likely to need together with its decompressed
+    /// form; `expected` is the decompressed size, within the ratios above.
     pub(super) fn estimate_bytes(self, length: u64, expected: u64, max: u64) -> u64 {
         if self == Self::Identity {
             return length;
@@ -94,52 +96,52 @@ impl ContentCoding {
         length + expected.clamp(ratio(LIKELY_RATIO), ratio(RARE_RATIO)).min(max)
     }
 
-    /// `padded` is set once zeros were found behind the last member of a gzip stream.
+    /// `padded` is set once zeros were found after the last member of a gzip stream.
     fn reader(self, bytes: Vec<u8>, padded: &Arc<AtomicBool>) -> std::io::Result<Box<dyn Read + Send>> {
         let bytes = std::io::Cursor::new(bytes);
         Ok(match self {
             Self::Identity => Box::new(bytes),
-            Self::Gzip => Box::new(GzipMembers { open: Some(GzDecoder::new(bytes)), padded: Arc::clone(padded) }),
+            Self::Gzip => Box::new(GzipMembers { member: Some(GzDecoder::new(bytes)), padded: Arc::clone(padded) }),
             Self::Brotli => Box::new(brotli::Decompressor::new(bytes, 4096)),
             Self::Zstd => Box::new(zstd::stream::read::Decoder::with_buffer(bytes)?),
         })
     }
 }
 
-/// What JSON, or a web page in its place, begins with (RFC 8259 §2; a byte order mark, too).
+/// Whether JSON, or a web page sent instead, may begin with this byte (RFC 8259 §2; a byte order mark, too).
 fn is_text(first: u8) -> bool {
     matches!(first, b'\t' | b'\n' | b'\r' | b' ' | b'{' | b'[' | b'<' | 0xef)
 }
 
-/// The members of a gzip stream, one after the other (RFC 1952 §2.2). Zeros behind the last one are what tape and block
-/// devices leave, and gzip itself passes them over.
+/// The members of a gzip stream, one after the other (RFC 1952 §2.2). Tape and block devices leave zeros after the last
+/// member, and gzip itself skips them.
 struct GzipMembers {
-    open: Option<GzDecoder<std::io::Cursor<Vec<u8>>>>,
+    member: Option<GzDecoder<std::io::Cursor<Vec<u8>>>>,
     padded: Arc<AtomicBool>,
 }
 
 impl Read for GzipMembers {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
         loop {
-            let Some(member) = &mut self.open else { return Ok(0) };
+            let Some(member) = &mut self.member else { return Ok(0) };
             match member.read(buffer)? {
                 0 if !buffer.is_empty() => {}
                 read => return Ok(read),
             }
-            let Some(member) = self.open.take() else { return Ok(0) };
+            let Some(member) = self.member.take() else { return Ok(0) };
             let rest = member.into_inner();
-            let behind =
+            let trailing =
                 rest.get_ref().get(usize::try_from(rest.position()).unwrap_or(usize::MAX)..).unwrap_or_default();
-            if behind.iter().any(|byte| *byte != 0) {
-                self.open = Some(GzDecoder::new(rest));
-            } else if !behind.is_empty() {
+            if trailing.iter().any(|byte| *byte != 0) {
+                self.member = Some(GzDecoder::new(rest));
+            } else if !trailing.is_empty() {
                 self.padded.store(true, Ordering::Relaxed);
             }
         }
     }
 }
 
-/// A body as it came over the wire, with its share of the budget.
+/// A body as received, with its memory reservation.
 pub struct EncodedBody {
     pub(super) bytes: Vec<u8>,
     pub(super) coding: ContentCoding,
@@ -147,18 +149,17 @@ pub struct EncodedBody {
     pub(super) max: u64,
 }
 
-/// A decompressed body and its share of the budget, to be held as long as the bytes are.
+/// A decompressed body and its memory reservation.
 pub struct DecompressedBody {
-    /// The decompressed bytes.
     pub bytes: Vec<u8>,
-    /// Drop it with them.
+    /// To be held as long as the bytes are.
     pub reservation: Reservation,
-    /// How it departs from what its coding says.
+    /// How the body departs from its coding's standard.
     pub findings: Vec<Finding>,
 }
 
 impl EncodedBody {
-    /// A look at its share of the budget.
+    /// Observes the body's reservation.
     pub fn watch(&self) -> ReservationWatch {
         self.reservation.watch()
     }
@@ -168,7 +169,7 @@ impl EncodedBody {
         self.bytes.len() as u64
     }
 
-    /// Whether there is nothing in it but white space. Servers that compress whatever they send make 20 bytes of nothing.
+    /// Whether the body holds nothing but white space. Servers that compress everything make 20 bytes of an empty body.
     pub(super) fn is_blank(&self) -> bool {
         if self.bytes.len() > BLANK_BYTES {
             return false;
@@ -181,11 +182,11 @@ impl EncodedBody {
         matches!(read, Ok(Ok(_))) && text.len() < BLANK_BYTES && text.trim_ascii().is_empty()
     }
 
-    /// Decompresses off the async threads, growing the share of the budget only where it has to. A place of `decoders`
-    /// is held while it decompresses, and never while it waits for the budget: whoever holds that may need a place.
+    /// Decompresses off the async threads, growing the reservation only where needed. A permit of `decoders` is held
+    /// while decompressing, and never while waiting for memory: the page that holds the memory may need the permit.
     ///
     /// # Errors
-    /// [`Failure::TooLarge`] beyond the page limit, [`Failure::Coding`] when the compressed bytes are damaged.
+    /// [`HttpFailure::TooLarge`] beyond the page limit, [`HttpFailure::Coding`] when the compressed bytes are damaged.
     pub async fn decompress(self, decoders: &DecoderPool) -> Result<DecompressedBody, HttpFailure> {
         let Self { bytes, coding, mut reservation, max } = self;
         let compressed = bytes.len() as u64;
@@ -198,15 +199,15 @@ impl EncodedBody {
         let mut room = reservation.bytes().saturating_sub(compressed).clamp(1, max);
         let padded = Arc::default();
         let mut reader = coding.reader(bytes, &padded).map_err(|error| damaged(&error))?;
-        // What is small is not given a buffer of the size that is reserved: it would cost the clearing of it.
-        let mut opened = reservation.buffer(length(room.min(compressed.saturating_mul(LIKELY_RATIO))) + 1);
+        // A small body gets a smaller buffer than is reserved, since a new buffer must be zeroed.
+        let mut decompressed = reservation.buffer(length(room.min(compressed.saturating_mul(LIKELY_RATIO))) + 1);
         let mut filled = 0;
         loop {
             let step = decoders.run(move |stop| {
-                let filled = fill(&mut reader, &mut opened, filled, length(room) + 1, stop);
-                filled.map(|filled| (reader, opened, filled)).map_err(|error| damaged(&error))
+                let filled = fill(&mut reader, &mut decompressed, filled, length(room) + 1, stop);
+                filled.map(|filled| (reader, decompressed, filled)).map_err(|error| damaged(&error))
             });
-            (reader, opened, filled) = step.await.map_err(|panic| HttpFailure::Coding(panic.to_string()))??;
+            (reader, decompressed, filled) = step.await.map_err(|panic| HttpFailure::Coding(panic.to_string()))??;
             if filled as u64 <= room {
                 break;
             }
@@ -216,12 +217,12 @@ impl EncodedBody {
             room = room.saturating_mul(2).min(max);
             reservation.grow_to(compressed + room).await?;
         }
-        opened.truncate(filled);
+        decompressed.truncate(filled);
         reservation.shrink_to(filled as u64);
         let padding = padded.load(Ordering::Relaxed).then(|| "zeros stand behind the page's gzip stream".to_owned());
         let findings =
             padding.map(|detail| Finding { rule: "content-encoding", detail, count: 1 }).into_iter().collect();
-        Ok(DecompressedBody { bytes: opened, reservation, findings })
+        Ok(DecompressedBody { bytes: decompressed, reservation, findings })
     }
 }
 
@@ -229,8 +230,8 @@ fn length(bytes: u64) -> usize {
     usize::try_from(bytes).unwrap_or(usize::MAX - 1)
 }
 
-/// Reads on, `filled` bytes being there, until the body ends or there are `most`; how many there are then. What the
-/// buffer held before is never cleared first, as reading to the end of a vector does.
+/// Reads on after the first `filled` bytes, until the body ends or `most` bytes are read; returns how many there are
+/// then. Unlike `read_to_end` into a vector, this never zeroes what the buffer holds.
 fn fill(
     reader: &mut impl Read,
     buffer: &mut Vec<u8>,
@@ -270,52 +271,55 @@ mod tests {
         encoder.finish().unwrap()
     }
 
-    async fn open(bytes: Vec<u8>, coding: ContentCoding, max: u64) -> Result<Vec<u8>, HttpFailure> {
+    async fn decompress(bytes: Vec<u8>, coding: ContentCoding, max: u64) -> Result<Vec<u8>, HttpFailure> {
         let reservation = MemoryBudget::new(1 << 20).reserve(4096).await;
         EncodedBody { bytes, coding, reservation, max }
             .decompress(&DecoderPool::new(1))
             .await
-            .map(|opened| opened.bytes)
+            .map(|decompressed| decompressed.bytes)
     }
 
     #[tokio::test]
     async fn each_coding_is_read() {
         let text = b"{\"items\":[]}".repeat(1000);
-        assert_eq!(open(gzip(&text), ContentCoding::Gzip, 1 << 20).await.unwrap(), text);
-        assert_eq!(open(zstd::encode_all(&text[..], 1).unwrap(), ContentCoding::Zstd, 1 << 20).await.unwrap(), text);
+        assert_eq!(decompress(gzip(&text), ContentCoding::Gzip, 1 << 20).await.unwrap(), text);
+        assert_eq!(
+            decompress(zstd::encode_all(&text[..], 1).unwrap(), ContentCoding::Zstd, 1 << 20).await.unwrap(),
+            text
+        );
         let mut compressed = Vec::new();
         brotli::BrotliCompress(&mut &text[..], &mut compressed, &brotli::enc::BrotliEncoderParams::default()).unwrap();
-        assert_eq!(open(compressed, ContentCoding::Brotli, 1 << 20).await.unwrap(), text);
+        assert_eq!(decompress(compressed, ContentCoding::Brotli, 1 << 20).await.unwrap(), text);
     }
 
     #[tokio::test]
     async fn a_bomb_is_refused_and_a_torso_is_damaged() {
         let bomb = gzip(&vec![b' '; 8 << 20]);
-        assert!(matches!(open(bomb.clone(), ContentCoding::Gzip, 1 << 20).await, Err(HttpFailure::TooLarge(_))));
-        assert_eq!(open(bomb.clone(), ContentCoding::Gzip, 8 << 20).await.unwrap().len(), 8 << 20);
+        assert!(matches!(decompress(bomb.clone(), ContentCoding::Gzip, 1 << 20).await, Err(HttpFailure::TooLarge(_))));
+        assert_eq!(decompress(bomb.clone(), ContentCoding::Gzip, 8 << 20).await.unwrap().len(), 8 << 20);
         let torso = bomb[..bomb.len() / 2].to_vec();
-        assert!(matches!(open(torso, ContentCoding::Gzip, 16 << 20).await, Err(HttpFailure::Coding(_))));
+        assert!(matches!(decompress(torso, ContentCoding::Gzip, 16 << 20).await, Err(HttpFailure::Coding(_))));
     }
 
     #[tokio::test]
-    async fn zeros_behind_a_gzip_stream_are_passed_over_and_nothing_else_is() {
+    async fn zeros_after_a_gzip_stream_are_skipped_and_nothing_else_is() {
         let (text, mut padded) = (b"{\"items\":[]}".repeat(100), [gzip(b""), gzip(b"{}")].concat());
         padded.extend([0; 512]);
         let body = |bytes, reservation| EncodedBody { bytes, coding: ContentCoding::Gzip, reservation, max: 1 << 20 };
-        let opened = body(padded, MemoryBudget::new(1 << 20).reserve(4096).await)
+        let decompressed = body(padded, MemoryBudget::new(1 << 20).reserve(4096).await)
             .decompress(&DecoderPool::new(1))
             .await
             .unwrap();
-        assert_eq!((&opened.bytes[..], opened.findings.len()), (&b"{}"[..], 1));
+        assert_eq!((&decompressed.bytes[..], decompressed.findings.len()), (&b"{}"[..], 1));
         let members = [gzip(&text), gzip(&text)].concat();
-        assert_eq!(open(members, ContentCoding::Gzip, 1 << 20).await.unwrap(), [&text[..], &text[..]].concat());
+        assert_eq!(decompress(members, ContentCoding::Gzip, 1 << 20).await.unwrap(), [&text[..], &text[..]].concat());
         let mut torn = gzip(&text);
         torn.extend(*b"\0\0x");
-        assert!(matches!(open(torn, ContentCoding::Gzip, 1 << 20).await, Err(HttpFailure::Coding(_))));
+        assert!(matches!(decompress(torn, ContentCoding::Gzip, 1 << 20).await, Err(HttpFailure::Coding(_))));
     }
 
     #[test]
-    fn a_body_is_what_it_can_be_seen_to_be() {
+    fn a_coding_is_recognised_by_the_header_or_the_first_bytes() {
         let json = b"{\"items\":[]}";
         for (header, body, coding, found) in [
             (None, &json[..], ContentCoding::Identity, false),
@@ -334,7 +338,7 @@ mod tests {
             let (seen, finding) = ContentCoding::of_body(header, body).unwrap();
             assert_eq!((seen, finding.is_some()), (coding, found), "{header:?}");
         }
-        // What is named is believed.
+        // A named coding is believed.
         assert_eq!(ContentCoding::of_body(Some("gzip"), json).unwrap(), (ContentCoding::Gzip, None));
         for (header, body) in [("deflate", &b"\x78\x9c"[..]), ("compress", json), ("none", b"\x78\x9c")] {
             assert!(matches!(ContentCoding::of_body(Some(header), body), Err(HttpFailure::Coding(_))), "{header}");
@@ -342,7 +346,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn pages_that_wait_for_the_budget_keep_no_place_from_the_one_that_holds_it() {
+    async fn pages_that_wait_for_the_budget_keep_no_decoder_from_the_page_that_holds_it() {
         let (budget, decoders) = (MemoryBudget::new(64 << 10), DecoderPool::new(1));
         let body = |bytes: &[u8], reservation| EncodedBody {
             bytes: gzip(bytes),
@@ -351,14 +355,15 @@ mod tests {
             max: 8 << 20,
         };
         let (text, mut first) = (vec![b' '; 1 << 20], budget.reserve(16 << 10).await);
-        // Given: one page is beyond the budget, and another waits to be.
+        // Given: one page exceeds the budget, and another waits to do so.
         first.grow_to(1 << 20).await.unwrap();
         let second = body(&text, budget.reserve(16 << 10).await);
         let mut waiting = Box::pin(second.decompress(&decoders));
         assert!(tokio::time::timeout(std::time::Duration::from_millis(20), &mut waiting).await.is_err());
-        // Then the first is opened all the same, and the second after it.
-        let opened = tokio::time::timeout(std::time::Duration::from_secs(5), body(&text, first).decompress(&decoders));
-        drop(opened.await.unwrap().unwrap());
+        // Then: the first is decompressed all the same, and the second after it.
+        let decompressed =
+            tokio::time::timeout(std::time::Duration::from_secs(5), body(&text, first).decompress(&decoders));
+        drop(decompressed.await.unwrap().unwrap());
         assert_eq!(waiting.await.unwrap().bytes.len(), text.len());
     }
 }

@@ -1,4 +1,4 @@
-//! HTTP clients: made here alone, one for each set of connection settings.
+//! Builds HTTP clients: only here, one for each set of connection settings. Knows no feed and no secret.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -9,52 +9,54 @@ use super::address_policy::AddressPolicy;
 use super::failure::HttpFailure;
 use super::http::HttpSettings;
 
-/// Clients are made here alone, one for each set of connection settings, and share their connections.
+/// The clients built so far, one for each set of connection settings; feeds with equal settings share connections.
 #[derive(Clone, Default)]
 pub struct HttpClients(Arc<Mutex<HashMap<ClientKey, reqwest::Client>>>);
 
-/// The last says whether odd heads are read.
+/// Proxy, CA file, connect timeout, and whether malformed heads are read.
 type ClientKey = (Option<String>, Option<PathBuf>, Duration, bool);
 
-/// What an HTTP/2 peer may send ahead of its reader, bytes: it stands outside the memory budget.
+/// What an HTTP/2 peer may send before it is read, bytes: the memory budget doesn't count it.
 const HTTP2_WINDOW: u32 = 256 << 10;
 
 impl HttpClients {
-    /// One that reads what the standard allows.
+    /// A client that reads what the standard allows.
     pub(super) fn get(&self, settings: &HttpSettings) -> Result<reqwest::Client, HttpFailure> {
-        self.made_once(settings, false)
+        self.cached(settings, false)
     }
 
-    /// One that reads what browsers read: blanks before the colon, folded lines, lines that are no headers passed over, a
-    /// thousand headers. For publishers that the other could not read: they have nobody behind them to be deceived.
+    /// A client that reads what browsers read: blanks before the colon, folded lines, a thousand headers; lines that
+    /// are no headers are skipped. For publishers that the strict client can't read: there is no further server behind
+    /// them that a malformed head could deceive.
     pub(super) fn lenient(&self, settings: &HttpSettings) -> Result<reqwest::Client, HttpFailure> {
-        self.made_once(settings, true)
+        self.cached(settings, true)
     }
 
-    fn made_once(&self, settings: &HttpSettings, lenient: bool) -> Result<reqwest::Client, HttpFailure> {
+    fn cached(&self, settings: &HttpSettings, lenient: bool) -> Result<reqwest::Client, HttpFailure> {
         let key = (settings.proxy.clone(), settings.ca_file.clone(), settings.connect_timeout, lenient);
         let mut clients = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(client) = clients.get(&key) {
             return Ok(client.clone());
         }
-        let client = build(settings, lenient)?;
+        let client = build_from_settings(settings, lenient)?;
         clients.insert(key, client.clone());
         Ok(client)
     }
 }
 
-/// A client without proxy, limits or secrets, for asking a daemon on this machine; `timeout` is for a whole answer.
+/// A client without proxy, limits or secrets, for requests to a daemon on this machine; `timeout` is for a whole
+/// response.
 ///
 /// # Errors
-/// [`Failure::Settings`].
+/// [`HttpFailure::Settings`].
 pub fn plain_client(timeout: Duration) -> Result<reqwest::Client, HttpFailure> {
-    made(builder().no_proxy().timeout(timeout))
+    build_client(builder().no_proxy().timeout(timeout))
 }
 
-/// A client for pages of anybody's, which connects only where `guard` lets it.
-pub(super) fn guarded_client(settings: &HttpSettings, guard: &AddressPolicy) -> Result<reqwest::Client, HttpFailure> {
+/// A client for web pages of any publisher, which connects only to addresses that `policy` permits.
+pub(super) fn guarded_client(settings: &HttpSettings, policy: &AddressPolicy) -> Result<reqwest::Client, HttpFailure> {
     let client = builder().connect_timeout(settings.connect_timeout).pool_max_idle_per_host(1);
-    made(if guard.allows_all() { client } else { client.no_proxy().dns_resolver(Arc::new(guard.clone())) })
+    build_client(if policy.allows_all() { client } else { client.no_proxy().dns_resolver(Arc::new(policy.clone())) })
 }
 
 #[expect(clippy::disallowed_methods, reason = "the one place where clients are made")]
@@ -72,12 +74,12 @@ fn lenient_builder() -> reqwest::ClientBuilder {
         .http1_max_headers(1_000)
 }
 
-/// Whether a feed's answers are read leniently: once that helped, for an hour, and then it is tried strictly again.
+/// Whether a feed's responses are read leniently: for an hour after that helped, then the strict client is tried again.
 #[derive(Default)]
 pub(super) struct Leniency(Mutex<Option<Instant>>);
 
 impl Leniency {
-    /// How long strict reading is not tried again.
+    /// How long the strict client is not tried again.
     const LASTS: Duration = Duration::from_secs(3_600);
 
     pub(super) fn is_on(&self) -> bool {
@@ -91,7 +93,7 @@ impl Leniency {
         }
     }
 
-    /// Whether the answer's head was what could not be read.
+    /// Whether the error is that the response's head could not be parsed.
     pub(super) fn may_help(error: &reqwest::Error) -> bool {
         let mut cause = std::error::Error::source(error);
         while let Some(inner) = cause {
@@ -104,11 +106,11 @@ impl Leniency {
     }
 }
 
-fn made(builder: reqwest::ClientBuilder) -> Result<reqwest::Client, HttpFailure> {
+fn build_client(builder: reqwest::ClientBuilder) -> Result<reqwest::Client, HttpFailure> {
     builder.build().map_err(|error| HttpFailure::Settings(format!("the HTTP client can't be made: {}", chain(&error))))
 }
 
-fn build(settings: &HttpSettings, lenient: bool) -> Result<reqwest::Client, HttpFailure> {
+fn build_from_settings(settings: &HttpSettings, lenient: bool) -> Result<reqwest::Client, HttpFailure> {
     let mut builder = if lenient { lenient_builder() } else { builder() }
         .connect_timeout(settings.connect_timeout)
         .http2_initial_stream_window_size(HTTP2_WINDOW)
@@ -125,10 +127,10 @@ fn build(settings: &HttpSettings, lenient: bool) -> Result<reqwest::Client, Http
         let certificates = reqwest::Certificate::from_pem_bundle(&pem).map_err(|error| unusable(error.to_string()))?;
         builder = builder.tls_certs_merge(certificates);
     }
-    made(builder)
+    build_client(builder)
 }
 
-/// The causes of an error without its first line, which names the URL.
+/// The causes of an error without its own message, which names the URL.
 pub(super) fn chain(error: &dyn std::error::Error) -> String {
     let mut words: Vec<String> = Vec::new();
     let mut cause = error.source();

@@ -1,4 +1,5 @@
-//! The secrets of a feed's requests: what is sent with each, and what is hidden of what comes back.
+//! The secrets of an endpoint's requests: sends them, and masks them in what the publisher sends back. Never decides
+//! which origin gets them.
 
 use std::error::Error as _;
 
@@ -12,7 +13,7 @@ use super::http::{parse, percent_encode_query};
 use super::mask::Mask;
 use super::secret::{ConfiguredValue, SecretSource};
 
-/// Where they come from.
+/// The sources of an endpoint's headers, query parameters and other secrets.
 #[derive(Default)]
 pub(super) struct CredentialSources {
     pub(super) headers: Vec<(String, ConfiguredValue)>,
@@ -21,18 +22,18 @@ pub(super) struct CredentialSources {
     pub(super) others: Vec<(String, SecretSource)>,
 }
 
-/// As they were read last.
+/// The values that were read last.
 #[derive(Default)]
 pub(super) struct Credentials {
     headers: HeaderMap,
-    /// Parameter, and value as sent.
+    /// Parameter, and value percent-encoded as sent.
     query: Vec<(String, SecretString)>,
     others: Vec<SecretString>,
     mask: Mask,
 }
 
 impl Credentials {
-    /// Reads them: blocking, small local files. What isn't sent and can't be read keeps nothing from being sent.
+    /// Reads the sources: blocking, small local files. A secret that isn't sent and can't be read is left out.
     pub(super) fn read(sources: &CredentialSources) -> Result<Self, HttpFailure> {
         let mut read = Self::default();
         for (name, value) in &sources.headers {
@@ -84,7 +85,7 @@ impl Credentials {
         &self.mask
     }
 
-    /// A URL of the feed's own origin as it is sent: what was hidden of it is put in again, missing parameters are added.
+    /// A URL of the endpoint's own origin as it is sent: masked secrets are put in again, missing parameters are added.
     pub(super) fn url_with_secrets(&self, url: &str) -> Result<Url, HttpFailure> {
         let mut full = self.mask.unmask_url(url);
         let target = parse(&full).map_err(|failure| self.redacted(failure))?;
@@ -104,7 +105,7 @@ impl Credentials {
         }
     }
 
-    /// Sorts what the client says; its own words may hold the URL with secrets, so only the causes are passed on.
+    /// Classifies a client's error; its own message may hold the URL with secrets, so only the causes are shown.
     pub(super) fn to_failure(&self, error: &reqwest::Error) -> HttpFailure {
         let words = self.mask.redact(&chain(error));
         let mut cause = error.source();
@@ -116,7 +117,7 @@ impl Credentials {
             if io.is_some_and(|io| io.kind() == std::io::ErrorKind::ConnectionRefused) {
                 return HttpFailure::ConnectionRefused(words);
             }
-            // Asked for its source, an I/O error passes over the error that it wraps.
+            // An I/O error's `source` skips the error that it wraps.
             let wrapped = io.and_then(std::io::Error::get_ref);
             cause = wrapped.map(|wrapped| wrapped as &(dyn std::error::Error + 'static)).or_else(|| inner.source());
         }

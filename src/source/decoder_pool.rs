@@ -1,18 +1,18 @@
-//! Work that keeps a core busy, off the async threads: decompressing and decoding, as much at once as there are cores.
+//! Runs CPU-bound jobs, decompressing and decoding, off the async threads, at most as many at once as there are cores.
 //!
-//! Guarantees: a job keeps its place until it has ended, also where nobody waits for it any more; it is told then, so
-//! that it can stop early.
+//! Guarantees: a job keeps its permit until it has ended, also where its caller is gone; its stop flag is set then, so
+//! that it can end early. Knows nothing of what a job does.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::sync::Semaphore;
 
-/// Places for jobs.
+/// A pool with a bounded number of jobs at once.
 #[derive(Clone)]
 pub struct DecoderPool(Arc<Semaphore>);
 
-/// Says that nobody waits for a job any more.
+/// Set once nobody waits for a job any more.
 #[derive(Clone, Debug, Default)]
 pub struct StopFlag(Arc<AtomicBool>);
 
@@ -23,38 +23,38 @@ impl StopFlag {
     }
 }
 
-/// The job panicked; in words.
+/// The job panicked; holds the panic's message.
 #[derive(Debug, thiserror::Error)]
 #[error("decoder-panic: {0}")]
 pub struct DecoderPanic(String);
 
 impl DecoderPool {
-    /// So many at once.
-    pub fn new(places: usize) -> Self {
-        Self(Arc::new(Semaphore::new(places.max(1))))
+    /// A pool of `jobs` jobs at once.
+    pub fn new(jobs: usize) -> Self {
+        Self(Arc::new(Semaphore::new(jobs.max(1))))
     }
 
-    /// Does a job as soon as there is a place.
+    /// Runs a job as soon as there is a permit.
     ///
     /// # Errors
-    /// [`Panicked`].
+    /// [`DecoderPanic`].
     pub async fn run<T: Send + 'static>(
         &self,
         job: impl FnOnce(&StopFlag) -> T + Send + 'static,
     ) -> Result<T, DecoderPanic> {
-        // The semaphore is never closed; without a place there would only be no limit.
-        let place = Arc::clone(&self.0).acquire_owned().await.ok();
+        // The semaphore is never closed; without a permit there would only be no limit.
+        let permit = Arc::clone(&self.0).acquire_owned().await.ok();
         let stop = StopFlag::default();
-        let _left = StopOnDrop(stop.clone());
+        let _stop_on_drop = StopOnDrop(stop.clone());
         let work = tokio::task::spawn_blocking(move || {
-            let _place = place;
+            let _permit = permit;
             job(&stop)
         });
         work.await.map_err(|panic| DecoderPanic(panic.to_string()))
     }
 }
 
-/// Tells the job when it is waited for no more.
+/// Sets the job's stop flag when its caller is dropped.
 struct StopOnDrop(StopFlag);
 
 impl Drop for StopOnDrop {
@@ -72,19 +72,19 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_job_that_nobody_waits_for_keeps_its_place_until_it_has_stopped() {
+    async fn a_job_that_nobody_waits_for_keeps_its_permit_until_it_has_stopped() {
         let decoders = DecoderPool::new(1);
         let ((began, begun), (end, ended)) = (sync_channel(1), sync_channel::<()>(1));
         let mut job = Box::pin(decoders.run(move |stop| {
             began.send(stop.clone()).unwrap();
             ended.recv().unwrap();
         }));
-        // Given: a job under way, which is given up.
+        // Given: a job whose caller is dropped.
         assert!(tokio::time::timeout(Duration::from_millis(20), &mut job).await.is_err());
         let stop = begun.recv().unwrap();
         assert!(!stop.is_set());
         drop(job);
-        // Then: it knows, and the next has no place until it has ended.
+        // Then: its flag is set, and the next job has no permit until it has ended.
         assert!(stop.is_set());
         let mut next = Box::pin(decoders.run(|_| ()));
         assert!(tokio::time::timeout(Duration::from_millis(20), &mut next).await.is_err());
@@ -93,10 +93,10 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_panic_is_told_and_gives_the_place_back() {
+    async fn a_panic_is_an_error_and_releases_the_permit() {
         let decoders = DecoderPool::new(1);
-        let told: Result<(), _> = decoders.run(|_| std::panic::resume_unwind(Box::new("oh"))).await;
-        assert!(told.unwrap_err().to_string().starts_with("decoder-panic: "));
+        let result: Result<(), _> = decoders.run(|_| std::panic::resume_unwind(Box::new("oh"))).await;
+        assert!(result.unwrap_err().to_string().starts_with("decoder-panic: "));
         decoders.run(|_| ()).await.unwrap();
     }
 }

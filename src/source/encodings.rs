@@ -1,18 +1,18 @@
-//! How text is spelt: percent-encoding, JSON's and HTML's escapes, base64. Publishers escape what they echo by rules of
-//! their own, so each is read wherever it stands.
+//! The encodings that a secret may appear in: percent-encoding, JSON's and HTML's escapes, base64. Publishers escape
+//! what they echo by rules of their own, so each escape is recognised anywhere. Pure; knows no secret.
 
 use super::http::percent_encode_query;
 
-/// What a text is looked through for.
+/// Why a text is masked.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum MaskMode {
-    /// To be shown: any escape, in any case.
+    /// To be shown: any escape is recognised, in any case.
     Display,
-    /// To be sent again: only what is certain to be given back as it was.
+    /// To be sent again: only escapes that can be restored exactly are recognised.
     Resend,
 }
 
-/// A text with one kind of escape after the other taken off; each byte knows where it stands in the text.
+/// A text with escapes removed, layer by layer; each byte has its range in the original text.
 pub(super) struct UnescapedText(Vec<UnescapedByte>);
 
 #[derive(Clone, Copy)]
@@ -22,7 +22,7 @@ struct UnescapedByte {
     end: u32,
 }
 
-/// What an escape stands for, up to four bytes, and how many units spell it.
+/// The bytes that an escape sequence stands for, up to four, and its length in units.
 struct EscapeSequence {
     bytes: [u8; 4],
     length: usize,
@@ -42,7 +42,7 @@ impl EscapeSequence {
 }
 
 impl UnescapedText {
-    /// The text as it is; at most 4 GiB.
+    /// The text unchanged; at most 4 GiB.
     pub(super) fn of(text: &[u8]) -> Self {
         let unit = |(at, byte): (u32, &u8)| UnescapedByte { byte: *byte, start: at, end: at + 1 };
         Self((0..).zip(text).map(unit).collect())
@@ -52,21 +52,21 @@ impl UnescapedText {
         self.0.get(at).map(|unit| unit.byte)
     }
 
-    /// Where in the text the unit begins.
+    /// The offset in the text at which the unit begins.
     pub(super) fn start(&self, at: usize) -> usize {
         self.0.get(at).map_or(usize::MAX, |unit| unit.start as usize)
     }
 
-    /// Where in the text the unit before this one ends.
+    /// The offset in the text at which the unit before this one ends.
     pub(super) fn end(&self, at: usize) -> usize {
         at.checked_sub(1).and_then(|last| self.0.get(last)).map_or(0, |unit| unit.end as usize)
     }
 
-    /// With one escape taken off everywhere; nothing where there is none.
-    pub(super) fn decoded(&self, manner: MaskMode) -> Option<Self> {
+    /// The text with one layer of escapes removed; none where there is no escape.
+    pub(super) fn decoded(&self, mode: MaskMode) -> Option<Self> {
         let (mut units, mut at, mut changed) = (Vec::with_capacity(self.0.len()), 0, false);
         while let Some(unit) = self.0.get(at) {
-            match self.escape(at, manner) {
+            match self.escape(at, mode) {
                 Some(escape) => {
                     changed = true;
                     let end = self.0.get(at + escape.units - 1).map_or(unit.end, |last| last.end);
@@ -83,34 +83,34 @@ impl UnescapedText {
         changed.then_some(Self(units))
     }
 
-    /// How many bytes of `secret` are spelt from here, and the unit behind them: all of it, or its beginning where the text
-    /// ends within it.
-    pub(super) fn spells(&self, at: usize, secret: &[u8], manner: MaskMode) -> Option<(usize, usize)> {
-        self.spells_raw(at, secret, manner).or_else(|| self.spells_escaped(at, secret, manner))
+    /// How many bytes of `secret` the units from `at` on encode, and the unit after them: all of it, or its beginning
+    /// where the text ends within it.
+    pub(super) fn matches(&self, at: usize, secret: &[u8], mode: MaskMode) -> Option<(usize, usize)> {
+        self.matches_raw(at, secret, mode).or_else(|| self.matches_escaped(at, secret, mode))
     }
 
-    fn spells_raw(&self, at: usize, secret: &[u8], manner: MaskMode) -> Option<(usize, usize)> {
-        let there = self.0.get(at..)?;
-        let length = there.len().min(secret.len());
-        let same = there.iter().zip(secret).all(|(unit, wanted)| same(unit.byte, *wanted, manner));
+    fn matches_raw(&self, at: usize, secret: &[u8], mode: MaskMode) -> Option<(usize, usize)> {
+        let units = self.0.get(at..)?;
+        let length = units.len().min(secret.len());
+        let same = units.iter().zip(secret).all(|(unit, wanted)| same(unit.byte, *wanted, mode));
         same.then_some((length, at + length))
     }
 
-    fn spells_escaped(&self, mut at: usize, secret: &[u8], manner: MaskMode) -> Option<(usize, usize)> {
+    fn matches_escaped(&self, mut at: usize, secret: &[u8], mode: MaskMode) -> Option<(usize, usize)> {
         let mut matched = 0;
         while let Some(wanted) = secret.get(matched) {
             let Some(byte) = self.byte(at) else { return Some((matched, at)) };
-            let escape = self.escape(at, manner).filter(|escape| {
+            let escape = self.escape(at, mode).filter(|escape| {
                 let bytes = &escape.bytes[..escape.length];
                 let wanted = secret.get(matched..matched + escape.length);
-                wanted.is_some_and(|wanted| bytes.iter().zip(wanted).all(|(byte, wanted)| same(*byte, *wanted, manner)))
+                wanted.is_some_and(|wanted| bytes.iter().zip(wanted).all(|(byte, wanted)| same(*byte, *wanted, mode)))
             });
             match escape {
                 Some(escape) => (matched, at) = (matched + escape.length, at + escape.units),
-                None if same(byte, *wanted, manner) || (byte, *wanted) == (b'+', b' ') => {
+                None if same(byte, *wanted, mode) || (byte, *wanted) == (b'+', b' ') => {
                     (matched, at) = (matched + 1, at + 1);
                 }
-                // An escape that was cut.
+                // A truncated escape.
                 None if matched > 0 && b"%\\&".contains(&byte) && at + 6 > self.0.len() => {
                     return Some((matched, self.0.len()));
                 }
@@ -120,12 +120,12 @@ impl UnescapedText {
         Some((matched, at))
     }
 
-    fn escape(&self, at: usize, manner: MaskMode) -> Option<EscapeSequence> {
+    fn escape(&self, at: usize, mode: MaskMode) -> Option<EscapeSequence> {
         match self.byte(at)? {
             // RFC 3986 §2.1
             b'%' => Some(EscapeSequence::of_byte(u8::try_from(self.number(at + 1, 2, 16)?).ok()?, 3)),
-            b'\\' if manner == MaskMode::Display => self.json(at),
-            b'&' if manner == MaskMode::Display => self.html(at),
+            b'\\' if mode == MaskMode::Display => self.json(at),
+            b'&' if mode == MaskMode::Display => self.html(at),
             _ => None,
         }
     }
@@ -154,12 +154,12 @@ impl UnescapedText {
         }
     }
 
-    /// WHATWG HTML §13.5, what is needed to write any text.
+    /// WHATWG HTML §13.5, the references that are needed to write any text.
     fn html(&self, at: usize) -> Option<EscapeSequence> {
         const NAMED: &[(&[u8], char)] =
             &[(b"amp;", '&'), (b"lt;", '<'), (b"gt;", '>'), (b"quot;", '"'), (b"apos;", '\''), (b"nbsp;", '\u{a0}')];
-        let stands = |text: &[u8]| text.iter().zip(at + 1..).all(|(byte, at)| self.byte(at) == Some(*byte));
-        if let Some((name, character)) = NAMED.iter().find(|(name, _)| stands(name)) {
+        let follows = |text: &[u8]| text.iter().zip(at + 1..).all(|(byte, at)| self.byte(at) == Some(*byte));
+        if let Some((name, character)) = NAMED.iter().find(|(name, _)| follows(name)) {
             return Some(EscapeSequence::of(*character, 1 + name.len()));
         }
         let (from, radix) = match (self.byte(at + 1)?, self.byte(at + 2)?) {
@@ -180,17 +180,17 @@ impl UnescapedText {
     }
 }
 
-fn same(byte: u8, wanted: u8, manner: MaskMode) -> bool {
-    byte == wanted || manner == MaskMode::Display && byte.eq_ignore_ascii_case(&wanted)
+fn same(byte: u8, wanted: u8, mode: MaskMode) -> bool {
+    byte == wanted || mode == MaskMode::Display && byte.eq_ignore_ascii_case(&wanted)
 }
 
-/// Percent-encoded text as bytes.
+/// Decodes percent-encoded text.
 pub(super) fn decoded(text: &str) -> Vec<u8> {
     let layer = UnescapedText::of(text.as_bytes());
     layer.decoded(MaskMode::Resend).unwrap_or(layer).0.into_iter().map(|unit| unit.byte).collect()
 }
 
-/// Bytes as they stand in a query.
+/// Percent-encodes bytes for a query.
 pub(super) fn percent(bytes: &[u8]) -> String {
     match std::str::from_utf8(bytes) {
         Ok(text) => percent_encode_query(text),
@@ -200,10 +200,10 @@ pub(super) fn percent(bytes: &[u8]) -> String {
 
 const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
 
-/// What is certain to stand in any base64 text (RFC 4648 §4 and §5) of something that holds `bytes`: one for each offset
-/// in the three bytes that four digits spell, and again where the alphabet for URLs differs.
+/// The digits that every base64 text (RFC 4648 §4 and §5) of data with `bytes` in it contains: one fragment for each
+/// offset in the three bytes that four digits encode, and again where the alphabet for URLs differs.
 pub(super) fn base64_fragments(bytes: &[u8]) -> Vec<Vec<u8>> {
-    let mut spellings = Vec::new();
+    let mut fragments = Vec::new();
     for offset in 0..3 {
         let padded: Vec<u8> = std::iter::repeat_n(0, offset).chain(bytes.iter().copied()).collect();
         let bits = |n: usize| {
@@ -221,15 +221,15 @@ pub(super) fn base64_fragments(bytes: &[u8]) -> Vec<Vec<u8>> {
             })
             .collect();
         let differs = for_urls != digits;
-        spellings.push(digits);
+        fragments.push(digits);
         if differs {
-            spellings.push(for_urls);
+            fragments.push(for_urls);
         }
     }
-    spellings
+    fragments
 }
 
-/// What base64 spells, in either alphabet, padded or not.
+/// Decodes base64 in either alphabet, padded or not.
 pub(super) fn decode_base64(text: &str) -> Option<Vec<u8>> {
     let (mut bytes, mut bits, mut count) = (Vec::new(), 0u32, 0);
     for digit in text.trim_end_matches('=').bytes() {

@@ -1,28 +1,27 @@
-//! Why a request brought no page, in words that begin with a fixed one.
+//! Why an HTTP request failed. Decides nothing: what follows from a failure is the failure policy's.
 
 use std::time::Duration;
 
 use super::budget::Preemption;
 
-/// Why a request brought no page. Each begins with a fixed word.
+/// Why a request returned no page. Each message begins with a fixed word.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum HttpFailure {
     /// A status other than 200 and 304.
-    #[error("http-{code}: the publisher answered {code}{}{}", shown(.beginning), remarked(.remark.as_deref()))]
+    #[error("http-{code}: the publisher answered {code}{}{}", beginning_suffix(.beginning), remark_suffix(.remark.as_deref()))]
     Status {
-        /// The status code.
         code: u16,
-        /// What `Retry-After` asked for (RFC 9110 §10.2.3).
+        /// The wait in `Retry-After` (RFC 9110 §10.2.3).
         retry_after: Option<Duration>,
-        /// The first bytes of the answer.
+        /// The first bytes of the body.
         beginning: String,
-        /// What else is worth a word: a header that can't be read, a cookie that is not sent back.
+        /// Remarks for the operator: a header that can't be read, a cookie that is not sent back.
         remark: Option<String>,
     },
-    /// A 304 to a request that carried no validator: an answer to a question that was not put (RFC 9110 §15.4.5).
+    /// A 304 to a request that carried no validator (RFC 9110 §15.4.5).
     #[error("unasked-304: the publisher answered 304 to a request without a validator")]
     UnaskedNotModified,
-    /// Nothing listens there.
+    /// The connection was refused.
     #[error("refused-connection: {0}")]
     ConnectionRefused(String),
     /// No connection: DNS, routing, a proxy.
@@ -37,7 +36,7 @@ pub enum HttpFailure {
     /// The publisher's certificate or TLS was refused.
     #[error("tls: {0}")]
     Tls(String),
-    /// Others waited for the memory that the page, or an event of a stream, held.
+    /// Other pages waited for the memory that the page, or an event of a stream, held.
     #[error("no-memory: other feeds waited for the memory that this one held; it is asked for again ({0} bytes)")]
     Preempted(u64),
     /// Larger than `max_page_bytes` once decompressed, or an event larger than the limit for one.
@@ -52,13 +51,13 @@ pub enum HttpFailure {
     /// A redirect to another origin.
     #[error("foreign-redirect: the publisher redirects to another origin, {0}; allow it with http.allow_hosts")]
     ForeignRedirect(String),
-    /// An address that is none of the internet's, where only public ones may be connected to.
+    /// An address that is not public, where only public ones may be connected to.
     #[error("private-address: {0}; allow it with --allow-private")]
     PrivateAddress(String),
-    /// Redirects without end, or to nowhere.
+    /// Too many redirects, or a redirect to no usable URL.
     #[error("redirect: {0}")]
     Redirect(String),
-    /// Not a URL that can be asked for.
+    /// Not a URL that can be requested.
     #[error("bad-url: {0}")]
     Url(String),
     /// A secret or the client's own settings can't be used.
@@ -66,16 +65,16 @@ pub enum HttpFailure {
     Settings(String),
 }
 
-fn shown(beginning: &str) -> String {
+fn beginning_suffix(beginning: &str) -> String {
     if beginning.is_empty() { String::new() } else { format!(": {beginning:?}") }
 }
 
-fn remarked(remark: Option<&str>) -> String {
+fn remark_suffix(remark: Option<&str>) -> String {
     remark.map(|remark| format!("; {remark}")).unwrap_or_default()
 }
 
 impl From<Preemption> for HttpFailure {
-    fn from(given: Preemption) -> Self {
-        Self::Preempted(given.held)
+    fn from(preemption: Preemption) -> Self {
+        Self::Preempted(preemption.held)
     }
 }

@@ -1,4 +1,4 @@
-//! What a response's headers say: how long it is fresh, when to come again, what it is.
+//! Reads a response's headers: validators, freshness, `Retry-After`, content type. Never reads the body.
 
 use std::time::Duration;
 
@@ -6,27 +6,26 @@ use reqwest::header::{self, HeaderMap, HeaderName};
 
 use crate::feed::Finding;
 
-/// What a page's headers say.
+/// The metadata in a page's headers.
 #[derive(Clone, Debug, Default)]
 pub struct ResponseMeta {
-    /// The entity tag, to ask with next time.
+    /// The entity tag, for the next request's `If-None-Match`.
     pub etag: Option<String>,
-    /// How long the answer is fresh, its age taken off.
+    /// How long the response is fresh, less its age.
     pub fresh_for: Option<Duration>,
-    /// The media type.
     pub content_type: Option<String>,
     /// The publisher's clock, milliseconds since 1970 UTC.
     pub date: Option<i64>,
-    /// Seconds that the answer had spent in caches (RFC 9111 §5.1).
+    /// Seconds that the response spent in caches (RFC 9111 §5.1).
     pub age: Option<u64>,
-    /// When the page itself last changed, as the publisher says, milliseconds since 1970 UTC.
+    /// When the page last changed, as the publisher says, milliseconds since 1970 UTC.
     pub last_modified: Option<i64>,
-    /// Where redirects led, secrets masked, if what the URL asked for was lost on the way: the answer is to another
-    /// question, so it is never the feed's end.
+    /// The URL that redirects led to, secrets masked, if the redirects lost the request's cursor: the response answers
+    /// another request, so it is never the feed's end.
     pub cursor_lost_at: Option<String>,
-    /// The cookies that it sets, in words: a publisher that sends a web page may want one sent back.
+    /// The cookies that the response sets, in words: a publisher that sends a web page may want one sent back.
     pub cookie_remark: Option<String>,
-    /// How the answer departs from what HTTP and RPDE say; what came is read all the same.
+    /// How the response departs from HTTP and RPDE; it is read all the same.
     pub findings: Vec<Finding>,
 }
 
@@ -36,7 +35,7 @@ impl ResponseMeta {
     }
 }
 
-/// What they say; `hide` is for what is shown of it. The entity tag is sent back as it came.
+/// Reads the headers; `hide` masks secrets in all that is shown. The entity tag is sent back unchanged.
 pub(super) fn meta(headers: &HeaderMap, hide: &dyn Fn(&str) -> String) -> ResponseMeta {
     let text = |name: HeaderName| headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
     let mut meta = ResponseMeta {
@@ -70,7 +69,7 @@ pub(super) fn header_text(headers: &HeaderMap, name: &HeaderName) -> Option<Stri
     headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned())
 }
 
-/// The names of the cookies that are set, in words: we send none back, and some publishers want one.
+/// The names of the cookies that a response sets, in words: we send none back, and some publishers want one.
 pub(super) fn cookie_remark(headers: &HeaderMap, hide: &dyn Fn(&str) -> String) -> Option<String> {
     let named = headers.get_all(header::SET_COOKIE).iter().filter_map(|value| {
         let text = String::from_utf8_lossy(value.as_bytes());
@@ -81,12 +80,12 @@ pub(super) fn cookie_remark(headers: &HeaderMap, hide: &dyn Fn(&str) -> String) 
     (!names.is_empty()).then(|| format!("it sets {cookies} {}, and none is sent back", names.join(", ")))
 }
 
-/// Whether a partial answer is all there is (RFC 9110 §14.4).
+/// Whether a partial response has the whole content (RFC 9110 §14.4).
 pub(super) fn is_whole(headers: &HeaderMap) -> bool {
     let range = header_text(headers, &header::CONTENT_RANGE);
     let whole = |range: &str| {
-        let (places, total) = range.trim().strip_prefix("bytes")?.trim().split_once('/')?;
-        let (first, last) = places.split_once('-')?;
+        let (positions, total) = range.trim().strip_prefix("bytes")?.trim().split_once('/')?;
+        let (first, last) = positions.split_once('-')?;
         let (last, total): (u64, u64) = (last.trim().parse().ok()?, total.trim().parse().ok()?);
         Some(first.trim() == "0" && last.checked_add(1) == Some(total))
     };
@@ -118,7 +117,7 @@ fn fresh_for(headers: &HeaderMap) -> Option<Duration> {
     lifetime.checked_sub(age).filter(|left| *left > 0).map(Duration::from_secs)
 }
 
-/// RFC 9110 §10.2.3: seconds or a date; an error is what can't be read.
+/// RFC 9110 §10.2.3: seconds or a date; an error is the value, where it can't be read.
 pub(super) fn retry_after(headers: &HeaderMap) -> Result<Option<Duration>, String> {
     let Some(text) = header_text(headers, &header::RETRY_AFTER) else { return Ok(None) };
     let value = text.trim();

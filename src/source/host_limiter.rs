@@ -1,8 +1,9 @@
-//! Politeness: how many requests go to a host at once, and whose turn it is.
+//! Politeness: limits the requests to a host at once, and orders those that wait.
 //!
-//! A waiting level poll takes the next free place before any page of a refresh; refreshes take turns; with more than
-//! one place they leave one free while the host has level feeds. After a 429 or a refused connection a host gets one
-//! request at a time until one succeeds. Knows nothing of what is fetched.
+//! Guarantees: a waiting poll of a level feed gets the next free permit before any page of a refresh; refreshes are
+//! served in the order of their requests; with more than one permit they leave one free while the host has level feeds.
+//! After a 429 or a refused connection a host gets one request at a time until one succeeds. Knows nothing of what is
+//! fetched.
 
 use std::collections::{HashMap, VecDeque};
 use std::num::NonZeroU32;
@@ -15,23 +16,23 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use super::http::{HostLimits, HostSettings};
 use crate::feed::FeedName;
 
-/// What a request is for.
+/// The priority of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Priority {
-    /// A look at a level feed's end.
+    /// A poll of a level feed.
     Level,
     /// A page of a refresh, resync or look-back.
     Refresh,
 }
 
-/// All hosts.
+/// The queues of all hosts.
 #[derive(Clone)]
 pub struct HostLimiter {
     hosts: Arc<Mutex<HashMap<String, Arc<HostQueue>>>>,
     settings: Arc<HostSettings>,
 }
 
-/// One host, or all that share a budget.
+/// The queue of one host, or of all hosts that share limits.
 pub struct HostQueue {
     name: String,
     state: Mutex<QueueState>,
@@ -40,7 +41,7 @@ pub struct HostQueue {
 }
 
 struct QueueState {
-    places: usize,
+    permits: usize,
     one_at_a_time: bool,
     holders: Vec<(u64, FeedName, Priority)>,
     level_waiters: VecDeque<Waiter>,
@@ -54,32 +55,32 @@ struct Waiter {
     granted: oneshot::Sender<u64>,
 }
 
-/// A place at a host, free again when dropped.
+/// The permission for one request to a host, released when dropped.
 pub struct HostPermit {
     host: Arc<HostQueue>,
     number: u64,
 }
 
-/// Says that a feed of this host is level, until dropped.
+/// Counts a feed of this host as level until dropped.
 pub struct LevelGuard(Arc<HostQueue>);
 
 impl HostLimiter {
-    /// With these budgets.
+    /// A limiter with these limits.
     pub fn new(settings: HostSettings) -> Self {
         Self { hosts: Arc::default(), settings: Arc::new(settings) }
     }
 
-    /// The host that `url` is served by, or the budget it shares with others.
+    /// The queue of the host of `url`, or of the pattern that the host matches.
     pub fn queue_for(&self, url: &url::Url) -> Arc<HostQueue> {
         let name = url.host_str().unwrap_or_default().to_ascii_lowercase();
         let address = format!("{name}:{}", url.port_or_known_default().unwrap_or(0));
-        let shared = self.settings.matching.iter().find(|(pattern, _)| matches(pattern, &name, &address));
-        let (key, budget) = match shared {
-            Some((pattern, budget)) => (pattern.clone(), budget),
+        let matched = self.settings.matching.iter().find(|(pattern, _)| matches(pattern, &name, &address));
+        let (key, limits) = match matched {
+            Some((pattern, limits)) => (pattern.clone(), limits),
             None => (address, &self.settings.each),
         };
         let mut hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
-        Arc::clone(hosts.entry(key.clone()).or_insert_with(|| Arc::new(HostQueue::new(key, budget))))
+        Arc::clone(hosts.entry(key.clone()).or_insert_with(|| Arc::new(HostQueue::new(key, limits))))
     }
 }
 
@@ -93,9 +94,9 @@ fn matches(pattern: &str, name: &str, address: &str) -> bool {
 }
 
 impl HostQueue {
-    fn new(name: String, budget: &HostLimits) -> Self {
-        let line = QueueState {
-            places: budget.per_host.max(1),
+    fn new(name: String, limits: &HostLimits) -> Self {
+        let state = QueueState {
+            permits: limits.per_host.max(1),
             one_at_a_time: false,
             holders: Vec::new(),
             level_waiters: VecDeque::new(),
@@ -103,14 +104,14 @@ impl HostQueue {
             level_feeds: 0,
             next: 0,
         };
-        let rate = budget.rate.filter(|rate| *rate > 0.0).and_then(|rate| {
+        let rate = limits.rate.filter(|rate| *rate > 0.0).and_then(|rate| {
             let quota = Quota::with_period(Duration::from_secs_f64(1.0 / rate))?;
             Some(RateLimiter::direct(quota.allow_burst(NonZeroU32::MIN)))
         });
-        Self { name, state: Mutex::new(line), rate, resync: Arc::new(Semaphore::new(1)) }
+        Self { name, state: Mutex::new(state), rate, resync: Arc::new(Semaphore::new(1)) }
     }
 
-    /// How it is known to operators.
+    /// The host and port, or the pattern, that operators see.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -119,64 +120,64 @@ impl HostQueue {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for a place, and for the rate.
+    /// Waits for a permit, and for the rate limit.
     pub async fn acquire(self: &Arc<Self>, feed: &FeedName, priority: Priority) -> HostPermit {
         let (granted, answer) = oneshot::channel();
         {
-            let mut line = self.lock();
-            let waiting = Waiter { feed: feed.clone(), granted };
+            let mut state = self.lock();
+            let waiter = Waiter { feed: feed.clone(), granted };
             match priority {
-                Priority::Level => line.level_waiters.push_back(waiting),
-                Priority::Refresh => line.refresh_waiters.push_back(waiting),
+                Priority::Level => state.level_waiters.push_back(waiter),
+                Priority::Refresh => state.refresh_waiters.push_back(waiter),
             }
-            line.grant();
+            state.grant();
         }
-        let mut claim = PendingPermit { host: Arc::clone(self), answer, taken: false };
-        // The line keeps a waiting request's sender until it is granted, so the answer always comes.
-        let number = (&mut claim.answer).await.unwrap_or(u64::MAX);
-        claim.taken = true;
-        let turn = HostPermit { host: Arc::clone(self), number };
+        let mut pending = PendingPermit { host: Arc::clone(self), answer, taken: false };
+        // The queue keeps a waiter's sender until the permit is granted, so the answer always comes.
+        let number = (&mut pending.answer).await.unwrap_or(u64::MAX);
+        pending.taken = true;
+        let permit = HostPermit { host: Arc::clone(self), number };
         if let Some(rate) = &self.rate {
             rate.until_ready().await;
         }
-        turn
+        permit
     }
 
-    /// In words, what a feed that can't have a place waits for.
+    /// What a feed waits for that can't have a permit, in words.
     pub fn describe_wait(&self) -> String {
-        let line = self.lock();
-        let holders: Vec<&str> = line.holders.iter().map(|(_, feed, _)| feed.as_str()).collect();
-        let waiting = line.level_waiters.len() + line.refresh_waiters.len();
+        let state = self.lock();
+        let holders: Vec<&str> = state.holders.iter().map(|(_, feed, _)| feed.as_str()).collect();
+        let waiting = state.level_waiters.len() + state.refresh_waiters.len();
         format!("waiting: for a place at {} (held by {}; {waiting} wait)", self.name, holders.join(", "))
     }
 
-    /// One request at a time until one succeeds.
+    /// Limits the host to one request at a time until one succeeds.
     pub fn throttle(&self) {
         self.lock().one_at_a_time = true;
     }
 
-    /// A request has succeeded.
+    /// Records that a request has succeeded.
     pub fn record_success(&self) {
-        let mut line = self.lock();
-        if line.one_at_a_time {
-            line.one_at_a_time = false;
-            line.grant();
+        let mut state = self.lock();
+        if state.one_at_a_time {
+            state.one_at_a_time = false;
+            state.grant();
         }
     }
 
-    /// Says that a feed of this host is level.
+    /// Counts a feed of this host as level.
     pub fn mark_level(self: &Arc<Self>) -> LevelGuard {
         self.lock().level_feeds += 1;
         LevelGuard(Arc::clone(self))
     }
 
-    /// Resyncs go one a host at a time.
+    /// Waits for the host's only resync permit.
     pub async fn acquire_resync(&self) -> Option<OwnedSemaphorePermit> {
         Arc::clone(&self.resync).acquire_owned().await.ok()
     }
 }
 
-/// Gives a place back that was granted to a wait that was dropped just then.
+/// Releases a permit that was granted while its waiter was being dropped.
 struct PendingPermit {
     host: Arc<HostQueue>,
     answer: oneshot::Receiver<u64>,
@@ -198,17 +199,17 @@ impl Drop for PendingPermit {
 impl QueueState {
     fn grant(&mut self) {
         loop {
-            let places = if self.one_at_a_time { 1 } else { self.places };
-            if self.holders.len() >= places {
+            let permits = if self.one_at_a_time { 1 } else { self.permits };
+            if self.holders.len() >= permits {
                 return;
             }
-            let for_refresh = if places > 1 && self.level_feeds > 0 { places - 1 } else { places };
+            let for_refresh = if permits > 1 && self.level_feeds > 0 { permits - 1 } else { permits };
             let refreshing = self.holders.iter().filter(|(_, _, priority)| *priority == Priority::Refresh).count();
-            let (waiting, priority) = if let Some(waiting) = self.level_waiters.pop_front() {
-                (waiting, Priority::Level)
+            let (waiter, priority) = if let Some(waiter) = self.level_waiters.pop_front() {
+                (waiter, Priority::Level)
             } else if refreshing < for_refresh {
                 match self.refresh_waiters.pop_front() {
-                    Some(waiting) => (waiting, Priority::Refresh),
+                    Some(waiter) => (waiter, Priority::Refresh),
                     None => return,
                 }
             } else {
@@ -216,9 +217,9 @@ impl QueueState {
             };
             let number = self.next;
             self.next += 1;
-            // A wait that was dropped takes no place.
-            if waiting.granted.send(number).is_ok() {
-                self.holders.push((number, waiting.feed, priority));
+            // A waiter that was dropped takes no permit.
+            if waiter.granted.send(number).is_ok() {
+                self.holders.push((number, waiter.feed, priority));
             }
         }
     }
@@ -237,9 +238,9 @@ impl Drop for HostPermit {
 
 impl Drop for LevelGuard {
     fn drop(&mut self) {
-        let mut line = self.0.lock();
-        line.level_feeds = line.level_feeds.saturating_sub(1);
-        line.grant();
+        let mut state = self.0.lock();
+        state.level_feeds = state.level_feeds.saturating_sub(1);
+        state.grant();
     }
 }
 
@@ -251,8 +252,8 @@ mod tests {
 
     fn host(per_host: usize) -> Arc<HostQueue> {
         let each = HostLimits { per_host, rate: None };
-        let turns = HostLimiter::new(HostSettings { each, matching: Vec::new() });
-        turns.queue_for(&"http://h.example/feed".parse().unwrap())
+        let limiter = HostLimiter::new(HostSettings { each, matching: Vec::new() });
+        limiter.queue_for(&"http://h.example/feed".parse().unwrap())
     }
     fn name(name: &str) -> FeedName {
         FeedName::new(name).unwrap()
@@ -275,7 +276,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn refreshes_leave_a_place_free_while_there_are_level_feeds() {
+    async fn refreshes_leave_a_permit_free_while_there_are_level_feeds() {
         let host = host(2);
         let (a, b) = (name("a"), name("b"));
         let mark = host.mark_level();
@@ -288,7 +289,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_host_that_says_too_many_gets_one_request_at_a_time_until_one_succeeds() {
+    async fn a_throttled_host_gets_one_request_at_a_time_until_one_succeeds() {
         let host = host(3);
         let a = name("a");
         host.throttle();
@@ -300,7 +301,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_dropped_wait_holds_no_place() {
+    async fn a_dropped_waiter_holds_no_permit() {
         let host = host(1);
         let a = name("a");
         let held = host.acquire(&a, Priority::Refresh).await;

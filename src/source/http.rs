@@ -1,4 +1,8 @@
-//! The one HTTP client: limits, redirects, origins, secrets.
+//! Requests of one endpoint over HTTP.
+//!
+//! Guarantees: secrets are sent to the endpoint's own origin only, and masked in all that is shown; redirects are
+//! followed only to permitted origins; every request is within limits of size, time and memory. Never decodes a page,
+//! never decides when to request again.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -24,15 +28,14 @@ use crate::feed::Finding;
 /// `[http]`, and a feed's `http.*`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HttpSettings {
-    /// The `User-Agent` sent.
     pub user_agent: String,
-    /// To open a connection, TLS included.
+    /// For opening a connection, TLS included.
     pub connect_timeout: Duration,
     /// The longest silence while a response is awaited or read.
     pub read_timeout: Duration,
     /// For a whole page.
     pub page_timeout: Duration,
-    /// The largest page taken, in bytes once decompressed.
+    /// The largest page accepted, in bytes once decompressed.
     pub max_page_bytes: u64,
     /// A proxy for all requests; the environment's when not set.
     pub proxy: Option<String>,
@@ -57,7 +60,7 @@ impl Default for HttpSettings {
     }
 }
 
-/// How much may be asked of one host, or of all hosts that match a pattern together.
+/// The limits for one host, or for all hosts that match a pattern together.
 #[derive(Clone, Debug, PartialEq)]
 pub struct HostLimits {
     /// Requests at once, over all feeds.
@@ -72,35 +75,34 @@ impl Default for HostLimits {
     }
 }
 
-/// The budget of every host and those with one of their own (`[hosts."*.example.org"]`).
+/// The limits of hosts: the default, and those of host patterns (`[hosts."*.example.org"]`).
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct HostSettings {
-    /// For a host that no pattern matches: each host and port has this for itself.
+    /// For hosts that no pattern matches; each host and port has these limits for itself.
     pub each: HostLimits,
-    /// Pattern (`example.org`, `example.org:8443` or `*.example.org`) and the budget all that match share.
+    /// Pattern (`example.org`, `example.org:8443` or `*.example.org`), and the limits that all matching hosts share.
     pub matching: Vec<(String, HostLimits)>,
 }
 
-/// An answer.
+/// The response to a request for a page.
 pub enum PageResponse {
-    /// A page.
     Page(EncodedBody, ResponseMeta),
     /// 304 to a request that carried a validator: nothing has changed.
     NotModified(ResponseMeta),
-    /// A request that carried a validator was answered 412, or 200 without a page: whoever asked gives the validator up
-    /// and asks again without one.
+    /// A request that carried a validator was answered 412, or 200 without a page: the caller discards the validator
+    /// and requests the page without one.
     ValidatorRefused(ResponseMeta),
 }
 
-/// A response, redirects followed.
+/// The response after the last redirect.
 struct FinalResponse {
     response: reqwest::Response,
-    /// Where redirects led, if what the URL asked for was lost on the way.
+    /// The URL that redirects led to, if they lost the request's cursor.
     cursor_lost_at: Option<String>,
     findings: Vec<Finding>,
 }
 
-/// Requests of one feed: its client, limits, origin and secrets.
+/// An HTTP client bound to one endpoint: its URL, limits and secrets.
 pub struct EndpointClient {
     clients: HttpClients,
     client: reqwest::Client,
@@ -109,21 +111,21 @@ pub struct EndpointClient {
     endpoint_url: Url,
     sources: CredentialSources,
     credentials: RwLock<Arc<Credentials>>,
-    /// How often they have changed.
-    changes: AtomicU64,
+    /// How often the secrets have changed.
+    secret_changes: AtomicU64,
 }
 
 const REDIRECTS: usize = 5;
-/// A feed whose secret was refused has its secrets looked at this often: a new one is used at once.
-pub(super) const SECRETS_LOOKED_AT: Duration = Duration::from_secs(5);
-/// Of a page that says how long it is, so much is made room for at once.
+/// How often secrets are read again after one was refused.
+pub(super) const SECRETS_REREAD_EVERY: Duration = Duration::from_secs(5);
+/// The largest buffer allocated at once for a page with a `Content-Length`, bytes.
 const FIRST_BYTES: u64 = 1 << 20;
 
 impl EndpointClient {
-    /// Requests to the origin of `url`. Reads the secrets: blocking, small local files.
+    /// A client for the endpoint `url`. Reads the secrets: blocking, small local files.
     ///
     /// # Errors
-    /// [`Failure::Url`] and [`Failure::Settings`].
+    /// [`HttpFailure::Url`] and [`HttpFailure::Settings`].
     pub fn new(
         clients: &HttpClients,
         url: &str,
@@ -131,59 +133,60 @@ impl EndpointClient {
         headers: &[(String, ConfiguredValue)],
         query: &[(String, ConfiguredValue)],
     ) -> Result<Self, HttpFailure> {
-        let home = parse(url)?;
-        let requests = Self {
+        let endpoint_url = parse(url)?;
+        let endpoint = Self {
             clients: clients.clone(),
             client: clients.get(settings)?,
             leniency: Leniency::default(),
             settings: settings.clone(),
-            endpoint_url: home,
+            endpoint_url,
             sources: CredentialSources { headers: headers.to_vec(), query: query.to_vec(), others: Vec::new() },
             credentials: RwLock::default(),
-            changes: AtomicU64::new(0),
+            secret_changes: AtomicU64::new(0),
         };
-        requests.read_secrets()?;
-        Ok(requests)
+        endpoint.read_secrets()?;
+        Ok(endpoint)
     }
 
-    /// With the feed's other secrets, by name: they are not sent, and hidden all the same. Reads them as
-    /// [`Requests::new`] does.
+    /// Adds the feed's other secrets, by name: they are not sent, and masked all the same. Reads them as
+    /// [`EndpointClient::new`] does.
     #[must_use]
     pub fn hiding(mut self, others: Vec<(String, SecretSource)>) -> Self {
         self.sources.others = others;
-        // What is sent was read a moment ago.
+        // The secrets that are sent were read a moment ago.
         let _ = self.read_secrets();
         self
     }
 
-    /// The feed's own URL.
+    /// The endpoint's configured URL.
     pub fn endpoint_url(&self) -> &Url {
         &self.endpoint_url
     }
 
-    /// Reads the secrets again; how often any has changed so far. Blocking, small local files.
+    /// Reads the secrets again; returns how often any has changed so far. Blocking, small local files.
     ///
     /// # Errors
-    /// [`Failure::Settings`] when one can't be read.
+    /// [`HttpFailure::Settings`] when one can't be read.
     pub fn read_secrets(&self) -> Result<u64, HttpFailure> {
         let fresh = Credentials::read(&self.sources)?;
         let mut credentials = self.credentials.write().unwrap_or_else(PoisonError::into_inner);
         if !fresh.equals(&credentials) {
-            self.changes.fetch_add(1, Ordering::Relaxed);
+            self.secret_changes.fetch_add(1, Ordering::Relaxed);
         }
         *credentials = Arc::new(fresh);
-        Ok(self.changes.load(Ordering::Relaxed))
+        Ok(self.secret_changes.load(Ordering::Relaxed))
     }
 
-    /// How often a secret has changed, to know later whether one has.
+    /// How often a secret has changed so far.
     pub fn secret_changes(&self) -> u64 {
-        self.changes.load(Ordering::Relaxed)
+        self.secret_changes.load(Ordering::Relaxed)
     }
 
-    /// Until a secret has changed since there were so many changes: who was refused need not wait for the hour.
+    /// Waits until [`Self::secret_changes`] is another number than `changes`: a feed whose secret was refused is polled
+    /// again at once when the secret is replaced.
     pub async fn secrets_changed(&self, changes: u64) {
         while !matches!(self.read_secrets(), Ok(now) if now != changes) {
-            tokio::time::sleep(SECRETS_LOOKED_AT).await;
+            tokio::time::sleep(SECRETS_REREAD_EVERY).await;
         }
     }
 
@@ -191,21 +194,21 @@ impl EndpointClient {
         Arc::clone(&self.credentials.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// A place that the publisher names, such as its `next`, without the feed's secrets, each replaced by its name in
-    /// braces: what may be stored and shown. They are put in again when it is asked for.
-    pub fn mask(&self, place: &str) -> String {
-        self.credentials().mask().mask_url(place)
+    /// Masks a URL that the publisher sent, such as its `next`: each of the feed's secrets is replaced by its name in
+    /// braces, so that the URL may be stored and shown. The secrets are put in again when the URL is requested.
+    pub fn mask(&self, url: &str) -> String {
+        self.credentials().mask().mask_url(url)
     }
 
-    /// The publisher's words without the feed's secrets, before they are cut, shown, logged or stored.
+    /// The publisher's text without the feed's secrets, before it is truncated, shown, logged or stored.
     pub fn redact(&self, text: &str) -> String {
         self.credentials().mask().redact(text)
     }
 
-    /// Whether `url` may be asked for at all: the feed's own origin, its https, or one that is allowed.
+    /// Checks that `url` may be requested: it is of the endpoint's own origin, its https origin, or an allowed host.
     ///
     /// # Errors
-    /// [`Failure::ForeignNext`], [`Failure::Url`].
+    /// [`HttpFailure::ForeignNext`], [`HttpFailure::Url`].
     pub fn check_permitted(&self, url: &str) -> Result<(), HttpFailure> {
         let target = parse(url)?;
         if self.is_permitted(&target) { Ok(()) } else { Err(HttpFailure::ForeignNext(self.redact(&origin(&target)))) }
@@ -220,7 +223,8 @@ impl EndpointClient {
             || self.settings.allow_hosts.iter().any(allowed)
     }
 
-    /// The URL as it is asked: by https where the feed's own is, and with its secrets in it where it is the feed's own.
+    /// The URL as requested: by https where the endpoint's URL is, and with secrets where it is of the endpoint's
+    /// origin.
     fn request_url(&self, url: &str) -> Result<Url, HttpFailure> {
         let target = parse(url)?;
         match upgraded_to_https(&self.endpoint_url, &target) {
@@ -230,8 +234,8 @@ impl EndpointClient {
         }
     }
 
-    /// Asks for a page; `etag` makes it conditional, `reservation` is what it is expected to need. Time that it
-    /// waits for memory of ours counts towards no limit.
+    /// Requests a page; `etag` makes the request conditional, `reservation` holds the memory that the page is expected
+    /// to need. Time spent waiting for memory counts towards no limit.
     ///
     /// # Errors
     /// Whatever kept a page from coming.
@@ -242,10 +246,9 @@ impl EndpointClient {
         reservation: Reservation,
     ) -> Result<PageResponse, HttpFailure> {
         let deadline = Instant::now() + self.settings.page_timeout;
-        let reached = self.in_time(deadline, self.send_following_redirects(url, RequestKind::Page { etag })).await??;
-        let FinalResponse { response, cursor_lost_at: lost_cursor, findings } = reached;
-        let mut meta =
-            ResponseMeta { cursor_lost_at: lost_cursor, ..meta(response.headers(), &|text| self.redact(text)) };
+        let last = self.in_time(deadline, self.send_following_redirects(url, RequestKind::Page { etag })).await??;
+        let FinalResponse { response, cursor_lost_at, findings } = last;
+        let mut meta = ResponseMeta { cursor_lost_at, ..meta(response.headers(), &|text| self.redact(text)) };
         meta.findings.extend(findings);
         let code = response.status().as_u16();
         match (code, etag) {
@@ -257,7 +260,7 @@ impl EndpointClient {
             (206, _) if headers::is_whole(response.headers()) => {
                 meta.add_finding("status", "a whole page was sent with status 206, as if it were a part".to_owned());
             }
-            _ => return Err(self.in_time(deadline, self.status(code, response)).await?),
+            _ => return Err(self.in_time(deadline, self.status_failure(code, response)).await?),
         }
         let body = self.read(response, reservation, deadline, &mut meta).await?;
         match (body.is_blank(), etag, code) {
@@ -278,10 +281,11 @@ impl EndpointClient {
         timeout_at(deadline, work).await.map_err(late)
     }
 
-    /// Opens an event stream (WHATWG HTML §9.2.3). `http.read_timeout` is for its head; what follows may be silent.
+    /// Opens an event stream (WHATWG HTML §9.2.3). `http.read_timeout` is for the response's head; the stream itself
+    /// may be silent for longer.
     ///
     /// # Errors
-    /// Whatever kept it from opening; [`Failure::Broken`] for what is no event stream.
+    /// Whatever kept it from opening; [`HttpFailure::Broken`] for a response that is no event stream.
     pub async fn stream(&self, url: &str, last_event_id: Option<&str>) -> Result<EventStreamBody, HttpFailure> {
         let last_event_id = last_event_id.map(|id| self.credentials().mask().unmask_header(id));
         let last_event_id = last_event_id.as_deref();
@@ -289,7 +293,7 @@ impl EndpointClient {
             self.send_following_redirects(url, RequestKind::Stream { last_event_id }).await?;
         let code = response.status().as_u16();
         if code != 200 {
-            return Err(self.status(code, response).await);
+            return Err(self.status_failure(code, response).await);
         }
         let text = |name| headers::header_text(response.headers(), &name);
         let media = text(header::CONTENT_TYPE);
@@ -303,16 +307,16 @@ impl EndpointClient {
         Ok(EventStreamBody::new(response, self.credentials(), self.settings.max_page_bytes))
     }
 
-    /// Sends `body` to the home URL with this method; a 2xx is all that is wanted. No redirect is followed: what they
-    /// make of a body is the server's guess.
+    /// Sends `body` to the endpoint's URL with this method and expects a 2xx. No redirect is followed: servers differ
+    /// in what a redirect does to a body.
     ///
     /// # Errors
-    /// Any other answer, or whatever kept one from coming.
+    /// Any other status, or whatever kept a response from coming.
     pub async fn submit(&self, method: &str, body: String) -> Result<(), HttpFailure> {
         let method = reqwest::Method::from_bytes(method.as_bytes())
             .map_err(|_| HttpFailure::Settings(format!("{method:?} is no HTTP method")))?;
         let target = self.request_url(self.endpoint_url.as_str())?;
-        // Nothing is made of the answer but its status: it may be written as it likes.
+        // Only the status of the response is used, so its head may be malformed.
         let client = self.clients.lenient(&self.settings)?;
         let request = client.request(method, target).header(header::USER_AGENT, &self.settings.user_agent);
         let request = request.headers(self.credentials().headers().clone()).body(body);
@@ -323,51 +327,52 @@ impl EndpointClient {
         };
         match response.status() {
             status if status.is_success() => Ok(()),
-            status => Err(self.status(status.as_u16(), response).await),
+            status => Err(self.status_failure(status.as_u16(), response).await),
         }
     }
 
-    /// The answer to a request, redirects followed.
-    async fn send_following_redirects(&self, url: &str, asked: RequestKind<'_>) -> Result<FinalResponse, HttpFailure> {
+    /// Sends a request and follows redirects.
+    async fn send_following_redirects(&self, url: &str, kind: RequestKind<'_>) -> Result<FinalResponse, HttpFailure> {
         self.check_permitted(url)?;
         let mut target = self.request_url(url)?;
-        let (mut findings, mut cookies) = (Vec::new(), None);
+        let (mut findings, mut cookie_remark) = (Vec::new(), None);
         if parse(url).is_ok_and(|sent| upgraded_to_https(&self.endpoint_url, &sent).is_some()) {
             let detail = format!("a page of a feed that is asked by https is said to be at {url}");
             findings.push(Finding { rule: "http-next", detail, count: 1 });
         }
         for redirects in 0..=REDIRECTS {
-            let (response, lenient) = self.send(&target, asked).await?;
+            let (response, lenient) = self.send(&target, kind).await?;
             if lenient && findings.iter().all(|finding| finding.rule != "header-line") {
                 let detail = "the head of an answer has a line that is no header, or one written as none may be";
                 findings.push(Finding { rule: "header-line", detail: detail.to_owned(), count: 1 });
             }
             match response.status().as_u16() {
                 301 | 302 | 303 | 307 | 308 => {
-                    cookies = headers::cookie_remark(response.headers(), &|text| self.redact(text)).or(cookies);
+                    let remark = headers::cookie_remark(response.headers(), &|text| self.redact(text));
+                    cookie_remark = remark.or(cookie_remark);
                     target = self.redirected(&target, response.headers())?;
                 }
                 _ => {
                     let lost = redirects > 0 && redirect::loses_cursor(&self.endpoint_url, url, &target);
-                    let lost_cursor = lost.then(|| self.mask(target.as_str()));
-                    return Ok(FinalResponse { response, cursor_lost_at: lost_cursor, findings });
+                    let cursor_lost_at = lost.then(|| self.mask(target.as_str()));
+                    return Ok(FinalResponse { response, cursor_lost_at, findings });
                 }
             }
         }
-        let cookies = cookies.map(|cookies| format!("; {cookies}")).unwrap_or_default();
+        let cookies = cookie_remark.map(|remark| format!("; {remark}")).unwrap_or_default();
         Err(HttpFailure::Redirect(format!("more than {REDIRECTS} redirects{cookies}")))
     }
 
-    /// The answer, and whether it was only readable leniently.
-    async fn send(&self, target: &Url, asked: RequestKind<'_>) -> Result<(reqwest::Response, bool), HttpFailure> {
+    /// The response, and whether only the lenient client could read it.
+    async fn send(&self, target: &Url, kind: RequestKind<'_>) -> Result<(reqwest::Response, bool), HttpFailure> {
         if !self.leniency.is_on() {
-            match self.attempt(&self.client, target, asked).await? {
+            match self.attempt(&self.client, target, kind).await? {
                 Ok(response) => return Ok((response, false)),
                 Err(error) if !Leniency::may_help(&error) => return Err(self.credentials().to_failure(&error)),
                 Err(_) => {}
             }
         }
-        let answer = self.attempt(&self.clients.lenient(&self.settings)?, target, asked).await?;
+        let answer = self.attempt(&self.clients.lenient(&self.settings)?, target, kind).await?;
         let response = answer.map_err(|error| self.credentials().to_failure(&error))?;
         self.leniency.record_success();
         Ok((response, true))
@@ -377,10 +382,10 @@ impl EndpointClient {
         &self,
         client: &reqwest::Client,
         target: &Url,
-        asked: RequestKind<'_>,
+        kind: RequestKind<'_>,
     ) -> Result<reqwest::Result<reqwest::Response>, HttpFailure> {
         let mut request = client.get(target.clone()).header(header::USER_AGENT, &self.settings.user_agent);
-        request = asked.headers(request);
+        request = kind.headers(request);
         if is_own_origin(&self.endpoint_url, target) {
             request = request.headers(self.credentials().headers().clone());
         }
@@ -445,16 +450,16 @@ impl EndpointClient {
         }
     }
 
-    async fn status(&self, code: u16, mut response: reqwest::Response) -> HttpFailure {
+    async fn status_failure(&self, code: u16, mut response: reqwest::Response) -> HttpFailure {
         let hide = |text: &str| self.redact(text);
         let (retry_after, mut remarks) = match retry_after(response.headers()) {
-            Ok(told) => (told, Vec::new()),
+            Ok(retry_after) => (retry_after, Vec::new()),
             Err(unreadable) => (None, vec![format!("its Retry-After can't be read, {:?}", hide(&unreadable))]),
         };
         if [401, 403, 429, 503].contains(&code) {
             remarks.extend(headers::cookie_remark(response.headers(), &hide));
         }
-        // Only the words for the operator: an error while reading them changes nothing.
+        // The body is only shown to the operator: an error while reading it changes nothing.
         let first = self.chunk(&mut response).await.ok().flatten().unwrap_or_default();
         let beginning = self.credentials().mask().redacted_beginning(&first);
         let remark = Some(remarks.join("; ")).filter(|remark| !remark.is_empty());

@@ -1,53 +1,55 @@
-//! Hiding a feed's secrets in what its publisher sends back: whatever of it is shown, logged or kept passes here first.
+//! Masks a feed's secrets in what its publisher sends back: all of it that is shown, logged or stored is masked here
+//! first.
 //!
-//! Guarantees: a secret is found raw, percent-encoded, JSON- or HTML-escaped, one in another, and as base64 at any offset;
-//! what a text that was cut still holds of one is found too. Secrets under six bytes are only found as the value of their
-//! own parameter: in running text they would be anywhere.
+//! Guarantees: a secret is found raw, percent-encoded, JSON- or HTML-escaped, one encoding in another, and as base64 at
+//! any offset; the rest of a secret at the end of a truncated text is found too. Secrets under six bytes are only found
+//! as the value of their own parameter: in running text they would match anywhere.
 
 use std::ops::Range;
 
 use super::encodings::{self, MaskMode, UnescapedText};
 use super::http::percent_encode_query;
 
-/// Shorter secrets are no secrets in running text.
+/// Shorter secrets are not masked in running text.
 const LEAST_BYTES: usize = 6;
-/// So much of a secret at the end of a text is one that was cut.
-const CUT_BYTES: usize = 4;
-/// How much of a publisher's answer a reason shows.
+/// The beginning of a secret, of this length, at the end of a text counts as a truncated secret.
+const TRUNCATED_BYTES: usize = 4;
+/// How many bytes of a publisher's response a reason shows.
 const SHOWN_BYTES: usize = 80;
-/// Text is looked at in pieces, so that a large one costs no more memory than a small one.
+/// Text is searched in pieces, so that a large one costs no more memory than a small one.
 const PIECE_BYTES: usize = 64 << 10;
-/// Escapes in escapes.
+/// How many layers of encoding are searched.
 const DEPTH: usize = 3;
-/// The most bytes that one byte is spelt with.
-const SPELT_BYTES: usize = 12;
+/// The most bytes that an encoding of one byte has.
+const ENCODED_BYTES: usize = 12;
 
-/// A feed's secrets, as they must not be shown.
+/// A feed's secrets, to be masked.
 #[derive(Default)]
 pub(super) struct Mask {
     needles: Vec<Needle>,
-    /// The bytes that a spelling of one may begin with.
-    begins: Vec<bool>,
-    reach: usize,
+    /// Whether an encoding of a needle may begin with the byte of this index.
+    first_bytes: Vec<bool>,
+    /// The longest encoding of a needle, bytes.
+    max_encoded_bytes: usize,
 }
 
 struct Needle {
     text: Vec<u8>,
-    /// What stands in its place, in braces.
+    /// Replaces the secret, in braces.
     name: String,
-    /// Whether it is a parameter with a value that is only hidden whole.
+    /// Whether the text is a parameter with its value, which is only masked whole.
     whole: bool,
 }
 
 struct SecretMatch {
-    place: Range<usize>,
+    range: Range<usize>,
     needle: usize,
     depth: usize,
 }
 
 impl Mask {
-    /// Hides `value` behind `{name}`: a header's value or any other secret. Of credentials after a scheme (RFC 9110 §11.4)
-    /// and of a URL with a password only those are secret.
+    /// Masks `value` as `{name}`: a header's value or any other secret. Of credentials after a scheme (RFC 9110 §11.4)
+    /// only the credentials are secret, of a URL with a password only the password.
     pub(super) fn hide(&mut self, name: &str, value: &str) {
         let password = url::Url::parse(value).ok().and_then(|url| url.password().map(encodings::decoded));
         if let Some(password) = password {
@@ -67,7 +69,7 @@ impl Mask {
         }
     }
 
-    /// Hides a query parameter's value behind `{name}`.
+    /// Masks a query parameter's value as `{name}`.
     pub(super) fn hide_parameter(&mut self, name: &str, value: &str) {
         if value.len() < LEAST_BYTES {
             let text = format!("{}={value}", percent_encode_query(name)).into_bytes();
@@ -90,119 +92,119 @@ impl Mask {
     }
 
     fn push(&mut self, needle: Needle) {
-        if self.begins.is_empty() {
-            self.begins = vec![false; 256];
+        if self.first_bytes.is_empty() {
+            self.first_bytes = vec![false; 256];
             for byte in *b"%\\&+" {
-                self.begins[usize::from(byte)] = true;
+                self.first_bytes[usize::from(byte)] = true;
             }
         }
         if let Some(first) = needle.text.first() {
-            self.begins[usize::from(first.to_ascii_lowercase())] = true;
-            self.begins[usize::from(first.to_ascii_uppercase())] = true;
+            self.first_bytes[usize::from(first.to_ascii_lowercase())] = true;
+            self.first_bytes[usize::from(first.to_ascii_uppercase())] = true;
         }
-        self.reach = self.reach.max(needle.text.len() * SPELT_BYTES);
+        self.max_encoded_bytes = self.max_encoded_bytes.max(needle.text.len() * ENCODED_BYTES);
         self.needles.push(needle);
     }
 
-    /// What may be shown and kept of a publisher's text.
+    /// Masks the secrets in a publisher's text, to be shown and stored.
     pub(super) fn redact(&self, text: &str) -> String {
-        self.replaced(text, MaskMode::Display)
+        self.replace(text, MaskMode::Display)
     }
 
-    /// The same of a URL or another place that is sent again: [`Mask::filled`] gives the secrets back.
-    pub(super) fn mask_url(&self, place: &str) -> String {
-        self.replaced(place, MaskMode::Resend)
+    /// Masks the secrets in a URL that is sent again: [`Mask::unmask_url`] puts the secrets in again.
+    pub(super) fn mask_url(&self, url: &str) -> String {
+        self.replace(url, MaskMode::Resend)
     }
 
-    /// A place as it is sent.
-    pub(super) fn unmask_url(&self, place: &str) -> String {
-        let mut filled = place.to_owned();
-        if !place.contains('{') {
-            return filled;
+    /// The URL as it is sent.
+    pub(super) fn unmask_url(&self, url: &str) -> String {
+        let mut unmasked = url.to_owned();
+        if !url.contains('{') {
+            return unmasked;
         }
         for needle in &self.needles {
             for depth in 0..DEPTH {
                 let shown = needle.placeholder(depth);
-                if !filled.contains(&shown) {
+                if !unmasked.contains(&shown) {
                     continue;
                 }
                 let secret = needle.text.get(needle.parameter().map_or(0, str::len)..).unwrap_or_default();
-                let spelt = (0..=depth).fold(encodings::percent(secret), |spelt, again| match again {
-                    0 => spelt,
-                    _ => percent_encode_query(&spelt),
+                let encoded = (0..=depth).fold(encodings::percent(secret), |encoded, layer| match layer {
+                    0 => encoded,
+                    _ => percent_encode_query(&encoded),
                 });
-                filled = filled.replace(&shown, &spelt);
+                unmasked = unmasked.replace(&shown, &encoded);
             }
         }
-        filled
+        unmasked
     }
 
-    /// The same of what is sent in a header, where nothing is percent-encoded.
+    /// A header's value as it is sent: nothing in it is percent-encoded.
     pub(super) fn unmask_header(&self, value: &str) -> String {
-        let filled = |filled: String, needle: &Needle| match std::str::from_utf8(&needle.text) {
-            Ok(secret) if !needle.whole => filled.replace(&needle.placeholder(0), secret),
-            _ => filled,
+        let unmask = |unmasked: String, needle: &Needle| match std::str::from_utf8(&needle.text) {
+            Ok(secret) if !needle.whole => unmasked.replace(&needle.placeholder(0), secret),
+            _ => unmasked,
         };
-        self.needles.iter().fold(value.to_owned(), filled)
+        self.needles.iter().fold(value.to_owned(), unmask)
     }
 
-    /// The first bytes of an answer, for a reason in words: what is hidden is hidden before it is cut.
+    /// The first bytes of a response, for a reason in words: masked before they are truncated.
     pub(super) fn redacted_beginning(&self, bytes: &[u8]) -> String {
-        let seen = bytes.len().min(SHOWN_BYTES + self.reach);
+        let seen = bytes.len().min(SHOWN_BYTES + self.max_encoded_bytes);
         let mut shown = self.redact(String::from_utf8_lossy(&bytes[..seen]).trim());
         shown.truncate((0..=SHOWN_BYTES.min(shown.len())).rev().find(|at| shown.is_char_boundary(*at)).unwrap_or(0));
         shown.trim().to_owned()
     }
 
-    fn replaced(&self, text: &str, manner: MaskMode) -> String {
+    fn replace(&self, text: &str, mode: MaskMode) -> String {
         if self.needles.is_empty() {
             return text.to_owned();
         }
         let (mut out, mut from) = (String::with_capacity(text.len()), 0);
-        for SecretMatch { place, needle, depth } in self.find_matches(text, manner) {
-            out.push_str(text.get(from..place.start).unwrap_or_default());
+        for SecretMatch { range, needle, depth } in self.find_matches(text, mode) {
+            out.push_str(text.get(from..range.start).unwrap_or_default());
             let needle = &self.needles[needle];
             if let Some(parameter) = needle.parameter() {
                 out.push_str(parameter);
             }
             out.push_str(&needle.placeholder(depth));
-            from = place.end;
+            from = range.end;
         }
         out.push_str(text.get(from..).unwrap_or_default());
         out
     }
 
-    /// Where secrets stand, in order, none within another.
-    fn find_matches(&self, text: &str, manner: MaskMode) -> Vec<SecretMatch> {
-        // What was cut was marked as such, or put in quotes.
-        let (bytes, mut finds, mut from) = (text.trim_end_matches(['…', '"', '\'']).as_bytes(), Vec::new(), 0);
+    /// The secrets in a text, in order, without overlaps.
+    fn find_matches(&self, text: &str, mode: MaskMode) -> Vec<SecretMatch> {
+        // A text that was truncated may end with an ellipsis or a quote.
+        let (bytes, mut matches, mut from) = (text.trim_end_matches(['…', '"', '\'']).as_bytes(), Vec::new(), 0);
         while from < bytes.len() {
             let until = bytes.len().min(from + PIECE_BYTES);
-            let seen = bytes.len().min(until + self.reach);
+            let seen = bytes.len().min(until + self.max_encoded_bytes);
             let mut layer = UnescapedText::of(&bytes[from..seen]);
             for depth in 0..DEPTH {
-                self.find_in(&layer, until - from, seen == bytes.len(), manner, |place, needle| {
-                    finds.push(SecretMatch { place: place.start + from..place.end + from, needle, depth });
+                self.find_in(&layer, until - from, seen == bytes.len(), mode, |range, needle| {
+                    matches.push(SecretMatch { range: range.start + from..range.end + from, needle, depth });
                 });
-                match layer.decoded(manner) {
+                match layer.decoded(mode) {
                     Some(next) => layer = next,
                     None => break,
                 }
             }
             from = until;
         }
-        finds.sort_by_key(|find| (find.place.start, std::cmp::Reverse(find.place.end), find.depth));
+        matches.sort_by_key(|found| (found.range.start, std::cmp::Reverse(found.range.end), found.depth));
         let mut end = 0;
-        finds.retain_mut(|find| {
-            // A cut character goes with the secret.
-            while !text.is_char_boundary(find.place.end) {
-                find.place.end += 1;
+        matches.retain_mut(|found| {
+            // A truncated character is masked with the secret.
+            while !text.is_char_boundary(found.range.end) {
+                found.range.end += 1;
             }
-            let apart = find.place.start >= end && text.is_char_boundary(find.place.start);
-            end = if apart { find.place.end } else { end };
-            apart
+            let is_separate = found.range.start >= end && text.is_char_boundary(found.range.start);
+            end = if is_separate { found.range.end } else { end };
+            is_separate
         });
-        finds
+        matches
     }
 
     fn find_in(
@@ -210,24 +212,24 @@ impl Mask {
         layer: &UnescapedText,
         until: usize,
         last: bool,
-        manner: MaskMode,
-        mut found: impl FnMut(Range<usize>, usize),
+        mode: MaskMode,
+        mut report: impl FnMut(Range<usize>, usize),
     ) {
         let mut at = 0;
         while let Some(first) = layer.byte(at).filter(|_| layer.start(at) < until) {
-            if self.begins[usize::from(first)] {
+            if self.first_bytes[usize::from(first)] {
                 for (n, needle) in self.needles.iter().enumerate() {
-                    let Some((matched, end)) = layer.spells(at, &needle.text, manner) else { continue };
+                    let Some((matched, end)) = layer.matches(at, &needle.text, mode) else { continue };
                     let whole = matched == needle.text.len();
-                    let stands_alone = !needle.whole
+                    let is_delimited = !needle.whole
                         || !layer.byte(end).is_some_and(|byte| byte.is_ascii_alphanumeric() || byte == b'%')
                             && !at
                                 .checked_sub(1)
                                 .and_then(|before| layer.byte(before))
                                 .is_some_and(|byte| byte.is_ascii_alphanumeric());
-                    let cut = last && manner == MaskMode::Display && !needle.whole && matched >= CUT_BYTES;
-                    if whole && stands_alone || !whole && cut {
-                        found(layer.start(at)..layer.end(end), n);
+                    let is_truncated = last && mode == MaskMode::Display && !needle.whole && matched >= TRUNCATED_BYTES;
+                    if whole && is_delimited || !whole && is_truncated {
+                        report(layer.start(at)..layer.end(end), n);
                     }
                 }
             }
@@ -237,13 +239,13 @@ impl Mask {
 }
 
 impl Needle {
-    /// The name of a parameter that is hidden with its value only, and the sign between them.
+    /// The name and the equals sign of a parameter that is only masked with its value.
     fn parameter(&self) -> Option<&str> {
         let text = std::str::from_utf8(&self.text).ok().filter(|_| self.whole)?;
         text.split_inclusive('=').next()
     }
 
-    /// A secret that was escaped more than once is named so, to be sent as it came.
+    /// Replaces the secret; names how often it was escaped, so that it is sent as it was received.
     fn placeholder(&self, depth: usize) -> String {
         format!("{{{}{}}}", self.name, "%".repeat(depth))
     }
@@ -263,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_is_found_in_every_spelling() {
+    fn a_secret_is_found_in_every_encoding() {
         for text in [
             "a b/%é\"c",
             "a%20b%2F%25%C3%A9%22c",
@@ -284,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn credentials_are_found_without_their_scheme_and_open() {
+    fn credentials_are_found_without_their_scheme_and_decoded() {
         for text in [
             "dXNlcjpzZXNhbWUtb3Blbg==",
             "Bearer dXNlcjpzZXNhbWUtb3Blbg==",
@@ -312,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_cut_is_hidden_and_what_is_shown_is_cut_after_hiding() {
+    fn a_truncated_secret_is_masked_and_a_beginning_is_truncated_after_masking() {
         assert_eq!(mask().redact("your key is hush-header-4"), "your key is {X-Api-Key}");
         assert_eq!(mask().redact("your key is hush%2dheade"), "your key is {X-Api-Key}");
         assert_eq!(mask().redact("hush-hour"), "hush-hour");
@@ -324,8 +326,8 @@ mod tests {
     }
 
     #[test]
-    fn a_place_is_sent_as_it_came() {
-        for place in [
+    fn a_url_is_sent_as_it_was_received() {
+        for url in [
             "/feed?key=a%20b%2F%25%C3%A9%22c&from=2",
             "/feed?token=hush-header-4711",
             "/feed?t=aHVzaC1oZWFkZXItNDcxMQ",
@@ -333,15 +335,15 @@ mod tests {
             "/feed?pin=500&from=1500",
             "/feed?from=hush-hea",
         ] {
-            let masked = mask().mask_url(place);
-            assert_eq!(mask().unmask_url(&masked), place, "{masked}");
-            assert!(masked == place || masked.contains('{'));
+            let masked = mask().mask_url(url);
+            assert_eq!(mask().unmask_url(&masked), url, "{masked}");
+            assert!(masked == url || masked.contains('{'));
         }
         assert_eq!(mask().mask_url("/feed?from=hush-hea"), "/feed?from=hush-hea");
     }
 
     #[test]
-    fn a_large_text_is_looked_at_in_pieces_that_miss_nothing() {
+    fn a_large_text_is_searched_in_pieces_that_miss_nothing() {
         for before in (PIECE_BYTES - 20)..(PIECE_BYTES + 4) {
             let text = format!("{}hush-header-4711{}", "é".repeat(before / 2), "x".repeat(70_000));
             assert!(!mask().redact(&text).contains("hush"), "{before}");

@@ -1,29 +1,33 @@
-//! Which addresses are a feed's own: only those get its secrets.
+//! Which URLs are of the endpoint's own origin: only those get the feed's secrets. Pure.
 
 use url::Url;
 
-/// Whether `target` is of the feed's own origin, or the https of it: on the same port, or on 443 where it has 80.
-pub(super) fn is_own_origin(home: &Url, target: &Url) -> bool {
-    if home.origin() == target.origin() {
+/// Whether `target` is of the endpoint's origin, or of its https origin: on the same port, or on 443 in place of 80.
+pub(super) fn is_own_origin(endpoint_url: &Url, target: &Url) -> bool {
+    if endpoint_url.origin() == target.origin() {
         return true;
     }
-    let ports = (home.port_or_known_default(), target.port_or_known_default());
+    let ports = (endpoint_url.port_or_known_default(), target.port_or_known_default());
     let upgraded = ports.0 == ports.1 || ports == (Some(80), Some(443));
-    home.scheme() == "http" && target.scheme() == "https" && home.host() == target.host() && upgraded
+    endpoint_url.scheme() == "http" && target.scheme() == "https" && endpoint_url.host() == target.host() && upgraded
 }
 
-/// `target`, or the https address that it means: a publisher behind something that speaks TLS for it may not know, and
-/// write `http` where it is asked by https.
-pub(super) fn upgraded_to_https(home: &Url, target: &Url) -> Option<Url> {
+/// The https URL that an http `target` means: a publisher behind a TLS proxy may write `http` though it is requested by
+/// https. None where `target` needs no upgrade or is of another origin.
+pub(super) fn upgraded_to_https(endpoint_url: &Url, target: &Url) -> Option<Url> {
     let port = target.port_or_known_default();
-    let ours = port == Some(80) || port == home.port_or_known_default();
-    if home.scheme() != "https" || target.scheme() != "http" || home.host() != target.host() || !ours {
+    let same_port = port == Some(80) || port == endpoint_url.port_or_known_default();
+    if endpoint_url.scheme() != "https"
+        || target.scheme() != "http"
+        || endpoint_url.host() != target.host()
+        || !same_port
+    {
         return None;
     }
-    let mut asked = target.clone();
-    asked.set_scheme(home.scheme()).ok()?;
-    asked.set_port(home.port()).ok()?;
-    Some(asked)
+    let mut upgraded = target.clone();
+    upgraded.set_scheme(endpoint_url.scheme()).ok()?;
+    upgraded.set_port(endpoint_url.port()).ok()?;
+    Some(upgraded)
 }
 
 #[cfg(test)]
@@ -36,8 +40,8 @@ mod tests {
     }
 
     #[test]
-    fn https_is_home_on_the_same_port_or_its_own() {
-        for (home, target, own) in [
+    fn https_is_the_own_origin_on_the_same_port_or_on_443() {
+        for (endpoint_url, target, own) in [
             ("http://h/feed", "http://h:80/x", true),
             ("http://h/feed", "https://h/x", true),
             ("http://h:8080/feed", "https://h:8080/x", true),
@@ -48,13 +52,13 @@ mod tests {
             ("https://h/feed", "http://h/x", false),
             ("https://h/feed", "https://h:444/x", false),
         ] {
-            assert_eq!(is_own_origin(&url(home), &url(target)), own, "{home} {target}");
+            assert_eq!(is_own_origin(&url(endpoint_url), &url(target)), own, "{endpoint_url} {target}");
         }
     }
 
     #[test]
-    fn http_of_an_https_feed_is_asked_by_https() {
-        for (home, target, asked) in [
+    fn http_of_an_https_endpoint_is_requested_by_https() {
+        for (endpoint_url, target, upgraded) in [
             ("https://h/feed", "http://h/x?a=%2f", Some("https://h/x?a=%2f")),
             ("https://h:8443/feed", "http://h:8443/x", Some("https://h:8443/x")),
             ("https://h:8443/feed", "http://h/x", Some("https://h:8443/x")),
@@ -64,7 +68,11 @@ mod tests {
             ("http://h/feed", "http://h/x", None),
             ("https://h/feed", "https://h/x", None),
         ] {
-            assert_eq!(upgraded_to_https(&url(home), &url(target)).as_ref().map(Url::as_str), asked, "{home} {target}");
+            assert_eq!(
+                upgraded_to_https(&url(endpoint_url), &url(target)).as_ref().map(Url::as_str),
+                upgraded,
+                "{endpoint_url} {target}"
+            );
         }
     }
 }

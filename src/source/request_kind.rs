@@ -1,4 +1,5 @@
-//! What a request asks for, a page or a stream, and a stream's body as it comes. Never decides where it may go.
+//! The two kinds of requests, for a page or for an event stream, and the body of an event stream. Never decides which
+//! URL may be requested.
 
 use std::sync::Arc;
 
@@ -10,7 +11,7 @@ use super::failure::HttpFailure;
 const ACCEPT: &str = "application/vnd.openactive.rpde+json, application/json;q=0.9, */*;q=0.1";
 pub(super) const EVENT_STREAM: &str = "text/event-stream";
 
-/// What a request asks for.
+/// What a request is for.
 #[derive(Clone, Copy)]
 pub(super) enum RequestKind<'a> {
     Page { etag: Option<&'a str> },
@@ -18,7 +19,7 @@ pub(super) enum RequestKind<'a> {
 }
 
 impl RequestKind<'_> {
-    /// The request with the headers that say so.
+    /// Adds the headers of this kind of request.
     pub(super) fn headers(self, request: reqwest::RequestBuilder) -> reqwest::RequestBuilder {
         match self {
             Self::Page { etag } => {
@@ -33,7 +34,7 @@ impl RequestKind<'_> {
                     .header(header::ACCEPT, EVENT_STREAM)
                     .header(header::ACCEPT_ENCODING, "identity")
                     .header(header::CACHE_CONTROL, "no-store");
-                // An id that no header can hold is not sent: the URL says where to go on, too.
+                // An id that no header can hold is not sent: the URL holds the position, too.
                 let id = last_event_id.filter(|id| !id.is_empty());
                 match id.and_then(|id| HeaderValue::from_bytes(id.as_bytes()).ok()) {
                     Some(id) => request.header("Last-Event-ID", id),
@@ -44,7 +45,7 @@ impl RequestKind<'_> {
     }
 }
 
-/// The body of an event stream, as it comes.
+/// The body of an event stream, chunk by chunk.
 pub struct EventStreamBody {
     response: reqwest::Response,
     credentials: Arc<Credentials>,
@@ -61,10 +62,10 @@ impl EventStreamBody {
         self.max_page_bytes
     }
 
-    /// What came next; `None` at its end.
+    /// The next chunk; `None` at the stream's end.
     ///
     /// # Errors
-    /// [`Failure::Broken`] and the like when the connection breaks.
+    /// [`HttpFailure::Broken`] and the like when the connection breaks.
     pub async fn chunk(&mut self) -> Result<Option<bytes::Bytes>, HttpFailure> {
         self.response.chunk().await.map_err(|error| self.credentials.to_failure(&error))
     }

@@ -1,4 +1,4 @@
-//! Where secrets come from: files, the environment, systemd's credentials. No message shows one.
+//! Reads secrets from files, the environment and systemd's credentials. No message shows a secret; none is cached here.
 
 use std::fmt;
 use std::os::unix::fs::MetadataExt;
@@ -6,9 +6,9 @@ use std::path::PathBuf;
 
 use secrecy::{ExposeSecret, SecretString};
 
-use super::http::SECRETS_LOOKED_AT;
+use super::http::SECRETS_REREAD_EVERY;
 
-/// Where a secret comes from; read again on SIGHUP and on a 401.
+/// A secret's source; read again on SIGHUP and on a 401.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum SecretSource {
     /// A file; surrounding white space is dropped.
@@ -33,18 +33,12 @@ pub enum ConfiguredValue {
 pub enum SecretError {
     /// The file could not be read.
     #[error("cannot read secret file {path}: {source}")]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        source: std::io::Error,
-    },
-    /// Others than its owner can use the file.
+    File { path: PathBuf, source: std::io::Error },
+    /// Users other than its owner can read or write the file.
     #[error("secret file {path} can be used by others than its owner (mode {mode:04o}): chmod 0600 {path}")]
     InsecureMode {
-        /// The file.
         path: PathBuf,
-        /// Its permissions.
+        /// The file's permission bits.
         mode: u32,
     },
     /// The variable is not set, or is not UTF-8.
@@ -53,7 +47,7 @@ pub enum SecretError {
     /// Not started by systemd with credentials.
     #[error("no credential directory for credential {0}: start under systemd with LoadCredential={0}:…")]
     NoCredentials(String),
-    /// Nothing in it.
+    /// The source holds nothing but white space.
     #[error("the secret from {0} is empty")]
     Empty(SecretSource),
 }
@@ -69,28 +63,29 @@ impl fmt::Display for SecretSource {
 }
 
 impl SecretSource {
-    /// Reads a secret that gives power over the mirror: a file must be its owner's alone, or root's, who lets a group other
-    /// than root's read it, as a service is given one in `/etc`. Blocking: a small local file at most.
+    /// Reads a secret that gives power over the mirror: only its owner may read or write the file, or it is root's and
+    /// a group other than root's may read it, as for a service's secret in `/etc`. Blocking: a small local file at
+    /// most.
     ///
     /// # Errors
-    /// As [`SecretSource::read`], and when others can use the file.
+    /// As [`SecretSource::read`], and [`SecretError::InsecureMode`].
     pub fn read_guarded(&self) -> Result<SecretString, SecretError> {
         if let Self::File(path) = self
-            && let Ok(found) = std::fs::metadata(path)
+            && let Ok(metadata) = std::fs::metadata(path)
         {
-            let (mode, given) = (found.mode() & 0o777, found.uid() == 0 && found.gid() != 0);
-            if mode & if given { 0o037 } else { 0o077 } != 0 {
+            let (mode, is_root_owned) = (metadata.mode() & 0o777, metadata.uid() == 0 && metadata.gid() != 0);
+            if mode & if is_root_owned { 0o037 } else { 0o077 } != 0 {
                 return Err(SecretError::InsecureMode { path: path.clone(), mode });
             }
         }
         self.read()
     }
 
-    /// Until it can be read and is another one than `known`.
+    /// Waits until the secret can be read and differs from `known`.
     pub async fn changed(&self, known: Option<&SecretString>) {
         let known = known.map(ExposeSecret::expose_secret);
         while !matches!(self.read(), Ok(secret) if Some(secret.expose_secret()) != known) {
-            tokio::time::sleep(SECRETS_LOOKED_AT).await;
+            tokio::time::sleep(SECRETS_REREAD_EVERY).await;
         }
     }
 

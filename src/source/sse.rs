@@ -1,9 +1,9 @@
-//! A stream of server-sent events (WHATWG HTML §9.2): one connection, event by event. Never decodes what they say.
+//! A stream of server-sent events (WHATWG HTML §9.2): one connection, event by event. Never decodes an event's data.
 //!
-//! A stream ends for good with its first failure or its end: when to connect again, and from where, is for others to
-//! say. What is no event (comments, unknown fields, other junk) is passed over. Memory is bounded by one event and what
-//! the connection delivers at once; nothing is read ahead of the reader. What it holds is charged to the budget of bytes
-//! in flight, as a page is: a publisher that lets an event wait half sent gives way to others.
+//! A stream ends for good with its first failure or its end: the caller decides when to connect again, and from which
+//! position. Lines that are no event (comments, unknown fields, other text) are skipped. Memory is bounded by one event
+//! and one chunk of the connection; nothing is read ahead of the caller. The stream's memory is charged to the memory
+//! budget, as a page's is: a stream whose publisher leaves an event half sent is preempted.
 
 mod parse;
 
@@ -18,7 +18,7 @@ use parse::Parser;
 /// `sse` of a feed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SseSettings {
-    /// Where the stream is.
+    /// The stream's URL.
     pub url: String,
     /// The query parameter for the last item's `modified`.
     pub from: String,
@@ -26,87 +26,87 @@ pub struct SseSettings {
     pub after: String,
 }
 
-/// The largest event taken, bytes, unless `http.max_page_bytes` is smaller.
+/// The largest event accepted, bytes, unless `http.max_page_bytes` is smaller.
 pub const MAX_EVENT_BYTES: u64 = 16 << 20;
 
 /// An event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SseEvent {
-    /// Its type, `message` when it has none.
+    /// The event's type, `message` when it has none.
     pub name: String,
-    /// Its data, lines joined by line feeds; what is not UTF-8 is replaced by U+FFFD.
+    /// The event's data, lines joined by line feeds; what is not UTF-8 is replaced by U+FFFD.
     pub data: String,
-    /// The last event id: this event's, or else the newest before it on this stream; empty when the publisher took it
-    /// back. One of more than 2 KiB is passed over.
+    /// The last event id: this event's, or else the newest before it on this stream; empty when the publisher reset it.
+    /// An id of more than 2 KiB is ignored.
     pub id: Option<Arc<str>>,
     /// How long to wait before connecting again, where this event says so.
     pub retry: Option<Duration>,
 }
 
-/// A stream that holds less than this is not charged, so that a lone item never waits for the memory of pages.
+/// A stream that holds fewer bytes is not charged, so that a single item never waits for the memory of pages.
 const CHARGED_BYTES: u64 = 64 << 10;
 
-/// One connection.
+/// One connection to an event stream.
 pub struct Stream {
     connection: Option<EventStreamBody>,
     parser: Parser,
-    /// Of the event under way, and of those returned since [`Stream::take_share`].
+    /// Holds the incomplete event, and those returned since [`Stream::take_share`].
     share: Reservation,
-    returned: u64,
+    returned_bytes: u64,
 }
 
 impl Stream {
-    /// Connects. `requests` are those of the stream's own URL, since its origin is home to the feed's secrets;
-    /// `last_event_id` is what the last event committed had; what it holds is charged to `share`, which holds nothing yet.
+    /// Connects. `client` is the client of the stream's own URL, since secrets are sent to that origin only;
+    /// `last_event_id` is the id of the last committed event; memory is charged to `share`, which holds nothing yet.
     ///
     /// # Errors
-    /// Whatever kept a stream from being there; a status other than 200, 204 among them (the publisher wants nobody to
-    /// connect again), is [`Failure::Status`].
+    /// Whatever kept the stream from opening; a status other than 200, among them 204 (the publisher wants no client to
+    /// connect again), is [`HttpFailure::Status`].
     pub async fn open(
-        requests: &EndpointClient,
+        client: &EndpointClient,
         url: &str,
         last_event_id: Option<&str>,
         share: Reservation,
     ) -> Result<Self, HttpFailure> {
-        let connection = requests.stream(url, last_event_id).await?;
+        let connection = client.stream(url, last_event_id).await?;
         let max = MAX_EVENT_BYTES.min(connection.max_page_bytes());
-        Ok(Self { connection: Some(connection), parser: Parser::new(max), share, returned: 0 })
+        Ok(Self { connection: Some(connection), parser: Parser::new(max), share, returned_bytes: 0 })
     }
 
     /// The next event; `None` at the stream's end, and after a failure. Nothing is lost when a call is dropped before
     /// it is ready.
     ///
     /// # Errors
-    /// [`Failure::Broken`] and the like when the connection breaks, [`Failure::TooLarge`] for an event beyond the limit,
-    /// [`Failure::Preempted`] where others waited for the memory of one that didn't come.
+    /// [`HttpFailure::Broken`] and the like when the connection breaks, [`HttpFailure::TooLarge`] for an event beyond
+    /// the limit, [`HttpFailure::Preempted`] where others waited for the memory of an event that didn't arrive.
     pub async fn next(&mut self) -> Result<Option<SseEvent>, HttpFailure> {
         let next = self.read().await;
         if !matches!(next, Ok(Some(_))) {
             self.connection = None;
             self.parser.discard();
-            self.share.shrink_to(self.returned);
+            self.share.shrink_to(self.returned_bytes);
         }
         next
     }
 
-    /// What is held of the events that were returned since the last call, to be kept as long as they are.
+    /// The reservation of the events returned since the last call, to be held as long as the events are.
     pub fn take_share(&mut self) -> Option<Reservation> {
-        let returned = std::mem::take(&mut self.returned);
-        (self.share.bytes() > 0).then(|| self.share.split(returned))
+        let returned_bytes = std::mem::take(&mut self.returned_bytes);
+        (self.share.bytes() > 0).then(|| self.share.split(returned_bytes))
     }
 
     async fn read(&mut self) -> Result<Option<SseEvent>, HttpFailure> {
         let Some(connection) = &mut self.connection else { return Ok(None) };
         loop {
             if let Some(event) = self.parser.next()? {
-                self.returned += (event.name.len() + event.data.len()) as u64;
+                self.returned_bytes += (event.name.len() + event.data.len()) as u64;
                 return Ok(Some(event));
             }
-            charge(&mut self.share, self.returned + self.parser.held()).await?;
+            charge(&mut self.share, self.returned_bytes + self.parser.held()).await?;
             match self.share.receive(connection.chunk()).await?? {
                 Some(chunk) => {
                     self.parser.push_chunk(chunk);
-                    // A stream that always has more leaves the others their time.
+                    // A stream that always has more data must not starve other tasks.
                     tokio::task::yield_now().await;
                 }
                 None => return Ok(None),
@@ -114,12 +114,12 @@ impl Stream {
         }
     }
 
-    /// How many ids were passed over since this was asked last, since they are too long to be kept and sent back.
+    /// How many ids were ignored since the last call because they are too long to be stored and sent back.
     pub fn long_ids(&mut self) -> u64 {
         self.parser.long_ids()
     }
 
-    /// How long the publisher last asked to wait before connecting again, with an event or without one.
+    /// The publisher's last `retry`, with an event or without one: how long to wait before connecting again.
     pub fn retry(&self) -> Option<Duration> {
         self.parser.retry()
     }
@@ -135,17 +135,17 @@ async fn charge(share: &mut Reservation, bytes: u64) -> Result<(), Preemption> {
     Ok(())
 }
 
-/// Where to connect to go on behind `position`, an item's `modified` and id: the configured URL with the two parameters,
-/// in place of those it has. Without a position it is the configured URL.
+/// The URL that continues after `position`, an item's `modified` and id: the configured URL with the two parameters in
+/// place of those it has. Without a position it is the configured URL.
 pub fn connect_url(settings: &SseSettings, position: Option<(&str, &str)>) -> String {
     let Some((modified, id)) = position else { return settings.url.clone() };
     let url = settings.url.split('#').next().unwrap_or_default();
-    let (place, query) = url.split_once('?').unwrap_or((url, ""));
+    let (base, query) = url.split_once('?').unwrap_or((url, ""));
     let kept = query.split('&').filter(|pair| !pair.is_empty() && !names(pair, &[&settings.from, &settings.after]));
     let mut pairs: Vec<String> = kept.map(str::to_owned).collect();
     pairs.push(format!("{}={}", percent_encode_query(&settings.from), percent_encode_query(modified)));
     pairs.push(format!("{}={}", percent_encode_query(&settings.after), percent_encode_query(id)));
-    format!("{place}?{}", pairs.join("&"))
+    format!("{base}?{}", pairs.join("&"))
 }
 
 /// Whether a query's pair is one of these parameters, however its name is percent-encoded.

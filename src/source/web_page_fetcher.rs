@@ -1,8 +1,8 @@
-//! Pages of anybody's: what discovery reads, from wherever it is sent, within limits.
+//! Fetches web pages for discovery, of any host, within limits.
 //!
-//! Guarantees: no connection goes where the [`Guard`] says none may, redirects included; one request at a time to a host
-//! and a few in all; no page is held that is larger than `http.max_page_bytes`, compressed or not, and none is waited for
-//! longer than `http.page_timeout`. Nothing secret is sent. What a page says is not read here.
+//! Guarantees: connections go only where the [`AddressPolicy`] permits, redirects included; one request at a time to a
+//! host and a few in all; no page is held that is larger than `http.max_page_bytes`, compressed or not, and none is
+//! waited for longer than `http.page_timeout`. No secret is sent. Never parses a page.
 
 use std::collections::HashMap;
 use std::error::Error as _;
@@ -26,22 +26,21 @@ const ACCEPT: &str = "application/ld+json, text/html;q=0.9, application/json;q=0
 /// Requests at once, over all hosts.
 const AT_ONCE: usize = 4;
 const REDIRECTS: usize = 5;
-/// Of all pages together, while they are read.
+/// The memory of all pages together while they are read, bytes.
 const HELD_BYTES: u64 = 32 << 20;
 
-/// Fetches pages.
 pub struct WebPageFetcher {
     client: reqwest::Client,
     settings: HttpSettings,
-    guard: AddressPolicy,
+    policy: AddressPolicy,
     hosts: Lock<HashMap<String, Arc<Mutex<()>>>>,
-    places: Semaphore,
+    permits: Semaphore,
     budget: MemoryBudget,
 }
 
-/// A page as it came.
+/// A page as fetched.
 pub struct WebPage {
-    /// Where it was in the end.
+    /// The URL after the last redirect.
     pub url: Url,
     /// Decompressed.
     pub bytes: Vec<u8>,
@@ -53,25 +52,25 @@ enum Hop {
 }
 
 impl WebPageFetcher {
-    /// With these limits; a proxy is used only by a guard that lets everything through, since it is the proxy that
-    /// then connects.
+    /// A fetcher with these limits; a proxy is used only with a policy that permits any address, since it is the proxy
+    /// that then connects.
     ///
     /// # Errors
-    /// [`Failure::Settings`].
-    pub fn new(settings: HttpSettings, guard: AddressPolicy) -> Result<Self, HttpFailure> {
+    /// [`HttpFailure::Settings`].
+    pub fn new(settings: HttpSettings, policy: AddressPolicy) -> Result<Self, HttpFailure> {
         Ok(Self {
-            client: guarded_client(&settings, &guard)?,
+            client: guarded_client(&settings, &policy)?,
             settings,
-            guard,
+            policy,
             hosts: Lock::default(),
-            places: Semaphore::new(AT_ONCE),
+            permits: Semaphore::new(AT_ONCE),
             budget: MemoryBudget::new(HELD_BYTES),
         })
     }
 
-    /// Where connections may go.
+    /// Which addresses may be connected to.
     pub fn guard(&self) -> &AddressPolicy {
-        &self.guard
+        &self.policy
     }
 
     /// The page at `url`, redirects followed to any host but never from https to http.
@@ -90,14 +89,14 @@ impl WebPageFetcher {
     }
 
     async fn hop(&self, target: &Url) -> Result<Hop, HttpFailure> {
-        self.guard.permit_address(target).map_err(private_address_failure)?;
-        // The host's turn first: a slow host keeps no place from the others.
+        self.policy.permit_address(target).map_err(private_address_failure)?;
+        // The host's lock first: a slow host keeps no permit from the others.
         let host = self.host(target);
-        let _turn = host.lock().await;
+        let _host_lock = host.lock().await;
         // The semaphore is never closed; without a permit there would only be no limit.
-        let _place = self.places.acquire().await.ok();
+        let _permit = self.permits.acquire().await.ok();
         let limit = self.settings.page_timeout;
-        let hop = timeout(limit, self.ask(target)).await;
+        let hop = timeout(limit, self.request(target)).await;
         hop.unwrap_or_else(|_| Err(HttpFailure::Timeout(format!("the page took longer than {limit:?}"))))
     }
 
@@ -106,7 +105,7 @@ impl WebPageFetcher {
         Arc::clone(hosts.entry(target.origin().ascii_serialization()).or_default())
     }
 
-    async fn ask(&self, target: &Url) -> Result<Hop, HttpFailure> {
+    async fn request(&self, target: &Url) -> Result<Hop, HttpFailure> {
         let request = self
             .client
             .get(target.clone())
@@ -115,7 +114,7 @@ impl WebPageFetcher {
             .header(header::ACCEPT_ENCODING, "gzip, br, zstd");
         let silence = self.settings.read_timeout;
         let response = match timeout(silence, request.send()).await {
-            Ok(sent) => sent.map_err(|error| explained(&error))?,
+            Ok(sent) => sent.map_err(|error| to_failure(&error))?,
             Err(_) => return Err(HttpFailure::Timeout(format!("no answer for {silence:?}"))),
         };
         match response.status().as_u16() {
@@ -139,15 +138,15 @@ impl WebPageFetcher {
             bytes.extend_from_slice(&chunk);
         }
         let (coding, _) = ContentCoding::of_body(header.as_deref(), &bytes)?;
-        // As many are decompressed at once as are fetched: each holds its place meanwhile.
-        let opened = EncodedBody { bytes, coding, reservation, max }.decompress(&DecoderPool::new(1)).await?;
-        Ok(opened.bytes)
+        // As many pages are decompressed at once as are fetched: each holds its permit meanwhile.
+        let decompressed = EncodedBody { bytes, coding, reservation, max }.decompress(&DecoderPool::new(1)).await?;
+        Ok(decompressed.bytes)
     }
 
     async fn chunk(&self, response: &mut reqwest::Response) -> Result<Option<bytes::Bytes>, HttpFailure> {
         let silence = self.settings.read_timeout;
         match timeout(silence, response.chunk()).await {
-            Ok(chunk) => chunk.map_err(|error| explained(&error)),
+            Ok(chunk) => chunk.map_err(|error| to_failure(&error)),
             Err(_) => Err(HttpFailure::Timeout(format!("no bytes for {silence:?}"))),
         }
     }
@@ -157,16 +156,16 @@ fn redirected(from: &Url, headers: &header::HeaderMap) -> Result<Url, HttpFailur
     let location = headers.get(header::LOCATION).and_then(|value| value.to_str().ok());
     let location = location.ok_or_else(|| HttpFailure::Redirect("a redirect without a readable Location".into()))?;
     let target = from.join(location).map_err(|error| HttpFailure::Redirect(format!("to no URL: {error}")))?;
-    let plain = || target.origin().ascii_serialization();
+    let origin = || target.origin().ascii_serialization();
     match (from.scheme(), target.scheme()) {
-        ("https", "http") => Err(HttpFailure::Redirect(format!("from https to http, at {}", plain()))),
+        ("https", "http") => Err(HttpFailure::Redirect(format!("from https to http, at {}", origin()))),
         (_, "http" | "https") => Ok(target),
         _ => Err(HttpFailure::Redirect(format!("to {}, neither http nor https", target.scheme()))),
     }
 }
 
-/// A refusal of the guard's comes back as the cause of a failed connection.
-fn explained(error: &reqwest::Error) -> HttpFailure {
+/// The address policy's refusal comes back as the cause of a failed connection.
+fn to_failure(error: &reqwest::Error) -> HttpFailure {
     let mut cause = error.source();
     while let Some(inner) = cause {
         if let Some(refused) = inner.downcast_ref::<PrivateAddress>() {

@@ -1,8 +1,9 @@
-//! What publishers POST to us: a router over an inbox, which authenticates and hands bodies on. Never decodes them.
+//! The pages that publishers POST to us: a router over an inbox, which authenticates bodies and submits them to the
+//! feed's loop. Never decodes them.
 //!
-//! Guarantees: nothing is handed on that one of the feed's secrets did not vouch for; a 2xx is given only once the
-//! feed's loop says that the body is committed; what waits is bounded, in bodies and in bytes, and whoever comes beyond
-//! that is told when to come again.
+//! Guarantees: only bodies that one of the feed's secrets authenticates are submitted; a 2xx is sent only once the
+//! feed's loop says that the body is committed; waiting bodies are bounded in number and in bytes, and a publisher
+//! whose body exceeds that bound gets `Retry-After`.
 
 mod authentication;
 pub mod connection_slots;
@@ -32,7 +33,7 @@ use proxies::TrustedProxies;
 use refused_bodies::RefusedBodies;
 pub use router::router;
 
-/// Bodies that wait for a feed's loop: the capacity its channel should have.
+/// Bodies that may wait for a feed's loop: the capacity of the feed's channel.
 pub const POST_QUEUE_CAPACITY: usize = 8;
 
 /// The feeds that publishers may post to. Clones are the same inbox.
@@ -45,73 +46,71 @@ struct InboxState {
     unknown_feed_log: Mutex<LogLimiter>,
 }
 
-/// A feed's side of the inbox.
+/// What the inbox needs of a feed.
 #[derive(Clone)]
 pub struct WebhookRoute {
-    /// Any of them will do.
+    /// Each of them authenticates a post.
     pub secrets: Vec<SecretString>,
-    /// Whether bodies are taken just now.
+    /// Whether bodies are accepted now.
     pub state: watch::Receiver<RouteState>,
-    /// To the feed's loop, with room for [`WAITING`].
+    /// To the feed's loop; its capacity is [`POST_QUEUE_CAPACITY`].
     pub sender: mpsc::Sender<WebhookPost>,
-    /// The feed's generation, as far as its loop knows it.
+    /// The feed's generation, as its loop last set it.
     pub generation: Arc<AtomicI64>,
-    /// Counts bodies that were turned away because of ourselves: nobody is blamed for what was in them.
+    /// Counts bodies answered with 503 or 409: for reasons of ours, not because of their content.
     pub turned_away_count: Arc<AtomicU64>,
 }
 
-/// Whether a feed takes bodies.
+/// Whether a feed accepts bodies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RouteState {
-    /// It does.
     Open,
-    /// Later: 503.
+    /// Not yet: 503.
     Deferred {
-        /// When to come again.
         retry_after: Duration,
         /// Why, for the publisher.
         why: &'static str,
     },
-    /// Not until the operator says so (paused, purged): 409, with the reason.
+    /// Not until the operator opens the feed again (paused, purged): 409, with the reason.
     Closed(&'static str),
 }
 
 /// A body on its way to the feed's loop, authenticated and decompressed.
 pub struct WebhookPost {
-    /// The feed's generation when it began to come.
+    /// The feed's generation when the body began to arrive.
     pub generation: Generation,
-    /// The body; when it is the fifth time and it is too large, its beginning alone (at most 1 KiB).
+    /// The body; with `quarantine_if_unreadable`, of one that is too large, its beginning alone (at most 1 KiB).
     pub bytes: Vec<u8>,
-    /// The first 8 bytes of the SHA-256 of the body as it came; of one that is too large, of its beginning and its
+    /// The first 8 bytes of the SHA-256 of the body as sent; of one that is too large, of its beginning and its
     /// declared length.
     pub hash: u64,
-    /// It was refused four times within an hour: to be quarantined if it still can't be read, then taken, and the feed
-    /// walked again from a while ago.
+    /// The body was refused four times within an hour: if it still can't be read, it is quarantined and acknowledged,
+    /// and a look-back follows.
     pub quarantine_if_unreadable: bool,
-    /// Of `fifth`: what is wrong with it that the loop can't see, such as its size.
+    /// With `quarantine_if_unreadable`: what is wrong with the body that the loop can't see, such as its size.
     pub fault: Option<String>,
-    /// Its share of the memory budget, to be kept for as long as the bytes are.
+    /// The body's share of the memory budget, to be held for as long as the bytes are.
     pub reservation: Reservation,
-    /// The publisher waits for it. It may be gone: what it posted is applied all the same.
+    /// The publisher waits for the answer. If the publisher has gone, the body is applied all the same.
     pub answer: oneshot::Sender<PostAnswer>,
 }
 
-/// What a feed's loop says to a body.
+/// A feed's loop's answer to a body.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PostAnswer {
     /// Committed and synced: 204.
     Committed,
-    /// It can't be read, for this reason: 400.
+    /// The body can't be read, for this reason: 400.
     Unreadable(String),
-    /// Not now: 503, and when to come again.
+    /// 503, with `Retry-After`.
     Busy(Duration),
-    /// Not any more, such as after a purge: 409.
+    /// The body began to arrive under an older generation, such as before a purge: 409.
     OutdatedGeneration,
 }
 
-/// A door, and what is remembered of it when another takes its place.
+/// A route, and the history that the route registered after it inherits.
 struct RouteEntry {
-    door: WebhookRoute,
+    route: WebhookRoute,
     history: Arc<Mutex<RouteHistory>>,
 }
 
@@ -122,14 +121,14 @@ struct RouteHistory {
 }
 
 impl Inbox {
-    /// Lets publishers post to `feed`, in place of a door it had.
-    pub fn register(&self, feed: &str, door: WebhookRoute) {
-        let mut doors = self.0.routes.write().unwrap_or_else(PoisonError::into_inner);
-        let memory = doors.get(feed).map(|entry| Arc::clone(&entry.history)).unwrap_or_default();
-        doors.insert(feed.to_owned(), Arc::new(RouteEntry { door, history: memory }));
+    /// Lets publishers post to `feed`; replaces the feed's former route.
+    pub fn register(&self, feed: &str, route: WebhookRoute) {
+        let mut routes = self.0.routes.write().unwrap_or_else(PoisonError::into_inner);
+        let history = routes.get(feed).map(|entry| Arc::clone(&entry.history)).unwrap_or_default();
+        routes.insert(feed.to_owned(), Arc::new(RouteEntry { route, history }));
     }
 
-    /// From now on nobody knows of `feed`: 404.
+    /// From now on a post to `feed` gets 404.
     pub fn remove(&self, feed: &str) {
         self.0.routes.write().unwrap_or_else(PoisonError::into_inner).remove(feed);
     }
@@ -150,7 +149,7 @@ impl RouteEntry {
 pub struct WebhookSettings {
     /// Secrets that are valid, the new one first during a rotation; at least one.
     pub secrets: Vec<SecretSource>,
-    /// Whether pages are refused until the feed is level.
+    /// Whether posts are deferred until the feed is level.
     pub defer: bool,
     /// The request that registers us with the publisher at start, if it wants one.
     pub register: Option<RegisterSettings>,
@@ -159,15 +158,13 @@ pub struct WebhookSettings {
 /// `webhook.register` of a feed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RegisterSettings {
-    /// Where the request goes.
     pub url: String,
-    /// Its method, `POST` by default.
+    /// `POST` by default.
     pub method: String,
-    /// Its headers.
     pub headers: Vec<(String, ConfiguredValue)>,
-    /// Its body, in which `{callback}` stands for our URL.
+    /// The request's body, in which `{callback}` is replaced by our URL.
     pub body: String,
-    /// How often it is repeated; only at start unless set.
+    /// How often the request is repeated; only at start unless set.
     pub renew: Option<Duration>,
     /// Our URL, as the publisher sees it.
     pub callback: String,
@@ -176,17 +173,16 @@ pub struct RegisterSettings {
 /// `[webhooks]`: the listener that faces publishers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WebhookListenerSettings {
-    /// Where it listens.
     pub listen: SocketAddr,
-    /// The path in front of the feeds' names: empty, or with a slash before it and none behind.
+    /// The path before the feeds' names: empty, or with a leading slash and no trailing one.
     pub path: String,
-    /// Its address as publishers see it, without the path; needed to register.
+    /// The listener's address as publishers see it, without the path; needed to register.
     pub public_url: Option<String>,
-    /// The largest body taken, bytes.
+    /// The largest body accepted, bytes.
     pub max_body_bytes: u64,
-    /// Certificate chain and key, PEM; behind a proxy unless set.
+    /// Certificate chain and key, PEM; plain HTTP, for use behind a proxy, unless set.
     pub tls: Option<TlsFiles>,
-    /// Whose `X-Forwarded-For` says who posts; nobody's unless set.
+    /// The proxies whose `X-Forwarded-For` names the client; none unless set.
     pub trusted_proxies: TrustedProxies,
 }
 
@@ -195,7 +191,6 @@ pub struct WebhookListenerSettings {
 pub struct TlsFiles {
     /// The certificate, with its chain.
     pub certificate: PathBuf,
-    /// Its key.
     pub key: PathBuf,
 }
 
@@ -213,7 +208,7 @@ impl Default for WebhookListenerSettings {
 }
 
 impl WebhookListenerSettings {
-    /// Where publishers post the feed's pages, if they know our address.
+    /// The URL that publishers post the feed's pages to, if `public_url` is set.
     pub fn callback(&self, feed: &str) -> Option<String> {
         self.public_url.as_ref().map(|url| format!("{url}{}/{feed}", self.path))
     }

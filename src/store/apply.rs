@@ -1,7 +1,8 @@
-//! Newest wins: the only place that decides what is written.
+//! Newest wins: the only module that decides which items are written.
 //!
-//! A delivery commits whole, its cursor with it, in one transaction of the writer, or not at all. What was read under an
-//! older generation, or from a cursor that is no longer the stored one, is not written at all.
+//! Guarantees: a delivery commits whole, together with its cursor, in one transaction of the writer, or not at all. A
+//! delivery that was read under an older generation, or from a cursor that is no longer the stored one, is not written
+//! at all. Nothing is requested or retried here.
 
 mod activity;
 mod applied;
@@ -36,89 +37,89 @@ pub(super) use row::{
     forgotten_flags, stored_modified, swept_flags,
 };
 
-/// What one endpoint hands to the store at once.
+/// Records that one endpoint delivers at once, with the request and the means of release.
 #[derive(Debug)]
 pub struct Delivery {
     /// The feed's number in the store.
     pub feed: i64,
-    /// The generation it was read under.
+    /// The generation under which it was read.
     pub generation: Generation,
-    /// How it came.
     pub transport: Transport,
     /// When it was read.
     pub at: Millis,
-    /// The last change number given when it was asked for: what was written since says nothing of its publisher.
+    /// The last change number given when the page was requested: an item written since proves nothing about the
+    /// publisher.
     pub start_seq: Seq,
-    /// Where it was asked for, and what the answer said of itself.
+    /// The request, and the response's metadata.
     pub provenance: Provenance,
-    /// What it says.
+    /// Items and other records.
     pub page: Page,
-    /// What it is for.
+    /// Why it was read.
     pub purpose: Purpose,
     /// The feed's order of `modified`.
     pub order: ModifiedOrder,
     /// The feed's rule for ties.
     pub ties: TiePolicy,
-    /// Whether others of the same walk may still wait, which it must not overtake.
+    /// Whether earlier deliveries of the same walk may still be queued, which this one must not overtake.
     pub keep_order: bool,
     /// Released once the delivery is committed or given up: its share of the memory budget.
     pub release_on_commit: ReleaseOnCommit,
-    /// Hides the feed's secrets in words that the store makes of the page.
+    /// Hides the feed's secrets in texts that the store makes of the page.
     pub redactor: Redactor,
 }
 
-/// What a delivery is for, and which cursor moves with it.
+/// Why a delivery was read, and which cursor moves with it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Purpose {
     /// A page at the poll cursor.
     Poll(PageStep),
     /// A page of a resync, which has a cursor of its own.
     Resync(PageStep),
-    /// What a push endpoint brought: its own position moves, and no other.
+    /// A delivery of a push endpoint: the endpoint's own position moves, and no other.
     Push(PushPosition),
     /// A page read again, or a record taken out of quarantine: no cursor moves.
     Reread,
 }
 
-/// A step of a walk.
+/// One step of a walk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PageStep {
-    /// Where the page was asked for: the delivery counts only if the stored cursor is still this.
+    /// The cursor with which the page was requested: the delivery counts only if this is still the stored one.
     pub from_cursor: String,
-    /// Where the cursor goes.
+    /// The new cursor.
     pub next_cursor: String,
-    /// Whether the feed's end was seen, or taken as seen.
+    /// Whether the feed's end was seen, or the page is treated as the end.
     pub level: bool,
-    /// Whether `cursor` is the publisher's own word, and the end, if it was seen, the standard's sign.
+    /// Whether `next_cursor` is the publisher's own `next`, and the end, if it was seen, the standard's.
     pub clean: bool,
 }
 
-/// Where a push endpoint stands after a delivery, beside the delivery's last item.
+/// A push endpoint's position after a delivery, besides the delivery's last item.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PushPosition {
-    /// Where a stream would be taken up again.
+    /// Where a stream would resume.
     pub cursor: Option<String>,
-    /// The last event's own id.
+    /// The id of the last event.
     pub event_id: Option<String>,
-    /// Where the batch before it left the cursor: this one counts only if it is still there, so that no batch that
-    /// failed is passed over.
+    /// The cursor after the previous batch: the delivery counts only if this is still the stored one, so that no failed
+    /// batch is skipped.
     pub from_cursor: Option<String>,
 }
 
-/// So many items of a delivery are named.
+/// Most item versions that are listed of one delivery.
 const MAX_ITEM_VERSIONS: usize = 1_000;
 impl Store {
-    /// Queues a delivery; the answer comes once it is committed.
+    /// Queues a delivery; the receiver gets the result once it is committed.
     pub fn apply(&self, mut delivery: Delivery) -> oneshot::Receiver<Result<Applied, StoreError>> {
-        let resync = matches!(delivery.purpose, Purpose::Resync(_));
-        let pushed = matches!(delivery.purpose, Purpose::Push(_));
+        let is_resync = matches!(delivery.purpose, Purpose::Resync(_));
+        let is_push = matches!(delivery.purpose, Purpose::Push(_));
         let records = delivery.page.items.len() + delivery.page.unreadable.len();
-        let large = resync || delivery.keep_order || !pushed && records > SMALL_RECORDS;
-        // What can be read again, from the cursor that commits with it, need not be on the disk at once.
+        let large = is_resync || delivery.keep_order || !is_push && records > SMALL_RECORDS;
+        // A delivery that can be read again, from the cursor that commits with it, need not be on the disk at once.
         let durable = matches!(delivery.transport, Transport::Webhook | Transport::Amqp);
-        let weight = JobClass { large, durable, max_seqs: records };
+        let class = JobClass { large, durable, max_seqs: records };
         let mut forgotten = 0;
-        self.enqueue(weight, move |tx| apply(tx, &mut delivery, &mut forgotten))
+        self.enqueue(class, move |tx| apply(tx, &mut delivery, &mut forgotten))
     }
 }
 
@@ -131,11 +132,11 @@ struct FeedState {
     differing: i64,
     suspect: bool,
     class: i64,
-    /// Whether it is level and has push endpoints, whose trust depends on what polls find.
+    /// Whether the first load is over and the feed has push endpoints, whose trust depends on what polls find.
     audits_push: bool,
-    /// Whether its end was ever seen: what comes before is no change but the first load.
+    /// Whether the feed's end was ever seen: items written before are its first load, not changes.
     level: bool,
-    /// Whether some of its items were forgotten on request.
+    /// Whether items of the feed were forgotten on request.
     has_forgotten: bool,
     resync: Option<ResyncWalk>,
 }
@@ -145,7 +146,8 @@ struct ResyncWalk {
     trust: bool,
 }
 
-/// What was forgotten leaves the delivery for good; `forgotten` counts it over all runs of this piece of work.
+/// Applies a delivery. Forgotten items are dropped from the delivery for good; `forgotten` counts them over all runs of
+/// this job.
 fn apply(tx: &mut WriteTx<'_>, delivery: &mut Delivery, forgotten: &mut u64) -> Result<Applied, StoreError> {
     let Some(mut feed) = load_feed_state(tx, delivery)? else {
         return Ok(Applied { verdict: DeliveryVerdict::OldGeneration, ..Applied::default() });
@@ -158,53 +160,53 @@ fn apply(tx: &mut WriteTx<'_>, delivery: &mut Delivery, forgotten: &mut u64) -> 
     }
     kind_limit::quarantine_excess_kinds(tx, delivery)?;
     let delivery = &*delivery;
-    let before = tx.last_seq();
-    let mut tally = DeliveryCounts::default();
-    tally.applied.forgotten = *forgotten;
-    let mut prepared = ItemStatements::new(tx.db)?;
+    let last_seq = tx.last_seq();
+    let mut counts = DeliveryCounts::default();
+    counts.applied.forgotten = *forgotten;
+    let mut statements = ItemStatements::new(tx.db)?;
     for item in &delivery.page.items {
-        let before = tally.applied.written();
-        apply_item(tx, &mut prepared, delivery, &feed, item, &mut tally)?;
-        list_item_version(delivery, &feed, item, tally.applied.written() > before, &mut tally.applied);
+        let written_before = counts.applied.written();
+        apply_item(tx, &mut statements, delivery, &feed, item, &mut counts)?;
+        list_item_version(delivery, &feed, item, counts.applied.written() > written_before, &mut counts.applied);
     }
-    provenance::record(tx, delivery, before + 1)?;
+    provenance::record(tx, delivery, last_seq + 1)?;
     for record in &delivery.page.unreadable {
         journal::quarantine_record(tx, feed.id, delivery.transport, delivery.at, record)?;
     }
-    let beyond = &delivery.page.overflow;
-    if beyond.count > 0 {
-        journal::count_dropped(tx, feed.id, delivery.at, beyond.count, None)?;
+    let overflow = &delivery.page.overflow;
+    if overflow.count > 0 {
+        journal::count_dropped(tx, feed.id, delivery.at, overflow.count, None)?;
     }
     if feed.resync.is_some() {
-        let kept = delivery.page.unreadable.iter().filter_map(|record| record.id.as_ref());
-        for id in kept.chain(&beyond.ids) {
+        let unreadable_ids = delivery.page.unreadable.iter().filter_map(|record| record.id.as_ref());
+        for id in unreadable_ids.chain(&overflow.ids) {
             tx.db.prepare_cached("INSERT OR IGNORE INTO spared VALUES (?1, ?2)")?.execute(params![feed.id, id])?;
         }
     }
-    tally.applied.quarantined += delivery.page.unreadable_count();
+    counts.applied.quarantined += delivery.page.unreadable_count();
     for finding in &delivery.page.findings {
         journal::record_finding(tx, feed.id, delivery.at, finding)?;
     }
     check_modified_class(tx, delivery, &mut feed)?;
-    let suspect = detect_going_back(delivery, &mut feed, &tally);
-    write_feed(tx, delivery, &feed, &tally, suspect.as_deref())?;
+    let suspect = detect_going_back(delivery, &mut feed, &counts);
+    write_feed(tx, delivery, &feed, &counts, suspect.as_deref())?;
     if feed.level {
-        activity::add_changes(tx, feed.id, delivery.at, tally.applied.written())?;
+        activity::add_changes(tx, feed.id, delivery.at, counts.applied.written())?;
     }
     move_cursor(tx, delivery, &feed)?;
     if let Some(reason) = &suspect {
         journal::record_event(tx, Some(feed.id), delivery.at, "suspect", reason)?;
     }
-    Ok(Applied { suspect, ..tally.applied })
+    Ok(Applied { suspect, ..counts.applied })
 }
 
 fn list_item_version(delivery: &Delivery, feed: &FeedState, item: &Item, written: bool, applied: &mut Applied) {
-    let wanted = match delivery.purpose {
+    let listed = match delivery.purpose {
         Purpose::Push(_) => true,
         Purpose::Poll(_) => feed.audits_push && written,
         Purpose::Resync(_) | Purpose::Reread => false,
     };
-    if wanted && applied.item_versions.len() < MAX_ITEM_VERSIONS {
+    if listed && applied.item_versions.len() < MAX_ITEM_VERSIONS {
         let (kind, id, modified) = (Arc::clone(&item.kind), item.id.clone(), item.modified.clone());
         applied.item_versions.push(ItemVersion { kind, id, modified, written });
     }
@@ -239,10 +241,10 @@ struct DeliveryCounts {
     items: i64,
     tombstones: i64,
     bytes: i64,
-    /// The newest last, a bit each: 1 was refused as older.
+    /// One bit per item, the last item in the lowest bit: 1 means refused as older.
     differing: i64,
     older_bits_count: u32,
-    /// Stored and incoming `modified` of the last item refused as older.
+    /// Stored and incoming `modified` of the last item that was refused as older.
     last_older: Option<(String, String)>,
     refusals: usize,
 }
@@ -256,11 +258,11 @@ impl DeliveryCounts {
 
 fn apply_item(
     tx: &mut WriteTx<'_>,
-    prepared: &mut ItemStatements<'_>,
+    statements: &mut ItemStatements<'_>,
     delivery: &Delivery,
     feed: &FeedState,
     item: &Item,
-    tally: &mut DeliveryCounts,
+    counts: &mut DeliveryCounts,
 ) -> Result<(), StoreError> {
     let key = tx.keys.item_key(&item.kind, &item.id);
     let kind = tx.feed_kind_id(feed.id, &item.kind)?;
@@ -271,45 +273,44 @@ fn apply_item(
         polled: delivery.transport == Transport::Poll,
         resync: matches!(delivery.purpose, Purpose::Resync(_)),
     };
-    let wanted = ItemLookup { feed, kind, item, data, rules };
-    let Some(Match { seq, decision, old_state: was, old_modified: before, old_data_bytes: size }) =
-        prepared.find(tx, &wanted, key)?
+    let lookup = ItemLookup { feed, kind, item, data, rules };
+    let Some(Match { seq, decision, old_state, old_modified, old_data_bytes }) = statements.find(tx, &lookup, key)?
     else {
-        insert(tx, prepared, delivery, feed.id, item, (key, kind))?;
-        tally.applied.new += 1;
-        tally.bytes += row::ROW_BYTES + (item.id.len() + data.len()) as i64;
-        count_written(tally, item, None);
+        insert(tx, statements, delivery, feed.id, item, (key, kind))?;
+        counts.applied.new += 1;
+        counts.bytes += row::ROW_BYTES + (item.id.len() + data.len()) as i64;
+        count_written(counts, item, None);
         return Ok(());
     };
     if decision != Decision::Write {
-        return keep_stored(tx, delivery, feed, item, seq, decision, &before, tally);
+        return keep_stored(tx, delivery, feed, item, seq, decision, &old_modified, counts);
     }
     tx.db.prepare_cached("DELETE FROM item WHERE seq = ?1")?.execute([seq])?;
-    insert(tx, prepared, delivery, feed.id, item, (key, kind))?;
-    tally.applied.changed += 1;
-    tally.bytes += data.len() as i64 - size as i64;
-    count_written(tally, item, Some(was));
+    insert(tx, statements, delivery, feed.id, item, (key, kind))?;
+    counts.applied.changed += 1;
+    counts.bytes += data.len() as i64 - old_data_bytes as i64;
+    count_written(counts, item, Some(old_state));
     Ok(())
 }
 
-fn count_written(tally: &mut DeliveryCounts, item: &Item, was: Option<ItemState>) {
-    match was {
-        Some(ItemState::Updated) => tally.items -= 1,
-        Some(ItemState::Deleted) => tally.tombstones -= 1,
+fn count_written(counts: &mut DeliveryCounts, item: &Item, old_state: Option<ItemState>) {
+    match old_state {
+        Some(ItemState::Updated) => counts.items -= 1,
+        Some(ItemState::Deleted) => counts.tombstones -= 1,
         None => {}
     }
     match item.state {
-        ItemState::Updated => tally.items += 1,
+        ItemState::Updated => counts.items += 1,
         ItemState::Deleted => {
-            tally.tombstones += 1;
-            tally.applied.deleted += 1;
-            tally.applied.new_deleted += u64::from(was.is_none());
+            counts.tombstones += 1;
+            counts.applied.deleted += 1;
+            counts.applied.new_deleted += u64::from(old_state.is_none());
         }
     }
-    tally.push_older_bit(false);
+    counts.push_older_bit(false);
 }
 
-/// The stored item stands: counted, recorded where it was refused, and marked as met for a resync under way.
+/// Keeps the stored item: counts it, records a refusal, and marks the item as seen for a running resync.
 #[expect(clippy::too_many_arguments, reason = "one step of apply_item, split off for length")]
 fn keep_stored(
     tx: &WriteTx<'_>,
@@ -318,47 +319,47 @@ fn keep_stored(
     item: &Item,
     seq: Seq,
     decision: Decision,
-    before: &Modified,
-    tally: &mut DeliveryCounts,
+    old_modified: &Modified,
+    counts: &mut DeliveryCounts,
 ) -> Result<(), StoreError> {
     let reason = match decision {
         Decision::Older => {
-            tally.applied.older += 1;
+            counts.applied.older += 1;
             if seq <= delivery.start_seq {
-                tally.push_older_bit(true);
-                tally.last_older = Some((before.to_string(), item.modified.to_string()));
+                counts.push_older_bit(true);
+                counts.last_older = Some((old_modified.to_string(), item.modified.to_string()));
             }
             Some("older")
         }
         Decision::Tied => {
-            tally.applied.tied += 1;
-            tally.push_older_bit(false);
+            counts.applied.tied += 1;
+            counts.push_older_bit(false);
             Some("tied")
         }
         Decision::Same | Decision::Write => {
-            tally.applied.same += 1;
+            counts.applied.same += 1;
             None
         }
     };
     if let Some(reason) = reason {
-        tally.refusals += 1;
-        if tally.refusals <= journal::REFUSALS_A_DELIVERY {
-            let reason = delivery.redactor.redact(&format!("{reason}: the mirror holds {before}"));
+        counts.refusals += 1;
+        if counts.refusals <= journal::REFUSALS_A_DELIVERY {
+            let reason = delivery.redactor.redact(&format!("{reason}: the mirror holds {old_modified}"));
             journal::insert_refusal(tx, feed.id, delivery.transport, delivery.at, item, &reason)?;
         }
     }
     if feed.resync.as_ref().is_some_and(|walk| seq <= walk.start_seq) {
-        let walked = matches!(delivery.purpose, Purpose::Resync(_));
+        let by_walk = matches!(delivery.purpose, Purpose::Resync(_));
         let sql =
             "INSERT INTO seen VALUES (?1, ?2, ?3) ON CONFLICT DO UPDATE SET walked = max(walked, excluded.walked)";
-        tx.db.prepare_cached(sql)?.execute(params![feed.id, seq, walked])?;
+        tx.db.prepare_cached(sql)?.execute(params![feed.id, seq, by_walk])?;
     }
     Ok(())
 }
 
 fn insert(
     tx: &mut WriteTx<'_>,
-    prepared: &mut ItemStatements<'_>,
+    statements: &mut ItemStatements<'_>,
     delivery: &Delivery,
     feed: i64,
     item: &Item,
@@ -366,10 +367,10 @@ fn insert(
 ) -> Result<(), StoreError> {
     let seq = tx.allocate_seq();
     let deleted = item.state == ItemState::Deleted;
-    let number = matches!(item.modified, Modified::Number(_));
-    let flags = if deleted { DELETED_FLAG } else { 0 } | if number { NUMBER_FLAG } else { 0 };
+    let is_number = matches!(item.modified, Modified::Number(_));
+    let flags = if deleted { DELETED_FLAG } else { 0 } | if is_number { NUMBER_FLAG } else { 0 };
     let data = (!deleted).then(|| delivery.page.data(item));
-    prepared.insert.execute(params![
+    statements.insert.execute(params![
         seq,
         feed,
         key,
@@ -388,13 +389,13 @@ fn write_feed(
     tx: &WriteTx<'_>,
     delivery: &Delivery,
     feed: &FeedState,
-    tally: &DeliveryCounts,
+    counts: &DeliveryCounts,
     suspect: Option<&str>,
 ) -> Result<(), StoreError> {
-    // A part of a page that is not its last, and a page that leads nowhere, leave the cursor where it is.
+    // A part of a page that is not the last one, and a page whose `next` is its own URL, leave the cursor unchanged.
     let polled = matches!(&delivery.purpose, Purpose::Poll(step) if step.level || step.next_cursor != step.from_cursor);
     let level = matches!(&delivery.purpose, Purpose::Poll(step) if step.level);
-    let changed = tally.applied.written() > 0;
+    let changed = counts.applied.written() > 0;
     let mut update = tx.db.prepare_cached(
         "UPDATE feed SET items = items + ?2, tombstones = tombstones + ?3, differing = ?4, class = ?5,
              changed_at = iif(?6, ?9, changed_at), polled_at = iif(?7, ?9, polled_at),
@@ -404,8 +405,8 @@ fn write_feed(
     )?;
     update.execute(params![
         feed.id,
-        tally.items,
-        tally.tombstones,
+        counts.items,
+        counts.tombstones,
         feed.differing,
         feed.class,
         changed,
@@ -414,7 +415,7 @@ fn write_feed(
         delivery.at,
         delivery.page.license,
         suspect,
-        tally.bytes
+        counts.bytes
     ])?;
     Ok(())
 }

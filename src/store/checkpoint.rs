@@ -1,8 +1,8 @@
 //! Writes the WAL back beside the writer, on a connection of its own.
 //!
-//! The bulk is copied and synchronised while the writer goes on, what is left while it takes small work alone; only the
-//! last few pages, without which SQLite can't start the WAL anew, are copied with the writer held at the gate. A reader
-//! that stays long keeps the WAL from being reset, never the writer from writing.
+//! Most pages are copied and synchronised while the writer goes on, the rest while it takes small jobs alone; only for
+//! the last few pages, without which SQLite can't restart the WAL, does the writer wait at the checkpoint gate. A long
+//! reader keeps the WAL from being reset, never the writer from writing.
 
 use std::fs::File;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -13,25 +13,25 @@ use tokio::sync::watch;
 
 use super::write_queue::WriteQueue;
 
-/// What the WAL file is cut back to once it has been written back.
+/// The size to which the WAL file is truncated once it has been written back.
 pub(super) const KEPT_WAL_BYTES: i64 = 512 << 20;
-/// Written back from this many WAL pages (16 KiB each) on: 128 MiB.
+/// The WAL is written back from this many pages (16 KiB each) on: 128 MiB.
 const START_PAGES: i64 = 8 << 10;
-/// With a rest of at most this many pages large work is put off: 8 MiB.
+/// With at most this many pages left, large jobs are deferred: 8 MiB.
 const REMAINING_PAGES: i64 = 512;
-/// Passes beside the writer before large work is put off all the same.
+/// Passes beside the writer before large jobs are deferred all the same.
 const PASSES: usize = 4;
 /// An idle WAL is written back after this long.
 const IDLE: Duration = Duration::from_secs(15);
-/// Told once when the WAL has grown beyond this many pages without being reset: 128 MiB.
+/// A warning is logged once when the WAL has grown beyond this many pages without being reset: 128 MiB.
 const PINNED_PAGES: i64 = 8 << 10;
 
-/// Between two tries to empty a WAL.
+/// The wait between two attempts to truncate the WAL.
 const TRUNCATE_RETRY_WAIT: Duration = Duration::from_secs(1);
-/// How long such a try waits for readers, the writer held meanwhile.
+/// How long such an attempt waits for readers, while the writer waits at the gate.
 const TRUNCATE_BUSY_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// Where writer and checkpointer meet.
+/// What the writer and the checkpointer share: the lock on the open group, and the WAL's state.
 #[derive(Default)]
 pub(super) struct CheckpointGate {
     group_lock: Mutex<()>,
@@ -44,19 +44,19 @@ pub(super) struct CheckpointGate {
 struct WalState {
     pages: i64,
     closed: bool,
-    /// How often it was to be emptied; up to which of those that was tried, and done.
+    /// Number of truncations requested; of those, how many were tried, and how many were done.
     truncations_requested: u64,
     truncations_tried: u64,
     truncations_done: u64,
 }
 
 impl CheckpointGate {
-    /// Held by the writer for a group, by the checkpointer for the rest of a WAL.
+    /// Locked by the writer for a group, by the checkpointer for the last pages of a WAL.
     pub(super) fn enter(&self) -> MutexGuard<'_, ()> {
         self.group_lock.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The writer has committed and the WAL holds so many pages.
+    /// Records that the writer has committed and that the WAL holds this many pages.
     pub(super) fn committed(&self, pages: i32) {
         let mut wal = self.wal();
         wal.pages = i64::from(pages);
@@ -65,19 +65,19 @@ impl CheckpointGate {
         }
     }
 
-    /// Told at its start and at its end.
+    /// Publishes the number of pinned pages; logs once when pinning begins.
     fn report_pinned(&self, pages: i64) {
-        let news = self.pinned.send_if_modified(|before| {
-            let news = (*before == 0) != (pages == 0);
+        let changed = self.pinned.send_if_modified(|before| {
+            let changed = (*before == 0) != (pages == 0);
             *before = pages;
-            news
+            changed
         });
-        if news && pages > 0 {
+        if changed && pages > 0 {
             tracing::warn!(wal_pages = pages, "a long reader keeps the WAL from being written back");
         }
     }
 
-    /// The writer has ended.
+    /// Records that the writer has ended.
     pub(super) fn close(&self) {
         self.wal().closed = true;
         self.changed.notify_all();
@@ -88,30 +88,30 @@ impl CheckpointGate {
         self.pinned.subscribe()
     }
 
-    /// Has the WAL cut to nothing, so that no old version of a page stays in it. Blocking; false while a reader still
-    /// needs it, which `patience` did not outlast: it is cut once that one has gone.
-    pub(super) fn request_truncate(&self, patience: Duration) -> bool {
+    /// Has the WAL truncated to zero bytes, so that no old version of a page stays in it. Blocking. False when a reader
+    /// still needs the WAL after `timeout`: then the WAL is truncated once that reader has ended.
+    pub(super) fn request_truncate(&self, timeout: Duration) -> bool {
         let mut wal = self.wal();
         wal.truncations_requested += 1;
-        let wanted = wal.truncations_requested;
+        let number = wal.truncations_requested;
         self.changed.notify_all();
-        let deadline = Instant::now() + patience;
-        while wal.truncations_done < wanted && !wal.closed {
+        let deadline = Instant::now() + timeout;
+        while wal.truncations_done < number && !wal.closed {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return false;
             }
             wal = self.changed.wait_timeout(wal, left).unwrap_or_else(PoisonError::into_inner).0;
         }
-        wal.truncations_done >= wanted
+        wal.truncations_done >= number
     }
 
     fn wal(&self) -> MutexGuard<'_, WalState> {
         self.wal.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for a large or an idle WAL; `None` once the writer has ended.
-    fn wait_for_work(&self, done: i64) -> Option<()> {
+    /// Waits for a large WAL, an idle one, or a request to truncate; `None` once the writer has ended.
+    fn wait_for_work(&self, written_back: i64) -> Option<()> {
         let mut wal = self.wal();
         let deadline = Instant::now() + IDLE;
         loop {
@@ -123,12 +123,12 @@ impl CheckpointGate {
                 return Some(());
             }
             if wal.truncations_requested > wal.truncations_done {
-                // Again and again, for as long as a reader is in the way.
-                let waits = |wal: &mut WalState| !wal.closed && wal.truncations_requested == wal.truncations_tried;
-                let waited = self.changed.wait_timeout_while(wal, TRUNCATE_RETRY_WAIT, waits);
-                return if waited.unwrap_or_else(PoisonError::into_inner).0.closed { None } else { Some(()) };
+                // Tried again and again, for as long as a reader needs the WAL.
+                let is_waiting = |wal: &mut WalState| !wal.closed && wal.truncations_requested == wal.truncations_tried;
+                let result = self.changed.wait_timeout_while(wal, TRUNCATE_RETRY_WAIT, is_waiting);
+                return if result.unwrap_or_else(PoisonError::into_inner).0.closed { None } else { Some(()) };
             }
-            if wal.pages - done.min(wal.pages) >= START_PAGES || (left.is_zero() && wal.pages > done) {
+            if wal.pages - written_back.min(wal.pages) >= START_PAGES || (left.is_zero() && wal.pages > written_back) {
                 return Some(());
             }
             let left = if left.is_zero() { IDLE } else { left };
@@ -137,8 +137,8 @@ impl CheckpointGate {
     }
 }
 
-/// Until the writer ends. `file` is the database, to synchronise it apart from SQLite, which does that only in the pass
-/// that copies the last page: the one that the writer waits for.
+/// Runs until the writer ends. `file` is the database, which is synchronised here apart from SQLite: SQLite does so
+/// only in the pass that copies the last page, and the writer waits for that pass.
 pub(super) fn run(db: &Connection, file: &File, gate: &CheckpointGate, queue: &WriteQueue) {
     let mut failing = false;
     let mut stuck_at = 0;
@@ -159,7 +159,8 @@ pub(super) fn run(db: &Connection, file: &File, gate: &CheckpointGate, queue: &W
                 failing = true;
                 let mut wal = gate.wal();
                 stuck_at = wal.pages;
-                // Emptying waits like the rest: whatever keeps it from being written back stays for a while.
+                // The truncation waits as well: the cause that keeps the WAL from being written back will last for a
+                // while.
                 wal.truncations_tried = wal.truncations_requested;
             }
         }
@@ -169,33 +170,33 @@ pub(super) fn run(db: &Connection, file: &File, gate: &CheckpointGate, queue: &W
     }
 }
 
-/// Pages in the WAL and pages written back, at the end.
+/// Writes the WAL back; gives the pages in the WAL and the pages written back at the end.
 fn write_back(db: &Connection, file: &File, gate: &CheckpointGate, queue: &WriteQueue) -> rusqlite::Result<(i64, i64)> {
-    let mut before = 0;
+    let mut last_copied = 0;
     for _ in 0..PASSES {
         let (log, copied) = checkpoint_passive(db)?;
-        let stuck = copied < log && copied == before;
-        let rest = gate.wal().pages - copied;
-        if rest <= REMAINING_PAGES || stuck {
+        let stuck = copied < log && copied == last_copied;
+        let left = gate.wal().pages - copied;
+        if left <= REMAINING_PAGES || stuck {
             break;
         }
-        before = copied;
+        last_copied = copied;
     }
     synchronise(file);
     queue.set_large_deferred(true);
-    // The group that is open ends first: its pages are the most of what is left.
+    // The open group ends first: its pages are most of what is left.
     drop(gate.enter());
     checkpoint_passive(db)?;
     synchronise(file);
-    let _held = gate.enter();
-    let end = checkpoint_passive(db)?;
-    gate.wal().pages = end.0 - end.1;
-    Ok(end)
+    let _group_guard = gate.enter();
+    let result = checkpoint_passive(db)?;
+    gate.wal().pages = result.0 - result.1;
+    Ok(result)
 }
 
-/// Cuts the WAL to nothing where that was asked for.
+/// Truncates the WAL to zero bytes where that was requested.
 fn truncate_wal(db: &Connection, gate: &CheckpointGate, end: (i64, i64)) -> rusqlite::Result<(i64, i64)> {
-    let asked = {
+    let requested = {
         let mut wal = gate.wal();
         if wal.truncations_requested == wal.truncations_done {
             return Ok(end);
@@ -203,20 +204,20 @@ fn truncate_wal(db: &Connection, gate: &CheckpointGate, end: (i64, i64)) -> rusq
         wal.truncations_tried = wal.truncations_requested;
         wal.truncations_requested
     };
-    let _held = gate.enter();
+    let _group_guard = gate.enter();
     db.busy_timeout(TRUNCATE_BUSY_TIMEOUT)?;
     let busy = db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, bool>(0));
     db.busy_timeout(Duration::from_secs(5))?;
     if !busy? {
         let mut wal = gate.wal();
-        (wal.truncations_done, wal.pages) = (asked, 0);
+        (wal.truncations_done, wal.pages) = (requested, 0);
         gate.changed.notify_all();
         return Ok((0, 0));
     }
     Ok(end)
 }
 
-/// SQLite does it again, and judges by what it is told then.
+/// A failure here is only logged: SQLite synchronises the file again, and acts on that result.
 fn synchronise(file: &File) {
     if let Err(error) = file.sync_data() {
         tracing::warn!(%error, "the database file could not be synchronised ahead of the write-back's end");

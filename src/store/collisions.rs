@@ -1,4 +1,4 @@
-//! What stands when the keys of many items collide: two ids are two rows, always.
+//! Tests with colliding item keys: two ids are always two rows.
 
 #![allow(clippy::unwrap_used)]
 
@@ -10,22 +10,22 @@ use super::resync::{ResyncEnd, SourceTrust};
 use super::{Store, StoreGuard};
 use crate::feed::{FeedName, Item, ItemState, Modified, ModifiedOrder, Page, TiePolicy, Transport};
 
-/// Leaves the sign alone: every item has one of two keys.
+/// Keeps the sign bit only: every item has one of two keys.
 const SIGN_ONLY: u32 = 63;
 /// More than two steps of a sweep.
 const ITEMS: usize = 2_500;
 
-struct Crowded {
+struct CollidingMirror {
     store: Store,
-    _closing: StoreGuard,
+    _guard: StoreGuard,
     runtime: tokio::runtime::Runtime,
     directory: tempfile::TempDir,
 }
 
-impl Crowded {
+impl CollidingMirror {
     fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let (store, closing) = Store::open_with(&directory.path().join("mirror.db"), SIGN_ONLY).unwrap();
+        let (store, guard) = Store::open_with(&directory.path().join("mirror.db"), SIGN_ONLY).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let url = "https://acme.example/".to_owned();
         let feed = FeedRegistration {
@@ -36,7 +36,7 @@ impl Crowded {
             config_error: None,
         };
         runtime.block_on(store.register(1, vec![feed], true)).unwrap();
-        Self { store, _closing: closing, runtime, directory }
+        Self { store, _guard: guard, runtime, directory }
     }
 
     fn name() -> FeedName {
@@ -91,7 +91,7 @@ impl Crowded {
 
 #[test]
 fn two_ids_are_two_rows_when_their_keys_collide() {
-    let mirror = Crowded::new();
+    let mirror = CollidingMirror::new();
     let few = 300;
 
     assert_eq!(mirror.apply(Purpose::Reread, 10, ItemState::Updated, 0..few).new, few as u64);
@@ -105,10 +105,10 @@ fn two_ids_are_two_rows_when_their_keys_collide() {
 }
 
 #[test]
-fn a_sweep_in_steps_finds_its_place_among_colliding_keys() {
-    let mirror = Crowded::new();
+fn a_sweep_in_steps_continues_among_colliding_keys() {
+    let mirror = CollidingMirror::new();
     mirror.apply(Purpose::Reread, 10, ItemState::Updated, 0..ITEMS);
-    let (store, name) = (&mirror.store, Crowded::name());
+    let (store, name) = (&mirror.store, CollidingMirror::name());
     let feed = mirror.runtime.block_on(store.begin_resync(&name, 1, SourceTrust::No, false)).unwrap();
     let resync = feed.resync.unwrap();
     let step = PageStep {

@@ -1,17 +1,16 @@
 //! How long commits take: counted by the writer, read by anyone.
 //!
 //! Guarantees: counting takes a few additions and no lock. A time is that of a whole group, from its beginning to its
-//! commit, waiting for the write-back's gate included; a group that is undone and done again counts once, for its last
-//! attempt. It keeps no single times: a quantile is as exact as the bounds are close.
+//! commit, waiting for the checkpoint gate included; a group that is rolled back and run again counts once, for its
+//! last attempt. No single times are kept: a quantile is as exact as the bounds are close.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// Upper bounds in milliseconds, from what a small commit takes to what only a dying disk takes.
+/// Upper bounds in milliseconds, from the time of a small commit to that of a commit on a failing disk.
 const BOUNDS_MS: [u64; 13] = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000];
 const BUCKETS: usize = BOUNDS_MS.len() + 1;
 
-/// Counted since the start.
 #[derive(Debug, Default)]
 pub(super) struct CommitHistogram {
     buckets: [AtomicU64; BUCKETS],
@@ -39,31 +38,31 @@ impl CommitHistogram {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CommitTimes {
     buckets: [u64; BUCKETS],
-    /// All of them together.
+    /// Sum of all their times.
     pub total: Duration,
 }
 
 impl CommitTimes {
-    /// How many there were.
+    /// Number of commits.
     pub fn count(&self) -> u64 {
         self.buckets.iter().sum()
     }
 
-    /// Upper bounds with the commits that took at most so long and longer than the bound before; none is the bound of
-    /// the last.
+    /// Upper bounds, each with the number of commits that took at most this long and longer than the previous bound;
+    /// the last bucket has no bound.
     pub fn buckets(&self) -> impl Iterator<Item = (Option<Duration>, u64)> {
         let bounds = BOUNDS_MS.iter().map(|bound| Some(Duration::from_millis(*bound))).chain([None]);
         bounds.zip(self.buckets)
     }
 
-    /// The bound that this share (0 to 1) of the commits stayed within: never too short, and at most the next bound too
-    /// long. None without commits, and for what took longer than the last bound.
+    /// The bound that this share (0 to 1) of the commits stayed within: never shorter than the true quantile, and
+    /// longer by less than one bucket. `None` without commits, and where the quantile is longer than the last bound.
     pub fn quantile(&self, share: f64) -> Option<Duration> {
-        let wanted = (self.count() as f64 * share.clamp(0.0, 1.0)).ceil().max(1.0);
+        let needed = (self.count() as f64 * share.clamp(0.0, 1.0)).ceil().max(1.0);
         let mut seen = 0;
         for (bound, count) in self.buckets() {
             seen += count;
-            if seen as f64 >= wanted {
+            if seen as f64 >= needed {
                 return bound;
             }
         }

@@ -1,4 +1,5 @@
-//! What is to be done for a feed, or not before a time, stored until it is over: look-backs, holds, times away, times gone.
+//! What is due for a feed, or not before a time, stored until it is done: look-backs, Retry-After holds, absences, time
+//! since the feed is gone. Nothing is decided here: the worker decides, this module stores.
 
 use std::time::Duration;
 
@@ -8,7 +9,8 @@ use super::writer::JobClass;
 use super::{Millis, Store, StoreError, journal};
 
 impl Store {
-    /// Notes that a look-back that began at `at` came to its end, and was as many as `due` that were to be made at once.
+    /// Records that a look-back that began at `at` has ended, and that it counts for `due` look-backs that were due at
+    /// once.
     ///
     /// # Errors
     /// When a statement fails or the writer has stopped.
@@ -21,7 +23,7 @@ impl Store {
         .await
     }
 
-    /// Notes that a look-back is due at once, until one has come to its end.
+    /// Records that a look-back is due at once, until a look-back has ended.
     ///
     /// # Errors
     /// When a statement fails or the writer has stopped.
@@ -33,7 +35,7 @@ impl Store {
         .await
     }
 
-    /// Notes until when a feed's publisher is to be left alone; no longer, where that is nothing.
+    /// Records until when the feed's publisher must not be asked; `None` ends the hold.
     ///
     /// # Errors
     /// When a statement fails or the writer has stopped.
@@ -46,7 +48,7 @@ impl Store {
         .await
     }
 
-    /// Notes how long a feed has been gone, by the waits between probes; nothing while it is not.
+    /// Records how long a feed has been gone, as the sum of the waits between probes; zero while it is not gone.
     ///
     /// # Errors
     /// When a statement fails or the writer has stopped.
@@ -59,8 +61,7 @@ impl Store {
         .await
     }
 
-    /// Notes since when a feed seems to have been away, before its next page says otherwise; judged by
-    /// [`Store::resolve_away`], restarts or not.
+    /// Records since when a feed has perhaps not been read, until [`Store::resolve_away`] decides, across restarts.
     ///
     /// # Errors
     /// When a statement fails or the writer has stopped.
@@ -72,8 +73,8 @@ impl Store {
         .await
     }
 
-    /// Notes whether a feed was away for longer than its publisher remembers deletions, and why: it is to be read anew
-    /// then.
+    /// Records whether a feed was not read for longer than its publisher keeps tombstones, and why: then it is to be
+    /// resynced.
     ///
     /// # Errors
     /// When a statement fails or the writer has stopped.

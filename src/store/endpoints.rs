@@ -1,4 +1,5 @@
-//! Push endpoints as the store knows them: which a feed has, where each stands, how it is doing and how far it is believed.
+//! Push endpoints in the store: which ones a feed has, the last item of each, its health and how far it is trusted. The
+//! push ledger decides about trust; this module stores its decisions.
 
 use rusqlite::types::ValueRef;
 use rusqlite::{OptionalExtension, Row, params};
@@ -10,40 +11,38 @@ use crate::feed::{Health, PushTrust, Transport, truncate_text};
 /// An endpoint as stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoredEndpoint {
-    /// How it delivers.
     pub transport: Transport,
-    /// How far it is believed; `None` of a poll endpoint.
+    /// How far the endpoint is trusted; [`PushTrust::None`] for a poll endpoint.
     pub push: PushTrust,
-    /// The last item that came from it, taken or not.
+    /// The last item that the endpoint delivered, written or not.
     pub last: Option<LastItem>,
-    /// The last event's own id.
+    /// The id of the last event.
     pub event_id: Option<String>,
-    /// When that item was committed.
+    /// When the last item was committed.
     pub item_at: Option<Millis>,
 }
 
-/// Where an endpoint stands.
+/// The last item that an endpoint delivered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LastItem {
-    /// The item's `modified` as published.
+    /// `modified` as published.
     pub modified: String,
-    /// Its id.
     pub id: String,
 }
 
-/// What changes of an endpoint's standing.
+/// A change of how far an endpoint is trusted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PushTrustUpdate {
-    /// How far it is believed now.
+    /// How far the endpoint is trusted now.
     pub push: PushTrust,
-    /// How far the feed's push is believed: as far as its best endpoint.
+    /// How far the feed's push is trusted: as far as its best endpoint.
     pub feed_push: PushTrust,
-    /// Why.
+    /// Why the trust changed.
     pub why: String,
 }
 
 impl Store {
-    /// Makes the file know that a feed has exactly these push endpoints, and gives all its endpoints as they stand.
+    /// Stores that a feed has exactly these push endpoints, and returns all its endpoints.
     ///
     /// # Errors
     /// When a statement fails or the writer has stopped.
@@ -71,7 +70,7 @@ impl Store {
         .await
     }
 
-    /// A feed's endpoints as they stand.
+    /// A feed's endpoints as stored.
     ///
     /// # Errors
     /// When a statement fails or the writer has stopped.
@@ -79,7 +78,7 @@ impl Store {
         self.submit(JobClass::default(), move |tx| Ok(read(tx, feed)?)).await
     }
 
-    /// Notes how a push endpoint is doing; a change of its health is an event.
+    /// Records a push endpoint's health; a change of the health is an event.
     ///
     /// # Errors
     /// When a statement fails or the writer has stopped.
@@ -93,16 +92,16 @@ impl Store {
     ) -> Result<(), StoreError> {
         let reason = reason.map(truncate_text);
         self.submit(JobClass::default(), move |tx| {
-            let known: Option<(String, Option<String>)> = tx
+            let stored: Option<(String, Option<String>)> = tx
                 .db
                 .prepare_cached("SELECT health, reason FROM endpoint WHERE feed = ?1 AND transport = ?2")?
                 .query_row(params![feed, transport.code()], |row| Ok((row.get(0)?, row.get(1)?)))
                 .optional()?;
-            let Some((before, was)) = known else { return Ok(()) };
-            if before == health.as_str() && was == reason {
+            let Some((old_health, old_reason)) = stored else { return Ok(()) };
+            if old_health == health.as_str() && old_reason == reason {
                 return Ok(());
             }
-            let changed = before != health.as_str();
+            let changed = old_health != health.as_str();
             tx.db
                 .prepare_cached(
                     "UPDATE endpoint SET health = ?3, reason = ?4, since = iif(?5, ?6, since)
@@ -111,14 +110,20 @@ impl Store {
                 .execute(params![feed, transport.code(), health.as_str(), reason, changed, at])?;
             if changed {
                 let why = reason.as_deref().map(|reason| format!(": {reason}")).unwrap_or_default();
-                journal::record_event(tx, Some(feed), at, "health", &format!("{transport}: {before} → {health}{why}"))?;
+                journal::record_event(
+                    tx,
+                    Some(feed),
+                    at,
+                    "health",
+                    &format!("{transport}: {old_health} → {health}{why}"),
+                )?;
             }
             Ok(())
         })
         .await
     }
 
-    /// Notes how far a push endpoint is believed from now on.
+    /// Records how far a push endpoint is trusted from now on.
     ///
     /// # Errors
     /// When a statement fails or the writer has stopped.
@@ -127,27 +132,27 @@ impl Store {
         feed: i64,
         at: Millis,
         transport: Transport,
-        standing: PushTrustUpdate,
+        update: PushTrustUpdate,
     ) -> Result<(), StoreError> {
         self.submit(JobClass::default(), move |tx| {
-            let proven = standing.push == PushTrust::Proven;
+            let proven = update.push == PushTrust::Proven;
             tx
                 .db
                 .prepare_cached(
                     "UPDATE endpoint SET push = ?3, proven_at = iif(?4, ?5, proven_at) WHERE feed = ?1 AND transport = ?2",
                 )?
-                .execute(params![feed, transport.code(), standing.push.as_str(), proven, at])?;
+                .execute(params![feed, transport.code(), update.push.as_str(), proven, at])?;
             tx
                 .db
                 .prepare_cached("UPDATE feed SET push = ?2 WHERE id = ?1")?
-                .execute(params![feed, standing.feed_push.as_str()])?;
-            let detail = format!("{transport}: {}", standing.why);
+                .execute(params![feed, update.feed_push.as_str()])?;
+            let detail = format!("{transport}: {}", update.why);
             Ok(journal::record_event(tx, Some(feed), at, "push", &detail)?)
         })
         .await
     }
 
-    /// Counts what a push endpoint has missed, and what of it came late after all.
+    /// Adds to the counts of items that a push endpoint missed, and of those that came late after all.
     ///
     /// # Errors
     /// When a statement fails or the writer has stopped.

@@ -1,11 +1,11 @@
-//! What a change of a feed's configured URL means for the places that are stored: whether it is another feed, and where
-//! a stored cursor stands from then on. Pure, over texts: a cursor stays the publisher's own word but for what changed.
+//! What a change of a feed's configured URL means for the stored cursors: whether the URL is another feed's, and what a
+//! stored cursor becomes. Pure functions of texts; a cursor keeps the publisher's own spelling except for what changed.
 
 /// A URL's parts as they are written.
 struct Parts<'a> {
     scheme: &'a str,
     authority: &'a str,
-    /// With the slash before it.
+    /// With the leading slash.
     path: &'a str,
     query: Option<&'a str>,
     /// With its `#`.
@@ -16,16 +16,16 @@ impl<'a> Parts<'a> {
     fn of(url: &'a str) -> Option<Self> {
         let (scheme, rest) = url.split_once("://")?;
         let (rest, fragment) = rest.split_at(rest.find('#').unwrap_or(rest.len()));
-        let (place, query) = rest.split_once('?').map_or((rest, None), |(place, query)| (place, Some(query)));
-        let (authority, path) = place.split_at(place.find('/').unwrap_or(place.len()));
+        let (location, query) = rest.split_once('?').map_or((rest, None), |(location, query)| (location, Some(query)));
+        let (authority, path) = location.split_at(location.find('/').unwrap_or(location.len()));
         Some(Self { scheme, authority, path, query, fragment })
     }
 
     /// The host in lower case, and the port unless it is the scheme's own.
     fn host(&self) -> String {
         let host = self.authority.to_ascii_lowercase();
-        let usual = if self.scheme.eq_ignore_ascii_case("https") { ":443" } else { ":80" };
-        host.strip_suffix(usual).unwrap_or(&host).to_owned()
+        let default_port = if self.scheme.eq_ignore_ascii_case("https") { ":443" } else { ":80" };
+        host.strip_suffix(default_port).unwrap_or(&host).to_owned()
     }
 
     fn path(&self) -> &str {
@@ -37,7 +37,7 @@ impl<'a> Parts<'a> {
     }
 }
 
-/// Whether two URLs differ in host or path; scheme and query may change without it being another feed.
+/// Whether two URLs differ in host or path; a change of scheme or query is not another feed.
 pub(super) fn is_moved(before: &str, after: &str) -> bool {
     match (Parts::of(before), Parts::of(after)) {
         (Some(before), Some(after)) => before.host() != after.host() || before.path() != after.path(),
@@ -45,9 +45,9 @@ pub(super) fn is_moved(before: &str, after: &str) -> bool {
     }
 }
 
-/// Where `cursor` stands once the feed's URL is no longer `before` but `after`, on the same host and path; nothing when
-/// it stays. A cursor of the old origin goes to the new one; of the query what the URL no longer says goes, and what it
-/// says now comes, unless the publisher has put its own value there.
+/// What `cursor` becomes once the feed's URL has changed from `before` to `after`, on the same host and path; `None`
+/// when the cursor stays as it is. A cursor of the old origin moves to the new one; query pairs that the URL no longer
+/// has are removed, and new ones are added, unless the publisher has set its own value.
 pub(super) fn rebase_cursor(cursor: &str, before: &str, after: &str) -> Option<String> {
     let (cursor_parts, before, after) = (Parts::of(cursor)?, Parts::of(before)?, Parts::of(after)?);
     if cursor_parts.host() != before.host() {
@@ -63,8 +63,8 @@ pub(super) fn rebase_cursor(cursor: &str, before: &str, after: &str) -> Option<S
     };
     let query = query.map(|query| format!("?{query}")).unwrap_or_default();
     let Parts { path, fragment, .. } = cursor_parts;
-    let moved = format!("{}://{}{path}{query}{fragment}", target.scheme, target.authority);
-    (moved != cursor).then_some(moved)
+    let rebased = format!("{}://{}{path}{query}{fragment}", target.scheme, target.authority);
+    (rebased != cursor).then_some(rebased)
 }
 
 fn query<'a>(cursor: &[&'a str], before: &[&str], after: &[&'a str]) -> Vec<&'a str> {
@@ -118,7 +118,7 @@ mod tests {
                 Some("https://h.example:443/feed?after=1"),
             ),
             ("https://cdn.example/feed?after=1", https, "http://h.example/feed", None),
-            // A key that changes, one that goes, one that comes.
+            // A key that changes, one that is removed, one that is added.
             (
                 "https://h.example/feed?k=1&after=5",
                 "https://h.example/feed?k=1",
@@ -139,7 +139,7 @@ mod tests {
             ),
             ("https://h.example/feed", https, "https://h.example/feed?limit=9", Some("https://h.example/feed?limit=9")),
             ("https://h.example/feed?k=1", "https://h.example/feed?k=1", https, Some(https)),
-            // What the publisher itself says stands.
+            // The publisher's own values are kept.
             (
                 "https://h.example/feed?after=5",
                 "https://h.example/feed?after=0",

@@ -1,4 +1,5 @@
-//! Feeds and their endpoints as the store knows them: registered, noted, paused, sought.
+//! Feeds and their poll endpoints in the store: registering, recording health and mode, pausing, seeking. Nothing is
+//! decided here about when or how a feed is read.
 
 use std::time::Duration;
 
@@ -13,28 +14,26 @@ use crate::feed::{Attribution, FeedName, Generation, Health, Mode, Seq};
 /// A feed as configured.
 #[derive(Clone, Debug)]
 pub struct FeedRegistration {
-    /// Its unique name.
     pub name: FeedName,
-    /// The provider it belongs to.
     pub provider: Option<String>,
     /// The poll endpoint's URL.
     pub url: String,
-    /// Who publishes it, and on what terms.
+    /// Publisher and terms.
     pub attribution: Attribution,
-    /// Why it can't run, when its own settings are wrong.
+    /// Why the feed can't run, when its own settings are wrong.
     pub config_error: Option<String>,
 }
 
 /// A feed as stored.
 #[derive(Clone, Debug)]
 pub struct StoredFeed {
-    /// Its number in this file.
+    /// The feed's number in this file.
     pub id: i64,
-    /// What was read under an older one is discarded.
+    /// A delivery that was read under an older generation is discarded.
     pub generation: Generation,
     /// The poll cursor; `None` while a resync has to find a new one, or after a purge.
     pub cursor: Option<String>,
-    /// What kept it current last.
+    /// What keeps the feed current.
     pub mode: Mode,
     /// The poll endpoint's health.
     pub health: Health,
@@ -44,48 +43,47 @@ pub struct StoredFeed {
     pub since: Option<Millis>,
     /// Stopped by the operator.
     pub paused: bool,
-    /// Emptied, and not read until resumed.
+    /// Purged, and not read until resumed.
     pub purged: bool,
     /// Errors in a row.
     pub failures: u32,
-    /// When its end was last seen.
+    /// When the feed's end was last seen.
     pub level_at: Option<Millis>,
-    /// When it last answered well.
+    /// When a poll last succeeded.
     pub polled_at: Option<Millis>,
-    /// When it is to be asked again.
+    /// When the next poll is due.
     pub next_poll_at: Option<Millis>,
-    /// When the last resync that nobody asked for began.
+    /// When the last automatic resync began.
     pub resynced_at: Option<Millis>,
-    /// When it was last read whole.
+    /// When the feed was last read from beginning to end.
     pub read_anew_at: Option<Millis>,
-    /// When the last look-back that came to an end began.
+    /// When the last completed look-back began.
     pub looked_back_at: Option<Millis>,
-    /// So many look-backs are due at once.
+    /// Number of look-backs that are due at once.
     pub look_back_due: i64,
-    /// Its publisher asked not to be asked before.
+    /// The publisher asked for no request before this time.
     pub held_until: Option<Millis>,
-    /// How long it has been gone, by the waits between probes.
+    /// How long the feed has been gone, as the sum of the waits between probes.
     pub gone_for: Duration,
-    /// When it was last read before a time away that has not been judged yet.
+    /// When the feed was last read before an absence about which nothing is decided yet ([`Store::resolve_away`]).
     pub away_since: Option<Millis>,
-    /// The last change number that was given when this was read.
+    /// The last change number given when this row was read.
     pub last_seq: Seq,
-    /// Away for longer than the publisher remembers deletions: to be read anew once level.
+    /// Not read for longer than the publisher keeps tombstones: to be resynced once level.
     pub stale: bool,
     /// The resync under way.
     pub resync: Option<ResyncState>,
 }
 
-/// How a poll endpoint is doing now.
+/// A poll endpoint's health now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HealthNote {
-    /// Its health.
     pub health: Health,
     /// Why.
     pub reason: Option<String>,
     /// Errors in a row.
     pub failures: u32,
-    /// When it is to be asked again.
+    /// When the next poll is due.
     pub next_poll_at: Option<Millis>,
 }
 
@@ -109,7 +107,7 @@ impl Store {
         .await
     }
 
-    /// Writes down where publishers are listened to, from now on.
+    /// Stores the address of the webhook listener.
     ///
     /// # Errors
     /// When the statement fails or the writer has stopped.
@@ -121,7 +119,7 @@ impl Store {
         .await
     }
 
-    /// Makes the file know the configured feeds; with `all`, those it knows and are not named become `removed`.
+    /// Stores the configured feeds; with `all`, stored feeds that are not among them become `removed`.
     ///
     /// # Errors
     /// When a statement fails or the writer has stopped.
@@ -143,18 +141,18 @@ impl Store {
         self.submit(JobClass::default(), move |tx| read(tx, name.as_str())).await
     }
 
-    /// Notes how a poll endpoint is doing. A feed that is suspect stays so while it answers; what comes late from one that
-    /// was paused or purged meanwhile changes nothing.
+    /// Records a poll endpoint's health. A suspect feed stays suspect while it answers; a late note for a feed that was
+    /// paused or purged meanwhile changes nothing.
     ///
     /// # Errors
     /// When a statement fails or the writer has stopped.
     pub async fn record_health(&self, feed: i64, at: Millis, note: HealthNote) -> Result<(), StoreError> {
         self.submit(JobClass::default(), move |tx| {
-            let noted = tx
+            let updated = tx
                 .db
                 .prepare_cached("UPDATE feed SET failures = ?2, next_poll_at = ?3 WHERE id = ?1 AND paused = 0")?
                 .execute(params![feed, note.failures, note.next_poll_at])?;
-            if noted == 0 {
+            if updated == 0 {
                 return Ok(());
             }
             set_health(tx, feed, at, note.health, note.reason.as_deref())
@@ -162,7 +160,7 @@ impl Store {
         .await
     }
 
-    /// Says why a healthy feed does nothing at the moment, until the next note.
+    /// Stores why a healthy feed waits, until the next health note.
     ///
     /// # Errors
     /// When a statement fails or the writer has stopped.
@@ -175,7 +173,7 @@ impl Store {
         .await
     }
 
-    /// Marks a feed whose publisher contradicts the mirror; only a resync ends it.
+    /// Marks a feed whose publisher contradicts the mirror as suspect; only a resync ends this.
     ///
     /// # Errors
     /// When a statement fails or the writer has stopped.
@@ -190,24 +188,25 @@ impl Store {
         .await
     }
 
-    /// Notes that a feed keeps itself current in another way.
+    /// Records another mode.
     ///
     /// # Errors
     /// When a statement fails or the writer has stopped.
     pub async fn set_mode(&self, feed: i64, at: Millis, mode: Mode, why: &str) -> Result<(), StoreError> {
         let why = why.to_owned();
         self.submit(JobClass::default(), move |tx| {
-            let before: String = tx.db.query_row("SELECT mode FROM feed WHERE id = ?1", [feed], |row| row.get(0))?;
-            if before == mode.as_str() {
+            let old_mode: String = tx.db.query_row("SELECT mode FROM feed WHERE id = ?1", [feed], |row| row.get(0))?;
+            if old_mode == mode.as_str() {
                 return Ok(());
             }
             tx.db.execute("UPDATE feed SET mode = ?2 WHERE id = ?1", params![feed, mode.as_str()])?;
-            Ok(journal::record_event(tx, Some(feed), at, "mode", &format!("{before} → {mode}: {why}"))?)
+            Ok(journal::record_event(tx, Some(feed), at, "mode", &format!("{old_mode} → {mode}: {why}"))?)
         })
         .await
     }
 
-    /// Stops or resumes a feed by the operator's will; a purged feed begins anew when resumed, once its rows are removed.
+    /// Pauses or resumes a feed for the operator; a purged feed is read from its beginning when resumed, once its rows
+    /// are removed.
     ///
     /// # Errors
     /// When a statement fails or the writer has stopped.
@@ -216,7 +215,7 @@ impl Store {
         self.submit(JobClass::default(), move |tx| set_paused(tx, name.as_str(), at, paused)).await
     }
 
-    /// Puts the poll cursor somewhere else.
+    /// Sets the poll cursor to another URL.
     ///
     /// # Errors
     /// When a statement fails or the writer has stopped.
@@ -240,9 +239,9 @@ pub(super) fn set_paused(tx: &mut WriteTx<'_>, name: &str, at: Millis, paused: b
     }
     tx.db.execute("UPDATE feed SET paused = ?2 WHERE id = ?1", params![feed.id, paused])?;
     if !paused && feed.purged {
-        let anew =
+        let reset_cursor =
             "UPDATE endpoint SET cursor = (SELECT url FROM feed WHERE id = ?1) WHERE feed = ?1 AND transport = 0";
-        tx.db.execute(anew, [feed.id])?;
+        tx.db.execute(reset_cursor, [feed.id])?;
         let refresh = "UPDATE feed SET purged = 0, mode = 'refresh', began_at = ?2 WHERE id = ?1";
         tx.db.execute(refresh, params![feed.id, at])?;
     }
@@ -319,7 +318,8 @@ fn set_attribution(tx: &WriteTx<'_>, id: i64, attribution: &Attribution) -> Resu
     Ok(())
 }
 
-/// Another path or host is another beginning: the feed is read anew, trusting the source, its rows kept meanwhile.
+/// A URL with another path or host may be another feed: it is resynced, trusting the source, and its rows are kept
+/// meanwhile.
 fn change_url(
     tx: &mut WriteTx<'_>,
     id: i64,
@@ -350,20 +350,21 @@ fn change_url(
     resync::begin(tx, id, at, &feed.url, SourceTrust::UrlMoved, false)
 }
 
-/// Wherever the feed's places are kept, they follow a change of its URL's scheme or query.
+/// Rebases all of the feed's stored cursors after a change of its URL's scheme or query.
 fn rebase(tx: &WriteTx<'_>, id: i64, before: &str, after: &str) -> Result<(), StoreError> {
     for (table, column) in [("endpoint", "cursor"), ("resync", "cursor"), ("resync", "asked"), ("position", "cursor")] {
-        let polled = if table == "endpoint" { " AND transport = 0" } else { "" };
-        let select = format!("SELECT DISTINCT {column} FROM {table} WHERE feed = ?1 AND {column} IS NOT NULL{polled}");
-        let places: Vec<String> = {
+        let poll_only = if table == "endpoint" { " AND transport = 0" } else { "" };
+        let select =
+            format!("SELECT DISTINCT {column} FROM {table} WHERE feed = ?1 AND {column} IS NOT NULL{poll_only}");
+        let cursors: Vec<String> = {
             let mut select = tx.db.prepare(&select)?;
             let rows = select.query_map([id], |row| row.get(0))?;
             rows.collect::<rusqlite::Result<_>>()?
         };
-        let update = format!("UPDATE {table} SET {column} = ?3 WHERE feed = ?1 AND {column} = ?2{polled}");
-        for place in &places {
-            if let Some(rebased) = rebase_cursor(place, before, after) {
-                tx.db.execute(&update, params![id, place, rebased])?;
+        let update = format!("UPDATE {table} SET {column} = ?3 WHERE feed = ?1 AND {column} = ?2{poll_only}");
+        for cursor in &cursors {
+            if let Some(rebased) = rebase_cursor(cursor, before, after) {
+                tx.db.execute(&update, params![id, cursor, rebased])?;
             }
         }
     }
@@ -396,7 +397,7 @@ pub(super) fn set_health(
     health: Health,
     reason: Option<&str>,
 ) -> Result<(), StoreError> {
-    let found: Option<(String, Option<String>, Option<String>)> = tx
+    let stored: Option<(String, Option<String>, Option<String>)> = tx
         .db
         .prepare_cached(
             "SELECT e.health, e.reason, f.suspect FROM endpoint e JOIN feed f ON f.id = e.feed
@@ -404,18 +405,18 @@ pub(super) fn set_health(
         )?
         .query_row([feed], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
         .optional()?;
-    // Purged meanwhile: what is said of it is too late.
-    let Some((before, was, suspect)) = found else { return Ok(()) };
+    // The feed was purged meanwhile: this health comes too late.
+    let Some((old_health, old_reason, suspect)) = stored else { return Ok(()) };
     let (health, reason) = match (health, suspect.as_deref()) {
         (Health::Ok, Some(suspect)) => (Health::Suspect, Some(suspect)),
         _ => (health, reason),
     };
     let reason = reason.map(journal::truncate_text);
     let reason = reason.as_deref();
-    if before == health.as_str() && was.as_deref() == reason {
+    if old_health == health.as_str() && old_reason.as_deref() == reason {
         return Ok(());
     }
-    let changed = before != health.as_str();
+    let changed = old_health != health.as_str();
     tx
         .db
         .prepare_cached(
@@ -424,8 +425,8 @@ pub(super) fn set_health(
         .execute(params![feed, health.as_str(), reason, changed, at])?;
     if changed {
         let detail = match reason {
-            Some(reason) => format!("{before} → {health}: {reason}"),
-            None => format!("{before} → {health}"),
+            Some(reason) => format!("{old_health} → {health}: {reason}"),
+            None => format!("{old_health} → {health}"),
         };
         journal::record_event(tx, Some(feed), at, "health", &detail)?;
     }

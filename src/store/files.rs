@@ -1,8 +1,9 @@
-//! Files that this program opens, makes and gives away, found without being led elsewhere.
+//! Files that this program opens, creates and changes the owner of, resolved safely against foreign links.
 //!
-//! Guarantees: root follows only links that root laid, so that whoever owns the database's directory can't send a verb of
-//! root's to another file; anybody else follows what the system follows. What is opened is a regular file, what is made is
-//! new, and what is given away is what was opened. The last step goes by the directory's descriptor and follows nothing.
+//! Guarantees: root follows only links that root owns, so that the owner of the database's directory can't make a
+//! command of root's act on another file; other users follow what the system follows. An opened file is a regular one,
+//! a created file is new, and the owner is changed of an opened descriptor only. The last path component is opened
+//! through the directory's descriptor and follows no link.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -15,22 +16,23 @@ use std::path::{Component, Path, PathBuf};
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 
-/// Links followed on the way to one file, as the kernel does at most.
-const MOST_LINKS: usize = 40;
-/// A directory that is passed through.
+/// Links followed while one path is resolved: the kernel's own limit.
+const MAX_LINKS: usize = 40;
+/// Flags to open a directory on the path.
 const TRAVERSE_FLAGS: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
-/// User and group that something belongs to.
+/// User and group of a file or directory.
 pub(super) type Owner = (u32, u32);
 
-/// A file's or directory's place, by its real path; there need not be anything yet.
+/// A path with all links resolved: the directory, held open, and the last name in it; nothing need exist under this
+/// name.
 #[derive(Debug)]
 pub(super) struct ResolvedPath {
     directory: Directory,
     name: OsString,
 }
 
-/// A directory, held open: what is done in it is done there, whatever becomes of its path.
+/// A directory, held open: operations act on this directory, even if its path changes.
 #[derive(Debug)]
 pub(super) struct Directory {
     fd: OwnedFd,
@@ -38,10 +40,11 @@ pub(super) struct Directory {
 }
 
 impl ResolvedPath {
-    /// Where `path` leads.
+    /// Resolves `path`.
     ///
     /// # Errors
-    /// When a directory on the way is missing or can't be entered, and for root, when a link on it is not root's.
+    /// When a directory of the path is missing or can't be entered, and for root, when a link of the path is not
+    /// root's.
     pub(super) fn resolve(path: &Path) -> io::Result<Self> {
         let path = std::path::absolute(path)?;
         let mut directory = Directory::root()?;
@@ -55,7 +58,7 @@ impl ResolvedPath {
             match directory.stat(&name) {
                 Ok(found) if FileType::from_raw_mode(found.st_mode) == FileType::Symlink => {
                     links += 1;
-                    if links > MOST_LINKS {
+                    if links > MAX_LINKS {
                         return Err(Errno::LOOP.into());
                     }
                     directory.check_link_owner(&name, found.st_uid)?;
@@ -74,10 +77,10 @@ impl ResolvedPath {
         Ok(Self { directory, name: ".".into() })
     }
 
-    /// The same place with more behind its name.
-    pub(super) fn name_with_suffix(&self, more: &str) -> OsString {
+    /// The last name with a suffix.
+    pub(super) fn name_with_suffix(&self, suffix: &str) -> OsString {
         let mut name = self.name.clone();
-        name.push(more);
+        name.push(suffix);
         name
     }
 
@@ -89,15 +92,15 @@ impl ResolvedPath {
         &self.directory
     }
 
-    /// The real path, for those who take no descriptor.
+    /// The real path, for functions that take no descriptor.
     pub(super) fn path(&self) -> PathBuf {
         self.directory.path.join(&self.name)
     }
 
-    /// Whom the file belongs to; where there is none, its directory.
+    /// The file's owner; where there is no file, its directory's.
     ///
     /// # Errors
-    /// When neither can be looked at.
+    /// When neither can be read.
     pub(super) fn owner(&self) -> io::Result<Owner> {
         match self.directory.stat(&self.name) {
             Ok(found) => Ok((found.st_uid, found.st_gid)),
@@ -106,7 +109,7 @@ impl ResolvedPath {
         }
     }
 
-    /// The directory that stands here.
+    /// The directory of this path.
     fn into_directory(self) -> io::Result<Directory> {
         self.directory.enter(&self.name)
     }
@@ -120,15 +123,15 @@ impl Directory {
     /// The directory that `path` leads to.
     ///
     /// # Errors
-    /// As [`Place::find`]; when there is none.
+    /// As [`ResolvedPath::resolve`]; when there is none.
     pub(super) fn open(path: &Path) -> io::Result<Self> {
         ResolvedPath::resolve(path)?.into_directory()
     }
 
-    /// The directory that `path` leads to; it and those above it are made where they are missing, and given to `owner`.
+    /// The directory that `path` leads to; missing directories of the path are created and belong to `owner`.
     ///
     /// # Errors
-    /// As [`Directory::open`]; when one can't be made.
+    /// As [`Directory::open`]; when one can't be created.
     pub(super) fn create_all(path: &Path, owner: Owner) -> io::Result<Self> {
         match Self::open(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -139,11 +142,11 @@ impl Directory {
         let above = Self::create_all(above, owner)?;
         match rustix::fs::mkdirat(&above.fd, name, Mode::from_raw_mode(0o750)) {
             Err(Errno::EXIST) => return above.enter(name),
-            made => made?,
+            created => created?,
         }
-        let made = above.enter(name)?;
-        change_owner(&made.open_readable()?, owner)?;
-        Ok(made)
+        let created = above.enter(name)?;
+        change_owner(&created.open_readable()?, owner)?;
+        Ok(created)
     }
 
     fn enter(&self, name: &OsStr) -> io::Result<Self> {
@@ -166,12 +169,12 @@ impl Directory {
         Ok(OsString::from_vec(target.into_bytes()).into())
     }
 
-    fn check_link_owner(&self, name: &OsStr, layer: u32) -> io::Result<()> {
-        if layer == 0 || !rustix::process::geteuid().is_root() {
+    fn check_link_owner(&self, name: &OsStr, owner: u32) -> io::Result<()> {
+        if owner == 0 || !rustix::process::geteuid().is_root() {
             return Ok(());
         }
         let path = self.path.join(name);
-        let problem = format!("{} is a link that user {layer} laid: root follows none but root's own", path.display());
+        let problem = format!("{} is a link that user {owner} laid: root follows none but root's own", path.display());
         Err(io::Error::new(io::ErrorKind::PermissionDenied, problem))
     }
 
@@ -185,7 +188,7 @@ impl Directory {
     /// # Errors
     /// When there is none, it is something else, or it can't be opened.
     pub(super) fn file(&self, name: &OsStr, flags: OFlags) -> io::Result<File> {
-        // A pipe would be waited for.
+        // Without NONBLOCK, opening a pipe would wait.
         let flags = flags | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let file = File::from(rustix::fs::openat(&self.fd, name, flags, Mode::from_raw_mode(0o644))?);
         if !file.metadata()?.is_file() {
@@ -194,10 +197,10 @@ impl Directory {
         Ok(file)
     }
 
-    /// A new file; whatever the umask says, it has this mode, and belongs to `owner`.
+    /// A new file with this mode, whatever the umask, and this owner.
     ///
     /// # Errors
-    /// When something has this name; when it can't be made.
+    /// When this name exists; when the file can't be created.
     pub(super) fn create(&self, name: &OsStr, mode: u32, owner: Owner) -> io::Result<File> {
         let file = self.file(name, OFlags::RDWR | OFlags::CREATE | OFlags::EXCL)?;
         rustix::fs::fchmod(&file, Mode::from_raw_mode(mode))?;
@@ -205,10 +208,10 @@ impl Directory {
         Ok(file)
     }
 
-    /// Size of what has this name; none when nothing has.
+    /// Size of the file of this name, in bytes; `None` when there is none.
     ///
     /// # Errors
-    /// When it can't be looked at.
+    /// When its metadata can't be read.
     pub(super) fn size(&self, name: &OsStr) -> io::Result<Option<u64>> {
         match self.stat(name) {
             Ok(found) => Ok(Some(u64::try_from(found.st_size).unwrap_or(0))),
@@ -217,7 +220,7 @@ impl Directory {
         }
     }
 
-    /// Device and number of what has this name.
+    /// Device and inode number of the file of this name.
     pub(super) fn identity(&self, name: &OsStr) -> io::Result<(u64, u64)> {
         let found = self.stat(name)?;
         Ok((found.st_dev, found.st_ino))
@@ -227,20 +230,20 @@ impl Directory {
         Ok(rustix::fs::renameat(&self.fd, from, &self.fd, to)?)
     }
 
-    /// A second name for a file.
+    /// Gives a file a second name.
     pub(super) fn hard_link(&self, from: &OsStr, to: &OsStr) -> io::Result<()> {
         Ok(rustix::fs::linkat(&self.fd, from, &self.fd, to, AtFlags::empty())?)
     }
 
-    /// Removes a file, or finds it gone.
+    /// Removes a file; a missing file is no error.
     pub(super) fn remove(&self, name: &OsStr) -> io::Result<()> {
         match rustix::fs::unlinkat(&self.fd, name, AtFlags::empty()) {
             Err(Errno::NOENT) => Ok(()),
-            removed => Ok(removed?),
+            result => Ok(result?),
         }
     }
 
-    /// All names in it.
+    /// All names in the directory.
     pub(super) fn names(&self) -> io::Result<Vec<OsString>> {
         let mut names = Vec::new();
         for entry in rustix::fs::Dir::read_from(self.open_readable()?)? {
@@ -252,15 +255,15 @@ impl Directory {
         Ok(names)
     }
 
-    /// Its names are on the disk.
+    /// Makes sure that the directory's names are on the disk.
     pub(super) fn sync(&self) -> io::Result<()> {
         self.open_readable()?.sync_all()
     }
 
-    /// Bytes that this user may still write on its disk.
+    /// Bytes that this user may still write on the directory's file system.
     pub(super) fn free_bytes(&self) -> io::Result<u64> {
-        let disk = rustix::fs::fstatvfs(&self.fd)?;
-        Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
+        let file_system = rustix::fs::fstatvfs(&self.fd)?;
+        Ok(file_system.f_bavail.saturating_mul(file_system.f_frsize))
     }
 
     fn owner(&self) -> io::Result<Owner> {
@@ -274,9 +277,9 @@ impl Directory {
     }
 }
 
-/// Names still to be passed, the next one last.
+/// The path's components that are still to be resolved, the next one last.
 fn pending_components(path: &Path) -> Vec<OsString> {
-    let name = |step: Component<'_>| match step {
+    let name = |component: Component<'_>| match component {
         Component::Normal(name) => Some(name.to_owned()),
         Component::ParentDir => Some("..".into()),
         Component::RootDir | Component::CurDir | Component::Prefix(_) => None,
@@ -284,19 +287,20 @@ fn pending_components(path: &Path) -> Vec<OsString> {
     path.components().rev().filter_map(name).collect()
 }
 
-/// The regular file that `path` leads to, to be read.
+/// Opens the regular file that `path` leads to for reading.
 ///
 /// # Errors
-/// As [`Place::find`] and [`Directory::file`].
+/// As [`ResolvedPath::resolve`] and [`Directory::file`].
 pub(super) fn open(path: &Path) -> io::Result<File> {
-    let place = ResolvedPath::resolve(path)?;
-    place.directory.file(&place.name, OFlags::RDONLY)
+    let resolved = ResolvedPath::resolve(path)?;
+    resolved.directory.file(&resolved.name, OFlags::RDONLY)
 }
 
-/// What root makes belongs to whom the database belongs to; what anybody else makes stays theirs.
+/// Changes a file's owner, so that files that root makes belong to the database's owner; for another user, who may not,
+/// it does nothing.
 ///
 /// # Errors
-/// When it has another name elsewhere; when it can't be given.
+/// When the file has another name elsewhere; when its owner can't be changed.
 pub(super) fn change_owner(file: &File, (user, group): Owner) -> io::Result<()> {
     let found = file.metadata()?;
     if (found.uid(), found.gid()) == (user, group) {
@@ -308,7 +312,7 @@ pub(super) fn change_owner(file: &File, (user, group): Owner) -> io::Result<()> 
     }
     match rustix::fs::fchown(file.as_fd(), Some(Uid::from_raw(user)), Some(Gid::from_raw(group))) {
         Err(Errno::PERM) => Ok(()),
-        given => Ok(given?),
+        result => Ok(result?),
     }
 }
 
@@ -321,7 +325,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_place_is_found_through_links_and_by_its_real_path() {
+    fn a_path_is_resolved_through_links_to_its_real_path() {
         let folder = tempfile::tempdir().unwrap();
         let real = fs::canonicalize(folder.path()).unwrap();
         fs::create_dir(real.join("data")).unwrap();
@@ -350,12 +354,12 @@ mod tests {
     }
 
     #[test]
-    fn missing_directories_are_made() {
+    fn missing_directories_are_created() {
         let folder = tempfile::tempdir().unwrap();
         let owner = Directory::open(folder.path()).unwrap().owner().unwrap();
-        let made = Directory::create_all(&folder.path().join("a/b"), owner).unwrap();
-        made.create(OsStr::new("c"), 0o640, owner).unwrap();
-        assert_eq!(made.names().unwrap(), ["c"]);
+        let created = Directory::create_all(&folder.path().join("a/b"), owner).unwrap();
+        created.create(OsStr::new("c"), 0o640, owner).unwrap();
+        assert_eq!(created.names().unwrap(), ["c"]);
         assert!(folder.path().join("a/b/c").is_file());
     }
 }

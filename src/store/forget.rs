@@ -1,12 +1,13 @@
-//! Items forgotten on request: removed from everything that names them, and never taken again.
+//! Items forgotten on request: removed from every row that names them, and never stored again.
 //!
-//! Guarantees: once [`Store::forget`] has returned, no row but a tombstone without data holds the item, and whatever
-//! brings it again, by any transport, a resync or a retry from quarantine, is dropped in the transaction that would have
-//! written it. The tombstone keeps kind and id so that those who follow the change log remove it too; it goes with
-//! `keep.forgotten`. What is remembered for good is a salted digest of the id: enough to know it again, not to read it.
+//! Guarantees: once [`Store::forget`] has returned, no row but a tombstone without data holds the item; a record of the
+//! item that comes again, by any transport, a resync or a retry from quarantine, is dropped in the transaction that
+//! would have written it. The tombstone keeps kind and id so that followers of the change log remove the item too; the
+//! tombstone is removed after `keep.forgotten`. A salted digest of the id is kept for good: it recognises the id, and
+//! the id can't be read from it.
 //!
-//! It can't reach a record in quarantine whose id can't be read and that doesn't spell it, nor a cursor, which is the
-//! publisher's own place and moves on by itself.
+//! Not removed are a quarantined record whose id can't be read and that doesn't contain the id, and a cursor, which is
+//! the publisher's own position and moves on by itself.
 
 use rusqlite::{OptionalExtension, params};
 use sha2::{Digest, Sha256};
@@ -19,10 +20,10 @@ use crate::json::{self, JsonToken, Scanner};
 
 /// Kinds under which one id is removed in one step.
 const STEP_KINDS: usize = 64;
-/// Rows of quarantine looked at in one step.
+/// Rows of quarantine read in one step.
 const STEP_ROWS: i64 = 200;
 
-/// Texts that may name an item: table, the key of its rows, and the text, which is cleared.
+/// Texts that may name an item: table, key column, and the text column, which is cleared.
 const MENTION_COLUMNS: [(&str, &str, &str); 4] = [
     ("event", "n", "detail"),
     ("finding", "rule", "detail"),
@@ -32,21 +33,21 @@ const MENTION_COLUMNS: [(&str, &str, &str); 4] = [
 /// Cursors that may name an item as the last one read.
 const CURSORS: [&str; 2] = ["SELECT cursor FROM endpoint WHERE feed = ?1", "SELECT cursor FROM resync WHERE feed = ?1"];
 
-/// What was removed.
+/// What was removed, as counts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ForgetReport {
-    /// Items, tombstones too.
+    /// Items, tombstones included.
     pub items: u64,
     /// Records of quarantine.
     pub quarantined: u64,
     /// Whether a cursor still names the id, as the last one read.
     pub in_cursor: bool,
-    /// Whether it was forgotten before.
+    /// Whether the item was forgotten already.
     pub already_forgotten: bool,
 }
 
 impl ForgetReport {
-    /// What was removed of the feed with this name, in words.
+    /// The report as text, for the feed with this name.
     pub fn summary(&self, feed: &FeedName) -> String {
         let removed =
             format!("{} and {} removed", counted(self.items, "item"), counted(self.quarantined, "quarantined record"));
@@ -59,7 +60,7 @@ impl ForgetReport {
     }
 }
 
-/// How far [`Store::erase`] came, in words.
+/// The result of [`Store::erase`] as text.
 pub fn erasure_summary(erased: bool) -> &'static str {
     match erased {
         true => "its bytes are erased from the database's files",
@@ -76,35 +77,35 @@ fn counted(count: u64, what: &str) -> String {
 /// An item by its id, of one kind or of any.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ItemSelector {
-    /// Its kind, if only that one is meant.
+    /// The kind; `None` means all kinds.
     pub kind: Option<String>,
-    /// Its id.
     pub id: String,
 }
 
 impl Store {
-    /// Forgets an item. Its bytes are gone from the files after [`Store::erase`]. What is cut short goes on with
+    /// Forgets an item. Its bytes are gone from the files after [`Store::erase`]. An interrupted run is completed by
     /// [`Store::go_on_erasing`].
     ///
     /// # Errors
     /// When there is no such feed, a statement fails or the writer has stopped.
     pub async fn forget(&self, name: &FeedName, at: Millis, item: ItemSelector) -> Result<ForgetReport, StoreError> {
-        let (feed, named) = (name.clone(), item.clone());
-        let weight = JobClass { durable: true, max_seqs: 1, ..JobClass::default() };
-        let begun = self.submit(weight, move |tx| {
+        let (feed, selector) = (name.clone(), item.clone());
+        let class = JobClass { durable: true, max_seqs: 1, ..JobClass::default() };
+        let first_step = self.submit(class, move |tx| {
             let feed = feeds::read(tx, feed.as_str())?.id;
-            let before = !insert_forgotten(tx, feed, at, &named)?;
+            let already_forgotten = !insert_forgotten(tx, feed, at, &selector)?;
             let detail = "an item was forgotten on request, and is not taken again";
             journal::record_event(tx, Some(feed), at, "forgotten", detail)?;
             let n = tx.allocate_seq();
-            tx.db.execute("INSERT INTO erasure VALUES (?1, ?2, ?3, ?4)", params![n, feed, named.id, named.kind])?;
-            Ok((n, before))
+            tx.db
+                .execute("INSERT INTO erasure VALUES (?1, ?2, ?3, ?4)", params![n, feed, selector.id, selector.kind])?;
+            Ok((n, already_forgotten))
         });
-        let (n, before) = begun.await?;
-        Ok(ForgetReport { already_forgotten: before, ..self.remove(n, name, at, item).await? })
+        let (n, already_forgotten) = first_step.await?;
+        Ok(ForgetReport { already_forgotten, ..self.remove(n, name, at, item).await? })
     }
 
-    /// Removes whatever names an item that is forgotten already; `n` is its erasure's.
+    /// Removes all rows and texts that name a forgotten item; `n` is the number of its row in `erasure`.
     async fn remove(
         &self,
         n: Seq,
@@ -112,11 +113,11 @@ impl Store {
         at: Millis,
         item: ItemSelector,
     ) -> Result<ForgetReport, StoreError> {
-        let mut forgot = ForgetReport::default();
-        let weight = JobClass { durable: true, max_seqs: STEP_KINDS, ..JobClass::default() };
+        let mut report = ForgetReport::default();
+        let class = JobClass { durable: true, max_seqs: STEP_KINDS, ..JobClass::default() };
         loop {
             let (name, item) = (name.clone(), item.clone());
-            let step = self.submit(weight, move |tx| {
+            let step = self.submit(class, move |tx| {
                 let feed = feeds::read(tx, name.as_str())?.id;
                 with_secure_delete(tx, |tx| {
                     let items = remove_items(tx, feed, at, &item)?;
@@ -125,8 +126,8 @@ impl Store {
                 })
             });
             let (items, in_cursor) = step.await?;
-            forgot.items += items;
-            forgot.in_cursor = in_cursor;
+            report.items += items;
+            report.in_cursor = in_cursor;
             if items < STEP_KINDS as u64 {
                 break;
             }
@@ -134,25 +135,25 @@ impl Store {
         let mut after = 0;
         loop {
             let (name, item) = (name.clone(), item.clone());
-            let weight = JobClass { durable: true, ..JobClass::default() };
-            let step = self.submit(weight, move |tx| {
+            let class = JobClass { durable: true, ..JobClass::default() };
+            let step = self.submit(class, move |tx| {
                 let feed = feeds::read(tx, name.as_str())?.id;
                 with_secure_delete(tx, |tx| {
                     let (removed, last) = remove_quarantined(tx, feed, after, &item)?;
                     if last.is_none() {
-                        unname(tx, n)?;
+                        clear_erasure_item(tx, n)?;
                     }
                     Ok((removed, last))
                 })
             });
             let (removed, last) = step.await?;
-            forgot.quarantined += removed;
-            let Some(last) = last else { return Ok(forgot) };
+            report.quarantined += removed;
+            let Some(last) = last else { return Ok(report) };
             after = last;
         }
     }
 
-    /// Ends what was cut short of forgetting and erasing, as by the end of the process.
+    /// Completes interrupted runs of forgetting and erasing, as after the end of the process.
     ///
     /// # Errors
     /// When a statement fails or the writer has stopped.
@@ -165,7 +166,7 @@ impl Store {
             let Some(item) = item else { continue };
             match name.as_deref().and_then(FeedName::new) {
                 Some(name) => drop(self.remove(n, &name, at, item).await?),
-                None => self.submit(JobClass::default(), move |tx| Ok(unname(tx, n)?)).await?,
+                None => self.submit(JobClass::default(), move |tx| Ok(clear_erasure_item(tx, n)?)).await?,
             }
         }
         let erased = self.erase().await?;
@@ -173,7 +174,7 @@ impl Store {
         Ok(())
     }
 
-    /// Lets a forgotten item be taken again; false when it was not forgotten.
+    /// Lets a forgotten item be stored again; false when it was not forgotten.
     ///
     /// # Errors
     /// As [`Store::forget`].
@@ -189,7 +190,8 @@ impl Store {
             tx.db.execute("UPDATE feed SET forgotten = forgotten - 1 WHERE id = ?1", [feed])?;
             let sql = "UPDATE erasure SET id = NULL, kind = NULL WHERE feed = ?1 AND id = ?2 AND kind IS ?3";
             tx.db.execute(sql, params![feed, item.id, item.kind])?;
-            // Our own tombstone would refuse the very version that was forgotten; the publisher's refuses what is older.
+            // Our own tombstone would refuse the very version that was forgotten; a tombstone of the publisher's
+            // refuses only older versions.
             for row in rows(tx, feed, &item)?.iter().filter(|row| row.flags & FORGOTTEN_FLAG != 0) {
                 if row.flags & WAS_DELETED_FLAG != 0 {
                     let flags = row.flags & !(FORGOTTEN_FLAG | WAS_DELETED_FLAG);
@@ -207,7 +209,7 @@ impl Store {
     }
 }
 
-/// An erasure that has not ended: its number, its feed's name, and the item where rows may still name it.
+/// An incomplete erasure: its number, its feed's name, and the item where rows may still name the item.
 type Pending = (Seq, Option<String>, Option<ItemSelector>);
 
 fn pending(tx: &WriteTx<'_>) -> rusqlite::Result<Vec<Pending>> {
@@ -220,26 +222,26 @@ fn pending(tx: &WriteTx<'_>) -> rusqlite::Result<Vec<Pending>> {
     rows.collect()
 }
 
-/// No row names the item any more.
-fn unname(tx: &WriteTx<'_>, n: Seq) -> rusqlite::Result<()> {
+/// Records that no row names the item any more.
+fn clear_erasure_item(tx: &WriteTx<'_>, n: Seq) -> rusqlite::Result<()> {
     tx.db.execute("UPDATE erasure SET id = NULL, kind = NULL WHERE n = ?1", [n]).map(drop)
 }
 
-/// Drops from a delivery what was forgotten; how many records that were. For feeds that have forgotten something.
+/// Drops forgotten items' records from a delivery; returns how many. Called for feeds with forgotten items only.
 pub(super) fn drop_forgotten(tx: &WriteTx<'_>, delivery: &mut Delivery) -> Result<u64, StoreError> {
     let salt = salt(tx)?;
-    let mut struck: Vec<String> = Vec::new();
+    let mut dropped_ids: Vec<String> = Vec::new();
     let mut failed = None;
     let feed = delivery.feed;
     let mut is_forgotten = |id: &str, kind: Option<&str>| {
-        let met = count_if_forgotten(tx, feed, &digest(&salt, id), kind).unwrap_or_else(|error| {
+        let was_forgotten = count_if_forgotten(tx, feed, &digest(&salt, id), kind).unwrap_or_else(|error| {
             failed.get_or_insert(error);
             false
         });
-        if met {
-            struck.push(id.to_owned());
+        if was_forgotten {
+            dropped_ids.push(id.to_owned());
         }
-        met
+        was_forgotten
     };
     delivery.page.items.retain(|item| !is_forgotten(&item.id, Some(&item.kind)));
     delivery.page.unreadable.retain(|record| !record.id.as_deref().is_some_and(|id| is_forgotten(id, None)));
@@ -248,22 +250,24 @@ pub(super) fn drop_forgotten(tx: &WriteTx<'_>, delivery: &mut Delivery) -> Resul
         return Err(error.into());
     }
     for finding in &mut delivery.page.findings {
-        if struck.iter().any(|id| quarantine_batch::contains_id(&finding.detail, id)) {
+        if dropped_ids.iter().any(|id| quarantine_batch::contains_id(&finding.detail, id)) {
             finding.detail.clear();
         }
     }
-    Ok(struck.len() as u64)
+    Ok(dropped_ids.len() as u64)
 }
 
-/// Counts it when it was forgotten under this kind, or any; a record whose kind is unknown is taken for the one meant.
+/// Whether the id was forgotten under this kind or under any, and counts the match; a record of unknown kind matches
+/// every kind.
 fn count_if_forgotten(tx: &WriteTx<'_>, feed: i64, digest: &[u8], kind: Option<&str>) -> rusqlite::Result<bool> {
-    let sql = "UPDATE forgotten SET met = met + 1 WHERE feed = ?1 AND digest = ?2 AND (?3 IS NULL OR kind IN ('', ?3))";
+    let count =
+        "UPDATE forgotten SET met = met + 1 WHERE feed = ?1 AND digest = ?2 AND (?3 IS NULL OR kind IN ('', ?3))";
     let find = "SELECT 1 FROM forgotten WHERE feed = ?1 AND digest = ?2 AND (?3 IS NULL OR kind IN ('', ?3))";
     let values = params![feed, digest, kind];
     if !tx.db.prepare_cached(find)?.exists(values)? {
         return Ok(false);
     }
-    tx.db.prepare_cached(sql)?.execute(values)?;
+    tx.db.prepare_cached(count)?.execute(values)?;
     Ok(true)
 }
 
@@ -275,7 +279,7 @@ fn digest(salt: &[u8], id: &str) -> Vec<u8> {
     Sha256::new().chain_update(salt).chain_update(id.as_bytes()).finalize().to_vec()
 }
 
-/// Runs `work` so that what it deletes is overwritten, whole pages too.
+/// Runs `work` so that deleted content is overwritten, whole pages too.
 fn with_secure_delete<T>(
     tx: &mut WriteTx<'_>,
     work: impl FnOnce(&mut WriteTx<'_>) -> Result<T, StoreError>,
@@ -286,15 +290,15 @@ fn with_secure_delete<T>(
     result
 }
 
-/// False when it was remembered before.
+/// Stores the item's digest; false when the item was forgotten already.
 fn insert_forgotten(tx: &WriteTx<'_>, feed: i64, at: Millis, item: &ItemSelector) -> Result<bool, StoreError> {
     let sql = "INSERT OR IGNORE INTO forgotten (feed, digest, kind, at) VALUES (?1, ?2, ?3, ?4)";
     let kind = item.kind.as_deref().unwrap_or_default();
-    let new = tx.db.execute(sql, params![feed, digest(&salt(tx)?, &item.id), kind, at])? > 0;
-    if new {
+    let is_new = tx.db.execute(sql, params![feed, digest(&salt(tx)?, &item.id), kind, at])? > 0;
+    if is_new {
         tx.db.execute("UPDATE feed SET forgotten = forgotten + 1 WHERE id = ?1", [feed])?;
     }
-    Ok(new)
+    Ok(is_new)
 }
 
 struct Row {
@@ -303,7 +307,7 @@ struct Row {
     bytes: i64,
 }
 
-/// The item's rows, a kind each.
+/// The item's rows, one per kind.
 fn rows(tx: &WriteTx<'_>, feed: i64, item: &ItemSelector) -> Result<Vec<Row>, StoreError> {
     let mut kinds = tx.db.prepare_cached("SELECT id, name FROM kind WHERE ?1 IS NULL OR name = ?1")?;
     let kinds = kinds.query_map([&item.kind], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?)))?;
@@ -325,7 +329,7 @@ fn rows(tx: &WriteTx<'_>, feed: i64, item: &ItemSelector) -> Result<Vec<Row>, St
     Ok(rows)
 }
 
-/// Puts tombstones in place of the item's rows; of those that are there already it only marks them.
+/// Replaces the item's rows by tombstones; rows that are tombstones already are only marked.
 fn remove_items(tx: &mut WriteTx<'_>, feed: i64, at: Millis, item: &ItemSelector) -> Result<u64, StoreError> {
     let mut removed = 0;
     for row in rows(tx, feed, item)?.into_iter().filter(|row| row.flags & FORGOTTEN_FLAG == 0).take(STEP_KINDS) {
@@ -343,26 +347,27 @@ fn remove_items(tx: &mut WriteTx<'_>, feed: i64, at: Millis, item: &ItemSelector
             )?
             .execute([row.seq, seq, forgotten_flags(row.flags), at])?;
         tx.db.prepare_cached("DELETE FROM item WHERE seq = ?1")?.execute([row.seq])?;
-        let left = ROW_BYTES + item.id.len() as i64;
+        let left_bytes = ROW_BYTES + item.id.len() as i64;
         tx.db
             .prepare_cached(
                 "UPDATE feed SET items = items - 1, tombstones = tombstones + 1, bytes = bytes - ?2, changed_at = ?3
                  WHERE id = ?1",
             )?
-            .execute([feed, row.bytes - left, at])?;
+            .execute([feed, row.bytes - left_bytes, at])?;
     }
     Ok(removed)
 }
 
-/// Whatever else names it: refusals, places to look back from, an endpoint's last item, a resync's, and texts.
+/// Removes the other rows and texts that name the item: refusals, look-back positions, an endpoint's last item, a
+/// resync's, and texts.
 fn remove_mentions(tx: &WriteTx<'_>, feed: i64, item: &ItemSelector) -> Result<(), StoreError> {
     let (db, id, kind) = (tx.db, &item.id, &item.kind);
-    let named = "feed = ?1 AND id = ?2 AND (?3 IS NULL OR kind = ?3)";
+    let matching = "feed = ?1 AND id = ?2 AND (?3 IS NULL OR kind = ?3)";
     for table in ["refusal", "position"] {
-        db.execute(&format!("DELETE FROM {table} WHERE {named}"), params![feed, id, kind])?;
+        db.execute(&format!("DELETE FROM {table} WHERE {matching}"), params![feed, id, kind])?;
     }
     db.execute(
-        &format!("UPDATE resync SET asked = NULL, kind = NULL, id = NULL WHERE {named}"),
+        &format!("UPDATE resync SET asked = NULL, kind = NULL, id = NULL WHERE {matching}"),
         params![feed, id, kind],
     )?;
     db.execute(
@@ -370,15 +375,15 @@ fn remove_mentions(tx: &WriteTx<'_>, feed: i64, item: &ItemSelector) -> Result<(
         params![feed, id],
     )?;
     db.execute("DELETE FROM spared WHERE feed = ?1 AND id = ?2", params![feed, id])?;
-    let last = "UPDATE endpoint SET id = NULL, modified = NULL, item_at = NULL, event_id = NULL
+    let clear_last_item = "UPDATE endpoint SET id = NULL, modified = NULL, item_at = NULL, event_id = NULL
                 WHERE feed = ?1 AND id = ?2";
-    db.execute(last, params![feed, id])?;
-    let places: Vec<(i64, String)> = {
+    db.execute(clear_last_item, params![feed, id])?;
+    let positions: Vec<(i64, String)> = {
         let mut select = db.prepare_cached("SELECT n, cursor FROM position WHERE feed = ?1")?;
         let rows = select.query_map([feed], |row| Ok((row.get(0)?, row.get(1)?)))?;
         rows.collect::<rusqlite::Result<_>>()?
     };
-    for (n, _) in places.iter().filter(|(_, cursor)| quarantine_batch::contains_id(cursor, id)) {
+    for (n, _) in positions.iter().filter(|(_, cursor)| quarantine_batch::contains_id(cursor, id)) {
         db.prepare_cached("DELETE FROM position WHERE feed = ?1 AND n = ?2")?.execute([feed, *n])?;
     }
     for (table, key, text) in MENTION_COLUMNS {
@@ -409,14 +414,15 @@ fn in_cursor(tx: &WriteTx<'_>, feed: i64, id: &str) -> Result<bool, StoreError> 
     Ok(false)
 }
 
-/// Removes the records among the next rows that name it; where to go on, if there is more.
+/// Removes those of the next quarantine rows that name the item; returns how many, and the last id read if there are
+/// more.
 fn remove_quarantined(
     tx: &WriteTx<'_>,
     feed: i64,
     after: i64,
     item: &ItemSelector,
 ) -> Result<(u64, Option<i64>), StoreError> {
-    let (mut naming, mut last, mut count) = (Vec::new(), None, 0);
+    let (mut matching_ids, mut last, mut count) = (Vec::new(), None, 0);
     {
         let sql = "SELECT id, raw, detail FROM quarantined WHERE feed = ?1 AND id > ?2 ORDER BY id LIMIT ?3";
         let mut select = tx.db.prepare_cached(sql)?;
@@ -428,32 +434,32 @@ fn remove_quarantined(
             if record_names_id(&row.get::<_, String>(1)?, &item.id)
                 || detail.is_some_and(|text| text_mentions_id(&text, &item.id))
             {
-                naming.push(id);
+                matching_ids.push(id);
             }
         }
     }
-    let removed = quarantine_batch::remove_by_ids(tx, &naming)?;
+    let removed = quarantine_batch::remove_by_ids(tx, &matching_ids)?;
     Ok((removed, if count < STEP_ROWS { None } else { last }))
 }
 
-/// Whether a record names an item: by its id where it is JSON, else by spelling it anywhere.
+/// Whether a record names an item: by an id member where the record is JSON, else by containing the id anywhere.
 pub(super) fn record_names_id(raw: &str, id: &str) -> bool {
     let mut scanner = Scanner::new(raw, 0);
     if scanner.value().and_then(|_| scanner.end()).is_err() {
         return quarantine_batch::contains_id(raw, id);
     }
     let mut scanner = Scanner::new(raw, 0);
-    let (mut last, mut called) = (None, false);
+    let (mut last, mut is_id_value) = (None, false);
     while let Ok(Some(token)) = scanner.token() {
-        let is = match token {
+        let equal = match token {
             JsonToken::Text(text) => json::unescape_strict(text).is_some_and(|text| text == id),
             JsonToken::Number(number) => number == id,
             JsonToken::Punctuation(_) | JsonToken::Literal(_) => false,
         };
-        if called && is {
+        if is_id_value && equal {
             return true;
         }
-        called = matches!((token, last), (JsonToken::Punctuation(b':'), Some(JsonToken::Text(key))) if is_id(key));
+        is_id_value = matches!((token, last), (JsonToken::Punctuation(b':'), Some(JsonToken::Text(key))) if is_id(key));
         last = Some(token);
     }
     false
@@ -463,11 +469,12 @@ fn is_id(key: &str) -> bool {
     json::unescape_strict(key).is_some_and(|key| matches!(&*key, "id" | "@id" | "identifier"))
 }
 
-/// Whether one of our own texts names an item. A short number may be any number there, unless it is called an item.
+/// Whether one of feedmirror's own texts names an item. A short number counts only behind "item" or "id": elsewhere it
+/// may be any number.
 fn text_mentions_id(text: &str, id: &str) -> bool {
     const SHORT: usize = 4;
-    let number = id.len() <= SHORT && id.bytes().all(|byte| byte.is_ascii_digit());
-    match number {
+    let is_short_number = id.len() <= SHORT && id.bytes().all(|byte| byte.is_ascii_digit());
+    match is_short_number {
         true => ["item", "id"].iter().any(|what| quarantine_batch::contains_id(text, &format!("{what} {id}"))),
         false => quarantine_batch::contains_id(text, id),
     }

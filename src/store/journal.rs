@@ -1,4 +1,5 @@
-//! What went wrong and what happened: quarantine, findings, refusals and events, all bounded per feed, in rows and in bytes.
+//! Writes quarantine, findings, refusals and events. Guarantees: all are bounded per feed, in rows and in bytes. Their
+//! age is limited elsewhere (`retention`).
 
 use rusqlite::{Connection, OptionalExtension, params};
 
@@ -7,7 +8,7 @@ use super::writer::{JobClass, WriteTx};
 use super::{Millis, Store, StoreError};
 use crate::feed::{Finding, Item, Transport, UnreadableRecord};
 
-/// Rows and bytes of quarantine kept for a feed; what comes when it is full is counted and dropped.
+/// Rows and bytes of quarantine kept for a feed; a record that comes when quarantine is full is counted and dropped.
 const QUARANTINE_ROWS: i64 = 10_000;
 const QUARANTINE_BYTES: i64 = 64 << 20;
 /// Refusals kept for a feed, and written for one delivery.
@@ -15,18 +16,18 @@ const REFUSALS: i64 = 1_000;
 pub(super) const REFUSALS_A_DELIVERY: usize = 100;
 /// Events kept for a feed, and for the mirror itself.
 const EVENTS: i64 = 1_000;
-/// Bytes of text kept in either, and the expressions that count a row's.
+/// Bytes of text kept in each of both tables, and the SQL expressions for the bytes of a row.
 const REFUSAL_BYTES: i64 = 1 << 20;
 const EVENT_BYTES: i64 = 1 << 20;
 const REFUSAL_SIZE: &str = "octet_length(kind) + octet_length(id) + octet_length(modified) + octet_length(reason)";
 const EVENT_SIZE: &str = "octet_length(what) + coalesce(octet_length(detail), 0)";
 
-/// Words as they are kept, whoever made them.
-pub(super) fn truncate_text(words: &str) -> String {
-    crate::feed::truncate_text(words.to_owned())
+/// A text, truncated to the size that is stored.
+pub(super) fn truncate_text(text: &str) -> String {
+    crate::feed::truncate_text(text.to_owned())
 }
 
-/// Keeps a record whole; the same record again only counts.
+/// Stores a record whole; an equal record only adds to the count of the stored one.
 pub(super) fn quarantine_record(
     tx: &WriteTx<'_>,
     feed: i64,
@@ -36,24 +37,24 @@ pub(super) fn quarantine_record(
 ) -> rusqlite::Result<()> {
     let digest = tx.keys.record_digest(record.reason, &record.raw);
     let (db, detail) = (tx.db, truncate_text(&record.detail));
-    let known = db
+    let stored_id = db
         .prepare_cached("SELECT id FROM quarantined WHERE feed = ?1 AND digest = ?2 AND reason = ?3 AND raw = ?4")?
         .query_row(params![feed, digest, record.reason, record.raw], |row| row.get::<_, i64>(0))
         .optional()?;
     let count = i64::try_from(record.count).unwrap_or(i64::MAX);
-    if let Some(id) = known {
+    if let Some(id) = stored_id {
         db.prepare_cached("UPDATE quarantined SET count = count + ?3, last_at = ?2 WHERE id = ?1")?
             .execute(params![id, at, count])?;
         return Ok(());
     }
     let size = i64::try_from(record.raw.len() + detail.len()).unwrap_or(QUARANTINE_BYTES);
-    let taken = db
+    let counted = db
         .prepare_cached(
             "UPDATE feed SET quarantine_rows = quarantine_rows + 1, quarantine_bytes = quarantine_bytes + ?2
              WHERE id = ?1 AND quarantine_rows < ?3 AND quarantine_bytes + ?2 <= ?4",
         )?
         .execute(params![feed, size, QUARANTINE_ROWS, QUARANTINE_BYTES])?;
-    if taken == 0 {
+    if counted == 0 {
         return count_dropped(tx, feed, at, record.count, Some(record.reason));
     }
     db.prepare_cached(
@@ -134,7 +135,7 @@ pub(super) fn insert_refusal(
     trim_bytes(tx, ("refusal", REFUSAL_SIZE), Some(feed), (REFUSALS, REFUSAL_BYTES), size)
 }
 
-/// A mode or health change, resync, sweep, restart: of a feed, or of the mirror itself.
+/// Records an event of a feed, or of the mirror itself: a change of mode or health, a resync, a sweep, a restart.
 pub(super) fn record_event(
     tx: &WriteTx<'_>,
     feed: Option<i64>,
@@ -147,7 +148,7 @@ pub(super) fn record_event(
     trim_bytes(tx, ("event", EVENT_SIZE), feed, (EVENTS, EVENT_BYTES), what.len() + detail.len())
 }
 
-/// An event of a file that no writer has open.
+/// Inserts an event into a file that no writer has open; nothing is trimmed.
 pub(super) fn insert_event(
     db: &Connection,
     feed: Option<i64>,
@@ -174,8 +175,8 @@ fn trim(tx: &WriteTx<'_>, table: &str, feed: Option<i64>, kept: i64) -> rusqlite
     Ok(())
 }
 
-/// Removes the feed's oldest rows until the others hold no more than `bytes`. Small rows can't, so only one of some `size`
-/// is a reason to count.
+/// Removes the feed's oldest rows until the others hold at most `bytes`. `rows` small rows can't hold more, so that the
+/// sum is only computed after a row of a certain `size`.
 pub(super) fn trim_bytes(
     tx: &WriteTx<'_>,
     (table, size_of): (&str, &str),
@@ -196,7 +197,7 @@ pub(super) fn trim_bytes(
 }
 
 impl Store {
-    /// Records what happened to a feed, or to the mirror itself.
+    /// Records an event of a feed, or of the mirror itself.
     ///
     /// # Errors
     /// When the statement fails or the writer has stopped.
@@ -215,11 +216,11 @@ impl Store {
     ///
     /// # Errors
     /// When the statement fails or the writer has stopped.
-    pub async fn record_finding(&self, feed: i64, at: Millis, found: Finding) -> Result<(), StoreError> {
-        self.submit(JobClass::default(), move |tx| Ok(record_finding(tx, feed, at, &found)?)).await
+    pub async fn record_finding(&self, feed: i64, at: Millis, finding: Finding) -> Result<(), StoreError> {
+        self.submit(JobClass::default(), move |tx| Ok(record_finding(tx, feed, at, &finding)?)).await
     }
 
-    /// The feed, transport and text of a quarantine row, to be read again.
+    /// Feed, transport and text of a quarantine row, to be decoded again.
     ///
     /// # Errors
     /// When the statement fails or the writer has stopped.

@@ -1,8 +1,9 @@
-//! Hashes of what publishers send, where a table or a set is searched by them.
+//! Keyed hashes of publishers' ids and records, by which a table or a set is searched.
 //!
-//! All are keyed: those in the file with the mirror's own salt, which no publisher knows, those in memory with a number
-//! drawn at the start. Without a key, ids or records that share one hash are made in seconds, and a search among them costs
-//! as much as there are. SipHash-1-3 is what is stored: the standard library may change its own between releases.
+//! Hashes in the file are keyed with the mirror's own salt, which no publisher knows; hashes in memory with a random
+//! number drawn at the start. Without a key, ids or records that share one hash can be made in seconds, and the cost of
+//! a search among them grows with their number. The stored hash is SipHash-1-3, since the standard library may change
+//! its own between releases. A hash never decides alone: equal hashes are compared by the texts.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::OnceLock;
@@ -10,7 +11,7 @@ use std::sync::OnceLock;
 use rusqlite::Connection;
 use siphasher::sip::SipHasher13;
 
-/// 48 bits of an item's hash make its key, which SQLite stores in six bytes; tests take fewer, to make keys collide.
+/// An item's key is 48 bits of its hash, which SQLite stores in six bytes; tests use fewer, to make keys collide.
 pub(super) const KEY_SHIFT: u32 = 16;
 
 /// The hashes of one mirror.
@@ -21,7 +22,7 @@ pub(super) struct SaltedHasher {
 }
 
 impl SaltedHasher {
-    /// Of the mirror in this file.
+    /// The hasher of the mirror in this file.
     pub(super) fn load(db: &Connection) -> rusqlite::Result<Self> {
         let salt = db.prepare_cached("SELECT salt FROM mirror_state")?.query_row([], |row| row.get(0))?;
         Ok(Self { salt, shift: KEY_SHIFT })
@@ -31,12 +32,12 @@ impl SaltedHasher {
         Self { shift, ..self }
     }
 
-    /// What the index knows an item by. Not unique: kind and id decide.
+    /// An item's key in the index. Not unique: kind and id decide.
     pub(super) fn item_key(&self, kind: &str, id: &str) -> i64 {
         self.hash([kind, id]) >> self.shift
     }
 
-    /// Of a quarantined record. Not unique: reason and text decide.
+    /// A quarantined record's digest. Not unique: reason and text decide.
     pub(super) fn record_digest(&self, reason: &str, raw: &str) -> i64 {
         self.hash([reason, raw])
     }
@@ -50,7 +51,7 @@ impl SaltedHasher {
     }
 }
 
-/// A hash that means something until this process ends.
+/// A hash that is comparable only within this process.
 pub(super) fn process_hash(bytes: &[u8]) -> i64 {
     static STATE: OnceLock<RandomState> = OnceLock::new();
     STATE.get_or_init(RandomState::new).hash_one(bytes) as i64

@@ -1,9 +1,9 @@
-//! One writer a file: a lock on the database itself, whatever path it was reached by.
+//! One writer per file: a lock on the database file itself, whichever path it is opened by.
 //!
-//! It is a lock of flock(2), which belongs to the file and not to a name of it, so a second path through a link finds it
-//! held. SQLite's own locks are of another sort (fcntl(2)), and neither sees the other. A descriptor of the file is never
-//! closed, and there is one a file: closing any would drop all of SQLite's locks that this process holds on it, those of
-//! its readers too, and another process could then take the WAL away under them.
+//! The lock is one of flock(2), which belongs to the file and not to a name, so that a second path through a link finds
+//! it locked. SQLite's own locks are of another type (fcntl(2)), and neither sees the other. There is one descriptor
+//! per file, and it is never closed: closing any descriptor would drop all of SQLite's locks that this process holds on
+//! the file, those of its readers too, and another process could then remove the WAL that they read.
 
 use std::collections::BTreeMap;
 use std::fs::{File, TryLockError};
@@ -17,11 +17,11 @@ use rustix::fs::OFlags;
 use super::files::ResolvedPath;
 use super::{StoreError, unavailable};
 
-/// Whoever only looks whether a file is held holds it for a moment: so long is waited for that.
+/// A process that only checks whether a file is in use locks it for a moment: how long to wait for that.
 const LOCK_TIMEOUT: Duration = Duration::from_millis(300);
 const LOCK_RETRY_WAIT: Duration = Duration::from_millis(10);
 
-/// Device and number of a file.
+/// Device and inode number of a file.
 type Identity = (u64, u64);
 
 #[derive(Clone, Copy)]
@@ -30,10 +30,10 @@ struct OpenedFile {
     locked: bool,
 }
 
-/// Database files that this process has looked at.
+/// Database files that this process has opened.
 static OPENED_FILES: Mutex<BTreeMap<Identity, OpenedFile>> = Mutex::new(BTreeMap::new());
 
-fn known_files() -> MutexGuard<'static, BTreeMap<Identity, OpenedFile>> {
+fn opened_files() -> MutexGuard<'static, BTreeMap<Identity, OpenedFile>> {
     OPENED_FILES.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -46,32 +46,35 @@ pub(super) struct DatabaseLock {
 }
 
 impl DatabaseLock {
-    /// Takes the file at `path`, which is made where there is none. Blocking.
+    /// Locks the file at `path`, which is created where there is none. Blocking.
     ///
     /// # Errors
-    /// [`StoreError::Held`] when somebody has it, [`StoreError::Unavailable`] when it can't be reached or made,
-    /// [`StoreError::Unusable`] when it is no file.
+    /// [`StoreError::InUse`] when another process has locked it, [`StoreError::Unavailable`] when it can't be opened or
+    /// created, [`StoreError::Unusable`] when it is no file.
     pub(super) fn acquire(path: &Path) -> Result<Self, StoreError> {
-        let place = ResolvedPath::resolve(path).map_err(|error| unavailable(path, error))?;
-        Self::acquire_at(&place, path)
+        let resolved = ResolvedPath::resolve(path).map_err(|error| unavailable(path, error))?;
+        Self::acquire_at(&resolved, path)
     }
 
-    /// The same, of a place that was found; `shown` is how it was named.
+    /// The same for a resolved path; `given_path` is the path for error messages.
     ///
     /// # Errors
-    /// As [`Lock::take`].
-    pub(super) fn acquire_at(place: &ResolvedPath, shown: &Path) -> Result<Self, StoreError> {
+    /// As [`DatabaseLock::acquire`].
+    pub(super) fn acquire_at(resolved: &ResolvedPath, given_path: &Path) -> Result<Self, StoreError> {
         loop {
             let (identity, file) =
-                shared_descriptor(place, OFlags::CREATE).map_err(|error| lock_error(shown, error))?;
-            let lock = Self { identity, file, path: place.path() };
-            if !lock.lock_with_timeout().map_err(|error| unavailable(shown, format!("it can't be locked: {error}")))? {
-                // It was never ours to let go of.
+                shared_descriptor(resolved, OFlags::CREATE).map_err(|error| lock_error(given_path, error))?;
+            let lock = Self { identity, file, path: resolved.path() };
+            if !lock
+                .lock_with_timeout()
+                .map_err(|error| unavailable(given_path, format!("it can't be locked: {error}")))?
+            {
+                // This process never had the lock, so that `Drop` must not release it.
                 std::mem::forget(lock);
-                return Err(StoreError::InUse(shown.to_owned()));
+                return Err(StoreError::InUse(given_path.to_owned()));
             }
-            // Another file may stand there by now, as after a restore.
-            if place.directory().identity(place.name()).is_ok_and(|now| now == identity) {
+            // The path may lead to another file by now, as after a restore.
+            if resolved.directory().identity(resolved.name()).is_ok_and(|now| now == identity) {
                 return Ok(lock);
             }
         }
@@ -89,11 +92,11 @@ impl DatabaseLock {
     }
 
     fn try_lock(&self) -> io::Result<bool> {
-        let mut files = known_files();
-        let Some(known) = files.get_mut(&self.identity).filter(|known| !known.locked) else { return Ok(false) };
-        match known.file.try_lock() {
+        let mut files = opened_files();
+        let Some(opened) = files.get_mut(&self.identity).filter(|opened| !opened.locked) else { return Ok(false) };
+        match opened.file.try_lock() {
             Ok(()) => {
-                known.locked = true;
+                opened.locked = true;
                 Ok(true)
             }
             Err(TryLockError::WouldBlock) => Ok(false),
@@ -101,12 +104,12 @@ impl DatabaseLock {
         }
     }
 
-    /// The file, to look at and synchronise it apart from SQLite.
+    /// The file's one descriptor, to read and synchronise the file apart from SQLite.
     pub(super) fn file(&self) -> &'static File {
         self.file
     }
 
-    /// Its real path.
+    /// The file's real path.
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
@@ -114,9 +117,9 @@ impl DatabaseLock {
 
 impl Drop for DatabaseLock {
     fn drop(&mut self) {
-        let mut files = known_files();
-        if let Some(known) = files.get_mut(&self.identity) {
-            known.locked = false;
+        let mut files = opened_files();
+        if let Some(opened) = files.get_mut(&self.identity) {
+            opened.locked = false;
         }
         if let Err(error) = self.file.unlock() {
             tracing::error!(%error, path = %self.path.display(), "the database could not be let go of");
@@ -124,12 +127,13 @@ impl Drop for DatabaseLock {
     }
 }
 
-/// Whether somebody writes this database, as far as one can see: whoever may not look at it asks the daemon.
+/// Whether a process writes this database. True also where this user may not open the file: the caller then asks the
+/// daemon.
 pub fn is_in_use(path: &Path) -> bool {
     try_is_in_use(path).unwrap_or_else(|error| error.kind() == io::ErrorKind::PermissionDenied)
 }
 
-/// Whether somebody is seen to write this database, and not for a moment only. Blocking.
+/// Whether a process keeps this database locked for longer than a check takes. Blocking.
 pub fn stays_held(path: &Path) -> bool {
     let deadline = Instant::now() + LOCK_TIMEOUT;
     while try_is_in_use(path).unwrap_or(false) {
@@ -143,29 +147,29 @@ pub fn stays_held(path: &Path) -> bool {
 
 fn try_is_in_use(path: &Path) -> io::Result<bool> {
     let (identity, _) = shared_descriptor(&ResolvedPath::resolve(path)?, OFlags::empty())?;
-    let files = known_files();
-    let Some(known) = files.get(&identity).filter(|known| !known.locked) else { return Ok(true) };
-    Ok(match known.file.try_lock_shared() {
-        Ok(()) => known.file.unlock().is_err(),
+    let files = opened_files();
+    let Some(opened) = files.get(&identity).filter(|opened| !opened.locked) else { return Ok(true) };
+    Ok(match opened.file.try_lock_shared() {
+        Ok(()) => opened.file.unlock().is_err(),
         Err(TryLockError::WouldBlock) => true,
         Err(TryLockError::Error(_)) => false,
     })
 }
 
-/// The one descriptor of the file that stands there.
-fn shared_descriptor(place: &ResolvedPath, more: OFlags) -> io::Result<(Identity, &'static File)> {
+/// The one descriptor of the file at this path; opens it the first time.
+fn shared_descriptor(resolved: &ResolvedPath, flags: OFlags) -> io::Result<(Identity, &'static File)> {
     use std::os::unix::fs::MetadataExt;
-    let mut files = known_files();
-    if let Ok(identity) = place.directory().identity(place.name())
-        && let Some(known) = files.get(&identity)
+    let mut files = opened_files();
+    if let Ok(identity) = resolved.directory().identity(resolved.name())
+        && let Some(opened) = files.get(&identity)
     {
-        return Ok((identity, known.file));
+        return Ok((identity, opened.file));
     }
-    let file: &'static File = Box::leak(Box::new(place.directory().file(place.name(), OFlags::RDONLY | more)?));
+    let file: &'static File = Box::leak(Box::new(resolved.directory().file(resolved.name(), OFlags::RDONLY | flags)?));
     let found = file.metadata()?;
     let identity = (found.dev(), found.ino());
-    let known = files.entry(identity).or_insert(OpenedFile { file, locked: false });
-    Ok((identity, known.file))
+    let opened = files.entry(identity).or_insert(OpenedFile { file, locked: false });
+    Ok((identity, opened.file))
 }
 
 fn lock_error(path: &Path, error: io::Error) -> StoreError {

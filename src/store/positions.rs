@@ -1,7 +1,7 @@
-//! Where the poll cursor has been: what a look-back walks from.
+//! Earlier positions of the poll cursor, from which a look-back starts.
 //!
-//! Every page with an updated item leaves a position, thinned out with age so that a feed keeps about a hundred: all of
-//! the newest, then every 4th, every 16th, and so on.
+//! Every page with an updated item leaves a position, and older positions are thinned out, so that a feed keeps about a
+//! hundred: all of the newest, then every 4th, every 16th, and so on.
 
 use rusqlite::{OptionalExtension, params};
 
@@ -9,15 +9,15 @@ use super::writer::{JobClass, WriteTx};
 use super::{Millis, Store, StoreError};
 use crate::feed::Item;
 
-/// Kept of each density.
+/// Positions kept of each density.
 const KEPT: i64 = 16;
 
-/// Records that the cursor was `asked` before `witness`, an updated item, was polled.
+/// Records that `updated_item` was polled with a request for `from_cursor`.
 pub(super) fn record(
     tx: &WriteTx<'_>,
     feed: i64,
     at: Millis,
-    asked: &str,
+    from_cursor: &str,
     updated_item: &Item,
 ) -> rusqlite::Result<()> {
     let db = tx.db;
@@ -28,25 +28,25 @@ pub(super) fn record(
         feed,
         n,
         at,
-        asked,
+        from_cursor,
         &*updated_item.kind,
         &*updated_item.id
     ])?;
-    let mut every = 4;
+    let mut interval = 4;
     let mut delete =
         db.prepare_cached("DELETE FROM position WHERE feed = ?1 AND n <= ?2 AND n > ?3 AND n % ?4 <> 0")?;
-    while n >= KEPT * every / 4 {
-        // Only what crossed into this density since the last record can be due.
-        let edge = n - KEPT * every / 4;
-        delete.execute([feed, edge, edge - every, every])?;
-        every *= 4;
+    while n >= KEPT * interval / 4 {
+        // Only positions that have come into this density since the last record can be due.
+        let boundary = n - KEPT * interval / 4;
+        delete.execute([feed, boundary, boundary - interval, interval])?;
+        interval *= 4;
     }
     Ok(())
 }
 
 impl Store {
-    /// The newest position that the cursor left at or before `before` and after which an item still `updated` was
-    /// polled; where there is none, the oldest with such an item among the last `or_within`, if any.
+    /// The newest position that the cursor left at or before `before`, and from which on an item was polled that is
+    /// still `updated`; where there is none, the oldest with such an item among the last `or_within` positions, if any.
     ///
     /// # Errors
     /// When a statement fails or the writer has stopped.
@@ -59,7 +59,7 @@ impl Store {
         self.submit(JobClass::default(), move |tx| Ok(find(tx, feed, before, or_within)?)).await
     }
 
-    /// Forgets a position that its publisher no longer knows, and all older ones.
+    /// Deletes a position that the publisher no longer knows, and all older ones.
     ///
     /// # Errors
     /// When a statement fails or the writer has stopped.
@@ -78,7 +78,7 @@ fn find(tx: &WriteTx<'_>, feed: i64, before: Millis, or_within: u32) -> rusqlite
     let mut rows =
         tx.db.prepare_cached("SELECT n, at, cursor, kind, id FROM position WHERE feed = ?1 ORDER BY n DESC")?;
     let mut rows = rows.query([feed])?;
-    let (mut live_after, mut newest, mut within) = (false, None, None);
+    let (mut live_after, mut newest, mut oldest_within) = (false, None, None);
     while let Some(row) = rows.next()? {
         let n: i64 = row.get(0)?;
         let (kind, id): (String, String) = (row.get(3)?, row.get(4)?);
@@ -87,15 +87,15 @@ fn find(tx: &WriteTx<'_>, feed: i64, before: Millis, or_within: u32) -> rusqlite
             return Ok(Some(row.get(2)?));
         }
         if live_after && *newest.get_or_insert(n) - n < i64::from(or_within) {
-            within = Some(row.get(2)?);
+            oldest_within = Some(row.get(2)?);
         }
     }
-    Ok(within)
+    Ok(oldest_within)
 }
 
 fn is_live(tx: &WriteTx<'_>, feed: i64, kind: &str, id: &str) -> rusqlite::Result<bool> {
     let key = tx.keys.item_key(kind, id);
-    let found = tx
+    let row = tx
         .db
         .prepare_cached(
             "SELECT 1 FROM item i JOIN kind k ON k.id = i.kind
@@ -103,5 +103,5 @@ fn is_live(tx: &WriteTx<'_>, feed: i64, kind: &str, id: &str) -> rusqlite::Resul
         )?
         .query_row(params![feed, key, kind, id], |_| Ok(()))
         .optional()?;
-    Ok(found.is_some())
+    Ok(row.is_some())
 }

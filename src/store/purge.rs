@@ -1,9 +1,9 @@
-//! Purging a feed: one short transaction hides its rows, and they go in steps afterwards.
+//! Purging a feed: one short transaction hides the feed's rows, and they are removed in steps afterwards.
 //!
-//! The feed gets a new number, so that its rows stand under one that no feed has: every view and every reader joins feed
-//! and row, and none shows them any more; what was read before belongs to no feed. A step is small, adapts to the time it
-//! took, and leaves the writer as long to others. What is left to be removed is stored until it is gone; a feed that is
-//! resumed meanwhile goes on then.
+//! The feed gets a new id, so that its rows have an id that no feed has: every view and every reader joins feed and
+//! row, and none shows these rows any more; a delivery that was read before belongs to no feed. A step is small, adapts
+//! to the time that steps take, and leaves the writer to other jobs for as long. A pending removal is stored until it
+//! is done; a feed that is resumed meanwhile runs again after that.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -16,18 +16,19 @@ use super::writer::{JobClass, WriteTx};
 use super::{Millis, Store, StoreError, journal};
 use crate::feed::{FeedName, Health};
 
-/// What the first transaction removes by itself, so that a small feed is gone at once.
+/// Rows that the first transaction removes, so that a small feed is gone at once.
 const IMMEDIATE_ROWS: usize = 200;
-/// How long a step is to take.
+/// Target time of a step.
 const STEP: Duration = Duration::from_millis(15);
-/// Rows in a step: the first has this many, and none fewer or more than the other two say.
+/// Rows in the first step, and their bounds in later ones.
 const STEP_ROWS: usize = 100;
-const FEWEST_ROWS: usize = 10;
-const MOST_ROWS: usize = 2_000;
-/// Rows found at once, to be removed in the order in which they stand in the table.
+const MIN_ROWS: usize = 10;
+const MAX_ROWS: usize = 2_000;
+/// Rows found at once, to be removed in the order of the table.
 const MAX_FOUND_ROWS: i64 = 2_000_000;
 
-/// Tables whose rows go with the feed, with a condition that names the next `?2` of them. Quarantined records may be large.
+/// Tables whose rows are removed with the feed, the greatest number of rows in a step as a multiple of [`MIN_ROWS`],
+/// and a condition for the next `?2` rows. Quarantined records may be large.
 const TABLES: &[(&str, usize, &str)] = &[
     ("quarantined", 1, "id IN (SELECT id FROM quarantined WHERE feed = ?1 LIMIT ?2)"),
     ("delivery", 10, "seq IN (SELECT seq FROM delivery WHERE feed = ?1 LIMIT ?2)"),
@@ -46,13 +47,13 @@ const TABLES: &[(&str, usize, &str)] = &[
 /// Rows of a purged feed that are still to be removed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PendingRemoval {
-    /// The number under which they stand.
+    /// The feed id of the rows.
     pub feed: i64,
-    /// The feed, unless it is no longer configured.
+    /// The purged feed's name; `None` when it is no longer configured.
     pub owner: Option<FeedName>,
 }
 
-/// Feeds that were purged since somebody asked.
+/// Feeds that were purged since the last [`Store::await_purge`].
 #[derive(Default)]
 pub(super) struct PurgeNotices {
     names: Mutex<Vec<FeedName>>,
@@ -74,20 +75,20 @@ impl PurgeNotices {
 }
 
 impl Store {
-    /// Hides a feed's rows, quarantine and cursors at once, and leaves one `purged` change; about how many rows are still to
-    /// be removed ([`Store::remove_purged`]). A feed that is no longer configured goes altogether.
+    /// Hides a feed's rows, quarantine and cursors at once, and writes one `purged` change; returns about how many rows
+    /// are still to be removed ([`Store::remove_purged`]). A feed that is no longer configured is removed itself.
     ///
     /// # Errors
     /// When a statement fails or the writer has stopped.
     pub async fn purge(&self, name: &FeedName, at: Millis) -> Result<u64, StoreError> {
-        let (name, told) = (name.clone(), name.clone());
-        let weight = JobClass { max_seqs: 1, ..JobClass::default() };
-        let left = self.submit(weight, move |tx| purge(tx, name.as_str(), at)).await?;
-        self.purge_notices.add_name(told);
+        let (name, notice) = (name.clone(), name.clone());
+        let class = JobClass { max_seqs: 1, ..JobClass::default() };
+        let left = self.submit(class, move |tx| purge(tx, name.as_str(), at)).await?;
+        self.purge_notices.add_name(notice);
         Ok(left)
     }
 
-    /// Returns once feeds were purged, or if some were since the last call: which.
+    /// Waits until feeds are purged; returns at once if some were since the last call. Returns their names.
     pub async fn await_purge(&self) -> Vec<FeedName> {
         loop {
             let names = std::mem::take(&mut *self.purge_notices.names());
@@ -116,30 +117,31 @@ impl Store {
         .await
     }
 
-    /// Removes what a purge left, step by step; whether the feed goes on, since it was resumed meanwhile.
+    /// Removes the rows of a purged feed, step by step; returns whether the feed runs again, since it was resumed
+    /// meanwhile.
     ///
     /// # Errors
-    /// When a statement fails or the writer has stopped. What is left then is removed by the next call.
+    /// When a statement fails or the writer has stopped. The next call removes the rest.
     pub async fn remove_purged(&self, removal: &PendingRemoval, at: impl Fn() -> Millis) -> Result<bool, StoreError> {
         let feed = removal.feed;
         let mut rows = STEP_ROWS;
         loop {
-            let found = self.find_rows(feed).await?;
-            if found.is_empty() {
+            let seqs = self.find_rows(feed).await?;
+            if seqs.is_empty() {
                 break;
             }
-            let mut left = found.as_slice();
+            let mut left = seqs.as_slice();
             while !left.is_empty() {
                 let (step, rest) = left.split_at(rows.min(left.len()));
-                let seqs = step.to_vec();
-                (rows, _) = self.step(rows, move |tx| remove_rows(tx, feed, &seqs)).await?;
+                let step_seqs = step.to_vec();
+                (rows, _) = self.step(rows, move |tx| remove_rows(tx, feed, &step_seqs)).await?;
                 left = rest;
             }
         }
-        for (table, most, condition) in TABLES {
+        for (table, max_factor, condition) in TABLES {
             let sql = format!("DELETE FROM {table} WHERE feed = ?1 AND {condition}");
             loop {
-                let (sql, limit) = (sql.clone(), rows.min(FEWEST_ROWS * most) as i64);
+                let (sql, limit) = (sql.clone(), rows.min(MIN_ROWS * max_factor) as i64);
                 let remove = move |tx: &mut WriteTx<'_>| Ok(tx.db.prepare_cached(&sql)?.execute([feed, limit])?);
                 let (next, removed) = self.step(rows, remove).await?;
                 if removed == 0 {
@@ -152,27 +154,27 @@ impl Store {
         self.submit(JobClass::default(), move |tx| finish(tx, feed, at)).await
     }
 
-    /// Does one step behind all other work, leaves the writer to others for as long as it took, and says how many rows the
-    /// next one should have.
+    /// Runs one step after all other jobs, leaves the writer to others for as long as the step took, and returns the
+    /// number of rows for the next one.
     async fn step<T, F>(&self, rows: usize, mut work: F) -> Result<(usize, T), StoreError>
     where
         T: Send + 'static,
         F: FnMut(&mut WriteTx<'_>) -> Result<T, StoreError> + Send + 'static,
     {
-        let weight = JobClass { large: true, ..JobClass::default() };
+        let class = JobClass { large: true, ..JobClass::default() };
         let queued = Instant::now();
-        let (took, done) = self
-            .submit(weight, move |tx| {
-                let began = Instant::now();
-                let done = work(tx)?;
-                Ok((began.elapsed(), done))
+        let (duration, result) = self
+            .submit(class, move |tx| {
+                let start = Instant::now();
+                let result = work(tx)?;
+                Ok((start.elapsed(), result))
             })
             .await?;
         tokio::time::sleep(queued.elapsed().min(10 * STEP)).await;
-        Ok((next_step_rows(rows, took), done))
+        Ok((next_step_rows(rows, duration), result))
     }
 
-    /// A feed's next rows in the order of the table, found beside the writer.
+    /// A feed's next rows in the order of the table, found outside the writer.
     async fn find_rows(&self, feed: i64) -> Result<Vec<i64>, StoreError> {
         let path = self.path().to_owned();
         let find = move || -> rusqlite::Result<Vec<i64>> {
@@ -183,15 +185,15 @@ impl Store {
             seqs.sort_unstable();
             Ok(seqs)
         };
-        let found = tokio::task::spawn_blocking(find).await;
-        Ok(found.map_err(|error| StoreError::Refused(format!("a thread failed: {error}")))??)
+        let seqs = tokio::task::spawn_blocking(find).await;
+        Ok(seqs.map_err(|error| StoreError::Refused(format!("a thread failed: {error}")))??)
     }
 }
 
-/// A step twice as long as it should be has half as many rows the next time; one that was quick at most twice as many.
-fn next_step_rows(rows: usize, took: Duration) -> usize {
-    let factor = STEP.as_secs_f64() / took.as_secs_f64().max(1e-6);
-    ((rows as f64 * factor.clamp(0.25, 2.0)) as usize).clamp(FEWEST_ROWS, MOST_ROWS)
+/// After a step of twice the target time the next has half as many rows; after a quick one, at most twice as many.
+fn next_step_rows(rows: usize, duration: Duration) -> usize {
+    let factor = STEP.as_secs_f64() / duration.as_secs_f64().max(1e-6);
+    ((rows as f64 * factor.clamp(0.25, 2.0)) as usize).clamp(MIN_ROWS, MAX_ROWS)
 }
 
 fn remove_rows(tx: &WriteTx<'_>, feed: i64, seqs: &[i64]) -> Result<(), StoreError> {
@@ -212,47 +214,47 @@ fn remove_rows(tx: &WriteTx<'_>, feed: i64, seqs: &[i64]) -> Result<(), StoreErr
     Ok(())
 }
 
-/// What is left, as the reason for which a purged feed stands still.
+/// Stores the number of rows left, in the reason of a purged feed's pause.
 fn set_pause_reason(tx: &WriteTx<'_>, owner: i64, rows: i64, resume: bool) -> rusqlite::Result<()> {
-    let then = if resume { "then it is read anew, as asked" } else { "resume reads the feed anew" };
-    let reason = format!("paused: purged; {rows} rows that nobody sees are still to be removed; {then}");
+    let next = if resume { "then it is read anew, as asked" } else { "resume reads the feed anew" };
+    let reason = format!("paused: purged; {rows} rows that nobody sees are still to be removed; {next}");
     let sql = "UPDATE endpoint SET reason = ?2 WHERE feed = ?1 AND transport = 0 AND health = 'paused'";
     tx.db.prepare_cached(sql)?.execute(params![owner, reason]).map(drop)
 }
 
 fn purge(tx: &mut WriteTx<'_>, name: &str, at: Millis) -> Result<u64, StoreError> {
-    let was = feeds::read(tx, name)?.id;
+    let old_id = feeds::read(tx, name)?.id;
     let (configured, rows): (bool, i64) = tx.db.query_row(
         "SELECT configured, items + tombstones + quarantine_rows FROM feed WHERE id = ?1",
-        [was],
+        [old_id],
         |row| Ok((row.get(0)?, row.get(1)?)),
     )?;
-    tx.db.execute("DELETE FROM resync WHERE feed = ?1", [was])?;
+    tx.db.execute("DELETE FROM resync WHERE feed = ?1", [old_id])?;
     tx.db.execute("DELETE FROM purge WHERE feed = ?1", [name])?;
     let seq = tx.allocate_seq();
     tx.db.execute("INSERT INTO purge VALUES (?1, ?2, ?3)", params![seq, name, at])?;
-    let owner = if configured { Some(assign_new_id(tx, was)?) } else { None };
-    tx.db.execute("UPDATE removal SET owner = ?2, resume = 0 WHERE owner = ?1", params![was, owner])?;
-    tx.db.execute("INSERT INTO removal (feed, owner, rows) VALUES (?1, ?2, ?3)", params![was, owner, rows])?;
+    let owner = if configured { Some(assign_new_id(tx, old_id)?) } else { None };
+    tx.db.execute("UPDATE removal SET owner = ?2, resume = 0 WHERE owner = ?1", params![old_id, owner])?;
+    tx.db.execute("INSERT INTO removal (feed, owner, rows) VALUES (?1, ?2, ?3)", params![old_id, owner, rows])?;
     match owner {
         Some(owner) => {
             journal::record_event(tx, Some(owner), at, "purged", "all rows removed; resume reads the feed anew")?;
             set_health(tx, owner, at, Health::Paused, Some(PURGED))?;
         }
         None => {
-            tx.db.execute("DELETE FROM endpoint WHERE feed = ?1", [was])?;
-            tx.db.execute("DELETE FROM feed WHERE id = ?1", [was])?;
+            tx.db.execute("DELETE FROM endpoint WHERE feed = ?1", [old_id])?;
+            tx.db.execute("DELETE FROM feed WHERE id = ?1", [old_id])?;
             journal::record_event(tx, None, at, "purged", name)?;
         }
     }
-    remove_if_small(tx, was, at)
+    remove_if_small(tx, old_id, at)
 }
 
 const PURGED: &str = "paused: purged; resume reads the feed anew";
 
-/// Gives the feed another number; what it keeps is its name, what happened to it, and what it is to forget.
-fn assign_new_id(tx: &WriteTx<'_>, was: i64) -> rusqlite::Result<i64> {
-    // A number that SQLite gave once it never gives again.
+/// Gives the feed another id; the feed keeps its name, events, findings and forgotten items.
+fn assign_new_id(tx: &WriteTx<'_>, old_id: i64) -> rusqlite::Result<i64> {
+    // SQLite never gives an id twice.
     tx.db.execute("INSERT INTO feed (name, url) VALUES ('', '')", [])?;
     let id = tx.db.last_insert_rowid();
     tx.db.execute("DELETE FROM feed WHERE id = ?1", [id])?;
@@ -263,7 +265,7 @@ fn assign_new_id(tx: &WriteTx<'_>, was: i64) -> rusqlite::Result<i64> {
              away_since = NULL, stale = 0, look_back_due = 0, held_until = NULL, gone_ms = 0, quarantine_rows = 0, quarantine_bytes = 0, quarantine_dropped = 0, bytes = 0, renumbered = 0,
              renumber_to = NULL
          WHERE id = ?1",
-        [was, id],
+        [old_id, id],
     )?;
     tx.db.execute(
         "UPDATE endpoint SET cursor = NULL, modified = NULL, id = NULL, item_at = NULL, event_id = NULL,
@@ -271,27 +273,27 @@ fn assign_new_id(tx: &WriteTx<'_>, was: i64) -> rusqlite::Result<i64> {
         [id],
     )?;
     for table in ["event", "finding", "forgotten", "erasure"] {
-        tx.db.execute(&format!("UPDATE {table} SET feed = ?2 WHERE feed = ?1"), [was, id])?;
+        tx.db.execute(&format!("UPDATE {table} SET feed = ?2 WHERE feed = ?1"), [old_id, id])?;
     }
     Ok(id)
 }
 
-/// Ends the removal of a small feed in the transaction that begins it; how many rows are left of a larger one.
+/// Ends the removal of a small feed in the transaction that begins it; returns how many rows are left of a larger one.
 fn remove_if_small(tx: &mut WriteTx<'_>, feed: i64, at: Millis) -> Result<u64, StoreError> {
     let mut select = tx.db.prepare_cached("SELECT seq FROM item INDEXED BY item_key WHERE feed = ?1 LIMIT ?2")?;
     let seqs = select.query_map(params![feed, IMMEDIATE_ROWS as i64], |row| row.get(0))?;
     let seqs: Vec<i64> = seqs.collect::<rusqlite::Result<_>>()?;
     drop(select);
-    let mut whole = seqs.len() < IMMEDIATE_ROWS;
+    let mut complete = seqs.len() < IMMEDIATE_ROWS;
     remove_rows(tx, feed, &seqs)?;
     for (table, _, condition) in TABLES {
-        if !whole {
+        if !complete {
             break;
         }
         let sql = format!("DELETE FROM {table} WHERE feed = ?1 AND {condition}");
-        whole &= tx.db.prepare_cached(&sql)?.execute(params![feed, IMMEDIATE_ROWS as i64])? < IMMEDIATE_ROWS;
+        complete &= tx.db.prepare_cached(&sql)?.execute(params![feed, IMMEDIATE_ROWS as i64])? < IMMEDIATE_ROWS;
     }
-    if whole {
+    if complete {
         finish(tx, feed, at)?;
         return Ok(0);
     }
@@ -299,7 +301,7 @@ fn remove_if_small(tx: &mut WriteTx<'_>, feed: i64, at: Millis) -> Result<u64, S
     Ok(u64::try_from(rows).unwrap_or(0).max(1))
 }
 
-/// The rows are gone, and with them the kinds that only they had. Whether the feed goes on now.
+/// Ends a removal, and deletes the kinds that no feed has any more. Returns whether the feed runs again.
 fn finish(tx: &mut WriteTx<'_>, feed: i64, at: Millis) -> Result<bool, StoreError> {
     tx.db.execute("DELETE FROM kind WHERE id NOT IN (SELECT kind FROM feed_kind)", [])?;
     tx.clear_kind_cache();
@@ -316,12 +318,12 @@ fn finish(tx: &mut WriteTx<'_>, feed: i64, at: Millis) -> Result<bool, StoreErro
     Ok(resume)
 }
 
-/// Whether rows of the feed are still to be removed.
+/// Whether the feed has a pending removal.
 fn has_removal(tx: &WriteTx<'_>, owner: i64) -> rusqlite::Result<bool> {
     tx.db.prepare_cached("SELECT 1 FROM removal WHERE owner = ?1")?.exists([owner])
 }
 
-/// Notes whether the feed is to go on once its rows are removed; false when none are left to be.
+/// Stores whether the feed runs again once its rows are removed; false when the feed has no pending removal.
 pub(super) fn set_resume_after(tx: &WriteTx<'_>, owner: i64, resume: bool) -> rusqlite::Result<bool> {
     let sql = "UPDATE removal SET resume = ?2 WHERE owner = ?1 RETURNING rows";
     let mut update = tx.db.prepare_cached(sql)?;
@@ -344,7 +346,7 @@ mod tests {
         assert_eq!(next_step_rows(100, 2 * STEP), 50);
         assert_eq!(next_step_rows(100, 100 * STEP), 25);
         assert_eq!(next_step_rows(100, STEP / 100), 200);
-        assert_eq!(next_step_rows(MOST_ROWS, Duration::ZERO), MOST_ROWS);
-        assert_eq!(next_step_rows(FEWEST_ROWS, 100 * STEP), FEWEST_ROWS);
+        assert_eq!(next_step_rows(MAX_ROWS, Duration::ZERO), MAX_ROWS);
+        assert_eq!(next_step_rows(MIN_ROWS, 100 * STEP), MIN_ROWS);
     }
 }

@@ -1,5 +1,5 @@
-//! Orders to many quarantine rows at once, in batches by their numbers, so that neither memory nor the writer's time grows
-//! with how many there are.
+//! Selecting and dropping many quarantine rows, in batches by id, so that neither memory nor the length of a job grows
+//! with the number of rows.
 
 use rusqlite::{OptionalExtension, params};
 
@@ -7,38 +7,38 @@ use super::writer::{JobClass, WriteTx};
 use super::{Store, StoreError};
 use crate::feed::Transport;
 
-/// Which quarantine rows are meant.
+/// Which quarantine rows are selected.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct QuarantineSelection {
-    /// By their numbers; all, as far as the rest fits, when empty.
+    /// These ids; all, within the other conditions, when empty.
     pub ids: Vec<i64>,
-    /// Of this feed.
+    /// Of the feed with this name.
     pub feed: Option<String>,
     /// With this reason.
     pub reason: Option<String>,
 }
 
-/// A quarantine row, to be read again.
+/// A quarantine row, to be decoded again.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct QuarantinedRecord {
-    /// Its number.
+    /// The row's id.
     pub id: i64,
-    /// Its feed's name.
+    /// The feed's name.
     pub feed: String,
-    /// How it came.
+    /// How the record was delivered.
     pub transport: Transport,
-    /// The record.
+    /// The record as published.
     pub raw: String,
 }
 
 impl Store {
-    /// The number of the newest quarantine row; 0 when there is none. What comes later is none of an order's business.
+    /// The id of the newest quarantine row; 0 when there is none. Rows that come later are not part of a selection.
     ///
     /// # Errors
     /// [`StoreError::Refused`] for a feed that is not in the mirror; when a statement fails or the writer has stopped.
-    pub async fn newest_quarantine_id(&self, chosen: QuarantineSelection) -> Result<i64, StoreError> {
+    pub async fn newest_quarantine_id(&self, selection: QuarantineSelection) -> Result<i64, StoreError> {
         self.submit(JobClass::default(), move |tx| {
-            if let Some(feed) = &chosen.feed {
+            if let Some(feed) = &selection.feed {
                 super::feeds::read(tx, feed)?;
             }
             Ok(tx.db.query_row("SELECT coalesce(max(id), 0) FROM quarantined", [], |row| row.get(0))?)
@@ -46,22 +46,21 @@ impl Store {
         .await
     }
 
-    /// The next of the chosen rows after a number and up to another: so many rows at most, and no more than about 4 MiB
-    /// of them.
+    /// The next selected rows with an id after `after` and up to `newest`: at most `limit` rows, and about 4 MiB.
     ///
     /// # Errors
     /// When a statement fails or the writer has stopped.
     pub async fn quarantine_batch(
         &self,
-        chosen: QuarantineSelection,
+        selection: QuarantineSelection,
         after: i64,
         newest: i64,
         limit: usize,
     ) -> Result<Vec<QuarantinedRecord>, StoreError> {
-        const MOST_BYTES: usize = 4 << 20;
+        const MAX_BYTES: usize = 4 << 20;
         self.submit(JobClass::default(), move |tx| {
-            let (mut sifted, mut bytes) = (Vec::new(), 0);
-            for id in selected_ids(tx, &chosen, after, newest, limit)? {
+            let (mut batch, mut bytes) = (Vec::new(), 0);
+            for id in selected_ids(tx, &selection, after, newest, limit)? {
                 let row = tx
                     .db
                     .prepare_cached(
@@ -75,29 +74,29 @@ impl Store {
                     .optional()?;
                 let Some(row) = row else { continue };
                 bytes += row.raw.len();
-                sifted.push(row);
-                if bytes >= MOST_BYTES {
+                batch.push(row);
+                if bytes >= MAX_BYTES {
                     break;
                 }
             }
-            Ok(sifted)
+            Ok(batch)
         })
         .await
     }
 
-    /// Removes the next of the chosen rows; how many, and where to go on if there may be more.
+    /// Removes the next selected rows; returns how many, and the last id if there may be more.
     ///
     /// # Errors
     /// When a statement fails or the writer has stopped.
     pub async fn drop_quarantine_batch(
         &self,
-        chosen: QuarantineSelection,
+        selection: QuarantineSelection,
         after: i64,
         newest: i64,
         limit: usize,
     ) -> Result<(u64, Option<i64>), StoreError> {
         self.submit(JobClass::default(), move |tx| {
-            let ids = selected_ids(tx, &chosen, after, newest, limit)?;
+            let ids = selected_ids(tx, &selection, after, newest, limit)?;
             Ok((remove_by_ids(tx, &ids)?, ids.last().copied()))
         })
         .await
@@ -106,13 +105,13 @@ impl Store {
 
 fn selected_ids(
     tx: &WriteTx<'_>,
-    chosen: &QuarantineSelection,
+    selection: &QuarantineSelection,
     after: i64,
     newest: i64,
     limit: usize,
 ) -> Result<Vec<i64>, StoreError> {
-    let numbers: Vec<String> = chosen.ids.iter().map(i64::to_string).collect();
-    let numbers = format!("[{}]", numbers.join(","));
+    let ids: Vec<String> = selection.ids.iter().map(i64::to_string).collect();
+    let ids = format!("[{}]", ids.join(","));
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
     let mut select = tx.db.prepare_cached(
         "SELECT id FROM quarantined WHERE id > ?1 AND id <= ?2
@@ -121,11 +120,11 @@ fn selected_ids(
          ORDER BY id LIMIT ?6",
     )?;
     let rows =
-        select.query_map(params![after, newest, numbers, chosen.feed, chosen.reason, limit], |row| row.get(0))?;
+        select.query_map(params![after, newest, ids, selection.feed, selection.reason, limit], |row| row.get(0))?;
     Ok(rows.collect::<rusqlite::Result<_>>()?)
 }
 
-/// Removes quarantine rows by their numbers, and takes them off their feeds' counts.
+/// Removes quarantine rows by id, and subtracts them from their feeds' counts.
 pub(super) fn remove_by_ids(tx: &WriteTx<'_>, ids: &[i64]) -> Result<u64, StoreError> {
     let mut delete = tx.db.prepare_cached(
         "DELETE FROM quarantined WHERE id = ?1
@@ -146,17 +145,18 @@ pub(super) fn remove_by_ids(tx: &WriteTx<'_>, ids: &[i64]) -> Result<u64, StoreE
     Ok(removed)
 }
 
-/// Whether a text spells an id: as a whole, not as a part of a longer one. Percent-encoded spellings count too.
+/// Whether a text contains an id: as a whole, not as a part of a longer one. Percent-encoded ids count too.
 pub(super) fn contains_id(text: &str, id: &str) -> bool {
-    let part = |text: &str, id: &str| {
+    let contains = |text: &str, id: &str| {
         !id.is_empty()
             && text.match_indices(id).any(|(at, _)| {
-                let joins = |sign: Option<char>| sign.is_some_and(|sign| sign.is_alphanumeric());
-                !joins(text[..at].chars().next_back()) && !joins(text[at + id.len()..].chars().next())
+                let is_part_of_id =
+                    |character: Option<char>| character.is_some_and(|character| character.is_alphanumeric());
+                !is_part_of_id(text[..at].chars().next_back()) && !is_part_of_id(text[at + id.len()..].chars().next())
             })
     };
     let encoded: String = url::form_urlencoded::byte_serialize(id.as_bytes()).collect();
-    part(text, id) || encoded != id && part(text, &encoded)
+    contains(text, id) || encoded != id && contains(text, &encoded)
 }
 
 #[cfg(test)]
@@ -164,7 +164,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_id_is_spelt_as_a_whole_or_not_at_all() {
+    fn a_text_contains_an_id_as_a_whole_or_not_at_all() {
         assert!(contains_id("item 7 has a bad value", "7"));
         assert!(contains_id("https://a.example/?after=a%2Fb&x=1", "a/b"));
         assert!(!contains_id("item 77", "7"));

@@ -1,8 +1,10 @@
-//! The SQLite file as readers see it: rows under their SQL names, pages of the change log, and one long read.
+//! Reading the SQLite file: rows with the names of their SQL columns, pages of the change log, and one long read for
+//! exports.
 //!
-//! Opening never makes a database and nothing here writes. It works beside a daemon, without one, and for a user of the
-//! file's group who may not write. Every read is one short transaction, so that no reader holds the WAL back; only
-//! [`Reader::snapshot`] reads for as long as there are rows. Nothing is shortened or put into words here.
+//! Guarantees: opening never creates a database, and nothing here writes. Reading works while a daemon runs, without
+//! one, and for a user of the file's group who may not write. Every read is one short transaction, so that no reader
+//! holds the WAL back; only [`Reader::export_items`] reads for as long as there are rows. Texts are neither shortened
+//! nor worded here.
 
 mod copy;
 mod comparison;
@@ -34,7 +36,7 @@ pub use rows::{
 };
 pub use verify::{CHECKS, VerifyReport, Violation};
 
-/// A mirror's file, open for reading. It can be sent to another thread, and used by one at a time.
+/// A mirror's file, open for reading. A reader can be sent to another thread, and is used by one thread at a time.
 #[derive(Debug)]
 pub struct Reader {
     db: Connection,
@@ -49,7 +51,8 @@ impl Reader {
     /// [`StoreError::Unusable`] with what to do, when there is no such file, it can't be read, or it isn't a mirror.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         let unusable = |problem: String| StoreError::Unusable { path: path.to_owned(), problem };
-        // Never opened to look: closing a second descriptor would drop this process's own locks on the file (POSIX).
+        // The file is never opened for a check: closing a second descriptor would drop this process's own locks on the
+        // file (POSIX).
         match std::fs::metadata(path) {
             Ok(found) if found.is_file() => {}
             Ok(_) => return Err(unusable("it is not a file: name a mirror's SQLite file".into())),
@@ -67,18 +70,17 @@ impl Reader {
         Ok(reader)
     }
 
-    /// The file.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Whether another file stands under this name by now, as after a restore: then it is to be opened again.
+    /// Whether the path leads to another file by now, as after a restore: then the caller opens a new reader.
     pub fn is_replaced(&self) -> bool {
         let now = identity(&self.path);
         now.is_some() && now != self.file
     }
 
-    /// A number that differs from the last one once somebody has committed since. Cheap: no row is read.
+    /// A number that changes with each commit of another connection. Cheap: no row is read.
     ///
     /// # Errors
     /// When the file can't be read.
@@ -86,7 +88,7 @@ impl Reader {
         Ok(self.db.pragma_query_value(None, "data_version", |row| row.get(0))?)
     }
 
-    /// The mirror itself.
+    /// The row of `mirror`.
     ///
     /// # Errors
     /// When the file can't be read.
@@ -94,7 +96,7 @@ impl Reader {
         Ok(mirror(&self.db)?)
     }
 
-    /// These feeds, or all when none is named, by name.
+    /// The named feeds, or all when `names` is empty, ordered by name.
     ///
     /// # Errors
     /// [`StoreError::Refused`] for a name that is not in the mirror; when the file can't be read.
@@ -110,7 +112,7 @@ impl Reader {
         Ok(feeds)
     }
 
-    /// A feed's endpoints, or all, by feed.
+    /// A feed's endpoints, or all, ordered by feed.
     ///
     /// # Errors
     /// As [`Reader::feeds`].
@@ -128,7 +130,7 @@ impl Reader {
         Ok(rows)
     }
 
-    /// The record with this number.
+    /// The quarantined record with this id.
     ///
     /// # Errors
     /// When the file can't be read.
@@ -136,7 +138,7 @@ impl Reader {
         Ok(self.rows("quarantine", "WHERE id = ?1", [id])?.pop())
     }
 
-    /// How full each feed's quarantine is, by name; feeds with none and nothing dropped are left out.
+    /// How full each feed's quarantine is, ordered by feed; feeds without quarantined or dropped records are left out.
     ///
     /// # Errors
     /// When the file can't be read.
@@ -146,7 +148,7 @@ impl Reader {
         self.rows(source, "WHERE rows > 0 OR dropped > 0 ORDER BY feed", ())
     }
 
-    /// The ways in which publishers depart from the standard, by feed and rule.
+    /// The findings, ordered by feed and rule.
     ///
     /// # Errors
     /// As [`Reader::feeds`].
@@ -154,7 +156,7 @@ impl Reader {
         self.feed_rows("findings", feed, "ORDER BY feed, rule", usize::MAX)
     }
 
-    /// The last things that happened, newest last.
+    /// The last events, newest last.
     ///
     /// # Errors
     /// As [`Reader::feeds`].
@@ -170,7 +172,7 @@ impl Reader {
         self.newest_rows(rows::REFUSALS, feed, limit)
     }
 
-    /// The first loads under way of feeds that say about how many items they have, by feed.
+    /// The running first loads of feeds whose approximate number of items is known, ordered by feed.
     ///
     /// # Errors
     /// When the file can't be read.
@@ -180,7 +182,7 @@ impl Reader {
         self.rows(source, "ORDER BY feed", ())
     }
 
-    /// The resyncs under way, by feed.
+    /// The running resyncs, ordered by feed.
     ///
     /// # Errors
     /// When the file can't be read.
@@ -192,7 +194,7 @@ impl Reader {
         self.rows(source, "ORDER BY feed", ())
     }
 
-    /// The feed's number, or a refusal that names the nearest known one.
+    /// The feed's id, or an error that names the most similar feed.
     fn feed_id(&self, name: &str) -> Result<i64, StoreError> {
         let found = self.db.prepare_cached("SELECT id FROM feed WHERE name = ?1")?.query_row([name], |row| row.get(0));
         found.optional()?.map_or_else(|| Err(self.unknown_feed(name)?), Ok)
@@ -201,10 +203,10 @@ impl Reader {
     fn unknown_feed(&self, name: &str) -> Result<StoreError, StoreError> {
         let mut names = self.db.prepare_cached("SELECT name FROM feed ORDER BY name")?;
         let names = names.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<Vec<String>>>()?;
-        let near = |known: &&String| strsim::jaro_winkler(known, name);
-        let nearest = names.iter().max_by(|a, b| near(a).total_cmp(&near(b)));
-        let hint = match nearest {
-            Some(known) if near(&known) > 0.7 => format!("; did you mean {known}?"),
+        let similarity = |candidate: &&String| strsim::jaro_winkler(candidate, name);
+        let most_similar = names.iter().max_by(|a, b| similarity(a).total_cmp(&similarity(b)));
+        let hint = match most_similar {
+            Some(candidate) if similarity(&candidate) > 0.7 => format!("; did you mean {candidate}?"),
             Some(_) => "; feedmirror status lists those there are".to_owned(),
             None => "; it has no feeds yet".to_owned(),
         };
@@ -224,14 +226,14 @@ impl Reader {
         self.rows(view, &format!("WHERE feed = ?1 {order} LIMIT ?2"), (feed, limit))
     }
 
-    /// The last rows of a journal, found by their numbers, which the views leave out.
+    /// The last rows of a numbered table, found by their numbers, which the views leave out.
     fn newest_rows<R: ViewRow>(&self, source: &str, feed: Option<&str>, limit: usize) -> Result<Vec<R>, StoreError> {
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         let mut rows: Vec<R> = match feed {
             None => self.rows(source, "ORDER BY n DESC LIMIT ?1", [limit])?,
             Some(feed) => {
-                let number = self.feed_id(feed)?;
-                self.rows(source, "WHERE number = ?1 ORDER BY n DESC LIMIT ?2", [number, limit])?
+                let feed_id = self.feed_id(feed)?;
+                self.rows(source, "WHERE number = ?1 ORDER BY n DESC LIMIT ?2", [feed_id, limit])?
             }
         };
         rows.reverse();
@@ -274,30 +276,31 @@ fn mirror(db: &Connection) -> rusqlite::Result<MirrorRow> {
     db.prepare_cached(&sql)?.query_row([], MirrorRow::read)
 }
 
-pub(super) fn connect(path: impl AsRef<Path>, more: OpenFlags) -> rusqlite::Result<Connection> {
-    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX | more;
+pub(super) fn connect(path: impl AsRef<Path>, flags: OpenFlags) -> rusqlite::Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX | flags;
     let db = Connection::open_with_flags(path, flags)?;
     schema::harden(&db)?;
     db.busy_timeout(Duration::from_secs(5))?;
     db.pragma_update(None, "query_only", true)?;
-    // The file is looked at only by the first real read.
+    // SQLite opens the file only with the first real read.
     db.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(()))?;
     Ok(db)
 }
 
-/// A copy without WAL files in a place where this user can't make them: nobody can be writing it.
+/// Connects to a copy without WAL files in a directory where this user can't create them: no process can be writing
+/// such a file.
 fn connect_if_idle(path: &Path, error: rusqlite::Error) -> rusqlite::Result<Connection> {
     use rusqlite::ErrorCode::{CannotOpen, ReadOnly};
     let mut wal = path.as_os_str().to_owned();
     wal.push("-wal");
-    let written = std::fs::metadata(wal).is_ok_and(|wal| wal.len() > 0);
-    let (Some(CannotOpen | ReadOnly), Some(name), false) = (error.sqlite_error_code(), path.to_str(), written) else {
+    let has_wal = std::fs::metadata(wal).is_ok_and(|wal| wal.len() > 0);
+    let (Some(CannotOpen | ReadOnly), Some(name), false) = (error.sqlite_error_code(), path.to_str(), has_wal) else {
         return Err(error);
     };
     connect_immutable(name)
 }
 
-/// Opens a file that nothing writes, as it stands.
+/// Opens a file that no process writes, without locks and WAL files.
 fn connect_immutable(name: &str) -> rusqlite::Result<Connection> {
     let name = name.replace('%', "%25").replace('?', "%3f").replace('#', "%23");
     // Two slashes at the start would name a host.

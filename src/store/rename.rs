@@ -1,8 +1,8 @@
-//! A feed under another name: its rows, cursors, quarantine and history stay, and it is not read anew.
+//! Renaming a feed: its rows, cursors, quarantine and history stay, and the feed is not read again.
 //!
-//! Those who follow the change log key what they hold by the feed's name. So a rename is one `purged` change for the old
-//! name, and each item again, under a new number, for the new one. The name changes at once; the numbers follow in steps,
-//! which go on after a restart where they were.
+//! Followers of the change log store items by the feed's name. So a rename is one `purged` change for the old name, and
+//! each item again, under a new change number, for the new name. The name changes at once; the rows get their numbers
+//! in steps, which continue after a restart.
 
 use rusqlite::{OptionalExtension, params};
 
@@ -14,8 +14,8 @@ use crate::feed::{FeedName, Seq};
 
 /// Rows given new numbers in one step.
 const STEP_ROWS: usize = 500;
-/// Rows of all feeds looked at in one step.
-const SCANNED: i64 = 5_000;
+/// Rows of all feeds read in one step.
+const SCANNED_ROWS: i64 = 5_000;
 
 /// A feed's old name and its new one.
 pub type Rename = (FeedName, FeedName);
@@ -24,17 +24,17 @@ impl Store {
     /// Gives a feed a new name.
     ///
     /// # Errors
-    /// [`StoreError::Refused`] when there is no such feed, or one of the new name already; when a statement fails or the
-    /// writer has stopped.
+    /// [`StoreError::Refused`] when there is no such feed, or one with the new name already; when a statement fails or
+    /// the writer has stopped.
     pub async fn rename(&self, at: Millis, old: &FeedName, new: &FeedName) -> Result<(), StoreError> {
         let (old, new) = (old.clone(), new.clone());
-        let weight = JobClass { max_seqs: 1, durable: true, ..JobClass::default() };
-        self.submit(weight, move |tx| rename(tx, at, &old, &new)).await
+        let class = JobClass { max_seqs: 1, durable: true, ..JobClass::default() };
+        self.submit(class, move |tx| rename(tx, at, &old, &new)).await
     }
 
-    /// Takes a configuration over, whole or not at all: feeds that are configured under another name than before are
-    /// renamed, unless the mirror doesn't know the old name or holds something under the new one; then all are
-    /// registered, as [`Store::register`] does. The renames that were made, and the feeds as they are stored now.
+    /// Stores a configuration, whole or not at all: feeds that are configured under another name than before are
+    /// renamed, unless the mirror doesn't know the old name or holds data under the new one; then all feeds are
+    /// registered, as [`Store::register`] does. Returns the renames that were made, and the feeds as stored now.
     ///
     /// # Errors
     /// When a statement fails or the writer has stopped.
@@ -45,29 +45,29 @@ impl Store {
         feeds: Vec<FeedRegistration>,
         all: bool,
     ) -> Result<(Vec<Rename>, Vec<StoredFeed>), StoreError> {
-        let weight = JobClass { max_seqs: renames.len(), durable: !renames.is_empty(), ..JobClass::default() };
-        self.submit(weight, move |tx| {
-            let mut made = Vec::new();
+        let class = JobClass { max_seqs: renames.len(), durable: !renames.is_empty(), ..JobClass::default() };
+        self.submit(class, move |tx| {
+            let mut done = Vec::new();
             for (old, new) in &renames {
                 if name_holder(tx, old)?.is_some() && name_holder(tx, new)?.is_none_or(|feed| !feed.holds_data) {
                     rename(tx, at, old, new)?;
-                    made.push((old.clone(), new.clone()));
+                    done.push((old.clone(), new.clone()));
                 }
             }
-            Ok((made, feeds::register_all(tx, at, &feeds, all)?))
+            Ok((done, feeds::register_all(tx, at, &feeds, all)?))
         })
         .await
     }
 
-    /// Gives the items of renamed feeds their new numbers, step by step; how many had none yet.
+    /// Gives the items of renamed feeds their new numbers, step by step; returns how many items got one.
     ///
     /// # Errors
     /// When a statement fails or the writer has stopped.
     pub async fn renumber(&self) -> Result<u64, StoreError> {
         let mut renumbered = 0;
         loop {
-            let weight = JobClass { large: true, max_seqs: STEP_ROWS, ..JobClass::default() };
-            match self.submit(weight, renumber).await? {
+            let class = JobClass { large: true, max_seqs: STEP_ROWS, ..JobClass::default() };
+            match self.submit(class, renumber).await? {
                 None => return Ok(renumbered),
                 Some(count) => renumbered += count as u64,
             }
@@ -82,11 +82,11 @@ fn rename(tx: &mut WriteTx<'_>, at: Millis, old: &FeedName, new: &FeedName) -> R
     }
     match name_holder(tx, new)? {
         None => {}
-        // A feed that could not run yet, its settings being wrong, stands in nobody's way.
+        // The new name belongs to a feed that could never run, since its settings were wrong: it is removed.
         Some(NameHolder { id, holds_data: false }) => remove(tx, id)?,
         Some(_) => {
-            let words = format!("{new} holds rows of its own in the mirror: purge it first, or {old} keeps its name");
-            return Err(StoreError::Refused(words));
+            let text = format!("{new} holds rows of its own in the mirror: purge it first, or {old} keeps its name");
+            return Err(StoreError::Refused(text));
         }
     }
     let last = tx.last_seq();
@@ -102,7 +102,7 @@ fn rename(tx: &mut WriteTx<'_>, at: Millis, old: &FeedName, new: &FeedName) -> R
 
 struct NameHolder {
     id: i64,
-    /// Whether it holds anything, or has been level.
+    /// Whether the feed holds rows, or has been level.
     holds_data: bool,
 }
 
@@ -114,7 +114,7 @@ fn name_holder(tx: &WriteTx<'_>, name: &FeedName) -> Result<Option<NameHolder>, 
     Ok(found.optional()?)
 }
 
-/// Removes a feed that holds nothing.
+/// Removes a feed without items.
 fn remove(tx: &WriteTx<'_>, feed: i64) -> Result<(), StoreError> {
     const TABLES: [&str; 12] = [
         "finding",
@@ -137,16 +137,16 @@ fn remove(tx: &WriteTx<'_>, feed: i64) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// One step, through the table in its own order: of the feed that was renamed first; none when no feed has rows left to
-/// be numbered.
+/// One step, in the order of the table, for one renamed feed; returns the number of rows, `None` when no feed has rows
+/// left to be renumbered.
 fn renumber(tx: &mut WriteTx<'_>) -> Result<Option<usize>, StoreError> {
     let sql = "SELECT id, renumbered, renumber_to FROM feed WHERE renumber_to IS NOT NULL ORDER BY id LIMIT 1";
-    let found = tx.db.query_row(sql, [], |row| Ok((row.get::<_, i64>(0)?, row.get(1)?, row.get(2)?))).optional()?;
-    let Some((feed, from, up_to)) = found else { return Ok(None) };
+    let feed_row = tx.db.query_row(sql, [], |row| Ok((row.get::<_, i64>(0)?, row.get(1)?, row.get(2)?))).optional()?;
+    let Some((feed, from, up_to)) = feed_row else { return Ok(None) };
     let (seqs, reached) = next_rows(tx, feed, from, up_to)?;
-    for before in &seqs {
+    for old_seq in &seqs {
         let seq = tx.allocate_seq();
-        tx.db.prepare_cached("UPDATE item SET seq = ?2 WHERE seq = ?1")?.execute([*before, seq])?;
+        tx.db.prepare_cached("UPDATE item SET seq = ?2 WHERE seq = ?1")?.execute([*old_seq, seq])?;
     }
     match reached {
         Some(reached) => {
@@ -160,11 +160,11 @@ fn renumber(tx: &mut WriteTx<'_>) -> Result<Option<usize>, StoreError> {
     Ok(Some(seqs.len()))
 }
 
-/// The feed's next rows, and how far the table has been looked at; nothing when that was all of it.
+/// The feed's next rows, and the last row of the table that was read; `None` once the table was read to its end.
 fn next_rows(tx: &WriteTx<'_>, feed: i64, from: Seq, up_to: Seq) -> Result<(Vec<Seq>, Option<Seq>), StoreError> {
     let sql = "SELECT seq, feed FROM item WHERE seq > ?1 AND seq <= ?2 ORDER BY seq LIMIT ?3";
     let mut select = tx.db.prepare_cached(sql)?;
-    let mut rows = select.query([from, up_to, SCANNED])?;
+    let mut rows = select.query([from, up_to, SCANNED_ROWS])?;
     let (mut seqs, mut reached, mut count) = (Vec::new(), None, 0);
     while let Some(row) = rows.next()? {
         let seq: Seq = row.get(0)?;
@@ -176,10 +176,10 @@ fn next_rows(tx: &WriteTx<'_>, feed: i64, from: Seq, up_to: Seq) -> Result<(Vec<
             return Ok((seqs, reached));
         }
     }
-    Ok((seqs, reached.filter(|_| count == SCANNED)))
+    Ok((seqs, reached.filter(|_| count == SCANNED_ROWS)))
 }
 
-/// A resync knows what it met by numbers that are no longer.
+/// Begins a running resync anew: it marked rows as seen by change numbers that no longer exist.
 fn reset_resync(tx: &mut WriteTx<'_>, feed: i64) -> Result<(), StoreError> {
     let Some(running) = resync::read(tx, feed)? else { return Ok(()) };
     let (url, at): (String, Millis) = tx.db.query_row(

@@ -1,9 +1,10 @@
-//! Resync: a walk beside the poll cursor, which ends by sweeping what is gone.
+//! Resync: a walk of the whole feed with a cursor of its own, which ends with a sweep of the items that are gone.
 //!
-//! What the walk meets keeps its row and its seq and is remembered in `seen`; what it writes has a seq beyond
-//! `start_seq`. The sweep makes tombstones of live rows that are neither, in steps, so that nothing waits for it.
-//! A sweep that would remove too much, or after a short listing, is held until the operator accepts it. A resync is over
-//! when it has come to an end: one that meets a dead page begins again, ever more rarely.
+//! An item that the walk reads unchanged keeps its row and its seq and is recorded in `seen`; an item that the walk
+//! writes has a seq beyond `start_seq`. The sweep makes tombstones of the other live rows, in steps, so that no
+//! delivery waits for it. A sweep that would remove too much, or that follows a short listing, is held until the
+//! operator accepts it. A resync lasts until it has reached the end: one whose cursor is dead begins again, after ever
+//! longer waits. The walk itself is the worker's.
 
 mod end;
 
@@ -17,7 +18,7 @@ use super::{Millis, Store, StoreError, journal};
 use crate::feed::{FeedName, Seq};
 pub(super) use end::record_progress;
 
-/// Rows looked at in one step of a count or a sweep.
+/// Rows read in one step of a count or a sweep.
 const STEP_ROWS: i64 = 1_000;
 
 /// Whether the walk replaces what was stored before it began, newer or not.
@@ -25,18 +26,18 @@ const STEP_ROWS: i64 = 1_000;
 pub enum SourceTrust {
     /// Newest wins.
     No,
-    /// The operator asked for it.
+    /// The operator requested the replacement.
     Requested,
     /// The feed's URL moved to another path or host.
     UrlMoved,
-    /// The operator asked for it, and accepts beforehand whatever is swept.
+    /// The operator requested the replacement, and accepts the sweep beforehand.
     RequestedAndAccepted,
 }
 
 impl SourceTrust {
     const ALL: [Self; 4] = [Self::No, Self::Requested, Self::UrlMoved, Self::RequestedAndAccepted];
 
-    /// As an operator asks for it.
+    /// From the command's options.
     pub fn from_options(trust_source: bool, accept: bool) -> Self {
         match (trust_source, accept) {
             (false, _) => Self::No,
@@ -53,76 +54,76 @@ impl SourceTrust {
 /// How far a resync has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ResyncStage {
-    /// Reading.
+    /// The walk is reading.
     Walk,
-    /// Read to a clean end; the sweep waits for the operator.
+    /// The walk has read to a clean end; the sweep waits for the operator.
     Held,
-    /// Sweeping.
+    /// The sweep is running.
     Sweep,
 }
 
 /// A resync under way.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ResyncState {
-    /// Its own number.
+    /// A random number that identifies the walk.
     pub walk_id: i64,
-    /// Its own cursor.
+    /// The walk's cursor.
     pub cursor: String,
-    /// Whether it replaces what is newer.
+    /// Whether the walk replaces newer stored versions.
     pub trust: SourceTrust,
-    /// How far it has come.
+    /// How far the resync has come.
     pub stage: ResyncStage,
-    /// How often in a row its own cursor was found dead.
+    /// How often in a row the walk's cursor was found dead.
     pub dead_cursor_count: u32,
-    /// After that: when it begins again.
+    /// When the walk begins again after a dead cursor.
     pub not_before: Option<Millis>,
 }
 
-/// A resync whose own cursor was found dead begins again at once, then after this, and after ever longer waits.
+/// A resync with a dead cursor begins again at once the first time, then after this wait, then after ever longer ones.
 const RESTART_WAIT: Duration = Duration::from_secs(3_600);
-/// The longest of them.
+/// The longest of these waits.
 const MAX_RESTART_WAIT: Duration = Duration::from_secs(24 * 3_600);
 
 impl ResyncState {
-    /// How long it waits to begin again, from `now`. A time that lies further ahead than the longest wait is due: the
-    /// clock was set back.
+    /// How long the resync waits from `now` until it begins again. A time further ahead than the longest wait counts as
+    /// due: the clock was set back.
     pub fn restart_wait_left(&self, now: Millis) -> Duration {
         let left = self.not_before.map_or(0, |at| at.saturating_sub(now));
         let left = Duration::from_millis(u64::try_from(left).unwrap_or(0));
         if left > MAX_RESTART_WAIT { Duration::ZERO } else { left }
     }
 
-    /// Whether it is reading, or would be, trusting what it reads.
+    /// Whether the resync walks, or waits to, and trusts the source.
     pub fn is_trusted_walk(&self) -> bool {
         self.trust != SourceTrust::No && self.stage == ResyncStage::Walk
     }
 }
 
-/// The wait after so many dead ends in a row.
-fn restart_wait(deaths: u32) -> Duration {
-    match deaths {
+/// The wait after `dead_cursor_count` dead cursors in a row.
+fn restart_wait(dead_cursor_count: u32) -> Duration {
+    match dead_cursor_count {
         0 | 1 => Duration::ZERO,
         more => RESTART_WAIT.saturating_mul(1 << (more - 2).min(5)).min(MAX_RESTART_WAIT),
     }
 }
 
-/// How a walk's end was taken.
+/// The result of a resync's end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ResyncEnd {
-    /// Not by the standard's sign, or with a `next` of our making: nothing is swept.
+    /// The end was not the standard's, or a `next` was generated: nothing is swept.
     Unclean,
     /// The sweep is held: this many of that many live items would go.
     Held(i64, i64),
-    /// Done; so many items were swept.
+    /// Done; this many items were swept.
     Done(i64),
-    /// Another resync, or none, is under way by now: nothing was done.
+    /// Another resync, or none, is under way by now: nothing was changed.
     Replaced,
 }
 
 type ScanPosition = (i64, Seq);
 
 impl Store {
-    /// Begins a resync, or begins it anew. `automatic`: nobody asked for it.
+    /// Begins a resync, in place of an earlier one. `automatic`: no operator requested it.
     ///
     /// # Errors
     /// When a statement fails or the writer has stopped.
@@ -143,8 +144,8 @@ impl Store {
         .await
     }
 
-    /// Notes that the cursor of the resync with this number is dead: its publisher's positions may have changed
-    /// meanwhile. It begins again with the next [`Store::restart_resync`], after the wait that is returned.
+    /// Records that the cursor of the resync with this walk id is dead: the publisher's positions may have changed
+    /// meanwhile. The resync begins again with the next [`Store::restart_resync`], after the wait that is returned.
     ///
     /// # Errors
     /// When a statement fails or the writer has stopped.
@@ -153,20 +154,20 @@ impl Store {
             let Some(resync) = read(tx, feed)?.filter(|resync| resync.walk_id == walk) else {
                 return Ok(Duration::ZERO);
             };
-            let deaths = resync.dead_cursor_count.saturating_add(1);
-            let wait = restart_wait(deaths);
+            let dead_cursor_count = resync.dead_cursor_count.saturating_add(1);
+            let wait = restart_wait(dead_cursor_count);
             let not_before = at.saturating_add(Millis::try_from(wait.as_millis()).unwrap_or(Millis::MAX));
             tx.db.execute(
                 "UPDATE resync SET deaths = ?2, not_before = ?3 WHERE feed = ?1",
-                params![feed, deaths, not_before],
+                params![feed, dead_cursor_count, not_before],
             )?;
             Ok(wait)
         })
         .await
     }
 
-    /// Lets the resync with this number begin again from the feed's own URL, in one step: a feed without a cursor is
-    /// never without one.
+    /// Begins the resync with this walk id again from the feed's own URL, in one transaction: a feed without a cursor
+    /// always has a resync.
     ///
     /// # Errors
     /// When a statement fails or the writer has stopped.
@@ -200,25 +201,26 @@ impl Store {
         .await
     }
 
-    /// Sweeps what the resync with this number did not meet, step by step, and ends it; also after a restart.
+    /// Sweeps the items that the resync with this walk id has not seen, step by step, and ends the resync; also after a
+    /// restart.
     ///
     /// # Errors
     /// When a statement fails or the writer has stopped.
     pub async fn sweep(&self, feed: i64, walk: i64, at: Millis) -> Result<ResyncEnd, StoreError> {
         let mut swept = 0;
-        let mut place = None;
+        let mut position = None;
         loop {
-            let weight = JobClass { large: true, durable: false, max_seqs: STEP_ROWS as usize };
-            let step = self.submit(weight, move |tx| {
+            let class = JobClass { large: true, durable: false, max_seqs: STEP_ROWS as usize };
+            let step = self.submit(class, move |tx| {
                 if stage(tx, feed, walk)? != Some(ResyncStage::Sweep) {
                     return Ok(None);
                 }
-                sweep_step(tx, feed, at, place).map(Some)
+                sweep_step(tx, feed, at, position).map(Some)
             });
             let Some((count, next)) = step.await? else { return Ok(ResyncEnd::Replaced) };
             swept += count;
             let Some(next) = next else { break };
-            place = Some(next);
+            position = Some(next);
         }
         let finished = self.submit(JobClass::default(), move |tx| {
             let ours = stage(tx, feed, walk)? == Some(ResyncStage::Sweep);
@@ -239,9 +241,9 @@ pub(super) fn begin(
     trust: SourceTrust,
     automatic: bool,
 ) -> Result<(), StoreError> {
-    // A walk under way does what a plain one would, and must not lose its trust to one.
+    // A running walk does all that a new one without trust would do, and must not lose its own trust.
     if trust == SourceTrust::No && read(tx, feed)?.is_some_and(|running| running.stage == ResyncStage::Walk) {
-        // One that waits to begin again, since it met a dead page, waits no longer.
+        // A walk that waits to begin again after a dead cursor waits no longer.
         tx.db.execute("UPDATE resync SET not_before = min(not_before, ?2) WHERE feed = ?1", params![feed, at])?;
         return Ok(());
     }
@@ -252,15 +254,15 @@ pub(super) fn begin(
     )?;
     if trust != SourceTrust::No {
         tx.db.execute("UPDATE feed SET generation = generation + 1 WHERE id = ?1", [feed])?;
-        // A source to be trusted anew may not know its old positions: a look-back from them would accuse it again.
+        // A trusted source may not know its old positions: a look-back from them would make the feed suspect again.
         tx.db.execute("DELETE FROM position WHERE feed = ?1", [feed])?;
         tx.db.execute("UPDATE feed SET looked_back_at = NULL WHERE id = ?1", [feed])?;
-        // Nor may a stream be taken up behind an item that it no longer has.
+        // Nor may a stream be resumed after an item that the source no longer has.
         let sql = "UPDATE endpoint SET modified = NULL, id = NULL, item_at = NULL, event_id = NULL,
                        cursor = iif(transport = 0, cursor, NULL) WHERE feed = ?1";
         tx.db.execute(sql, [feed])?;
     }
-    // The duty is over when the resync has ended, not now.
+    // `stale` ends with the resync, not now.
     tx.db.execute("UPDATE feed SET stale = 2 WHERE id = ?1 AND stale <> 0", [feed])?;
     if automatic {
         tx.db.execute("UPDATE feed SET resynced_at = ?2 WHERE id = ?1", [feed, at])?;
@@ -285,26 +287,19 @@ pub(super) fn read(tx: &WriteTx<'_>, feed: i64) -> Result<Option<ResyncState>, S
                 _ => ResyncStage::Walk,
             };
             let trust = SourceTrust::from_code(row.get(2)?);
-            let (deaths, not_before) = (row.get(4)?, row.get(5)?);
-            Ok(ResyncState {
-                walk_id: row.get(0)?,
-                cursor: row.get(1)?,
-                trust,
-                stage,
-                dead_cursor_count: deaths,
-                not_before,
-            })
+            let (dead_cursor_count, not_before) = (row.get(4)?, row.get(5)?);
+            Ok(ResyncState { walk_id: row.get(0)?, cursor: row.get(1)?, trust, stage, dead_cursor_count, not_before })
         })
         .optional()?;
     Ok(found)
 }
 
-/// How far the resync with this number has come; nothing when another has replaced it.
+/// The stage of the resync with this walk id; `None` when another resync has replaced it.
 fn stage(tx: &WriteTx<'_>, feed: i64, walk: i64) -> Result<Option<ResyncStage>, StoreError> {
     Ok(read(tx, feed)?.filter(|resync| resync.walk_id == walk).map(|resync| resync.stage))
 }
 
-/// Gives the resync up; what it was begun for stays to be done.
+/// Cancels the resync; a stale feed stays stale.
 pub(super) fn cancel_resync(tx: &WriteTx<'_>, feed: i64) -> rusqlite::Result<()> {
     delete_rows(tx, feed)?;
     tx.db.execute("UPDATE feed SET stale = 1 WHERE id = ?1 AND stale = 2", [feed])?;
@@ -318,18 +313,18 @@ fn delete_rows(tx: &WriteTx<'_>, feed: i64) -> rusqlite::Result<()> {
     Ok(())
 }
 
-/// What is kept of a resync while it is under way.
+/// Tables with a resync's own rows.
 const TABLES: [&str; 4] = ["resync", "seen", "spared", "newest"];
 
-/// A live row that a resync has not met.
+/// A live row that a resync has not seen.
 struct UnseenRow {
     seq: Seq,
     flags: i64,
-    /// Bytes of its data.
+    /// Bytes of the data.
     size: i64,
 }
 
-/// The unseen among the next rows in key order, and where to go on; `None` at the end.
+/// The unseen ones of the next rows in key order, and the position to continue from; `None` at the end.
 fn unseen_rows(
     tx: &mut WriteTx<'_>,
     feed: i64,

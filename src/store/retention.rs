@@ -1,9 +1,9 @@
-//! How long what happened is kept: quarantine, findings, events, refusals, and tombstones where that is asked for.
+//! How long quarantine, findings, events, refusals and, where configured, tombstones are kept.
 //!
-//! Removes the old in small steps, each a piece of work of its own, so that no delivery waits for it. The bounds by number
-//! of rows stand beside it. A tombstone goes only once its publisher has long forgotten the deletion too (the setting is
-//! never under the feed's retention and [`MARGIN`]), and never while its feed is read anew; what a late update could still
-//! revive, the next resync sweeps.
+//! Expired rows are removed in small steps, each a job of its own, so that no delivery waits for them. Bounds by number
+//! of rows are not kept here (`journal`). A tombstone is removed only once its publisher has long dropped it too (the
+//! setting is never under the feed's retention plus [`TOMBSTONE_MARGIN`]), and never during a resync of its feed; an
+//! item that a late update still revives is swept by the next resync.
 
 use std::time::Duration;
 
@@ -17,27 +17,27 @@ const DAY: Duration = Duration::from_secs(86_400);
 /// Rows removed in one step.
 const STEP_ROWS: i64 = 500;
 /// The longest wait between two runs.
-const HOURLY: Duration = Duration::from_secs(3_600);
-/// The shortest.
-const SHORTEST: Duration = Duration::from_millis(500);
+const MAX_INTERVAL: Duration = Duration::from_secs(3_600);
+/// The shortest wait between two runs.
+const MIN_INTERVAL: Duration = Duration::from_millis(500);
 
-/// How much longer than a feed's retention a tombstone is kept at least.
+/// The least time that a tombstone is kept beyond its feed's retention.
 pub const TOMBSTONE_MARGIN: Duration = Duration::from_secs(30 * 86_400);
 
-/// `[keep]`: how long each is kept; for good, within its number of rows, when none.
+/// `[keep]`: how long each kind of row is kept; `None` means for good, within the bounds by number of rows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RetentionSettings {
-    /// Records in quarantine, since they last came.
+    /// Records in quarantine, since the record last came.
     pub quarantine: Option<Duration>,
-    /// Findings, since they were last made.
+    /// Findings, since the finding was last seen.
     pub findings: Option<Duration>,
     /// Events.
     pub events: Option<Duration>,
     /// Refusals.
     pub refusals: Option<Duration>,
-    /// Tombstones, since the deletion came.
+    /// Tombstones, since the deletion was written.
     pub tombstones: Option<Duration>,
-    /// Tombstones of forgotten items, which tell those who follow the change log.
+    /// Tombstones of forgotten items, which followers of the change log need.
     pub forgotten: Option<Duration>,
 }
 
@@ -58,24 +58,24 @@ impl RetentionSettings {
     /// How long to wait between two runs: an hour, or half of the shortest time that anything is kept.
     pub fn run_interval(&self) -> Duration {
         let all = [self.quarantine, self.findings, self.events, self.refusals, self.tombstones, self.forgotten];
-        let shortest = all.into_iter().flatten().min().unwrap_or(HOURLY);
-        (shortest / 2).clamp(SHORTEST, HOURLY)
+        let shortest = all.into_iter().flatten().min().unwrap_or(MAX_INTERVAL);
+        (shortest / 2).clamp(MIN_INTERVAL, MAX_INTERVAL)
     }
 }
 
-/// What can grow old.
+/// Rows that expire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum RetentionClass {
     Quarantine,
     Findings,
-    /// A table whose rows are numbered as they come, with the time in `at`.
+    /// A table whose rows are numbered in the order of their time, which is in `at`.
     Journal(&'static str),
     Tombstones,
     Forgotten,
 }
 
 impl Store {
-    /// Removes what is older than it is to be kept; how many rows. An event tells of it when there were any.
+    /// Removes expired rows; returns how many. An event records the removal when there were any.
     ///
     /// # Errors
     /// When a statement fails or the writer has stopped.
@@ -89,33 +89,34 @@ impl Store {
             ("forgotten", RetentionClass::Forgotten, settings.forgotten),
         ];
         self.delete_blank_rows().await?;
-        let (mut said, mut total) = (Vec::new(), 0);
-        for (name, old, kept) in all {
-            let Some(kept) = kept else { continue };
-            let before = now.saturating_sub(i64::try_from(kept.as_millis()).unwrap_or(i64::MAX));
+        let (mut removals, mut total) = (Vec::new(), 0);
+        for (name, class, period) in all {
+            let Some(period) = period else { continue };
+            let before = now.saturating_sub(i64::try_from(period.as_millis()).unwrap_or(i64::MAX));
             let mut removed = 0;
             loop {
-                let weight = JobClass { large: true, ..JobClass::default() };
-                let step = self.submit(weight, move |tx| remove(tx, old, before)).await?;
+                let job_class = JobClass { large: true, ..JobClass::default() };
+                let step = self.submit(job_class, move |tx| remove(tx, class, before)).await?;
                 removed += step;
                 if step < STEP_ROWS as u64 {
                     break;
                 }
             }
             if removed > 0 {
-                said.push(format!("{removed} {name}"));
+                removals.push(format!("{removed} {name}"));
                 total += removed;
             }
         }
         if total > 0 {
-            self.record_event(None, now, "housekeeping", &format!("too old to be kept: {}", said.join(", "))).await?;
+            self.record_event(None, now, "housekeeping", &format!("too old to be kept: {}", removals.join(", ")))
+                .await?;
         }
         Ok(total)
     }
 }
 
-fn remove(tx: &mut WriteTx<'_>, old: RetentionClass, before: Millis) -> Result<u64, StoreError> {
-    match old {
+fn remove(tx: &mut WriteTx<'_>, class: RetentionClass, before: Millis) -> Result<u64, StoreError> {
+    match class {
         RetentionClass::Quarantine => {
             let sql = "SELECT id FROM quarantined WHERE last_at < ?1 ORDER BY last_at LIMIT ?2";
             let ids: Vec<i64> = select_ids(tx, sql, before)?;
@@ -153,7 +154,7 @@ fn remove_tombstones(tx: &WriteTx<'_>, sql: &str, before: Millis) -> Result<u64,
             .db
             .prepare_cached("DELETE FROM item WHERE seq = ?1 RETURNING feed, octet_length(id), id")?
             .query_row([seq], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
-        // A poll goes on from its cursor; its last item is only told, and must be there.
+        // A poll goes on from its cursor; its last item is only shown, but must exist where it is named.
         let sql = "UPDATE endpoint SET id = NULL, modified = NULL WHERE feed = ?1 AND transport = 0 AND id = ?2";
         tx.db.prepare_cached(sql)?.execute(params![feed, id])?;
         let sql = "UPDATE feed SET tombstones = tombstones - 1, bytes = bytes - ?2 WHERE id = ?1";
@@ -174,7 +175,7 @@ mod tests {
 
     #[test]
     fn it_runs_hourly_or_more_often_where_something_is_kept_for_less() {
-        assert_eq!(RetentionSettings::default().run_interval(), HOURLY);
+        assert_eq!(RetentionSettings::default().run_interval(), MAX_INTERVAL);
         let short = RetentionSettings { refusals: Some(Duration::from_secs(600)), ..RetentionSettings::default() };
         assert_eq!(short.run_interval(), Duration::from_secs(300));
     }

@@ -1,8 +1,8 @@
-//! Whether a file's tables, views and indexes are those that the migrations make: compared before anything is read.
+//! Checks that a file's tables, views and indexes are those that the migrations make, before anything is read.
 //!
-//! Guarantees: no view, trigger or default that somebody else wrote is run by us. What an operator adds, indexes, views
-//! and tables of their own, is left alone. A trigger, or a foreign key to a table of ours, would act inside our own
-//! statements: a file with one is refused.
+//! Guarantees: no view, trigger or default of another program is run. Indexes, views and tables that an operator adds
+//! are left alone. A trigger, or a foreign key to a table of feedmirror's, would act inside feedmirror's statements: a
+//! file with one is refused.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -13,10 +13,10 @@ use rusqlite::config::DbConfig;
 
 use super::{MIGRATIONS, SCHEMA_VERSION, StoreError};
 
-/// Of sort and name: the table that it is of, and its text.
+/// From type and name of an object to its table and its SQL.
 type Schema = BTreeMap<(String, String), (String, String)>;
 
-/// What keeps a connection from running what a file may bring along.
+/// Keeps a connection from running code that a file may contain.
 pub(super) fn harden(db: &Connection) -> rusqlite::Result<()> {
     db.set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false)?;
     db.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, false)?;
@@ -24,10 +24,10 @@ pub(super) fn harden(db: &Connection) -> rusqlite::Result<()> {
     Ok(())
 }
 
-/// Refuses a file of layout `version` whose schema isn't ours. Rows are not looked at.
+/// Refuses a file of layout `version` whose schema isn't feedmirror's. Rows are not read.
 ///
 /// # Errors
-/// [`StoreError::Unusable`] that names what is there, or is not; when the schema can't be read.
+/// [`StoreError::Unusable`] that names the object that is wrong or missing; when the schema can't be read.
 pub(super) fn check(db: &Connection, path: &Path, version: i32) -> Result<(), StoreError> {
     let Some(problem) = problem(db, version)? else { return Ok(()) };
     Err(StoreError::Unusable { path: path.to_owned(), problem })
@@ -38,19 +38,23 @@ fn problem(db: &Connection, version: i32) -> rusqlite::Result<Option<String>> {
     if let Some(name) = db.query_row(trigger, [], |row| row.get::<_, Option<String>>(0))? {
         return Ok(Some(format!("its trigger {name:?} would run inside feedmirror: drop it")));
     }
-    let found = read(db)?;
+    let actual = read(db)?;
     let expected = expected(version)?;
     for (object, text) in expected.iter() {
-        if found.get(object) != Some(text) {
-            let (sort, name) = object;
-            let what = if found.contains_key(object) { "is not as feedmirror makes it" } else { "is missing" };
-            return Ok(Some(format!("its {sort} {name} {what}: restore a snapshot, or name another file")));
+        if actual.get(object) != Some(text) {
+            let (object_type, name) = object;
+            let what = if actual.contains_key(object) { "is not as feedmirror makes it" } else { "is missing" };
+            return Ok(Some(format!("its {object_type} {name} {what}: restore a snapshot, or name another file")));
         }
     }
     let ours: BTreeSet<&str> = expected.keys().map(|(_, name)| name.as_str()).collect();
-    for (sort, name) in found.keys().filter(|(sort, name)| sort == "table" && !ours.contains(name.as_str())) {
+    for (object_type, name) in
+        actual.keys().filter(|(object_type, name)| object_type == "table" && !ours.contains(name.as_str()))
+    {
         if refers_to(db, name, &ours)? {
-            return Ok(Some(format!("its {sort} {name:?} has a foreign key to a table of feedmirror's: drop it")));
+            return Ok(Some(format!(
+                "its {object_type} {name:?} has a foreign key to a table of feedmirror's: drop it"
+            )));
         }
     }
     Ok(None)
@@ -73,20 +77,20 @@ fn read(db: &Connection) -> rusqlite::Result<Schema> {
     rows.collect()
 }
 
-/// What the migrations up to a layout make.
+/// The schema that the migrations up to a layout make.
 fn expected(version: i32) -> rusqlite::Result<std::borrow::Cow<'static, Schema>> {
     static NEWEST: OnceLock<Schema> = OnceLock::new();
     if version != SCHEMA_VERSION {
-        return Ok(std::borrow::Cow::Owned(made(version)?));
+        return Ok(std::borrow::Cow::Owned(migrated_schema(version)?));
     }
     if let Some(newest) = NEWEST.get() {
         return Ok(std::borrow::Cow::Borrowed(newest));
     }
-    let newest = made(version)?;
+    let newest = migrated_schema(version)?;
     Ok(std::borrow::Cow::Borrowed(NEWEST.get_or_init(|| newest)))
 }
 
-fn made(version: i32) -> rusqlite::Result<Schema> {
+fn migrated_schema(version: i32) -> rusqlite::Result<Schema> {
     let db = Connection::open_in_memory()?;
     for statements in MIGRATIONS.iter().take(usize::try_from(version).unwrap_or(0)) {
         db.execute_batch(statements)?;

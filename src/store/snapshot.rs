@@ -1,9 +1,10 @@
 //! Snapshots: consistent, checked copies of the file, made beside a daemon or without one.
 //!
-//! Guarantees: a snapshot that stands under its name is whole, synced, checked, and described by the manifest beside it;
-//! what a killed run left is removed by the next; nothing is pruned before a new snapshot stands, and nothing that is
-//! not a snapshot of this mirror by name and manifest, its epoch among them. A snapshot carries a mark (`store/mark`). The source is read in one read transaction, for as long as
-//! copying its pages takes: the writer goes on meanwhile, and the WAL can't be reset. Nothing is written to the source.
+//! Guarantees: a snapshot under its final name is whole, synchronised, checked, and described by the manifest beside
+//! it; files that a killed run left are removed by the next run; nothing is pruned before the new snapshot is
+//! published, and only snapshots of this mirror are pruned, by name and by manifest, its epoch included. A snapshot is
+//! marked as one (`store/epoch`). The database is read in one read transaction, for as long as copying its pages takes:
+//! the writer goes on meanwhile, and the WAL can't be reset. Nothing is written to the database.
 
 mod manifest;
 mod dir;
@@ -23,60 +24,60 @@ pub use manifest::{FeedCount, Manifest};
 
 /// Pages copied at once: 16 MiB.
 const STEP_PAGES: i32 = 1_024;
-/// Kept free beyond what is written: so much, or a twentieth of it.
+/// Space to keep free beyond what is written: at least this, and at least a twentieth of it.
 const MARGIN_BYTES: u64 = 16 << 20;
 
-/// A snapshot that stands.
+/// A published snapshot.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct Snapshot {
-    /// Where it is.
+    /// The snapshot's path.
     pub path: PathBuf,
-    /// What it holds.
+    /// The snapshot's manifest.
     #[serde(flatten)]
     pub manifest: Manifest,
-    /// Older ones that were removed.
+    /// Older snapshots that were removed.
     pub pruned: Vec<PathBuf>,
-    /// How long the source was read, in seconds: so long its WAL could not be reset.
+    /// How long the read transaction was open, in seconds: meanwhile the database's WAL could not be reset.
     pub pinned_s: f64,
 }
 
-/// Where snapshots of a database go unless told otherwise: `snapshots` beside it.
+/// The default directory of a database's snapshots: `snapshots` beside it.
 pub fn default_directory(database: &Path) -> PathBuf {
     database.with_file_name("snapshots")
 }
 
-/// Makes a snapshot of `database` in `directory`, which is made too, then keeps the newest `keep` of its snapshots there.
-/// Blocking.
+/// Makes a snapshot of `database` in `directory`, which is created where it is missing, then prunes all but the newest
+/// `keep` of its snapshots there. Blocking.
 ///
 /// # Errors
-/// [`StoreError::Refused`] when the disk can't hold it, another run makes one there, or the copy is not sound; then
-/// nothing is left of it and nothing is pruned. [`StoreError::Unusable`] when the database is not a mirror.
+/// [`StoreError::Refused`] when the disk can't hold the snapshot, another run makes one there, or the copy is not
+/// sound; then the copy is removed and nothing is pruned. [`StoreError::Unusable`] when the database is not a mirror.
 pub fn take(database: &Path, directory: &Path, keep: Option<usize>) -> Result<Snapshot, StoreError> {
-    let place = ResolvedPath::resolve(database).map_err(|error| path_error(database, error))?;
-    let database = place.path();
+    let resolved = ResolvedPath::resolve(database).map_err(|error| path_error(database, error))?;
+    let database = resolved.path();
     let reader = Reader::open(&database)?;
-    let shelf = SnapshotDir::open(&place, directory)?;
-    let source = ReadSnapshot::open(&database)?;
-    check_room(shelf.directory(), source.bytes()?)?;
+    let snapshot_dir = SnapshotDir::open(&resolved, directory)?;
+    let read_snapshot = ReadSnapshot::open(&database)?;
+    check_room(snapshot_dir.directory(), read_snapshot.bytes()?)?;
     drop(reader);
-    let part = shelf.begin(now())?;
-    let began = std::time::Instant::now();
-    let at = source.copy(&part.path())?;
-    let pinned_s = began.elapsed().as_secs_f64();
-    drop(source);
-    finalize_copy(&part.path(), at)?;
-    let copy = Reader::open(&part.path())?;
-    refuse_unsound(&part.path(), &copy.verify(false)?)?;
+    let partial = snapshot_dir.begin(now())?;
+    let start = std::time::Instant::now();
+    let at = read_snapshot.copy(&partial.path())?;
+    let pinned_s = start.elapsed().as_secs_f64();
+    drop(read_snapshot);
+    finalize_copy(&partial.path(), at)?;
+    let copy = Reader::open(&partial.path())?;
+    refuse_unsound(&partial.path(), &copy.verify(false)?)?;
     let mut manifest = Manifest::of(&copy, at)?;
     drop(copy);
-    manifest.file = part.name().to_owned();
-    (manifest.bytes, manifest.sha256) = digest(&part.path())?;
-    let path = part.publish(&manifest)?;
-    let pruned = keep.map_or(Ok(Vec::new()), |keep| shelf.prune(keep, &manifest.epoch))?;
+    manifest.file = partial.name().to_owned();
+    (manifest.bytes, manifest.sha256) = digest(&partial.path())?;
+    let path = partial.publish(&manifest)?;
+    let pruned = keep.map_or(Ok(Vec::new()), |keep| snapshot_dir.prune(keep, &manifest.epoch))?;
     Ok(Snapshot { path, manifest, pruned, pinned_s })
 }
 
-/// The database, held at one moment.
+/// A read transaction: the database at one moment.
 struct ReadSnapshot(Connection);
 
 impl ReadSnapshot {
@@ -92,13 +93,13 @@ impl ReadSnapshot {
         Ok(u64::try_from(pragma("page_count")? * pragma("page_size")?).unwrap_or(u64::MAX))
     }
 
-    /// Copies all pages to a file that is there and empty. With the transaction open no commit of another process begins
-    /// the copy anew, as it would between the steps of a backup without one.
+    /// Copies all pages to an existing, empty file. While the transaction is open, no commit of another process
+    /// restarts the copy, as it would between the steps of a backup without one.
     fn copy(&self, to: &Path) -> Result<Millis, StoreError> {
         let at = now();
         let mut copy = Connection::open_with_flags(to, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
         schema::harden(&copy)?;
-        // The file counts only once it has been synced whole: nothing has to be undone of what was half copied.
+        // The file is used only once it has been synchronised whole: a partial copy never has to be rolled back.
         copy.execute_batch("PRAGMA journal_mode = MEMORY; PRAGMA synchronous = OFF")?;
         let backup = Backup::new(&self.0, &mut copy)?;
         loop {
@@ -114,8 +115,8 @@ impl ReadSnapshot {
     }
 }
 
-/// Makes a copy one file and no other, so that whoever reads it leaves nothing beside it and its digest stays true, and
-/// marks it as what it is.
+/// Makes the copy a single file, so that readers create no WAL files beside it and its digest stays true, and marks it
+/// as a snapshot.
 fn finalize_copy(copy: &Path, at: Millis) -> Result<(), StoreError> {
     let db = Connection::open_with_flags(copy, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
     schema::harden(&db)?;
@@ -132,7 +133,7 @@ fn close(connection: Connection) -> Result<(), StoreError> {
     connection.close().map_err(|(_, error)| error.into())
 }
 
-/// A refusal that names what is wrong.
+/// An error that names the first violation, if there is one.
 pub(super) fn refuse_unsound(path: &Path, report: &VerifyReport) -> Result<(), StoreError> {
     let Some(first) = report.violations.first() else { return Ok(()) };
     let more = report.violations.len() - 1;
@@ -143,20 +144,20 @@ pub(super) fn refuse_unsound(path: &Path, report: &VerifyReport) -> Result<(), S
     )))
 }
 
-/// Refuses when the disk of `directory` can't hold so many more bytes.
+/// Refuses when the file system of `directory` can't hold this many more bytes.
 pub(super) fn check_room(directory: &Directory, bytes: u64) -> Result<(), StoreError> {
     let free = directory.free_bytes().map_err(|error| path_error(directory.path(), error))?;
-    let wanted = needed_bytes(bytes);
-    if free >= wanted {
+    let needed = needed_bytes(bytes);
+    if free >= needed {
         return Ok(());
     }
     let directory = directory.path().display();
     Err(StoreError::Refused(format!(
-        "{directory} has {free} bytes free, and {wanted} are wanted: make room, or name another directory"
+        "{directory} has {free} bytes free, and {needed} are wanted: make room, or name another directory"
     )))
 }
 
-/// With the margin.
+/// Bytes with the margin.
 pub(super) fn needed_bytes(bytes: u64) -> u64 {
     bytes.saturating_add(MARGIN_BYTES.max(bytes / 20))
 }

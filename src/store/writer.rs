@@ -1,8 +1,9 @@
-//! The one writer: takes work from the queue in groups and gives each group a commit; where a piece fails, each a
-//! savepoint too.
+//! The one writer: runs the queued jobs in groups, one commit per group; where a job fails, with a savepoint for each
+//! job too.
 //!
-//! Small work goes first and closes a group of large work, so that a push delivery never waits for a refresh. A group
-//! that the surroundings refuse is done again, whole, until they don't; one piece that fails is undone alone.
+//! Small jobs go first and close a group of large jobs, so that a push delivery never waits for a refresh. A group that
+//! the environment refuses is run again, whole, until it is committed; a job that fails is rolled back alone. Which job
+//! waits in which order is the queue's matter, not the writer's.
 
 use std::collections::{HashMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -19,30 +20,28 @@ use super::write_queue::{QueuedJob, WriteQueue};
 use super::{Intake, StoreError};
 use crate::feed::Seq;
 
-/// A group of large work closes at this many items: index pages are written once a commit, so larger groups are
-/// cheaper, and memory and latency grow with them.
+/// A group of large jobs closes at this many items. Index pages are written once per commit, so larger groups cost less
+/// per item; but memory and latency grow with the group.
 const GROUP_ITEMS: usize = 10_000;
 const GROUP_TIME: Duration = Duration::from_millis(150);
-/// While small deliveries come, groups of large work close at this many items: how long a commit takes is what a small
-/// delivery waits.
+/// While small deliveries arrive, groups of large jobs close at this many items: a small delivery waits for as long as
+/// a commit takes.
 const SHORT_GROUP_ITEMS: usize = 1_000;
-/// Small deliveries are said to come until none has for this long.
+/// Small deliveries count as arriving until none has arrived for this long.
 const SHORT_GROUPS_FOR: Duration = Duration::from_secs(5);
-/// Change numbers are reserved in durable blocks of this size; a restart skips what is left of one.
+/// Change numbers are reserved in durable blocks of this size; a restart skips the rest of a block.
 const SEQ_BLOCK: Seq = 1 << 20;
 const BLOCKED_RETRY_PAUSE: Duration = Duration::from_millis(500);
 
-/// What a piece of work may use: the open transaction, the next change number, and ids of kinds.
+/// What a job may use: the open transaction, the next change number, and ids of kinds.
 pub(super) struct WriteTx<'a> {
     pub(super) db: &'a Connection,
     next_seq: &'a mut Seq,
     kinds: &'a mut KindCache,
-    /// The mirror's hashes.
     pub(super) keys: SaltedHasher,
 }
 
 impl WriteTx<'_> {
-    /// The next change number.
     pub(super) fn allocate_seq(&mut self) -> Seq {
         let seq = *self.next_seq;
         *self.next_seq += 1;
@@ -54,9 +53,9 @@ impl WriteTx<'_> {
         *self.next_seq - 1
     }
 
-    /// The number that stands for a kind, made when it is new; the feed is known to have it from now on.
+    /// The kind's id, made when the kind is new; it also records that the feed has this kind.
     pub(super) fn feed_kind_id(&mut self, feed: i64, name: &str) -> rusqlite::Result<i64> {
-        // Mostly it is the item before's.
+        // Mostly the kind is the previous item's.
         if let Some((last_feed, last, id)) = &self.kinds.last
             && *last_feed == feed
             && last == name
@@ -64,35 +63,35 @@ impl WriteTx<'_> {
             return Ok(*id);
         }
         let id = self.kind_id(name)?;
-        if self.kinds.of_feeds.insert((feed, id)) {
+        if self.kinds.feed_kinds.insert((feed, id)) {
             self.db.prepare_cached("INSERT OR IGNORE INTO feed_kind VALUES (?1, ?2)")?.execute([feed, id])?;
         }
         self.kinds.last = Some((feed, name.to_owned(), id));
         Ok(id)
     }
 
-    /// Whether the feed has the kind, or still room for it: then it has it from now on.
-    pub(super) fn admit_kind(&mut self, feed: i64, name: &str, most: i64) -> rusqlite::Result<bool> {
-        let number = self.kinds.numbers.get(name);
-        if number.is_some_and(|id| self.kinds.of_feeds.contains(&(feed, *id))) {
+    /// Whether the feed has the kind, or has fewer than `max_kinds` kinds; then the kind is recorded for the feed.
+    pub(super) fn admit_kind(&mut self, feed: i64, name: &str, max_kinds: i64) -> rusqlite::Result<bool> {
+        let id = self.kinds.ids.get(name);
+        if id.is_some_and(|id| self.kinds.feed_kinds.contains(&(feed, *id))) {
             return Ok(true);
         }
         let sql = "SELECT (SELECT count(*) FROM feed_kind WHERE feed = ?1) < ?3 OR EXISTS (
                        SELECT 1 FROM kind k JOIN feed_kind f ON f.kind = k.id WHERE k.name = ?2 AND f.feed = ?1)";
-        let takes = self.db.prepare_cached(sql)?.query_row((feed, name, most), |row| row.get(0))?;
-        if takes {
+        let admitted = self.db.prepare_cached(sql)?.query_row((feed, name, max_kinds), |row| row.get(0))?;
+        if admitted {
             self.feed_kind_id(feed, name)?;
         }
-        Ok(takes)
+        Ok(admitted)
     }
 
-    /// What is remembered of kinds may no longer be so.
+    /// Empties the cache of kinds, which may no longer be as the file has them.
     pub(super) fn clear_kind_cache(&mut self) {
         self.kinds.clear();
     }
 
     fn kind_id(&mut self, name: &str) -> rusqlite::Result<i64> {
-        if let Some(id) = self.kinds.numbers.get(name) {
+        if let Some(id) = self.kinds.ids.get(name) {
             return Ok(*id);
         }
         let id = self
@@ -101,33 +100,33 @@ impl WriteTx<'_> {
                 "INSERT INTO kind (name) VALUES (?1) ON CONFLICT (name) DO UPDATE SET name = name RETURNING id",
             )?
             .query_row([name], |row| row.get(0))?;
-        self.kinds.numbers.insert(name.to_owned(), id);
+        self.kinds.ids.insert(name.to_owned(), id);
         Ok(id)
     }
 }
 
-/// Kinds as the file has them, remembered until something is undone.
+/// Kinds as the file has them, cached until something is rolled back.
 #[derive(Default)]
 struct KindCache {
-    numbers: HashMap<String, i64>,
-    of_feeds: HashSet<(i64, i64)>,
-    /// Feed, kind and number that were asked for last.
+    ids: HashMap<String, i64>,
+    feed_kinds: HashSet<(i64, i64)>,
+    /// Feed, kind and id of the last look-up.
     last: Option<(i64, String, i64)>,
 }
 
 impl KindCache {
     fn clear(&mut self) {
-        self.numbers.clear();
-        self.of_feeds.clear();
+        self.ids.clear();
+        self.feed_kinds.clear();
         self.last = None;
     }
 }
 
-/// Why a whole group was undone.
+/// Why a whole group was rolled back.
 enum GroupError {
-    /// A statement failed, or the surroundings refused.
+    /// A statement failed, or the environment refused.
     Failed(StoreError),
-    /// A piece failed by itself: the group is done again with a savepoint for each. Most groups need none, and a
+    /// A job failed by itself: the group is run again with a savepoint for each job. Most groups need none, and a
     /// savepoint costs a copy of every page that is changed under it.
     NeedsSavepoints,
 }
@@ -167,7 +166,8 @@ impl Writer {
         key_shift: u32,
     ) -> rusqlite::Result<Self> {
         let reserved: Seq = db.query_row("SELECT reserved FROM mirror_state", [], |row| row.get(0))?;
-        // A new run starts at the end of the last block: what was given before a power loss is never given again.
+        // A new run starts at the end of the last block: a number that was given before a power loss is never given
+        // again.
         db.execute("UPDATE mirror_state SET seq = reserved", [])?;
         let keys = SaltedHasher::load(&db)?.with_shift(key_shift);
         let pages = Arc::clone(&gate);
@@ -190,7 +190,7 @@ impl Writer {
         })
     }
 
-    /// Until the queue is closed and empty, or the file is found damaged.
+    /// Runs until the queue is closed and empty, or the file is found to be damaged.
     pub(super) fn run(mut self) {
         while let Some(first) = self.queue.wait_pop() {
             if let Err(error) = self.commit_group(first) {
@@ -205,12 +205,12 @@ impl Writer {
         self.gate.close();
     }
 
-    /// Takes work while it fits, and commits it; the error is fatal.
+    /// Takes jobs while they fit, and commits them; an error is fatal.
     fn commit_group(&mut self, first: QueuedJob) -> Result<(), StoreError> {
         let mut jobs: Vec<QueuedJob> = vec![first];
-        let mut guarded = false;
+        let mut with_savepoints = false;
         loop {
-            match self.try_commit(&mut jobs, guarded) {
+            match self.try_commit(&mut jobs, with_savepoints) {
                 Ok(results) => {
                     self.report_unblocked();
                     for (job, result) in jobs.into_iter().zip(results) {
@@ -218,10 +218,10 @@ impl Writer {
                     }
                     return Ok(());
                 }
-                Err(GroupError::NeedsSavepoints) => guarded = true,
+                Err(GroupError::NeedsSavepoints) => with_savepoints = true,
                 Err(GroupError::Failed(error)) if error.is_environment() => {
                     self.report_blocked(&error);
-                    // A closed queue ends the waiting: nothing of the group was acknowledged, so nothing is lost.
+                    // A closed queue ends the retries: nothing of the group was acknowledged, so nothing is lost.
                     if !self.queue.wait_unless_closed(BLOCKED_RETRY_PAUSE) && self.queue.is_closed() {
                         self.give_up(jobs, &error);
                         return Ok(());
@@ -235,7 +235,8 @@ impl Writer {
         }
     }
 
-    /// What else waits is not even tried: each try at a locked file takes as long as SQLite waits for the lock.
+    /// Answers all jobs with the error. Those that still wait are not run: each attempt at a locked file takes as long
+    /// as SQLite waits for the lock.
     fn give_up(&self, jobs: Vec<QueuedJob>, error: &StoreError) {
         jobs.into_iter().for_each(|job| job.job.answer(Err(error.clone())));
         while let Some(job) = self.queue.wait_pop() {
@@ -246,17 +247,17 @@ impl Writer {
     fn try_commit(
         &mut self,
         jobs: &mut Vec<QueuedJob>,
-        guarded: bool,
+        with_savepoints: bool,
     ) -> Result<Vec<Result<(), StoreError>>, GroupError> {
         let durable = jobs.iter().any(|job| job.class.durable);
-        let wanted: usize = jobs.iter().map(|job| job.class.max_seqs).sum();
-        let (began, gate) = (Instant::now(), Arc::clone(&self.gate));
-        let _open = gate.enter();
-        self.reserve(wanted)?;
+        let needed_seqs: usize = jobs.iter().map(|job| job.class.max_seqs).sum();
+        let (start, gate) = (Instant::now(), Arc::clone(&self.gate));
+        let _group_guard = gate.enter();
+        self.reserve(needed_seqs)?;
         self.set_synchronous(durable)?;
         self.db.execute_batch("BEGIN IMMEDIATE")?;
-        let before = self.next_seq;
-        let done = self.run_group(jobs, durable, wanted, guarded).and_then(|results| {
+        let first_seq = self.next_seq;
+        let outcome = self.run_group(jobs, durable, needed_seqs, with_savepoints).and_then(|results| {
             if self.next_seq != self.committed_seq + 1 {
                 let seq = self.next_seq - 1;
                 self.db.prepare_cached("UPDATE mirror_state SET seq = ?1")?.execute([seq])?;
@@ -264,14 +265,14 @@ impl Writer {
             self.db.execute_batch("COMMIT")?;
             Ok(results)
         });
-        match done {
+        match outcome {
             Ok(results) => {
                 self.committed_seq = self.next_seq - 1;
-                self.queue.commits.observe(began.elapsed());
+                self.queue.commits.observe(start.elapsed());
                 Ok(results)
             }
             Err(error) => {
-                self.next_seq = before;
+                self.next_seq = first_seq;
                 self.kinds.clear();
                 if !self.db.is_autocommit() {
                     self.db.execute_batch("ROLLBACK")?;
@@ -281,61 +282,65 @@ impl Writer {
         }
     }
 
-    /// Runs what is there, then whatever waits and fits. The error undoes the whole group.
+    /// Runs the given jobs, then the waiting ones that fit. An error rolls back the whole group.
     fn run_group(
         &mut self,
         jobs: &mut Vec<QueuedJob>,
         durable: bool,
-        mut wanted: usize,
-        guarded: bool,
+        mut needed_seqs: usize,
+        with_savepoints: bool,
     ) -> Result<Vec<Result<(), StoreError>>, GroupError> {
-        let started = Instant::now();
+        let start = Instant::now();
         let room = usize::try_from(self.reserved + 1 - self.next_seq).unwrap_or(0);
         let mut results = Vec::new();
-        let mut at = 0;
+        let mut next_job = 0;
         loop {
-            while let Some(job) = jobs.get_mut(at) {
-                results.push(self.run_job(job, guarded)?);
-                at += 1;
+            while let Some(job) = jobs.get_mut(next_job) {
+                results.push(self.run_job(job, with_savepoints)?);
+                next_job += 1;
             }
-            // Small deliveries are waited for outside; notes and look-ups can wait for a group to fill.
-            let waits = jobs.iter().any(|job| !job.class.large && job.class.max_seqs > 0);
-            if waits {
-                self.last_small_at = Some(started);
+            // A caller outside waits for a small delivery; health notes and look-ups can wait for a group to fill.
+            let callers_wait = jobs.iter().any(|job| !job.class.large && job.class.max_seqs > 0);
+            if callers_wait {
+                self.last_small_at = Some(start);
             }
-            let short_groups = self.last_small_at.is_some_and(|came| came.elapsed() < SHORT_GROUPS_FOR);
-            let full = wanted >= if short_groups { SHORT_GROUP_ITEMS } else { GROUP_ITEMS };
-            let open = !full && started.elapsed() < GROUP_TIME;
-            let next = self.queue.try_pop(|weight| {
-                let kept_apart = waits && weight.large;
-                weight.durable == durable && wanted + weight.max_seqs <= room && (open || !weight.large) && !kept_apart
+            let short_groups = self.last_small_at.is_some_and(|last| last.elapsed() < SHORT_GROUPS_FOR);
+            let full = needed_seqs >= if short_groups { SHORT_GROUP_ITEMS } else { GROUP_ITEMS };
+            let open = !full && start.elapsed() < GROUP_TIME;
+            let popped = self.queue.try_pop(|class| {
+                let waits_for_next_group = callers_wait && class.large;
+                class.durable == durable
+                    && needed_seqs + class.max_seqs <= room
+                    && (open || !class.large)
+                    && !waits_for_next_group
             });
-            let Some(job) = next else { return Ok(results) };
-            wanted += job.class.max_seqs;
+            let Some(job) = popped else { return Ok(results) };
+            needed_seqs += job.class.max_seqs;
             jobs.push(job);
         }
     }
 
-    /// One piece. Its own failure, a panic too, undoes it alone when it runs under a savepoint of its own.
-    fn run_job(&mut self, job: &mut QueuedJob, guarded: bool) -> Result<Result<(), StoreError>, GroupError> {
-        let before = self.next_seq;
-        if guarded {
+    /// Runs one job. The job's own failure, a panic too, rolls back this job alone when it has a savepoint.
+    fn run_job(&mut self, job: &mut QueuedJob, with_savepoints: bool) -> Result<Result<(), StoreError>, GroupError> {
+        let first_seq = self.next_seq;
+        if with_savepoints {
             self.db.prepare_cached("SAVEPOINT work")?.execute([])?;
         }
         let mut tx = WriteTx { db: &self.db, next_seq: &mut self.next_seq, kinds: &mut self.kinds, keys: self.keys };
-        let ran = catch_unwind(AssertUnwindSafe(|| job.job.run(&mut tx)));
-        let result = ran.unwrap_or_else(|_| Err(StoreError::Refused("the writer panicked over this delivery".into())));
+        let outcome = catch_unwind(AssertUnwindSafe(|| job.job.run(&mut tx)));
+        let result =
+            outcome.unwrap_or_else(|_| Err(StoreError::Refused("the writer panicked over this delivery".into())));
         match result {
             Ok(()) => {
-                if guarded {
+                if with_savepoints {
                     self.db.prepare_cached("RELEASE work")?.execute([])?;
                 }
                 Ok(Ok(()))
             }
             Err(error) if error.is_environment() || error.is_fatal() => Err(GroupError::Failed(error)),
-            Err(_) if !guarded => Err(GroupError::NeedsSavepoints),
+            Err(_) if !with_savepoints => Err(GroupError::NeedsSavepoints),
             Err(error) => {
-                self.next_seq = before;
+                self.next_seq = first_seq;
                 self.kinds.clear();
                 self.db.execute_batch("ROLLBACK TO work; RELEASE work")?;
                 Ok(Err(error))
@@ -343,14 +348,14 @@ impl Writer {
         }
     }
 
-    /// Makes sure that `wanted` change numbers lie within a block that is on the disk.
-    fn reserve(&mut self, wanted: usize) -> Result<(), StoreError> {
-        let wanted = Seq::try_from(wanted.max(GROUP_ITEMS)).unwrap_or(SEQ_BLOCK);
-        if self.next_seq + wanted <= self.reserved + 1 {
+    /// Makes sure that `needed_seqs` change numbers lie within a block that is on the disk.
+    fn reserve(&mut self, needed_seqs: usize) -> Result<(), StoreError> {
+        let needed_seqs = Seq::try_from(needed_seqs.max(GROUP_ITEMS)).unwrap_or(SEQ_BLOCK);
+        if self.next_seq + needed_seqs <= self.reserved + 1 {
             return Ok(());
         }
         self.set_synchronous(true)?;
-        let reserved = self.next_seq - 1 + SEQ_BLOCK.max(wanted);
+        let reserved = self.next_seq - 1 + SEQ_BLOCK.max(needed_seqs);
         self.db.execute("UPDATE mirror_state SET reserved = ?1", [reserved])?;
         self.reserved = reserved;
         Ok(())
@@ -366,23 +371,23 @@ impl Writer {
 
     fn report_blocked(&self, error: &StoreError) {
         let reason = format!("the database can't be written: {error}");
-        let news = self.intake.send_if_modified(|intake| {
-            let news = *intake == Intake::Open;
+        let first = self.intake.send_if_modified(|intake| {
+            let first = *intake == Intake::Open;
             *intake = Intake::Blocked(reason.clone());
-            news
+            first
         });
-        if news {
+        if first {
             tracing::error!(%error, "the database can't be written: intake stops until it can");
         }
     }
 
     fn report_unblocked(&self) {
-        let was = self.intake.send_if_modified(|intake| {
-            let was = *intake != Intake::Open;
+        let was_blocked = self.intake.send_if_modified(|intake| {
+            let was_blocked = *intake != Intake::Open;
             *intake = Intake::Open;
-            was
+            was_blocked
         });
-        if was {
+        if was_blocked {
             tracing::info!("the database can be written again");
         }
     }

@@ -1,54 +1,53 @@
-//! Until when a feed's alerts are silenced, from an operator's words.
+//! Until when a feed's alerts are silenced, parsed from an operator's text.
 
 use jiff::tz::TimeZone;
 use jiff::{Span, Timestamp};
 
 use crate::store::Millis;
 
-/// How long an ack lasts that doesn't say.
+/// How long an ack lasts without `until`.
 pub const DEFAULT: &str = "24h";
 
 /// A feed whose alerts are silenced.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ack {
-    /// Until then.
     pub until: Millis,
     /// Why, or who takes care of it.
     pub note: Option<String>,
 }
 
-/// A note may be this long, in characters: it is kept with the feed and in its events.
-const LONGEST_NOTE: usize = 500;
+/// The longest note, in characters: it is stored with the feed and in its events.
+const MAX_NOTE_CHARS: usize = 500;
 
 impl Ack {
     /// From an RFC 3339 time, or a duration from `now` (`7d`, `12h`, `1h30m`), by default [`DEFAULT`].
     ///
     /// # Errors
-    /// In words, when it is neither, lies in the past, or the note is too long.
+    /// A text for the operator, when `until` is neither, lies in the past, or the note is too long.
     pub fn parse(until: Option<&str>, note: Option<String>, now: Timestamp) -> Result<Self, String> {
-        if note.as_ref().is_some_and(|note| note.chars().count() > LONGEST_NOTE) {
-            return Err(format!("note must be at most {LONGEST_NOTE} characters"));
+        if note.as_ref().is_some_and(|note| note.chars().count() > MAX_NOTE_CHARS) {
+            return Err(format!("note must be at most {MAX_NOTE_CHARS} characters"));
         }
         let until = moment(until.unwrap_or(DEFAULT), now)?;
         Ok(Self { until: until.as_millisecond(), note: note.filter(|note| !note.trim().is_empty()) })
     }
 
-    /// Its end, as RFC 3339 in UTC.
+    /// The end of the silence, as RFC 3339 in UTC.
     pub fn until_text(&self) -> String {
-        // Only a time that was parsed gets here, so it has a text.
+        // Only a parsed time gets here, so it can be formatted.
         Timestamp::from_millisecond(self.until).map_or_else(|_| self.until.to_string(), |until| until.to_string())
     }
 }
 
 fn moment(text: &str, now: Timestamp) -> Result<Timestamp, String> {
-    let neither = || {
+    let invalid = || {
         format!("until must be a time like \"2026-12-01T09:00:00Z\" or a duration like \"12h\" or \"7d\", not {text:?}")
     };
     let until = match text.parse::<Timestamp>() {
         Ok(until) => until,
         Err(_) => {
-            let span: Span = text.parse().map_err(|_| neither())?;
-            now.to_zoned_datetime(TimeZone::UTC).checked_add(span).map_err(|_| neither())?.timestamp()
+            let span: Span = text.parse().map_err(|_| invalid())?;
+            now.to_zoned_datetime(TimeZone::UTC).checked_add(span).map_err(|_| invalid())?.timestamp()
         }
     };
     if until <= now {
@@ -78,8 +77,8 @@ mod tests {
     }
 
     #[test]
-    fn what_is_neither_or_over_is_refused() {
-        for (text, words) in [
+    fn what_is_neither_a_time_nor_a_duration_or_is_past_is_refused() {
+        for (text, expected) in [
             ("tomorrow", "until must be a time like"),
             ("", "until must be a time like"),
             ("7", "until must be a time like"),
@@ -88,8 +87,8 @@ mod tests {
             ("-1h", "must lie ahead"),
             ("0s", "must lie ahead"),
         ] {
-            let refused = until(Some(text)).unwrap_err();
-            assert!(refused.contains(words), "{text}: {refused}");
+            let error = until(Some(text)).unwrap_err();
+            assert!(error.contains(expected), "{text}: {error}");
         }
     }
 

@@ -1,4 +1,5 @@
-//! What operators can ask of a running mirror, and the handle to ask with.
+//! The orders that operators can give to a running mirror, and the handle that sends them to the supervisor. Carrying
+//! them out is done in `orders` and `quarantine`.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,38 +15,37 @@ pub use crate::store::quarantine_batch::QuarantineSelection;
 /// An operator's order to one feed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Order {
-    /// Stop, restarts included.
+    /// Stop the feed; it stays stopped over restarts.
     Pause,
-    /// Go on; a purged feed begins anew.
+    /// Start the feed again; a purged one from its beginning.
     Resume,
-    /// Ask now, whatever the wait.
+    /// Poll now, whatever the feed waits for.
     PollNow,
-    /// Read the feed anew; what the source says replaces what is newer if `trust_source`.
+    /// Resync the feed; with `trust_source`, the source's items replace stored ones that are newer.
     Resync {
-        /// Whether the walk replaces what was stored before it began, newer or not.
+        /// Whether the walk replaces items that were stored before it began, newer or not.
         trust_source: bool,
-        /// With `trust_source`: whether its sweep goes on whatever it removes.
+        /// With `trust_source`: whether the sweep goes on however much it removes.
         accept: bool,
     },
     /// Let a held sweep go on.
     AcceptSweep,
-    /// Put the poll cursor at this URL.
+    /// Set the poll cursor to this URL.
     Seek(String),
-    /// Silence the feed's alerts for a while, or let them come again.
+    /// Silence the feed's alerts for a time, or end that.
     Ack(Option<Ack>),
     /// Remove the feed's rows, quarantine and cursors.
     Purge,
-    /// Forget an item for good, or let a forgotten one be taken again.
+    /// Forget an item for good, or allow a forgotten one again.
     Forget {
-        /// Which.
         item: ItemSelector,
-        /// Whether it may be taken again.
+        /// Whether to allow the item again.
         undo: bool,
     },
 }
 
 impl Order {
-    /// What it is called.
+    /// The order's name on the command line and in paths.
     pub fn verb(&self) -> &'static str {
         match self {
             Self::Pause => "pause",
@@ -60,17 +60,17 @@ impl Order {
     }
 }
 
-/// What an order comes to, mostly in words.
+/// The answer to an order, mostly a text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum OrderAnswer<T = String> {
-    /// It was carried out.
+    /// The order was carried out.
     Done(T),
-    /// It is being carried out, or will be as soon as it can be; in words.
+    /// The order is being carried out, or will be as soon as possible; with a text.
     Accepted(String),
 }
 
 impl OrderAnswer {
-    /// The words.
+    /// The answer's text.
     pub fn into_words(self) -> String {
         match self {
             Self::Done(words) | Self::Accepted(words) => words,
@@ -81,20 +81,20 @@ impl OrderAnswer {
 /// An operator's order to one quarantine row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum QuarantineOrder {
-    /// Read it again; a row that can be read now is applied and leaves quarantine.
+    /// Decode the row again; if that works now, apply it and remove it from quarantine.
     Retry,
-    /// Remove it.
+    /// Remove the row.
     Drop,
 }
 
-/// What came of an order to many quarantine rows.
+/// The result of an order to many quarantine rows.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct QuarantineBatchReport {
     /// Rows that have left quarantine.
     pub removed: u64,
     /// Rows that could not be read or applied.
     pub failed: u64,
-    /// The first of those, and why.
+    /// The first of the failed rows, and why it failed.
     pub first_error: Option<String>,
 }
 
@@ -104,7 +104,7 @@ pub enum ControlError {
     /// No such feed or row.
     #[error("{0}")]
     Unknown(String),
-    /// It can't be done as things are; the words say why.
+    /// The order can't be carried out in the present state; the text says why.
     #[error("{0}")]
     Refused(String),
     /// The mirror is stopping.
@@ -123,41 +123,44 @@ pub(super) enum ControlRequest {
     Ping(oneshot::Sender<()>),
 }
 
-/// Asks the supervisor; cheap to clone.
+/// Sends requests to the supervisor; cheap to clone.
 #[derive(Clone)]
 pub struct Control {
     requests: mpsc::Sender<ControlRequest>,
-    begun: Arc<AtomicBool>,
+    supervisor_started: Arc<AtomicBool>,
 }
 
-/// The supervisor's end: what it is asked.
+/// The supervisor's end: receives the requests.
 pub struct ControlReceiver {
     requests: mpsc::Receiver<ControlRequest>,
-    /// Whether anybody has taken a request: before, as while the database can't be opened, nobody is there to answer.
-    begun: Arc<AtomicBool>,
+    /// Whether the supervisor receives requests yet: until the database is open, nothing answers them.
+    supervisor_started: Arc<AtomicBool>,
 }
 
 impl ControlReceiver {
-    /// The next request; nothing once nobody can ask any more.
+    /// The next request; none once all handles are dropped.
     pub(super) async fn next(&mut self) -> Option<ControlRequest> {
-        self.begun.store(true, Ordering::Relaxed);
+        self.supervisor_started.store(true, Ordering::Relaxed);
         self.requests.recv().await
     }
 }
 
-/// Orders that may wait for the supervisor.
+/// Requests that may wait for the supervisor.
 const MAX_QUEUED_REQUESTS: usize = 64;
-/// How long whoever gives an order waits for it to be carried out.
+/// How long the caller of an order waits for it to be carried out.
 pub const ORDER_WAIT: Duration = Duration::from_millis(1_500);
 
-/// A handle and what it leads to.
+/// A handle and the receiver of its requests.
 pub fn channel() -> (Control, ControlReceiver) {
     let (sender, receiver) = mpsc::channel(MAX_QUEUED_REQUESTS);
-    let begun = Arc::<AtomicBool>::default();
-    (Control { requests: sender, begun: Arc::clone(&begun) }, ControlReceiver { requests: receiver, begun })
+    let supervisor_started = Arc::<AtomicBool>::default();
+    (
+        Control { requests: sender, supervisor_started: Arc::clone(&supervisor_started) },
+        ControlReceiver { requests: receiver, supervisor_started },
+    )
 }
 
-/// What a stand-in for the supervisor is asked.
+/// A request to a stub that stands for the supervisor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StubRequest {
     /// An order to a feed, by its name.
@@ -165,13 +168,13 @@ pub enum StubRequest {
     /// An order to a quarantine row, by its number.
     Quarantine(i64, QuarantineOrder),
     /// An order to many quarantine rows.
-    Sort(QuarantineSelection, QuarantineOrder),
-    /// Whether it is alive; the words it answers are not looked at.
+    QuarantineBatch(QuarantineSelection, QuarantineOrder),
+    /// Whether the supervisor is alive; the answer's text is ignored.
     Ping,
 }
 
 impl QuarantineBatchReport {
-    /// What came of it, in words.
+    /// The result as a text for the operator.
     pub fn words(&self, order: QuarantineOrder) -> String {
         let records = |count| if count == 1 { "1 record".to_owned() } else { format!("{count} records") };
         let done = match order {
@@ -179,25 +182,25 @@ impl QuarantineBatchReport {
             QuarantineOrder::Drop => format!("{} dropped", records(self.removed)),
         };
         match &self.first_error {
-            Some(why) => format!("{done}; still there: {}, the first: {why}", records(self.failed)),
+            Some(first_error) => format!("{done}; still there: {}, the first: {first_error}", records(self.failed)),
             None => done,
         }
     }
 }
 
 impl Control {
-    /// A handle whose orders `answer` carries out one after the other, where no supervisor runs. Needs a tokio runtime;
+    /// A handle whose requests `answer` answers one after the other, where no supervisor runs. Needs a tokio runtime;
     /// ends with the last clone of the handle.
     pub fn with_stub<F, A>(mut answer: F) -> Self
     where
         F: FnMut(StubRequest) -> A + Send + 'static,
         A: Future<Output = Result<String, ControlError>> + Send,
     {
-        let (control, mut orders) = channel();
-        control.begun.store(true, Ordering::Relaxed);
+        let (control, mut receiver) = channel();
+        control.supervisor_started.store(true, Ordering::Relaxed);
         tokio::spawn(async move {
-            while let Some(request) = orders.next().await {
-                // Whoever asked may be gone.
+            while let Some(request) = receiver.next().await {
+                // The caller may no longer wait.
                 match request {
                     ControlRequest::Feed(name, order, reply) => {
                         let _ = reply.send(answer(StubRequest::Feed(name, order)).await.map(OrderAnswer::Done));
@@ -205,11 +208,12 @@ impl Control {
                     ControlRequest::Quarantine(id, order, reply) => {
                         let _ = reply.send(answer(StubRequest::Quarantine(id, order)).await.map(OrderAnswer::Done));
                     }
-                    ControlRequest::QuarantineBatch(chosen, order, reply) => {
-                        let sorted = |_| {
+                    ControlRequest::QuarantineBatch(selection, order, reply) => {
+                        let batch_report = |_| {
                             OrderAnswer::Done(QuarantineBatchReport { removed: 1, ..QuarantineBatchReport::default() })
                         };
-                        let _ = reply.send(answer(StubRequest::Sort(chosen, order)).await.map(sorted));
+                        let _ =
+                            reply.send(answer(StubRequest::QuarantineBatch(selection, order)).await.map(batch_report));
                     }
                     ControlRequest::Ping(reply) => {
                         if answer(StubRequest::Ping).await.is_ok() {
@@ -222,8 +226,8 @@ impl Control {
         control
     }
 
-    /// Gives a feed an order; the answer says in words what was done. What takes longer than [`PATIENCE`], since the store
-    /// or another order keeps it, is accepted: it is carried out as soon as it can be.
+    /// Gives an order to a feed; the answer's text says what was done. An order that takes longer than [`ORDER_WAIT`],
+    /// since the store or another order delays it, is accepted: it is carried out as soon as possible.
     ///
     /// # Errors
     /// When there is no such feed, or the order can't be carried out.
@@ -232,28 +236,28 @@ impl Control {
         self.send_order(accepted, |reply| ControlRequest::Feed(name.to_owned(), order, reply)).await
     }
 
-    /// Gives a quarantine row an order; the answer says in words what was done, or that it was accepted.
+    /// Gives an order to a quarantine row; the answer's text says what was done, or that the order was accepted.
     ///
     /// # Errors
-    /// When there is no such row, or it still can't be read.
+    /// When there is no such row, or the record still can't be decoded.
     pub async fn order_record(&self, id: i64, order: QuarantineOrder) -> Result<OrderAnswer, ControlError> {
         let accepted = format!("record {id}: accepted, and seen to as soon as it can be");
         self.send_order(accepted, |reply| ControlRequest::Quarantine(id, order, reply)).await
     }
 
-    /// Gives many quarantine rows an order.
+    /// Gives an order to many quarantine rows.
     ///
     /// # Errors
     /// When there is no such feed, or the mirror can't be written.
     pub async fn order_records(
         &self,
-        chosen: QuarantineSelection,
+        selection: QuarantineSelection,
         order: QuarantineOrder,
     ) -> Result<OrderAnswer<QuarantineBatchReport>, ControlError> {
         let accepted =
             "this is accepted: the records are seen to one after the other, and the log says what came of it"
                 .to_owned();
-        self.send_order(accepted, |reply| ControlRequest::QuarantineBatch(chosen, order, reply)).await
+        self.send_order(accepted, |reply| ControlRequest::QuarantineBatch(selection, order, reply)).await
     }
 
     async fn send_order<T>(
@@ -262,7 +266,7 @@ impl Control {
         request: impl FnOnce(oneshot::Sender<Result<OrderAnswer<T>, ControlError>>) -> ControlRequest,
     ) -> Result<OrderAnswer<T>, ControlError> {
         let (reply, answer) = oneshot::channel();
-        // A full queue says that nothing of it is being carried out: that is better told than added to.
+        // With a full queue no order is being carried out: refusing says so, and waiting would not.
         self.requests.try_send(request(reply)).map_err(|error| match error {
             TrySendError::Full(_) => ControlError::Refused("too many orders wait already".to_owned()),
             TrySendError::Closed(_) => ControlError::Stopping,
@@ -273,12 +277,12 @@ impl Control {
         }
     }
 
-    /// Returns once the supervisor has answered: it is alive. One that has not begun yet need not.
+    /// Returns once the supervisor has answered: it is alive. A supervisor that is not started yet need not answer.
     ///
     /// # Errors
-    /// When it is stopping.
+    /// When the supervisor is stopping.
     pub async fn ping(&self) -> Result<(), ControlError> {
-        if !self.begun.load(Ordering::Relaxed) {
+        if !self.supervisor_started.load(Ordering::Relaxed) {
             return Ok(());
         }
         self.ask(ControlRequest::Ping).await

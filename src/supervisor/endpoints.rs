@@ -1,4 +1,4 @@
-//! A feed's push endpoints, made ready from its settings: their loops run beside the poll loop.
+//! A feed's push endpoints, made from its settings: their loops run beside the poll loop.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicI64;
@@ -32,7 +32,7 @@ pub(super) struct PushEndpoints {
     webhook: Option<WebhookEndpoint>,
 }
 
-/// What comes through a feed's door, and the sign on it.
+/// The feed's end of its webhook route: the posts, and the route's state.
 struct WebhookEndpoint {
     inbox: mpsc::Receiver<WebhookPost>,
     route_state: watch::Sender<RouteState>,
@@ -40,16 +40,17 @@ struct WebhookEndpoint {
     registration: Option<WebhookRegistration>,
 }
 
-/// Until it is level, a feed that defers asks its publisher to come again after this.
-const DEFERRED: Duration = Duration::from_secs(30);
+/// When a feed that defers asks its publisher to post again, until the feed is level.
+const DEFERRED_RETRY_AFTER: Duration = Duration::from_secs(30);
 
 impl PushEndpoints {
-    /// With the door that the feed's publisher posts to, if it has one. Reads secrets: blocking, small local files.
+    /// Also makes the route that the feed's publisher posts to, if there is one. Reads secrets: blocking, small local
+    /// files.
     pub(super) fn new(
         clients: &HttpClients,
         settings: &FeedSettings,
         stored: &StoredFeed,
-        book: &PushState,
+        push_state: &PushState,
     ) -> Result<(Self, Option<WebhookRoute>), HttpFailure> {
         let sse = match &settings.sse {
             Some(sse) => {
@@ -64,8 +65,8 @@ impl PushEndpoints {
             return Ok((Self { sse, amqp: settings.amqp.clone(), webhook: None }, None));
         };
         let defers = webhook.defer && stored.mode == Mode::Refresh;
-        let deferring = RouteState::Deferred { retry_after: DEFERRED, why: "the feed is being read first" };
-        let (sign, state) = watch::channel(if defers { deferring } else { RouteState::Open });
+        let deferring = RouteState::Deferred { retry_after: DEFERRED_RETRY_AFTER, why: "the feed is being read first" };
+        let (route_state, state) = watch::channel(if defers { deferring } else { RouteState::Open });
         let (sender, inbox) = mpsc::channel(POST_QUEUE_CAPACITY);
         let registration = match &webhook.register {
             Some(register) => {
@@ -76,24 +77,24 @@ impl PushEndpoints {
             None => None,
         };
         let generation = Arc::new(AtomicI64::new(stored.generation));
-        let door = WebhookRoute {
+        let route = WebhookRoute {
             secrets: read_webhook_secrets(webhook)?,
             state,
             sender,
             generation: Arc::clone(&generation),
-            turned_away_count: Arc::clone(&book.rejected_posts),
+            turned_away_count: Arc::clone(&push_state.rejected_posts),
         };
         Ok((
             Self {
                 sse,
                 amqp: settings.amqp.clone(),
-                webhook: Some(WebhookEndpoint { inbox, route_state: sign, generation, registration }),
+                webhook: Some(WebhookEndpoint { inbox, route_state, generation, registration }),
             },
-            Some(door),
+            Some(route),
         ))
     }
 
-    /// Until cancelled.
+    /// Runs until cancelled.
     pub(super) async fn run(self, feed: &Arc<FeedRuntime>, cancel: &CancellationToken) {
         let Self { sse, amqp, webhook } = self;
         if sse.is_none() && amqp.is_none() && webhook.is_none() {
@@ -101,18 +102,17 @@ impl PushEndpoints {
         }
         let sse = sse.as_ref().map(|endpoint| SseLoop::new(feed, endpoint, cancel).run());
         let amqp = amqp.as_ref().map(|settings| AmqpLoop::new(feed, settings, cancel).run());
-        let webhook =
-            webhook.map(|WebhookEndpoint { inbox, route_state: sign, generation, registration }| async move {
-                let open = async {
-                    if feed.wait_until_level(cancel).await {
-                        sign.send_replace(RouteState::Open);
-                    }
-                    cancel.cancelled().await;
-                };
-                let registration = registration.as_ref().map(|registration| registration.run(feed, cancel));
-                let posts = WebhookLoop::new(feed, generation, inbox, cancel).run();
-                tokio::join!(posts, open, OptionFuture::from(registration));
-            });
+        let webhook = webhook.map(|WebhookEndpoint { inbox, route_state, generation, registration }| async move {
+            let open_route = async {
+                if feed.wait_until_level(cancel).await {
+                    route_state.send_replace(RouteState::Open);
+                }
+                cancel.cancelled().await;
+            };
+            let registration = registration.as_ref().map(|registration| registration.run(feed, cancel));
+            let posts = WebhookLoop::new(feed, generation, inbox, cancel).run();
+            tokio::join!(posts, open_route, OptionFuture::from(registration));
+        });
         tokio::join!(
             feed.run_push_clock(cancel),
             OptionFuture::from(sse),
@@ -122,16 +122,16 @@ impl PushEndpoints {
     }
 }
 
-/// The secrets that a feed's publisher may show.
+/// The secrets that a feed's publisher may send.
 ///
 /// # Errors
 /// When one can't be read.
 pub(super) fn read_webhook_secrets(webhook: &WebhookSettings) -> Result<Vec<SecretString>, HttpFailure> {
-    let read = |source: &SecretSource| source.read().map_err(|error| HttpFailure::Settings(error.to_string()));
-    webhook.secrets.iter().map(read).collect()
+    let read_secret = |source: &SecretSource| source.read().map_err(|error| HttpFailure::Settings(error.to_string()));
+    webhook.secrets.iter().map(read_secret).collect()
 }
 
-/// A door that nobody gets through, with the reason on it.
+/// A route that takes no posts, and answers with the reason.
 pub(super) fn closed_route(webhook: &WebhookSettings, state: RouteState) -> Result<WebhookRoute, HttpFailure> {
     let (_, state) = watch::channel(state);
     let (sender, _) = mpsc::channel(1);
@@ -144,21 +144,22 @@ pub(super) fn closed_route(webhook: &WebhookSettings, state: RouteState) -> Resu
     })
 }
 
-/// The book of a feed that is only polled.
+/// The push state of a feed that is only polled.
 pub fn poll_only_state(settings: &FeedSettings, stored: &StoredFeed) -> PushState {
     PushState::new(PushLedger::new(settings.push.clone(), settings.modified, []), stored.mode)
 }
 
-/// What was known of a feed's push before, as a book to go on with. Whatever kept it level has to be reached again.
+/// The push state that a feed begins with, from what is stored. Push that kept the feed level has to connect again
+/// first.
 pub(super) fn restore_push_state(
     settings: &FeedSettings,
     stored: &StoredFeed,
     endpoints: &[StoredEndpoint],
 ) -> PushState {
-    let known = settings.push_transports().into_iter().map(|transport: Transport| {
-        let known = endpoints.iter().find(|endpoint| endpoint.transport == transport);
-        (transport, known.map_or(PushTrust::Unproven, |known| known.push))
+    let stored_trust = settings.push_transports().into_iter().map(|transport: Transport| {
+        let stored_trust = endpoints.iter().find(|endpoint| endpoint.transport == transport);
+        (transport, stored_trust.map_or(PushTrust::Unproven, |stored_trust| stored_trust.push))
     });
     let mode = if stored.mode.is_push() { Mode::Poll } else { stored.mode };
-    PushState::new(PushLedger::new(settings.push.clone(), settings.modified, known), mode)
+    PushState::new(PushLedger::new(settings.push.clone(), settings.modified, stored_trust), mode)
 }

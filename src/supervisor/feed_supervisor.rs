@@ -1,7 +1,9 @@
-//! One feed: its loops started, watched, restarted and stopped, and its orders carried out one after the other.
+//! The supervisor of one feed: starts, watches, restarts and stops its loops, and carries out its orders one after the
+//! other.
 //!
-//! Guarantees: only this feed waits when its publisher, its loops or the store keep it waiting; whatever it does ends within
-//! [`STOP_GRACE`] of its cancellation; an order that was taken is carried out even if nobody waits for the answer any more.
+//! Guarantees: only this feed waits when its publisher, its loops or the store keep it waiting; all of its work ends
+//! within [`STOP_GRACE`] of its cancellation; an order that was taken is carried out even if nobody waits for the
+//! answer any more.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -22,51 +24,51 @@ use crate::store::{Intake, StoreError, now};
 use crate::worker::look_back::LookBackLoop;
 use crate::worker::poll::PollLoop;
 use crate::worker::resync::ResyncLoop;
-use crate::worker::{FeedCounters, FeedRuntime};
+use crate::worker::{FeedCounters, FeedRuntime, Heartbeat};
 
-/// How often the loops' signs of life are looked at.
+/// How often the loops' heartbeats are checked.
 const HEARTBEAT_CHECK_INTERVAL: Duration = Duration::from_secs(10);
-/// The longest wait before a feed is started again after a panic.
-const LONGEST_RESTART: Duration = Duration::from_secs(300);
-/// A feed that ran this long before it panicked is started again as if for the first time.
-const SOUND_RUN: Duration = Duration::from_secs(600);
-/// What the loops get, once they are told to end, to hand over what they have; what they still wait for then is let go.
+/// The longest wait before a feed's loops are started again after a panic.
+const MAX_RESTART_DELAY: Duration = Duration::from_secs(300);
+/// After a run of this length a panic counts as the first one.
+const STABLE_AFTER: Duration = Duration::from_secs(600);
+/// The time that cancelled loops get to hand their items to the store; what they still wait for then is dropped.
 const STOP_GRACE: Duration = Duration::from_millis(500);
-/// Work that is longer under way with nothing committed blames the store, not the loops that wait for it.
+/// A store that commits nothing for longer than this, while work waits, is slow: its loops are not hung.
 const STORE_SLOW: Duration = Duration::from_secs(5);
-/// What the loops get after the store has kept them waiting.
-const RECOVERS: Duration = Duration::from_secs(120);
+/// How long no loop is judged hung after the store was slow.
+const STORE_RECOVERY: Duration = Duration::from_secs(120);
 
 pub(super) const PAUSED: &str = "the feed is paused";
 pub(super) const PURGED: &str = "the feed is purged";
 
-/// Who waits for an order's answer.
+/// Where an order's answer is sent.
 pub(super) type OrderReply = oneshot::Sender<Result<OrderAnswer, ControlError>>;
 
-/// What a unit is told.
+/// A command to a feed supervisor.
 pub(super) enum FeedCommand {
     /// An operator's order.
     Order(Order, OrderReply),
     /// Secret files may have changed.
     ReloadSecrets,
-    /// The store has purged the feed, or resumed it after that.
+    /// The store has purged the feed, or resumed it after a purge: run what is stored.
     Reconcile,
 }
 
-/// A feed, configured or only stored.
+/// Supervises one feed, which is configured or only stored.
 pub(super) struct FeedSupervisor {
     pub(super) context: SupervisorContext,
     pub(super) name: FeedName,
-    /// None of a feed that is only stored.
+    /// None for a feed that is only stored.
     pub(super) configured: Option<ConfiguredFeed>,
     pub(super) counts: Arc<FeedCounters>,
     pub(super) running: Option<RunningLoops>,
     loops: JoinSet<()>,
-    /// What an order goes on with after it was answered for.
+    /// Work of orders that goes on after their answer.
     pub(super) background_tasks: JoinSet<()>,
     panics: u32,
     store_slow: Option<Instant>,
-    /// Dropped once the feed has been started for the first time, or could not be.
+    /// Dropped once the feed has been started for the first time, or starting it has failed.
     pub(super) started_signal: Option<oneshot::Sender<()>>,
 }
 
@@ -79,29 +81,28 @@ pub(super) struct RunningLoops {
 }
 
 impl FeedSupervisor {
-    /// With nothing running yet.
     pub(super) fn new(
-        common: SupervisorContext,
+        context: SupervisorContext,
         name: FeedName,
         configured: Option<ConfiguredFeed>,
         counts: Arc<FeedCounters>,
     ) -> Self {
-        let (loops, errands) = (JoinSet::new(), JoinSet::new());
+        let (loops, background_tasks) = (JoinSet::new(), JoinSet::new());
         Self {
-            context: common,
+            context,
             name,
             configured,
             counts,
             running: None,
             loops,
-            background_tasks: errands,
+            background_tasks,
             panics: 0,
             store_slow: None,
             started_signal: None,
         }
     }
 
-    /// Starts the feed's loops and does what it is told, until cancelled.
+    /// Starts the feed's loops and carries out commands, until cancelled.
     pub(super) async fn run(mut self, mut commands: mpsc::Receiver<FeedCommand>, cancel: CancellationToken) {
         tokio::select! {
             () = cancel.cancelled() => {}
@@ -117,7 +118,7 @@ impl FeedSupervisor {
         checkup.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                Some(ended) = self.loops.join_next() => self.handle_loops_end(ended).await,
+                Some(result) = self.loops.join_next() => self.handle_loops_end(result).await,
                 command = commands.recv() => match command {
                     Some(command) => self.execute_command(command).await,
                     None => return,
@@ -132,12 +133,12 @@ impl FeedSupervisor {
         match command {
             FeedCommand::Order(Order::Forget { item, undo: false }, reply) => self.forget(item, reply).await,
             FeedCommand::Order(order, reply) => {
-                let words = order.verb();
+                let verb = order.verb();
                 let answer = self.execute_order(order).await;
                 if let (Err(error), true) = (&answer, reply.is_closed()) {
-                    tracing::error!(feed = %self.name, order = words, %error, "an order that was accepted can't be carried out");
+                    tracing::error!(feed = %self.name, order = verb, %error, "an order that was accepted can't be carried out");
                 }
-                // Whoever asked may be gone; what was asked for is done all the same.
+                // The caller may no longer wait; the order is carried out all the same.
                 drop(reply.send(answer));
             }
             FeedCommand::ReloadSecrets => self.reload_secrets(),
@@ -145,7 +146,7 @@ impl FeedSupervisor {
         }
     }
 
-    /// Starts or stops the loops by what is stored.
+    /// Starts or stops the loops as the stored state says.
     async fn reconcile(&mut self) {
         match self.context.worker_context.store.feed(&self.name).await {
             Ok(stored) if stored.paused => {
@@ -173,14 +174,22 @@ impl FeedSupervisor {
         if self.running.is_some() {
             return;
         }
-        let book = endpoints::restore_push_state(settings, stored, &endpoints);
-        let SupervisorContext { worker_context: shared, clients, host_limiter: turns, .. } = &self.context;
-        let made = PushEndpoints::new(clients, settings, stored, &book).and_then(|(endpoints, door)| {
-            let feed = build_feed(shared, clients, turns, settings, stored.id, Arc::clone(&self.counts), book)?;
-            Ok((Arc::new(feed), endpoints, door))
+        let push_state = endpoints::restore_push_state(settings, stored, &endpoints);
+        let SupervisorContext { worker_context, clients, host_limiter, .. } = &self.context;
+        let built = PushEndpoints::new(clients, settings, stored, &push_state).and_then(|(endpoints, route)| {
+            let feed = build_feed(
+                worker_context,
+                clients,
+                host_limiter,
+                settings,
+                stored.id,
+                Arc::clone(&self.counts),
+                push_state,
+            )?;
+            Ok((Arc::new(feed), endpoints, route))
         });
-        let (feed, endpoints, door) = match made {
-            Ok(made) => made,
+        let (feed, endpoints, route) = match built {
+            Ok(built) => built,
             Err(failure) => {
                 tracing::error!(feed = %self.name, %failure, "the feed can't run");
                 let reason = Some(failure.to_string());
@@ -189,15 +198,15 @@ impl FeedSupervisor {
             }
         };
         let cancel = CancellationToken::new();
-        if let Some(door) = &door {
-            self.context.inbox.register(self.name.as_str(), door.clone());
+        if let Some(route) = &route {
+            self.context.inbox.register(self.name.as_str(), route.clone());
         }
         self.context.running_feeds.insert(&feed);
         self.loops.spawn(run_loops(Arc::clone(&feed), endpoints, cancel.clone(), stored.clone(), delay));
-        self.running = Some(RunningLoops { feed, webhook_route: door, cancel, since: Instant::now() });
+        self.running = Some(RunningLoops { feed, webhook_route: route, cancel, since: Instant::now() });
     }
 
-    /// Ends the loops; what they have handed to the store is committed.
+    /// Stops the loops; what they have handed to the store is committed.
     pub(super) async fn stop(&mut self) {
         let Some(running) = self.running.take() else { return };
         self.context.running_feeds.remove(&self.name);
@@ -207,12 +216,12 @@ impl FeedSupervisor {
         }
     }
 
-    /// Turns away what is posted to the feed, and says why.
+    /// Has the webhook route refuse posts, with the reason.
     pub(super) fn refuse_posts(&self, why: &'static str) {
         let Some(ConfiguredFeed::Ready(settings)) = &self.configured else { return };
         let Some(webhook) = &settings.webhook else { return };
         match endpoints::closed_route(webhook, RouteState::Closed(why)) {
-            Ok(door) => self.context.inbox.register(self.name.as_str(), door),
+            Ok(route) => self.context.inbox.register(self.name.as_str(), route),
             Err(failure) => {
                 tracing::warn!(feed = %self.name, %failure, "its webhook knows no secret any more, and answers 404");
                 self.context.inbox.remove(self.name.as_str());
@@ -222,36 +231,36 @@ impl FeedSupervisor {
 
     fn reload_secrets(&self) {
         let (Some(running), Some(ConfiguredFeed::Ready(settings))) = (&self.running, &self.configured) else { return };
-        let stay = |failure| {
+        let warn_and_keep = |failure| {
             tracing::warn!(feed = %self.name, %failure, "secrets can't be read again: the old ones stay");
         };
-        if let (Some(webhook), Some(door)) = (&settings.webhook, &running.webhook_route) {
+        if let (Some(webhook), Some(route)) = (&settings.webhook, &running.webhook_route) {
             match endpoints::read_webhook_secrets(webhook) {
                 Ok(secrets) => {
-                    self.context.inbox.register(self.name.as_str(), WebhookRoute { secrets, ..door.clone() })
+                    self.context.inbox.register(self.name.as_str(), WebhookRoute { secrets, ..route.clone() })
                 }
-                Err(failure) => stay(failure),
+                Err(failure) => warn_and_keep(failure),
             }
         }
         let before = running.feed.source.requests.secret_changes();
         match running.feed.source.requests.read_secrets() {
             Ok(changes) if changes != before => running.feed.poll_when_allowed.notify_one(),
             Ok(_) => {}
-            Err(failure) => stay(failure),
+            Err(failure) => warn_and_keep(failure),
         }
     }
 
-    /// The loops have ended that nobody stopped: one panicked, or hung and was aborted.
-    async fn handle_loops_end(&mut self, ended: Result<(), JoinError>) {
+    /// The loops have ended without being stopped: one panicked, or hung and was aborted.
+    async fn handle_loops_end(&mut self, result: Result<(), JoinError>) {
         let Some(running) = self.running.take() else { return };
         self.context.running_feeds.remove(&self.name);
-        let why = match ended {
+        let why = match result {
             Ok(()) => "its loops ended unasked".to_owned(),
-            Err(error) if error.is_panic() => format!("it panicked: {}", words(error.into_panic().as_ref())),
+            Err(error) if error.is_panic() => format!("it panicked: {}", panic_text(error.into_panic().as_ref())),
             Err(_) => "it hung: its loops showed no sign of life".to_owned(),
         };
-        self.panics = if running.since.elapsed() > SOUND_RUN { 0 } else { self.panics + 1 };
-        let delay = Duration::from_secs(1 << self.panics.min(9)).min(LONGEST_RESTART);
+        self.panics = if running.since.elapsed() > STABLE_AFTER { 0 } else { self.panics + 1 };
+        let delay = Duration::from_secs(1 << self.panics.min(9)).min(MAX_RESTART_DELAY);
         tracing::error!(feed = %self.name, why, delay_s = delay.as_secs(), "a feed fell over and is started again");
         let reason = format!("restarted: {why}");
         let note =
@@ -265,17 +274,17 @@ impl FeedSupervisor {
         }
     }
 
-    /// A loop that waits for the store hangs as little as one whose publisher is slow: while the store keeps everybody
-    /// waiting, and for a while after, none is judged.
+    /// Aborts the loops if one is hung. A loop that waits for the store is not hung: while the store is slow, and for
+    /// [`STORE_RECOVERY`] after that, nothing is checked.
     fn check_heartbeats(&mut self) {
         let store = &self.context.worker_context.store;
         if *store.intake().borrow() != Intake::Open || store.busy_for() > STORE_SLOW {
             self.store_slow = Some(Instant::now());
         }
-        if self.store_slow.is_some_and(|at| at.elapsed() < RECOVERS) {
+        if self.store_slow.is_some_and(|at| at.elapsed() < STORE_RECOVERY) {
             return;
         }
-        let overdue = |running: &RunningLoops| running.feed.heartbeats.iter().any(crate::worker::Heartbeat::is_overdue);
+        let overdue = |running: &RunningLoops| running.feed.heartbeats.iter().any(Heartbeat::is_overdue);
         if self.running.as_ref().is_some_and(overdue) {
             self.loops.abort_all();
         }
@@ -286,7 +295,7 @@ fn refusal_reason(stored: &StoredFeed) -> &'static str {
     if stored.purged { PURGED } else { PAUSED }
 }
 
-/// What could not be written is no reason to fall over; a store that has stopped is told elsewhere.
+/// A failed write of health or events is no reason to stop; a stopped store is reported elsewhere.
 pub(super) fn log_store_error(feed: &FeedName, result: Result<(), StoreError>) {
     match result {
         Ok(()) | Err(StoreError::Closed) => {}
@@ -294,7 +303,7 @@ pub(super) fn log_store_error(feed: &FeedName, result: Result<(), StoreError>) {
     }
 }
 
-fn words(panic: &(dyn Any + Send)) -> &str {
+fn panic_text(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("without a word")
 }
@@ -324,12 +333,12 @@ async fn run_loops(
             endpoints.run(&feed, &cancel)
         );
     };
-    let let_go = async {
+    let grace = async {
         cancel.cancelled().await;
         tokio::time::sleep(STOP_GRACE).await;
     };
     tokio::select! {
         () = loops => {}
-        () = let_go => {}
+        () = grace => {}
     }
 }

@@ -1,4 +1,4 @@
-//! All feeds at work: a unit each, started and stopped here, and told what operators ask for.
+//! The supervisor of all feeds: starts and stops a feed supervisor for each, and dispatches the operators' orders.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
@@ -29,36 +29,32 @@ use crate::worker::page_source::WaitReporter;
 use crate::worker::push::PushState;
 use crate::worker::{FeedCounters, FeedRuntime, WorkerContext};
 
-/// The feeds' counts, for metrics.
+/// The counters of the configured feeds, for metrics.
 #[derive(Clone, Default)]
 pub struct CounterRegistry(Arc<Mutex<BTreeMap<FeedName, Arc<FeedCounters>>>>);
 
-/// What a feed has done since the start.
+/// The totals of a feed since the daemon's start.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FeedTotals {
-    /// The feed.
     pub feed: FeedName,
     /// Pages committed.
     pub pages: u64,
-    /// Bytes over the wire.
+    /// Bytes received, as compressed on the wire.
     pub bytes: u64,
-    /// Records read.
     pub records: u64,
-    /// Items written.
     pub written: u64,
-    /// Records quarantined.
     pub quarantined: u64,
-    /// Records, by transport and by what became of them.
+    /// Records, by transport and outcome.
     pub outcomes: Vec<(Transport, RecordOutcome, u64)>,
-    /// Requests for pages, by what they got.
+    /// Requests for pages, by outcome.
     pub polls: Vec<(RequestOutcome, u64)>,
 }
 
 impl CounterRegistry {
-    /// What each configured feed has done since the start.
+    /// The totals of each configured feed since the daemon's start.
     pub fn totals(&self) -> Vec<FeedTotals> {
         let counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let done = |(feed, counts): (&FeedName, &Arc<FeedCounters>)| FeedTotals {
+        let totals = |(feed, counts): (&FeedName, &Arc<FeedCounters>)| FeedTotals {
             feed: feed.clone(),
             pages: counts.pages.load(Ordering::Relaxed),
             bytes: counts.bytes.load(Ordering::Relaxed),
@@ -68,7 +64,7 @@ impl CounterRegistry {
             outcomes: counts.outcomes(),
             polls: counts.polls(),
         };
-        counts.iter().map(done).collect()
+        counts.iter().map(totals).collect()
     }
 
     fn set(&self, feeds: impl Iterator<Item = (FeedName, Arc<FeedCounters>)>) {
@@ -76,11 +72,11 @@ impl CounterRegistry {
     }
 }
 
-/// What all units share.
+/// What all feed supervisors share.
 #[derive(Clone)]
 pub(super) struct SupervisorContext {
     pub(super) worker_context: WorkerContext,
-    /// Where publishers post.
+    /// The webhook routes of the feeds.
     pub(super) inbox: Inbox,
     pub(super) clients: HttpClients,
     pub(super) host_limiter: HostLimiter,
@@ -104,52 +100,53 @@ impl RunningFeeds {
         self.lock().remove(name);
     }
 
-    /// The feed, or in words why not.
+    /// The feed, or a text that says why it does not run.
     pub(super) fn get(&self, name: &FeedName) -> Result<Arc<FeedRuntime>, String> {
         let found = self.lock().get(name).cloned();
         found.ok_or_else(|| format!("{name} does not run: it is paused or could not start; resume it first"))
     }
 }
 
-/// Orders that one feed may have waiting, and orders to records and to feeds that are not configured, all together.
+/// Orders that may wait for one feed; also, all together, orders to records and to feeds that are not configured.
 const MAX_QUEUED_COMMANDS: usize = 32;
-/// When to post again to a feed whose settings have changed.
+/// When publishers are asked to post again to a feed whose settings have changed.
 const RELOAD_RETRY_AFTER: Duration = Duration::from_secs(5);
 
-/// Starts and stops a unit for each feed, and hands orders on to them. It waits for none of them, nor for the store.
+/// Starts and stops a supervisor for each feed, and dispatches orders to them. It waits for none of them, nor for the
+/// store.
 pub struct Supervisor {
     context: SupervisorContext,
     fleet: FleetSettings,
     feed_handles: BTreeMap<FeedName, FeedHandle>,
     tasks: JoinSet<()>,
     names: BTreeMap<Id, FeedName>,
-    /// What is done for orders to none of the units.
+    /// Orders that go to no feed supervisor.
     background_tasks: JoinSet<()>,
     counter_registry: CounterRegistry,
     keep_settings: watch::Sender<RetentionSettings>,
     shutdown: CancellationToken,
 }
 
-/// A configured feed.
+/// A configured feed's supervisor, seen from outside.
 struct FeedHandle {
     configured: ConfiguredFeed,
     counts: Arc<FeedCounters>,
-    /// Closed once the unit has ended.
+    /// Closed once the feed supervisor has ended.
     commands: mpsc::Sender<FeedCommand>,
     cancel: CancellationToken,
 }
 
-/// A configuration that is being taken over.
+/// A configuration that is being applied.
 struct PendingReload {
     fleet: FleetSettings,
     same_hosts: bool,
     /// Feeds that did not change.
     unchanged: BTreeSet<FeedName>,
-    /// Those that did, or are no longer configured.
+    /// Feeds that changed, or are no longer configured.
     stopped: Vec<FeedName>,
 }
 
-/// A configuration that the store could not take over.
+/// A configuration that the store could not register.
 struct FailedReload {
     error: StoreError,
     /// The feeds that were stopped for it.
@@ -157,15 +154,15 @@ struct FailedReload {
 }
 
 impl Supervisor {
-    /// With nothing to do yet; its feeds take what is posted to `inbox`.
-    pub fn new(shared: WorkerContext, inbox: Inbox) -> Self {
-        let turns = HostLimiter::new(Default::default());
+    /// A supervisor without feeds yet; its feeds take the posts of `inbox`.
+    pub fn new(worker_context: WorkerContext, inbox: Inbox) -> Self {
+        let host_limiter = HostLimiter::new(Default::default());
         Self {
             context: SupervisorContext {
-                worker_context: shared,
+                worker_context,
                 inbox,
                 clients: HttpClients::default(),
-                host_limiter: turns,
+                host_limiter,
                 running_feeds: RunningFeeds::default(),
             },
             fleet: FleetSettings::default(),
@@ -179,13 +176,12 @@ impl Supervisor {
         }
     }
 
-    /// The feeds' counts.
     pub fn counter_registry(&self) -> CounterRegistry {
         self.counter_registry.clone()
     }
 
-    /// Until `shutdown`: hands on orders, takes over reloads, and restarts what falls over. Returns once every unit has
-    /// ended.
+    /// Dispatches orders, applies reloads, and restarts feed supervisors that panic, until `shutdown`. Returns once all
+    /// of them have ended.
     pub async fn run(
         mut self,
         mut orders: super::control::ControlReceiver,
@@ -194,36 +190,36 @@ impl Supervisor {
     ) {
         let store = &self.context.worker_context.store;
         self.tasks.spawn(run_housekeeping(store.clone(), self.keep_settings.subscribe(), shutdown.clone()));
-        let (sender, mut to_look_again) = mpsc::channel(MAX_QUEUED_COMMANDS);
+        let (sender, mut purged_feeds) = mpsc::channel(MAX_QUEUED_COMMANDS);
         self.tasks.spawn(run_purge_removal(store.clone(), sender, shutdown.clone()));
-        let mut loading: Option<BoxFuture<'static, Result<PendingReload, FailedReload>>> = None;
-        // Orders to feeds that the configuration being taken over has stopped, or is about to start.
+        let mut reload: Option<BoxFuture<'static, Result<PendingReload, FailedReload>>> = None;
+        // Orders to feeds that the reload in progress has stopped, or is about to start.
         let mut deferred = Vec::new();
         loop {
             tokio::select! {
                 () = shutdown.cancelled() => break,
                 Some(ended) = self.tasks.join_next_with_id() => self.handle_feed_end(ended),
                 Some(_) = self.background_tasks.join_next() => {}
-                Some(request) = orders.next() => match (&request, loading.is_some()) {
+                Some(request) = orders.next() => match (&request, reload.is_some()) {
                     (ControlRequest::Feed(name, ..), true) if !self.has_feed(name) && deferred.len() < MAX_QUEUED_COMMANDS => {
                         deferred.push(request);
                     }
                     _ => self.dispatch(request),
                 },
-                Some(name) = to_look_again.recv() => self.send_command(&name, FeedCommand::Reconcile),
-                Some(fleet) = reloads.recv(), if loading.is_none() => {
-                    loading = Some(Box::pin(self.begin_reload(fleet)));
+                Some(name) = purged_feeds.recv() => self.send_command(&name, FeedCommand::Reconcile),
+                Some(fleet) = reloads.recv(), if reload.is_none() => {
+                    reload = Some(Box::pin(self.begin_reload(fleet)));
                 }
-                loaded = async { loading.as_mut()?.await.into() }, if loading.is_some() => {
-                    loading = None;
-                    self.finish_reload(loaded);
+                result = async { reload.as_mut()?.await.into() }, if reload.is_some() => {
+                    reload = None;
+                    self.finish_reload(result);
                     deferred.drain(..).for_each(|request| self.dispatch(request));
                 }
             }
         }
         self.shutdown.cancel();
-        for member in self.feed_handles.values() {
-            member.cancel.cancel();
+        for handle in self.feed_handles.values() {
+            handle.cancel.cancel();
         }
         self.background_tasks.abort_all();
         while self.tasks.join_next().await.is_some() {}
@@ -238,13 +234,13 @@ impl Supervisor {
             ControlRequest::Feed(name, order, reply) => self.dispatch_order(&name, order, reply),
             ControlRequest::Ping(reply) => drop(reply.send(())),
             ControlRequest::Quarantine(id, order, reply) => {
-                let sorter = self.quarantine_worker();
-                self.spawn_background(reply, String::clone, async move { sorter.execute_order(id, order).await });
+                let worker = self.quarantine_worker();
+                self.spawn_background(reply, String::clone, async move { worker.execute_order(id, order).await });
             }
-            ControlRequest::QuarantineBatch(chosen, order, reply) => {
-                let sorter = self.quarantine_worker();
-                let sorting = async move { sorter.execute_many(chosen, order).await.map(OrderAnswer::Done) };
-                self.spawn_background(reply, move |sorted: &QuarantineBatchReport| sorted.words(order), sorting);
+            ControlRequest::QuarantineBatch(selection, order, reply) => {
+                let worker = self.quarantine_worker();
+                let batch = async move { worker.execute_many(selection, order).await.map(OrderAnswer::Done) };
+                self.spawn_background(reply, move |report: &QuarantineBatchReport| report.words(order), batch);
             }
         }
     }
@@ -256,11 +252,11 @@ impl Supervisor {
         }
     }
 
-    /// Does something beside the units, and answers for it; where nobody waits any more, the log has the words.
+    /// Runs `work` beside the feed supervisors, and sends its answer; if the caller no longer waits, logs it.
     fn spawn_background<T: Send + 'static>(
         &mut self,
         reply: oneshot::Sender<Result<OrderAnswer<T>, ControlError>>,
-        words: impl FnOnce(&T) -> String + Send + 'static,
+        describe: impl FnOnce(&T) -> String + Send + 'static,
         work: impl Future<Output = Result<OrderAnswer<T>, ControlError>> + Send + 'static,
     ) {
         if self.background_tasks.len() >= MAX_QUEUED_COMMANDS {
@@ -270,9 +266,9 @@ impl Supervisor {
             let Err(answer) = reply.send(work.await) else { return };
             match answer {
                 Ok(OrderAnswer::Done(done)) => {
-                    tracing::info!(done = words(&done), "an order that was accepted is carried out")
+                    tracing::info!(done = describe(&done), "an order that was accepted is carried out")
                 }
-                Ok(OrderAnswer::Accepted(words)) => tracing::info!(words, "an order is accepted"),
+                Ok(OrderAnswer::Accepted(text)) => tracing::info!(words = text, "an order is accepted"),
                 Err(error) => tracing::error!(%error, "an order that was accepted can't be carried out"),
             }
         });
@@ -282,43 +278,43 @@ impl Supervisor {
         let Some(name) = FeedName::new(name) else {
             return drop(reply.send(Err(ControlError::Unknown(format!("there is no feed {name}")))));
         };
-        if let Some(member) = self.feed_handles.get(&name) {
-            return match member.commands.try_send(FeedCommand::Order(order, reply)) {
+        if let Some(handle) = self.feed_handles.get(&name) {
+            return match handle.commands.try_send(FeedCommand::Order(order, reply)) {
                 Ok(()) => {}
                 Err(TrySendError::Full(FeedCommand::Order(_, reply))) => drop(reply.send(Err(too_many()))),
-                // The unit is ending, and with it the mirror, or is started again.
+                // The feed supervisor is stopping with the mirror, or is started again.
                 Err(_) => {}
             };
         }
         if self.background_tasks.len() >= MAX_QUEUED_COMMANDS {
             return drop(reply.send(Err(too_many())));
         }
-        let mut unit = FeedSupervisor::new(self.context.clone(), name, None, Arc::default());
+        let mut feed_supervisor = FeedSupervisor::new(self.context.clone(), name, None, Arc::default());
         self.background_tasks.spawn(async move {
-            unit.execute_command(FeedCommand::Order(order, reply)).await;
-            while unit.background_tasks.join_next().await.is_some() {}
+            feed_supervisor.execute_command(FeedCommand::Order(order, reply)).await;
+            while feed_supervisor.background_tasks.join_next().await.is_some() {}
         });
     }
 
     fn send_command(&self, name: &FeedName, command: FeedCommand) {
-        let Some(member) = self.feed_handles.get(name) else { return };
-        if member.commands.try_send(command).is_err() {
+        let Some(handle) = self.feed_handles.get(name) else { return };
+        if handle.commands.try_send(command).is_err() {
             tracing::warn!(feed = %name, "too many orders wait: it looks at what is stored when it is started again");
         }
     }
 
-    /// A unit has ended that nobody stopped: it panicked itself.
+    /// A feed supervisor has ended. One that was not stopped has panicked, and is started again.
     fn handle_feed_end(&mut self, ended: Result<(Id, ()), JoinError>) {
         let (id, error) = match ended {
             Ok((id, ())) => (id, None),
             Err(error) => (error.id(), Some(error)),
         };
         let Some(name) = self.names.remove(&id) else { return };
-        let left = self
+        let was_stopped = self
             .feed_handles
             .get(&name)
-            .is_none_or(|member| member.cancel.is_cancelled() || !member.commands.is_closed());
-        if left || self.shutdown.is_cancelled() {
+            .is_none_or(|handle| handle.cancel.is_cancelled() || !handle.commands.is_closed());
+        if was_stopped || self.shutdown.is_cancelled() {
             return;
         }
         let error = error.map(|error| error.to_string()).unwrap_or_default();
@@ -329,41 +325,45 @@ impl Supervisor {
         }
     }
 
-    /// Takes a configuration over: feeds that did not change are not disturbed.
+    /// Applies a configuration: feeds that did not change go on undisturbed.
     ///
     /// # Errors
     /// When the store can't register the feeds.
     pub async fn load(&mut self, fleet: FleetSettings) -> Result<(), StoreError> {
-        let loading = self.begin_reload(fleet).await.map_err(|refused| refused.error)?;
-        for started in self.apply_reload(loading) {
-            // Its end tells as much as a word would.
+        let reload = self.begin_reload(fleet).await.map_err(|failed_reload| failed_reload.error)?;
+        for started in self.apply_reload(reload) {
+            // The sender is dropped as the signal: there is no value.
             drop(started.await);
         }
         Ok(())
     }
 
-    /// Stops the feeds that change. What is returned waits for them and for the store, and needs nothing of the supervisor.
+    /// Stops the feeds that change. The returned future waits for them and for the store, and borrows nothing of the
+    /// supervisor.
     fn begin_reload(
         &mut self,
         fleet: FleetSettings,
     ) -> impl Future<Output = Result<PendingReload, FailedReload>> + Send + use<> {
         let same_hosts = self.fleet.hosts == fleet.hosts;
         let is_same = |configured: &&ConfiguredFeed| {
-            let member = self.feed_handles.get(configured.name());
-            same_hosts && member.is_some_and(|member| member.configured.runs_same_as(configured))
+            let handle = self.feed_handles.get(configured.name());
+            same_hosts && handle.is_some_and(|handle| handle.configured.runs_same_as(configured))
         };
-        let kept: BTreeSet<FeedName> = fleet.feeds.iter().filter(is_same).map(|same| same.name().clone()).collect();
-        let left: Vec<FeedName> = self.feed_handles.keys().filter(|name| !kept.contains(*name)).cloned().collect();
-        let leaving: Vec<FeedHandle> = left.iter().filter_map(|name| self.stop_feed(name)).collect();
+        let unchanged: BTreeSet<FeedName> =
+            fleet.feeds.iter().filter(is_same).map(|same| same.name().clone()).collect();
+        let stopped: Vec<FeedName> =
+            self.feed_handles.keys().filter(|name| !unchanged.contains(*name)).cloned().collect();
+        let stopped_handles: Vec<FeedHandle> = stopped.iter().filter_map(|name| self.stop_feed(name)).collect();
         let store = self.context.worker_context.store.clone();
         async move {
-            for member in &leaving {
-                member.commands.closed().await;
+            for handle in &stopped_handles {
+                handle.commands.closed().await;
             }
             match configure(&store, &fleet, true).await {
-                Ok(_) => Ok(PendingReload { fleet, same_hosts, unchanged: kept, stopped: left }),
+                Ok(_) => Ok(PendingReload { fleet, same_hosts, unchanged, stopped }),
                 Err(error) => {
-                    let stopped = leaving.into_iter().map(|member| (member.configured, member.counts)).collect();
+                    let stopped =
+                        stopped_handles.into_iter().map(|handle| (handle.configured, handle.counts)).collect();
                     Err(FailedReload { error, stopped })
                 }
             }
@@ -371,22 +371,22 @@ impl Supervisor {
     }
 
     fn stop_feed(&mut self, name: &FeedName) -> Option<FeedHandle> {
-        let member = self.feed_handles.remove(name)?;
-        member.cancel.cancel();
-        let ConfiguredFeed::Ready(settings) = &member.configured else { return Some(member) };
+        let handle = self.feed_handles.remove(name)?;
+        handle.cancel.cancel();
+        let ConfiguredFeed::Ready(settings) = &handle.configured else { return Some(handle) };
         let reloading =
             RouteState::Deferred { retry_after: RELOAD_RETRY_AFTER, why: "the configuration is being reloaded" };
         match settings.webhook.as_ref().map(|webhook| endpoints::closed_route(webhook, reloading)) {
-            Some(Ok(door)) => self.context.inbox.register(name.as_str(), door),
+            Some(Ok(route)) => self.context.inbox.register(name.as_str(), route),
             _ => self.context.inbox.remove(name.as_str()),
         }
-        Some(member)
+        Some(handle)
     }
 
-    fn finish_reload(&mut self, loaded: Option<Result<PendingReload, FailedReload>>) {
-        match loaded {
-            Some(Ok(loading)) => {
-                drop(self.apply_reload(loading));
+    fn finish_reload(&mut self, result: Option<Result<PendingReload, FailedReload>>) {
+        match result {
+            Some(Ok(reload)) => {
+                drop(self.apply_reload(reload));
                 tracing::info!(feeds = self.feed_handles.len(), "configuration reloaded");
             }
             Some(Err(FailedReload { error, stopped })) => {
@@ -399,39 +399,39 @@ impl Supervisor {
         }
     }
 
-    /// Starts the feeds that are new or have changed; what is returned ends as each has been.
-    fn apply_reload(&mut self, loading: PendingReload) -> Vec<oneshot::Receiver<()>> {
-        let PendingReload { fleet, same_hosts, unchanged: kept, stopped: left } = loading;
-        let mut starting = Vec::new();
+    /// Starts the feeds that are new or have changed; each returned receiver is closed once its feed has been started.
+    fn apply_reload(&mut self, reload: PendingReload) -> Vec<oneshot::Receiver<()>> {
+        let PendingReload { fleet, same_hosts, unchanged, stopped } = reload;
+        let mut start_signals = Vec::new();
         if !same_hosts {
             self.context.host_limiter = HostLimiter::new(fleet.hosts.clone());
         }
         for configured in &fleet.feeds {
-            if kept.contains(configured.name()) {
+            if unchanged.contains(configured.name()) {
                 self.send_command(configured.name(), FeedCommand::ReloadSecrets);
             } else {
-                starting.push(self.start_feed(configured.clone(), Arc::default()));
+                start_signals.push(self.start_feed(configured.clone(), Arc::default()));
             }
         }
-        for name in left.iter().filter(|name| !self.feed_handles.contains_key(*name)) {
+        for name in stopped.iter().filter(|name| !self.feed_handles.contains_key(*name)) {
             self.context.inbox.remove(name.as_str());
         }
         self.keep_settings.send_replace(fleet.keep_settings.clone());
         self.fleet = fleet;
         self.counter_registry
-            .set(self.feed_handles.iter().map(|(name, member)| (name.clone(), Arc::clone(&member.counts))));
-        starting
+            .set(self.feed_handles.iter().map(|(name, handle)| (name.clone(), Arc::clone(&handle.counts))));
+        start_signals
     }
 
     fn start_feed(&mut self, configured: ConfiguredFeed, counts: Arc<FeedCounters>) -> oneshot::Receiver<()> {
         let name = configured.name().clone();
         let (commands, received) = mpsc::channel(MAX_QUEUED_COMMANDS);
         let cancel = CancellationToken::new();
-        let mut unit =
+        let mut feed_supervisor =
             FeedSupervisor::new(self.context.clone(), name.clone(), Some(configured.clone()), Arc::clone(&counts));
-        let (starting, started) = oneshot::channel();
-        unit.started_signal = Some(starting);
-        let task = self.tasks.spawn(unit.run(received, cancel.clone()));
+        let (started_sender, started) = oneshot::channel();
+        feed_supervisor.started_signal = Some(started_sender);
+        let task = self.tasks.spawn(feed_supervisor.run(received, cancel.clone()));
         self.names.insert(task.id(), name.clone());
         self.feed_handles.insert(name, FeedHandle { configured, counts, commands, cancel });
         started
@@ -442,24 +442,24 @@ fn too_many() -> ControlError {
     ControlError::Refused("too many orders wait already: wait for them, or look at what keeps the mirror".to_owned())
 }
 
-/// A feed at work, from its settings. Reads its secrets: blocking, small local files.
+/// What a feed's loops share, from its settings. Reads the feed's secrets: blocking, small local files.
 ///
 /// # Errors
-/// When its URL or a secret can't be used.
+/// When the feed's URL or a secret can't be used.
 pub fn build_feed(
-    shared: &WorkerContext,
+    worker_context: &WorkerContext,
     clients: &HttpClients,
-    turns: &HostLimiter,
+    host_limiter: &HostLimiter,
     settings: &FeedSettings,
     id: i64,
     counts: Arc<FeedCounters>,
-    book: PushState,
+    push_state: PushState,
 ) -> Result<FeedRuntime, HttpFailure> {
-    let waits = Some(WaitReporter { store: shared.store.clone(), feed: id });
-    let limits = (shared.budget.clone(), shared.decoders.clone());
-    let source = settings.page_source((clients, turns), limits, counts, waits)?;
+    let wait_reporter = Some(WaitReporter { store: worker_context.store.clone(), feed: id });
+    let limits = (worker_context.budget.clone(), worker_context.decoders.clone());
+    let source = settings.page_source((clients, host_limiter), limits, counts, wait_reporter)?;
     Ok(FeedRuntime {
-        context: shared.clone(),
+        context: worker_context.clone(),
         id,
         name: settings.name.clone(),
         url: settings.url.clone(),
@@ -478,7 +478,7 @@ pub fn build_feed(
         poll_when_allowed: Notify::new(),
         poll_at_pace: Notify::new(),
         resync_now: Notify::new(),
-        push_state: book,
+        push_state,
         reopen_stream: Notify::new(),
         look_back_now: Notify::new(),
         heartbeats: Default::default(),

@@ -1,8 +1,8 @@
-//! What is done beside the feeds: renamed feeds' items get their new numbers, what is too old to be kept is removed, what was
-//! forgotten is erased where the end of a run cut that short, and what purges left is removed.
+//! Housekeeping beside the feeds: gives renamed feeds' items their new numbers, removes expired rows, erases forgotten
+//! items where the end of a run interrupted that, and removes the rows that purges left.
 //!
-//! The last at once; the others at the start, after each reload, and hourly. A failure is told and ends nothing: the next run
-//! does it.
+//! The last happens at once; the others at the start, after each reload, and hourly. A failure is logged and ends
+//! nothing: the next run tries again.
 
 use std::panic::AssertUnwindSafe;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use crate::feed::FeedName;
 use crate::store::retention::RetentionSettings;
 use crate::store::{Store, StoreError, now};
 
-/// Until cancelled.
+/// Runs until cancelled.
 pub async fn run_housekeeping(
     store: Store,
     mut settings: watch::Receiver<RetentionSettings>,
@@ -40,7 +40,7 @@ pub async fn run_housekeeping(
     }
 }
 
-/// Removes what purges left; the feeds that go on after it, since they were resumed meanwhile.
+/// Removes the rows that purges left. Returns the feeds that were resumed meanwhile, and go on now.
 ///
 /// # Errors
 /// When a statement fails or the writer has stopped.
@@ -54,12 +54,12 @@ pub async fn remove_purged(store: &Store) -> Result<Vec<FeedName>, StoreError> {
     Ok(resumed)
 }
 
-/// Removes what purges left, also in earlier runs, as it is left; `units` gets the feeds that were purged, and those that go
-/// on after it. Until cancelled.
-pub(super) async fn run_purge_removal(store: Store, units: mpsc::Sender<FeedName>, cancel: CancellationToken) {
+/// Removes the rows that purges leave, also those of earlier runs, until cancelled. Sends to `feeds` the feeds that
+/// were purged, and those that go on after it.
+pub(super) async fn run_purge_removal(store: Store, feeds: mpsc::Sender<FeedName>, cancel: CancellationToken) {
     let work = async {
         loop {
-            let tell = match remove_purged(&store).await {
+            let changed_feeds = match remove_purged(&store).await {
                 Ok(resumed) if resumed.is_empty() => store.await_purge().await,
                 Ok(resumed) => resumed,
                 Err(StoreError::Closed) => return,
@@ -69,9 +69,9 @@ pub(super) async fn run_purge_removal(store: Store, units: mpsc::Sender<FeedName
                     continue;
                 }
             };
-            for feed in tell {
-                // The supervisor may be ending.
-                drop(units.send(feed).await);
+            for feed in changed_feeds {
+                // The supervisor may have stopped.
+                drop(feeds.send(feed).await);
             }
         }
     };
@@ -81,10 +81,10 @@ pub(super) async fn run_purge_removal(store: Store, units: mpsc::Sender<FeedName
     }
 }
 
-/// Before what failed is tried again.
+/// The pause after a failure.
 const RETRY_PAUSE: Duration = Duration::from_secs(30);
 
-/// Once, as `sync` does it at its end; how many rows were removed.
+/// Runs the housekeeping once, as `sync` does at its end. Returns how many rows were removed.
 ///
 /// # Errors
 /// When a statement fails or the writer has stopped.

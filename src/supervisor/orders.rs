@@ -1,4 +1,4 @@
-//! Carrying out what operators ask of a feed.
+//! Carries out the operators' orders to a feed.
 
 use std::time::Duration;
 
@@ -12,8 +12,8 @@ use crate::store::forget::erasure_summary;
 use crate::store::resync::SourceTrust;
 use crate::store::{StoreError, now};
 
-/// How long whoever has something forgotten waits for it to be erased.
-const ERASED: Duration = Duration::from_secs(1);
+/// How long the caller of `forget` waits for the item to be erased.
+const ERASE_WAIT: Duration = Duration::from_secs(1);
 
 impl FeedSupervisor {
     pub(super) async fn execute_order(&mut self, order: Order) -> Result<OrderAnswer, ControlError> {
@@ -30,15 +30,15 @@ impl FeedSupervisor {
             Order::Purge => self.purge().await,
             Order::Ack(ack) => self.ack(ack).await,
             Order::Forget { item, undo: false } => {
-                let forgot =
+                let report =
                     self.context.worker_context.store.forget(&self.name, now(), item).await.map_err(control_error)?;
-                Ok(OrderAnswer::Done(forgot.summary(&self.name)))
+                Ok(OrderAnswer::Done(report.summary(&self.name)))
             }
             Order::Forget { item, undo: true } => self.unforget(item).await,
         }
     }
 
-    /// The loops end first: that needs no store. Why they did is stored as soon as it can be.
+    /// Stops the loops first, which needs no store. That the feed is paused is stored as soon as possible.
     async fn pause(&mut self) -> Result<OrderAnswer, ControlError> {
         self.refuse_posts(PAUSED);
         self.stop().await;
@@ -70,20 +70,20 @@ impl FeedSupervisor {
     async fn resync(&self, trust: SourceTrust) -> Result<OrderAnswer, ControlError> {
         let (store, name) = (&self.context.worker_context.store, &self.name);
         let running = self.require_running()?;
-        let underway = store.feed(name).await.map_err(control_error)?.resync.is_some();
+        let in_progress = store.feed(name).await.map_err(control_error)?.resync.is_some();
         store.begin_resync(name, now(), trust, false).await.map_err(control_error)?;
         running.feed.resync_now.notify_one();
         running.feed.poll_when_allowed.notify_one();
-        let words = match (trust, underway) {
+        let text = match (trust, in_progress) {
             (SourceTrust::No, false) => format!("{name} is read anew; what is gone is swept at the end"),
             (SourceTrust::No, true) => format!("{name} is being read anew already"),
             _ => format!("{name} is read anew, and what its source says replaces what is stored"),
         };
         Ok(match running.feed.source.not_before.remaining() {
-            Duration::ZERO => OrderAnswer::Done(words),
-            left => OrderAnswer::Accepted(format!(
-                "{words}; that begins in {} s, when its publisher may be asked again (poll-now asks at once)",
-                left.as_secs() + 1
+            Duration::ZERO => OrderAnswer::Done(text),
+            remaining => OrderAnswer::Accepted(format!(
+                "{text}; that begins in {} s, when its publisher may be asked again (poll-now asks at once)",
+                remaining.as_secs() + 1
             )),
         })
     }
@@ -99,13 +99,13 @@ impl FeedSupervisor {
         let (store, name) = (&self.context.worker_context.store, &self.name);
         let running = self.require_running()?;
         running.feed.source.requests.check_permitted(url).map_err(|failure| {
-            let refused = match failure {
+            let reason = match failure {
                 HttpFailure::ForeignNext(origin) => {
                     format!("{origin} is not {name}'s own origin; allow it with http.allow_hosts")
                 }
                 failure => failure.to_string(),
             };
-            ControlError::Refused(refused)
+            ControlError::Refused(reason)
         })?;
         if store.feed(name).await.map_err(control_error)?.cursor.is_none() {
             let reason = format!("{name} is being read anew and has no poll cursor yet");
@@ -120,50 +120,50 @@ impl FeedSupervisor {
     async fn purge(&mut self) -> Result<OrderAnswer, ControlError> {
         self.refuse_posts(PURGED);
         self.stop().await;
-        let left = self.context.worker_context.store.purge(&self.name, now()).await.map_err(control_error)?;
+        let rows_left = self.context.worker_context.store.purge(&self.name, now()).await.map_err(control_error)?;
         let name = &self.name;
-        let words = match self.configured.is_some() {
+        let text = match self.configured.is_some() {
             true => format!("{name} is purged, and paused until it is resumed"),
             false => format!("{name} is purged and forgotten"),
         };
-        Ok(match left {
-            0 => OrderAnswer::Done(words),
-            left => {
-                OrderAnswer::Accepted(format!("{words}; {left} rows, which nobody sees any more, are being removed"))
-            }
+        Ok(match rows_left {
+            0 => OrderAnswer::Done(text),
+            rows_left => OrderAnswer::Accepted(format!(
+                "{text}; {rows_left} rows, which nobody sees any more, are being removed"
+            )),
         })
     }
 
     async fn ack(&self, ack: Option<Ack>) -> Result<OrderAnswer, ControlError> {
         let name = &self.name;
-        let words = match &ack {
+        let text = match &ack {
             Some(ack) => format!("alerts of {name} are silenced until {}", ack.until_text()),
             None => format!("alerts of {name} come again"),
         };
         let (until, note) = ack.map(|ack| (ack.until, ack.note)).unzip();
         self.context.worker_context.store.ack(name, now(), until, note.flatten()).await.map_err(control_error)?;
-        Ok(OrderAnswer::Done(words))
+        Ok(OrderAnswer::Done(text))
     }
 
-    /// Erasing may take a while: it goes on beside the feed's other orders.
+    /// Erasing may take a while: it runs beside the feed's other orders.
     pub(super) async fn forget(&mut self, item: ItemSelector, reply: OrderReply) {
-        let words = match self.execute_order(Order::Forget { item, undo: false }).await {
+        let text = match self.execute_order(Order::Forget { item, undo: false }).await {
             Ok(answer) => answer.into_words(),
             Err(error) => return drop(reply.send(Err(error))),
         };
         let store = self.context.worker_context.store.clone();
         self.background_tasks.spawn(async move {
             let mut erasing = std::pin::pin!(store.erase());
-            let Ok(erased) = tokio::time::timeout(ERASED, &mut erasing).await else {
-                drop(reply.send(Ok(OrderAnswer::Accepted(format!("{words}; {}", erasure_summary(false))))));
+            let Ok(erased) = tokio::time::timeout(ERASE_WAIT, &mut erasing).await else {
+                drop(reply.send(Ok(OrderAnswer::Accepted(format!("{text}; {}", erasure_summary(false))))));
                 if let Err(error) = erasing.await {
                     tracing::error!(%error, "what was forgotten could not be erased from the files");
                 }
                 return;
             };
-            let failed = |error| ControlError::Refused(format!("{words}, but not erased: {error}"));
-            let answer = erased.map(|erased| OrderAnswer::Done(format!("{words}; {}", erasure_summary(erased))));
-            drop(reply.send(answer.map_err(failed)));
+            let not_erased = |error| ControlError::Refused(format!("{text}, but not erased: {error}"));
+            let answer = erased.map(|erased| OrderAnswer::Done(format!("{text}; {}", erasure_summary(erased))));
+            drop(reply.send(answer.map_err(not_erased)));
         });
     }
 
@@ -177,7 +177,7 @@ impl FeedSupervisor {
         }
     }
 
-    /// Of a feed that is not configured only the store knows whether there is one.
+    /// Fails where neither the configuration nor the store knows the feed.
     async fn require_known(&self) -> Result<(), ControlError> {
         if self.configured.is_some() {
             return Ok(());

@@ -1,4 +1,4 @@
-//! Carrying out what operators ask of quarantined records: beside the feeds, so that none waits for it.
+//! Carries out the operators' orders to quarantined records: beside the feeds, so that no feed waits for them.
 
 use super::control::{ControlError, OrderAnswer, QuarantineBatchReport, QuarantineOrder, QuarantineSelection};
 use super::fleet::RunningFeeds;
@@ -7,11 +7,11 @@ use crate::feed::FeedName;
 use crate::store::Store;
 use crate::store::quarantine_batch::QuarantinedRecord;
 
-/// Rows looked up in one go to be read again, and rows dropped.
-const READ_AGAIN: usize = 50;
-const DROPPED: usize = 500;
+/// Rows that are read at once to be decoded again, and rows that are dropped at once.
+const RETRY_BATCH: usize = 50;
+const DROP_BATCH: usize = 500;
 
-/// Who sees to it.
+/// Carries out orders to quarantine rows.
 pub(super) struct QuarantineWorker {
     pub(super) store: Store,
     pub(super) running_feeds: RunningFeeds,
@@ -37,52 +37,53 @@ impl QuarantineWorker {
         }
     }
 
-    /// In steps, between which the writer does other work. Rows that come meanwhile are none of the order's business.
+    /// Works in steps, between which the writer thread does other work. Rows that are quarantined meanwhile are not
+    /// part of the order.
     pub(super) async fn execute_many(
         &self,
-        chosen: QuarantineSelection,
+        selection: QuarantineSelection,
         order: QuarantineOrder,
     ) -> Result<QuarantineBatchReport, ControlError> {
-        let newest = self.store.newest_quarantine_id(chosen.clone()).await.map_err(control_error)?;
-        let mut sorted = QuarantineBatchReport::default();
+        let newest = self.store.newest_quarantine_id(selection.clone()).await.map_err(control_error)?;
+        let mut report = QuarantineBatchReport::default();
         let mut next = Some(0);
         while let Some(after) = next {
             next = match order {
                 QuarantineOrder::Drop => {
-                    let step = self.store.drop_quarantine_batch(chosen.clone(), after, newest, DROPPED).await;
-                    let (gone, last) = step.map_err(control_error)?;
-                    sorted.removed += gone;
+                    let step = self.store.drop_quarantine_batch(selection.clone(), after, newest, DROP_BATCH).await;
+                    let (removed, last) = step.map_err(control_error)?;
+                    report.removed += removed;
                     last
                 }
                 QuarantineOrder::Retry => {
                     let rows = self
                         .store
-                        .quarantine_batch(chosen.clone(), after, newest, READ_AGAIN)
+                        .quarantine_batch(selection.clone(), after, newest, RETRY_BATCH)
                         .await
                         .map_err(control_error)?;
                     for row in &rows {
-                        self.execute_row(row, &mut sorted).await?;
+                        self.execute_row(row, &mut report).await?;
                     }
                     rows.last().map(|row| row.id)
                 }
             };
         }
-        Ok(sorted)
+        Ok(report)
     }
 
     async fn execute_row(
         &self,
         row: &QuarantinedRecord,
-        sorted: &mut QuarantineBatchReport,
+        report: &mut QuarantineBatchReport,
     ) -> Result<(), ControlError> {
         match self.retry_quarantined(row).await {
             Ok(()) => {
                 self.store.drop_quarantined(row.id).await.map_err(control_error)?;
-                sorted.removed += 1;
+                report.removed += 1;
             }
-            Err(why) => {
-                sorted.failed += 1;
-                sorted.first_error.get_or_insert_with(|| format!("record {}: {why}", row.id));
+            Err(error) => {
+                report.failed += 1;
+                report.first_error.get_or_insert_with(|| format!("record {}: {error}", row.id));
             }
         }
         Ok(())

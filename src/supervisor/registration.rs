@@ -1,29 +1,29 @@
-//! What the store is told of the configured feeds.
+//! Registers the configured feeds with the store.
 
 use super::{ConfiguredFeed, FleetSettings};
 use crate::feed::Attribution;
 use crate::store::feeds::{FeedRegistration, StoredFeed};
 use crate::store::{Store, StoreError, now};
 
-/// Tells the store what is configured, and renames there what is configured under another name than before: whole or not at
-/// all. With `all`, feeds that are not named become `removed`.
+/// Registers the configured feeds, and renames those that are configured under another name than before: all in one
+/// transaction. With `all`, feeds that are not configured become `removed`.
 ///
 /// # Errors
-/// When the store can't do it.
+/// When the store refuses or fails.
 pub async fn configure(store: &Store, fleet: &FleetSettings, all: bool) -> Result<Vec<StoredFeed>, StoreError> {
     let rename = |configured: &ConfiguredFeed| match configured {
         ConfiguredFeed::Ready(settings) => Some((settings.was.clone()?, settings.name.clone())),
         ConfiguredFeed::Broken { .. } => None,
     };
     let renames = fleet.feeds.iter().filter_map(rename).collect();
-    let (made, stored) = store.configure(now(), renames, registrations(fleet), all).await?;
-    for (was, feed) in made {
-        tracing::info!(%feed, %was, "renamed");
+    let (renamed, stored) = store.configure(now(), renames, registrations(fleet), all).await?;
+    for (old_name, feed) in renamed {
+        tracing::info!(%feed, was = %old_name, "renamed");
     }
     Ok(stored)
 }
 
-/// How the store knows the configured feeds.
+/// The configured feeds as the store's registrations.
 fn registrations(fleet: &FleetSettings) -> Vec<FeedRegistration> {
     let registration = |configured: &ConfiguredFeed| match configured {
         ConfiguredFeed::Ready(settings) => FeedRegistration {

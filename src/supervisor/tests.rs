@@ -1,4 +1,4 @@
-//! One feed's loops fall over, and nothing else does.
+//! A panic in one feed's loops affects no other feed.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -22,15 +22,15 @@ use crate::worker::WorkerContext;
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
-/// A publisher with nothing to say; counts what it is asked for.
-async fn publisher(listener: TcpListener, asked: Arc<Semaphore>) {
+/// A publisher of empty pages; counts its requests.
+async fn publisher(listener: TcpListener, requests: Arc<Semaphore>) {
     let mut connections = JoinSet::new();
     while let Ok((mut stream, _)) = listener.accept().await {
-        let asked = Arc::clone(&asked);
+        let requests = Arc::clone(&requests);
         connections.spawn(async move {
             let mut request = vec![0; 64 << 10];
             while stream.read(&mut request).await.is_ok_and(|read| read > 0) {
-                asked.add_permits(1);
+                requests.add_permits(1);
                 let page = r#"{"items":[],"next":"/sound"}"#;
                 let head =
                     format!("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}", page.len());
@@ -53,14 +53,14 @@ async fn a_feed_that_panics_is_started_again_and_the_others_never_notice() {
     // Given
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("mirror.db");
-    let (store, closing) = Store::open(&path).unwrap();
+    let (store, store_guard) = Store::open(&path).unwrap();
     store.record_start(now(), None, None).await.unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let base = format!("http://{}", listener.local_addr().unwrap());
-    let asked = Arc::new(Semaphore::new(0));
-    let serving = tokio::spawn(publisher(listener, Arc::clone(&asked)));
-    let shared = WorkerContext { store, budget: MemoryBudget::new(1 << 20), decoders: DecoderPool::new(1) };
-    let mut supervisor = Supervisor::new(shared, Default::default());
+    let requests = Arc::new(Semaphore::new(0));
+    let publisher_task = tokio::spawn(publisher(listener, Arc::clone(&requests)));
+    let worker_context = WorkerContext { store, budget: MemoryBudget::new(1 << 20), decoders: DecoderPool::new(1) };
+    let mut supervisor = Supervisor::new(worker_context, Default::default());
     let feeds = vec![quick("panics", format!("{base}/panics")), quick("sound", format!("{base}/sound"))];
 
     // When
@@ -69,35 +69,35 @@ async fn a_feed_that_panics_is_started_again_and_the_others_never_notice() {
     let (_reloads, reloaded) = mpsc::channel(1);
     let running = tokio::spawn(supervisor.run(orders, reloaded, shutdown.clone()));
 
-    // Then: it falls over, is started again, falls over again; each time it is told.
+    // Then: it panics, is started again, panics again; each restart is an event.
     let restarts = async {
         let mut tick = tokio::time::interval(Duration::from_millis(50));
         loop {
             tick.tick().await;
-            let told = Reader::open(&path).unwrap().events(Some("panics"), 100).unwrap();
-            if told.iter().filter(|event| event.what == "restarted").count() >= 2 {
-                return told;
+            let events = Reader::open(&path).unwrap().events(Some("panics"), 100).unwrap();
+            if events.iter().filter(|event| event.what == "restarted").count() >= 2 {
+                return events;
             }
         }
     };
-    let told = tokio::time::timeout(DEADLINE, restarts).await.expect("it was started again");
+    let events = tokio::time::timeout(DEADLINE, restarts).await.expect("it was started again");
     assert!(
-        told.iter().any(|event| event.detail.as_deref().is_some_and(|words| words.contains("as the test wants it"))),
-        "{told:?}"
+        events.iter().any(|event| event.detail.as_deref().is_some_and(|words| words.contains("as the test wants it"))),
+        "{events:?}"
     );
     let rows = Reader::open(&path).unwrap().feeds(&[]).unwrap();
     let health = |name: &str| rows.iter().find(|row| row.name == name).map(|row| row.health.clone());
     assert_eq!(health("panics").as_deref(), Some(Health::Retrying.as_str()));
     assert_eq!(health("sound").as_deref(), Some(Health::Ok.as_str()));
-    // The other one is asked on, and orders are still carried out.
-    let so_far = u32::try_from(asked.available_permits()).unwrap();
-    tokio::time::timeout(DEADLINE, asked.acquire_many(so_far + 10)).await.expect("polled on").unwrap().forget();
+    // The other feed is still polled, and orders are still carried out.
+    let so_far = u32::try_from(requests.available_permits()).unwrap();
+    tokio::time::timeout(DEADLINE, requests.acquire_many(so_far + 10)).await.expect("polled on").unwrap().forget();
     assert!(control.order_feed("sound", control::Order::PollNow).await.is_ok());
 
     shutdown.cancel();
     running.await.unwrap();
-    serving.abort();
-    tokio::task::spawn_blocking(move || closing.finish()).await.unwrap();
+    publisher_task.abort();
+    tokio::task::spawn_blocking(move || store_guard.finish()).await.unwrap();
 }
 
 #[test]
@@ -105,8 +105,8 @@ fn who_publishes_a_feed_changes_nothing_about_how_it_works() {
     let plain = FeedSettings::with_defaults(FeedName::new("acme").unwrap(), "https://acme.example/".into());
     let attribution = Attribution { publisher: Some("Acme".into()), total_items: Some(12), ..Attribution::default() };
     let ready = |settings: FeedSettings| ConfiguredFeed::Ready(Box::new(settings));
-    let told = ready(FeedSettings { attribution: attribution.clone(), ..plain.clone() });
-    assert!(ready(plain.clone()).runs_same_as(&told));
+    let with_attribution = ready(FeedSettings { attribution: attribution.clone(), ..plain.clone() });
+    assert!(ready(plain.clone()).runs_same_as(&with_attribution));
     let moved = ready(FeedSettings { attribution, url: "https://acme.example/b".into(), ..plain });
-    assert!(!told.runs_same_as(&moved));
+    assert!(!with_attribution.runs_same_as(&moved));
 }

@@ -1,4 +1,4 @@
-//! A queue's loop: consumes, commits what comes in batches, and acknowledges a batch once it is on the disk.
+//! A queue's loop: consumes messages, commits them in batches, and acknowledges a batch once it is on the disk.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,7 +8,7 @@ use secrecy::SecretString;
 use tokio_util::sync::CancellationToken;
 
 use super::push::{BATCH_BYTES, BATCH_ITEMS, BATCH_TIME, BATCHES, PendingBatch, PushBatch};
-use super::{FeedRuntime, QUEUE_HEARTBEAT, jitter};
+use super::{FeedRuntime, jitter};
 use crate::decode::rpde;
 use crate::feed::{Generation, Health, Transport};
 use crate::schedule::{self, RetryWait};
@@ -16,9 +16,9 @@ use crate::source::amqp::{AmqpSettings, Consumer, Failure, Message};
 use crate::store::StoreError;
 use crate::store::apply::{Applied, PushPosition};
 
-/// A connection that lasted this long was a good one: the next wait is short.
+/// A connection that lasted this long counts as a success: the next wait is short.
 const STABLE_AFTER: Duration = Duration::from_secs(30);
-/// A generation that changed under the consumer is read again after this.
+/// After this the feed's generation is read again, where it changed during the connection.
 const GENERATION_PAUSE: Duration = Duration::from_millis(100);
 
 /// One feed's queue.
@@ -27,9 +27,9 @@ pub struct AmqpLoop<'a> {
     settings: &'a AmqpSettings,
     cancel: &'a CancellationToken,
     failures: u32,
-    /// The broker's URL as it was used last.
+    /// The broker's URL of the last connection.
     url: Option<SecretString>,
-    /// Whether the broker, or what the URL says, is for the operator.
+    /// Whether the operator has to change something at the broker or in the URL.
     needs_operator: bool,
 }
 
@@ -37,11 +37,11 @@ pub struct AmqpLoop<'a> {
 enum QueueEnd {
     /// Cancelled, or the store has stopped.
     Stopped,
-    /// The feed has begun anew meanwhile: what was not acknowledged comes again.
+    /// The feed has a new generation: the unacknowledged messages are delivered again.
     OldGeneration,
-    /// The feed was purged by itself: it begins anew when it is resumed.
+    /// The feed was purged because it was gone: its loops are started again when it is resumed.
     Purged,
-    /// An error, in words.
+    /// An error, with its text.
     Failed { kind: FailureOutlook, reason: String },
 }
 
@@ -50,9 +50,9 @@ enum QueueEnd {
 enum FailureOutlook {
     /// The next connection may be a good one.
     Transient,
-    /// The next connection will most likely meet it again, however much it brings before that.
+    /// The next connection will most likely fail in the same way, however many messages it delivers before that.
     Recurring,
-    /// It stays until the operator has done something.
+    /// It lasts until the operator has changed something.
     Permanent,
 }
 
@@ -78,16 +78,16 @@ impl From<StoreError> for QueueEnd {
     }
 }
 
-/// What the store says of a batch, unless it has stopped.
+/// The store's answer to a batch, unless the store has stopped.
 type CommitResult = Result<Result<Applied, StoreError>, tokio::sync::oneshot::error::RecvError>;
 
-/// A connection under way.
+/// An open connection.
 struct QueueConnection<'a> {
     feed: &'a FeedRuntime,
     generation: Generation,
     consumer: Consumer,
-    /// Messages that close a batch: the broker sends no more than the prefetch before some are acknowledged, so a batch
-    /// takes half of that, and the next one comes while it is committed.
+    /// Messages of a full batch: the broker sends no more than the prefetch before some are acknowledged, so a batch
+    /// takes half of that, and the next one is received while it is committed.
     batch_items: usize,
     pending: std::collections::VecDeque<(u64, PendingBatch)>,
     records_received: u64,
@@ -99,21 +99,23 @@ impl<'a> AmqpLoop<'a> {
         Self { feed, settings, cancel, failures: 0, url: None, needs_operator: false }
     }
 
-    /// Until cancelled.
+    /// Runs until cancelled.
     pub async fn run(mut self) {
         if !self.feed.wait_until_level(self.cancel).await {
             return;
         }
         loop {
             let began = Instant::now();
-            let (brought, end) = self.connect().await;
+            let (records_received, end) = self.connect().await;
             let wait = match end {
                 QueueEnd::Stopped => return,
                 QueueEnd::OldGeneration => GENERATION_PAUSE,
                 QueueEnd::Purged => return self.cancel.cancelled().await,
-                QueueEnd::Failed { kind, reason } => self.handle_failure(kind, reason, brought, began.elapsed()).await,
+                QueueEnd::Failed { kind, reason } => {
+                    self.handle_failure(kind, reason, records_received, began.elapsed()).await
+                }
             };
-            self.feed.heartbeats[QUEUE_HEARTBEAT].expect_within(wait);
+            self.feed.heartbeats.queue.expect_within(wait);
             tokio::select! {
                 () = self.cancel.cancelled() => return,
                 () = tokio::time::sleep(wait) => {}
@@ -122,33 +124,33 @@ impl<'a> AmqpLoop<'a> {
         }
     }
 
-    /// One connection, and how many records it brought.
+    /// One connection. Returns how many records it delivered, and why it ended.
     async fn connect(&mut self) -> (u64, QueueEnd) {
         let mut connection = match self.open().await {
             Ok(connection) => connection,
             Err(end) => return (0, end),
         };
         self.feed.mark_push_up(Transport::Amqp, None).await;
-        self.feed.heartbeats[QUEUE_HEARTBEAT].suspend();
+        self.feed.heartbeats.queue.suspend();
         let mut end = tokio::select! {
             () = self.cancel.cancelled() => QueueEnd::Stopped,
             end = connection.read() => end,
         };
-        // What is committed is acknowledged, so that it need not come again.
+        // What is committed is acknowledged, so that it is not delivered again.
         while !connection.pending.is_empty() {
-            if let Err(earlier) = connection.commit_oldest().await {
-                end = if matches!(end, QueueEnd::Stopped) { end } else { earlier };
+            if let Err(commit_end) = connection.commit_oldest().await {
+                end = if matches!(end, QueueEnd::Stopped) { end } else { commit_end };
                 break;
             }
         }
-        let brought = connection.records_received;
+        let records_received = connection.records_received;
         connection.consumer.close().await;
-        (brought, end)
+        (records_received, end)
     }
 
     async fn open(&mut self) -> Result<QueueConnection<'a>, QueueEnd> {
         let feed: &'a Arc<FeedRuntime> = self.feed;
-        feed.heartbeats[QUEUE_HEARTBEAT].expect_within(feed.page_timeout);
+        feed.heartbeats.queue.expect_within(feed.page_timeout);
         let stored = feed.context.store.feed(&feed.name).await?;
         if stored.paused {
             return Err(QueueEnd::Purged);
@@ -173,13 +175,13 @@ impl<'a> AmqpLoop<'a> {
         &mut self,
         kind: FailureOutlook,
         reason: String,
-        brought: u64,
-        lasted: Duration,
+        records_received: u64,
+        connected_for: Duration,
     ) -> Duration {
         let permanent = kind == FailureOutlook::Permanent;
         self.needs_operator = permanent;
         let reason = self.feed.source.requests.redact(&reason);
-        let was_good = lasted >= STABLE_AFTER || (brought > 0 && kind != FailureOutlook::Recurring);
+        let was_good = connected_for >= STABLE_AFTER || (records_received > 0 && kind != FailureOutlook::Recurring);
         self.failures = if was_good { 1 } else { self.failures.saturating_add(1) };
         let (health, wait) =
             if permanent { (Health::Failed, RetryWait::Hourly) } else { (Health::Retrying, RetryWait::Backoff) };
@@ -193,7 +195,7 @@ impl<'a> AmqpLoop<'a> {
 }
 
 impl QueueConnection<'_> {
-    /// Until the broker ends it or something fails.
+    /// Reads until the broker ends the queue or something fails.
     async fn read(&mut self) -> QueueEnd {
         loop {
             let first = match self.next_or_commit().await {
@@ -203,14 +205,14 @@ impl QueueConnection<'_> {
             };
             let (mut tag, mut bytes) = (first.tag, first.bytes.len());
             let mut batch = vec![first.bytes];
-            let mut ended = None;
+            let mut end_of_queue = None;
             let until = tokio::time::Instant::now() + BATCH_TIME;
             while batch.len() < self.batch_items && bytes < BATCH_BYTES {
-                let came = match self.consumer.next().now_or_never() {
+                let delivery = match self.consumer.next().now_or_never() {
                     None if !self.pending.is_empty() => tokio::time::timeout_at(until, self.consumer.next()).await.ok(),
-                    came => came,
+                    delivery => delivery,
                 };
-                match came.map(message) {
+                match delivery.map(message) {
                     None => break,
                     Some(Ok(message)) => {
                         tag = message.tag;
@@ -218,21 +220,21 @@ impl QueueConnection<'_> {
                         batch.push(message.bytes);
                     }
                     Some(Err(end)) => {
-                        ended = Some(end);
+                        end_of_queue = Some(end);
                         break;
                     }
                 }
             }
-            let reading = self.feed.source.decode_options.clone();
-            let read = move || rpde::records(batch.iter().map(Vec::as_slice), &reading);
-            let page = match self.feed.decode_push(bytes, read).await {
+            let decode_options = self.feed.source.decode_options.clone();
+            let decode = move || rpde::records(batch.iter().map(Vec::as_slice), &decode_options);
+            let page = match self.feed.decode_push(bytes, decode).await {
                 Ok(page) => page,
                 Err(panic) => return QueueEnd::Failed { kind: FailureOutlook::Transient, reason: panic.to_string() },
             };
-            let batch = PushBatch { page, position: PushPosition::default(), from: None, share: None };
+            let batch = PushBatch { page, position: PushPosition::default(), url: None, reserved: None };
             let pending = self.feed.submit_push_batch(self.generation, Transport::Amqp, batch).await;
             self.pending.push_back((tag, pending));
-            if let Some(end) = ended {
+            if let Some(end) = end_of_queue {
                 return end;
             }
         }
@@ -248,43 +250,44 @@ impl QueueConnection<'_> {
         };
         let tag = *tag;
         tokio::select! {
-            answer = pending => {
+            result = pending => {
                 self.pending.pop_front();
-                self.record_commit(tag, answer).await.map(|()| None)
+                self.record_commit(tag, result).await.map(|()| None)
             }
-            came = self.consumer.next() => message(came).map(Some),
+            delivery = self.consumer.next() => message(delivery).map(Some),
         }
     }
 
     async fn commit_oldest(&mut self) -> Result<(), QueueEnd> {
         let Some((tag, pending)) = self.pending.front_mut() else { return Ok(()) };
         let tag = *tag;
-        let answer = pending.await;
+        let result = pending.await;
         self.pending.pop_front();
-        self.record_commit(tag, answer).await
+        self.record_commit(tag, result).await
     }
 
-    /// Committed and on the disk: only now is the batch acknowledged. An acknowledgement covers whatever came before it:
-    /// behind a batch that was not written none may be acknowledged, written or not, and all of it comes again.
-    async fn record_commit(&mut self, tag: u64, answer: CommitResult) -> Result<(), QueueEnd> {
-        let taken = self.check_commit(answer).await;
-        if taken.is_err() {
+    /// Acknowledges a batch that is committed and on the disk. An acknowledgement covers all messages before it too:
+    /// after a batch that was not written none may be acknowledged, written or not, and all of them are delivered
+    /// again.
+    async fn record_commit(&mut self, tag: u64, result: CommitResult) -> Result<(), QueueEnd> {
+        let result = self.check_commit(result).await;
+        if result.is_err() {
             self.pending.clear();
         }
-        taken?;
+        result?;
         Ok(self.consumer.ack_up_to(tag).await?)
     }
 
-    async fn check_commit(&mut self, answer: CommitResult) -> Result<(), QueueEnd> {
-        let applied = answer.map_err(|_| QueueEnd::Stopped)??;
+    async fn check_commit(&mut self, result: CommitResult) -> Result<(), QueueEnd> {
+        let applied = result.map_err(|_| QueueEnd::Stopped)??;
         self.records_received += applied.record_count();
         let written = self.feed.record_push_commit(Transport::Amqp, applied).await;
         if written { Ok(()) } else { Err(QueueEnd::OldGeneration) }
     }
 }
 
-fn message(came: Result<Option<Message>, Failure>) -> Result<Message, QueueEnd> {
-    match came {
+fn message(delivery: Result<Option<Message>, Failure>) -> Result<Message, QueueEnd> {
+    match delivery {
         Ok(Some(message)) => Ok(message),
         Ok(None) => Err(QueueEnd::Failed {
             kind: FailureOutlook::Transient,

@@ -1,5 +1,5 @@
-//! When a feed may be asked next, whoever wants to: its publisher's word, kept in one place for polls, look-backs,
-//! resyncs, audits and probes. Only the operator's `poll-now` goes before.
+//! The time before which no request may go to a feed's publisher, because the publisher said so: one for polls,
+//! look-backs, resyncs, audit polls and probes together. Only the operator's `poll-now` overrides it.
 
 use std::time::Duration;
 
@@ -14,30 +14,30 @@ use crate::store::{Millis, now};
 pub struct NotBefore(watch::Sender<Option<Instant>>);
 
 impl NotBefore {
-    /// Nobody asks before `wait` is over; a wait that ends earlier than one that holds already changes nothing.
+    /// Allows no request before `wait` is over; a wait that ends earlier than the present one changes nothing.
     pub fn postpone(&self, wait: Duration) {
         let until = Instant::now() + wait;
-        self.0.send_if_modified(|held| {
-            let later = held.is_none_or(|held| held < until);
+        self.0.send_if_modified(|present| {
+            let later = present.is_none_or(|present| present < until);
             if later {
-                *held = Some(until);
+                *present = Some(until);
             }
             later
         });
     }
 
-    /// The operator wants it asked.
+    /// Allows requests at once: the operator's order.
     pub fn clear(&self) {
         self.0.send_replace(None);
     }
 
-    /// How long nobody may ask.
+    /// How long no request is allowed.
     pub fn remaining(&self) -> Duration {
         let until = *self.0.borrow();
         until.map_or(Duration::ZERO, |until| until.saturating_duration_since(Instant::now()))
     }
 
-    /// Waits until it may be asked.
+    /// Waits until requests are allowed.
     pub async fn wait_until_passed(&self) {
         let mut changes = self.0.subscribe();
         loop {
@@ -48,7 +48,7 @@ impl NotBefore {
                         return;
                     }
                 }
-                // The sender is our own: it is there.
+                // The sender is `self`'s own, so that the channel is open.
                 _ = changes.changed() => {}
             }
         }
@@ -56,14 +56,14 @@ impl NotBefore {
 }
 
 impl FeedRuntime {
-    /// The publisher asked to be left alone for this long: nobody asks it before, restarts included.
+    /// The publisher allows no request for this long. It is stored, so that it holds over restarts.
     pub(super) async fn set_not_before(&self, wait: Duration) {
         self.source.not_before.postpone(wait);
         let until = now().saturating_add(Millis::try_from(wait.as_millis()).unwrap_or(Millis::MAX));
         self.log_store_error(self.context.store.set_held_until(self.id, Some(until)).await);
     }
 
-    /// The operator wants it asked now.
+    /// The operator's `poll-now` allows requests at once.
     pub(super) async fn clear_not_before(&self) {
         if !self.source.not_before.remaining().is_zero() {
             self.source.not_before.clear();
@@ -78,7 +78,7 @@ mod tests {
     use futures_util::FutureExt;
 
     #[tokio::test]
-    async fn whoever_asks_waits_for_the_longest_hold_and_an_operator_for_none() {
+    async fn a_request_waits_for_the_longest_postponement_until_the_operator_clears_it() {
         let (not_before, long) = (NotBefore::default(), Duration::from_millis(60));
         assert!(not_before.wait_until_passed().now_or_never().is_some());
 
@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_hold_that_comes_while_one_waits_is_waited_for_too() {
+    async fn a_postponement_during_a_wait_extends_the_wait() {
         let (not_before, wait, began) = (NotBefore::default(), Duration::from_millis(40), Instant::now());
         not_before.postpone(wait);
         let mut waiting = Box::pin(not_before.wait_until_passed());

@@ -1,5 +1,5 @@
-//! A publisher as it is asked for pages: a place at its host, the download, decompressing, decoding. Knows neither a
-//! walk's memory nor a store, but for saying what a request waits for.
+//! Fetches one publisher's pages: the host's permit, the download, decompressing, decoding. It knows nothing of walks,
+//! and of the store only where to report what a request waits for.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,38 +21,38 @@ use crate::source::http::{EndpointClient, HttpFailure, PageResponse};
 use crate::store::Store;
 use crate::store::apply::Redact;
 
-/// A wait for a place at the host, or for memory, is told after this long.
+/// A wait for the host's permit, or for memory, is reported after this long, and again each time.
 pub(super) const WAIT_REPORT_INTERVAL: Duration = Duration::from_secs(5);
-/// A feed's first page is expected to be this large.
+/// The expected size of a feed's first page.
 const EXPECTED_BYTES: u64 = 256 << 10;
 
-/// All that reading a feed's pages needs.
+/// All that fetching and decoding a feed's pages needs.
 pub struct PageSource {
-    /// The feed's name, under which it waits for its turn at the host.
+    /// The feed's name, under which it waits for the host's permit.
     pub name: FeedName,
-    /// Its requests.
+    /// Sends the feed's requests.
     pub requests: EndpointClient,
-    /// Its host's line.
+    /// The queue of the feed's host.
     pub host: Arc<HostQueue>,
-    /// How its records are read.
+    /// How the feed's records are decoded.
     pub decode_options: DecodeSettings,
-    /// How a missing `next` is made.
+    /// How a missing `next` is generated.
     pub dialect: Option<Dialect>,
-    /// The least time between two requests for pages that bring nothing.
+    /// The shortest time between two requests for pages without anything new.
     pub interval: Duration,
     /// The longest a single request may take.
     pub page_timeout: Duration,
-    /// Bytes in flight.
+    /// The budget of bytes in flight.
     pub budget: MemoryBudget,
-    /// Pages decoded at once: more than there are cores would only hold memory.
+    /// Bounds how many pages are decoded at once: more than there are cores would only hold memory.
     pub decoders: DecoderPool,
-    /// What it has done since the start.
+    /// Counters of the feed since the daemon's start.
     pub counts: Arc<FeedCounters>,
-    /// Set once it has answered a conditional request in a way that says nothing: it is asked without from then on.
+    /// Set once the publisher has answered a conditional request uselessly: requests are unconditional from then on.
     pub skip_validators: AtomicBool,
-    /// When it may be asked next.
+    /// Before when no request is allowed.
     pub not_before: NotBefore,
-    /// Where long waits are told, if anywhere.
+    /// Where long waits are reported, if anywhere.
     pub wait_reporter: Option<WaitReporter>,
 }
 
@@ -62,11 +62,10 @@ impl Redact for PageSource {
     }
 }
 
-/// A feed of the store, whose operators are told what it waits for.
+/// Reports to the operators, through the store, what a feed's request waits for.
 pub struct WaitReporter {
-    /// The mirror.
     pub store: Store,
-    /// The feed's number in it.
+    /// The feed's number in the store.
     pub feed: i64,
 }
 
@@ -74,29 +73,29 @@ pub struct WaitReporter {
 pub(super) enum PageDownload {
     Page(DecompressedBody, ResponseMeta),
     NotModified(ResponseMeta),
-    /// It can't say whether anything has changed: to be asked without a validator.
+    /// The publisher could not tell whether anything has changed: to be requested without a validator.
     ValidatorRefused,
 }
 
-/// What the rules need to know of a failure, and its words.
+/// What kind of failure it is, and its text.
 pub type PageFailure = (FailureKind, String);
 
 impl PageSource {
-    /// Asks for a page and decompresses it; `etag` makes it conditional. Each time counts once, by what it got.
+    /// Fetches a page and decompresses it; `etag` makes the request conditional. Counts one request, by its outcome.
     pub(super) async fn download(
         &self,
         url: &str,
         etag: Option<&str>,
         priority: Priority,
-        pulse: Option<&Heartbeat>,
+        heartbeat: Option<&Heartbeat>,
     ) -> Result<PageDownload, PageFailure> {
-        let got = self.request_page(url, etag, priority, pulse).await;
-        self.counts.count_request(match &got {
+        let result = self.request_page(url, etag, priority, heartbeat).await;
+        self.counts.count_request(match &result {
             Ok(PageDownload::Page(..)) => RequestOutcome::Page,
             Ok(PageDownload::NotModified(_)) => RequestOutcome::NotModified,
             Ok(PageDownload::ValidatorRefused) | Err(_) => RequestOutcome::Failed,
         });
-        got
+        result
     }
 
     async fn request_page(
@@ -104,12 +103,12 @@ impl PageSource {
         url: &str,
         etag: Option<&str>,
         priority: Priority,
-        pulse: Option<&Heartbeat>,
+        heartbeat: Option<&Heartbeat>,
     ) -> Result<PageDownload, PageFailure> {
-        let turn = self.acquire_when_allowed(priority, pulse).await;
-        let answer = self.fetch_response(url, etag, pulse).await;
-        drop(turn);
-        let (body, mut meta) = match answer.map_err(|failure| describe_failure(&failure))? {
+        let permit = self.acquire_when_allowed(priority, heartbeat).await;
+        let response = self.fetch_response(url, etag, heartbeat).await;
+        drop(permit);
+        let (body, mut meta) = match response.map_err(|failure| describe_failure(&failure))? {
             PageResponse::NotModified(meta) => {
                 self.host.record_success();
                 return Ok(PageDownload::NotModified(meta));
@@ -120,22 +119,23 @@ impl PageSource {
         self.host.record_success();
         FeedCounters::add(&self.counts.bytes, body.wire_bytes());
         let watch = body.watch();
-        let opened = self.with_wait_reports(watch, pulse, body.decompress(&self.decoders)).await;
-        let opened = opened.map_err(|failure| describe_failure(&failure))?;
-        meta.findings.extend_from_slice(&opened.findings);
-        self.counts.expected_page_bytes.store(opened.bytes.len() as u64 * 5 / 4, Ordering::Relaxed);
-        Ok(PageDownload::Page(opened, meta))
+        let decompressed = self.with_wait_reports(watch, heartbeat, body.decompress(&self.decoders)).await;
+        let decompressed = decompressed.map_err(|failure| describe_failure(&failure))?;
+        meta.findings.extend_from_slice(&decompressed.findings);
+        self.counts.expected_page_bytes.store(decompressed.bytes.len() as u64 * 5 / 4, Ordering::Relaxed);
+        Ok(PageDownload::Page(decompressed, meta))
     }
 
-    /// Reads a page to its end, off the async threads; its first part is decoded on the way. Where a web page came in its
-    /// place, the `cookies` that it wants to set are told too.
+    /// Checks a whole page, off the async threads; its first part is decoded on the way. If the body is HTML, the error
+    /// names the `cookies` that the response wanted to set.
     pub(super) async fn check(&self, bytes: Vec<u8>, cookies: Option<&str>) -> Result<CheckedPage, PageFailure> {
-        let reading = self.decode_options.clone();
-        let checked = self.off_thread(move |stop| CheckedPage::check(bytes, &reading, &|| stop.is_set())).await?;
-        checked.map_err(|refused| {
-            let cookies = cookies.filter(|_| matches!(refused, DecodeError::Html { .. }));
+        let decode_options = self.decode_options.clone();
+        let checked =
+            self.off_thread(move |stop| CheckedPage::check(bytes, &decode_options, &|| stop.is_set())).await?;
+        checked.map_err(|error| {
+            let cookies = cookies.filter(|_| matches!(error, DecodeError::Html { .. }));
             let cookies = cookies.map(|cookies| format!("; {cookies}")).unwrap_or_default();
-            (FailureKind::Page, refused.reason(|text| self.requests.redact(text)) + &cookies)
+            (FailureKind::Page, error.reason(|text| self.requests.redact(text)) + &cookies)
         })
     }
 
@@ -156,13 +156,13 @@ impl PageSource {
         done.map_err(|panic| (FailureKind::Page, panic.to_string()))
     }
 
-    /// Asks once there is a place for what may come. While the writer is kept from writing, that takes as long as it
-    /// does.
+    /// Sends the request once the budget has room for the expected page. While the writer cannot write, that takes as
+    /// long as the cause lasts.
     pub(super) async fn fetch_response(
         &self,
         url: &str,
         etag: Option<&str>,
-        pulse: Option<&Heartbeat>,
+        heartbeat: Option<&Heartbeat>,
     ) -> Result<PageResponse, HttpFailure> {
         let expected = match self.counts.expected_page_bytes.load(Ordering::Relaxed) {
             0 => EXPECTED_BYTES,
@@ -170,27 +170,27 @@ impl PageSource {
         };
         let reservation = self.budget.open_page(self.host.name(), expected);
         let watch = reservation.watch();
-        let answer = async {
+        let response = async {
             reservation.wait_for_admission(expected).await;
             self.requests.get(url, etag, reservation).await
         };
-        self.with_wait_reports(watch, pulse, answer).await
+        self.with_wait_reports(watch, heartbeat, response).await
     }
 
-    /// Waits for a page under way; where it waits for memory itself, that is told, and is no hang.
+    /// Waits for the work on a page; where that waits for memory, the wait is reported, and is no hang.
     async fn with_wait_reports<T>(
         &self,
         watch: ReservationWatch,
-        pulse: Option<&Heartbeat>,
+        heartbeat: Option<&Heartbeat>,
         work: impl Future<Output = T>,
     ) -> T {
-        let alive = || pulse.inspect(|pulse| pulse.expect_within(self.page_timeout));
-        alive();
-        let tell = async {
+        let renew_heartbeat = || heartbeat.inspect(|heartbeat| heartbeat.expect_within(self.page_timeout));
+        renew_heartbeat();
+        let report_waits = async {
             loop {
                 tokio::time::sleep(WAIT_REPORT_INTERVAL).await;
                 if watch.is_waiting() {
-                    alive();
+                    renew_heartbeat();
                     self.report_wait(self.budget.describe_wait()).await;
                 }
             }
@@ -198,37 +198,38 @@ impl PageSource {
         tokio::select! {
             biased;
             done = work => done,
-            never = tell => never,
+            never = report_waits => never,
         }
     }
 
-    /// A place at the host, once the publisher may be asked: what another loop was told while this one waited counts too.
-    async fn acquire_when_allowed(&self, priority: Priority, pulse: Option<&Heartbeat>) -> HostPermit {
+    /// The host's permit, once the publisher allows requests: it may forbid them in its answer to another loop while
+    /// this one waits for the permit.
+    async fn acquire_when_allowed(&self, priority: Priority, heartbeat: Option<&Heartbeat>) -> HostPermit {
         loop {
-            let held = self.not_before.remaining();
-            if !held.is_zero() {
-                if let Some(pulse) = pulse {
-                    pulse.expect_within(held);
+            let remaining = self.not_before.remaining();
+            if !remaining.is_zero() {
+                if let Some(heartbeat) = heartbeat {
+                    heartbeat.expect_within(remaining);
                 }
-                let reason = format!("waiting: its publisher asked not to be asked for {} s", held.as_secs() + 1);
+                let reason = format!("waiting: its publisher asked not to be asked for {} s", remaining.as_secs() + 1);
                 self.report_wait(reason).await;
                 self.not_before.wait_until_passed().await;
             }
-            let turn = self.acquire_permit(priority, pulse).await;
+            let permit = self.acquire_permit(priority, heartbeat).await;
             if self.not_before.remaining().is_zero() {
-                return turn;
+                return permit;
             }
         }
     }
 
-    async fn acquire_permit(&self, priority: Priority, pulse: Option<&Heartbeat>) -> HostPermit {
-        let mut turn = std::pin::pin!(self.host.acquire(&self.name, priority));
+    async fn acquire_permit(&self, priority: Priority, heartbeat: Option<&Heartbeat>) -> HostPermit {
+        let mut permit = std::pin::pin!(self.host.acquire(&self.name, priority));
         loop {
-            if let Some(pulse) = pulse {
-                pulse.expect_within(WAIT_REPORT_INTERVAL);
+            if let Some(heartbeat) = heartbeat {
+                heartbeat.expect_within(WAIT_REPORT_INTERVAL);
             }
-            if let Ok(turn) = tokio::time::timeout(WAIT_REPORT_INTERVAL, &mut turn).await {
-                return turn;
+            if let Ok(permit) = tokio::time::timeout(WAIT_REPORT_INTERVAL, &mut permit).await {
+                return permit;
             }
             self.report_wait(self.host.describe_wait()).await;
         }

@@ -1,5 +1,5 @@
-//! The poll endpoint's loop: refresh to the end, then look at the end at a learnt pace, and judge every failure by the
-//! rules of [`crate::mode`].
+//! The poll endpoint's loop: reads the feed to its end, then polls the end at a learnt pace, and handles every failure
+//! by the rules of [`crate::mode`]. It begins resyncs and leaves walking them to [`super::resync`].
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::reader::{EndEvidence, Validator};
 use super::walk::{FeedWalk, WalkEnd, WalkKind, WalkReport};
-use super::{FeedRuntime, POLL_HEARTBEAT, jitter};
+use super::{FeedRuntime, jitter};
 use crate::feed::{Health, Mode};
 use crate::mode::push::Moment;
 use crate::mode::{self, FailureHistory, FailureKind, FailurePolicy, FirstStep, ProbeResult};
@@ -20,14 +20,14 @@ use crate::store::feeds::{HealthNote, StoredFeed};
 use crate::store::resync::SourceTrust;
 use crate::store::{Millis, StoreError, now};
 
-/// A resync that nobody asked for begins at most this often.
+/// A resync without an order begins at most this often.
 const WEEK: Duration = Duration::from_secs(7 * 24 * 3_600);
-/// The longest waits that can have been stored, jitter included: after the third 503, and of a gone feed.
+/// The longest waits that can have been stored, jitter included: after the third 503 in a row, and of a gone feed.
 const LONGEST_RETRY: Duration = Duration::from_secs(2 * 3_600);
 const LONGEST_GONE: Duration = Duration::from_secs(27 * 3_600);
 const UNAVAILABLE_HINT: &str =
     "; the third in a row that doesn't say for how long: it is asked again in one to two hours";
-/// How long an overtaken walk waits before it begins again: what overtook it may still be going on.
+/// How long a superseded walk waits before it begins again: what superseded it may still be going on.
 const SUPERSEDED_PAUSE: Duration = Duration::from_millis(100);
 
 /// One feed's poll loop.
@@ -39,47 +39,47 @@ pub struct PollLoop<'a> {
     failing_since: Option<Instant>,
     last_poll: Instant,
     last_ok: Option<Instant>,
-    /// Whoever only guesses that something is new waits until then.
+    /// `poll_at_pace` polls no sooner than this.
     earliest_at_pace: Instant,
-    /// How long it was not read before the turn under way.
+    /// How long the feed was not read before the present run, by the monotonic clock.
     unread_for: Duration,
-    /// When it was last found gone, or begun to be watched while it is.
+    /// When the feed was last found gone, or when this loop began while it was.
     gone_at: Option<Instant>,
-    /// Whether its own URL is to be asked before its cursor, since that could not be done when the cursor failed.
+    /// Whether to request the feed's own URL before its cursor, since that was not allowed when the cursor failed.
     probe_first: bool,
     validator: Option<Validator>,
-    /// What the walks before learnt of the feed's end.
-    memory: EndEvidence,
+    /// What the walks before found out about the feed's end.
+    end_evidence: EndEvidence,
     level: Option<LevelGuard>,
-    /// How often the secrets had changed when the walk under way, or the last one, began.
+    /// How often the secrets had changed when the present or last walk began.
     secret_changes: u64,
-    /// Whether a secret was what the publisher refused.
+    /// Whether the publisher refused a secret.
     secret_refused: bool,
-    /// When the walk under way began.
+    /// When the present or last walk began.
     walk_began: Moment,
 }
 
-/// How one turn of the loop ended.
+/// How one run of the loop's body ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PollOutcome {
-    /// The feed is level; look again after this wait.
+    /// The feed is level; poll again after this wait.
     Level(Duration),
-    /// It failed.
+    /// The walk failed.
     Failed {
-        /// What the rules know of it.
-        trouble: FailureKind,
-        /// In words.
+        /// What kind of failure it is.
+        kind: FailureKind,
+        /// A text for the operator, beginning with a fixed word.
         reason: String,
         /// Failures in a row.
         failures: u32,
-        /// 503s in a row without a word when to come again.
+        /// 503s in a row without `Retry-After`.
         unavailable: u32,
-        /// How long to wait.
+        /// How long to wait before the next run.
         wait: Duration,
     },
     /// Begin again, from what is stored now.
     Restart,
-    /// Nothing to do until a resync has found a cursor.
+    /// Nothing to do until a resync has set the cursor.
     NoCursor,
     /// Cancelled, or the store has stopped.
     Stopped,
@@ -101,7 +101,7 @@ impl<'a> PollLoop<'a> {
             gone_at: None,
             probe_first: false,
             validator: None,
-            memory: EndEvidence::default(),
+            end_evidence: EndEvidence::default(),
             level: None,
             secret_changes: 0,
             secret_refused: false,
@@ -109,7 +109,7 @@ impl<'a> PollLoop<'a> {
         }
     }
 
-    /// Until cancelled.
+    /// Runs until cancelled.
     pub async fn run(mut self, stored: &StoredFeed) {
         let feed = self.feed;
         self.history.failures = stored.failures;
@@ -135,32 +135,32 @@ impl<'a> PollLoop<'a> {
         }
     }
 
-    /// A turn in which an operator's `poll-now` is heard: it may be what the turn waits for.
+    /// One run, during which an operator's `poll-now` ends "not before": the run may be waiting for that.
     async fn run_once_overridable(&mut self) -> PollOutcome {
         let feed = self.feed;
-        let mut turn = std::pin::pin!(self.run_once());
-        let mut heard = false;
-        let ended = loop {
+        let mut run = std::pin::pin!(self.run_once());
+        let mut override_requested = false;
+        let outcome = loop {
             tokio::select! {
-                ended = &mut turn => break ended,
+                outcome = &mut run => break outcome,
                 () = feed.poll_now.notified() => {
-                    heard = true;
+                    override_requested = true;
                     feed.clear_not_before().await;
                 }
             }
         };
-        if heard {
+        if override_requested {
             feed.poll_now.notify_one();
         }
-        ended
+        outcome
     }
 
     fn longest_retry(&self) -> Duration {
         LONGEST_RETRY.max(self.feed.retry.max.mul_f64(1.1))
     }
 
-    /// What is left of the wait that was stored. A feed that failed is asked at once: a start is how an operator says
-    /// that something was put right.
+    /// The rest of the stored wait. A failed feed is polled at once: by a restart an operator says that its cause is
+    /// repaired.
     fn first_wait(&self, stored: &StoredFeed) -> Duration {
         let longest = match stored.health {
             Health::Failed => Duration::ZERO,
@@ -171,14 +171,14 @@ impl<'a> PollLoop<'a> {
         schedule::remaining_wait(stored.next_poll_at, now(), longest)
     }
 
-    /// Until it is due, or sooner where somebody wants it. Who only guesses that something is new waits for the feed's pace
-    /// and for what its publisher said, who has put something in order for that word alone, and the operator for neither.
+    /// Waits until the poll is due, or is requested sooner: `poll_at_pace` waits for the feed's pace and for "not
+    /// before", `poll_when_allowed` for "not before" alone, and the operator's `poll_now` for neither.
     async fn wait_until_due(&self, mut due: Instant) -> ControlFlow<()> {
         let feed = self.feed;
-        let mut refused = self.secret_refused;
+        let mut wake_on_secrets = self.secret_refused;
         loop {
             let wake = due.max(Instant::now() + feed.source.not_before.remaining());
-            feed.heartbeats[POLL_HEARTBEAT].expect_within(wake.saturating_duration_since(Instant::now()));
+            feed.heartbeats.poll.expect_within(wake.saturating_duration_since(Instant::now()));
             tokio::select! {
                 () = self.cancel.cancelled() => return ControlFlow::Break(()),
                 () = tokio::time::sleep_until(wake) => {
@@ -190,8 +190,8 @@ impl<'a> PollLoop<'a> {
                     feed.clear_not_before().await;
                     return ControlFlow::Continue(());
                 }
-                () = feed.source.requests.secrets_changed(self.secret_changes), if refused => {
-                    (due, refused) = (Instant::now(), false);
+                () = feed.source.requests.secrets_changed(self.secret_changes), if wake_on_secrets => {
+                    (due, wake_on_secrets) = (Instant::now(), false);
                 }
                 () = feed.poll_when_allowed.notified() => due = Instant::now(),
                 () = feed.poll_at_pace.notified() => due = due.min(self.earliest_at_pace),
@@ -199,7 +199,7 @@ impl<'a> PollLoop<'a> {
         }
     }
 
-    /// One walk from the stored cursor, and what follows from its end.
+    /// One walk from the stored cursor, and the handling of its end.
     pub async fn run_once(&mut self) -> PollOutcome {
         let feed = self.feed;
         let mut stored = match feed.context.store.feed(&feed.name).await {
@@ -208,12 +208,12 @@ impl<'a> PollLoop<'a> {
             Err(error) => return self.handle_failure(None, FailureKind::Store, format!("store: {error}"), "").await,
         };
         if stored.paused {
-            // Paused by its own purge: the supervisor stops loops that the operator pauses.
+            // Paused by a purge: where the operator pauses a feed, the supervisor stops its loops.
             return PollOutcome::NoCursor;
         }
         let Some(cursor) = stored.cursor.clone() else { return PollOutcome::NoCursor };
         self.notice_away(&mut stored).await;
-        let probed = match std::mem::take(&mut self.probe_first) {
+        let probe = match std::mem::take(&mut self.probe_first) {
             true => Some(self.probe().await),
             false => None,
         };
@@ -221,38 +221,34 @@ impl<'a> PollLoop<'a> {
         self.walk_began = feed.push_state.moment();
         self.secret_changes = feed.source.requests.secret_changes();
         self.secret_refused = false;
-        let walk = FeedWalk::new(
-            feed,
-            WalkKind::Poll { level },
-            stored.generation,
-            self.cancel,
-            &feed.heartbeats[POLL_HEARTBEAT],
-        );
-        let memory = std::mem::take(&mut self.memory);
-        let mut walked = walk.with_seq_at_start(stored.last_seq).run(cursor, self.validator.clone(), memory).await;
-        self.memory = std::mem::take(&mut walked.end_evidence);
-        if walked.pages > 0 && !matches!(walked.end, WalkEnd::Superseded | WalkEnd::Stopped) {
-            self.record_answer(&stored, &walked).await;
+        let walk = FeedWalk::new(feed, WalkKind::Poll { level }, stored.generation, self.cancel, &feed.heartbeats.poll);
+        let end_evidence = std::mem::take(&mut self.end_evidence);
+        let mut report =
+            walk.with_seq_at_start(stored.last_seq).run(cursor, self.validator.clone(), end_evidence).await;
+        self.end_evidence = std::mem::take(&mut report.end_evidence);
+        if report.pages > 0 && !matches!(report.end, WalkEnd::Superseded | WalkEnd::Stopped) {
+            self.record_answer(&stored, &report).await;
         }
-        match walked.end.clone() {
-            WalkEnd::Level { reason, fresh_for } => self.handle_level(walked, reason, fresh_for).await,
+        match report.end.clone() {
+            WalkEnd::Level { reason, fresh_for } => self.handle_level(report, reason, fresh_for).await,
             WalkEnd::Superseded | WalkEnd::PageLimit => PollOutcome::Restart,
             WalkEnd::Stopped => PollOutcome::Stopped,
-            WalkEnd::Failed { trouble, reason, url: asked } => {
-                self.history.probe = probed;
-                self.handle_failure(Some(&stored), trouble, reason, &asked).await
+            WalkEnd::Failed { kind, reason, url } => {
+                self.history.probe = probe;
+                self.handle_failure(Some(&stored), kind, reason, &url).await
             }
         }
     }
 
-    /// A feed that was not read for longer than its publisher remembers deletions is noted before it is read: each page
-    /// says that it was read just now. Whether it is so is judged by [`Self::answered`].
+    /// Records that the feed was not read for longer than its publisher keeps tombstones. This happens before the feed
+    /// is read, since each page stores that it was read just now. [`Self::record_answer`] decides whether the feed is
+    /// stale.
     async fn notice_away(&mut self, stored: &mut StoredFeed) {
         let feed = self.feed;
-        let by_wall = || stored.polled_at.map_or(Duration::ZERO, |at| between(at, now()));
+        let by_wall_clock = || stored.polled_at.map_or(Duration::ZERO, |at| between(at, now()));
         self.unread_for = self.last_ok.map_or(Duration::ZERO, |last_ok| last_ok.elapsed());
-        let seems = if self.last_ok.is_some() { self.unread_for } else { by_wall() };
-        if seems > feed.retention && !stored.stale && stored.away_since.is_none() {
+        let unread_for = if self.last_ok.is_some() { self.unread_for } else { by_wall_clock() };
+        if unread_for > feed.retention && !stored.stale && stored.away_since.is_none() {
             stored.away_since = stored.polled_at;
             if let Some(since) = stored.polled_at {
                 self.log_store_error(
@@ -263,13 +259,13 @@ impl<'a> PollLoop<'a> {
         }
     }
 
-    /// At least one page came. How long the feed was not read is known by the monotonic clock at run time; over a restart
-    /// by the wall clock, and only as far as the publisher's own clock agrees, so that a clock that was set wrong resyncs
-    /// nothing.
-    async fn record_answer(&mut self, stored: &StoredFeed, walked: &WalkReport) {
+    /// At least one page was received. How long the feed was not read is known by the monotonic clock at run time; over
+    /// a restart by the wall clock, and only as far as the publisher's own clock agrees, so that a wrong clock causes
+    /// no resync.
+    async fn record_answer(&mut self, stored: &StoredFeed, report: &WalkReport) {
         let feed = self.feed;
         self.last_ok = Some(Instant::now());
-        if walked.made_progress() {
+        if report.made_progress() {
             self.reset_failures();
         }
         if !stored.gone_for.is_zero() {
@@ -277,10 +273,10 @@ impl<'a> PollLoop<'a> {
             self.log_store_error("could not be noted", feed.context.store.set_gone_for(feed.id, Duration::ZERO).await);
         }
         let Some(since) = stored.away_since else { return };
-        let today = walked.publisher_time_ms.map_or(now(), |date| date.min(now()));
-        let away = self.unread_for.max(between(since, today));
-        let stale = (away > feed.retention)
-            .then(|| format!("away for {away:?}, longer than deletions are remembered ({:?})", feed.retention));
+        let publisher_now = report.publisher_time_ms.map_or(now(), |date| date.min(now()));
+        let unread_for = self.unread_for.max(between(since, publisher_now));
+        let stale = (unread_for > feed.retention)
+            .then(|| format!("away for {unread_for:?}, longer than deletions are remembered ({:?})", feed.retention));
         self.log_store_error(
             "a time away could not be judged",
             feed.context.store.resolve_away(feed.id, now(), stale).await,
@@ -297,40 +293,40 @@ impl<'a> PollLoop<'a> {
 
     async fn handle_level(
         &mut self,
-        walked: WalkReport,
+        report: WalkReport,
         reason: Option<&'static str>,
         fresh_for: Option<Duration>,
     ) -> PollOutcome {
         let feed = self.feed;
-        self.validator = walked.validator;
+        self.validator = report.validator;
         if self.level.is_none() {
             self.level = Some(feed.source.host.mark_level());
         }
         feed.level.send_if_modified(|level| !std::mem::replace(level, true));
-        let changed = walked.applied.written() > 0;
+        let changed = report.applied.written() > 0;
         let mode =
-            feed.record_level_poll(self.walk_began, walked.applied.item_versions, "the end of the feed was seen").await;
+            feed.record_level_poll(self.walk_began, report.applied.item_versions, "the end of the feed was seen").await;
         let wait = if mode.is_push() {
             feed.audit.mul_f64(0.95 + 0.1 * jitter())
         } else {
-            let polled = PollObservation { changed, elapsed: self.last_poll.elapsed(), fresh_for };
-            self.pace.next_wait(&feed.poll, polled, jitter())
+            let observation = PollObservation { changed, elapsed: self.last_poll.elapsed(), fresh_for };
+            self.pace.next_wait(&feed.poll, observation, jitter())
         };
         self.last_poll = Instant::now();
-        let reason =
-            reason.map(|word| format!("{word}: taken as level, though the end is not shown as the standard says"));
+        let reason = reason
+            .map(|finding| format!("{finding}: taken as level, though the end is not shown as the standard says"));
         self.record_health(Health::Ok, reason, wait).await;
         self.resync_if_due().await;
         PollOutcome::Level(wait)
     }
 
-    /// A level feed is read anew when it was away too long, or when its time has come.
+    /// Begins a resync of a level feed that is stale, or whose `resync.every` has passed.
     async fn resync_if_due(&self) {
         let feed = self.feed;
         let stored = match feed.context.store.feed(&feed.name).await {
             Ok(stored) if stored.resync.is_none() => stored,
             Ok(_) => return,
-            // The next poll sees it.
+            // The next poll tries again.
             Err(error) => return self.log_store_error("whether a resync is due could not be seen", Err(error)),
         };
         let due = |every: Duration, at: Millis| {
@@ -345,8 +341,8 @@ impl<'a> PollLoop<'a> {
 
     async fn begin_resync(&self, automatic: bool) {
         let feed = self.feed;
-        let begun = feed.context.store.begin_resync(&feed.name, now(), SourceTrust::No, automatic).await;
-        self.log_store_error("a resync could not begin", begun.map(drop));
+        let result = feed.context.store.begin_resync(&feed.name, now(), SourceTrust::No, automatic).await;
+        self.log_store_error("a resync could not begin", result.map(drop));
         feed.resync_now.notify_one();
     }
 
@@ -360,7 +356,7 @@ impl<'a> PollLoop<'a> {
         );
     }
 
-    /// What could not be noted is no reason to stop reading; a store that has stopped is told elsewhere.
+    /// A failed write of health or events is no reason to stop reading; a stopped store is reported elsewhere.
     fn log_store_error(&self, what: &str, result: Result<(), StoreError>) {
         match result {
             Ok(()) | Err(StoreError::Closed) => {}
@@ -371,66 +367,66 @@ impl<'a> PollLoop<'a> {
     async fn handle_failure(
         &mut self,
         stored: Option<&StoredFeed>,
-        trouble: FailureKind,
+        kind: FailureKind,
         reason: String,
-        asked: &str,
+        url: &str,
     ) -> PollOutcome {
         let feed = self.feed;
         self.level = None;
         feed.level.send_if_modified(|level| std::mem::replace(level, false));
         self.validator = None;
-        self.record_failure(stored, trouble, asked);
+        self.record_failure(stored, kind, url);
         let mut reason = reason;
-        let mut ruling = mode::classify(trouble, &self.history);
-        self.probe_first = ruling.first_step == FirstStep::Probe && ruling.sets_not_before;
-        if ruling.first_step == FirstStep::Probe && !ruling.sets_not_before {
+        let mut policy = mode::classify(kind, &self.history);
+        self.probe_first = policy.first_step == FirstStep::Probe && policy.sets_not_before;
+        if policy.first_step == FirstStep::Probe && !policy.sets_not_before {
             self.history.probe = Some(self.probe().await);
-            ruling = mode::classify(trouble, &self.history);
+            policy = mode::classify(kind, &self.history);
         }
         let failures = self.history.failures;
-        match ruling.first_step {
+        match policy.first_step {
             FirstStep::Secrets if self.reload_secrets(&mut reason) => return PollOutcome::Restart,
             FirstStep::Secrets => self.secret_refused = true,
-            FirstStep::Resync => reason = self.handle_dead_cursor(stored, &mut ruling, &reason).await,
+            FirstStep::Resync => reason = self.handle_dead_cursor(stored, &mut policy, &reason).await,
             _ => {}
         }
-        if ruling.slow_host {
+        if policy.slow_host {
             feed.source.host.throttle();
         }
-        let unavailable = ruling.wait == RetryWait::Unavailable;
+        let unavailable = policy.wait == RetryWait::Unavailable;
         if unavailable {
             reason.push_str(UNAVAILABLE_HINT);
         }
-        let wait = schedule::wait_after_failure(&feed.retry, ruling.wait, failures, jitter());
-        if ruling.sets_not_before {
+        let wait = schedule::wait_after_failure(&feed.retry, policy.wait, failures, jitter());
+        if policy.sets_not_before {
             feed.set_not_before(wait).await;
         }
-        self.record_gone_time(&ruling).await;
-        // A failure that persists is told at its start and rarely after, and when the long waits begin.
+        self.record_gone_time(&policy).await;
+        // A failure that persists is logged at its start and rarely after, and when the long waits begin.
         if failures.is_power_of_two() || unavailable && self.history.unavailable == 3 {
-            let health = ruling.health.as_str();
+            let health = policy.health.as_str();
             tracing::warn!(feed = %feed.name, health, failures, wait_s = wait.as_millis() as f64 / 1000.0, reason, "polling failed");
         }
-        self.record_health(ruling.health, Some(reason.clone()), wait).await;
-        self.purge_if_gone_long(&ruling).await;
-        PollOutcome::Failed { trouble, reason, failures, unavailable: self.history.unavailable, wait }
+        self.record_health(policy.health, Some(reason.clone()), wait).await;
+        self.purge_if_gone_long(&policy).await;
+        PollOutcome::Failed { kind, reason, failures, unavailable: self.history.unavailable, wait }
     }
 
-    fn record_failure(&mut self, stored: Option<&StoredFeed>, trouble: FailureKind, asked: &str) {
+    fn record_failure(&mut self, stored: Option<&StoredFeed>, kind: FailureKind, url: &str) {
         let since = *self.failing_since.get_or_insert_with(Instant::now);
         let history = &mut self.history;
         history.failures = history.failures.saturating_add(1);
-        history.unavailable = if trouble.is_unavailable() { history.unavailable + 1 } else { 0 };
+        history.unavailable = if kind.is_unavailable() { history.unavailable + 1 } else { 0 };
         history.ever_answered |= stored.is_some_and(|stored| stored.polled_at.is_some());
         history.failing_for = since.elapsed();
-        // Waits are counted, since a clock that is set ahead ends nobody's time.
+        // The waits are added up instead of reading the wall clock, which may be set ahead.
         let since = self.gone_at.map_or(Duration::ZERO, |at| at.elapsed());
         history.gone_for = stored.map_or(Duration::ZERO, |stored| stored.gone_for) + since;
-        history.first_page = asked == self.feed.url;
+        history.first_page = url == self.feed.url;
     }
 
-    async fn record_gone_time(&mut self, ruling: &FailurePolicy) {
-        let RetryWait::Gone { since } = ruling.wait else { return self.gone_at = None };
+    async fn record_gone_time(&mut self, policy: &FailurePolicy) {
+        let RetryWait::Gone { since } = policy.wait else { return self.gone_at = None };
         self.gone_at = Some(Instant::now());
         self.log_store_error("could not be noted", self.feed.context.store.set_gone_for(self.feed.id, since).await);
     }
@@ -450,18 +446,17 @@ impl<'a> PollLoop<'a> {
         if !feed.source.not_before.remaining().is_zero() {
             return ProbeResult::Fails;
         }
-        let asked = tokio::select! {
+        let answer = tokio::select! {
             () = self.cancel.cancelled() => return ProbeResult::Fails,
-            asked = feed.source.download(&feed.url, None, Priority::Refresh, Some(&feed.heartbeats[POLL_HEARTBEAT])) => asked,
+            answer = feed.source.download(&feed.url, None, Priority::Refresh, Some(&feed.heartbeats.poll)) => answer,
         };
-        match asked {
+        match answer {
             Ok(_) => ProbeResult::Answers,
             Err((FailureKind::Status { code: 404 | 410, .. }, _)) => ProbeResult::Gone,
-            Err((trouble, reason)) => {
-                let ruling =
-                    mode::classify(trouble, &FailureHistory { ever_answered: true, ..FailureHistory::default() });
-                if ruling.sets_not_before {
-                    feed.set_not_before(schedule::wait_after_failure(&feed.retry, ruling.wait, 1, jitter())).await;
+            Err((kind, reason)) => {
+                let policy = mode::classify(kind, &FailureHistory { ever_answered: true, ..FailureHistory::default() });
+                if policy.sets_not_before {
+                    feed.set_not_before(schedule::wait_after_failure(&feed.retry, policy.wait, 1, jitter())).await;
                 }
                 tracing::debug!(feed = %feed.name, reason, "the feed's own URL fails too");
                 ProbeResult::Fails
@@ -469,11 +464,12 @@ impl<'a> PollLoop<'a> {
         }
     }
 
-    /// The cursor is dead while the feed answers: a resync, at most weekly; until then it is stuck.
+    /// The cursor is dead while the feed's own URL answers: begins a resync, at most weekly; until then the feed is
+    /// stuck.
     async fn handle_dead_cursor(
         &self,
         stored: Option<&StoredFeed>,
-        ruling: &mut FailurePolicy,
+        policy: &mut FailurePolicy,
         reason: &str,
     ) -> String {
         let Some(stored) = stored else { return reason.to_owned() };
@@ -482,7 +478,7 @@ impl<'a> PollLoop<'a> {
             if wait.is_zero() {
                 return format!("dead-cursor: the feed is being read anew ({reason})");
             }
-            ruling.health = Health::Stuck;
+            policy.health = Health::Stuck;
             let seconds = wait.as_secs();
             return format!(
                 "dead-cursor: reading it anew met a dead page too, and begins again in {seconds} s ({reason})"
@@ -492,17 +488,17 @@ impl<'a> PollLoop<'a> {
             self.begin_resync(true).await;
             return format!("dead-cursor: the cursor is gone, the feed is read anew ({reason})");
         }
-        ruling.health = Health::Stuck;
+        policy.health = Health::Stuck;
         format!(
             "dead-cursor: the cursor is gone, and the feed was read anew not long ago ({reason}); \
              if it is urgent: feedmirror resync, or seek"
         )
     }
 
-    async fn purge_if_gone_long(&self, ruling: &FailurePolicy) {
+    async fn purge_if_gone_long(&self, policy: &FailurePolicy) {
         let feed = self.feed;
-        let (RetryWait::Gone { since }, Some(kept)) = (ruling.wait, feed.purge_gone_after) else { return };
-        if since >= kept {
+        let (RetryWait::Gone { since }, Some(kept_for)) = (policy.wait, feed.purge_gone_after) else { return };
+        if since >= kept_for {
             self.log_store_error(
                 "a gone feed could not be purged",
                 feed.context.store.purge(&feed.name, now()).await.map(drop),
@@ -511,14 +507,14 @@ impl<'a> PollLoop<'a> {
     }
 }
 
-/// Resyncs that nobody asked for go at most weekly, or as often as `resync.every` asks for. A stored time that lies in
-/// the future is no reason to wait for it.
+/// Whether a resync may begin without an order: at most weekly, or as often as `resync.every` says. A stored time that
+/// lies in the future is ignored.
 fn may_resync(feed: &FeedRuntime, stored: &StoredFeed) -> bool {
     let least = feed.resync_every.map_or(WEEK, |every| every.min(WEEK));
     stored.resynced_at.is_none_or(|at| at > now() || between(at, now()) >= least)
 }
 
-/// The time from one stored moment to another; none when it lies ahead.
+/// The time from one stored moment to another; zero when the other is earlier.
 fn between(from: Millis, to: Millis) -> Duration {
     Duration::from_millis(u64::try_from(to.saturating_sub(from)).unwrap_or(0))
 }

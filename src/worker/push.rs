@@ -1,7 +1,7 @@
-//! A feed's push endpoints as its loops see them: who is up, what came, what polls found, and what follows from it.
+//! A feed's push as its loops see it: which endpoints are up, what they delivered, what polls found, and what follows.
 //!
-//! The rules are [`crate::mode::push`]'s; here they get the clock, and what they say is written down: an endpoint's
-//! standing, the feed's mode, the poll that begins at once where push is lost.
+//! The rules are [`crate::mode::push`]'s; here they get the clock, and their decisions are carried out: an endpoint's
+//! trust and the feed's mode are stored, and a poll begins at once where push is lost.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,12 +19,12 @@ use crate::store::apply::{Applied, DeliveryVerdict, Provenance, Purpose, PushPos
 use crate::store::endpoints::PushTrustUpdate;
 use crate::store::{Intake, StoreError, now};
 
-/// Items that are committed together at most.
+/// The most items that are committed together.
 pub(super) const BATCH_ITEMS: usize = 500;
-/// Bytes of them at most, but for one item.
+/// The most bytes that are committed together; a single item may have more.
 pub(super) const BATCH_BYTES: usize = 4 << 20;
-/// A batch of so many bytes counts towards the budget of bytes in flight, and waits for its place in it; a smaller one
-/// never waits.
+/// A batch of at least so many bytes is charged to the budget of bytes in flight, and waits for room in it; a smaller
+/// one never waits.
 const MIN_RESERVED_BYTES: usize = 64 << 10;
 /// While a batch is being committed, the next one is filled for this long.
 pub(super) const BATCH_TIME: Duration = Duration::from_millis(10);
@@ -35,19 +35,19 @@ pub(super) const BATCHES: usize = 4;
 pub struct PushState {
     created: Instant,
     ledger: Mutex<PushLedger>,
-    /// The mode that was written down last; held while it is written, so that the last word is the newest.
+    /// The mode that was stored last; locked while it is written, so that the newest mode is written last.
     recorded_mode: tokio::sync::Mutex<Mode>,
     level: watch::Sender<bool>,
     changed: Notify,
-    /// Wakes a stream that was found to miss items.
+    /// Wakes the loop of a stream that was found to miss items.
     pub(super) stream_demoted: Notify,
-    /// Bodies that were turned away at the door because of ourselves.
+    /// Posts that the webhook route rejected for a cause of the mirror's own, not the publisher's.
     pub rejected_posts: Arc<AtomicU64>,
     rejected_posts_counted: AtomicU64,
 }
 
 impl PushState {
-    /// For a feed that was in this mode before.
+    /// For a feed whose stored mode is `mode`.
     pub fn new(ledger: PushLedger, mode: Mode) -> Self {
         Self {
             created: Instant::now(),
@@ -66,7 +66,7 @@ impl PushState {
         self.created.elapsed()
     }
 
-    /// Whether the feed's end has been seen, and when that changes.
+    /// Subscribes to whether the feed's end has been seen.
     pub fn subscribe_level(&self) -> watch::Receiver<bool> {
         self.level.subscribe()
     }
@@ -84,21 +84,20 @@ impl PushState {
     }
 }
 
-/// What a stream or queue brought.
+/// Items that a stream or queue delivered.
 pub(super) struct PushBatch<'a> {
     pub(super) page: Page,
     pub(super) position: PushPosition,
-    /// The stream's URL.
-    pub(super) from: Option<&'a str>,
-    /// What is charged for it already.
-    pub(super) share: Option<Reservation>,
+    pub(super) url: Option<&'a str>,
+    /// What the batch is charged already.
+    pub(super) reserved: Option<Reservation>,
 }
 
-/// A batch on its way into the store.
+/// The store's answer to a batch that is not committed yet.
 pub(super) type PendingBatch = oneshot::Receiver<Result<Applied, StoreError>>;
 
 impl FeedRuntime {
-    /// Waits until the feed's end has been seen; `false` when cancelled before.
+    /// Waits until the feed's end has been seen; returns `false` when cancelled before.
     pub async fn wait_until_level(&self, cancel: &CancellationToken) -> bool {
         let mut level = self.push_state.subscribe_level();
         tokio::select! {
@@ -107,50 +106,51 @@ impl FeedRuntime {
         }
     }
 
-    /// Reads what was pushed, off the async threads where it is large.
+    /// Decodes pushed records, off the async threads where they are large.
     pub(super) async fn decode_push(
         &self,
         bytes: usize,
-        read: impl FnOnce() -> Page + Send + 'static,
+        decode: impl FnOnce() -> Page + Send + 'static,
     ) -> Result<Page, DecoderPanic> {
-        if bytes < MIN_RESERVED_BYTES { Ok(read()) } else { self.context.decoders.run(move |_| read()).await }
+        if bytes < MIN_RESERVED_BYTES { Ok(decode()) } else { self.context.decoders.run(move |_| decode()).await }
     }
 
-    /// Hands a batch that a stream or queue brought to the store, once there is room for it.
+    /// Hands a batch of a stream or queue to the store, once the budget has room for it.
     pub(super) async fn submit_push_batch(
         &self,
         generation: Generation,
         transport: Transport,
-        PushBatch { page, position, from, share }: PushBatch<'_>,
+        PushBatch { page, position, url, reserved }: PushBatch<'_>,
     ) -> PendingBatch {
         let bytes = page.text.len();
-        let place = |place: String| self.source.requests.mask(&place);
+        let mask = |mask: String| self.source.requests.mask(&mask);
         let position = PushPosition {
-            cursor: position.cursor.map(place),
-            event_id: position.event_id.map(place),
-            from_cursor: position.from_cursor.map(place),
+            cursor: position.cursor.map(mask),
+            event_id: position.event_id.map(mask),
+            from_cursor: position.from_cursor.map(mask),
         };
-        let origin =
-            Provenance { url: from.map(str::to_owned), event_id: position.event_id.clone(), ..Provenance::default() };
+        let provenance =
+            Provenance { url: url.map(str::to_owned), event_id: position.event_id.clone(), ..Provenance::default() };
         let mut delivery = self.build_delivery(generation, transport, page, Purpose::Push(position));
-        delivery.provenance = origin;
+        delivery.provenance = provenance;
         if bytes >= MIN_RESERVED_BYTES {
             delivery.release_on_commit =
-                ReleaseOnCommit(Some(Box::new(Arc::new(self.room(bytes as u64, share).await))));
+                ReleaseOnCommit(Some(Box::new(Arc::new(self.room(bytes as u64, reserved).await))));
         }
         self.context.store.apply(delivery)
     }
 
-    /// A place in the budget for so many bytes, which begins with what is charged for them already.
-    async fn room(&self, bytes: u64, share: Option<Reservation>) -> Reservation {
-        let Some(mut share) = share else { return self.context.budget.reserve(bytes).await };
-        share.shrink_to(bytes);
-        // Where others need what it holds it goes on with that: soon it is committed, and gives back all of it.
-        let _ = share.grow_to(bytes).await;
-        share
+    /// Reserves so many bytes in the budget, beginning with what is charged for them already.
+    async fn room(&self, bytes: u64, reserved: Option<Reservation>) -> Reservation {
+        let Some(mut reserved) = reserved else { return self.context.budget.reserve(bytes).await };
+        reserved.shrink_to(bytes);
+        // Where others need the budget, the batch goes on with what it has: it is committed soon, and gives back all of
+        // it.
+        let _ = reserved.grow_to(bytes).await;
+        reserved
     }
 
-    /// Hands what was posted to the store; its room is held by whoever took the post in.
+    /// Hands a part of a posted body to the store; the webhook's router keeps the post's reservation.
     pub(super) fn submit_push(
         &self,
         generation: Generation,
@@ -161,7 +161,7 @@ impl FeedRuntime {
         self.context.store.apply(self.build_delivery(generation, transport, page, Purpose::Push(position)))
     }
 
-    /// Takes in what became of a batch; `false` when it was read under an older generation, and not written.
+    /// Records the commit of a batch; returns `false` when its generation is an old one, so that it was not written.
     pub(super) async fn record_push_commit(&self, transport: Transport, applied: Applied) -> bool {
         if applied.verdict != DeliveryVerdict::Committed {
             return false;
@@ -173,7 +173,7 @@ impl FeedRuntime {
         true
     }
 
-    /// An endpoint is connected, or listens. What happened before is found by a poll at once.
+    /// An endpoint is connected, or listens. A poll at once finds the changes from before.
     pub(super) async fn mark_push_up(&self, transport: Transport, reason: Option<String>) {
         self.push_state.ledger().mark_up(transport, self.push_state.moment());
         self.record_endpoint_health(transport, Health::Ok, reason).await;
@@ -182,7 +182,7 @@ impl FeedRuntime {
         self.poll_at_pace.notify_one();
     }
 
-    /// An endpoint is lost: the feed is polled at once, until it is back.
+    /// An endpoint is lost: the feed is polled, beginning at once, until the endpoint is back.
     pub(super) async fn mark_push_down(&self, transport: Transport, health: Health, reason: String) {
         self.push_state.ledger().mark_down(transport);
         let reason = self.source.requests.redact(&reason);
@@ -191,7 +191,7 @@ impl FeedRuntime {
         self.record_trust(None, &why).await;
     }
 
-    /// The publisher was told where to post, or could not be, and why.
+    /// Records that the webhook is registered with the publisher, or why that failed.
     pub(super) async fn record_registration(&self, failure: Option<String>) {
         let health = if failure.is_some() { Health::Retrying } else { Health::Ok };
         let failure = failure.map(|failure| self.source.requests.redact(&failure));
@@ -204,7 +204,7 @@ impl FeedRuntime {
         );
     }
 
-    /// A poll that began at `began` came to the feed's end; the mode that follows.
+    /// A poll that began at `began` came to the feed's end. Returns the mode that follows.
     pub(super) async fn record_level_poll(&self, began: Moment, found: Vec<ItemVersion>, why: &str) -> Mode {
         self.push_state.count_rejected_posts();
         let moment = self.push_state.moment();
@@ -220,7 +220,7 @@ impl FeedRuntime {
         self.push_state.ledger().mode()
     }
 
-    /// What time decides, until cancelled; and what keeps us from taking anything in.
+    /// Applies, until cancelled, what the passing of time decides, and records while the store takes nothing in.
     pub async fn run_push_clock(&self, cancel: &CancellationToken) {
         let mut intake = self.context.store.intake();
         loop {
@@ -232,7 +232,7 @@ impl FeedRuntime {
             for change in changes {
                 self.record_trust(Some(change), "push is proven").await;
             }
-            // What was missed by one that is demoted already changes no standing.
+            // What an endpoint misses that is demoted already changes no trust, and is counted here.
             self.record_trust(None, "push is proven").await;
             let next = self.push_state.ledger().next_tick();
             let wait = next.map_or(Duration::MAX, |at| at.saturating_sub(self.push_state.moment()));
@@ -245,42 +245,42 @@ impl FeedRuntime {
         }
     }
 
-    /// Writes down a change of standing and the mode that follows. A feed that push kept level and no longer does is
-    /// polled at once.
+    /// Stores a change of trust and the mode that follows. A feed that push no longer keeps level is polled at once.
     async fn record_trust(&self, change: Option<TrustChange>, why: &str) {
-        let mut told = self.push_state.recorded_mode.lock().await;
-        let (mode, of_feed, tallies) = {
+        let mut recorded_mode = self.push_state.recorded_mode.lock().await;
+        let (mode, best_trust, miss_counts) = {
             let mut ledger = self.push_state.ledger();
             (ledger.mode(), ledger.best_trust(), ledger.take_miss_counts())
         };
-        for MissCounts { transport, missed, late } in tallies {
+        for MissCounts { transport, missed, late } in miss_counts {
             self.log_store_error(self.context.store.count_missed(self.id, transport, missed, late).await);
         }
-        let wanting = |change: &TrustChange| change.push == PushTrust::Demoted && change.transport == Transport::Sse;
-        let stream_demoted = change.as_ref().is_some_and(wanting);
+        let is_stream_demoted =
+            |change: &TrustChange| change.push == PushTrust::Demoted && change.transport == Transport::Sse;
+        let stream_demoted = change.as_ref().is_some_and(is_stream_demoted);
         let why = change.as_ref().map_or(why, |change| change.why.as_str()).to_owned();
         if let Some(TrustChange { transport, push, why }) = change {
             tracing::info!(feed = %self.name, %transport, %push, why, "push");
-            let standing = PushTrustUpdate { push, feed_push: of_feed, why };
-            self.log_store_error(self.context.store.set_push_trust(self.id, now(), transport, standing).await);
+            let update = PushTrustUpdate { push, feed_push: best_trust, why };
+            self.log_store_error(self.context.store.set_push_trust(self.id, now(), transport, update).await);
         }
         if stream_demoted {
-            // One that is down already is opened anew anyway: it is not told later.
+            // A stream that is down is opened again anyway: only a waiting loop is woken.
             self.push_state.stream_demoted.notify_waiters();
         }
-        // Before the first poll of a run nothing new is known of a feed that was level before.
-        if mode == Mode::Refresh || mode == *told {
+        // Before the run's first poll nothing new is known of a feed that was level before.
+        if mode == Mode::Refresh || mode == *recorded_mode {
             return;
         }
-        tracing::info!(feed = %self.name, before = %*told, %mode, why, "mode");
+        tracing::info!(feed = %self.name, before = %*recorded_mode, %mode, why, "mode");
         self.log_store_error(self.context.store.set_mode(self.id, now(), mode, &why).await);
-        if told.is_push() && !mode.is_push() {
+        if recorded_mode.is_push() && !mode.is_push() {
             self.poll_at_pace.notify_one();
         }
-        *told = mode;
+        *recorded_mode = mode;
     }
 
-    /// What could not be noted is no reason to stop; a store that has stopped is told elsewhere.
+    /// A failed write of health or events is no reason to stop; a stopped store is reported elsewhere.
     pub(super) fn log_store_error(&self, result: Result<(), StoreError>) {
         match result {
             Ok(()) | Err(StoreError::Closed) => {}
@@ -289,5 +289,5 @@ impl FeedRuntime {
     }
 }
 
-/// Timers take no endless waits.
+/// Timers take no unlimited waits.
 const MAX_SLEEP: Duration = Duration::from_secs(24 * 3_600);

@@ -1,5 +1,6 @@
-//! Reading ahead: the pages that a walk comes to next are fetched while it decodes the one before and the store writes
-//! those before that. How far ahead is bounded, and what was fetched and isn't wanted is thrown away.
+//! Reading ahead: the pages that a walk most likely needs next are fetched while the walk decodes the page before and
+//! the store writes the pages before that. How far ahead is bounded; fetched pages that the walk does not need are
+//! dropped.
 
 use std::sync::Arc;
 
@@ -12,19 +13,19 @@ use super::visited::VisitedUrls;
 use crate::decode::next;
 use crate::source::host_limiter::Priority;
 
-/// Whole pages that wait for the walk; one more may be in hand.
+/// Whole pages that wait for the walk; one more may be being fetched.
 const PAGES: usize = 1;
 /// A page of fewer bytes is not read ahead of: it may be the end.
 const MIN_PAGE_BYTES: usize = 64 << 10;
 
-/// One after the other, the pages that come next; given up when dropped.
+/// Fetches the predicted pages one after the other; dropping it stops that.
 pub(super) struct ReadAhead {
     pages: mpsc::Receiver<(String, Result<PageDownload, PageFailure>)>,
     _task: AbortOnDropHandle<()>,
 }
 
 impl ReadAhead {
-    /// Begins with the page that `bytes`, asked for at `url`, leads to; nothing where that is not worth it.
+    /// Begins with the page that follows `bytes`, the page of `url`; none where reading ahead is not worth it.
     pub(super) fn begin(source: &Arc<PageSource>, visited: &Arc<VisitedUrls>, url: &str, bytes: &[u8]) -> Option<Self> {
         let first = predict_next_url(source, visited, url, bytes)?;
         let (sender, pages) = mpsc::channel(PAGES);
@@ -32,16 +33,16 @@ impl ReadAhead {
         Some(Self { pages, _task: AbortOnDropHandle::new(task) })
     }
 
-    /// The page of `url`, once it is there; nothing where the walk has gone another way, or no further page was
-    /// begun. The wait for a place at the host is bounded by nothing but the others' turns.
+    /// The page of `url`, once it is fetched; none where another page was predicted, or none any more. How long the
+    /// fetch waits for the host's permit depends on the other requests alone, so the heartbeat is renewed.
     pub(super) async fn page(
         &mut self,
         url: &str,
-        pulse: Option<&Heartbeat>,
+        heartbeat: Option<&Heartbeat>,
     ) -> Option<Result<PageDownload, PageFailure>> {
         loop {
-            if let Some(pulse) = pulse {
-                pulse.expect_within(WAIT_REPORT_INTERVAL);
+            if let Some(heartbeat) = heartbeat {
+                heartbeat.expect_within(WAIT_REPORT_INTERVAL);
             }
             match tokio::time::timeout(WAIT_REPORT_INTERVAL, self.pages.recv()).await {
                 Ok(Some((fetched, downloaded))) => return (fetched == url).then_some(downloaded),
@@ -58,10 +59,10 @@ async fn fetch_pages(
     first: String,
     sender: mpsc::Sender<(String, Result<PageDownload, PageFailure>)>,
 ) {
-    let mut place = Some(first);
-    while let Some(url) = place {
+    let mut next_url = Some(first);
+    while let Some(url) = next_url {
         let downloaded = source.download(&url, None, Priority::Refresh, None).await;
-        place = match &downloaded {
+        next_url = match &downloaded {
             Ok(PageDownload::Page(opened, _)) => predict_next_url(&source, &visited, &url, &opened.bytes),
             Ok(PageDownload::NotModified(_) | PageDownload::ValidatorRefused) | Err(_) => None,
         };
@@ -71,7 +72,7 @@ async fn fetch_pages(
     }
 }
 
-/// Where a walk most likely goes from here. Only large pages are worth it, and a small one may be the end.
+/// The URL that a walk most likely requests next. Only large pages are worth it, and a small one may be the end.
 fn predict_next_url(source: &PageSource, visited: &VisitedUrls, url: &str, bytes: &[u8]) -> Option<String> {
     if bytes.len() < MIN_PAGE_BYTES {
         return None;

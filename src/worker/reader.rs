@@ -1,9 +1,9 @@
-//! Following `next`: the one reader of pages, for the daemon's walks, for `verify --against-source`, `explain --live`
-//! and `check --online`. It decides where a page leads and when a walk has come to an end; what becomes of the pages is
-//! its caller's.
+//! The one reader of pages that follows `next`: for the daemon's walks, for `verify --against-source`, `explain --live`
+//! and `check --online`. It decides which page comes next and when a walk has come to its end; what happens to the
+//! pages is the caller's decision.
 //!
-//! It never goes hot: what gets nowhere (a circle, pages that only repeat, empty pages) ends, or goes on one page each
-//! `poll.min`. Every wait is a future that its caller may drop.
+//! It never requests pages in a tight loop: a walk without progress (a circle, pages that only repeat, empty pages)
+//! ends, or goes on with one page each `poll.min`. Every wait is a future that the caller may drop.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -24,14 +24,14 @@ use crate::source::headers::ResponseMeta;
 use crate::source::host_limiter::Priority;
 use crate::source::http::HttpFailure;
 
-/// Empty pages in a row that are followed at once; beyond, one each `poll.min`.
+/// Empty pages in a row that are followed at once; after that, one each `poll.min`.
 const EMPTY_PAGES: u32 = 10;
-/// Pages in a row that bring nothing but what the last pages had: then the walk is at the end in all but name.
+/// Pages in a row without a record that the last pages did not have: after so many the walk is in fact at the end.
 const REPEATED_PAGES: u32 = 10;
-/// The last of the empty pages is asked for again after this: time enough for a clock of whole seconds to go on.
+/// The last of the empty pages is requested again after this: time enough for a clock of whole seconds to advance.
 const CLOCK_TICK: Duration = Duration::from_millis(1_100);
 
-/// What a level feed's last page can be asked for with, to be told "nothing new".
+/// What a level feed's last page can be requested with conditionally.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Validator {
     /// The page's URL.
@@ -40,23 +40,23 @@ pub struct Validator {
     pub etag: String,
 }
 
-/// What a reader knows of a feed's end. It is kept from one walk to the next, since a publisher whose end never shows
-/// as one is not to be asked ten times over at each poll.
+/// What was found out about a feed's end. It is kept from one walk to the next, since a feed whose end never satisfies
+/// the standard is not to be requested ten times at each poll.
 #[derive(Debug, Default)]
 pub struct EndEvidence {
-    recent: RecentPages,
-    /// Pages in a row, the last one included, that brought nothing but what the last pages had.
+    recent_pages: RecentPages,
+    /// Pages in a row, the last one included, without a record that the pages before did not have.
     repeated_pages: u32,
-    /// Its end was found to repeat its records under an ever-new `next`.
+    /// The feed's end was found to repeat its records, with a new `next` each time.
     repeating_end: bool,
-    /// The `next` of its empty pages was found to carry the clock.
+    /// The `next` of the feed's empty pages was found to contain the time.
     moving_end: bool,
 }
 
-/// How a walk reads.
+/// How a walk reads its pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReadOptions {
-    /// Whose turn its first page is; the others are a refresh's.
+    /// The priority of the first page's request; the others have that of a refresh.
     pub first_priority: Priority,
     /// Whether the next page is fetched while one is decoded.
     pub read_ahead: bool,
@@ -64,56 +64,55 @@ pub struct ReadOptions {
 
 /// An answer to one request of a walk.
 pub enum ReadAnswer {
-    /// A page; its records come by [`PageReader::part`].
+    /// A page; [`PageReader::next_part`] gives its records.
     Page(Box<FetchedPage>),
-    /// Nothing new since the validator was given.
+    /// Nothing new since the response that the validator is of.
     NotModified(ResponseMeta),
 }
 
-/// A page as it came.
+/// A page as it was fetched.
 pub struct FetchedPage {
-    /// Where it was asked for, without secrets.
+    /// The page's URL, without secrets.
     pub url: String,
-    /// Its headers.
+    /// The response's headers.
     pub meta: ResponseMeta,
     body: Option<CheckedPage>,
-    /// Whether a part was taken: the first one is decoded already.
+    /// Whether the first part was taken: that one is decoded already.
     part_taken: bool,
     reservation: Option<Arc<Reservation>>,
-    records: PageFingerprint,
+    page_fingerprint: PageFingerprint,
 }
 
 /// Some of a page's records, in the publisher's order.
 pub struct PagePart {
-    /// The records.
     pub page: Page,
-    /// The room that the page takes; free again when the last part is dealt with.
+    /// The memory that the whole page is charged; released when its last part is dropped.
     pub reservation: Option<Arc<Reservation>>,
-    /// Of the last part: where the page leads.
+    /// Where the page leads; only of its last part.
     pub page_position: Option<PagePosition>,
 }
 
 /// Where a page leads.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PagePosition {
-    /// Where to go on reading, now or later: the publisher's word but where it can't be followed.
+    /// Where to go on reading, now or later: the publisher's `next`, except where that can't be followed.
     pub cursor: String,
-    /// Whether `cursor` is the publisher's own word, and the end, if it was seen, the standard's sign.
+    /// Whether `cursor` is the publisher's own `next`, and the end, if it was seen, the end by the standard's rule.
     pub clean: bool,
-    /// What follows.
+    /// What follows the page.
     pub next_step: NextStep,
 }
 
 /// What follows a page.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NextStep {
-    /// Another page, which the reader gives next.
+    /// Another page, which the reader fetches next.
     Page,
     /// The end of the feed.
     Level,
-    /// What is only taken as its end; the word says why.
+    /// Only assumed to be the feed's end; the fixed word of the finding says why.
     AssumedLevel(&'static str),
-    /// Nothing: it leads nowhere that may or can be asked.
+    /// Nothing: `next` is no URL that may or can be requested.
     Failed(FailureKind, String),
 }
 
@@ -122,7 +121,7 @@ pub struct PageReader<'a> {
     source: &'a Arc<PageSource>,
     read_options: ReadOptions,
     heartbeat: Option<&'a Heartbeat>,
-    /// Where the next page is asked for; none once the walk is over.
+    /// The next page's URL; none once the walk is over.
     next_url: Option<String>,
     validator: Option<Validator>,
     visited: Arc<VisitedUrls>,
@@ -133,54 +132,54 @@ pub struct PageReader<'a> {
 }
 
 impl<'a> PageReader<'a> {
-    /// From `start` on. `validator` makes the first request conditional, if it is for the same page.
+    /// Reads from `start` on. `validator` makes the first request conditional, if it is of the same page.
     pub fn new(
         source: &'a Arc<PageSource>,
-        manner: ReadOptions,
+        read_options: ReadOptions,
         start: String,
         validator: Option<Validator>,
-        memory: EndEvidence,
-        pulse: Option<&'a Heartbeat>,
+        end_evidence: EndEvidence,
+        heartbeat: Option<&'a Heartbeat>,
     ) -> Self {
         let conditional = !source.skip_validators.load(Ordering::Relaxed);
         let validator = validator.filter(|validator| conditional && validator.url == start);
-        let place = Some(start);
+        let next_url = Some(start);
         let visited = Arc::default();
         Self {
             source,
-            read_options: manner,
-            heartbeat: pulse,
-            next_url: place,
+            read_options,
+            heartbeat,
+            next_url,
             validator,
             visited,
             read_ahead: None,
-            end_evidence: memory,
+            end_evidence,
             empty_pages: 0,
             pages: 0,
         }
     }
 
-    /// Where the next page is asked for; none once the walk is over.
+    /// The next page's URL; none once the walk is over.
     pub fn next_url(&self) -> Option<&str> {
         self.next_url.as_deref()
     }
 
-    /// What it knows of the feed's end, for the next walk.
+    /// What was found out about the feed's end, for the next walk.
     pub fn into_end_evidence(self) -> EndEvidence {
         self.end_evidence
     }
 
-    /// The next answer; none once the walk is over. A page that could not be had may be asked for again.
+    /// The next answer; none once the walk is over. After an error the same page may be requested again.
     ///
     /// # Errors
-    /// Whatever kept the page from coming.
+    /// When the page can't be fetched.
     pub async fn next(&mut self) -> Result<Option<ReadAnswer>, PageFailure> {
         let Some(url) = self.next_url.clone() else { return Ok(None) };
         if self.empty_pages >= EMPTY_PAGES {
             self.wait(self.source.interval).await;
         }
-        let mut read = match self.fetch(&url).await? {
-            ReadAnswer::Page(read) => read,
+        let mut fetched = match self.fetch(&url).await? {
+            ReadAnswer::Page(fetched) => fetched,
             ReadAnswer::NotModified(meta) => {
                 self.next_url = None;
                 return Ok(Some(ReadAnswer::NotModified(meta)));
@@ -188,22 +187,22 @@ impl<'a> PageReader<'a> {
         };
         if self.empty_pages + 1 == EMPTY_PAGES
             && !self.end_evidence.moving_end
-            && let Some(next) = self.next_of_empty_page(&read)
+            && let Some(next) = self.next_of_empty_page(&fetched)
         {
-            drop(read);
-            read = self.refetch_empty_page(url, &next).await?;
+            drop(fetched);
+            fetched = self.refetch_empty_page(url, &next).await?;
         }
         self.pages += 1;
-        Ok(Some(ReadAnswer::Page(read)))
+        Ok(Some(ReadAnswer::Page(fetched)))
     }
 
-    /// The next part of a page's records; none behind the last.
+    /// The next part of a page's records; none after the last.
     ///
     /// # Errors
     /// When it can't be decoded after all.
-    pub async fn next_part(&mut self, read: &mut FetchedPage) -> Result<Option<PagePart>, PageFailure> {
-        let Some(mut body) = read.body.take() else { return Ok(None) };
-        let page = if read.part_taken {
+    pub async fn next_part(&mut self, fetched: &mut FetchedPage) -> Result<Option<PagePart>, PageFailure> {
+        let Some(mut body) = fetched.body.take() else { return Ok(None) };
+        let page = if fetched.part_taken {
             let part;
             (body, part) = self.source.decode_part(body).await?;
             part
@@ -211,23 +210,23 @@ impl<'a> PageReader<'a> {
             body.next_part()
         };
         let Some(mut page) = page else { return Ok(None) };
-        if !read.part_taken {
-            notice_content_type(&mut page, &read.meta);
-            page.findings.extend_from_slice(&read.meta.findings);
+        if !fetched.part_taken {
+            notice_content_type(&mut page, &fetched.meta);
+            page.findings.extend_from_slice(&fetched.meta.findings);
         }
-        read.part_taken = true;
-        self.end_evidence.recent.add_part(&mut read.records, &page);
+        fetched.part_taken = true;
+        self.end_evidence.recent_pages.add_part(&mut fetched.page_fingerprint, &page);
         if body.has_more() {
-            read.body = Some(body);
-            return Ok(Some(PagePart { page, reservation: read.reservation.clone(), page_position: None }));
+            fetched.body = Some(body);
+            return Ok(Some(PagePart { page, reservation: fetched.reservation.clone(), page_position: None }));
         }
-        let place = Some(self.resolve_position(read, &mut page));
-        Ok(Some(PagePart { page, reservation: read.reservation.take(), page_position: place }))
+        let page_position = Some(self.resolve_position(fetched, &mut page));
+        Ok(Some(PagePart { page, reservation: fetched.reservation.take(), page_position }))
     }
 
     async fn wait(&self, time: Duration) {
-        if let Some(pulse) = self.heartbeat {
-            pulse.expect_within(time);
+        if let Some(heartbeat) = self.heartbeat {
+            heartbeat.expect_within(time);
         }
         tokio::time::sleep(time).await;
     }
@@ -235,13 +234,15 @@ impl<'a> PageReader<'a> {
     async fn fetch(&mut self, url: &str) -> Result<ReadAnswer, PageFailure> {
         let validator = self.validator.take();
         match self.download(url, validator.as_ref()).await? {
-            PageDownload::Page(opened, meta) => self.decode(url, opened, meta).await.map(ReadAnswer::Page),
+            PageDownload::Page(decompressed, meta) => self.decode(url, decompressed, meta).await.map(ReadAnswer::Page),
             PageDownload::NotModified(meta) => Ok(ReadAnswer::NotModified(meta)),
             PageDownload::ValidatorRefused => {
                 tracing::info!(feed = %self.source.name, "it answers no conditional requests: asked without from now on");
                 self.source.skip_validators.store(true, Ordering::Relaxed);
                 match self.download(url, None).await? {
-                    PageDownload::Page(opened, meta) => self.decode(url, opened, meta).await.map(ReadAnswer::Page),
+                    PageDownload::Page(decompressed, meta) => {
+                        self.decode(url, decompressed, meta).await.map(ReadAnswer::Page)
+                    }
                     PageDownload::NotModified(_) | PageDownload::ValidatorRefused => {
                         Err(describe_failure(&HttpFailure::UnaskedNotModified))
                     }
@@ -250,15 +251,15 @@ impl<'a> PageReader<'a> {
         }
     }
 
-    /// The page, asked for now or already under way.
+    /// The page, requested now or already being fetched ahead.
     async fn download(&mut self, url: &str, validator: Option<&Validator>) -> Result<PageDownload, PageFailure> {
-        if let Some(pulse) = self.heartbeat {
-            pulse.expect_within(self.source.page_timeout);
+        if let Some(heartbeat) = self.heartbeat {
+            heartbeat.expect_within(self.source.page_timeout);
         }
-        if let Some(ahead) = &mut self.read_ahead
-            && let Some(downloaded) = ahead.page(url, self.heartbeat).await
+        if let Some(read_ahead) = &mut self.read_ahead
+            && let Some(download) = read_ahead.page(url, self.heartbeat).await
         {
-            return downloaded;
+            return download;
         }
         self.read_ahead = None;
         let priority = if self.pages == 0 { self.read_options.first_priority } else { Priority::Refresh };
@@ -266,70 +267,71 @@ impl<'a> PageReader<'a> {
         self.source.download(url, etag, priority, self.heartbeat).await
     }
 
-    /// The next page is begun before this one is decoded.
+    /// Decodes a page; reading ahead to the next one begins before that.
     async fn decode(
         &mut self,
         url: &str,
-        opened: DecompressedBody,
+        decompressed: DecompressedBody,
         meta: ResponseMeta,
     ) -> Result<Box<FetchedPage>, PageFailure> {
         if self.read_options.read_ahead && self.read_ahead.is_none() {
-            self.read_ahead = ReadAhead::begin(self.source, &self.visited, url, &opened.bytes);
+            self.read_ahead = ReadAhead::begin(self.source, &self.visited, url, &decompressed.bytes);
         }
-        let body = Some(self.source.check(opened.bytes, meta.cookie_remark.as_deref()).await?);
-        let (reservation, records) = (Some(Arc::new(opened.reservation)), PageFingerprint::default());
-        Ok(Box::new(FetchedPage { url: url.to_owned(), meta, body, part_taken: false, reservation, records }))
+        let body = Some(self.source.check(decompressed.bytes, meta.cookie_remark.as_deref()).await?);
+        let (reservation, page_fingerprint) = (Some(Arc::new(decompressed.reservation)), PageFingerprint::default());
+        Ok(Box::new(FetchedPage { url: url.to_owned(), meta, body, part_taken: false, reservation, page_fingerprint }))
     }
 
-    /// Where an empty page sends on, secrets masked; none if it doesn't, or if the page is not empty.
-    fn next_of_empty_page(&self, read: &FetchedPage) -> Option<String> {
-        let body = read.body.as_ref().filter(|body| body.is_empty())?;
-        let next = next::resolve(&read.url, &self.source.requests.mask(body.next()?));
-        (next != read.url).then_some(next)
+    /// The resolved `next` of an empty page, secrets masked; none if it is the page itself, or if the page is not
+    /// empty.
+    fn next_of_empty_page(&self, fetched: &FetchedPage) -> Option<String> {
+        let body = fetched.body.as_ref().filter(|body| body.is_empty())?;
+        let next = next::resolve(&fetched.url, &self.source.requests.mask(body.next()?));
+        (next != fetched.url).then_some(next)
     }
 
-    /// An empty page is asked for a second time: if its `next` is another one then, it carries the clock, and following
+    /// Requests an empty page for a second time: if its `next` is another one then, it contains the time, and following
     /// it would never end.
     async fn refetch_empty_page(&mut self, url: String, before: &str) -> Result<Box<FetchedPage>, PageFailure> {
         self.read_ahead = None;
         self.wait(self.source.interval.min(CLOCK_TICK)).await;
-        let ReadAnswer::Page(again) = self.fetch(&url).await? else {
+        let ReadAnswer::Page(second) = self.fetch(&url).await? else {
             return Err(describe_failure(&HttpFailure::UnaskedNotModified));
         };
-        self.end_evidence.moving_end = self.next_of_empty_page(&again).is_some_and(|next| next != before);
-        Ok(again)
+        self.end_evidence.moving_end = self.next_of_empty_page(&second).is_some_and(|next| next != before);
+        Ok(second)
     }
 
-    /// Where a page leads, once its last part is there. A `next` that leads back, or to a place that may not be asked,
-    /// is no cursor: the page's items are taken, and the page is asked for again.
-    fn resolve_position(&mut self, read: &mut FetchedPage, page: &mut Page) -> PagePosition {
+    /// Where a page leads, once its last part is decoded. A `next` that leads back, or to a URL that may not be
+    /// requested, is no cursor: the page's items are taken, and the page is requested again.
+    fn resolve_position(&mut self, fetched: &mut FetchedPage, page: &mut Page) -> PagePosition {
         let is_empty = page.is_empty();
-        let repeats = self.end_evidence.recent.finish_page(std::mem::take(&mut read.records));
-        self.end_evidence.repeated_pages = if repeats { self.end_evidence.repeated_pages + 1 } else { 0 };
+        let is_repeat = self.end_evidence.recent_pages.finish_page(std::mem::take(&mut fetched.page_fingerprint));
+        self.end_evidence.repeated_pages = if is_repeat { self.end_evidence.repeated_pages + 1 } else { 0 };
         self.empty_pages = if is_empty { self.empty_pages + 1 } else { 0 };
         if self.empty_pages == EMPTY_PAGES {
-            page.add_finding("empty-pages", || format!("{EMPTY_PAGES} empty pages in a row, up to {}", read.url));
+            page.add_finding("empty-pages", || format!("{EMPTY_PAGES} empty pages in a row, up to {}", fetched.url));
         }
-        self.visited.insert(&read.url);
+        self.visited.insert(&fetched.url);
         let published = page.next.as_deref().map(|next| self.source.requests.mask(next));
-        let next = next::decide_next(&read.url, page, published.as_deref(), self.source.dialect);
-        let place = match &read.meta.cursor_lost_at {
-            Some(reached) => lost_cursor(&read.url, reached, page),
-            None => self.resolve_next(&read.url, next, page),
+        let next = next::decide_next(&fetched.url, page, published.as_deref(), self.source.dialect);
+        let page_position = match &fetched.meta.cursor_lost_at {
+            Some(redirect_target) => lost_cursor(&fetched.url, redirect_target, page),
+            None => self.resolve_next(&fetched.url, next, page),
         };
-        self.next_url = matches!(place.next_step, NextStep::Page).then(|| place.cursor.clone());
-        place
+        self.next_url = matches!(page_position.next_step, NextStep::Page).then(|| page_position.cursor.clone());
+        page_position
     }
 
     fn resolve_next(&mut self, url: &str, next: NextPage, page: &mut Page) -> PagePosition {
-        let stay = |clean, onward| PagePosition { cursor: url.to_owned(), clean, next_step: onward };
-        let (next, made) = match next {
+        let stay = |clean, next_step| PagePosition { cursor: url.to_owned(), clean, next_step };
+        let (next, generated) = match next {
             NextPage::Level => {
                 self.end_evidence = EndEvidence::default();
                 return stay(true, NextStep::Level);
             }
             NextPage::TreatedAsLevel(reason) => return stay(false, NextStep::AssumedLevel(reason)),
-            NextPage::Follow { url, generated: made } => (url, made),
+            NextPage::Follow { url, generated } => (url, generated),
         };
         if let Some(reason) = next::length_refusal(&next) {
             return stay(false, NextStep::Failed(FailureKind::Loop, reason));
@@ -340,16 +342,16 @@ impl<'a> PageReader<'a> {
             return stay(false, NextStep::Failed(FailureKind::Loop, reason));
         }
         if let Err(failure) = self.source.requests.check_permitted(&next) {
-            let (trouble, reason) = describe_failure(&failure);
-            return stay(false, NextStep::Failed(trouble, reason));
+            let (kind, reason) = describe_failure(&failure);
+            return stay(false, NextStep::Failed(kind, reason));
         }
         match self.hidden_end(url, page) {
-            Some(onward) => PagePosition { cursor: next, clean: false, next_step: onward },
-            None => PagePosition { cursor: next, clean: !made, next_step: NextStep::Page },
+            Some(next_step) => PagePosition { cursor: next, clean: false, next_step },
+            None => PagePosition { cursor: next, clean: !generated, next_step: NextStep::Page },
         }
     }
 
-    /// An end that never shows as one: its `next` is another one each time it is asked.
+    /// The finding for an end that never satisfies the standard: its `next` is another one at each request.
     fn hidden_end(&mut self, url: &str, page: &mut Page) -> Option<NextStep> {
         if page.is_empty() && self.end_evidence.moving_end {
             page.add_finding("moving-end", || format!("an empty page whose `next` is another one each time: {url}"));
@@ -366,11 +368,11 @@ impl<'a> PageReader<'a> {
     }
 }
 
-/// A redirect lost what was asked for: the answer is to another question. Its items are taken, since newest wins, and
-/// the page is asked for again.
-fn lost_cursor(url: &str, reached: &str, page: &mut Page) -> PagePosition {
-    page.add_finding("lost-cursor", || format!("{url} redirects to {reached}, which asks for something else"));
-    let reason = format!("lost-cursor: a redirect to {reached} asks for something else than {url}");
+/// A redirect dropped the cursor: the response is of another page. Its items are taken, since the newest version wins,
+/// and the page is requested again.
+fn lost_cursor(url: &str, redirect_target: &str, page: &mut Page) -> PagePosition {
+    page.add_finding("lost-cursor", || format!("{url} redirects to {redirect_target}, which asks for something else"));
+    let reason = format!("lost-cursor: a redirect to {redirect_target} asks for something else than {url}");
     PagePosition { cursor: url.to_owned(), clean: false, next_step: NextStep::Failed(FailureKind::Page, reason) }
 }
 

@@ -1,4 +1,5 @@
-//! A stream's loop: connects from where the mirror stands, commits what comes in small batches, and connects again.
+//! A stream's loop: connects from the mirror's last item, commits the events in small batches, and connects again when
+//! the stream ends.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -9,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::push::{BATCH_BYTES, BATCH_ITEMS, BATCH_TIME, BATCHES, PendingBatch, PushBatch};
 use super::walk::describe_failure;
-use super::{FeedRuntime, STREAM_HEARTBEAT, jitter};
+use super::{FeedRuntime, jitter};
 use crate::decode::rpde;
 use crate::feed::{Finding, Generation, Health, Page, Transport};
 use crate::mode::{self, FailureHistory, FailureKind};
@@ -22,20 +23,19 @@ use crate::store::endpoints::StoredEndpoint;
 
 /// The event that carries an item (RPDE 0.2.1 draft, 2c).
 const ITEM_EVENT: &str = "itemupdate";
-/// A connection that lasted this long was a good one: the next wait is short.
+/// A connection that lasted this long counts as a success: the next wait is short.
 const STABLE_AFTER: Duration = Duration::from_secs(30);
-/// A generation that changed under the stream is read again after this.
+/// After this the feed's generation is read again, where it changed during the connection.
 const GENERATION_PAUSE: Duration = Duration::from_millis(100);
-/// While the feed is read anew it is looked this often whether that has ended.
+/// During a resync that trusts its source, this often it is checked whether its walk has ended.
 const RESYNC_PAUSE: Duration = Duration::from_secs(1);
 const RESYNC_REASON: &str =
     "read-anew: the feed is read anew, trusting its source; then the stream is opened behind that";
 
-/// Where a feed's stream is.
+/// A feed's stream endpoint.
 pub struct SseEndpoint {
-    /// As configured.
     pub settings: SseSettings,
-    /// Its requests: the operator names its origin, so it gets the feed's secrets.
+    /// Sends the stream's requests. The operator names the origin, so that it gets the feed's secrets.
     pub requests: EndpointClient,
 }
 
@@ -47,7 +47,7 @@ pub struct SseLoop<'a> {
     history: FailureHistory,
     /// How often the secrets had changed when the stream was opened last.
     secret_changes: u64,
-    /// Whether a secret was what the publisher refused.
+    /// Whether the publisher refused a secret.
     secret_refused: bool,
 }
 
@@ -55,11 +55,11 @@ pub struct SseLoop<'a> {
 enum StreamEnd {
     /// Cancelled, or the store has stopped.
     Stopped,
-    /// The feed has begun anew meanwhile.
+    /// The feed has a new generation, or its resume point is no longer valid.
     OldGeneration,
-    /// The feed is being read anew, trusting its source: until that has ended, nobody knows where to take it up.
+    /// A resync that trusts its source is in progress: until its walk has ended, no resume point is known.
     TrustedResync,
-    /// The feed was purged by itself: it begins anew when it is resumed.
+    /// The feed was purged because it was gone: its loops are started again when it is resumed.
     Purged,
     /// An error, or the stream's own end.
     Failed(FailureKind, String),
@@ -67,8 +67,8 @@ enum StreamEnd {
 
 impl From<HttpFailure> for StreamEnd {
     fn from(failure: HttpFailure) -> Self {
-        let (trouble, reason) = describe_failure(&failure);
-        Self::Failed(trouble, reason)
+        let (kind, reason) = describe_failure(&failure);
+        Self::Failed(kind, reason)
     }
 }
 
@@ -81,17 +81,17 @@ impl From<StoreError> for StreamEnd {
     }
 }
 
-/// A connection under way.
+/// An open connection.
 struct StreamConnection<'a> {
     feed: &'a FeedRuntime,
     settings: &'a SseSettings,
     generation: Generation,
     stream: Stream,
-    /// Where it was opened.
+    /// The URL at which the stream was opened.
     url: String,
     pending: VecDeque<PendingBatch>,
     records_received: u64,
-    /// Where the last batch handed over leaves the cursor.
+    /// The cursor after the last batch that was handed to the store.
     submitted_cursor: Option<String>,
 }
 
@@ -111,7 +111,7 @@ impl EventBatch {
         }
         if event.name != ITEM_EVENT {
             self.other_events.push(event.name.chars().take(40).collect());
-            // A publisher that forgets to name its events still sends items.
+            // The events of a publisher that gives them no name are items too.
             if event.name != "message" {
                 return;
             }
@@ -132,7 +132,7 @@ impl<'a> SseLoop<'a> {
         Self { feed, endpoint, cancel, history, secret_changes: 0, secret_refused: false }
     }
 
-    /// Until cancelled.
+    /// Runs until cancelled.
     pub async fn run(mut self) {
         if !self.feed.wait_until_level(self.cancel).await {
             return;
@@ -141,7 +141,7 @@ impl<'a> SseLoop<'a> {
             let began = Instant::now();
             let mut retry = None;
             (self.secret_changes, self.secret_refused) = (self.endpoint.requests.secret_changes(), false);
-            let (brought, end) = self.connect(&mut retry).await;
+            let (records_received, end) = self.connect(&mut retry).await;
             let wait = match end {
                 StreamEnd::Stopped => return,
                 StreamEnd::OldGeneration => GENERATION_PAUSE,
@@ -150,11 +150,11 @@ impl<'a> SseLoop<'a> {
                     RESYNC_PAUSE
                 }
                 StreamEnd::Purged => return self.cancel.cancelled().await,
-                StreamEnd::Failed(trouble, reason) => {
-                    self.handle_failure(trouble, reason, brought, began.elapsed(), retry).await
+                StreamEnd::Failed(kind, reason) => {
+                    self.handle_failure(kind, reason, records_received, began.elapsed(), retry).await
                 }
             };
-            self.feed.heartbeats[STREAM_HEARTBEAT].expect_within(wait);
+            self.feed.heartbeats.stream.expect_within(wait);
             tokio::select! {
                 () = self.cancel.cancelled() => return,
                 () = tokio::time::sleep(wait) => {}
@@ -163,7 +163,7 @@ impl<'a> SseLoop<'a> {
         }
     }
 
-    /// One connection, and how many items it brought.
+    /// One connection. Returns how many records it delivered, and why it ended.
     async fn connect(&mut self, retry: &mut Option<Duration>) -> (u64, StreamEnd) {
         let mut connection = match self.open().await {
             Ok(connection) => connection,
@@ -171,7 +171,7 @@ impl<'a> SseLoop<'a> {
         };
         self.history.ever_answered = true;
         self.feed.mark_push_up(Transport::Sse, None).await;
-        self.feed.heartbeats[STREAM_HEARTBEAT].suspend();
+        self.feed.heartbeats.stream.suspend();
         let end = tokio::select! {
             () = self.cancel.cancelled() => StreamEnd::Stopped,
             () = self.feed.reopen_stream.notified() => StreamEnd::OldGeneration,
@@ -180,20 +180,21 @@ impl<'a> SseLoop<'a> {
             end = connection.read() => end,
         };
         *retry = connection.stream.retry();
-        let mut brought = connection.records_received;
-        // What was handed over is committed whatever ended the connection; only then is its place known.
+        let mut records_received = connection.records_received;
+        // The batches handed to the store are committed whatever ended the connection; only then is the resume point
+        // known.
         while let Some(pending) = connection.pending.pop_front() {
             match connection.record_commit(pending.await).await {
-                Ok(()) => brought = connection.records_received,
-                Err(end) => return (brought, end),
+                Ok(()) => records_received = connection.records_received,
+                Err(end) => return (records_received, end),
             }
         }
-        (brought, end)
+        (records_received, end)
     }
 
     async fn open(&self) -> Result<StreamConnection<'a>, StreamEnd> {
         let (feed, endpoint): (&'a Arc<FeedRuntime>, &'a SseEndpoint) = (self.feed, self.endpoint);
-        feed.heartbeats[STREAM_HEARTBEAT].expect_within(feed.page_timeout);
+        feed.heartbeats.stream.expect_within(feed.page_timeout);
         let stored = feed.context.store.feed(&feed.name).await?;
         if stored.paused {
             return Err(StreamEnd::Purged);
@@ -203,8 +204,8 @@ impl<'a> SseLoop<'a> {
         }
         let endpoints = feed.context.store.endpoints(feed.id).await?;
         let (url, event_id) = resume_point(&endpoint.settings, &endpoints);
-        let share = feed.context.budget.open_page(feed.source.host.name(), 0);
-        let opening = Stream::open(&endpoint.requests, &url, event_id.as_deref(), share);
+        let reservation = feed.context.budget.open_page(feed.source.host.name(), 0);
+        let opening = Stream::open(&endpoint.requests, &url, event_id.as_deref(), reservation);
         let stream = tokio::select! {
             () = self.cancel.cancelled() => return Err(StreamEnd::Stopped),
             stream = opening => stream?,
@@ -223,45 +224,44 @@ impl<'a> SseLoop<'a> {
 
     async fn handle_failure(
         &mut self,
-        trouble: FailureKind,
+        kind: FailureKind,
         reason: String,
-        brought: u64,
-        lasted: Duration,
+        records_received: u64,
+        connected_for: Duration,
         retry: Option<Duration>,
     ) -> Duration {
-        let good = brought > 0 || lasted >= STABLE_AFTER;
-        self.history.failures = if good { 1 } else { self.history.failures.saturating_add(1) };
-        self.secret_refused = matches!(trouble, FailureKind::Status { code: 401 | 403, .. });
+        let succeeded = records_received > 0 || connected_for >= STABLE_AFTER;
+        self.history.failures = if succeeded { 1 } else { self.history.failures.saturating_add(1) };
+        self.secret_refused = matches!(kind, FailureKind::Status { code: 401 | 403, .. });
         if self.secret_refused
             && let Err(failure) = self.endpoint.requests.read_secrets()
         {
             tracing::warn!(feed = %self.feed.name, %failure, "secrets can't be read again: the old ones stay");
         }
-        let ruling = mode::classify_push(trouble, &self.history);
-        let told = retry.filter(|_| ruling.wait == RetryWait::Backoff).map_or(ruling.wait, RetryWait::RetryAfter);
-        let wait = schedule::wait_after_failure(&self.feed.retry, told, self.history.failures, jitter());
+        let policy = mode::classify_push(kind, &self.history);
+        let retry_wait = retry.filter(|_| policy.wait == RetryWait::Backoff).map_or(policy.wait, RetryWait::RetryAfter);
+        let wait = schedule::wait_after_failure(&self.feed.retry, retry_wait, self.history.failures, jitter());
         if self.history.failures.is_power_of_two() {
             tracing::info!(feed = %self.feed.name, failures = self.history.failures, reason, "the stream has ended");
         }
-        self.feed.mark_push_down(Transport::Sse, ruling.health, reason).await;
+        self.feed.mark_push_down(Transport::Sse, policy.health, reason).await;
         wait
     }
 }
 
-/// Where to take the stream up: after its own last event, or after the poll side's last item where that was committed
-/// later.
+/// Where to resume the stream: after its own last event, or after the last polled item where that was committed later.
 fn resume_point(settings: &SseSettings, endpoints: &[StoredEndpoint]) -> (String, Option<String>) {
     let find = |transport| endpoints.iter().find(|endpoint: &&StoredEndpoint| endpoint.transport == transport);
     let (own, poll) = (find(Transport::Sse), find(Transport::Poll));
     let own_at = own.filter(|own| own.last.is_some()).and_then(|own| own.item_at);
-    let polled = poll.filter(|poll| poll.last.is_some() && poll.item_at > own_at);
-    let from = polled.or(own).and_then(|endpoint| endpoint.last.as_ref());
-    let event_id = own.filter(|_| polled.is_none()).and_then(|own| own.event_id.clone());
-    (connect_url(settings, from.map(|last| (last.modified.as_str(), last.id.as_str()))), event_id)
+    let newer_poll = poll.filter(|poll| poll.last.is_some() && poll.item_at > own_at);
+    let last_endpoint_item = newer_poll.or(own).and_then(|endpoint| endpoint.last.as_ref());
+    let event_id = own.filter(|_| newer_poll.is_none()).and_then(|own| own.event_id.clone());
+    (connect_url(settings, last_endpoint_item.map(|last| (last.modified.as_str(), last.id.as_str()))), event_id)
 }
 
 impl StreamConnection<'_> {
-    /// Until the stream ends or fails.
+    /// Reads until the stream ends or fails.
     async fn read(&mut self) -> StreamEnd {
         loop {
             let event = if self.pending.len() < BATCHES {
@@ -278,11 +278,11 @@ impl StreamConnection<'_> {
             };
             let mut batch = EventBatch::default();
             batch.add(event);
-            let ended = self.fill(&mut batch).await;
+            let end_of_stream = self.fill(&mut batch).await;
             if let Err(end) = self.submit_batch(batch).await {
                 return end;
             }
-            if let Some(end) = ended {
+            if let Some(end) = end_of_stream {
                 return end;
             }
         }
@@ -294,36 +294,37 @@ impl StreamConnection<'_> {
             return event(self.stream.next().await).map(Some);
         };
         tokio::select! {
-            answer = pending => {
+            result = pending => {
                 self.pending.pop_front();
-                self.record_commit(answer).await?;
+                self.record_commit(result).await?;
                 Ok(None)
             }
-            came = self.stream.next() => event(came).map(Some),
+            received = self.stream.next() => event(received).map(Some),
         }
     }
 
     async fn commit_oldest(&mut self) -> Result<(), StreamEnd> {
         match self.pending.front_mut() {
             Some(pending) => {
-                let answer = pending.await;
+                let result = pending.await;
                 self.pending.pop_front();
-                self.record_commit(answer).await
+                self.record_commit(result).await
             }
             None => Ok(()),
         }
     }
 
-    /// Adds what is there already, and what comes while an earlier batch is being committed.
+    /// Adds the events that are received already, and those that are received while an earlier batch is being
+    /// committed.
     async fn fill(&mut self, batch: &mut EventBatch) -> Option<StreamEnd> {
         let until = tokio::time::Instant::now() + BATCH_TIME;
         while !batch.is_full() {
-            let came = if self.pending.is_empty() {
+            let received = if self.pending.is_empty() {
                 self.stream.next().now_or_never()?
             } else {
                 tokio::time::timeout_at(until, self.stream.next()).await.ok()?
             };
-            match event(came) {
+            match event(received) {
                 Ok(event) => batch.add(event),
                 Err(end) => return Some(end),
             }
@@ -333,10 +334,10 @@ impl StreamConnection<'_> {
 
     async fn submit_batch(&mut self, batch: EventBatch) -> Result<(), StreamEnd> {
         let EventBatch { records, bytes, event_id, other_events } = batch;
-        let share = self.stream.take_share();
-        let reading = self.feed.source.decode_options.clone();
-        let read = move || rpde::records(records.iter().map(String::as_bytes), &reading);
-        let mut page = match self.feed.decode_push(bytes, read).await {
+        let reserved = self.stream.take_share();
+        let decode_options = self.feed.source.decode_options.clone();
+        let decode = move || rpde::records(records.iter().map(String::as_bytes), &decode_options);
+        let mut page = match self.feed.decode_push(bytes, decode).await {
             Ok(page) => page,
             Err(panic) => return Err(StreamEnd::Failed(FailureKind::Page, panic.to_string())),
         };
@@ -356,7 +357,7 @@ impl StreamConnection<'_> {
             from_cursor: self.submitted_cursor.clone(),
         };
         self.submitted_cursor = cursor.or(self.submitted_cursor.take());
-        let batch = PushBatch { page, position, from: Some(&self.url), share };
+        let batch = PushBatch { page, position, url: Some(&self.url), reserved };
         self.pending.push_back(self.feed.submit_push_batch(self.generation, Transport::Sse, batch).await);
         Ok(())
     }
@@ -368,16 +369,16 @@ impl StreamConnection<'_> {
 
     async fn record_commit(
         &mut self,
-        answer: Result<Result<Applied, StoreError>, tokio::sync::oneshot::error::RecvError>,
+        result: Result<Result<Applied, StoreError>, tokio::sync::oneshot::error::RecvError>,
     ) -> Result<(), StreamEnd> {
-        let applied = answer.map_err(|_| StreamEnd::Stopped)??;
+        let applied = result.map_err(|_| StreamEnd::Stopped)??;
         self.records_received += applied.record_count();
         if self.feed.record_push_commit(Transport::Sse, applied).await { Ok(()) } else { Err(StreamEnd::OldGeneration) }
     }
 }
 
-fn event(came: Result<Option<SseEvent>, HttpFailure>) -> Result<SseEvent, StreamEnd> {
-    match came {
+fn event(received: Result<Option<SseEvent>, HttpFailure>) -> Result<SseEvent, StreamEnd> {
+    match received {
         Ok(Some(event)) => Ok(event),
         Ok(None) => {
             Err(StreamEnd::Failed(FailureKind::Network, "stream-ended: the publisher closed the stream".to_owned()))

@@ -1,5 +1,6 @@
-//! What a walk remembers of where it has been and what it was given there, to notice when it gets nowhere. Bounded,
-//! whatever a publisher sends; hashes are keyed anew in each process, so that nobody can choose ones that collide.
+//! The URLs that a walk has visited and the records it received there, to notice a walk without progress. The memory is
+//! bounded, whatever a publisher sends; hashes are keyed anew in each process, so that nobody can choose colliding
+//! ones.
 
 use std::collections::hash_map::RandomState;
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -8,14 +9,14 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::feed::{Item, Modified, Page};
 
-/// Positions remembered to notice a walk that comes round again.
+/// URLs kept to notice a walk that comes to a page a second time.
 const URLS: usize = 2_000_000;
-/// Pages whose records are remembered.
+/// Pages whose records are kept.
 const PAGES: usize = 16;
-/// The records of a page are remembered one by one up to so many; those of a larger page only all together.
+/// Up to this many records of a page are kept one by one; of a larger page only one hash over all of them.
 const RECORDS: usize = 100;
 
-/// The URLs that a walk has been to, by hash.
+/// The URLs that a walk has visited, as hashes.
 #[derive(Debug, Default)]
 pub(super) struct VisitedUrls {
     hashes: Mutex<HashSet<u64>>,
@@ -36,21 +37,21 @@ impl VisitedUrls {
     }
 }
 
-/// The versions of records on the last pages, by hash: a page that brings nothing but them brings nothing.
+/// The versions of records on the last pages, as hashes: a page with no others contains nothing new.
 #[derive(Debug, Default)]
 pub(super) struct RecentPages {
     pages: VecDeque<Vec<u64>>,
-    /// How often each hash stands on those pages.
+    /// How often each hash occurs on those pages.
     counts: HashMap<u64, u32>,
     hasher: RandomState,
 }
 
-/// The records of a page under way, part by part.
+/// The hashes of the records of one page, collected part by part.
 #[derive(Debug, Default)]
 pub(super) struct PageFingerprint {
     count: usize,
     first: Vec<u64>,
-    /// Of all its records, whatever their order.
+    /// The sum over all records of the page, whatever their order.
     sum: u64,
 }
 
@@ -69,11 +70,11 @@ impl PageFingerprint {
 }
 
 impl RecentPages {
-    /// Takes a part of a page in.
-    pub(super) fn add_part(&self, records: &mut PageFingerprint, part: &Page) {
-        part.items.iter().for_each(|item| records.add(self.version(item)));
-        part.unreadable.iter().for_each(|record| records.add(self.hasher.hash_one((&record.raw, record.count))));
-        part.overflow.ids.iter().for_each(|id| records.add(self.hasher.hash_one(id)));
+    /// Adds a part of a page.
+    pub(super) fn add_part(&self, fingerprint: &mut PageFingerprint, part: &Page) {
+        part.items.iter().for_each(|item| fingerprint.add(self.version(item)));
+        part.unreadable.iter().for_each(|record| fingerprint.add(self.hasher.hash_one((&record.raw, record.count))));
+        part.overflow.ids.iter().for_each(|id| fingerprint.add(self.hasher.hash_one(id)));
     }
 
     fn version(&self, item: &Item) -> u64 {
@@ -86,13 +87,13 @@ impl RecentPages {
         hasher.finish()
     }
 
-    /// Ends a page; whether it brought records, and none that the last pages had not.
+    /// Ends a page; returns whether it contained records, all of them known from the last pages.
     pub(super) fn finish_page(&mut self, page: PageFingerprint) -> bool {
         let hashes = page.into_hashes();
         if hashes.is_empty() {
             return false;
         }
-        let repeats = hashes.iter().all(|hash| self.counts.contains_key(hash));
+        let is_repeat = hashes.iter().all(|hash| self.counts.contains_key(hash));
         if self.pages.len() >= PAGES
             && let Some(oldest) = self.pages.pop_front()
         {
@@ -102,7 +103,7 @@ impl RecentPages {
             *self.counts.entry(*hash).or_default() += 1;
         }
         self.pages.push_back(hashes);
-        repeats
+        is_repeat
     }
 
     fn remove_page(&mut self, page: &[u64]) {
@@ -131,31 +132,31 @@ mod tests {
             data_range: 0..0,
             record_range: 0..0,
         };
-        let mut records = PageFingerprint::default();
-        recent.add_part(&mut records, &Page { items: ids.map(item).collect(), ..Page::default() });
-        records
+        let mut fingerprint = PageFingerprint::default();
+        recent.add_part(&mut fingerprint, &Page { items: ids.map(item).collect(), ..Page::default() });
+        fingerprint
     }
 
     #[test]
-    fn a_page_repeats_when_all_its_records_stood_on_the_last_sixteen() {
+    fn a_page_repeats_when_all_its_records_were_on_the_last_sixteen() {
         let mut recent = RecentPages::default();
-        let mut repeats = |ids| {
+        let mut is_repeat = |ids| {
             let page = page(&recent, ids);
             recent.finish_page(page)
         };
-        assert!(!repeats(0..10));
-        assert!(!repeats(5..15), "some are new");
-        assert!(repeats(0..15), "of two pages");
-        assert!(!repeats(0..0), "an empty page repeats nothing");
+        assert!(!is_repeat(0..10));
+        assert!(!is_repeat(5..15), "some are new");
+        assert!(is_repeat(0..15), "of two pages");
+        assert!(!is_repeat(0..0), "an empty page repeats nothing");
         for n in 0..14 {
-            assert!(!repeats(100 + n..101 + n));
+            assert!(!is_repeat(100 + n..101 + n));
         }
-        assert!(repeats(5..15), "the sixteen reach back to 5..15 and 0..15");
+        assert!(is_repeat(5..15), "the sixteen reach back to 5..15 and 0..15");
         for n in 0..16 {
-            assert!(!repeats(200 + n..201 + n));
+            assert!(!is_repeat(200 + n..201 + n));
         }
-        assert!(!repeats(0..1), "forgotten by now");
-        assert!(!repeats(0..1_000));
-        assert!(repeats(0..1_000), "a large page as a whole");
+        assert!(!is_repeat(0..1), "forgotten by now");
+        assert!(!is_repeat(0..1_000));
+        assert!(is_repeat(0..1_000), "a large page as a whole");
     }
 }

@@ -1,4 +1,5 @@
-//! Following `next` from a position to the end, page by page: the next page is fetched while this one is written.
+//! A walk: follows `next` from a position to the end, page by page, and hands the pages to the store; the next page is
+//! fetched while this one is written. Which page comes next is the reader's decision.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -25,7 +26,7 @@ const MAX_PENDING_DELIVERIES: usize = 12;
 /// A look-back reads at most this many pages.
 pub(super) const LOOK_BACK_PAGES: u32 = 20;
 
-/// Which cursor a walk moves.
+/// The kinds of walks, by the cursor that they move.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WalkKind {
     /// The poll cursor.
@@ -33,73 +34,72 @@ pub enum WalkKind {
         /// Whether the feed's end was seen before.
         level: bool,
     },
-    /// The resync's own.
+    /// The resync's own cursor.
     Resync,
-    /// None.
+    /// No cursor.
     LookBack,
 }
 
-/// How a walk ended, and what it brought.
+/// How a walk ended, and what it received.
 #[derive(Debug)]
 pub struct WalkReport {
     /// Why it ended.
     pub end: WalkEnd,
-    /// Pages that came.
+    /// Pages received, the not modified ones included.
     pub pages: u64,
-    /// Records read.
     pub records: u64,
-    /// What became of them.
+    /// What the store did with the records.
     pub applied: Applied,
     /// The publisher's clock, milliseconds since 1970 UTC.
     pub publisher_time_ms: Option<i64>,
-    /// How to ask for the last page again.
+    /// What the last page can be requested with conditionally.
     pub validator: Option<Validator>,
-    /// What is known of the feed's end, for the next walk.
+    /// What was found out about the feed's end, for the next walk.
     pub end_evidence: EndEvidence,
 }
 
 /// Why a walk ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum WalkEnd {
-    /// The end of the feed.
+    /// At the end of the feed.
     Level {
-        /// Why it was only taken as the end.
+        /// Why the end was only assumed: the fixed word of the finding.
         reason: Option<&'static str>,
-        /// How long the answer is fresh.
+        /// How long the last page is fresh.
         fresh_for: Option<Duration>,
     },
-    /// The stored cursor or generation is no longer the walk's own: begin again from what is stored.
+    /// The stored cursor or generation is no longer the walk's: begin again from what is stored.
     Superseded,
-    /// As many pages as allowed.
+    /// The walk has read as many pages as it may.
     PageLimit,
     /// Cancelled, or the store has stopped.
     Stopped,
-    /// A page could not be had.
+    /// A page could not be fetched, decoded or committed.
     Failed {
-        /// What the rules need to know.
-        trouble: FailureKind,
-        /// In words, beginning with a fixed one.
+        /// What kind of failure it is.
+        kind: FailureKind,
+        /// A text for the operator, beginning with a fixed word.
         reason: String,
-        /// Where it was asked for.
+        /// The page's URL; empty for a failure of the store.
         url: String,
     },
 }
 
 impl WalkReport {
-    /// Whether a page came, and not only to lead round in a circle: then whatever failed before has healed.
+    /// Whether a page was received that did not only lead back to an earlier one: then the failures before are over.
     pub fn made_progress(&self) -> bool {
-        self.pages > 0 && !matches!(self.end, WalkEnd::Failed { trouble: FailureKind::Loop, .. })
+        self.pages > 0 && !matches!(self.end, WalkEnd::Failed { kind: FailureKind::Loop, .. })
     }
 }
 
-/// A delivery on its way into the store.
+/// A delivery that is not committed yet.
 struct PendingDelivery {
-    /// Whether a page ends with it.
+    /// Whether the delivery is the last part of a page.
     ends_page: bool,
     answer: oneshot::Receiver<Result<Applied, StoreError>>,
 }
 
-/// A walk under way.
+/// A walk in progress.
 pub struct FeedWalk<'a> {
     feed: &'a Arc<FeedRuntime>,
     kind: WalkKind,
@@ -118,9 +118,9 @@ impl<'a> FeedWalk<'a> {
         kind: WalkKind,
         generation: Generation,
         cancel: &'a CancellationToken,
-        pulse: &'a Heartbeat,
+        heartbeat: &'a Heartbeat,
     ) -> Self {
-        let walked = WalkReport {
+        let walk_report = WalkReport {
             end: WalkEnd::Stopped,
             pages: 0,
             records: 0,
@@ -129,25 +129,32 @@ impl<'a> FeedWalk<'a> {
             validator: None,
             end_evidence: EndEvidence::default(),
         };
-        let (stood, pending) = (Seq::MAX, VecDeque::new());
-        Self { feed, kind, generation, seq_at_start: stood, cancel, heartbeat: pulse, pending, walk_report: walked }
+        let (seq_at_start, pending) = (Seq::MAX, VecDeque::new());
+        Self { feed, kind, generation, seq_at_start, cancel, heartbeat, pending, walk_report }
     }
 
-    /// That the mirror's last change number was this when the publisher was asked first.
+    /// Sets the mirror's last change number at the time of the walk's first request.
     pub fn with_seq_at_start(self, seq: Seq) -> Self {
         Self { seq_at_start: seq, ..self }
     }
 
-    /// Walks from `start` to an end, and waits until all of it is committed.
-    pub async fn run(mut self, start: String, validator: Option<Validator>, memory: EndEvidence) -> WalkReport {
-        let first = if self.kind == (WalkKind::Poll { level: true }) { Priority::Level } else { Priority::Refresh };
-        let manner = ReadOptions { first_priority: first, read_ahead: self.kind != WalkKind::LookBack };
-        let mut reader =
-            PageReader::new(&self.feed.source, manner, start, validator.clone(), memory, Some(self.heartbeat));
+    /// Walks from `start` until the walk ends, and waits until all its pages are committed.
+    pub async fn run(mut self, start: String, validator: Option<Validator>, end_evidence: EndEvidence) -> WalkReport {
+        let first_priority =
+            if self.kind == (WalkKind::Poll { level: true }) { Priority::Level } else { Priority::Refresh };
+        let read_options = ReadOptions { first_priority, read_ahead: self.kind != WalkKind::LookBack };
+        let mut reader = PageReader::new(
+            &self.feed.source,
+            read_options,
+            start,
+            validator.clone(),
+            end_evidence,
+            Some(self.heartbeat),
+        );
         let mut end = self.read_pages(&mut reader, validator).await;
         while let Some(pending) = self.pending.pop_front() {
-            if let Err(earlier) = self.record_commit(pending).await {
-                end = earlier;
+            if let Err(commit_end) = self.record_commit(pending).await {
+                end = commit_end;
                 break;
             }
         }
@@ -163,19 +170,19 @@ impl<'a> FeedWalk<'a> {
             }
             let cancel = self.cancel;
             let url = reader.next_url().unwrap_or_default().to_owned();
-            let answered = tokio::select! {
+            let answer = tokio::select! {
                 () = cancel.cancelled() => return WalkEnd::Stopped,
-                answered = reader.next() => answered,
+                answer = reader.next() => answer,
             };
-            let mut read = match answered {
-                Ok(Some(ReadAnswer::Page(read))) => read,
+            let mut fetched = match answer {
+                Ok(Some(ReadAnswer::Page(fetched))) => fetched,
                 Ok(Some(ReadAnswer::NotModified(meta))) => return self.not_modified(url, validator, &meta),
                 Ok(None) => return WalkEnd::Stopped,
-                Err((trouble, reason)) => return WalkEnd::Failed { trouble, reason, url },
+                Err((kind, reason)) => return WalkEnd::Failed { kind, reason, url },
             };
             self.walk_report.pages += 1;
-            self.walk_report.publisher_time_ms = self.walk_report.publisher_time_ms.or(read.meta.date);
-            if let Err(end) = self.submit_page(reader, &mut read).await {
+            self.walk_report.publisher_time_ms = self.walk_report.publisher_time_ms.or(fetched.meta.date);
+            if let Err(end) = self.submit_page(reader, &mut fetched).await {
                 return end;
             }
             if self.kind == WalkKind::LookBack && self.walk_report.pages >= u64::from(LOOK_BACK_PAGES) {
@@ -184,35 +191,37 @@ impl<'a> FeedWalk<'a> {
         }
     }
 
-    /// Hands a page to the store, part by part; the cursor, and whatever else the page says as a whole, goes with the
-    /// last part, so that a kill in between reads the page again.
-    async fn submit_page(&mut self, reader: &mut PageReader<'a>, read: &mut FetchedPage) -> Result<(), WalkEnd> {
+    /// Hands a page to the store, part by part; the cursor, and all else that is known of the page as a whole, goes
+    /// with the last part, so that after a kill in between the page is read again.
+    async fn submit_page(&mut self, reader: &mut PageReader<'a>, fetched: &mut FetchedPage) -> Result<(), WalkEnd> {
         loop {
-            let part = match reader.next_part(read).await {
+            let part = match reader.next_part(fetched).await {
                 Ok(Some(part)) => part,
                 Ok(None) => return Ok(()),
-                Err((trouble, reason)) => return Err(WalkEnd::Failed { trouble, reason, url: read.url.clone() }),
+                Err((kind, reason)) => return Err(WalkEnd::Failed { kind, reason, url: fetched.url.clone() }),
             };
-            let PagePart { page, reservation, page_position: place } = part;
+            let PagePart { page, reservation, page_position } = part;
             self.walk_report.records += page.record_count();
-            let (url, origin) = (read.url.clone(), self.origin(&read.url, &read.meta));
-            let Some(place) = place else {
+            let (url, provenance) = (fetched.url.clone(), self.origin(&fetched.url, &fetched.meta));
+            let Some(page_position) = page_position else {
                 let step = PageStep { from_cursor: url.clone(), next_cursor: url, level: false, clean: true };
-                self.submit_delivery(page, step, origin, reservation, false);
+                self.submit_delivery(page, step, provenance, reservation, false);
                 self.record_ready_commits().await?;
                 continue;
             };
-            let (level, cursor) =
-                (matches!(place.next_step, NextStep::Level | NextStep::AssumedLevel(_)), place.cursor.clone());
-            let step = PageStep { from_cursor: url.clone(), next_cursor: cursor, level, clean: place.clean };
-            self.submit_delivery(page, step, origin, reservation, true);
-            return self.end_after_page(url, place, &read.meta).map_or(Ok(()), Err);
+            let (level, cursor) = (
+                matches!(page_position.next_step, NextStep::Level | NextStep::AssumedLevel(_)),
+                page_position.cursor.clone(),
+            );
+            let step = PageStep { from_cursor: url.clone(), next_cursor: cursor, level, clean: page_position.clean };
+            self.submit_delivery(page, step, provenance, reservation, true);
+            return self.end_after_page(url, page_position, &fetched.meta).map_or(Ok(()), Err);
         }
     }
 
     /// Why the walk ends with this page, if it does.
-    fn end_after_page(&mut self, url: String, place: PagePosition, meta: &ResponseMeta) -> Option<WalkEnd> {
-        match place.next_step {
+    fn end_after_page(&mut self, url: String, page_position: PagePosition, meta: &ResponseMeta) -> Option<WalkEnd> {
+        match page_position.next_step {
             NextStep::Page => None,
             NextStep::Level => {
                 let etag = meta.etag.clone();
@@ -220,24 +229,24 @@ impl<'a> FeedWalk<'a> {
                 Some(WalkEnd::Level { reason: None, fresh_for: meta.fresh_for })
             }
             NextStep::AssumedLevel(reason) => Some(WalkEnd::Level { reason: Some(reason), fresh_for: meta.fresh_for }),
-            NextStep::Failed(trouble, reason) => Some(WalkEnd::Failed { trouble, reason, url }),
+            NextStep::Failed(kind, reason) => Some(WalkEnd::Failed { kind, reason, url }),
         }
     }
 
-    /// Only a last page that was the end by the standard's sign is asked for conditionally: its 304 is level too.
-    fn not_modified(&mut self, asked: String, validator: Option<Validator>, meta: &ResponseMeta) -> WalkEnd {
+    /// Only a last page that was the end by the standard's rule is requested conditionally: its 304 is level too.
+    fn not_modified(&mut self, url: String, validator: Option<Validator>, meta: &ResponseMeta) -> WalkEnd {
         self.walk_report.validator = validator;
         self.walk_report.pages += 1;
         self.walk_report.publisher_time_ms = meta.date;
-        let step = PageStep { from_cursor: asked.clone(), next_cursor: asked, level: true, clean: true };
+        let step = PageStep { from_cursor: url.clone(), next_cursor: url, level: true, clean: true };
         self.submit_delivery(Page::default(), step, Provenance::default(), None, false);
         WalkEnd::Level { reason: None, fresh_for: meta.fresh_for }
     }
 
-    /// Only a 200 brings a page.
-    fn origin(&self, asked: &str, meta: &ResponseMeta) -> Provenance {
+    /// Where a page came from. Only a 200 has a page.
+    fn origin(&self, url: &str, meta: &ResponseMeta) -> Provenance {
         Provenance {
-            url: Some(asked.to_owned()),
+            url: Some(url.to_owned()),
             event_id: None,
             status: Some(200),
             age: meta.age,
@@ -251,7 +260,7 @@ impl<'a> FeedWalk<'a> {
         &mut self,
         page: Page,
         step: PageStep,
-        origin: Provenance,
+        provenance: Provenance,
         reservation: Option<Arc<Reservation>>,
         ends_page: bool,
     ) {
@@ -261,7 +270,7 @@ impl<'a> FeedWalk<'a> {
             WalkKind::LookBack => Purpose::Reread,
         };
         let mut delivery = self.feed.build_delivery(self.generation, Transport::Poll, page, purpose);
-        delivery.provenance = origin;
+        delivery.provenance = provenance;
         delivery.start_seq = self.seq_at_start;
         delivery.keep_order = !self.pending.is_empty();
         delivery.release_on_commit = ReleaseOnCommit(reservation.map(|reservation| Box::new(reservation) as _));
@@ -269,7 +278,7 @@ impl<'a> FeedWalk<'a> {
         self.pending.push_back(PendingDelivery { ends_page, answer });
     }
 
-    /// Takes in what has been committed; waits where too much is not.
+    /// Records the deliveries that are committed; waits where too many are not.
     async fn record_ready_commits(&mut self) -> Result<(), WalkEnd> {
         while let Some(mut pending) = self.pending.pop_front() {
             match pending.answer.try_recv() {
@@ -288,7 +297,8 @@ impl<'a> FeedWalk<'a> {
     }
 
     async fn record_commit(&mut self, pending: PendingDelivery) -> Result<(), WalkEnd> {
-        // A full disk may keep the writer for as long as it likes: that is told elsewhere, and is no hang of this loop.
+        // A full disk may keep the writer from writing for any time: that is reported elsewhere, and is no hang of this
+        // loop.
         self.heartbeat.suspend();
         match pending.answer.await {
             Ok(result) => self.record_applied(result, pending.ends_page),
@@ -302,7 +312,7 @@ impl<'a> FeedWalk<'a> {
             Err(StoreError::Closed) => return Err(WalkEnd::Stopped),
             Err(error) => {
                 let reason = format!("store: {error}");
-                return Err(WalkEnd::Failed { trouble: FailureKind::Store, reason, url: String::new() });
+                return Err(WalkEnd::Failed { kind: FailureKind::Store, reason, url: String::new() });
             }
         };
         if applied.verdict != DeliveryVerdict::Committed {
@@ -324,9 +334,9 @@ impl Release for Arc<Reservation> {
     }
 }
 
-/// What the rules need to know of a failure, and its words.
+/// What kind of failure it is, and its text.
 pub fn describe_failure(failure: &HttpFailure) -> (FailureKind, String) {
-    let trouble = match failure {
+    let kind = match failure {
         HttpFailure::Status { code, retry_after, .. } => FailureKind::Status { code: *code, retry_after: *retry_after },
         HttpFailure::ConnectionRefused(_) => FailureKind::ConnectionRefused,
         HttpFailure::Connect(_) | HttpFailure::Timeout(_) | HttpFailure::Broken(_) | HttpFailure::Preempted(_) => {
@@ -341,5 +351,5 @@ pub fn describe_failure(failure: &HttpFailure) -> (FailureKind, String) {
         | HttpFailure::Url(_)
         | HttpFailure::Settings(_) => FailureKind::NeedsOperator,
     };
-    (trouble, failure.to_string())
+    (kind, failure.to_string())
 }

@@ -1,4 +1,4 @@
-//! `check`: all mistakes at once, and what each feed's own URL answers.
+//! `check`: reports all mistakes at once, and with `--online` what each feed's URL answers.
 
 use crate::workspace::{SimulatorProcess, Workspace, nobody};
 
@@ -8,41 +8,44 @@ fn feed(name: &str, url: &str) -> String {
 
 #[test]
 fn a_sound_configuration_is_done_and_mistakes_are_told_all_at_once() {
-    let desk = Workspace::new();
-    desk.write("feedmirror.toml", &feed("acme", "https://acme.example/"));
-    let sound = desk.run(&["check"]);
+    let workspace = Workspace::new();
+    workspace.write("feedmirror.toml", &feed("acme", "https://acme.example/"));
+    let sound = workspace.run(&["check"]);
     assert_eq!((sound.code, sound.err.as_str()), (Some(0), ""), "{sound:?}");
 
-    desk.write("feedmirror.toml", &format!("pol.min = \"9s\"\n{}", feed("acme", "ftp://acme.example/")));
-    let mistaken = desk.run(&["check"]);
+    workspace.write("feedmirror.toml", &format!("pol.min = \"9s\"\n{}", feed("acme", "ftp://acme.example/")));
+    let mistaken = workspace.run(&["check"]);
     assert_eq!(mistaken.code, Some(2));
     let errors: Vec<&str> = mistaken.out.lines().filter(|line| line.starts_with("error: ")).collect();
     assert_eq!(errors.len(), 2, "{}", mistaken.out);
     assert!(errors.iter().any(|line| line.contains("did you mean \"poll\"")), "{errors:?}");
     assert!(errors.iter().any(|line| line.contains("feeds.acme.url")), "{errors:?}");
-    // and nothing was made on the way
-    assert_eq!(desk.files(), ["feedmirror.toml"]);
+    // and no file was created
+    assert_eq!(workspace.files(), ["feedmirror.toml"]);
 }
 
 #[test]
 fn online_every_feed_is_asked_and_one_that_does_not_answer_fails_the_check() {
-    let (desk, publisher) = (Workspace::new(), SimulatorProcess::of(2));
+    let (workspace, publisher) = (Workspace::new(), SimulatorProcess::of(2));
     let good = feed("sessions", publisher.url(0)) + &feed("facilities", publisher.url(1));
-    desk.write("feedmirror.toml", &good);
-    let well = desk.run(&["check", "--online"]);
-    assert_eq!(well.code, Some(0), "{well:?}");
-    let answers = well.out.lines().filter(|line| line.ends_with(": 10 items, and more pages")).count();
-    assert_eq!(answers, 2, "{}", well.out);
+    workspace.write("feedmirror.toml", &good);
+    let passed = workspace.run(&["check", "--online"]);
+    assert_eq!(passed.code, Some(0), "{passed:?}");
+    let answers = passed.out.lines().filter(|line| line.ends_with(": 10 items, and more pages")).count();
+    assert_eq!(answers, 2, "{}", passed.out);
 
-    desk.write("feedmirror.toml", &(good + &feed("nobody", &nobody())));
-    let ill = desk.run(&["check", "--online"]);
-    assert_eq!(ill.code, Some(1), "{ill:?}");
-    let failed: Vec<&str> = ill.out.lines().filter(|line| line.starts_with("failed: ")).collect();
-    assert_eq!(failed.len(), 1, "{}", ill.out);
-    assert!(failed[0].starts_with("failed: nobody: ") && failed[0].contains(": refused-connection: "), "{failed:?}");
-    assert!(!desk.path("mirror.db").exists(), "asking writes nothing");
+    workspace.write("feedmirror.toml", &(good + &feed("nobody", &nobody())));
+    let failed = workspace.run(&["check", "--online"]);
+    assert_eq!(failed.code, Some(1), "{failed:?}");
+    let failures: Vec<&str> = failed.out.lines().filter(|line| line.starts_with("failed: ")).collect();
+    assert_eq!(failures.len(), 1, "{}", failed.out);
+    assert!(
+        failures[0].starts_with("failed: nobody: ") && failures[0].contains(": refused-connection: "),
+        "{failures:?}"
+    );
+    assert!(!workspace.path("mirror.db").exists(), "asking writes nothing");
 
-    let rows = desk.run(&["check", "--online", "--json"]).rows();
+    let rows = workspace.run(&["check", "--online", "--json"]).rows();
     let levels: Vec<_> =
         rows.iter().map(|row| (row["name"].as_str().unwrap(), row["level"].as_str().unwrap())).collect();
     assert_eq!(levels, [("facilities", "ok"), ("nobody", "failed"), ("sessions", "ok")]);
@@ -50,25 +53,28 @@ fn online_every_feed_is_asked_and_one_that_does_not_answer_fails_the_check() {
 
 #[test]
 fn online_a_stream_is_opened_and_a_broker_asked_for_its_queue() {
-    let (desk, publisher) = (Workspace::new(), SimulatorProcess::of(1));
+    let (workspace, publisher) = (Workspace::new(), SimulatorProcess::of(1));
     let broker = nobody().replacen("http://", "amqp://guest:hunter2@", 1);
-    desk.write("broker", broker.trim_end_matches("/feed"));
+    workspace.write("broker", broker.trim_end_matches("/feed"));
     let stream = format!("sse.url = \"{}/stream\"\n", publisher.url(0));
-    desk.write("feedmirror.toml", &(feed("sessions", publisher.url(0)) + &stream));
-    let well = desk.run(&["check", "--online"]);
-    assert_eq!(well.code, Some(0), "{well:?}");
-    assert!(well.out.contains(&format!("ok: sessions: {}/stream: a stream of events\n", publisher.url(0))), "{well:?}");
+    workspace.write("feedmirror.toml", &(feed("sessions", publisher.url(0)) + &stream));
+    let passed = workspace.run(&["check", "--online"]);
+    assert_eq!(passed.code, Some(0), "{passed:?}");
+    assert!(
+        passed.out.contains(&format!("ok: sessions: {}/stream: a stream of events\n", publisher.url(0))),
+        "{passed:?}"
+    );
 
     let page = format!("sse.url = \"{}\"\n", publisher.url(0));
     let queue = "amqp = { url_file = \"broker\", queue = \"things\" }\n";
-    desk.write("feedmirror.toml", &(feed("sessions", publisher.url(0)) + &page + queue));
-    let ill = desk.run(&["check", "--online", "--json"]);
-    assert_eq!(ill.code, Some(1), "{ill:?}");
-    let rows = ill.rows();
+    workspace.write("feedmirror.toml", &(feed("sessions", publisher.url(0)) + &page + queue));
+    let failed = workspace.run(&["check", "--online", "--json"]);
+    assert_eq!(failed.code, Some(1), "{failed:?}");
+    let rows = failed.rows();
     let probes = rows.iter().filter(|row| row["level"] != "warning");
-    let said: Vec<_> = probes.map(|row| (row["key"].as_str().unwrap(), row["level"].as_str().unwrap())).collect();
-    assert_eq!(said, [("url", "ok"), ("sse.url", "failed"), ("amqp.queue", "failed")], "{rows:?}");
+    let levels: Vec<_> = probes.map(|row| (row["key"].as_str().unwrap(), row["level"].as_str().unwrap())).collect();
+    assert_eq!(levels, [("url", "ok"), ("sse.url", "failed"), ("amqp.queue", "failed")], "{rows:?}");
     let last = rows.last().unwrap()["message"].as_str().unwrap();
     assert!(last.starts_with("refused-connection: "), "{rows:?}");
-    assert!(!ill.out.contains("hunter2"), "{}", ill.out);
+    assert!(!failed.out.contains("hunter2"), "{}", failed.out);
 }

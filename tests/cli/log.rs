@@ -1,4 +1,4 @@
-//! The daemon's log: its form, its level, and that nothing of it goes to standard output.
+//! The daemon's log: its format, its level, and that no part of it goes to standard output.
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -8,25 +8,27 @@ use crate::workspace::{RunOutput, SimulatorProcess, Workspace};
 
 const CONFIGURATION: &str = "poll.min = \"1s\"\nops.listen = \"127.0.0.1:0\"\n";
 
-/// Stands for the stream that the daemon's standard error is.
+/// Replaced by the stream that the daemon's standard error is.
 const JOURNAL: &str = "(standard error)";
 
-/// Runs the daemon until its feed is level, and ends it.
+/// Runs the daemon until its feed is level, and stops it.
 fn run(
     publisher: &SimulatorProcess,
     configuration: &str,
     arguments: &[&str],
     environment: &[(&str, &str)],
 ) -> RunOutput {
-    let desk = Workspace::new();
+    let workspace = Workspace::new();
     let feed = format!("[feeds.acme]\nurl = \"{}\"\n", publisher.url(0));
-    desk.write("feedmirror.toml", &format!("{CONFIGURATION}{configuration}{feed}"));
-    let mut command = desk.command(&[arguments, &["run"]].concat());
-    let journal = desk.journal_stream();
+    workspace.write("feedmirror.toml", &format!("{CONFIGURATION}{configuration}{feed}"));
+    let mut command = workspace.command(&[arguments, &["run"]].concat());
+    let journal = workspace.journal_stream();
     let environment =
         environment.iter().map(|(name, value)| (*name, if *value == JOURNAL { &journal } else { *value }));
-    let running = desk.start_as(command.envs(environment));
-    until("the feed level", || !desk.sql("mirror.db", "SELECT name FROM feeds WHERE level_at IS NOT NULL").is_empty());
+    let running = workspace.start_as(command.envs(environment));
+    until("the feed level", || {
+        !workspace.sql("mirror.db", "SELECT name FROM feeds WHERE level_at IS NOT NULL").is_empty()
+    });
     running.signal(Signal::SIGTERM);
     let ran = running.wait_for_exit();
     assert_eq!((ran.code, ran.out.as_str()), (Some(0), ""), "{ran:?}");
@@ -41,8 +43,8 @@ fn events(ran: &RunOutput) -> Vec<Value> {
 fn json_is_an_object_a_line_with_time_level_and_message() {
     let publisher = SimulatorProcess::of(1);
     let configured = run(&publisher, "log.format = \"json\"\n", &[], &[]);
-    let told = run(&publisher, "", &[], &[("FEEDMIRROR_LOG__FORMAT", "json")]);
-    for ran in [configured, told] {
+    let by_environment = run(&publisher, "", &[], &[("FEEDMIRROR_LOG__FORMAT", "json")]);
+    for ran in [configured, by_environment] {
         let events = events(&ran);
         let messages: Vec<&str> = events.iter().map(|event| event["message"].as_str().unwrap()).collect();
         assert!(messages.contains(&"running") && messages.contains(&"stopping"), "{messages:?}");

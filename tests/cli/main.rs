@@ -1,4 +1,4 @@
-//! The command line as a person or a script meets it: what goes where, with which exit code, and what is refused.
+//! The command line as people and scripts use it: which output goes where, with which exit code, and what is refused.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 

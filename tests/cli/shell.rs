@@ -1,4 +1,4 @@
-//! Help, completions and manual pages: made for every verb, and of a form that their readers take.
+//! Help, completions and manual pages: generated for every verb, in a form that shells and `man` accept.
 
 use std::process::Command;
 
@@ -12,20 +12,20 @@ fn verbs() -> Vec<String> {
 
 #[test]
 fn every_verb_explains_itself() {
-    let desk = Workspace::new();
+    let workspace = Workspace::new();
     for verb in verbs() {
-        let ran = desk.run(&[&verb, "--help"]);
+        let ran = workspace.run(&[&verb, "--help"]);
         assert_eq!((ran.code, ran.err.as_str()), (Some(0), ""), "{verb}");
         assert!(ran.out.contains(&format!("Usage: feedmirror {verb}")), "{}", ran.out);
     }
-    let all = desk.run(&["--help"]);
+    let all = workspace.run(&["--help"]);
     assert!(verbs().iter().all(|verb| all.out.contains(&format!("\n  {verb} "))), "{}", all.out);
-    assert_eq!(desk.run(&["--version"]).out, format!("feedmirror {}\n", env!("CARGO_PKG_VERSION")));
+    assert_eq!(workspace.run(&["--version"]).out, format!("feedmirror {}\n", env!("CARGO_PKG_VERSION")));
 }
 
 #[test]
 fn a_wrong_command_line_is_refused_on_standard_error() {
-    let desk = Workspace::new();
+    let workspace = Workspace::new();
     for (arguments, hint) in [
         (&["stauts"][..], "status"),
         (&["status", "--jsn"], "--json"),
@@ -33,7 +33,7 @@ fn a_wrong_command_line_is_refused_on_standard_error() {
         (&[], "Usage: feedmirror"),
         (&["pause"], "<FEED>"),
     ] {
-        let ran = desk.run(arguments);
+        let ran = workspace.run(arguments);
         assert_eq!((ran.code, ran.out.as_str()), (Some(2), ""), "{arguments:?}");
         assert!(ran.err.contains(hint), "{arguments:?}: {}", ran.err);
     }
@@ -41,35 +41,35 @@ fn a_wrong_command_line_is_refused_on_standard_error() {
 
 #[test]
 fn completions_know_every_verb_and_bash_can_read_them() {
-    let desk = Workspace::new();
+    let workspace = Workspace::new();
     for shell in ["bash", "zsh", "fish"] {
-        let ran = desk.run(&["completions", shell]);
+        let ran = workspace.run(&["completions", shell]);
         assert_eq!((ran.code, ran.err.as_str()), (Some(0), ""), "{shell}");
         let missing: Vec<String> = verbs().into_iter().filter(|verb| !ran.out.contains(verb.as_str())).collect();
         assert!(missing.is_empty(), "{shell} lacks {missing:?}");
-        desk.write(shell, &ran.out);
+        workspace.write(shell, &ran.out);
     }
-    let read = Command::new("bash").arg("-n").arg(desk.path("bash")).output().expect("bash");
+    let read = Command::new("bash").arg("-n").arg(workspace.path("bash")).output().expect("bash");
     assert!(read.status.success() && read.stderr.is_empty(), "{read:?}");
     // and completes: `sta` can only become `status`
     let complete = "source ./bash; COMP_WORDS=(feedmirror sta); COMP_CWORD=1; _feedmirror feedmirror sta feedmirror; echo \"${COMPREPLY[@]}\"";
-    let completed = Command::new("bash").args(["-c", complete]).current_dir(desk.path("")).output().unwrap();
+    let completed = Command::new("bash").args(["-c", complete]).current_dir(workspace.path("")).output().unwrap();
     assert_eq!(String::from_utf8_lossy(&completed.stdout), "status\n", "{completed:?}");
 }
 
 #[test]
 fn there_is_a_manual_page_for_the_program_and_for_every_verb() {
-    let desk = Workspace::new();
-    let whole = desk.run(&["man"]);
+    let workspace = Workspace::new();
+    let whole = workspace.run(&["man"]);
     assert_eq!(whole.code, Some(0));
     assert!(whole.out.contains(".SH NAME\nfeedmirror"), "{}", whole.out);
 
-    assert_eq!(desk.run(&["man", "--to", "pages"]).code, Some(0));
+    assert_eq!(workspace.run(&["man", "--to", "pages"]).code, Some(0));
 
     for verb in verbs() {
         // Roff writes a hyphen as `\-`.
         assert!(whole.out.contains(&verb.replace('-', "\\-")), "the page lacks {verb}");
-        let page = std::fs::read_to_string(desk.path("pages").join(format!("feedmirror-{verb}.1"))).unwrap();
+        let page = std::fs::read_to_string(workspace.path("pages").join(format!("feedmirror-{verb}.1"))).unwrap();
         assert!(page.contains(".SH NAME\n") && page.contains(".SH SYNOPSIS\n"), "{page}");
     }
 }

@@ -1,4 +1,4 @@
-//! Results go to standard output and nothing else does; `-q` silences the rest; who stops reading is no failure.
+//! Only results go to standard output; `-q` silences the rest; a reader that stops reading is no failure.
 
 use std::process::Stdio;
 
@@ -6,12 +6,12 @@ use crate::workspace::{SimulatorProcess, Workspace};
 
 #[test]
 fn progress_goes_to_standard_error_and_quiet_silences_it() {
-    let (desk, publisher) = (Workspace::new(), SimulatorProcess::of(1));
+    let (workspace, publisher) = (Workspace::new(), SimulatorProcess::of(1));
     let good = format!("good={}", publisher.url(0));
     let bad = format!("bad={}", publisher.url(0).replace("/sessions-1", "/nothing"));
 
-    let loud = desk.run(&["sync", &good, &bad, "--json"]);
-    let quiet = desk.run(&["sync", &good, &bad, "--json", "-q"]);
+    let loud = workspace.run(&["sync", &good, &bad, "--json"]);
+    let quiet = workspace.run(&["sync", &good, &bad, "--json", "-q"]);
 
     assert!(loud.err.contains("good: level, 30 records in "), "{}", loud.err);
     assert_eq!((loud.rows().len(), quiet.rows().len()), (2, 2));
@@ -21,9 +21,9 @@ fn progress_goes_to_standard_error_and_quiet_silences_it() {
 
 #[test]
 fn a_failure_is_one_line_that_begins_with_the_program_s_name() {
-    let desk = Workspace::new();
+    let workspace = Workspace::new();
     for verb in [&["status", "--db", "none.db"][..], &["export", "--db", "none.db"], &["sync"], &["run"]] {
-        let ran = desk.run(verb);
+        let ran = workspace.run(verb);
         assert_eq!(ran.out, "", "{verb:?}");
         assert!(ran.err.starts_with("feedmirror: ") && ran.err.lines().count() == 1, "{verb:?}: {}", ran.err);
     }
@@ -31,9 +31,9 @@ fn a_failure_is_one_line_that_begins_with_the_program_s_name() {
 
 #[test]
 fn who_stops_reading_the_output_is_no_failure() {
-    let (desk, publisher) = (Workspace::new(), SimulatorProcess::of(1));
+    let (workspace, publisher) = (Workspace::new(), SimulatorProcess::of(1));
     let (db, url) = (["--db", "a.db"], publisher.url(0).to_owned());
-    assert_eq!(desk.run(&["sync", &url, db[0], db[1]]).code, Some(0));
+    assert_eq!(workspace.run(&["sync", &url, db[0], db[1]]).code, Some(0));
     for verb in [
         &["sync", &url, db[0], db[1]][..],
         &["status", db[0], db[1]],
@@ -44,12 +44,12 @@ fn who_stops_reading_the_output_is_no_failure() {
         &["man"],
         &["simulate", "--list-faults"],
     ] {
-        // given an output that nobody reads any more
+        // given an output whose reader is gone
         let (reader, writer) = std::io::pipe().unwrap();
         drop(reader);
-        // when something is written there
-        let output = desk.command(verb).stdout(writer).stderr(Stdio::piped()).output().unwrap();
-        // then it ends, and says nothing of it
+        // when a verb writes to it
+        let output = workspace.command(verb).stdout(writer).stderr(Stdio::piped()).output().unwrap();
+        // then the verb ends without a message
         let err = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(0), "{verb:?}: {err}");
         assert!(!err.contains("feedmirror: ") && !err.contains("panicked"), "{verb:?}: {err}");

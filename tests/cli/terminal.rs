@@ -1,5 +1,5 @@
-//! What strangers wrote, as people see it: whatever a publisher puts into a feed, and whoever wrote the file, no verb
-//! prints anything that a terminal would obey, that turns text around, or that can't be seen.
+//! Hostile text as people see it: whatever a publisher puts into a feed, and whoever wrote the file, no verb prints
+//! anything that commands a terminal, reverses text, or is invisible.
 
 use std::process::Output;
 
@@ -10,11 +10,11 @@ use crate::support::{MirrorProcess, Reply, Request, ScriptedPublisher};
 /// An escape sequence, its C1 form, an override, an isolate, zero width, a line separator, a carriage return, a tag.
 const HOSTILE: &str = "a\u{1b}[2J\u{9b}31mb\u{202e}c\u{2066}d\u{200b}e\u{2028}f\rg\u{7f}h\u{e0041}i";
 
-fn is_hostile(sign: char) -> bool {
-    let code = u32::from(sign);
+fn is_hostile(character: char) -> bool {
+    let code = u32::from(character);
     let control = code < 0x20 || (0x7f..0xa0).contains(&code);
     let invisible = [0x200b..=0x200f, 0x2028..=0x202e, 0x2060..=0x206f, 0xfeff..=0xfeff, 0xe0000..=0xe007f];
-    (control && sign != '\n') || invisible.iter().any(|range| range.contains(&code))
+    (control && character != '\n') || invisible.iter().any(|range| range.contains(&code))
 }
 
 fn page(request: &Request) -> Reply {
@@ -25,7 +25,7 @@ fn page(request: &Request) -> Reply {
     match request.path() {
         "/broken" => Reply::page(format!("<html>{HOSTILE}</html>")),
         "/forbidden" => Reply::status(403).body(HOSTILE),
-        // A license of theirs, a kind that is none, a record without an id, and a cursor.
+        // A publisher's license, an unknown kind, a record without an id, and a cursor.
         "/feed" if request.query().is_empty() => {
             let items =
                 [record(HOSTILE, 1), json!({"state": HOSTILE, "kind": HOSTILE, "modified": 1, "data": HOSTILE})];
@@ -39,7 +39,7 @@ fn page(request: &Request) -> Reply {
     }
 }
 
-/// What was printed, and that nothing of it is hostile.
+/// The output, after checking that no character of it is hostile.
 fn seen(what: &str, output: &Output) -> String {
     let text = [output.stdout.as_slice(), output.stderr.as_slice()].concat();
     let text = String::from_utf8(text).unwrap_or_else(|error| panic!("{what}: {error}"));
@@ -50,7 +50,7 @@ fn seen(what: &str, output: &Output) -> String {
 
 #[test]
 fn no_verb_prints_what_a_terminal_would_obey() {
-    // Given: feeds full of it, as `sync` read them
+    // Given: feeds full of hostile text, as `sync` read them
     let publisher = ScriptedPublisher::start(page);
     let mirror = MirrorProcess::new()
         .feed("f", &publisher.url("/feed"))
@@ -102,7 +102,7 @@ fn no_verb_prints_what_a_terminal_would_obey() {
     }
     assert!(replaced >= 10, "most of them quote a publisher, and {replaced} did");
 
-    // When: the file itself was made by somebody hostile
+    // When: the file itself was made by an attacker
     let file = rusqlite::Connection::open(mirror.path("mirror.db")).unwrap();
     file.execute("UPDATE feed SET name = ?1, provider = ?1, publisher = ?1 WHERE name = 'f'", [HOSTILE]).unwrap();
     file.execute("UPDATE feed SET name = ?1 WHERE name = 'g'", ["b\nforged: ok"]).unwrap();

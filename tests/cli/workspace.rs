@@ -1,4 +1,4 @@
-//! A folder to work in, the program run there, and a simulated publisher beside it.
+//! A folder in which the program runs, and a simulated publisher.
 
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::MetadataExt;
@@ -15,7 +15,7 @@ use crate::support::{DEADLINE, holds_within};
 
 pub(crate) struct Workspace(TempDir);
 
-/// What a run came to.
+/// The result of a run.
 #[derive(Debug)]
 pub(crate) struct RunOutput {
     pub(crate) code: Option<i32>,
@@ -31,7 +31,7 @@ impl From<Output> for RunOutput {
 }
 
 impl RunOutput {
-    /// Standard output as JSON, a line each.
+    /// Standard output as JSON values, one per line.
     pub(crate) fn rows(&self) -> Vec<Value> {
         self.out.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"))).collect()
     }
@@ -50,7 +50,7 @@ impl Workspace {
         std::fs::write(self.path(name), text).unwrap();
     }
 
-    /// The names of what lies there, sorted.
+    /// The names of the files in the folder, sorted.
     pub(crate) fn files(&self) -> Vec<String> {
         let entries = std::fs::read_dir(self.0.path()).unwrap();
         let mut names: Vec<String> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
@@ -58,7 +58,7 @@ impl Workspace {
         names
     }
 
-    /// The program in this folder, told nothing by the environment.
+    /// The program in this folder, with no settings from the environment.
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_feedmirror"));
         command.args(arguments).current_dir(self.0.path()).stdin(Stdio::null());
@@ -72,7 +72,7 @@ impl Workspace {
         self.command(arguments).output().unwrap().into()
     }
 
-    /// Starts the program, its output caught.
+    /// Starts the program and captures its output.
     pub(crate) fn start(&self, arguments: &[&str]) -> RunningProgram {
         self.start_as(&mut self.command(arguments))
     }
@@ -84,13 +84,13 @@ impl Workspace {
         RunningProgram { child, out, err }
     }
 
-    /// What systemd would set JOURNAL_STREAM to, were the file that catches standard error the journal.
+    /// The value that systemd would give JOURNAL_STREAM if the file that captures standard error were the journal.
     pub(crate) fn journal_stream(&self) -> String {
         let caught = std::fs::File::create(self.path("running.err")).unwrap().metadata().unwrap();
         format!("{}:{}", caught.dev(), caught.ino())
     }
 
-    /// The rows of a query, as one text each; none while there is no such table.
+    /// The rows of a query, each as one text; none while there is no such table.
     pub(crate) fn sql(&self, database: &str, sql: &str) -> Vec<String> {
         let Ok(db) = Connection::open_with_flags(self.path(database), OpenFlags::SQLITE_OPEN_READ_ONLY) else {
             return Vec::new();
@@ -101,7 +101,7 @@ impl Workspace {
     }
 }
 
-/// A running program, killed when a test fails on the way.
+/// A running program; killed when a test fails.
 pub(crate) struct RunningProgram {
     child: Child,
     out: PathBuf,
@@ -121,7 +121,7 @@ impl RunningProgram {
         kill(Pid::from_raw(self.child.id().try_into().unwrap()), signal).unwrap();
     }
 
-    /// Waits for its end.
+    /// Waits for the program's exit.
     pub(crate) fn wait_for_exit(mut self) -> RunOutput {
         let mut status: Option<ExitStatus> = None;
         let ended = holds_within(DEADLINE, || {
@@ -135,21 +135,21 @@ impl RunningProgram {
 
 impl Drop for RunningProgram {
     fn drop(&mut self) {
-        // It has usually ended by then.
+        // The process has usually ended by then.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// `feedmirror simulate`, until dropped.
+/// `feedmirror simulate`; ends when dropped.
 pub(crate) struct SimulatorProcess {
     child: Child,
-    /// Name and URL.
+    /// Each feed's name and URL.
     pub(crate) feeds: Vec<(String, String)>,
 }
 
 impl SimulatorProcess {
-    /// So many feeds of 30 items that don't change.
+    /// Starts `feeds` feeds of 30 items that don't change.
     pub(crate) fn of(feeds: usize) -> Self {
         let count = feeds.to_string();
         let arguments =
@@ -174,7 +174,7 @@ impl Drop for SimulatorProcess {
     }
 }
 
-/// A URL where nothing listens: its port was free a moment ago, and is kept by nobody.
+/// A URL where nothing listens: its port was free a moment ago.
 pub(crate) fn nobody() -> String {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     format!("http://{}/feed", listener.local_addr().unwrap())

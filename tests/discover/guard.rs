@@ -1,4 +1,4 @@
-//! Where no connection may go, none goes: not at first, not by a redirect, not by a name.
+//! Addresses that may not be connected to are not connected to: neither at first, nor by a redirect, nor by a name.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -11,10 +11,10 @@ use crate::support::Reply;
 use crate::web::Web;
 use crate::workspace::Workspace;
 
-fn get(guard: AddressPolicy, url: &str) -> Result<Vec<u8>, HttpFailure> {
-    let pages = WebPageFetcher::new(HttpSettings::default(), guard).unwrap();
+fn get(policy: AddressPolicy, url: &str) -> Result<Vec<u8>, HttpFailure> {
+    let fetcher = WebPageFetcher::new(HttpSettings::default(), policy).unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(pages.get(&Url::parse(url).unwrap())).map(|page| page.bytes)
+    runtime.block_on(fetcher.get(&Url::parse(url).unwrap())).map(|page| page.bytes)
 }
 
 #[test]
@@ -28,26 +28,26 @@ fn this_machine_is_not_asked_unless_allowed() {
         assert_eq!((ran.code, ran.out.as_str()), (Some(1), ""), "{ran:?}");
         assert!(ran.err.contains("private-address: ") && ran.err.contains("--allow-private"), "{}", ran.err);
     }
-    assert_eq!(web.publisher.requests().len(), 0, "not even asked");
+    assert_eq!(web.publisher.requests().len(), 0, "no request is sent");
     assert_eq!(Workspace::new().run(&["discover", &by_name, "--allow-private"]).code, Some(0));
 }
 
 #[test]
 fn a_redirect_to_where_no_connection_may_go_is_not_followed() {
-    // given one address of this machine that may be asked, as if it were the internet's
+    // given one address of this machine that is permitted, as if it were public
     let web = Web::new();
     let port = web.publisher.address().port();
     web.reply("/well", Reply::page("well"));
     web.reply("/round", Reply::redirect(307, "/well"));
-    let guard = || AddressPolicy::public_only().besides(IpAddr::V4(Ipv4Addr::LOCALHOST));
-    assert_eq!(get(guard(), &web.url("/round")).unwrap(), b"well");
+    let policy = || AddressPolicy::public_only().besides(IpAddr::V4(Ipv4Addr::LOCALHOST));
+    assert_eq!(get(policy(), &web.url("/round")).unwrap(), b"well");
 
-    // when it sends elsewhere, by address or by name, then nobody is asked there
+    // when it redirects to others, by address or by name, then they get no request
     let metadata = "http://169.254.169.254/latest/meta-data/".to_owned();
     for target in [format!("http://127.0.0.2:{port}/well"), format!("http://[::1]:{port}/well"), metadata] {
         web.reply("/away", Reply::redirect(302, &target));
-        let got = get(guard(), &web.url("/away"));
-        assert!(matches!(got, Err(HttpFailure::PrivateAddress(_))), "{target}: {got:?}");
+        let result = get(policy(), &web.url("/away"));
+        assert!(matches!(result, Err(HttpFailure::PrivateAddress(_))), "{target}: {result:?}");
     }
     let by_name = web.url("/well").replace("127.0.0.1", "localhost");
     assert!(matches!(get(AddressPolicy::public_only(), &by_name), Err(HttpFailure::PrivateAddress(_))));

@@ -1,4 +1,4 @@
-//! What is read out of recorded pages. Expected values were read by eye.
+//! Discovery on recorded pages. Expected values were read by eye.
 
 use feedmirror::discover::read;
 use url::Url;
@@ -45,7 +45,7 @@ fn an_old_site_s_one_feed_without_a_name_is_named_by_its_url() {
 }
 
 #[test]
-fn a_recorded_page_that_only_sends_elsewhere_says_where() {
+fn the_meta_refresh_of_a_recorded_page_is_read() {
     let listing = read(&recorded("sites/opensessions-redirect.html"), &at("https://opensessions.github.io/"));
     assert!(listing.is_empty(), "{listing:?}");
     assert_eq!(listing.meta_refresh, Some(at("https://opensessions.io/openactive")));

@@ -1,4 +1,4 @@
-//! From a collection to configuration on standard output.
+//! Crawls from a collection to configuration on standard output.
 
 use crate::support::{Reply, page};
 use crate::web::Web;
@@ -10,7 +10,7 @@ fn feeds(names: &[&'static str]) -> Vec<(&'static str, String)> {
 
 #[test]
 fn a_collection_s_catalogues_and_sites_become_configuration_that_check_accepts() {
-    // given a collection whose catalogues nest in a circle, and sites of every sort
+    // given a collection whose catalogues refer to each other in a circle, and sites of every kind
     let web = Web::new();
     web.catalogue("/collection", &["/one", "/two"], &[]);
     web.catalogue("/one", &["/collection"], &["/acme", "/moved"]);
@@ -22,12 +22,12 @@ fn a_collection_s_catalogues_and_sites_become_configuration_that_check_accepts()
         "/plain",
         r#"{"@type":"Dataset","distribution":{"contentUrl":"https://feeds.example/rides","encodingFormat":"rpde"}}"#,
     );
-    let desk = Workspace::new();
+    let workspace = Workspace::new();
 
-    // when it is walked
-    let ran = desk.run(&["discover", &web.url("/collection"), "--allow-private"]);
+    // when it is crawled
+    let ran = workspace.run(&["discover", &web.url("/collection"), "--allow-private"]);
 
-    // then each feed stands under its publisher's provider, once, and the configuration is sound
+    // then each feed has its publisher's provider, once, and the configuration is valid
     assert_eq!(ran.code, Some(0), "{ran:?}");
     let host = web.publisher.address().to_string().replace(['.', ':'], "-");
     let tables: toml::Table = toml::from_str(&ran.out).unwrap();
@@ -47,15 +47,15 @@ fn a_collection_s_catalogues_and_sites_become_configuration_that_check_accepts()
     assert_eq!(web.publisher.count("/acme"), 1, "a site that two catalogues list is read once");
     assert!(ran.err.contains(": an entry of `dataset` was left out: it is a number"), "{}", ran.err);
     assert!(ran.err.contains("\nfeedmirror: 6 pages, 3 datasets, 4 feeds, 1 problem\n"), "{}", ran.err);
-    desk.write("feedmirror.toml", &ran.out);
-    let checked = desk.run(&["check"]);
+    workspace.write("feedmirror.toml", &ran.out);
+    let checked = workspace.run(&["check"]);
     assert_eq!(
         (checked.code, checked.out.as_str()),
         (Some(0), "1 file, 4 feeds; 0 errors, 0 warnings\n"),
         "{checked:?}"
     );
-    // and the same walk says the same
-    assert_eq!(desk.run(&["discover", &web.url("/collection"), "--allow-private"]).out, ran.out);
+    // and the same crawl has the same output
+    assert_eq!(workspace.run(&["discover", &web.url("/collection"), "--allow-private"]).out, ran.out);
 }
 
 #[test]
@@ -70,9 +70,9 @@ fn bad_pages_are_told_and_the_rest_is_found() {
     web.html("/plain", "<h1>Welcome</h1>");
     web.reply("/ftp", Reply::redirect(302, "ftp://127.0.0.1/"));
     web.site("/good", "Acme", &feeds(&["Slot"]));
-    let desk = Workspace::new();
+    let workspace = Workspace::new();
 
-    let ran = desk.run(&["discover", &web.url("/catalogue"), "--allow-private", "--json"]);
+    let ran = workspace.run(&["discover", &web.url("/catalogue"), "--allow-private", "--json"]);
 
     assert_eq!(ran.code, Some(0), "{ran:?}");
     let rows = ran.rows();
@@ -96,15 +96,15 @@ fn bad_pages_are_told_and_the_rest_is_found() {
         let line = ran.err.lines().find(|line| line.contains(&format!("{}: ", web.url(path)))).unwrap_or_default();
         assert!(line.starts_with("feedmirror: problem: ") && line.contains(word), "{path}: {line}\n{}", ran.err);
     }
-    // quiet, there is no progress, and problems all the same
-    let quiet = desk.run(&["discover", &web.url("/catalogue"), "--allow-private", "-q"]);
+    // with -q there is no progress, and problems are shown all the same
+    let quiet = workspace.run(&["discover", &web.url("/catalogue"), "--allow-private", "-q"]);
     assert!(quiet.err.lines().all(|line| line.starts_with("feedmirror: problem: ")), "{}", quiet.err);
-    assert!(desk.files().is_empty(), "nothing is written unasked");
+    assert!(workspace.files().is_empty(), "nothing is written unasked");
 }
 
 #[test]
 fn nobody_speaks_for_another_s_site() {
-    // given a page that says it describes a dataset whose own site is there too
+    // given a page that claims to describe a dataset whose own site exists too
     let (web, other) = (Web::new(), Web::new());
     let (acme, imitation) = (web.url("/acme"), other.url("/imitation"));
     other.json(
@@ -169,13 +169,13 @@ fn catalogues_without_end_are_left() {
 fn what_tells_of_no_feed_fails_and_what_can_not_be_meant_is_refused() {
     let web = Web::new();
     web.reply("/feed", Reply::page(page(&[], "/feed")));
-    let desk = Workspace::new();
+    let workspace = Workspace::new();
     let itself = format!(
         "no feeds were found: it is a feed itself, and tells of no others: feedmirror sync {}",
         web.url("/feed")
     );
     for (path, word) in [("/feed", itself.as_str()), ("/nothing", "http-404: ")] {
-        let ran = desk.run(&["discover", &web.url(path), "--allow-private"]);
+        let ran = workspace.run(&["discover", &web.url(path), "--allow-private"]);
         assert_eq!((ran.code, ran.out.as_str()), (Some(1), ""), "{ran:?}");
         assert!(ran.err.lines().last().unwrap().contains(word), "{}", ran.err);
     }
@@ -189,12 +189,12 @@ fn what_tells_of_no_feed_fails_and_what_can_not_be_meant_is_refused() {
         (&["discover", "https://acme.example/", "--add"], "no configuration"),
         (&["discover", "https://acme.example/", "--diff"], "no configuration"),
     ] {
-        let ran = desk.run(arguments);
+        let ran = workspace.run(arguments);
         assert_eq!((ran.code, ran.out.as_str()), (Some(2), ""), "{ran:?}");
         assert!(ran.err.contains(word) && !ran.err.contains("secret"), "{word}: {}", ran.err);
     }
-    desk.write("feedmirror.toml", "database = \"mirror.db\"\n");
-    let ran = desk.run(&["discover", "https://acme.example/", "--add"]);
+    workspace.write("feedmirror.toml", "database = \"mirror.db\"\n");
+    let ran = workspace.run(&["discover", "https://acme.example/", "--add"]);
     assert_eq!(ran.code, Some(2), "{ran:?}");
     assert!(ran.err.contains("includes no folder of files"), "{}", ran.err);
 }

@@ -1,4 +1,4 @@
-//! A collection, its catalogues and their dataset sites, as their publishers serve them; what they list can change.
+//! Serves a collection, its catalogues and their dataset sites, as publishers do; a test can change what they list.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -11,7 +11,7 @@ pub(crate) type Feeds = Vec<(&'static str, String)>;
 #[derive(Default)]
 struct Pages(Mutex<BTreeMap<String, Reply>>);
 
-/// Pages by path; anything else is 404. `{here}` in a body is where it is served.
+/// Pages by path; any other path is 404. `{here}` in a body is replaced by the server's URL.
 pub(crate) struct Web {
     pub(crate) publisher: ScriptedPublisher,
     pages: Arc<Pages>,

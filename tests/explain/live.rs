@@ -1,4 +1,4 @@
-//! `--live`: the source asked again.
+//! `--live`: the item's source is asked again.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,29 +9,29 @@ use crate::{explain, stopped_mirror};
 fn verdict(mirror: &MirrorProcess, id: &str, more: &[&str]) -> (String, serde_json::Value) {
     let mut arguments = vec!["f", id, "--live", "--json"];
     arguments.extend(more);
-    let said = explain(mirror, &arguments).json();
-    let answer = said["live"][0].clone();
-    (answer["verdict"].as_str().unwrap_or_else(|| panic!("{said}")).to_owned(), answer)
+    let output = explain(mirror, &arguments).json();
+    let answer = output["live"][0].clone();
+    (answer["verdict"].as_str().unwrap_or_else(|| panic!("{output}")).to_owned(), answer)
 }
 
 #[test]
 fn a_publisher_that_went_on_is_told_apart_from_one_that_did_not() {
-    // given a mirror at rest, and a publisher that changes one item, deletes one, forgets one and goes back on one
-    let shelf = TestFeed::of(9, 3);
-    let (publisher, mirror) = stopped_mirror(&shelf);
+    // given a stopped mirror, and a publisher that changes one item, deletes one, forgets one and goes back on one
+    let test_feed = TestFeed::of(9, 3);
+    let (publisher, mirror) = stopped_mirror(&test_feed);
     let before = mirror.rows("SELECT seq, id, modified, state FROM items ORDER BY seq");
-    let newest = shelf.put("id-1");
-    shelf.delete("id-2");
-    shelf.forget("id-3");
-    shelf.put_at("id-8", 7);
-    shelf.put("new");
+    let newest = test_feed.put("id-1");
+    test_feed.delete("id-2");
+    test_feed.forget("id-3");
+    test_feed.put_at("id-8", 7);
+    test_feed.put("new");
 
     // when each is asked for
-    let asked = publisher.count("/f");
+    let requests = publisher.count("/f");
     let (same, answer) = verdict(&mirror, "id-4", &[]);
-    let pages = publisher.count("/f") - asked;
+    let pages = publisher.count("/f") - requests;
 
-    // then only the page is read that the item came on
+    // then only the page on which the item came is read
     assert_eq!((same.as_str(), pages), ("same", 1));
     assert_eq!(answer["from"], publisher.url("/f?from=3&after=id-2"));
     let (newer, answer) = verdict(&mirror, "id-1", &[]);
@@ -48,16 +48,16 @@ fn a_publisher_that_went_on_is_told_apart_from_one_that_did_not() {
     // and nothing was written
     assert_eq!(mirror.rows("SELECT seq, id, modified, state FROM items ORDER BY seq"), before);
     let words = explain(&mirror, &["f", "id-1", "--live"]);
-    words.says("f id-1: asked its source again: newer\n");
-    words.says(&format!("  source    modified {newest}, updated\n"));
+    words.assert_contains("f id-1: asked its source again: newer\n");
+    words.assert_contains(&format!("  source    modified {newest}, updated\n"));
 }
 
 #[test]
 fn the_feed_s_secrets_go_along_and_with_only_the_file_their_lack_is_said() {
-    // given a publisher that wants a key
-    let shelf = TestFeed::of(2, 10);
+    // given a publisher that requires a key
+    let test_feed = TestFeed::of(2, 10);
     let publisher = ScriptedPublisher::start(move |request| match request.header("x-api-key") {
-        Some("hunter2") => shelf.page(request),
+        Some("hunter2") => test_feed.page(request),
         _ => Reply::status(401),
     });
     let keys = "headers = { X-Api-Key = { file = \"key\" } }";
@@ -66,12 +66,12 @@ fn the_feed_s_secrets_go_along_and_with_only_the_file_their_lack_is_said() {
     let mut mirror = mirror.start();
     mirror.until_level("f");
     assert!(mirror.stop().success());
-    let mut by_the_file = std::process::Command::new(env!("CARGO_BIN_EXE_feedmirror"));
-    by_the_file.args(["explain", "f", "id-0", "--live", "--db"]).arg(mirror.path("mirror.db"));
+    let mut without_config = std::process::Command::new(env!("CARGO_BIN_EXE_feedmirror"));
+    without_config.args(["explain", "f", "id-0", "--live", "--db"]).arg(mirror.path("mirror.db"));
 
     // when
     let (same, answer) = verdict(&mirror, "id-0", &[]);
-    let output = by_the_file.env_remove("FEEDMIRROR_CONFIG").output().unwrap();
+    let output = without_config.env_remove("FEEDMIRROR_CONFIG").output().unwrap();
 
     // then
     assert_eq!((same.as_str(), &answer["without_secrets"]), ("same", &false.into()), "{answer}");
@@ -94,9 +94,9 @@ fn a_source_that_does_not_answer_is_told_and_the_rest_stands() {
 #[test]
 fn where_the_page_is_gone_the_feed_is_read_from_its_beginning() {
     // given an item of the second page, which its publisher no longer answers
-    let shelf = TestFeed::of(6, 3);
+    let test_feed = TestFeed::of(6, 3);
     let gone = Arc::new(AtomicBool::new(false));
-    let (pages, is_gone) = (Arc::clone(&shelf), Arc::clone(&gone));
+    let (pages, is_gone) = (Arc::clone(&test_feed), Arc::clone(&gone));
     let publisher = ScriptedPublisher::start(move |request| match request.query() {
         "from=3&after=id-2" if is_gone.load(Ordering::SeqCst) => Reply::status(404),
         _ => pages.page(request),
@@ -105,9 +105,9 @@ fn where_the_page_is_gone_the_feed_is_read_from_its_beginning() {
     mirror.until_level("f");
     assert!(mirror.stop().success());
     gone.store(true, Ordering::SeqCst);
-    shelf.put("id-4");
-    shelf.put("id-0");
-    shelf.forget("id-2");
+    test_feed.put("id-4");
+    test_feed.put("id-0");
+    test_feed.forget("id-2");
 
     let (newer, answer) = verdict(&mirror, "id-4", &[]);
 

@@ -1,5 +1,5 @@
-//! `explain`: where an item came from and why it is as it is, by the real binary over real sockets; its source asked
-//! again, and whole feeds compared with theirs.
+//! `explain`: where an item came from and why it is as it is, by the real binary over real sockets; asking its source
+//! again, and comparing whole feeds with their sources.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -21,10 +21,10 @@ use std::sync::Arc;
 use serde_json::Value;
 use support::{MirrorProcess, ScriptedPublisher, TestFeed};
 
-/// Posts are taken on a port of its own.
+/// Webhook posts are accepted on a free port.
 const WEBHOOKS: &str = "[webhooks]\nlisten = \"127.0.0.1:0\"\n";
 
-/// What a verb came to.
+/// The result of a verb.
 struct VerbOutput {
     code: Option<i32>,
     out: String,
@@ -36,7 +36,7 @@ impl VerbOutput {
         serde_json::from_str(&self.out).unwrap_or_else(|error| panic!("{error}: {}{}", self.out, self.err))
     }
 
-    fn says(&self, words: &str) {
+    fn assert_contains(&self, words: &str) {
         assert!(self.out.contains(words), "no {words:?} in\n{}{}", self.out, self.err);
     }
 }
@@ -51,15 +51,15 @@ fn run_and_capture(mirror: &MirrorProcess, arguments: &[&str]) -> VerbOutput {
     VerbOutput { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) }
 }
 
-/// A publisher of a shelf at `/f`.
-fn publisher(shelf: &Arc<TestFeed>) -> ScriptedPublisher {
-    let shelf = Arc::clone(shelf);
-    ScriptedPublisher::start(move |request| shelf.page(request))
+/// A publisher of a test feed at `/f`.
+fn publisher(test_feed: &Arc<TestFeed>) -> ScriptedPublisher {
+    let test_feed = Arc::clone(test_feed);
+    ScriptedPublisher::start(move |request| test_feed.page(request))
 }
 
-/// A mirror of `shelf`, level, its daemon stopped.
-fn stopped_mirror(shelf: &Arc<TestFeed>) -> (ScriptedPublisher, MirrorProcess) {
-    let publisher = publisher(shelf);
+/// A mirror that is level with `test_feed`, its daemon stopped.
+fn stopped_mirror(test_feed: &Arc<TestFeed>) -> (ScriptedPublisher, MirrorProcess) {
+    let publisher = publisher(test_feed);
     let mut mirror = MirrorProcess::running("f", &publisher.url("/f"));
     mirror.until_level("f");
     assert!(mirror.stop().success());

@@ -13,33 +13,33 @@ fn compare(mirror: &MirrorProcess, json: bool) -> VerbOutput {
 
 #[test]
 fn a_level_mirror_is_the_same_as_its_source() {
-    let shelf = TestFeed::of(25, 4);
-    shelf.delete("id-3");
-    let (_publisher, mirror) = stopped_mirror(&shelf);
+    let test_feed = TestFeed::of(25, 4);
+    test_feed.delete("id-3");
+    let (_publisher, mirror) = stopped_mirror(&test_feed);
 
-    let said = compare(&mirror, true);
+    let output = compare(&mirror, true);
 
-    assert_eq!(said.code, Some(0), "{}{}", said.out, said.err);
-    let found = said.json();
+    assert_eq!(output.code, Some(0), "{}{}", output.out, output.err);
+    let found = output.json();
     assert_eq!((&found["read"], &found["same"], &found["pages"]), (&25.into(), &25.into(), &8.into()));
 }
 
 #[test]
 fn each_sort_of_difference_is_counted_with_samples_and_nothing_is_written() {
-    // given a mirror at rest whose source went on, lost one and went back on one
-    let shelf = TestFeed::of(9, 4);
-    let (_publisher, mirror) = stopped_mirror(&shelf);
-    shelf.put("id-1");
-    shelf.put("new");
-    shelf.forget("id-3");
-    shelf.put_at("id-8", 7);
-    shelf.delete_at("id-5", 6);
+    // given a stopped mirror whose source went on, lost one item and went back on one
+    let test_feed = TestFeed::of(9, 4);
+    let (_publisher, mirror) = stopped_mirror(&test_feed);
+    test_feed.put("id-1");
+    test_feed.put("new");
+    test_feed.forget("id-3");
+    test_feed.put_at("id-8", 7);
+    test_feed.delete_at("id-5", 6);
     let before = mirror.rows("SELECT seq, id, modified, state FROM items ORDER BY seq");
 
-    let (said, words) = (compare(&mirror, true), compare(&mirror, false));
+    let (output, words) = (compare(&mirror, true), compare(&mirror, false));
 
-    assert_eq!(said.code, Some(1));
-    let found = said.json();
+    assert_eq!(output.code, Some(1));
+    let found = output.json();
     for (sort, id) in
         [("older", "id-1"), ("missing", "new"), ("extra", "id-3"), ("newer", "id-8"), ("differing", "id-5")]
     {
@@ -47,16 +47,16 @@ fn each_sort_of_difference_is_counted_with_samples_and_nothing_is_written() {
         assert_eq!(found[sort]["samples"][0]["id"], id, "{found}");
     }
     assert_eq!(found["same"], 5);
-    words.says("  1 older in the mirror\n    thing id-1: mirror 2 updated, source 10 updated\n");
-    words.says("    thing id-3: mirror 4 updated, source nothing\n");
+    words.assert_contains("  1 older in the mirror\n    thing id-1: mirror 2 updated, source 10 updated\n");
+    words.assert_contains("    thing id-3: mirror 4 updated, source nothing\n");
     assert_eq!(mirror.rows("SELECT seq, id, modified, state FROM items ORDER BY seq"), before);
 }
 
 #[test]
 fn what_changes_during_the_walk_is_no_difference() {
-    // given a daemon that keeps up with a source, which changes with each page that the comparison asks for
-    let shelf = TestFeed::of(40, 4);
-    let (changing, left) = (Arc::clone(&shelf), Arc::new(AtomicUsize::new(0)));
+    // given a daemon that keeps up with a source, which changes with each page that the comparison requests
+    let test_feed = TestFeed::of(40, 4);
+    let (changing, left) = (Arc::clone(&test_feed), Arc::new(AtomicUsize::new(0)));
     let changes = Arc::clone(&left);
     let publisher = ScriptedPublisher::start(move |request| {
         let reply = changing.page(request);
@@ -70,26 +70,26 @@ fn what_changes_during_the_walk_is_no_difference() {
 
     // when
     left.store(30, Ordering::SeqCst);
-    let said = compare(&mirror, true);
+    let output = compare(&mirror, true);
 
     // then
     assert_eq!(left.load(Ordering::SeqCst), 0, "it went on changing");
-    assert_eq!(said.code, Some(0), "{}{}", said.out, said.err);
-    assert!(said.json()["read"].as_i64() >= Some(40), "{}", said.out);
+    assert_eq!(output.code, Some(0), "{}{}", output.out, output.err);
+    assert!(output.json()["read"].as_i64() >= Some(40), "{}", output.out);
 }
 
 #[test]
 fn without_a_clean_end_nothing_is_called_extra() {
-    let shelf = TestFeed::of(5, 10);
-    let (publisher, mut mirror) = stopped_mirror(&shelf);
+    let test_feed = TestFeed::of(5, 10);
+    let (publisher, mut mirror) = stopped_mirror(&test_feed);
     let cut = ScriptedPublisher::start(|request| Reply::page(page(&[item("id-0", 1)], &request.target)));
     mirror.set_feed("f", &cut.url("/f"), "");
 
-    let said = compare(&mirror, true);
+    let output = compare(&mirror, true);
 
     drop(publisher);
-    assert_eq!(said.code, Some(1));
-    let found = said.json();
+    assert_eq!(output.code, Some(1));
+    let found = output.json();
     assert_eq!((&found["extra"]["count"], &found["unclean"]), (&0.into(), &"self-next".into()));
 }
 
@@ -99,8 +99,8 @@ fn an_unknown_feed_is_refused() {
     let mirror = MirrorProcess::running("f", &publisher.url("/f"));
     mirror.until_level("f");
 
-    let said = run_and_capture(&mirror, &["verify", "--against-source", "g"]);
+    let output = run_and_capture(&mirror, &["verify", "--against-source", "g"]);
 
-    assert_eq!(said.code, Some(1));
-    assert!(said.err.contains("there is no feed g in the mirror"), "{}", said.err);
+    assert_eq!(output.code, Some(1));
+    assert!(output.err.contains("there is no feed g in the mirror"), "{}", output.err);
 }

@@ -1,4 +1,4 @@
-//! What the file alone can tell of an item.
+//! What the file alone knows of an item.
 
 use crate::stream::StreamServer;
 use crate::support::{MirrorProcess, Reply, ScriptedPublisher, TestFeed, item, page};
@@ -6,7 +6,7 @@ use crate::{WEBHOOKS, explain, post, publisher};
 
 #[test]
 fn a_polled_item_names_its_page_and_what_the_answer_said_of_itself() {
-    // given a publisher whose pages come out of a cache
+    // given a publisher whose pages come from a cache
     let publisher = ScriptedPublisher::start(|request| {
         let body = match request.query() {
             "" => page(&[item("a", 1), item("b", 2)], "/f?from=2&after=b"),
@@ -19,28 +19,28 @@ fn a_polled_item_names_its_page_and_what_the_answer_said_of_itself() {
     let mirror = MirrorProcess::running("f", &publisher.url("/f"));
     mirror.until_level("f");
 
-    // when it is asked for while the daemon runs
-    let said = explain(&mirror, &["f", "c", "--json"]).json();
+    // when it is explained while the daemon runs
+    let output = explain(&mirror, &["f", "c", "--json"]).json();
     let words = explain(&mirror, &["f", "c"]);
 
     // then
-    let delivery = &said["items"][0]["delivery"];
+    let delivery = &output["items"][0]["delivery"];
     assert_eq!(delivery["url"], publisher.url("/f?from=2&after=b"));
     assert_eq!((&delivery["status"], &delivery["age"], &delivery["etag"]), (&200.into(), &7.into(), &"\"v-1\"".into()));
     assert_eq!(delivery["date"], "1994-11-06T08:49:37.000Z");
     assert_eq!(delivery["last_modified"], "1994-11-06T08:00:00.000Z");
     assert_eq!((&delivery["transport"], &delivery["purpose"]), (&"poll".into(), &"poll".into()));
-    let seq = said["items"][0]["item"]["seq"].as_i64().unwrap();
+    let seq = output["items"][0]["item"]["seq"].as_i64().unwrap();
     assert_eq!((delivery["seq"].as_i64(), delivery["last_seq"].as_i64()), (Some(seq), Some(seq)));
     assert_eq!(words.code, Some(0));
-    words.says("f thing c: updated, modified 3, change number");
-    words.says("by a poll at the feed's cursor\n");
-    words.says(&format!("  from      {}\n", publisher.url("/f?from=2&after=b")));
-    words.says(
+    words.assert_contains("f thing c: updated, modified 3, change number");
+    words.assert_contains("by a poll at the feed's cursor\n");
+    words.assert_contains(&format!("  from      {}\n", publisher.url("/f?from=2&after=b")));
+    words.assert_contains(
         "  answer    200, 7 s in caches (age 7), ETag \"v-1\", the publisher's clock said 1994-11-06T08:49:37.000Z",
     );
-    words.says("f: ok, mode poll");
-    words.says("  behind    its end was last seen ");
+    words.assert_contains("f: ok, mode poll");
+    words.assert_contains("  behind    its end was last seen ");
     // and the first page wrote both of its items
     let both = mirror.rows(
         "SELECT d.url, count(*) FROM items i JOIN deliveries d ON i.seq BETWEEN d.seq AND d.last_seq GROUP BY 1 ORDER BY 1",
@@ -60,10 +60,10 @@ fn a_secret_of_the_query_is_not_told() {
     let mirror = mirror.start();
     mirror.until_level("f");
 
-    let said = explain(&mirror, &["f", "a", "--json"]);
+    let output = explain(&mirror, &["f", "a", "--json"]);
 
-    assert!(!said.out.contains("hunter2"), "{}", said.out);
-    assert_eq!(said.json()["items"][0]["delivery"]["url"], publisher.url("/f"));
+    assert!(!output.out.contains("hunter2"), "{}", output.out);
+    assert_eq!(output.json()["items"][0]["delivery"]["url"], publisher.url("/f"));
 }
 
 #[test]
@@ -76,14 +76,14 @@ fn a_streamed_item_names_its_stream_and_event() {
     stream.send(&format!("event: itemupdate\nid: e-9\ndata: {}\n\n", item("s", 9)));
     mirror.until("the item", |mirror| mirror.ids("f").contains(&"s".to_owned()));
 
-    let said = explain(&mirror, &["f", "s", "--json"]).json();
+    let output = explain(&mirror, &["f", "s", "--json"]).json();
 
-    let delivery = &said["items"][0]["delivery"];
+    let delivery = &output["items"][0]["delivery"];
     assert_eq!((&delivery["transport"], &delivery["purpose"]), (&"sse".into(), &"push".into()));
     assert_eq!(delivery["event_id"], "e-9");
     assert_eq!(delivery["url"], format!("{}?from=1&after=id-0", stream.url()));
     assert!(delivery["status"].is_null(), "{delivery}");
-    explain(&mirror, &["f", "s"]).says("pushed over the stream\n");
+    explain(&mirror, &["f", "s"]).assert_contains("pushed over the stream\n");
 }
 
 #[test]
@@ -99,16 +99,16 @@ fn a_posted_item_and_what_was_refused_of_it_since_are_told() {
         assert_eq!(post::page(&mirror, &items).status, 204);
     }
 
-    let said = explain(&mirror, &["f", "w", "--json"]).json();
+    let output = explain(&mirror, &["f", "w", "--json"]).json();
     let words = explain(&mirror, &["f", "w"]);
 
-    let found = &said["items"][0];
+    let found = &output["items"][0];
     assert_eq!((&found["delivery"]["transport"], &found["delivery"]["url"]), (&"webhook".into(), &().into()));
     assert_eq!(found["refusals"][0]["reason"], "older: the mirror holds 20");
     assert_eq!(found["quarantine"].as_array().unwrap().len(), 1);
-    words.says("posted to the webhook\n");
-    words.says("webhook: modified 19, older: the mirror holds 20\n");
-    words.says(&format!("(quarantine show {})", found["quarantine"][0]["id"]));
+    words.assert_contains("posted to the webhook\n");
+    words.assert_contains("webhook: modified 19, older: the mirror holds 20\n");
+    words.assert_contains(&format!("(quarantine show {})", found["quarantine"][0]["id"]));
 }
 
 #[test]
@@ -132,7 +132,7 @@ fn an_item_is_found_by_the_url_that_its_data_call_it() {
     assert!(alone.err.contains("searching"), "{}", alone.err);
     assert_eq!(in_its_feed.json()["items"][0]["item"]["id"], "2");
     assert_eq!(unknown.code, Some(1));
-    unknown.says("https://acme.example/things/7: the mirror has no such item\n");
+    unknown.assert_contains("https://acme.example/things/7: the mirror has no such item\n");
 }
 
 #[test]
@@ -150,16 +150,16 @@ fn of_an_unknown_item_it_tells_what_is_known_instead() {
     let mirror = MirrorProcess::new().feed("f", &publisher.url("/f")).feed("g", &publisher.url("/g")).start();
     mirror.until("level", |mirror| ["f", "g"].iter().all(|feed| !mirror.row(feed).level_at.is_empty()));
 
-    let said = explain(&mirror, &["f", "x"]);
+    let output = explain(&mirror, &["f", "x"]);
     let other_kind = explain(&mirror, &["g", "x", "--kind", "nothing"]);
     let no_id = explain(&mirror, &["f"]);
 
-    assert_eq!(said.code, Some(1));
-    said.says("x: the mirror has no such item\n");
-    said.says("poll: unknown-state: ");
-    said.says("elsewhere g thing x: updated\n");
+    assert_eq!(output.code, Some(1));
+    output.assert_contains("x: the mirror has no such item\n");
+    output.assert_contains("poll: unknown-state: ");
+    output.assert_contains("elsewhere g thing x: updated\n");
     assert_eq!(other_kind.code, Some(1));
-    other_kind.says("elsewhere g thing x: updated\n");
+    other_kind.assert_contains("elsewhere g thing x: updated\n");
     assert_eq!(no_id.code, Some(2));
 }
 
@@ -171,33 +171,33 @@ fn a_purge_takes_the_deliveries_with_it_and_is_told() {
     assert_eq!(mirror.number("SELECT count(*) FROM deliveries"), 1);
     assert!(mirror.verb(&["purge", "f", "--yes"]).status.success());
 
-    let said = explain(&mirror, &["f", "id-1"]);
+    let output = explain(&mirror, &["f", "id-1"]);
 
     assert_eq!(mirror.number("SELECT count(*) FROM deliveries"), 0);
-    assert_eq!(said.code, Some(1));
-    said.says("  purged    ");
-    said.says("paused: purged");
+    assert_eq!(output.code, Some(1));
+    output.assert_contains("  purged    ");
+    output.assert_contains("paused: purged");
 }
 
 #[test]
 fn a_tombstone_says_who_made_it() {
     // given one item that its publisher deleted, and one that a resync no longer found
-    let shelf = TestFeed::of(300, 1_000);
-    let publisher = publisher(&shelf);
+    let test_feed = TestFeed::of(300, 1_000);
+    let publisher = publisher(&test_feed);
     let mirror = MirrorProcess::running("f", &publisher.url("/f"));
     mirror.until_level("f");
-    shelf.delete("id-1");
+    test_feed.delete("id-1");
     mirror.until("a deletion", |mirror| mirror.row("f").tombstones == 1);
-    shelf.forget("id-2");
+    test_feed.forget("id-2");
     assert!(mirror.verb(&["resync", "f"]).status.success());
     mirror.until("a sweep", |mirror| mirror.row("f").tombstones == 2);
 
     let (by_publisher, swept) = (explain(&mirror, &["f", "id-1"]), explain(&mirror, &["f", "id-2"]));
 
-    by_publisher.says("deleted by its publisher");
-    by_publisher.says("by a poll at the feed's cursor");
-    swept.says("deleted, since its publisher's feed no longer has it");
-    swept.says("a resync read the whole feed and did not find it");
+    by_publisher.assert_contains("deleted by its publisher");
+    by_publisher.assert_contains("by a poll at the feed's cursor");
+    swept.assert_contains("deleted, since its publisher's feed no longer has it");
+    swept.assert_contains("a resync read the whole feed and did not find it");
 }
 
 #[test]
@@ -212,8 +212,8 @@ fn of_a_feed_that_was_purged_for_good_that_alone_is_told() {
     assert!(mirror.verb(&["purge", "f", "--yes"]).status.success());
     assert!(mirror.stop().success());
 
-    let said = explain(&mirror, &["f", "id-0"]);
+    let output = explain(&mirror, &["f", "id-0"]);
 
-    assert_eq!(said.code, Some(1));
-    assert!(said.err.contains("f is no longer configured, and was purged at 20"), "{}", said.err);
+    assert_eq!(output.code, Some(1));
+    assert!(output.err.contains("f is no longer configured, and was purged at 20"), "{}", output.err);
 }

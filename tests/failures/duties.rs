@@ -1,4 +1,4 @@
-//! A duty is over when it is done, and a clock that was set decides nothing.
+//! A duty is over when it is done, and a changed clock does not decide about it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -7,31 +7,31 @@ use rusqlite::Connection;
 
 use crate::support::{MirrorProcess, Reply, ScriptedPublisher, TestFeed, item, page, until};
 
-/// Changes the file of a mirror that doesn't run.
+/// Changes the file of a mirror that isn't running.
 fn change(mirror: &MirrorProcess, sql: &str) {
     Connection::open(mirror.path("mirror.db")).unwrap().execute_batch(sql).unwrap();
 }
 
 #[test]
 fn a_feed_that_was_away_too_long_is_read_anew_though_its_catching_up_was_cut_short() {
-    // Given: a feed that has much to catch up with after a long time away, and hangs in the middle of it.
-    let (shelf, hang) = (TestFeed::of(6, 2), Arc::new(AtomicBool::new(false)));
-    let (serving, hanging) = (Arc::clone(&shelf), Arc::clone(&hang));
+    // Given: a feed that has much to catch up with after a long downtime, and hangs in the middle of it.
+    let (test_feed, hang) = (TestFeed::of(6, 2), Arc::new(AtomicBool::new(false)));
+    let (serving, hanging) = (Arc::clone(&test_feed), Arc::clone(&hang));
     let publisher = ScriptedPublisher::start(move |request| {
-        let held = request.query().contains("from=10&") && hanging.load(Ordering::SeqCst);
-        if held { Reply::silence() } else { serving.page(request) }
+        let hangs = request.query().contains("from=10&") && hanging.load(Ordering::SeqCst);
+        if hangs { Reply::silence() } else { serving.page(request) }
     });
     let mut mirror = MirrorProcess::new().feed_with("f", &publisher.url("/feed"), r#"retention = "1h""#).start();
     mirror.until_level("f");
     assert!(mirror.stop().success());
-    shelf.forget("id-2");
+    test_feed.forget("id-2");
     for n in 0..8 {
-        shelf.put(&format!("new-{n}"));
+        test_feed.put(&format!("new-{n}"));
     }
     change(&mirror, "UPDATE feed SET polled_at = polled_at - 7200000");
     hang.store(true, Ordering::SeqCst);
     mirror.start_again();
-    until("it hangs", || publisher.requests().iter().any(|asked| asked.query().contains("from=10&")));
+    until("it hangs", || publisher.requests().iter().any(|request| request.query().contains("from=10&")));
     mirror.until("pages before are written", |mirror| mirror.row("f").cursor.contains("from=10&"));
 
     // When
@@ -41,15 +41,15 @@ fn a_feed_that_was_away_too_long_is_read_anew_though_its_catching_up_was_cut_sho
 
     // Then
     mirror.until("resynced", |mirror| !mirror.events("f", "resync-done").is_empty());
-    assert_eq!(mirror.live("f"), shelf.live());
+    assert_eq!(mirror.live("f"), test_feed.live());
     assert_eq!(mirror.column("SELECT id FROM items WHERE swept"), ["id-2"]);
 }
 
 #[test]
 fn a_time_in_the_future_is_due_and_holds_no_resync_back() {
-    // Given: read anew at a time that has not come, since the clock was wrong.
-    let shelf = TestFeed::of(6, 2);
-    let serving = Arc::clone(&shelf);
+    // Given: a resync at a time in the future, because the clock was wrong.
+    let test_feed = TestFeed::of(6, 2);
+    let serving = Arc::clone(&test_feed);
     let publisher = ScriptedPublisher::start(move |request| serving.page(request));
     let mut mirror = MirrorProcess::new().feed_with("f", &publisher.url("/feed"), r#"resync.every = "1h""#).start();
     mirror.until_level("f");
@@ -68,9 +68,9 @@ fn a_time_in_the_future_is_due_and_holds_no_resync_back() {
 
 #[test]
 fn a_feed_that_is_purged_and_resumed_is_read_once() {
-    // Given: one that is due to be read anew soon.
-    let shelf = TestFeed::of(6, 2);
-    let serving = Arc::clone(&shelf);
+    // Given: a feed whose resync is due soon.
+    let test_feed = TestFeed::of(6, 2);
+    let serving = Arc::clone(&test_feed);
     let publisher = ScriptedPublisher::start(move |request| serving.page(request));
     let mut mirror = MirrorProcess::new().feed_with("f", &publisher.url("/feed"), r#"resync.every = "1h""#).start();
     mirror.until_level("f");
@@ -83,16 +83,16 @@ fn a_feed_that_is_purged_and_resumed_is_read_once() {
     change_waits(&mirror);
     let before = publisher.requests().len();
     assert!(mirror.verb(&["resume", "f"]).status.success());
-    mirror.until("all of it", |mirror| mirror.live("f") == shelf.live());
+    mirror.until("all of it", |mirror| mirror.live("f") == test_feed.live());
     until("polled on", || publisher.requests().len() > before + 10);
 
     // Then
-    let anew = publisher.requests()[before..].iter().filter(|asked| asked.target == "/feed").count();
+    let anew = publisher.requests()[before..].iter().filter(|request| request.target == "/feed").count();
     assert_eq!(anew, 1);
     assert_eq!(mirror.events("f", "resync-began"), [""; 0]);
 }
 
-/// Waits until the time has come for what was due within ten seconds.
+/// Waits until a time has come that was due within ten seconds.
 fn change_waits(mirror: &MirrorProcess) {
     let late = "SELECT (julianday('now') - julianday(max(at))) * 86400 < 60 FROM events WHERE what = 'purged'";
     mirror.until("purged", |mirror| mirror.number(late) == 1);
@@ -100,9 +100,9 @@ fn change_waits(mirror: &MirrorProcess) {
 
 #[test]
 fn a_clock_that_is_set_ahead_purges_no_gone_feed() {
-    // Given: gone a moment ago, though the file's times say long ago.
-    let (shelf, gone) = (TestFeed::of(3, 2), Arc::new(AtomicBool::new(false)));
-    let (serving, removed) = (Arc::clone(&shelf), Arc::clone(&gone));
+    // Given: a feed gone a moment ago, though the file's times say long ago.
+    let (test_feed, gone) = (TestFeed::of(3, 2), Arc::new(AtomicBool::new(false)));
+    let (serving, removed) = (Arc::clone(&test_feed), Arc::clone(&gone));
     let publisher = ScriptedPublisher::start(move |request| match removed.load(Ordering::SeqCst) {
         true => Reply::status(410),
         false => serving.page(request),
@@ -122,16 +122,18 @@ fn a_clock_that_is_set_ahead_purges_no_gone_feed() {
     until("asked", || publisher.requests().len() > before);
 
     // Then
-    let asked = mirror.number("SELECT failures FROM feeds");
-    mirror.until("noted", |mirror| mirror.number("SELECT failures FROM feeds") > asked || mirror.row("f").failures > 1);
+    let failures = mirror.number("SELECT failures FROM feeds");
+    mirror.until("noted", |mirror| {
+        mirror.number("SELECT failures FROM feeds") > failures || mirror.row("f").failures > 1
+    });
     assert_eq!((mirror.row("f").health.as_str(), mirror.row("f").items), ("gone", 3));
 }
 
 #[test]
 fn a_url_whose_query_changes_is_asked_for_at_once_where_the_feed_was() {
-    // Given: a publisher that wants a new key, and answers nothing to the old one.
-    let (shelf, changed) = (TestFeed::of(6, 2), Arc::new(AtomicBool::new(false)));
-    let (serving, rotated) = (Arc::clone(&shelf), Arc::clone(&changed));
+    // Given: a publisher that requires a new key, and answers the old one with an error.
+    let (test_feed, changed) = (TestFeed::of(6, 2), Arc::new(AtomicBool::new(false)));
+    let (serving, rotated) = (Arc::clone(&test_feed), Arc::clone(&changed));
     let publisher = ScriptedPublisher::start(move |request| {
         let key = if rotated.load(Ordering::SeqCst) { "key=new" } else { "key=old" };
         if !request.query().contains(key) {
@@ -149,14 +151,14 @@ fn a_url_whose_query_changes_is_asked_for_at_once_where_the_feed_was() {
     mirror.set_feed("f", &publisher.url("/feed?key=new"), "");
     let before = publisher.requests().len();
     mirror.start_again();
-    shelf.put("after");
+    test_feed.put("after");
 
-    // Then: from where it was, not from its beginning.
-    mirror.until("the new one", |mirror| mirror.live("f") == shelf.live());
+    // Then: from its cursor, not from its beginning.
+    mirror.until("the new one", |mirror| mirror.live("f") == test_feed.live());
     assert!(
         publisher.requests()[before..]
             .iter()
-            .all(|asked| asked.query().contains("key=new&from=6") || asked.query().contains("key=new&from=7"))
+            .all(|request| request.query().contains("key=new&from=6") || request.query().contains("key=new&from=7"))
     );
 }
 

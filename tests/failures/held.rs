@@ -1,5 +1,5 @@
-//! What is shared is held by nobody: orders, systemd's watchdog and other feeds while a publisher hangs, or the database is
-//! locked.
+//! Nobody holds shared resources: orders, systemd's watchdog and other feeds go on while a publisher hangs or the
+//! database is locked.
 
 use std::os::unix::net::UnixDatagram;
 use std::sync::{Arc, Mutex};
@@ -13,14 +13,14 @@ use rusqlite::Connection;
 
 use crate::support::{MirrorProcess, Reply, ScriptedPublisher, TestFeed, item, page, until};
 
-/// What an operator waits for an order at most, and what it takes to start the program that gives it.
+/// How long an operator waits for an order at most, and how long the program that gives it takes to start.
 const SOON: Duration = Duration::from_millis(2_000 + 1_000);
 
-/// What systemd is told.
+/// Receives the notifications to systemd.
 pub(crate) struct NotifySocket(Arc<Mutex<Vec<String>>>);
 
 impl NotifySocket {
-    /// Expects a sign of life every 300 ms.
+    /// Requires a watchdog notification every 300 ms.
     pub(crate) fn of(mirror: MirrorProcess) -> (Self, MirrorProcess) {
         let path = mirror.path("notify");
         let socket = UnixDatagram::bind(&path).unwrap();
@@ -49,7 +49,7 @@ pub(crate) fn lock(mirror: &MirrorProcess) -> Connection {
     db
 }
 
-/// What an order was answered, in time.
+/// The answer to an order, which must come in time.
 fn ordered(mirror: &MirrorProcess, order: &[&str]) -> String {
     let began = Instant::now();
     let output = mirror.command(order).output().unwrap();
@@ -66,8 +66,8 @@ fn ready(mirror: &MirrorProcess) -> (u16, String) {
 #[test]
 fn while_the_database_is_locked_orders_are_accepted_and_systemd_gets_its_signs_of_life() {
     // Given
-    let shelf = TestFeed::of(5, 2);
-    let serving = Arc::clone(&shelf);
+    let test_feed = TestFeed::of(5, 2);
+    let serving = Arc::clone(&test_feed);
     let publisher = ScriptedPublisher::start(move |request| serving.page(request));
     let mirror = MirrorProcess::new().feed("a", &publisher.url("/a")).feed("b", &publisher.url("/b"));
     let (systemd, mirror) = NotifySocket::of(mirror);
@@ -80,7 +80,7 @@ fn while_the_database_is_locked_orders_are_accepted_and_systemd_gets_its_signs_o
     mirror.until("not ready", |mirror| ready(mirror).0 == 503);
     assert!(ready(&mirror).1.contains("locked"), "{}", ready(&mirror).1);
 
-    // Then: what needs no store is done, and the rest accepted.
+    // Then: orders that need no store are carried out, and the rest accepted.
     assert!(ordered(&mirror, &["poll-now", "b"]).contains("asked now"));
     assert!(ordered(&mirror, &["pause", "a"]).contains("accepted"));
     assert!(ordered(&mirror, &["purge", "b", "--yes"]).contains("accepted"));
@@ -99,8 +99,8 @@ fn while_the_database_is_locked_orders_are_accepted_and_systemd_gets_its_signs_o
     assert!(mirror.stop().success());
 }
 
-/// A thread of the daemon that stands still, as one does whose disk answers no more, while the others run on. It goes on
-/// when this is dropped.
+/// A thread of the daemon that is stopped, as by a disk that no longer answers, while the other threads run on. It
+/// continues when this is dropped.
 struct Stopped(Pid);
 
 impl Stopped {
@@ -129,8 +129,8 @@ impl Drop for Stopped {
 #[test]
 fn a_writer_that_is_held_makes_the_mirror_unready_by_its_own_age() {
     // Given
-    let shelf = TestFeed::of(5, 2);
-    let serving = Arc::clone(&shelf);
+    let test_feed = TestFeed::of(5, 2);
+    let serving = Arc::clone(&test_feed);
     let publisher = ScriptedPublisher::start(move |request| serving.page(request));
     let (systemd, mirror) = NotifySocket::of(MirrorProcess::new().feed("a", &publisher.url("/a")));
     let mut mirror = mirror.start();
@@ -140,16 +140,16 @@ fn a_writer_that_is_held_makes_the_mirror_unready_by_its_own_age() {
     };
     assert!(ready(&mirror).0 == 200 && says_ready(&mirror, "1"));
 
-    // When: nothing refuses to be written, and nothing is.
+    // When: writes are not refused, but don't happen.
     let began = Instant::now();
     let writer = Stopped::thread(&mirror, "writer");
-    shelf.put("new");
+    test_feed.put("new");
 
     // Then
     mirror.until("not ready", |mirror| ready(mirror).0 == 503);
     assert!(began.elapsed() > Duration::from_secs(8), "a large commit is none: {:?}", began.elapsed());
-    let told = ready(&mirror).1;
-    assert!(told.contains("the database's writer is held: nothing was committed for over 10 s"), "{told}");
+    let message = ready(&mirror).1;
+    assert!(message.contains("the database's writer is held: nothing was committed for over 10 s"), "{message}");
     assert!(says_ready(&mirror, "0"));
     assert_eq!(mirror.get("/healthz").0, 200);
     let signs = systemd.count("WATCHDOG=1");
@@ -161,7 +161,7 @@ fn a_writer_that_is_held_makes_the_mirror_unready_by_its_own_age() {
 
     // Then
     mirror.until("ready", |mirror| ready(mirror).0 == 200 && says_ready(mirror, "1"));
-    mirror.until("the news", |mirror| mirror.live("a") == shelf.live());
+    mirror.until("the news", |mirror| mirror.live("a") == test_feed.live());
     assert!(mirror.stop().success());
 }
 
@@ -181,13 +181,13 @@ fn orders_to_many_records_are_accepted_while_the_database_is_locked_and_carried_
     assert_eq!((mirror.number(&left("a")), mirror.number(&left("b"))), (120, 120));
     let locked = lock(&mirror);
 
-    // When: before it is known that the database is locked, and after.
-    let mut told = ordered(&mirror, &["quarantine", "retry", "--feed", "a"]);
+    // When: before the daemon knows that the database is locked, and after.
+    let mut message = ordered(&mirror, &["quarantine", "retry", "--feed", "a"]);
     mirror.until("not ready", |mirror| ready(mirror).0 == 503);
-    told += &ordered(&mirror, &["quarantine", "drop", "--feed", "b"]);
+    message += &ordered(&mirror, &["quarantine", "drop", "--feed", "b"]);
 
     // Then
-    assert_eq!(told.matches("accepted").count(), 2, "{told}");
+    assert_eq!(message.matches("accepted").count(), 2, "{message}");
 
     // When
     drop(locked);
@@ -202,15 +202,15 @@ fn orders_to_many_records_are_accepted_while_the_database_is_locked_and_carried_
 #[test]
 fn a_daemon_started_on_a_locked_file_says_so_and_begins_when_it_can() {
     // Given
-    let shelf = TestFeed::of(5, 2);
-    let serving = Arc::clone(&shelf);
+    let test_feed = TestFeed::of(5, 2);
+    let serving = Arc::clone(&test_feed);
     let publisher = ScriptedPublisher::start(move |request| serving.page(request));
     let mut mirror = MirrorProcess::running("a", &publisher.url("/a"));
     mirror.until_level("a");
     assert!(mirror.stop().success());
     let (systemd, mut mirror) = NotifySocket::of(mirror);
     let locked = lock(&mirror);
-    let asked = publisher.requests().len();
+    let requests = publisher.requests().len();
 
     // When
     mirror.spawn();
@@ -220,21 +220,21 @@ fn a_daemon_started_on_a_locked_file_says_so_and_begins_when_it_can() {
     mirror.until("not ready", |mirror| ready(mirror).0 == 503);
     assert!(ready(&mirror).1.contains("locked"), "{}", ready(&mirror).1);
     until("signs of life", || systemd.count("WATCHDOG=1") >= 3);
-    assert_eq!(publisher.requests().len(), asked, "nothing is read that could not be written");
+    assert_eq!(publisher.requests().len(), requests, "nothing is read that could not be written");
 
     // When
     drop(locked);
 
     // Then
     mirror.until("ready", |mirror| ready(mirror).0 == 200);
-    shelf.put("new");
-    mirror.until("it goes on", |mirror| mirror.live("a") == shelf.live());
+    test_feed.put("new");
+    mirror.until("it goes on", |mirror| mirror.live("a") == test_feed.live());
     assert!(mirror.stop().success());
 }
 
 #[test]
 fn a_probe_of_a_first_page_that_hangs_keeps_no_order_and_no_other_feed() {
-    // Given: the cursor of one feed is dead, and its own URL does not answer.
+    // Given: one feed's cursor is dead, and its own URL does not answer.
     let publisher = ScriptedPublisher::start(|request| match (request.path(), request.query(), request.count) {
         ("/b", ..) => Reply::page(page(&[], &request.target)),
         ("/a", "", 1) => Reply::page(page(&[item("x", 1)], "/a?at=1")),
@@ -247,7 +247,7 @@ fn a_probe_of_a_first_page_that_hangs_keeps_no_order_and_no_other_feed() {
     let (systemd, mirror) = NotifySocket::of(mirror);
     let mirror = mirror.start();
     mirror.until_level("b");
-    mirror.until("it is probed", |_| publisher.requests().iter().filter(|asked| asked.target == "/a").count() > 1);
+    mirror.until("it is probed", |_| publisher.requests().iter().filter(|request| request.target == "/a").count() > 1);
 
     // When
     let polled = publisher.count("/b");
@@ -273,9 +273,9 @@ fn a_purge_hides_everything_at_once_and_a_resume_waits_for_the_rest() {
     });
     let mut mirror = MirrorProcess::running("a", &publisher.url("/a"));
     mirror.until_level("a");
-    let asked =
-        |publisher: &ScriptedPublisher| publisher.requests().iter().filter(|asked| asked.target == "/a").count();
-    assert_eq!((asked(&publisher), mirror.number("SELECT count(*) FROM live_items")), (1, ITEMS as i64));
+    let requests =
+        |publisher: &ScriptedPublisher| publisher.requests().iter().filter(|request| request.target == "/a").count();
+    assert_eq!((requests(&publisher), mirror.number("SELECT count(*) FROM live_items")), (1, ITEMS as i64));
 
     // When
     let words = ordered(&mirror, &["purge", "a", "--yes"]);
@@ -288,16 +288,16 @@ fn a_purge_hides_everything_at_once_and_a_resume_waits_for_the_rest() {
     assert_eq!(mirror.number("SELECT count(*) FROM changes WHERE state = 'purged'"), 1);
     mirror.until_health("a", "paused", "paused");
 
-    // When: resumed at once, and killed before the rows may be gone.
+    // When: resumed at once, and killed before the rows are certainly gone.
     ordered(&mirror, &["resume", "a"]);
     mirror.kill();
     mirror.start_again();
 
-    // Then: it is read anew, and nothing of what was is left.
+    // Then: it is read anew, and no old row is left.
     mirror.until("read anew", |mirror| mirror.live("a").len() == ITEMS);
     mirror.until("all is gone", |mirror| mirror.number("SELECT count(*) FROM removal") == 0);
-    // Once more where it was killed within the page.
-    assert!((2..=3).contains(&asked(&publisher)), "asked {} times", asked(&publisher));
+    // Once more where it was killed during the page.
+    assert!((2..=3).contains(&requests(&publisher)), "asked {} times", requests(&publisher));
     assert_eq!(mirror.number("SELECT count(*) FROM item"), ITEMS as i64);
     assert!(mirror.stop().success());
     let verified = mirror.verb(&["verify"]);

@@ -1,5 +1,5 @@
-//! Ends that never show as one: pages that only repeat, empty pages whose `next` carries the clock, redirects that lose
-//! the position, validators that mean nothing.
+//! Ends that never look like one: pages that only repeat, empty pages whose `next` contains the time, redirects that
+//! lose the position, validators that mean nothing.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
@@ -11,29 +11,29 @@ const BRISK: &str = r#"poll = { min = "200ms", max = "400ms" }"#;
 
 /// Repeats its last three items under an ever-new `next`; `newest` is the last of them.
 fn repeating(newest: &Arc<AtomicI64>) -> ScriptedPublisher {
-    let (newest, asked) = (Arc::clone(newest), AtomicUsize::new(0));
+    let (newest, requests) = (Arc::clone(newest), AtomicUsize::new(0));
     ScriptedPublisher::start(move |_| {
         let last = newest.load(Ordering::Relaxed);
         let items: Vec<String> = (last - 2..=last).map(|n| item(&format!("i{n}"), n)).collect();
-        Reply::page(page(&items, &format!("?asked={}", asked.fetch_add(1, Ordering::Relaxed))))
+        Reply::page(page(&items, &format!("?asked={}", requests.fetch_add(1, Ordering::Relaxed))))
     })
 }
 
-/// Empty but for the items behind the position asked for; its `next` is another one each time.
+/// Empty but for the items after the position asked for; its `next` is another one each time.
 fn moving(newest: &Arc<AtomicI64>) -> ScriptedPublisher {
-    let (newest, asked) = (Arc::clone(newest), AtomicUsize::new(0));
+    let (newest, requests) = (Arc::clone(newest), AtomicUsize::new(0));
     ScriptedPublisher::start(move |request| {
         let read = request.query().split('&').find_map(|pair| pair.strip_prefix("from=")?.parse().ok()).unwrap_or(0);
         let last = newest.load(Ordering::Relaxed);
         let items: Vec<String> = (read + 1..=last).map(|n| item(&format!("i{n}"), n)).collect();
-        Reply::page(page(&items, &format!("?from={last}&now={}", asked.fetch_add(1, Ordering::Relaxed))))
+        Reply::page(page(&items, &format!("?from={last}&now={}", requests.fetch_add(1, Ordering::Relaxed))))
     })
 }
 
 fn never_hot(publisher: &ScriptedPublisher, at_once: usize) {
     until("polled on", || publisher.count("/feed") >= at_once + 8);
-    let asked = publisher.requests_to("/feed");
-    for pair in asked[at_once..].windows(2) {
+    let requests = publisher.requests_to("/feed");
+    for pair in requests[at_once..].windows(2) {
         let gap = pair[1].at.duration_since(pair[0].at);
         assert!(gap >= Duration::from_millis(180), "asked again after {gap:?}");
     }
@@ -53,7 +53,7 @@ fn a_last_page_that_repeats_its_items_under_an_ever_new_next_is_level_in_practic
     assert!(mirror.finding("torn", "repeating-end") >= 1);
     never_hot(&publisher, 11);
 
-    // And what is new comes all the same, at the same pace.
+    // And new items come all the same, at the same pace.
     newest.store(5, Ordering::Relaxed);
     mirror.until("the new items", |mirror| mirror.ids("torn").len() == 5);
     let before = publisher.count("/feed");
@@ -71,11 +71,11 @@ fn empty_pages_whose_next_carries_the_clock_are_level_in_practice() {
     // Then: a page of items, ten empty ones, the last of them twice.
     let row = mirror.until_health("clock", "ok", "moving-end");
     assert_eq!((row.items, row.mode.as_str(), row.level_at.is_empty()), (3, "poll", false));
-    let asked = publisher.requests_to("/feed");
-    assert_eq!(asked[10].target, asked[11].target, "the tenth empty page is asked for again");
+    let requests = publisher.requests_to("/feed");
+    assert_eq!(requests[10].target, requests[11].target, "the tenth empty page is asked for again");
     never_hot(&publisher, 11);
 
-    // And what is new comes.
+    // And a new item comes.
     newest.store(4, Ordering::Relaxed);
     mirror.until("the new item", |mirror| mirror.ids("clock").len() == 4);
     let before = publisher.count("/feed");
@@ -122,7 +122,7 @@ fn sync_comes_to_its_end_with_a_remark() {
 
 #[test]
 fn a_redirect_that_loses_the_position_is_never_the_end() {
-    // Given: what the redirect leads to looks like the end of what was asked for.
+    // Given: the redirect's target looks like the end of the requested position.
     let publisher = ScriptedPublisher::start(|request| match request.target.as_str() {
         "/feed" => Reply::page(page(&[item("a", 1)], "/moved?from=1")),
         "/moved?from=1" => Reply::redirect(302, "/moved"),
@@ -151,7 +151,8 @@ fn a_validator_that_is_answered_412_or_with_nothing_is_given_up_after_the_first(
         // Then
         mirror.until_level("tagged");
         until("polled on", || publisher.count("/feed") >= 8);
-        let conditional = publisher.requests().iter().filter(|asked| asked.header("if-none-match").is_some()).count();
+        let conditional =
+            publisher.requests().iter().filter(|request| request.header("if-none-match").is_some()).count();
         assert_eq!(conditional, 1);
         assert_eq!(mirror.row("tagged").word(), "");
         let health = mirror.events("tagged", "health");

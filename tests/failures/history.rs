@@ -1,4 +1,5 @@
-//! A feed's past: what arrives behind the cursor, a publisher that went back, and one that was not read for too long.
+//! A feed's past: items that arrive behind the cursor, a publisher that went back, and a feed that was not read for too
+//! long.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
@@ -8,21 +9,21 @@ use crate::support::{MirrorProcess, Reply, ScriptedPublisher, TestFeed, item, pa
 #[test]
 fn what_was_committed_late_behind_the_cursor_is_found_by_looking_back() {
     // Given
-    let shelf = TestFeed::of(6, 2);
-    let serving = Arc::clone(&shelf);
+    let test_feed = TestFeed::of(6, 2);
+    let serving = Arc::clone(&test_feed);
     let publisher = ScriptedPublisher::start(move |request| serving.page(request));
     let mirror = MirrorProcess::new().feed_with("late", &publisher.url("/feed"), r#"poll.lookback = "500ms""#).start();
     mirror.until_level("late");
-    shelf.put("newest");
+    test_feed.put("newest");
     mirror.until("the cursor moves on", |mirror| mirror.row("late").cursor.contains("newest"));
     let cursor = mirror.row("late").cursor;
 
     // When: two transactions that began before are committed only now (RPDE 1.0, "race conditions").
-    shelf.put_at("behind", 4);
-    shelf.put_at("id-0", 5);
+    test_feed.put_at("behind", 4);
+    test_feed.put_at("id-0", 5);
 
     // Then
-    mirror.until("found", |mirror| mirror.live("late") == shelf.live());
+    mirror.until("found", |mirror| mirror.live("late") == test_feed.live());
     assert_eq!(mirror.row("late").cursor, cursor);
     mirror.until("it is told", |mirror| !mirror.events("late", "late-items").is_empty());
     assert_eq!(mirror.row("late").health, "ok");
@@ -31,18 +32,18 @@ fn what_was_committed_late_behind_the_cursor_is_found_by_looking_back() {
 #[test]
 fn a_publisher_that_lost_its_list_is_suspect_and_nothing_is_removed_until_it_is_trusted_again() {
     // Given
-    let shelf = TestFeed::of(6, 2);
-    let serving = Arc::clone(&shelf);
+    let test_feed = TestFeed::of(6, 2);
+    let serving = Arc::clone(&test_feed);
     let publisher = ScriptedPublisher::start(move |request| serving.page(request));
     let mirror =
         MirrorProcess::new().feed_with("replaced", &publisher.url("/feed"), r#"poll.lookback = "500ms""#).start();
     mirror.until_level("replaced");
     let before = mirror.live("replaced");
 
-    // When: it answers everything as if nothing had ever been.
-    shelf.clear();
+    // When: it answers as if it had never had anything.
+    test_feed.clear();
 
-    // Then: the cursor alone would never notice.
+    // Then: the cursor alone would never show it.
     let row = mirror.until_health("replaced", "suspect", "went-back");
     assert!(row.reason.contains("resync --trust-source"), "{}", row.reason);
     assert!(row.reason.contains(&publisher.url("/feed")), "{}", row.reason);
@@ -52,20 +53,20 @@ fn a_publisher_that_lost_its_list_is_suspect_and_nothing_is_removed_until_it_is_
     assert_eq!(mirror.row("replaced").health, "suspect");
 
     // When: the replacement fills up, with older values, and the operator trusts it.
-    shelf.put_at("id-1", 1);
-    shelf.put_at("other", 2);
+    test_feed.put_at("id-1", 1);
+    test_feed.put_at("other", 2);
     let order = mirror.verb(&["resync", "--trust-source", "replaced"]);
 
     // Then
     assert!(order.status.success(), "{order:?}");
     mirror.until_health("replaced", "ok", "");
-    mirror.until("what it says now", |mirror| mirror.live("replaced") == shelf.live());
+    mirror.until("what it says now", |mirror| mirror.live("replaced") == test_feed.live());
     assert_eq!(mirror.number("SELECT count(*) FROM items WHERE state = 'deleted' AND swept"), 5);
 }
 
 #[test]
 fn over_half_of_twenty_differing_items_older_than_the_mirror_is_suspect_and_half_is_not() {
-    // Given: level feeds of 25 items; what follows at their cursors has `older` of twenty older than the mirror.
+    // Given: level feeds of 25 items; the pages at their cursors have `older` of twenty items older than the mirror.
     let restored = Arc::new(AtomicBool::new(false));
     let sending = Arc::clone(&restored);
     let publisher = ScriptedPublisher::start(move |request| {
@@ -91,7 +92,7 @@ fn over_half_of_twenty_differing_items_older_than_the_mirror_is_suspect_and_half
     // When
     restored.store(true, Ordering::SeqCst);
 
-    // Then: both values are named; what was newer was taken, what was older refused, nothing removed.
+    // Then: both values are named; newer items were taken, older ones refused, none removed.
     let row = mirror.until_health("over", "suspect", "went-back");
     assert!(row.reason.contains("1010") && row.reason.contains("1000010"), "{}", row.reason);
     assert_eq!((row.items, row.tombstones), (25, 0));
@@ -112,8 +113,8 @@ fn until_away(mirror: &MirrorProcess, seconds: f64) {
 #[test]
 fn a_feed_not_read_for_longer_than_its_retention_is_resynced_and_what_it_forgot_swept() {
     // Given
-    let shelf = TestFeed::of(6, 2);
-    let serving = Arc::clone(&shelf);
+    let test_feed = TestFeed::of(6, 2);
+    let serving = Arc::clone(&test_feed);
     let publisher = ScriptedPublisher::start(move |request| serving.page(request));
     let mut mirror = MirrorProcess::new()
         .feed_with("short", &publisher.url("/short"), r#"retention = "1s""#)
@@ -122,18 +123,18 @@ fn a_feed_not_read_for_longer_than_its_retention_is_resynced_and_what_it_forgot_
     mirror.until_level("short");
     mirror.until_level("long");
 
-    // When: a record is deleted and forgotten while nobody looks.
+    // When: a record is deleted and forgotten while the feed is not read.
     assert!(mirror.stop().success());
-    shelf.forget("id-2");
+    test_feed.forget("id-2");
     until_away(&mirror, 1.5);
     mirror.start_again();
 
     // Then
     mirror.until("resynced", |mirror| !mirror.events("short", "resync-done").is_empty());
-    assert_eq!(mirror.live("short"), shelf.live());
+    assert_eq!(mirror.live("short"), test_feed.live());
     assert_eq!(mirror.column("SELECT id FROM items WHERE feed = 'short' AND swept"), ["id-2"]);
     assert_eq!(mirror.events("short", "stale").len(), 1);
-    // The other was away as long, and its publisher remembers.
+    // The other feed was unread for as long, and its publisher still lists the deletion.
     mirror.until_level("long");
     assert_eq!(mirror.events("long", "resync-began"), [] as [&str; 0]);
     assert_eq!(mirror.row("long").items, 6);
@@ -142,12 +143,12 @@ fn a_feed_not_read_for_longer_than_its_retention_is_resynced_and_what_it_forgot_
 #[test]
 fn a_resync_by_retention_waits_for_the_end_of_the_walk() {
     // Given: a refresh that hangs at its fourth page.
-    let shelf = TestFeed::of(12, 2);
-    let (serving, open) = (Arc::clone(&shelf), Arc::new(AtomicBool::new(false)));
+    let test_feed = TestFeed::of(12, 2);
+    let (serving, open) = (Arc::clone(&test_feed), Arc::new(AtomicBool::new(false)));
     let opened = Arc::clone(&open);
     let publisher = ScriptedPublisher::start(move |request| {
-        let held = request.query().contains("from=6&") && !opened.load(Ordering::SeqCst);
-        if held { Reply::silence() } else { serving.page(request) }
+        let hangs = request.query().contains("from=6&") && !opened.load(Ordering::SeqCst);
+        if hangs { Reply::silence() } else { serving.page(request) }
     });
     let mut mirror = MirrorProcess::new().feed_with("slow", &publisher.url("/feed"), r#"retention = "1s""#).start();
     mirror.until("three pages", |mirror| mirror.row("slow").items == 6);
@@ -161,12 +162,12 @@ fn a_resync_by_retention_waits_for_the_end_of_the_walk() {
 
     // Then: the walk goes on to its end; only then the feed is read anew.
     mirror.until("resynced", |mirror| !mirror.events("slow", "resync-done").is_empty());
-    let asked: Vec<String> = publisher.requests().into_iter().map(|asked| asked.target).collect();
-    let level = asked.iter().position(|target| target.contains("from=12&")).unwrap();
-    let anew = asked.iter().rposition(|target| target == "/feed").unwrap();
-    assert!(anew > level, "{asked:?}");
-    assert_eq!(asked.iter().filter(|target| *target == "/feed").count(), 2);
-    assert_eq!(mirror.live("slow"), shelf.live());
+    let requests: Vec<String> = publisher.requests().into_iter().map(|request| request.target).collect();
+    let level = requests.iter().position(|target| target.contains("from=12&")).unwrap();
+    let anew = requests.iter().rposition(|target| target == "/feed").unwrap();
+    assert!(anew > level, "{requests:?}");
+    assert_eq!(requests.iter().filter(|target| *target == "/feed").count(), 2);
+    assert_eq!(mirror.live("slow"), test_feed.live());
 }
 
 #[test]

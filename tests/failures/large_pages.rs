@@ -1,4 +1,4 @@
-//! What a page turns into: it is checked whole, and written in parts of a bounded size.
+//! A page's cost once decoded: it is checked whole, and written in parts of a bounded size.
 
 use std::io::Write;
 use std::time::{Duration, Instant};
@@ -8,9 +8,9 @@ use crate::support::{MirrorProcess, Reply, ScriptedPublisher, TestFeed, item, pa
 const MIB: u64 = 1 << 20;
 const BRISK: &str = r#"poll = { min = "200ms", max = "200ms" }"#;
 
-fn level(shelf: &std::sync::Arc<TestFeed>) -> ScriptedPublisher {
-    let shelf = std::sync::Arc::clone(shelf);
-    ScriptedPublisher::start(move |request| shelf.page(request))
+fn level(test_feed: &std::sync::Arc<TestFeed>) -> ScriptedPublisher {
+    let test_feed = std::sync::Arc::clone(test_feed);
+    ScriptedPublisher::start(move |request| test_feed.page(request))
 }
 
 #[test]
@@ -21,20 +21,20 @@ fn a_page_of_nothing_but_bad_records_costs_little_memory_and_keeps_nobody_waitin
         "" => Reply::page(zeros.clone()).gzip(),
         _ => Reply::page(page(&[], &request.target)),
     });
-    let shelf = TestFeed::of(10, 10);
-    let healthy = level(&shelf);
+    let test_feed = TestFeed::of(10, 10);
+    let healthy = level(&test_feed);
     let mirror = MirrorProcess::new()
         .http(r#"max_page_bytes = "16MiB""#)
         .feed_with("healthy", &healthy.url("/feed"), BRISK)
         .feed_with("zeros", &hostile.url("/feed"), BRISK)
         .start();
 
-    // When: the healthy one goes on changing while the page is read.
+    // When: the healthy feed goes on changing while the page is read.
     let (mut slowest, began) = (Duration::ZERO, Instant::now());
     while mirror.row("zeros").level_at.is_empty() && began.elapsed() < Duration::from_secs(60) {
         let put = Instant::now();
-        shelf.put("news");
-        let newest = shelf.newest();
+        test_feed.put("news");
+        let newest = test_feed.newest();
         let sql = format!("SELECT count(*) FROM items WHERE feed = 'healthy' AND modified = {newest}");
         until("the healthy feed's news", || mirror.number(&sql) == 1);
         slowest = slowest.max(put.elapsed());
@@ -51,8 +51,8 @@ fn a_page_of_nothing_but_bad_records_costs_little_memory_and_keeps_nobody_waitin
 #[test]
 fn a_posted_body_of_nothing_but_bad_records_costs_little_memory() {
     // Given: a feed with a webhook, and four million records in a body of a few kilobytes.
-    let shelf = TestFeed::of(10, 10);
-    let publisher = level(&shelf);
+    let test_feed = TestFeed::of(10, 10);
+    let publisher = level(&test_feed);
     let mirror = MirrorProcess::new().feed_with("f", &publisher.url("/feed"), "webhook.secret_file = \"hook\"");
     let mut mirror = mirror.tables("[webhooks]\nlisten = \"127.0.0.1:0\"\nmax_body_bytes = \"16MiB\"\n");
     mirror.write("hook", "a-secret-of-a-webhook");
@@ -72,7 +72,7 @@ fn a_posted_body_of_nothing_but_bad_records_costs_little_memory() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let status = runtime.block_on(async { post().send().await.unwrap().status().as_u16() });
 
-    // Then: each is counted, few are kept, and the body cost what a page may cost.
+    // Then: each record is counted, few are kept, and the body took no more memory than a page may take.
     assert_eq!(status, 204);
     assert_eq!(mirror.number("SELECT sum(count) FROM quarantine WHERE feed = 'f'"), (4 << 20) + 1);
     assert!(mirror.number("SELECT quarantine_bytes FROM feed") < 1 << 20);
@@ -82,7 +82,7 @@ fn a_posted_body_of_nothing_but_bad_records_costs_little_memory() {
 
 #[test]
 fn a_tie_of_two_large_records_is_told_without_trees() {
-    // Given: an item of 14 MiB, and later the same one with other white space under the same `modified`.
+    // Given: an item of 14 MiB, and later the same item with other white space under the same `modified`.
     let data = |blank: &str| format!("{{\"list\":[{blank}{}]}}", vec!["[1,2]"; 14 << 17].join(","));
     let record = |blank: &str| {
         let data = data(blank);
@@ -97,10 +97,10 @@ fn a_tie_of_two_large_records_is_told_without_trees() {
 
     let mirror = MirrorProcess::new().feed_with("large", &publisher.url("/feed"), BRISK).start();
 
-    // Then: neither written again nor called tied, within what a page may cost.
+    // Then: neither written again nor counted as tied, within the memory that a page may take.
     mirror.until_within(Duration::from_secs(120), "level", |mirror| !mirror.row("large").level_at.is_empty());
-    let taken = mirror.rows("SELECT seq - (SELECT min(seq) FROM items), swept FROM items");
-    assert_eq!(taken, [["0", "0"]]);
+    let stored = mirror.rows("SELECT seq - (SELECT min(seq) FROM items), swept FROM items");
+    assert_eq!(stored, [["0", "0"]]);
     assert_eq!(mirror.number("SELECT count(*) FROM refusals"), 0);
     let most = mirror.most_memory();
     assert!(most < 3 * 64 * MIB + 64 * MIB, "{} MiB", most / MIB);
@@ -124,11 +124,11 @@ fn a_kill_within_a_page_reads_the_page_again_and_nothing_is_doubled() {
     mirror.until("a part of the page", |mirror| mirror.number("SELECT count(*) FROM items") > 0);
     mirror.kill();
 
-    // Then: what is there are whole parts, and the cursor is where the page was asked for.
-    let (held, cursor) = (mirror.number("SELECT count(*) FROM items"), mirror.row("large").cursor);
-    assert_eq!(held % 2_000, 0, "{held}");
-    let page_of = |held: i64| if held < ITEMS { publisher.url("/feed") } else { publisher.url("/feed?from=30000") };
-    assert_eq!(cursor, page_of(held), "with {held} items");
+    // Then: whole parts are written, and the cursor is still the URL of the page.
+    let (items, cursor) = (mirror.number("SELECT count(*) FROM items"), mirror.row("large").cursor);
+    assert_eq!(items % 2_000, 0, "{items}");
+    let page_of = |items: i64| if items < ITEMS { publisher.url("/feed") } else { publisher.url("/feed?from=30000") };
+    assert_eq!(cursor, page_of(items), "with {items} items");
 
     // And the page is read again, to the end.
     mirror.start_again();
@@ -138,8 +138,8 @@ fn a_kill_within_a_page_reads_the_page_again_and_nothing_is_doubled() {
     assert_eq!(mirror.number("SELECT count(*) FROM changes"), 2 * ITEMS);
 
     // And a page counts once, however many parts it was written in.
-    let (told, asked) = (mirror.get("/metrics").1, publisher.requests().len());
-    let counted = told.lines().find_map(|line| line.strip_prefix("feedmirror_feed_pages_total{feed=\"large\"} "));
+    let (metrics, requests) = (mirror.get("/metrics").1, publisher.requests().len());
+    let counted = metrics.lines().find_map(|line| line.strip_prefix("feedmirror_feed_pages_total{feed=\"large\"} "));
     let counted: usize = counted.unwrap().parse().unwrap();
-    assert!((2..=asked).contains(&counted), "{counted} pages in {asked} requests");
+    assert!((2..=requests).contains(&counted), "{counted} pages in {requests} requests");
 }

@@ -1,5 +1,5 @@
-//! What bad input and bad luck get, each row against the real binary, a scripted publisher on a real
-//! socket, and the SQLite file that operators look into.
+//! What happens on bad input and failures, each case with the real binary, a scripted publisher on a real socket, and
+//! the SQLite file that operators look into.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 

@@ -1,4 +1,5 @@
-//! Memory is never held for a stranger: whoever drips, hangs or floods, a feed of another host gets its news in time.
+//! No publisher can hold the memory: whichever host drips, hangs or floods, a feed of another host gets its changes in
+//! time.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -9,10 +10,11 @@ use std::time::{Duration, Instant};
 
 use crate::support::{MirrorProcess, Reply, ScriptedPublisher, TestFeed, item, page};
 
-/// The healthy feed's interval (200 ms), 2 s, and what a loaded machine needs.
+/// The healthy feed's interval (200 ms), 2 s, and the extra time that a loaded machine needs.
 const IN_TIME: Duration = Duration::from_secs(5);
 
-/// A host that answers each request with the head of a page of `length` bytes, so much of it, and then a byte a second.
+/// A host that answers each request with the head of a page of `length` bytes, a part of it at once, and then a byte a
+/// second.
 fn dripper(length: usize, at_once: usize) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}/feed", listener.local_addr().unwrap());
@@ -35,50 +37,50 @@ fn drip(mut stream: TcpStream, length: usize, at_once: usize) -> Option<()> {
     }
 }
 
-/// News of a healthy feed come in time, again and again.
-fn stays_current(mirror: &MirrorProcess, shelf: &TestFeed) {
+/// Changes of a healthy feed come in time, again and again.
+fn stays_current(mirror: &MirrorProcess, test_feed: &TestFeed) {
     let began = Instant::now();
-    let mut news = 0;
+    let mut changes = 0;
     while began.elapsed() < Duration::from_secs(8) {
-        news += 1;
-        shelf.put(&format!("news-{news}"));
-        mirror.until_within(IN_TIME, "the news", |mirror| mirror.live("healthy") == shelf.live());
+        changes += 1;
+        test_feed.put(&format!("news-{changes}"));
+        mirror.until_within(IN_TIME, "the news", |mirror| mirror.live("healthy") == test_feed.live());
     }
 }
 
-fn beside(strangers: impl IntoIterator<Item = String>) -> (MirrorProcess, std::sync::Arc<TestFeed>, ScriptedPublisher) {
-    let shelf = TestFeed::of(300, 100);
-    let serving = std::sync::Arc::clone(&shelf);
+fn beside(bad_urls: impl IntoIterator<Item = String>) -> (MirrorProcess, std::sync::Arc<TestFeed>, ScriptedPublisher) {
+    let test_feed = TestFeed::of(300, 100);
+    let serving = std::sync::Arc::clone(&test_feed);
     let publisher = ScriptedPublisher::start(move |request| serving.page(request));
     let mut mirror = MirrorProcess::new();
-    for (n, url) in strangers.into_iter().enumerate() {
+    for (n, url) in bad_urls.into_iter().enumerate() {
         mirror = mirror.feed(&format!("stranger-{n}"), &url);
     }
     let mirror = mirror.feed("healthy", &publisher.url("/healthy")).start();
-    (mirror, shelf, publisher)
+    (mirror, test_feed, publisher)
 }
 
 #[test]
 fn answers_that_declare_all_the_memory_and_drip_delay_no_feed_of_another_host() {
     for at_once in [0, 30 << 20] {
         // Given
-        let (mirror, shelf, _publisher) = beside((0..3).map(|_| dripper(50_200_000, at_once)));
+        let (mirror, test_feed, _publisher) = beside((0..3).map(|_| dripper(50_200_000, at_once)));
         // Then
         mirror.until_level("healthy");
-        stays_current(&mirror, &shelf);
+        stays_current(&mirror, &test_feed);
     }
 }
 
 #[test]
 fn hosts_that_never_answer_hold_no_memory() {
-    // Given: connections are taken by the kernel, and nobody ever answers.
+    // Given: connections that the kernel accepts, and nobody ever answers.
     let silent: Vec<TcpListener> = (0..220).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
     let urls: Vec<String> =
         silent.iter().map(|listener| format!("http://{}/feed", listener.local_addr().unwrap())).collect();
-    let (mirror, shelf, _publisher) = beside(urls);
+    let (mirror, test_feed, _publisher) = beside(urls);
     // Then
     mirror.until_level("healthy");
-    stays_current(&mirror, &shelf);
+    stays_current(&mirror, &test_feed);
 }
 
 #[test]
@@ -91,11 +93,11 @@ fn a_feed_whose_last_page_was_large_and_which_then_hangs_holds_nothing_of_others
         }
         _ => Reply::silence(),
     });
-    let (mirror, shelf, _publisher) = beside([large.url("/large")]);
+    let (mirror, test_feed, _publisher) = beside([large.url("/large")]);
     mirror.until("the large page", |_| large.requests().iter().any(|request| !request.query().is_empty()));
     // Then
     mirror.until_level("healthy");
-    stays_current(&mirror, &shelf);
+    stays_current(&mirror, &test_feed);
 }
 
 /// A host whose page of 24 MB comes steadily but slowly, until `go`.
@@ -135,7 +137,8 @@ fn answer_steadily(mut stream: TcpStream, go: &AtomicBool) -> Option<()> {
 
 #[test]
 fn who_waits_for_memory_says_so_until_there_is_some() {
-    // Given: two pages that fill the memory, one that goes beyond it, and one that waits, all of them steady and as large.
+    // Given: two pages that fill the memory, one that goes beyond it, and one that waits, all of them steady and
+    // equally large.
     let go = Arc::new(AtomicBool::new(false));
     let mut mirror = MirrorProcess::new();
     for n in 0..4 {
@@ -149,8 +152,8 @@ fn who_waits_for_memory_says_so_until_there_is_some() {
     let [name, health, reason] = &mirror.rows(waiting)[0][..] else { panic!("three columns") };
     assert_eq!(health, "ok");
     assert!(reason.contains(" MiB are in use, ") && reason.contains(" MiB by 127.0.0.1"), "{reason}");
-    for told in [mirror.get("/api/feeds").1, String::from_utf8(mirror.verb(&["status", name]).stdout).unwrap()] {
-        assert!(told.contains("waiting: for memory ("), "{told}");
+    for text in [mirror.get("/api/feeds").1, String::from_utf8(mirror.verb(&["status", name]).stdout).unwrap()] {
+        assert!(text.contains("waiting: for memory ("), "{text}");
     }
 
     // When

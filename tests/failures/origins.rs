@@ -1,4 +1,4 @@
-//! Other origins: refused unless allowed, and never told a secret.
+//! Other origins: refused unless allowed, and never sent a secret.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ const SECRETS: &str = r#"headers = { X-Api-Key = { file = "header-secret" } }
 query = { api_key = { file = "query-secret" }, limit = "500" }"#;
 const HEADER_SECRET: &str = "hush-header-4711";
 const QUERY_SECRET: &str = "hush&query/0815+";
-/// As it must stand in a query (RFC 3986 §2.1).
+/// As it must be encoded in a query (RFC 3986 §2.1).
 const QUERY_ESCAPED: &str = "hush%26query%2F0815%2B";
 
 fn with_secrets(mirror: MirrorProcess) -> MirrorProcess {
@@ -44,7 +44,7 @@ fn next_and_redirects_to_another_origin_are_refused_and_nothing_is_asked_there()
         .feed("sound", &publisher.url("/sound"))
         .start();
 
-    // Then: the operator is needed; what its own origin sent was taken.
+    // Then: the operator is needed; the items that its own origin sent were taken.
     for (name, word, items) in [
         ("next", "foreign-next", 1),
         ("redirect", "foreign-redirect", 0),
@@ -63,8 +63,8 @@ fn next_and_redirects_to_another_origin_are_refused_and_nothing_is_asked_there()
 
 #[test]
 fn https_of_the_same_host_is_no_other_origin_and_broken_tls_needs_the_operator() {
-    // Given: a publisher that sends on to https at its own host and port, at another port, and at another host; none of
-    // them speaks TLS.
+    // Given: a publisher that redirects to https at its own host and port, at another port, and at another host; none
+    // of them speaks TLS.
     let elsewhere = ScriptedPublisher::start(|_| Reply::status(500));
     let port = elsewhere.address().port();
     let publisher = ScriptedPublisher::start(move |request| {
@@ -98,7 +98,7 @@ fn https_of_the_same_host_is_no_other_origin_and_broken_tls_needs_the_operator()
 
 #[test]
 fn an_allowed_origin_is_followed_and_never_sees_a_credential() {
-    // Given: a feed that goes on elsewhere, by `next` and by redirect, echoing the secret all the way.
+    // Given: a feed that goes on at another origin, by `next` and by redirect, echoing the secret all the way.
     let elsewhere = ScriptedPublisher::start(|request| match request.query().contains("from=2") {
         false => Reply::page(page(&[item("there", 2)], &format!("{}?from=2", request.path()))),
         true => Reply::page(page(&[], &request.target)),
@@ -121,15 +121,15 @@ fn an_allowed_origin_is_followed_and_never_sees_a_credential() {
     mirror.until_level("next");
     mirror.until("the redirected page", |mirror| mirror.ids("redirect") == ["there"]);
     assert_eq!(mirror.ids("next"), ["here", "there"]);
-    for asked in publisher.requests() {
-        assert_eq!(asked.header("x-api-key"), Some(HEADER_SECRET));
-        assert!(asked.query().contains(&format!("api_key={QUERY_ESCAPED}")), "{}", asked.target);
-        assert!(asked.query().contains("limit=500"), "{}", asked.target);
+    for request in publisher.requests() {
+        assert_eq!(request.header("x-api-key"), Some(HEADER_SECRET));
+        assert!(request.query().contains(&format!("api_key={QUERY_ESCAPED}")), "{}", request.target);
+        assert!(request.query().contains("limit=500"), "{}", request.target);
     }
-    for asked in elsewhere.requests() {
-        assert_eq!(asked.header("x-api-key"), None);
-        assert!(!asked.target.contains("hush") && !asked.target.contains("api_key"), "{}", asked.target);
-        assert!(!format!("{:?}", asked.headers).contains("hush"), "{:?}", asked.headers);
+    for request in elsewhere.requests() {
+        assert_eq!(request.header("x-api-key"), None);
+        assert!(!request.target.contains("hush") && !request.target.contains("api_key"), "{}", request.target);
+        assert!(!format!("{:?}", request.headers).contains("hush"), "{:?}", request.headers);
     }
     assert!(!elsewhere.requests().is_empty());
     assert_no_secret_is_kept(&mirror);
@@ -137,7 +137,7 @@ fn an_allowed_origin_is_followed_and_never_sees_a_credential() {
 
 #[test]
 fn a_secret_that_the_publisher_echoes_is_stored_as_a_placeholder_and_sent_in_full() {
-    // Given: ways to echo a parameter; the end is an echo of the URL asked for, too.
+    // Given: ways to echo a parameter; the end echoes the requested URL, too.
     let publisher = ScriptedPublisher::start(|request| {
         let key = request.query().split('&').find(|pair| pair.starts_with("api_key=")).unwrap_or("api_key=none");
         let key = match request.path() {
@@ -165,16 +165,16 @@ fn a_secret_that_the_publisher_echoes_is_stored_as_a_placeholder_and_sent_in_ful
         assert_eq!(row.cursor, publisher.url(&format!("/{name}?from=1&api_key={{api_key}}")));
         assert_eq!(row.reason, "", "{name}: the end is recognised through the placeholder");
     }
-    for asked in publisher.requests() {
-        assert_eq!(asked.query().matches("api_key=").count(), 1, "{}", asked.target);
-        assert!(asked.query().contains(&format!("api_key={QUERY_ESCAPED}")), "{}", asked.target);
+    for request in publisher.requests() {
+        assert_eq!(request.query().matches("api_key=").count(), 1, "{}", request.target);
+        assert!(request.query().contains(&format!("api_key={QUERY_ESCAPED}")), "{}", request.target);
     }
     assert_no_secret_is_kept(&mirror);
 }
 
 #[test]
 fn an_error_that_shows_the_url_or_the_secret_does_not_give_it_away() {
-    // Given: publishers that repeat what they were sent in their error pages, and one that breaks the connection.
+    // Given: publishers that repeat the request in their error pages, and one that breaks the connection.
     let publisher = ScriptedPublisher::start(|request| match request.path() {
         "/echo" => Reply::status(500).body(format!("bad request {}", request.target)),
         "/page" => Reply::page(format!("you asked for {}", request.target)),
@@ -203,8 +203,8 @@ fn an_error_that_shows_the_url_or_the_secret_does_not_give_it_away() {
 #[test]
 fn redirects_within_the_origin_are_followed_and_endless_ones_given_up() {
     // Given
-    let shelf = TestFeed::of(5, 2);
-    let serving = Arc::clone(&shelf);
+    let test_feed = TestFeed::of(5, 2);
+    let serving = Arc::clone(&test_feed);
     let publisher = ScriptedPublisher::start(move |request| {
         let query = if request.query().is_empty() { String::new() } else { format!("?{}", request.query()) };
         match request.path() {
@@ -226,7 +226,7 @@ fn redirects_within_the_origin_are_followed_and_endless_ones_given_up() {
     for name in ["301", "302", "303", "307", "308"] {
         let name = format!("r-{name}");
         mirror.until_level(&name);
-        assert_eq!(mirror.live(&name), shelf.live(), "{name}");
+        assert_eq!(mirror.live(&name), test_feed.live(), "{name}");
     }
     for name in ["r-round", "r-nowhere"] {
         mirror.until_health(name, "failed", "redirect");

@@ -1,4 +1,4 @@
-//! Pages that are refused whole, pages that are read all the same, and records that can't be understood.
+//! Pages that are refused as a whole, pages that are read despite faults, and records that can't be understood.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,9 +15,9 @@ fn gzipped(json: &str) -> Vec<u8> {
 
 #[test]
 fn a_page_that_cannot_be_read_is_refused_whole_and_the_cursor_stays() {
-    // Given: each feed's second page holds a good item and is spoilt in a way of its own.
+    // Given: each feed's second page holds a good item and has a fault of its own.
     let good = page(&[item("b", 2)], "/f?from=2");
-    let torso = &good[..good.len() - 3];
+    let truncated = &good[..good.len() - 3];
     let mut foreign = good.clone().into_bytes();
     let at = foreign.iter().position(|byte| *byte == b'@').unwrap();
     foreign[at] = 0xe9;
@@ -27,7 +27,7 @@ fn a_page_that_cannot_be_read_is_refused_whole_and_the_cursor_stays() {
     let faults: Vec<(&str, &str, &str, Reply)> = vec![
         ("words", "not-json", "No ride data found", Reply::page("No ride data found")),
         ("empty", "not-json", "", Reply::page("")),
-        ("truncated", "not-json", r#"{\"items\":["#, Reply::page(torso)),
+        ("truncated", "not-json", r#"{\"items\":["#, Reply::page(truncated)),
         ("twice", "not-json", r#"{\"items\":["#, Reply::page(format!("{good}{good}"))),
         ("html", "html", "<!DOCTYPE html>", Reply::page("<!DOCTYPE html><h1>hello</h1>")),
         ("challenge", "html", "<html>", Reply::page("<html>wait</html>").header("Content-Type", "text/html")),
@@ -61,13 +61,13 @@ fn a_page_that_cannot_be_read_is_refused_whole_and_the_cursor_stays() {
     // When
     let mirror = mirror.start();
 
-    // Then: nothing of it is written, the cursor asks for it again, and the operator sees how it begins.
+    // Then: none of the page is written, it is asked for again, and the operator sees how it begins.
     for (name, word, beginning, _) in &faults {
         let row = mirror.until_health(name, "retrying", word);
         assert!(row.reason.contains(beginning), "{name}: {}", row.reason);
         assert_eq!(row.cursor, publisher.url(&format!("/{name}?from=1")), "{name}");
         assert_eq!(mirror.ids(name), ["a"], "{name}");
-        until("asked again", || publisher.requests_to(&format!("/{name}")).iter().any(|asked| asked.count > 1));
+        until("asked again", || publisher.requests_to(&format!("/{name}")).iter().any(|request| request.count > 1));
     }
     assert_eq!(mirror.number("SELECT count(*) FROM quarantine"), 0);
 
@@ -117,7 +117,7 @@ fn a_page_that_is_odd_but_readable_is_read_and_the_oddity_found() {
 
 #[test]
 fn a_page_over_the_limit_is_refused_without_being_held_in_memory() {
-    // Given: a bomb of half a gigabyte, a page that says how large it is, and one that doesn't.
+    // Given: a decompression bomb of half a gigabyte, a page that states its size, and one that doesn't.
     const BOMB: u64 = 512 << 20;
     let large = page(&[item(&"x".repeat(3 << 20), 1)], "?from=1");
     let publisher = ScriptedPublisher::start(move |request| match request.path() {
@@ -260,7 +260,7 @@ fn a_late_update_neither_revives_a_tombstone_nor_overwrites_a_newer_item() {
 
     let mirror = MirrorProcess::running("late", &publisher.url("/feed"));
 
-    // Then: older is refused and kept on record, and a deletion wins a tie.
+    // Then: older versions are refused and recorded, and a deletion wins a tie.
     let row = mirror.until_level("late");
     assert_eq!(mirror.live("late"), [("kept".to_owned(), (10, data("kept", 10)))].into());
     assert_eq!(row.tombstones, 2);
@@ -269,9 +269,9 @@ fn a_late_update_neither_revives_a_tombstone_nor_overwrites_a_newer_item() {
 
 #[test]
 fn a_bad_page_in_the_middle_costs_only_its_own_feed() {
-    // Given: one feed whose third page is spoilt for good, another on the same host.
-    let shelf = TestFeed::of(40, 4);
-    let serving = Arc::clone(&shelf);
+    // Given: one feed whose third page is permanently faulty, another on the same host.
+    let test_feed = TestFeed::of(40, 4);
+    let serving = Arc::clone(&test_feed);
     let publisher = ScriptedPublisher::start(move |request| match request.path() {
         "/spoilt" if request.query().contains("from=8&") => Reply::page("{").after(Duration::from_millis(20)),
         _ => serving.page(request),
@@ -283,5 +283,5 @@ fn a_bad_page_in_the_middle_costs_only_its_own_feed() {
     // Then
     mirror.until_level("sound");
     let row = mirror.until_health("spoilt", "retrying", "not-json");
-    assert_eq!((mirror.live("sound"), row.items), (shelf.live(), 8));
+    assert_eq!((mirror.live("sound"), row.items), (test_feed.live(), 8));
 }

@@ -1,4 +1,4 @@
-//! Where pages send their reader: `next` as it was sent, missing, made, empty, round in circles, or to itself.
+//! Where pages refer to: `next` as sent, missing, constructed, empty, in a circle, or to the page itself.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use crate::support::{MirrorProcess, Reply, ScriptedPublisher, TestFeed, item, pa
 
 #[test]
 fn next_is_followed_as_sent_byte_for_byte() {
-    // Given: one feed that goes through every spelling that publishers are known for; each names the target to expect.
+    // Given: one feed that uses every form of `next` that publishers are known for; each names the target to expect.
     let publisher = ScriptedPublisher::start(|request| {
         let port = request.header("host").unwrap().rsplit_once(':').unwrap().1.to_owned();
         let hops = [
@@ -35,7 +35,7 @@ fn next_is_followed_as_sent_byte_for_byte() {
 
     // Then
     let row = mirror.until_level("hops");
-    let targets: Vec<String> = publisher.requests().into_iter().take(8).map(|asked| asked.target).collect();
+    let targets: Vec<String> = publisher.requests().into_iter().take(8).map(|request| request.target).collect();
     assert_eq!(
         targets,
         [
@@ -77,9 +77,9 @@ fn a_missing_next_is_made_from_the_last_item_in_the_dialect_seen_or_configured()
         ("timestamp", "/timestamp?afterTimestamp=7&afterId=b%20c%3A%7Bd%7D"),
     ] {
         let row = mirror.until_level(name);
-        let asked = publisher.requests_to(&format!("/{name}"));
-        assert_eq!(asked[1].target, target);
-        // What follows is empty and has no `next` either: as level, and it says so.
+        let requests = publisher.requests_to(&format!("/{name}"));
+        assert_eq!(requests[1].target, target);
+        // The page after it is empty and has no `next` either: it counts as level, with a finding.
         mirror.until_health(name, "ok", "no-next");
         assert_eq!(row.cursor, publisher.url(target));
         assert!(mirror.finding(name, "no-next") >= 2);
@@ -88,7 +88,7 @@ fn a_missing_next_is_made_from_the_last_item_in_the_dialect_seen_or_configured()
 
 #[test]
 fn without_next_and_dialect_or_with_the_same_page_again_it_is_as_level_and_polled_at_its_pace() {
-    // Given: a feed that is one file, and one that ignores whatever it is asked with.
+    // Given: a feed that is one file, and one that ignores all parameters.
     let publisher = ScriptedPublisher::start(|_| Reply::page(page_without_next(&[item("a", 3), item("b", 7)])));
     let mirror = MirrorProcess::new()
         .feed_with("file", &publisher.url("/file"), r#"poll = { min = "200ms", max = "200ms" }"#)
@@ -100,9 +100,9 @@ fn without_next_and_dialect_or_with_the_same_page_again_it_is_as_level_and_polle
         let row = mirror.until_health(name, "ok", "no-next");
         assert_eq!((row.items, row.mode.as_str()), (2, "poll"), "{name}");
         until("polled on", || publisher.count(&format!("/{name}")) >= 6);
-        let asked = publisher.requests_to(&format!("/{name}"));
-        let (first, last) = (&asked[2], asked.last().unwrap());
-        let pace = last.at.duration_since(first.at).as_secs_f64() / (asked.len() - 3) as f64;
+        let requests = publisher.requests_to(&format!("/{name}"));
+        let (first, last) = (&requests[2], requests.last().unwrap());
+        let pace = last.at.duration_since(first.at).as_secs_f64() / (requests.len() - 3) as f64;
         assert!(pace >= 0.2, "{name}: asked every {pace} s");
         assert!(mirror.finding(name, "no-next") >= 1, "{name}");
     }
@@ -128,10 +128,13 @@ fn an_empty_page_with_another_next_is_followed_at_once_ten_times_then_one_each_p
     mirror.until_level("filtered");
     assert_eq!(mirror.ids("filtered"), ["a"]);
     assert_eq!(mirror.finding("filtered", "empty-pages"), 1);
-    let asked = publisher.requests();
-    let gap = |from: usize, to: usize| asked[to].at.duration_since(asked[from].at);
+    let requests = publisher.requests();
+    let gap = |from: usize, to: usize| requests[to].at.duration_since(requests[from].at);
     assert!(gap(0, 9) < Duration::from_secs(1), "the first ten took {:?}", gap(0, 9));
-    assert_eq!(asked[9].target, asked[10].target, "the tenth is asked for again: its `next` might carry the clock");
+    assert_eq!(
+        requests[9].target, requests[10].target,
+        "the tenth is asked for again: its `next` might carry the clock"
+    );
     for n in 10..=21 {
         assert!(gap(n - 1, n) >= Duration::from_millis(200), "page {n} was asked after {:?}", gap(n - 1, n));
     }
@@ -140,8 +143,8 @@ fn an_empty_page_with_another_next_is_followed_at_once_ten_times_then_one_each_p
 #[test]
 fn items_on_a_page_that_sends_to_itself_are_applied_and_it_is_as_level() {
     // Given: a publisher whose only page grows.
-    let shelf = TestFeed::of(3, 100);
-    let serving = Arc::clone(&shelf);
+    let test_feed = TestFeed::of(3, 100);
+    let serving = Arc::clone(&test_feed);
     let publisher = ScriptedPublisher::start(move |request| {
         let ids: Vec<(String, i64)> = serving.live().into_iter().map(|(id, (modified, _))| (id, modified)).collect();
         let items: Vec<String> = ids.iter().map(|(id, modified)| item(id, *modified)).collect();
@@ -152,16 +155,16 @@ fn items_on_a_page_that_sends_to_itself_are_applied_and_it_is_as_level() {
 
     // Then
     mirror.until_health("own", "ok", "self-next");
-    assert_eq!((mirror.live("own"), mirror.row("own").mode.as_str()), (shelf.live(), "poll"));
+    assert_eq!((mirror.live("own"), mirror.row("own").mode.as_str()), (test_feed.live(), "poll"));
     assert!(mirror.finding("own", "self-next") >= 1);
-    shelf.put("new");
-    mirror.until("what is new on it comes", |mirror| mirror.live("own") == shelf.live());
+    test_feed.put("new");
+    mirror.until("what is new on it comes", |mirror| mirror.live("own") == test_feed.live());
 }
 
 #[test]
 fn a_loop_applies_its_items_backs_off_and_is_left_when_the_publisher_mends() {
     for length in [2_usize, 60] {
-        // Given: pages that lead round in a circle, each with an item.
+        // Given: pages that form a circle, each with an item.
         let mended = Arc::new(AtomicBool::new(false));
         let open = Arc::clone(&mended);
         let publisher = ScriptedPublisher::start(move |request| {
@@ -181,7 +184,7 @@ fn a_loop_applies_its_items_backs_off_and_is_left_when_the_publisher_mends() {
         assert_eq!(mirror.ids("circle").len(), length);
         mirror.until("failures that count up", |mirror| mirror.row("circle").failures >= 4);
         assert!(mirror.finding("circle", "loop") >= 1);
-        // Each walk goes round once at most.
+        // Each walk reads the circle once at most.
         let rounds = publisher.count("/feed") as f64 / length as f64;
         assert!(rounds <= mirror.row("circle").failures as f64 + 2.0, "{rounds} rounds");
 
@@ -209,9 +212,9 @@ fn sync_gives_a_loop_up_like_any_failure_in_a_row() {
 
 #[test]
 fn an_endless_feed_does_not_keep_others_from_their_turn() {
-    // Given: a feed with a new page behind every page, and a small one on the same host.
-    let shelf = TestFeed::of(20, 2);
-    let serving = Arc::clone(&shelf);
+    // Given: a feed with a new page after every page, and a small one on the same host.
+    let test_feed = TestFeed::of(20, 2);
+    let serving = Arc::clone(&test_feed);
     let publisher = ScriptedPublisher::start(move |request| match request.path() {
         "/endless" => {
             let at: usize = request.query().strip_prefix("at=").map_or(0, |at| at.parse().unwrap());
@@ -226,13 +229,14 @@ fn an_endless_feed_does_not_keep_others_from_their_turn() {
         .feed("small", &publisher.url("/small"))
         .start();
 
-    // Then: by turns, so that the small one's dozen pages come among as many of the other.
+    // Then: alternately, so that the small feed's dozen pages come among as many of the other.
     mirror.until_level("small");
-    let asked = publisher.requests();
-    let first = asked.iter().position(|asked| asked.path() == "/small").unwrap();
-    let last = asked.iter().position(|asked| asked.path() == "/small" && asked.query().contains("from=20&")).unwrap();
+    let requests = publisher.requests();
+    let first = requests.iter().position(|request| request.path() == "/small").unwrap();
+    let last =
+        requests.iter().position(|request| request.path() == "/small" && request.query().contains("from=20&")).unwrap();
     assert!(last - first <= 40, "{} requests between its first page and its last", last - first);
-    assert_eq!(mirror.live("small"), shelf.live());
+    assert_eq!(mirror.live("small"), test_feed.live());
     let (before, pages) = (mirror.row("small").level_at, publisher.count("/endless"));
     mirror.until("both go on", |mirror| {
         mirror.row("small").level_at > before && publisher.count("/endless") > pages + 10
@@ -241,9 +245,9 @@ fn an_endless_feed_does_not_keep_others_from_their_turn() {
 
 #[test]
 fn the_end_is_recognised_whatever_the_redirects_and_no_page_is_asked_twice_on_the_way() {
-    // Given: every request is sent on to a place that serves the page.
-    let shelf = TestFeed::of(9, 2);
-    let serving = Arc::clone(&shelf);
+    // Given: every request is redirected to a URL that serves the page.
+    let test_feed = TestFeed::of(9, 2);
+    let serving = Arc::clone(&test_feed);
     let publisher = ScriptedPublisher::start(move |request| match request.path() {
         "/feed" => Reply::redirect(307, &format!("/moved/feed?{}", request.query())),
         _ => Reply::page(serving.json(request).replace("/moved/feed?", "/feed?")),
@@ -254,8 +258,9 @@ fn the_end_is_recognised_whatever_the_redirects_and_no_page_is_asked_twice_on_th
 
     // Then
     let row = mirror.until_level("moved");
-    assert_eq!((mirror.live("moved"), row.reason.as_str()), (shelf.live(), ""));
+    assert_eq!((mirror.live("moved"), row.reason.as_str()), (test_feed.live(), ""));
     assert_eq!(row.cursor, publisher.url("/feed?from=9&after=id-8"));
-    let refreshed: Vec<String> = publisher.requests_to("/feed").into_iter().take(5).map(|asked| asked.target).collect();
+    let refreshed: Vec<String> =
+        publisher.requests_to("/feed").into_iter().take(5).map(|request| request.target).collect();
     assert_eq!(refreshed.iter().collect::<HashSet<_>>().len(), 5, "after {:?}: {refreshed:?}", began.elapsed());
 }

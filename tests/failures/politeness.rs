@@ -1,4 +1,4 @@
-//! Politeness: how much is asked of a host at once, by whom, and how often.
+//! Politeness: how many requests a host gets at once, for which feeds, and how often.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::support::{MirrorProcess, Reply, Request, ScriptedPublisher, TestFeed, item, page, until};
 
-/// A page with one item and always another behind it.
+/// A page with one item and always another page after it.
 fn endless(request: &Request) -> Reply {
     let at: i64 = request.query().strip_prefix("at=").map_or(0, |at| at.parse().unwrap());
     Reply::page(page(&[item(&format!("i{at}"), at + 1)], &format!("?at={}", at + 1)))
@@ -14,16 +14,16 @@ fn endless(request: &Request) -> Reply {
 
 /// Seconds between the requests to a path, in order.
 fn gaps(publisher: &ScriptedPublisher, path: &str) -> Vec<f64> {
-    let asked = publisher.requests_to(path);
-    asked.windows(2).map(|pair| pair[1].at.duration_since(pair[0].at).as_secs_f64()).collect()
+    let requests = publisher.requests_to(path);
+    requests.windows(2).map(|pair| pair[1].at.duration_since(pair[0].at).as_secs_f64()).collect()
 }
 
 #[test]
 fn a_host_is_never_asked_more_at_once_than_it_may_be_over_all_feeds() {
     for (setting, most) in [("per_host = 2", 2), ("per_host = 5", 5)] {
         // Given
-        let shelf = TestFeed::of(30, 5);
-        let serving = Arc::clone(&shelf);
+        let test_feed = TestFeed::of(30, 5);
+        let serving = Arc::clone(&test_feed);
         let publisher = ScriptedPublisher::start(move |request| serving.page(request).after(Duration::from_millis(15)));
         let mut mirror = MirrorProcess::new().http(setting);
         let names: Vec<String> = (0..12).map(|n| format!("feed-{n}")).collect();
@@ -34,10 +34,10 @@ fn a_host_is_never_asked_more_at_once_than_it_may_be_over_all_feeds() {
         // When
         let mirror = mirror.start();
 
-        // Then: all that it may, and never more.
+        // Then: as many at once as allowed, and never more.
         for name in &names {
             mirror.until_level(name);
-            assert_eq!(mirror.live(name), shelf.live());
+            assert_eq!(mirror.live(name), test_feed.live());
         }
         assert_eq!(publisher.most_at_once(), most);
     }
@@ -45,10 +45,10 @@ fn a_host_is_never_asked_more_at_once_than_it_may_be_over_all_feeds() {
 
 #[test]
 fn a_level_poll_waits_for_no_refresh() {
-    // Given: one place, twenty endless refreshes, and a feed that is soon level.
+    // Given: one connection slot, twenty endless refreshes, and a feed that is soon level.
     const ENDLESS: usize = 20;
-    let shelf = TestFeed::of(2, 5);
-    let serving = Arc::clone(&shelf);
+    let test_feed = TestFeed::of(2, 5);
+    let serving = Arc::clone(&test_feed);
     let publisher = ScriptedPublisher::start(move |request| match request.path() {
         "/level" => serving.page(request),
         _ => endless(request).after(Duration::from_millis(20)),
@@ -65,12 +65,12 @@ fn a_level_poll_waits_for_no_refresh() {
     until("polled on", || publisher.count("/level") >= from + 9);
 
     // Then: between two polls come the pages of one short wait, not one of each refresh.
-    let asked = publisher.requests();
-    let polls: Vec<usize> = (0..asked.len()).filter(|at| asked[*at].path() == "/level").skip(from).collect();
+    let requests = publisher.requests();
+    let polls: Vec<usize> = (0..requests.len()).filter(|at| requests[*at].path() == "/level").skip(from).collect();
     let mut between: Vec<usize> = polls.windows(2).map(|pair| pair[1] - pair[0] - 1).collect();
     between.sort_unstable();
     assert!(between[between.len() / 2] < ENDLESS, "pages between two polls: {between:?}");
-    // And the refreshes take turns among themselves.
+    // And the refreshes alternate among themselves.
     let counts: Vec<usize> = (0..ENDLESS).map(|n| publisher.count(&format!("/endless-{n}"))).collect();
     let (least, most) = (counts.iter().min().unwrap(), counts.iter().max().unwrap());
     assert!(most - least <= 2, "{counts:?}");
@@ -90,9 +90,9 @@ fn the_rate_of_a_host_is_kept_over_all_feeds() {
     // When
     until("many requests", || publisher.requests().len() > 45);
 
-    // Then: no second holds more than a second's worth, the clocks' jitter aside.
-    let asked = publisher.requests();
-    for pair in asked.windows(26) {
+    // Then: no second holds more than a second's worth, apart from the clocks' jitter.
+    let requests = publisher.requests();
+    for pair in requests.windows(26) {
         let took = pair[25].at.duration_since(pair[0].at).as_secs_f64();
         assert!(took > 0.85, "26 requests in {took} s");
     }
@@ -100,15 +100,15 @@ fn the_rate_of_a_host_is_kept_over_all_feeds() {
 
 #[test]
 fn after_a_429_a_host_gets_one_request_at_a_time_until_one_succeeds() {
-    // Given: four at once, until the publisher has had enough for twenty requests.
+    // Given: four at once, until the publisher throttles twenty requests.
     const REFUSED: usize = 20;
-    let (annoyed, refused) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Vec::new())));
+    let (throttled, refused) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Vec::new())));
     let calm_open = Arc::new(AtomicUsize::new(0));
-    let (angry, open, calm) = (Arc::clone(&annoyed), Arc::clone(&refused), Arc::clone(&calm_open));
+    let (throttling, open, calm) = (Arc::clone(&throttled), Arc::clone(&refused), Arc::clone(&calm_open));
     let publisher = ScriptedPublisher::start(move |request| {
         let delay = Duration::from_millis(20);
         let mut open = open.lock().unwrap();
-        if angry.load(Ordering::SeqCst) && open.len() < REFUSED {
+        if throttling.load(Ordering::SeqCst) && open.len() < REFUSED {
             open.push(request.open);
             return Reply::status(429).after(delay);
         }
@@ -125,10 +125,10 @@ fn after_a_429_a_host_gets_one_request_at_a_time_until_one_succeeds() {
     until("four at once", || publisher.most_at_once() == 4);
 
     // When
-    annoyed.store(true, Ordering::SeqCst);
+    throttled.store(true, Ordering::SeqCst);
     until("enough refusals", || refused.lock().unwrap().len() == REFUSED);
 
-    // Then: once those that were under way are over, one at a time; afterwards as before.
+    // Then: once those under way are over, one at a time; afterwards as before.
     let open = refused.lock().unwrap().clone();
     assert!(open[8..].iter().all(|open| *open == 1), "{open:?}");
     until("four at once again", || calm_open.load(Ordering::SeqCst) == 4);
@@ -138,8 +138,8 @@ fn after_a_429_a_host_gets_one_request_at_a_time_until_one_succeeds() {
 fn hosts_of_one_pattern_share_one_budget() {
     for (tables, most) in [("", 3), ("[hosts.\"*.example.org\"]\nper_host = 1\n", 1)] {
         // Given: three hosts, all reached through one proxy, so that their names need no DNS.
-        let shelf = TestFeed::of(30, 3);
-        let serving = Arc::clone(&shelf);
+        let test_feed = TestFeed::of(30, 3);
+        let serving = Arc::clone(&test_feed);
         let proxy = ScriptedPublisher::start(move |request| serving.page(request).after(Duration::from_millis(20)));
         let through = format!("http.proxy = \"http://{}\"", proxy.address());
         let mut mirror = MirrorProcess::new().http("per_host = 1").tables(tables);
@@ -153,7 +153,7 @@ fn hosts_of_one_pattern_share_one_budget() {
         // Then
         for host in ["a", "b", "c.d"] {
             mirror.until_level(&format!("feed-{host}"));
-            assert_eq!(mirror.live(&format!("feed-{host}")), shelf.live());
+            assert_eq!(mirror.live(&format!("feed-{host}")), test_feed.live());
         }
         assert_eq!(proxy.most_at_once(), most, "{tables}");
     }
@@ -182,8 +182,8 @@ fn a_failing_feed_backs_off_alone() {
 #[test]
 fn polls_grow_rare_while_nothing_comes_and_frequent_when_something_does() {
     // Given
-    let shelf = TestFeed::of(2, 10);
-    let serving = Arc::clone(&shelf);
+    let test_feed = TestFeed::of(2, 10);
+    let serving = Arc::clone(&test_feed);
     let publisher = ScriptedPublisher::start(move |request| serving.page(request));
     let mirror = MirrorProcess::new()
         .feed_with("moody", &publisher.url("/feed"), r#"poll = { min = "50ms", max = "1s" }"#)
@@ -191,20 +191,20 @@ fn polls_grow_rare_while_nothing_comes_and_frequent_when_something_does() {
 
     // Then: from the shortest wait to the longest.
     until("rare", || gaps(&publisher, "/feed").last().is_some_and(|gap| *gap >= 0.95));
-    let idle: Vec<f64> = gaps(&publisher, "/feed").split_off(shelf.live().len());
+    let idle: Vec<f64> = gaps(&publisher, "/feed").split_off(test_feed.live().len());
     assert!(idle[0] < 0.5, "{idle:?}");
     assert!(idle.iter().all(|gap| *gap < 1.1 + 1.0), "{idle:?}");
 
-    // When: a change every time it looks.
+    // When: a change at every poll.
     let mut polls = 0;
     until("frequent again", || {
         if publisher.count("/feed") > polls {
             polls = publisher.count("/feed");
-            shelf.put("busy");
+            test_feed.put("busy");
         }
         gaps(&publisher, "/feed").last().is_some_and(|gap| *gap > 0.04 && *gap < 0.2)
     });
-    mirror.until("the last change", |mirror| mirror.live("moody") == shelf.live());
+    mirror.until("the last change", |mirror| mirror.live("moody") == test_feed.live());
 }
 
 #[test]
@@ -262,17 +262,17 @@ fn a_dead_feed_delays_no_feed_of_another_host_and_its_own_only_by_its_share() {
     until("the dead one is asked", || publisher.count("/dead") == 1);
 
     // Then: level, and changes come, long before the silence ends.
-    for (name, shelf) in [("neighbour", &here), ("elsewhere", &there)] {
+    for (name, test_feed) in [("neighbour", &here), ("elsewhere", &there)] {
         mirror.until_level(name);
-        shelf.put("change");
-        mirror.until("a change", |mirror| mirror.live(name) == shelf.live());
+        test_feed.put("change");
+        mirror.until("a change", |mirror| mirror.live(name) == test_feed.live());
     }
     assert_eq!((publisher.count("/dead"), mirror.row("dead").health), (1, "ok".to_owned()));
 }
 
 #[test]
 fn who_waits_for_a_place_says_for_which_and_who_holds_it() {
-    // Given: one place, and a feed that holds it for long.
+    // Given: one connection slot, and a feed that uses it for long.
     let publisher = ScriptedPublisher::start(|request| match request.path() {
         "/holder" => Reply::silence(),
         _ => Reply::page(page(&[], &request.target)),

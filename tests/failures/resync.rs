@@ -1,4 +1,5 @@
-//! Resyncs: beside polling, without noise, with a sweep only after a clean end, and held where it would take too much.
+//! Resyncs: beside polling, without noise, with a sweep only after a clean end, and held where the sweep would remove
+//! too much.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,26 +18,26 @@ fn seqs(mirror: &MirrorProcess, feed: &str) -> BTreeMap<String, String> {
 #[test]
 fn a_regular_resync_runs_beside_polling_and_gives_unchanged_items_no_new_seq() {
     // Given
-    let shelf = TestFeed::of(40, 5);
-    let serving = Arc::clone(&shelf);
+    let test_feed = TestFeed::of(40, 5);
+    let serving = Arc::clone(&test_feed);
     let publisher = ScriptedPublisher::start(move |request| serving.page(request).after(Duration::from_millis(10)));
     let mirror =
         MirrorProcess::new().feed_with("regular", &publisher.url("/feed"), r#"resync.every = "400ms""#).start();
     mirror.until_level("regular");
     let before = seqs(&mirror, "regular");
 
-    // When: a record vanishes, and others come and change while it is read anew.
-    shelf.forget("id-3");
-    shelf.put("id-7");
+    // When: a record vanishes, and others appear and change during the resync.
+    test_feed.forget("id-3");
+    test_feed.put("id-7");
     let done = mirror.events("regular", "resync-done").len();
     for n in 0..20 {
-        shelf.put(&format!("new-{n}"));
+        test_feed.put(&format!("new-{n}"));
         mirror.until("the new one, polled", |mirror| mirror.ids("regular").contains(&format!("new-{n}")));
     }
 
     // Then
     mirror.until("two resyncs more", |mirror| mirror.events("regular", "resync-done").len() >= done + 2);
-    assert_eq!(mirror.live("regular"), shelf.live());
+    assert_eq!(mirror.live("regular"), test_feed.live());
     assert_eq!(mirror.column("SELECT id FROM items WHERE state = 'deleted' AND swept"), ["id-3"]);
     let after = seqs(&mirror, "regular");
     let changed: Vec<&String> = before.keys().filter(|id| after.get(*id) != before.get(*id)).collect();
@@ -47,7 +48,7 @@ fn a_regular_resync_runs_beside_polling_and_gives_unchanged_items_no_new_seq() {
 
 #[test]
 fn without_a_clean_end_nothing_is_swept() {
-    // Given: publishers whose end is never the standard's: without `next`, with one that had to be made, or on a page
+    // Given: publishers whose end never has the standard's sign: without `next`, with a constructed one, or on a page
     // with items.
     let shortened = Arc::new(AtomicBool::new(false));
     let short = Arc::clone(&shortened);
@@ -105,7 +106,7 @@ fn an_old_last_page_from_a_cache_ends_no_resync() {
     grown.store(true, Ordering::SeqCst);
     mirror.until("all of it", |mirror| mirror.row("cached").items == 7);
 
-    // When: the next resync is served the last page of before.
+    // When: the next resync is served the earlier last page.
     stale.store(true, Ordering::SeqCst);
     mirror.until("the old page was served", |_| !stale.load(Ordering::SeqCst));
     let done = mirror.events("cached", "resync-done").len();
@@ -135,8 +136,8 @@ fn a_resync_without_a_clean_end_comes_again_only_when_it_is_due() {
 #[test]
 fn resyncs_go_one_a_host_at_a_time() {
     // Given
-    let shelf = TestFeed::of(20, 2);
-    let serving = Arc::clone(&shelf);
+    let test_feed = TestFeed::of(20, 2);
+    let serving = Arc::clone(&test_feed);
     let publisher = ScriptedPublisher::start(move |request| serving.page(request).after(Duration::from_millis(5)));
     let names = ["one", "two", "three"];
     let mut mirror = MirrorProcess::new().http("per_host = 8");
@@ -153,11 +154,11 @@ fn resyncs_go_one_a_host_at_a_time() {
         mirror.until("resynced", |mirror| !mirror.events(name, "resync-done").is_empty());
     }
 
-    // Then: the pages before the end, which polling doesn't ask for, come feed by feed.
+    // Then: the pages before the end, which polling doesn't request, come feed by feed.
     let mut order: Vec<String> = publisher.requests()[before..]
         .iter()
-        .filter(|asked| !asked.query().contains("from=20&"))
-        .map(|asked| asked.path().to_owned())
+        .filter(|request| !request.query().contains("from=20&"))
+        .map(|request| request.path().to_owned())
         .collect();
     assert_eq!(order.len(), 30);
     order.dedup();
@@ -168,8 +169,8 @@ fn resyncs_go_one_a_host_at_a_time() {
 fn a_sweep_of_everything_or_of_too_much_is_held_until_it_is_accepted() {
     // Given: name, items, how many of them vanish, and whether that is too much (over a fifth and over 100, or all).
     let cases = [("all", 3, 3, true), ("third", 330, 110, true), ("many", 600, 110, false), ("small", 60, 59, false)];
-    let shelves: Vec<Arc<TestFeed>> = cases.iter().map(|(_, items, _, _)| TestFeed::of(*items, 500)).collect();
-    let serving = shelves.clone();
+    let test_feeds: Vec<Arc<TestFeed>> = cases.iter().map(|(_, items, _, _)| TestFeed::of(*items, 500)).collect();
+    let serving = test_feeds.clone();
     let publisher = ScriptedPublisher::start(move |request| {
         let at = cases.iter().position(|(name, ..)| request.path() == format!("/{name}")).unwrap();
         serving[at].page(request)
@@ -182,21 +183,21 @@ fn a_sweep_of_everything_or_of_too_much_is_held_until_it_is_accepted() {
     cases.iter().for_each(|(name, ..)| drop(mirror.until_level(name)));
 
     // When
-    for ((_, _, vanish, _), shelf) in cases.iter().zip(&shelves) {
-        (0..*vanish).for_each(|n| shelf.forget(&format!("id-{n}")));
+    for ((_, _, vanish, _), test_feed) in cases.iter().zip(&test_feeds) {
+        (0..*vanish).for_each(|n| test_feed.forget(&format!("id-{n}")));
     }
     assert!(mirror.verb(&["resync", "all", "third", "many", "small"]).status.success());
 
     // Then
-    for ((name, items, vanish, held), shelf) in cases.iter().zip(&shelves) {
-        if *held {
+    for ((name, items, vanish, is_held), test_feed) in cases.iter().zip(&test_feeds) {
+        if *is_held {
             let row = mirror.until_health(name, "suspect", "held-sweep");
             assert!(row.reason.contains(&format!("{vanish} of {items}")), "{}", row.reason);
             assert_eq!((row.items, row.tombstones), (*items as i64, 0), "{name}");
             assert_eq!(mirror.live(name).len(), *items, "{name}");
         } else {
             mirror.until("swept", |mirror| !mirror.events(name, "resync-done").is_empty());
-            assert_eq!(mirror.live(name), shelf.live(), "{name}");
+            assert_eq!(mirror.live(name), test_feed.live(), "{name}");
             assert_eq!(mirror.row(name).tombstones, *vanish as i64, "{name}");
         }
     }
@@ -204,21 +205,21 @@ fn a_sweep_of_everything_or_of_too_much_is_held_until_it_is_accepted() {
     // When
     assert!(mirror.verb(&["resync", "--accept", "third"]).status.success());
 
-    // Then: that one, and only that one.
+    // Then: that sweep, and no other.
     mirror.until_health("third", "ok", "");
-    assert_eq!(mirror.live("third"), shelves[1].live());
+    assert_eq!(mirror.live("third"), test_feeds[1].live());
     assert_eq!((mirror.row("all").health.as_str(), mirror.row("all").items), ("suspect", 3));
 }
 
 #[test]
 fn a_held_sweep_is_still_held_after_a_restart() {
     // Given
-    let shelf = TestFeed::of(3, 2);
-    let serving = Arc::clone(&shelf);
+    let test_feed = TestFeed::of(3, 2);
+    let serving = Arc::clone(&test_feed);
     let publisher = ScriptedPublisher::start(move |request| serving.page(request));
     let mut mirror = MirrorProcess::running("all", &publisher.url("/feed"));
     mirror.until_level("all");
-    shelf.clear();
+    test_feed.clear();
     assert!(mirror.verb(&["resync", "all"]).status.success());
     mirror.until_health("all", "suspect", "held-sweep");
 
@@ -251,14 +252,14 @@ fn a_record_that_a_resync_cannot_read_is_not_swept() {
     spoilt.store(true, Ordering::SeqCst);
     assert!(mirror.verb(&["resync", "spoilt"]).status.success());
 
-    // Then: `b` is there, though nobody can read it; `c` is gone.
+    // Then: `b` is there, though it can't be read; `c` is gone.
     mirror.until("resynced", |mirror| !mirror.events("spoilt", "resync-done").is_empty());
     assert_eq!(mirror.ids("spoilt"), ["a", "b", "d"]);
 }
 
 #[test]
 fn a_feed_whose_url_moves_is_read_anew_and_trusted_while_its_old_rows_are_served() {
-    // Given: the new place has other items, some older than what the old one said, and keeps its second page back.
+    // Given: the new URL has other items, some older than those of the old one, and holds back its second page.
     let (old, new, open) = (TestFeed::of(6, 2), TestFeed::new(2), Arc::new(AtomicBool::new(false)));
     for (id, modified) in [("id-4", 1), ("id-5", 2), ("other", 3)] {
         new.put_at(id, modified);
@@ -277,10 +278,10 @@ fn a_feed_whose_url_moves_is_read_anew_and_trusted_while_its_old_rows_are_served
     mirror.write_config();
     mirror.signal(Signal::SIGHUP);
 
-    // Then: nothing is taken away before the new place was read to its end.
-    until("the new place is read", || publisher.requests_to("/new").iter().any(|asked| !asked.query().is_empty()));
-    let served = mirror.ids("moving");
-    assert!(old.live().keys().all(|id| served.contains(id)), "{served:?}");
+    // Then: no item is removed before the new URL was read to its end.
+    until("the new place is read", || publisher.requests_to("/new").iter().any(|request| !request.query().is_empty()));
+    let ids = mirror.ids("moving");
+    assert!(old.live().keys().all(|id| ids.contains(id)), "{ids:?}");
     let asked_old = publisher.count("/old");
 
     // When
@@ -298,8 +299,8 @@ fn a_feed_whose_url_moves_is_read_anew_and_trusted_while_its_old_rows_are_served
 #[test]
 fn a_place_moved_to_that_is_torn_is_not_read_over_and_over_and_the_old_rows_stay() {
     // Given
-    let shelf = TestFeed::of(6, 2);
-    let serving = Arc::clone(&shelf);
+    let test_feed = TestFeed::of(6, 2);
+    let serving = Arc::clone(&test_feed);
     let publisher = ScriptedPublisher::start(move |request| match request.path() {
         "/new" if request.query().contains("from=4&") => Reply::status(410),
         _ => serving.page(request),
@@ -316,31 +317,31 @@ fn a_place_moved_to_that_is_torn_is_not_read_over_and_over_and_the_old_rows_stay
     mirror.until("a long wait", |mirror| mirror.row("moving").next_poll_in_s > 3_000.0);
     let row = mirror.row("moving");
     assert_eq!((row.health.as_str(), row.word()), ("retrying", "http-410"));
-    assert_eq!(publisher.requests_to("/new").iter().filter(|asked| asked.query().is_empty()).count(), 2);
-    assert_eq!(mirror.live("moving"), shelf.live());
+    assert_eq!(publisher.requests_to("/new").iter().filter(|request| request.query().is_empty()).count(), 2);
+    assert_eq!(mirror.live("moving"), test_feed.live());
 }
 
 #[test]
 fn a_resync_survives_a_kill_and_goes_on_from_its_own_cursor() {
     // Given: a resync that hangs at its third page.
-    let shelf = TestFeed::of(12, 2);
-    let (serving, hang) = (Arc::clone(&shelf), Arc::new(AtomicBool::new(false)));
+    let test_feed = TestFeed::of(12, 2);
+    let (serving, hang) = (Arc::clone(&test_feed), Arc::new(AtomicBool::new(false)));
     let hanging = Arc::clone(&hang);
     let publisher = ScriptedPublisher::start(move |request| {
-        let held = request.query().contains("from=4&") && hanging.load(Ordering::SeqCst);
-        if held { Reply::silence() } else { serving.page(request) }
+        let hangs = request.query().contains("from=4&") && hanging.load(Ordering::SeqCst);
+        if hangs { Reply::silence() } else { serving.page(request) }
     });
     let mut mirror = MirrorProcess::running("killed", &publisher.url("/feed"));
     mirror.until_level("killed");
     let before = seqs(&mirror, "killed");
     hang.store(true, Ordering::SeqCst);
-    shelf.forget("id-10");
+    test_feed.forget("id-10");
     assert!(mirror.verb(&["resync", "killed"]).status.success());
     until("it hangs", || {
-        publisher.requests().iter().any(|asked| asked.query().contains("from=4&") && asked.count == 2)
+        publisher.requests().iter().any(|request| request.query().contains("from=4&") && request.count == 2)
     });
 
-    // What was asked for is written a moment later.
+    // The request's effect is written a moment later.
     mirror.until("two pages are written", |mirror| mirror.column("SELECT cursor FROM resync")[0].contains("from=4&"));
 
     // When
@@ -350,8 +351,8 @@ fn a_resync_survives_a_kill_and_goes_on_from_its_own_cursor() {
 
     // Then
     mirror.until("resynced", |mirror| !mirror.events("killed", "resync-done").is_empty());
-    assert_eq!(mirror.live("killed"), shelf.live());
-    assert_eq!(publisher.requests().iter().filter(|asked| asked.target == "/feed").count(), 2);
+    assert_eq!(mirror.live("killed"), test_feed.live());
+    assert_eq!(publisher.requests().iter().filter(|request| request.target == "/feed").count(), 2);
     let after = seqs(&mirror, "killed");
     assert!(after.iter().all(|(id, seq)| before.get(id) == Some(seq)), "unchanged items got a new seq");
 }

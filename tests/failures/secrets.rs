@@ -1,11 +1,11 @@
-//! A publisher that shows a feed's secrets wherever it can: nothing of it is stored or shown but `data`.
+//! A publisher that shows a feed's secrets wherever it can: nothing of them is stored or shown but in `data`.
 
 use crate::support::secrets::{self, HEADER, KEYS, POSTED, all_encodings, base64, percent, quoted};
 use crate::support::{MirrorProcess, Reply, ScriptedPublisher, item, page, until};
 
 #[test]
 fn secrets_that_a_publisher_shows_are_neither_stored_nor_told() {
-    // Given: feeds that show their secrets in every place.
+    // Given: feeds that show their secrets in every part of a response.
     let publisher = ScriptedPublisher::start(|request| {
         let secrets = all_encodings();
         let header = percent(HEADER, true);
@@ -55,13 +55,15 @@ fn secrets_that_a_publisher_shows_are_neither_stored_nor_told() {
     }
     let row = mirror.until_level("level");
 
-    // Then: the end was found, with the publisher's own places.
+    // Then: the end was found, by the publisher's own URLs.
     assert!(row.cursor.contains("token={X-Api-Key}"), "{}", row.cursor);
     let sent = format!("token={}", percent(HEADER, true));
-    until("asked as it was sent", || publisher.requests_to("/level").iter().any(|asked| asked.target.contains(&sent)));
+    until("asked as it was sent", || {
+        publisher.requests_to("/level").iter().any(|request| request.target.contains(&sent))
+    });
     assert!(mirror.finding("level", "content-type") > 0 && mirror.finding("level", "unreadable-header") > 0);
 
-    // The record itself is kept as it came, to be read again.
+    // The record itself is kept as received, to be read again.
     assert_eq!(
         mirror.number("SELECT count(*) FROM quarantined WHERE raw LIKE '%hush%' AND shown NOT LIKE '%hush%'"),
         1
@@ -108,7 +110,9 @@ fn a_new_secret_is_used_at_once_while_its_feed_waits_for_an_hour() {
     let row = mirror.until_health("own", "failed", "http-401");
     assert!(row.next_poll_in_s > 3_000.0, "{}", row.next_poll_in_s);
     mirror.write("key", "a-wrong-one");
-    until("asked with it", || publisher.requests().iter().any(|asked| asked.header("x-key") == Some("a-wrong-one")));
+    until("asked with it", || {
+        publisher.requests().iter().any(|request| request.header("x-key") == Some("a-wrong-one"))
+    });
 
     // When
     mirror.write("key", "the-new-one");
@@ -134,8 +138,8 @@ fn query_secrets_go_along_with_a_redirect_within_the_origin() {
 
     // Then
     mirror.until_level("own");
-    for asked in publisher.requests_to("/moved") {
-        assert!(asked.query().contains("api_key=open-sesame"), "{}", asked.target);
+    for request in publisher.requests_to("/moved") {
+        assert!(request.query().contains("api_key=open-sesame"), "{}", request.target);
     }
     assert_eq!(mirror.holds_bytes("open-sesame", &["key"]), [] as [&str; 0]);
 }

@@ -1,4 +1,4 @@
-//! The process among others: reloads, refusals to start, and what systemd is told.
+//! The process and its environment: reloads, refusals to start, and notifications to systemd.
 
 use std::fs;
 use std::os::unix::net::UnixDatagram;
@@ -15,26 +15,30 @@ fn endless(request: &Request) -> Reply {
     reply.after(Duration::from_millis(5))
 }
 
-/// A feed that never ends, `/still`, and others by the shelf.
-fn publisher_of(shelf: &Arc<TestFeed>) -> ScriptedPublisher {
-    let serving = Arc::clone(shelf);
+/// A feed that never ends, `/still`, and others from the test feed.
+fn publisher_of(test_feed: &Arc<TestFeed>) -> ScriptedPublisher {
+    let serving = Arc::clone(test_feed);
     ScriptedPublisher::start(
         move |request| if request.path() == "/still" { endless(request) } else { serving.page(request) },
     )
 }
 
-/// That a feed was not begun anew nor asked anything twice.
+/// Checks that the feed was neither begun anew nor sent any request twice.
 fn assert_undisturbed(publisher: &ScriptedPublisher) {
-    let twice: Vec<String> =
-        publisher.requests_to("/still").into_iter().filter(|asked| asked.count > 1).map(|asked| asked.target).collect();
+    let twice: Vec<String> = publisher
+        .requests_to("/still")
+        .into_iter()
+        .filter(|request| request.count > 1)
+        .map(|request| request.target)
+        .collect();
     assert_eq!(twice, [] as [&str; 0], "asked twice");
 }
 
 #[test]
 fn sighup_adds_changes_and_removes_feeds_and_disturbs_no_other() {
     // Given
-    let shelf = TestFeed::of(5, 2);
-    let publisher = publisher_of(&shelf);
+    let test_feed = TestFeed::of(5, 2);
+    let publisher = publisher_of(&test_feed);
     let mut mirror = MirrorProcess::new()
         .http("per_host = 4")
         .feed("still", &publisher.url("/still"))
@@ -58,46 +62,46 @@ fn sighup_adds_changes_and_removes_feeds_and_disturbs_no_other() {
     assert_eq!(mirror.number("SELECT count(*) FROM items WHERE feed = 'leaving'"), 5);
     assert!(mirror.live("leaving").is_empty());
     until("asked with the new header", || {
-        publisher.requests_to("/changing")[before..].iter().any(|asked| asked.header("x-new") == Some("yes"))
+        publisher.requests_to("/changing")[before..].iter().any(|request| request.header("x-new") == Some("yes"))
     });
     assert_eq!(mirror.row("changing").cursor, cursor);
-    assert_eq!(publisher.requests_to("/changing").iter().filter(|asked| asked.target == "/changing").count(), 1);
+    assert_eq!(publisher.requests_to("/changing").iter().filter(|request| request.target == "/changing").count(), 1);
     let (gone_on, left) = (publisher.count("/still"), publisher.count("/leaving"));
     until("the undisturbed one goes on", || publisher.count("/still") > gone_on + 20);
     assert_undisturbed(&publisher);
     assert_eq!(publisher.count("/leaving"), left);
 
     // When it comes back
-    shelf.put("meanwhile");
+    test_feed.put("meanwhile");
     mirror.set_feed("leaving", &publisher.url("/leaving"), "");
     mirror.write_config();
     mirror.signal(Signal::SIGHUP);
 
-    // Then: from where it was.
-    mirror.until("level again", |mirror| mirror.live("leaving") == shelf.live());
-    assert_eq!(publisher.requests_to("/leaving").iter().filter(|asked| asked.target == "/leaving").count(), 1);
+    // Then: from its cursor.
+    mirror.until("level again", |mirror| mirror.live("leaving") == test_feed.live());
+    assert_eq!(publisher.requests_to("/leaving").iter().filter(|request| request.target == "/leaving").count(), 1);
     assert_undisturbed(&publisher);
 }
 
 #[test]
 fn a_file_that_run_would_refuse_changes_nothing_and_says_so() {
     // Given
-    let shelf = TestFeed::of(5, 2);
-    let publisher = publisher_of(&shelf);
+    let test_feed = TestFeed::of(5, 2);
+    let publisher = publisher_of(&test_feed);
     let mut mirror =
         MirrorProcess::new().feed("still", &publisher.url("/still")).feed("other", &publisher.url("/other")).start();
     mirror.until_level("other");
 
     for broken in ["[feeds.", "[pol]\nmin = \"8s\"\n"] {
         // When: the file drops a feed and has a mistake.
-        let told = mirror.log().matches("nothing is changed").count();
+        let refusals_before = mirror.log().matches("nothing is changed").count();
         mirror.write("config.toml", broken);
         mirror.signal(Signal::SIGHUP);
 
         // Then
-        mirror.until("it says so", |mirror| mirror.log().matches("nothing is changed").count() > told);
-        shelf.put("new");
-        mirror.until("both go on", |mirror| mirror.live("other") == shelf.live());
+        mirror.until("it says so", |mirror| mirror.log().matches("nothing is changed").count() > refusals_before);
+        test_feed.put("new");
+        mirror.until("both go on", |mirror| mirror.live("other") == test_feed.live());
         let count = publisher.count("/still");
         until("the other one too", || publisher.count("/still") > count + 5);
     }
@@ -109,8 +113,8 @@ fn a_file_that_run_would_refuse_changes_nothing_and_says_so() {
 #[test]
 fn one_feeds_bad_settings_stop_no_other() {
     // Given: before and after a reload.
-    let shelf = TestFeed::of(5, 2);
-    let publisher = publisher_of(&shelf);
+    let test_feed = TestFeed::of(5, 2);
+    let publisher = publisher_of(&test_feed);
     let mut mirror = MirrorProcess::new()
         .feed("sound", &publisher.url("/sound"))
         .feed_with("secretless", &publisher.url("/a"), r#"headers = { X-Key = { file = "not-there" } }"#)
@@ -125,7 +129,7 @@ fn one_feeds_bad_settings_stop_no_other() {
     }
     assert_eq!(publisher.count("/a"), 0);
 
-    // When put right
+    // When corrected
     mirror.write("not-there", "now it is");
     mirror.set_feed("urlless", &publisher.url("/b"), "");
     mirror.write_config();
@@ -134,7 +138,7 @@ fn one_feeds_bad_settings_stop_no_other() {
     // Then
     mirror.until_level("secretless");
     mirror.until_level("urlless");
-    assert_eq!(mirror.live("urlless"), shelf.live());
+    assert_eq!(mirror.live("urlless"), test_feed.live());
 }
 
 #[test]
@@ -145,19 +149,19 @@ fn whatever_run_cannot_use_has_its_own_exit_code_and_says_what() {
         (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
     };
 
-    // A second daemon, also where the first one has its listener, and `sync` beside one: 5.
+    // A second daemon, also where the first one has its listener, and `sync` beside a daemon: 5.
     let running = MirrorProcess::running("a", &publisher.url("/a"));
-    let taken = running.ops_address().unwrap();
-    for verb in [&["run"][..], &["run", "--listen", &taken], &["sync"]] {
+    let used_address = running.ops_address().unwrap();
+    for verb in [&["run"][..], &["run", "--listen", &used_address], &["sync"]] {
         let (code, words) = refused(&running, verb);
         assert_eq!(code, Some(5), "{verb:?}: {words}");
         assert!(words.contains("mirror.db"), "{words}");
     }
 
-    // A listener that is another's, of a mirror that nobody writes: 1.
+    // A listener's address that is in use, of a mirror that no process writes: 1.
     let other = MirrorProcess::new().feed("a", &publisher.url("/a"));
-    let (code, words) = refused(&other, &["run", "--listen", &taken]);
-    assert_eq!((code, words.contains(&taken)), (Some(1), true), "{words}");
+    let (code, words) = refused(&other, &["run", "--listen", &used_address]);
+    assert_eq!((code, words.contains(&used_address)), (Some(1), true), "{words}");
 
     // A foreign or damaged database: 4, and the file stays as it was.
     let foreign = MirrorProcess::new().feed("a", &publisher.url("/a"));
@@ -192,16 +196,16 @@ fn systemd_is_told_of_readiness_reloads_life_and_the_end() {
     let mirror = MirrorProcess::new().feed("a", &publisher.url("/a"));
     let path = mirror.path("notify");
     let socket = UnixDatagram::bind(&path).unwrap();
-    let told = Arc::new(Mutex::new(Vec::<String>::new()));
-    let telling = Arc::clone(&told);
+    let notifications = Arc::new(Mutex::new(Vec::<String>::new()));
+    let notifier = Arc::clone(&notifications);
     std::thread::spawn(move || {
         let mut message = [0; 4096];
         while let Ok(length) = socket.recv(&mut message) {
             let text = String::from_utf8_lossy(&message[..length]).into_owned();
-            telling.lock().unwrap().extend(text.lines().map(str::to_owned));
+            notifier.lock().unwrap().extend(text.lines().map(str::to_owned));
         }
     });
-    let count = |wanted: &str| told.lock().unwrap().iter().filter(|line| line.starts_with(wanted)).count();
+    let count = |wanted: &str| notifications.lock().unwrap().iter().filter(|line| line.starts_with(wanted)).count();
 
     // When
     let mut mirror = mirror.env("NOTIFY_SOCKET", path.to_str().unwrap()).env("WATCHDOG_USEC", "600000").start();
@@ -216,7 +220,7 @@ fn systemd_is_told_of_readiness_reloads_life_and_the_end() {
 
     // Then: in this order, with the time that systemd asks for (sd_notify(3)).
     until("READY again", || count("READY=1") == 2);
-    let lines = told.lock().unwrap().clone();
+    let lines = notifications.lock().unwrap().clone();
     let at = |wanted: &str| lines.iter().rposition(|line| line.starts_with(wanted)).unwrap();
     assert!(at("RELOADING=1") < at("READY=1"), "{lines:?}");
     assert_eq!(count("MONOTONIC_USEC="), 1);
@@ -226,5 +230,5 @@ fn systemd_is_told_of_readiness_reloads_life_and_the_end() {
 
     // Then
     until("STOPPING", || count("STOPPING=1") == 1);
-    assert!(count("STATUS=") >= 1, "{:?}", told.lock().unwrap());
+    assert!(count("STATUS=") >= 1, "{:?}", notifications.lock().unwrap());
 }

@@ -1,4 +1,4 @@
-//! Statuses and broken connections: what waits, for how long, what needs the operator.
+//! Statuses and broken connections: which of them wait, for how long, and which need the operator.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -10,19 +10,19 @@ use crate::support::{MirrorProcess, Reply, Request, ScriptedPublisher, TestFeed,
 
 pub(crate) const HOUR: f64 = 3_600.0;
 
-/// Answers by the shelf until `broken`, then by `fault`.
+/// Answers from the test feed until `broken`, then by `fault`.
 pub(crate) fn switched(
-    shelf: &Arc<TestFeed>,
+    test_feed: &Arc<TestFeed>,
     broken: &Arc<AtomicBool>,
     fault: impl Fn(&Request) -> Reply + Send + Sync + 'static,
 ) -> impl Fn(&Request) -> Reply + Send + Sync + 'static {
-    let (shelf, broken) = (Arc::clone(shelf), Arc::clone(broken));
-    move |request| if broken.load(Ordering::SeqCst) { fault(request) } else { shelf.page(request) }
+    let (test_feed, broken) = (Arc::clone(test_feed), Arc::clone(broken));
+    move |request| if broken.load(Ordering::SeqCst) { fault(request) } else { test_feed.page(request) }
 }
 
 #[test]
 fn trouble_that_waiting_heals_keeps_rows_and_cursor_and_heals_by_itself() {
-    // Given: level feeds, each about to meet its own trouble, and a sound one beside them.
+    // Given: level feeds, each about to get its own failure, and one without failure.
     let faults: Vec<(&str, &str, Reply)> = vec![
         ("f408", "http-408", Reply::status(408).body("slow down")),
         ("f425", "http-425", Reply::status(425)),
@@ -36,11 +36,11 @@ fn trouble_that_waiting_heals_keeps_rows_and_cursor_and_heals_by_itself() {
         ("reset", "broken-response", Reply::reset()),
         ("garbage", "broken-response", Reply::raw("\0\x01 this is no HTTP\r\n\r\n")),
     ];
-    let (shelf, broken) = (TestFeed::of(3, 2), Arc::new(AtomicBool::new(false)));
+    let (test_feed, broken) = (TestFeed::of(3, 2), Arc::new(AtomicBool::new(false)));
     let replies: Vec<(String, Reply)> =
         faults.iter().map(|(name, _, reply)| (format!("/{name}"), reply.clone())).collect();
-    let serving = Arc::clone(&shelf);
-    let publisher = ScriptedPublisher::start(switched(&shelf, &broken, move |request| {
+    let serving = Arc::clone(&test_feed);
+    let publisher = ScriptedPublisher::start(switched(&test_feed, &broken, move |request| {
         let fault = replies.iter().find(|(path, _)| path == request.path());
         fault.map_or_else(|| serving.page(request), |(_, reply)| reply.clone())
     }));
@@ -59,7 +59,7 @@ fn trouble_that_waiting_heals_keeps_rows_and_cursor_and_heals_by_itself() {
     for ((name, word, _), cursor) in faults.iter().zip(&cursors) {
         let row = mirror.until_health(name, "retrying", word);
         assert_eq!((&row.cursor, row.items, row.mode.as_str()), (cursor, 3, "poll"), "{name}");
-        assert_eq!(mirror.live(name), shelf.live(), "{name}");
+        assert_eq!(mirror.live(name), test_feed.live(), "{name}");
         assert!(row.failures > 0, "{name}");
     }
     assert!(mirror.row("f500").reason.contains("<html>oops"), "{}", mirror.row("f500").reason);
@@ -68,14 +68,14 @@ fn trouble_that_waiting_heals_keeps_rows_and_cursor_and_heals_by_itself() {
     assert_eq!(mirror.row("sound").health, "ok");
 
     // When
-    shelf.put("late");
+    test_feed.put("late");
     broken.store(false, Ordering::SeqCst);
 
     // Then
     for name in names {
         let row = mirror.until_health(name, "ok", "");
         assert_eq!((row.failures, row.reason.as_str()), (0, ""), "{name}");
-        mirror.until("what came meanwhile", |mirror| mirror.live(name) == shelf.live());
+        mirror.until("what came meanwhile", |mirror| mirror.live(name) == test_feed.live());
     }
 }
 
@@ -93,18 +93,18 @@ fn a_publisher_that_is_down_or_has_no_name_yet_is_waited_for() {
     mirror.until_health("nameless", "retrying", "connect");
 
     // When it comes up
-    let shelf = TestFeed::of(3, 2);
-    let serving = Arc::clone(&shelf);
+    let test_feed = TestFeed::of(3, 2);
+    let serving = Arc::clone(&test_feed);
     let _publisher = ScriptedPublisher::on(address, move |request| serving.page(request));
 
     // Then
     mirror.until_level("down");
-    assert_eq!(mirror.live("down"), shelf.live());
+    assert_eq!(mirror.live("down"), test_feed.live());
 }
 
 #[test]
 fn retry_after_is_honoured_in_both_forms_and_clamped_to_retry_max() {
-    // Given: the second answer comes when it may; dates are read against the publisher's own clock.
+    // Given: the second answer comes after the requested wait; dates are compared with the publisher's own clock.
     let publisher = ScriptedPublisher::start(|request| match (request.path(), request.path_count) {
         ("/seconds", 1) => Reply::status(503).header("Retry-After", "1"),
         ("/date", 1) => Reply::status(429)
@@ -125,15 +125,15 @@ fn retry_after_is_honoured_in_both_forms_and_clamped_to_retry_max() {
     // Then
     for (name, least, most) in [("seconds", 1.0, 4.0), ("date", 2.0, 5.0), ("clamped", 0.5, 4.0), ("past", 0.02, 3.0)] {
         mirror.until_level(name);
-        let asked = publisher.requests_to(&format!("/{name}"));
-        let waited = asked[1].at.duration_since(asked[0].at).as_secs_f64();
+        let requests = publisher.requests_to(&format!("/{name}"));
+        let waited = requests[1].at.duration_since(requests[0].at).as_secs_f64();
         assert!((least..most).contains(&waited), "{name} waited {waited} s");
     }
 }
 
 #[test]
 fn the_third_503_without_a_word_when_waits_one_to_two_hours() {
-    // Given (RPDE 1.0, "503"): two that say when, then those that don't.
+    // Given (RPDE 1.0, "503"): two answers that name a wait, then answers that don't.
     let publisher = ScriptedPublisher::start(|request| match request.path_count {
         1 | 2 => Reply::status(503).header("Retry-After", "0"),
         _ => Reply::status(503),
@@ -182,7 +182,7 @@ fn sync_gives_up_after_as_many_failures_as_asked_and_at_once_where_waiting_canno
     // When
     let output = mirror.verb(&["sync", "--tries", "4"]);
 
-    // Then: a page in between starts the count anew; the others were brought level all the same.
+    // Then: a page in between restarts the count; the other feeds became level all the same.
     assert_eq!(output.status.code(), Some(3), "{output:?}");
     let counts = ["/flaky", "/denied", "/gone"].map(|path| publisher.count(path));
     assert_eq!(counts, [6, 1, 1]);
@@ -193,9 +193,9 @@ fn sync_gives_up_after_as_many_failures_as_asked_and_at_once_where_waiting_canno
 #[test]
 fn a_403_throttles_a_feed_that_answered_before_and_that_feed_alone() {
     // Given
-    let (shelf, broken) = (TestFeed::of(3, 2), Arc::new(AtomicBool::new(false)));
-    let serving = Arc::clone(&shelf);
-    let publisher = ScriptedPublisher::start(switched(&shelf, &broken, move |request| match request.path() {
+    let (test_feed, broken) = (TestFeed::of(3, 2), Arc::new(AtomicBool::new(false)));
+    let serving = Arc::clone(&test_feed);
+    let publisher = ScriptedPublisher::start(switched(&test_feed, &broken, move |request| match request.path() {
         "/throttled" => Reply::status(403),
         _ => serving.page(request),
     }));
@@ -212,10 +212,10 @@ fn a_403_throttles_a_feed_that_answered_before_and_that_feed_alone() {
     // Then
     let row = mirror.until_health("throttled", "retrying", "http-403");
     assert!(row.next_poll_in_s < 10.0);
-    assert_eq!(mirror.live("throttled"), shelf.live());
-    let (before, asked) = (mirror.row("other").level_at, publisher.count("/throttled"));
+    assert_eq!(mirror.live("throttled"), test_feed.live());
+    let (before, requests) = (mirror.row("other").level_at, publisher.count("/throttled"));
     mirror.until("the other goes on", |mirror| mirror.row("other").level_at > before);
-    until("the throttled one is asked again", || publisher.count("/throttled") > asked);
+    until("the throttled one is asked again", || publisher.count("/throttled") > requests);
     broken.store(false, Ordering::SeqCst);
     mirror.until_health("throttled", "ok", "");
 }
@@ -235,11 +235,14 @@ fn a_401_and_a_403_from_the_first_need_the_operator_and_are_asked_hourly() {
     }
 }
 
-/// Lets in whoever sends the token of the day.
-fn guarded(shelf: &Arc<TestFeed>, token: &Arc<Mutex<String>>) -> impl Fn(&Request) -> Reply + Send + Sync + 'static {
-    let (shelf, token) = (Arc::clone(shelf), Arc::clone(token));
+/// Accepts requests with the current token.
+fn guarded(
+    test_feed: &Arc<TestFeed>,
+    token: &Arc<Mutex<String>>,
+) -> impl Fn(&Request) -> Reply + Send + Sync + 'static {
+    let (test_feed, token) = (Arc::clone(test_feed), Arc::clone(token));
     move |request| match request.header("x-token") == Some(token.lock().unwrap().as_str()) {
-        true => shelf.page(request),
+        true => test_feed.page(request),
         false => Reply::status(401),
     }
 }
@@ -247,8 +250,8 @@ fn guarded(shelf: &Arc<TestFeed>, token: &Arc<Mutex<String>>) -> impl Fn(&Reques
 #[test]
 fn a_rotated_secret_is_read_again_on_a_401_and_heals_by_itself() {
     // Given
-    let (shelf, token) = (TestFeed::of(3, 2), Arc::new(Mutex::new("first-secret".to_owned())));
-    let publisher = ScriptedPublisher::start(guarded(&shelf, &token));
+    let (test_feed, token) = (TestFeed::of(3, 2), Arc::new(Mutex::new("first-secret".to_owned())));
+    let publisher = ScriptedPublisher::start(guarded(&test_feed, &token));
     let mirror = MirrorProcess::new().feed_with(
         "guarded",
         &publisher.url("/f"),
@@ -261,10 +264,10 @@ fn a_rotated_secret_is_read_again_on_a_401_and_heals_by_itself() {
     // When
     mirror.write("token", "second-secret\n");
     *token.lock().unwrap() = "second-secret".to_owned();
-    shelf.put("after-rotation");
+    test_feed.put("after-rotation");
 
     // Then
-    mirror.until("read with the new secret", |mirror| mirror.live("guarded") == shelf.live());
+    mirror.until("read with the new secret", |mirror| mirror.live("guarded") == test_feed.live());
     assert_eq!(mirror.row("guarded").health, "ok");
     assert!(mirror.events("guarded", "health").is_empty(), "it never failed: {:?}", mirror.events("guarded", "health"));
     for secret in ["first-secret", "second-secret"] {
@@ -274,9 +277,9 @@ fn a_rotated_secret_is_read_again_on_a_401_and_heals_by_itself() {
 
 #[test]
 fn a_secret_put_right_after_the_401_is_read_again_on_sighup() {
-    // Given: the publisher has moved on, the file has not.
-    let (shelf, token) = (TestFeed::of(3, 2), Arc::new(Mutex::new("new".to_owned())));
-    let publisher = ScriptedPublisher::start(guarded(&shelf, &token));
+    // Given: the publisher has a new token, the file still the old one.
+    let (test_feed, token) = (TestFeed::of(3, 2), Arc::new(Mutex::new("new".to_owned())));
+    let publisher = ScriptedPublisher::start(guarded(&test_feed, &token));
     let mirror = MirrorProcess::new().feed_with(
         "guarded",
         &publisher.url("/f"),
@@ -292,14 +295,14 @@ fn a_secret_put_right_after_the_401_is_read_again_on_sighup() {
 
     // Then
     mirror.until_level("guarded");
-    assert_eq!(mirror.live("guarded"), shelf.live());
+    assert_eq!(mirror.live("guarded"), test_feed.live());
 }
 
 #[test]
 fn a_304_is_level_and_costs_no_page() {
     // Given: a last page with a tag that changes with the list.
-    let shelf = TestFeed::of(3, 10);
-    let serving = Arc::clone(&shelf);
+    let test_feed = TestFeed::of(3, 10);
+    let serving = Arc::clone(&test_feed);
     let publisher = ScriptedPublisher::start(move |request| {
         let tag = format!("\"{}\"", serving.newest());
         match request.header("if-none-match") == Some(&tag) {
@@ -311,22 +314,24 @@ fn a_304_is_level_and_costs_no_page() {
     mirror.until_level("tagged");
 
     // When
-    until("asked with the tag", || publisher.requests().iter().any(|asked| asked.header("if-none-match").is_some()));
+    until("asked with the tag", || {
+        publisher.requests().iter().any(|request| request.header("if-none-match").is_some())
+    });
     let before = mirror.row("tagged");
 
     // Then
     mirror.until("level by 304s", |mirror| mirror.row("tagged").level_at > before.level_at);
     let row = mirror.row("tagged");
     assert_eq!((row.health.as_str(), row.reason.as_str(), &row.cursor), ("ok", "", &before.cursor));
-    shelf.put("new");
-    mirror.until("a change still comes", |mirror| mirror.live("tagged") == shelf.live());
+    test_feed.put("new");
+    mirror.until("a change still comes", |mirror| mirror.live("tagged") == test_feed.live());
 }
 
 #[test]
 fn a_page_with_items_is_never_asked_for_conditionally() {
-    // Given: a publisher that tags every page and would answer 304 to whoever knows the tag.
-    let shelf = TestFeed::of(6, 2);
-    let serving = Arc::clone(&shelf);
+    // Given: a publisher that tags every page and would answer 304 to any request with the tag.
+    let test_feed = TestFeed::of(6, 2);
+    let serving = Arc::clone(&test_feed);
     let publisher = ScriptedPublisher::start(move |request| match request.header("if-none-match") {
         Some("\"always\"") if request.query().contains("from=2&") => Reply::status(304),
         _ => serving.page(request).header("ETag", "\"always\""),
@@ -335,9 +340,9 @@ fn a_page_with_items_is_never_asked_for_conditionally() {
     let mirror = MirrorProcess::running("tagged", &publisher.url("/feed"));
 
     mirror.until_level("tagged");
-    assert_eq!(mirror.live("tagged"), shelf.live());
-    let conditional = publisher.requests().into_iter().filter(|asked| asked.header("if-none-match").is_some());
-    assert!(conditional.into_iter().all(|asked| asked.query().contains("from=6&")));
+    assert_eq!(mirror.live("tagged"), test_feed.live());
+    let conditional = publisher.requests().into_iter().filter(|request| request.header("if-none-match").is_some());
+    assert!(conditional.into_iter().all(|request| request.query().contains("from=6&")));
 }
 
 #[test]
@@ -365,8 +370,8 @@ fn silence_and_drips_are_dropped_when_their_time_is_up() {
         assert!(row.reason.contains(setting), "{name}: {}", row.reason);
         assert_eq!((row.items, row.cursor), (0, publisher.url(&format!("/{name}"))), "{name}");
         until("asked again", || publisher.count(&format!("/{name}")) > 1);
-        let asked = publisher.requests_to(&format!("/{name}"));
-        let waited = asked[1].at.duration_since(asked[0].at).as_secs_f64();
+        let requests = publisher.requests_to(&format!("/{name}"));
+        let waited = requests[1].at.duration_since(requests[0].at).as_secs_f64();
         let least = if name == "drip" { 0.9 } else { 0.4 };
         assert!((least..8.0).contains(&waited), "{name}: {waited} s");
     }

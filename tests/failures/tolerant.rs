@@ -1,4 +1,4 @@
-//! What browsers and curl read is read, and told.
+//! Responses that browsers and curl accept are accepted, with a finding.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -17,7 +17,7 @@ fn gzipped(json: &str) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
-/// An answer to the letter.
+/// A response, byte for byte.
 fn raw(status: &str, headers: &str, body: &[u8]) -> Reply {
     let length = body.len();
     let head = format!("HTTP/1.1 {status}\r\nConnection: close\r\nContent-Length: {length}\r\n{headers}\r\n");
@@ -91,7 +91,8 @@ fn heads_with_lines_that_are_no_headers_are_read_leniently_once_strictly_failed_
         mirror.until_level(name);
         assert_eq!(mirror.ids(name), ["a"], "{name}");
         assert!(mirror.finding(name, "header-line") >= 2, "{name}");
-        let first = publisher.requests_to(&format!("/{name}")).iter().filter(|asked| asked.query().is_empty()).count();
+        let first =
+            publisher.requests_to(&format!("/{name}")).iter().filter(|request| request.query().is_empty()).count();
         assert_eq!(first, 2, "{name}");
     }
     mirror.until_level("sound");
@@ -133,7 +134,7 @@ fn whole_pages_with_an_odd_status_are_read_and_told_and_other_answers_with_it_ar
 
 #[test]
 fn what_keeps_a_page_away_is_named_down_to_the_cookie_and_the_header() {
-    // Given: walls of cookies, and headers that say nothing.
+    // Given: walls of cookies, and headers that mean nothing.
     let publisher = ScriptedPublisher::start(|request| match request.path() {
         "/round" => Reply::redirect(302, "/round").header("Set-Cookie", "wall_id=4711; Path=/"),
         "/denied" => Reply::status(403).header("Set-Cookie", "__challenge=1"),
@@ -167,7 +168,7 @@ fn of_localhost(file: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/certificate").join(file)
 }
 
-/// A proxy that speaks TLS for the publisher, which knows nothing of it; its port.
+/// A proxy that speaks TLS for the publisher, which knows nothing of it; returns its port.
 fn in_tls(publisher: &ScriptedPublisher) -> u16 {
     let certificate = CertificateDer::from_pem_file(of_localhost("localhost.pem")).unwrap();
     let key = PrivateKeyDer::from_pem_file(of_localhost("localhost.key")).unwrap();
@@ -203,7 +204,7 @@ fn hand_on(mut tls: StreamOwned<ServerConnection, TcpStream>, mut publisher: Tcp
 
 #[test]
 fn an_http_next_of_an_https_feed_is_asked_by_https_stored_as_sent_and_told() {
-    // Given: a publisher behind something that speaks TLS for it; of one feed it knows the port, of the other it doesn't.
+    // Given: a publisher behind a proxy that speaks TLS for it; of one feed it knows the port, of the other it doesn't.
     const FEEDS: [&str; 2] = ["port", "portless"];
     let publisher = ScriptedPublisher::start(|request| {
         let host = request.header("host").unwrap();
@@ -231,16 +232,16 @@ fn an_http_next_of_an_https_feed_is_asked_by_https_stored_as_sent_and_told() {
         mirror.until("told", |mirror| mirror.finding(name, "http-next") >= 1);
         assert_eq!(mirror.finding(name, "no-next") + mirror.finding(name, "foreign-next"), 0);
     }
-    // And what is secret goes only there.
+    // And secrets go only there.
     assert!(publisher.requests().iter().all(|request| request.header("authorization") == Some("a-secret-of-the-feed")));
-    let asked = publisher.requests().iter().filter(|request| request.query().is_empty()).count();
-    assert_eq!(asked, FEEDS.len(), "each is read from its beginning once");
+    let requests = publisher.requests().iter().filter(|request| request.query().is_empty()).count();
+    assert_eq!(requests, FEEDS.len(), "each is read from its beginning once");
 
     // And a restart goes on from there.
     assert!(mirror.stop().success());
     mirror.start_again();
     let polled = publisher.count("/portless");
     mirror.until("it goes on", |_| publisher.count("/portless") > polled + 1);
-    let asked = publisher.requests().iter().filter(|request| request.query().is_empty()).count();
-    assert_eq!((asked, mirror.row("portless").health.as_str()), (FEEDS.len(), "ok"));
+    let requests = publisher.requests().iter().filter(|request| request.query().is_empty()).count();
+    assert_eq!((requests, mirror.row("portless").health.as_str()), (FEEDS.len(), "ok"));
 }

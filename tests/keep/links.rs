@@ -1,5 +1,5 @@
-//! What root does in a directory that belongs to the daemon's user: links laid there lead it nowhere. As another user a
-//! link of one's own is followed.
+//! What root does in a directory that belongs to the daemon's user: symbolic links there lead it nowhere. As another
+//! user, one's own links are followed.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, lchown, symlink};
@@ -9,18 +9,18 @@ use std::process::{Command, Output, Stdio};
 use tempfile::TempDir;
 
 use crate::support::MirrorProcess;
-use crate::{level, names, path_of, refusal, said, snapshot, text};
+use crate::{level, names, path_of, refusal, snapshot, stdout_of, text};
 
-/// Whom the daemon's files belong to where root runs the tests; else it is who runs them.
+/// The owner of the daemon's files where root runs the tests; else the user who runs them.
 const NOBODY: u32 = 65_534;
 
 fn is_root() -> bool {
     nix::unistd::geteuid().is_root()
 }
 
-/// A mirror at rest in a directory of the daemon's user.
+/// A stopped mirror in a directory of the daemon's user.
 fn at_rest() -> MirrorProcess {
-    let (_shelf, _publisher, mut mirror) = level(20);
+    let (_test_feed, _publisher, mut mirror) = level(20);
     mirror.stop();
     mirror.write_config();
     give_to_daemon(&mirror);
@@ -37,7 +37,7 @@ fn give_to_daemon(mirror: &MirrorProcess) {
     }
 }
 
-/// A link laid by the daemon's user.
+/// A symbolic link made by the daemon's user.
 fn lay(target: &Path, link: &Path) {
     symlink(target, link).unwrap();
     if is_root() {
@@ -90,7 +90,7 @@ fn root_follows_no_link_of_the_daemon_s_user_and_that_user_does() {
         assert_eq!(names(elsewhere.path()), [""; 0]);
     }
 
-    said(&as_daemon(&mirror, &["snapshot"]));
+    stdout_of(&as_daemon(&mirror, &["snapshot"]));
     assert_eq!(names(elsewhere.path()).len(), 3);
 }
 
@@ -99,9 +99,9 @@ fn a_link_that_root_laid_is_followed() {
     let mirror = at_rest();
     let backup = tempfile::tempdir().unwrap();
     symlink(backup.path(), mirror.path("snapshots")).unwrap();
-    let taken = path_of(&snapshot(&mirror, &[]));
+    let snapshot_file = path_of(&snapshot(&mirror, &[]));
     assert_eq!(names(backup.path()).len(), 3);
-    said(&mirror.verb(&["restore", text(&taken)]));
+    stdout_of(&mirror.verb(&["restore", text(&snapshot_file)]));
 }
 
 #[test]
@@ -124,7 +124,7 @@ fn neither_a_link_nor_a_second_name_in_the_lock_s_place_gives_a_file_away() {
 
     fs::remove_file(&lock).unwrap();
     if fs::hard_link(&file, &lock).is_ok() {
-        said(&mirror.verb(&["snapshot"]));
+        stdout_of(&mirror.verb(&["snapshot"]));
         is_untouched(&file);
     }
 }
@@ -142,13 +142,13 @@ fn a_pipe_in_the_lock_s_place_is_not_waited_for() {
 #[test]
 fn what_a_restore_writes_goes_through_no_link() {
     let mirror = at_rest();
-    let taken = path_of(&snapshot(&mirror, &[]));
+    let snapshot_file = path_of(&snapshot(&mirror, &[]));
     let (directory, file) = roots();
     for name in ["mirror.db.restoring", "mirror.db.lock"] {
         lay(&file, &mirror.path(name));
     }
 
-    said(&mirror.verb(&["restore", text(&taken)]));
+    stdout_of(&mirror.verb(&["restore", text(&snapshot_file)]));
 
     is_untouched(&file);
     assert_eq!(names(directory.path()), ["shadow"]);
@@ -160,20 +160,20 @@ fn what_a_restore_writes_goes_through_no_link() {
 #[test]
 fn root_writes_no_database_and_reads_no_snapshot_through_a_link_of_the_daemon_s_user() {
     let mirror = at_rest();
-    let taken = path_of(&snapshot(&mirror, &[]));
+    let snapshot_file = path_of(&snapshot(&mirror, &[]));
     let (directory, file) = roots();
     lay(&directory.path().join("made.db"), &mirror.path("link.db"));
-    fs::copy(&taken, directory.path().join("hidden.db")).unwrap();
-    fs::copy(taken.with_extension("json"), directory.path().join("hidden.json")).unwrap();
+    fs::copy(&snapshot_file, directory.path().join("hidden.db")).unwrap();
+    fs::copy(snapshot_file.with_extension("json"), directory.path().join("hidden.json")).unwrap();
     lay(&directory.path().join("hidden.db"), &mirror.path("hidden.db"));
     lay(&directory.path().join("hidden.json"), &mirror.path("hidden.json"));
     if !is_root() {
-        return said(&mirror.verb(&["restore", "hidden.db", "--db", "link.db"])).clear();
+        return stdout_of(&mirror.verb(&["restore", "hidden.db", "--db", "link.db"])).clear();
     }
 
     for call in [
         vec!["restore", "hidden.db"],
-        vec!["restore", text(&taken), "--db", "link.db"],
+        vec!["restore", text(&snapshot_file), "--db", "link.db"],
         vec!["sync", "http://127.0.0.1:9/feed", "--db", "link.db"],
     ] {
         let (code, words) = refusal(&mirror.verb(&call));

@@ -1,4 +1,4 @@
-//! Snapshots, restoring one, and checking the file, with the real binary over real files.
+//! Snapshots, restores and checks of the file, with the real binary over real files.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -18,32 +18,32 @@ use std::sync::Arc;
 
 use support::{MirrorProcess, ScriptedPublisher, TestFeed};
 
-/// A feed of so many records, and a mirror that is level with it and still runs.
+/// A feed of `count` records, and a mirror that is level with it and still runs.
 fn level(count: usize) -> (Arc<TestFeed>, ScriptedPublisher, MirrorProcess) {
-    let shelf = TestFeed::of(count, 50);
-    let serving = Arc::clone(&shelf);
+    let test_feed = TestFeed::of(count, 50);
+    let serving = Arc::clone(&test_feed);
     let publisher = ScriptedPublisher::start(move |request| serving.page(request));
     let mirror = MirrorProcess::running("acme", &publisher.url("/feed"));
     mirror.until_level("acme");
-    (shelf, publisher, mirror)
+    (test_feed, publisher, mirror)
 }
 
-/// What a verb said; it must have succeeded.
-fn said(output: &Output) -> String {
+/// A verb's standard output; the verb must have succeeded.
+fn stdout_of(output: &Output) -> String {
     assert!(output.status.success(), "{output:?}");
     String::from_utf8(output.stdout.clone()).unwrap()
 }
 
-/// What a verb that failed said, with its exit code.
+/// The error of a verb that failed, with its exit code.
 fn refusal(output: &Output) -> (i32, String) {
     assert!(!output.status.success(), "{output:?}");
     (output.status.code().unwrap(), String::from_utf8(output.stderr.clone()).unwrap())
 }
 
-/// Makes a snapshot and gives its manifest as printed.
+/// Makes a snapshot and returns its manifest as printed.
 fn snapshot(mirror: &MirrorProcess, more: &[&str]) -> serde_json::Value {
     let arguments: Vec<&str> = ["snapshot", "--json"].iter().chain(more).copied().collect();
-    serde_json::from_str(&said(&mirror.verb(&arguments))).unwrap()
+    serde_json::from_str(&stdout_of(&mirror.verb(&arguments))).unwrap()
 }
 
 fn path_of(manifest: &serde_json::Value) -> PathBuf {
@@ -62,7 +62,7 @@ fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
-/// Makes a snapshot's manifest say of a changed file what the file is.
+/// Makes a snapshot's manifest match a changed file.
 fn refit(snapshot: &Path) {
     use sha2::{Digest, Sha256};
     let bytes = std::fs::read(snapshot).unwrap();

@@ -1,39 +1,39 @@
-//! What a file may bring along: nothing of it is run, and what is an operator's own is left alone.
+//! What a file's schema may contain: no code in it is run, and an operator's own objects are left alone.
 
 use rusqlite::Connection;
 
 use crate::support::MirrorProcess;
-use crate::{level, path_of, refit, refusal, said, snapshot, text};
+use crate::{level, path_of, refit, refusal, snapshot, stdout_of, text};
 
 const ENDLESS: &str = "WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n)";
 
-/// A mirror at rest, changed by somebody.
+/// A stopped mirror, changed by somebody.
 fn changed(change: &str) -> MirrorProcess {
-    let (_shelf, _publisher, mut mirror) = level(20);
+    let (_test_feed, _publisher, mut mirror) = level(20);
     mirror.stop();
     Connection::open(mirror.path("mirror.db")).unwrap().execute_batch(change).unwrap();
     mirror
 }
 
-/// All verbs that read or write it refuse it in these words.
+/// All verbs that read or write it refuse it with these words.
 fn is_refused(mirror: &MirrorProcess, words: &str) {
     for verb in [&["status"][..], &["verify"], &["export"], &["changes"], &["snapshot"], &["pause", "acme"], &["run"]] {
-        let (code, said) = refusal(&mirror.verb(verb));
-        assert_eq!(code, 4, "{verb:?}: {said}");
-        assert!(said.contains(words), "{verb:?}: {said}");
+        let (code, message) = refusal(&mirror.verb(verb));
+        assert_eq!(code, 4, "{verb:?}: {message}");
+        assert!(message.contains(words), "{verb:?}: {message}");
     }
 }
 
 #[test]
 fn a_snapshot_with_a_trigger_is_neither_sound_nor_restored() {
-    let (_shelf, _publisher, mut mirror) = level(20);
-    let taken = path_of(&snapshot(&mirror, &[]));
+    let (_test_feed, _publisher, mut mirror) = level(20);
+    let snapshot_file = path_of(&snapshot(&mirror, &[]));
     mirror.stop();
     let plant = "CREATE TRIGGER planted AFTER UPDATE ON mirror_state BEGIN DELETE FROM item; END";
-    Connection::open(&taken).unwrap().execute_batch(plant).unwrap();
-    refit(&taken);
+    Connection::open(&snapshot_file).unwrap().execute_batch(plant).unwrap();
+    refit(&snapshot_file);
 
-    for verb in [vec!["verify", "--db", text(&taken)], vec!["restore", text(&taken)]] {
+    for verb in [vec!["verify", "--db", text(&snapshot_file)], vec!["restore", text(&snapshot_file)]] {
         let (code, words) = refusal(&mirror.verb(&verb));
         assert_eq!(code, 4, "{verb:?}: {words}");
         assert!(words.contains("its trigger \"planted\" would run inside feedmirror"), "{verb:?}: {words}");
@@ -69,25 +69,25 @@ fn a_table_that_acts_on_ours_is_refused() {
 
 #[test]
 fn what_an_operator_adds_is_left_alone_and_never_run() {
-    // Given: an index, a table, and a view that never ends, of an operator's own.
+    // Given: an operator's own index, table, and view that never ends.
     let own = format!(
         "CREATE INDEX by_name ON item (data ->> '$.name');
          CREATE TABLE notes (id, note); INSERT INTO notes VALUES ('id-1', 'mine');
          CREATE VIEW endless AS {ENDLESS} SELECT sum(n) FROM n;
          ANALYZE"
     );
-    let (_shelf, _publisher, mut mirror) = level(20);
+    let (_test_feed, _publisher, mut mirror) = level(20);
     mirror.stop();
     Connection::open(mirror.path("mirror.db")).unwrap().execute_batch(&own).unwrap();
 
     // When the daemon runs on it, and all that reads it does.
     mirror.start_again();
     mirror.until_level("acme");
-    said(&mirror.verb(&["status"]));
-    assert!(said(&mirror.verb(&["verify"])).starts_with("sound"));
-    let taken = path_of(&snapshot(&mirror, &[]));
+    stdout_of(&mirror.verb(&["status"]));
+    assert!(stdout_of(&mirror.verb(&["verify"])).starts_with("sound"));
+    let snapshot_file = path_of(&snapshot(&mirror, &[]));
     mirror.stop();
-    said(&mirror.verb(&["restore", text(&taken)]));
+    stdout_of(&mirror.verb(&["restore", text(&snapshot_file)]));
 
     // Then it is still there.
     let names = "SELECT group_concat(name) FROM (SELECT name FROM sqlite_schema
@@ -98,9 +98,9 @@ fn what_an_operator_adds_is_left_alone_and_never_run() {
 
 #[test]
 fn a_trigger_that_is_planted_beside_a_running_daemon_does_not_run() {
-    let (shelf, _publisher, mirror) = level(20);
+    let (test_feed, _publisher, mirror) = level(20);
     let plant = "CREATE TRIGGER planted AFTER INSERT ON item BEGIN DELETE FROM finding; DELETE FROM item; END";
     Connection::open(mirror.path("mirror.db")).unwrap().execute_batch(plant).unwrap();
-    shelf.put("later");
-    mirror.until("the change came", |mirror| mirror.live("acme") == shelf.live());
+    test_feed.put("later");
+    mirror.until("the change came", |mirror| mirror.live("acme") == test_feed.live());
 }

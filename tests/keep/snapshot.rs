@@ -1,4 +1,4 @@
-//! `snapshot`: what it holds, what it leaves, and what it refuses.
+//! `snapshot`: its contents, what it leaves in the directory, and what it refuses.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -10,11 +10,11 @@ use rusqlite::Connection;
 use sha2::{Digest, Sha256};
 
 use crate::support::{MirrorProcess, holds_within, until};
-use crate::{fill, level, names, path_of, refusal, said, snapshot, text};
+use crate::{fill, level, names, path_of, refusal, snapshot, stdout_of, text};
 
 #[test]
 fn beside_a_daemon_that_writes_all_the_time_it_is_one_moment_of_the_mirror_and_its_manifest_is_true() {
-    let (shelf, publisher, mut mirror) = level(1_000);
+    let (test_feed, publisher, mut mirror) = level(1_000);
     mirror.stop();
     // So large that it is copied in several steps, with commits between them.
     let db = Connection::open(mirror.path("mirror.db")).unwrap();
@@ -22,7 +22,7 @@ fn beside_a_daemon_that_writes_all_the_time_it_is_one_moment_of_the_mirror_and_i
     drop(db);
     mirror.start_again();
     let stop = Arc::new(AtomicBool::new(false));
-    let (changing, stopped) = (Arc::clone(&shelf), Arc::clone(&stop));
+    let (changing, stopped) = (Arc::clone(&test_feed), Arc::clone(&stop));
     let publishing = std::thread::spawn(move || {
         for n in 0.. {
             changing.put(&format!("id-{}", n % 1_500));
@@ -39,8 +39,8 @@ fn beside_a_daemon_that_writes_all_the_time_it_is_one_moment_of_the_mirror_and_i
 
     let manifests = [0; 4].map(|_| {
         let manifest = snapshot(&mirror, &[]);
-        let held = manifest["seq"].as_i64().unwrap();
-        mirror.until("the daemon goes on", |mirror| mirror.number("SELECT seq FROM mirror") > held);
+        let mirrored_seq = manifest["seq"].as_i64().unwrap();
+        mirror.until("the daemon goes on", |mirror| mirror.number("SELECT seq FROM mirror") > mirrored_seq);
         manifest
     });
 
@@ -71,19 +71,19 @@ fn beside_a_daemon_that_writes_all_the_time_it_is_one_moment_of_the_mirror_and_i
         assert_eq!(manifest["epoch"], epoch.as_str());
         assert_eq!(manifest["schema_version"], number("PRAGMA user_version"));
         drop(db);
-        assert!(said(&mirror.verb(&["verify", "--db", text(&path)])).starts_with("sound"));
+        assert!(stdout_of(&mirror.verb(&["verify", "--db", text(&path)])).starts_with("sound"));
     }
     let seqs: Vec<i64> = manifests.iter().map(|manifest| manifest["seq"].as_i64().unwrap()).collect();
     assert!(seqs.windows(2).all(|pair| pair[0] < pair[1]), "{seqs:?}: each is of its own moment");
     // The daemon's own file is sound too, and it comes level with what the publisher holds.
-    assert!(said(&mirror.verb(&["verify"])).starts_with("sound"));
-    mirror.until("level with the publisher", |mirror| mirror.live("acme") == shelf.live());
+    assert!(stdout_of(&mirror.verb(&["verify"])).starts_with("sound"));
+    mirror.until("level with the publisher", |mirror| mirror.live("acme") == test_feed.live());
     drop(publisher);
 }
 
 #[test]
 fn nothing_but_the_snapshot_and_its_manifest_is_left() {
-    let (_shelf, _publisher, mut mirror) = level(10);
+    let (_test_feed, _publisher, mut mirror) = level(10);
     mirror.stop();
 
     let path = path_of(&snapshot(&mirror, &[]));
@@ -96,35 +96,35 @@ fn nothing_but_the_snapshot_and_its_manifest_is_left() {
 
 #[test]
 fn the_newest_are_kept_and_what_is_no_snapshot_of_this_database_is_left_alone() {
-    let (_shelf, _publisher, mirror) = level(10);
+    let (_test_feed, _publisher, mirror) = level(10);
     let directory = mirror.path("kept");
-    let taken: Vec<String> =
+    let snapshots: Vec<String> =
         (0..3).map(|_| snapshot(&mirror, &["--to", "kept"])["file"].as_str().unwrap().to_owned()).collect();
-    // No snapshots of this database: by name, by another's name, and by having no manifest or another's.
+    // No snapshots of this database: by name, by another database's name, and by having no manifest or another's.
     let others = ["mirror-before-upgrade.db", "other-20200101T000000000Z.db", "mirror-20200101T000000000Z.db"];
     for name in others {
         fs::write(directory.join(name), "mine").unwrap();
     }
-    fs::copy(directory.join(&taken[0]), directory.join("mirror-20200102T000000000Z.db")).unwrap();
-    let manifest = taken[0].replace(".db", ".json");
+    fs::copy(directory.join(&snapshots[0]), directory.join("mirror-20200102T000000000Z.db")).unwrap();
+    let manifest = snapshots[0].replace(".db", ".json");
     fs::copy(directory.join(manifest), directory.join("mirror-20200102T000000000Z.json")).unwrap();
 
     let last = snapshot(&mirror, &["--to", "kept", "--keep", "2"]);
 
-    let mut expected = vec![taken[2].clone(), last["file"].as_str().unwrap().to_owned()];
+    let mut expected = vec![snapshots[2].clone(), last["file"].as_str().unwrap().to_owned()];
     expected.extend(others.map(str::to_owned));
     expected.push("mirror-20200102T000000000Z.db".to_owned());
     expected.sort();
     let left: Vec<String> = names(&directory).into_iter().filter(|name| name.ends_with(".db")).collect();
     assert_eq!(left, expected);
     let pruned: Vec<&str> = last["pruned"].as_array().unwrap().iter().map(|path| path.as_str().unwrap()).collect();
-    assert_eq!(pruned, [format!("kept/{}", taken[0]), format!("kept/{}", taken[1])]);
+    assert_eq!(pruned, [format!("kept/{}", snapshots[0]), format!("kept/{}", snapshots[1])]);
     assert_eq!(names(&directory).iter().filter(|name| name.ends_with(".json")).count(), 3);
 }
 
 #[test]
 fn a_copy_that_is_not_sound_is_refused_and_nothing_is_pruned_for_it() {
-    let (_shelf, _publisher, mut mirror) = level(10);
+    let (_test_feed, _publisher, mut mirror) = level(10);
     let first = path_of(&snapshot(&mirror, &[]));
     mirror.stop();
     let db = Connection::open(mirror.path("mirror.db")).unwrap();
@@ -143,7 +143,7 @@ fn a_copy_that_is_not_sound_is_refused_and_nothing_is_pruned_for_it() {
 /// Needs root or user namespaces, as the store's test of a full disk does.
 #[test]
 fn a_disk_that_can_t_hold_it_is_seen_before_it_begins() {
-    let (_shelf, _publisher, mut mirror) = level(10);
+    let (_test_feed, _publisher, mut mirror) = level(10);
     let snapshot = path_of(&snapshot(&mirror, &[]));
     mirror.stop();
     let small = mirror.path("small");
@@ -170,10 +170,11 @@ fn a_disk_that_can_t_hold_it_is_seen_before_it_begins() {
     }
 }
 
-/// Both don't fit on it: the old one goes when it may, and not before. Needs what the test above needs.
+/// Both don't fit on the disk: the old one is removed when that is allowed, and not before. Needs what the test above
+/// needs.
 #[test]
 fn where_the_disk_can_t_hold_both_the_old_database_goes_only_when_asked() {
-    let (_shelf, _publisher, mut mirror) = level(10);
+    let (_test_feed, _publisher, mut mirror) = level(10);
     mirror.stop();
     let db = Connection::open(mirror.path("mirror.db")).unwrap();
     db.execute_batch(&fill(14_000)).unwrap();
@@ -192,20 +193,20 @@ fn where_the_disk_can_t_hold_both_the_old_database_goes_only_when_asked() {
         command.stdin(Stdio::null()).output().unwrap()
     };
 
-    let kept = restore("");
-    let (code, words) = refusal(&kept);
+    let failed = restore("");
+    let (code, words) = refusal(&failed);
     assert_eq!(code, 1);
     assert!(words.contains("or let go of the old database with --discard-old"), "{words}");
-    assert!(String::from_utf8(kept.stdout).unwrap().contains("mirror.db 17000000\n"));
+    assert!(String::from_utf8(failed.stdout).unwrap().contains("mirror.db 17000000\n"));
 
-    let left = said(&restore("--discard-old"));
+    let left = stdout_of(&restore("--discard-old"));
     assert!(left.contains("10 items") && !left.contains("mirror.db 17000000"), "{left}");
     assert!(!left.contains("before-restore") && !left.contains("restoring"), "{left}");
 }
 
 #[test]
 fn what_a_killed_run_left_is_gone_after_the_next() {
-    let (_shelf, _publisher, mut mirror) = level(10);
+    let (_test_feed, _publisher, mut mirror) = level(10);
     mirror.stop();
     // Large enough that copying and checking it takes a while.
     let db = Connection::open(mirror.path("mirror.db")).unwrap();
@@ -221,25 +222,25 @@ fn what_a_killed_run_left_is_gone_after_the_next() {
     assert!(!names(&directory).iter().any(|name| name.starts_with("mirror-")), "nothing stands under its name");
     fs::write(directory.join("mirror-20200101T000000000Z.json"), "a manifest whose snapshot never came").unwrap();
 
-    let taken = snapshot(&mirror, &[]);
+    let manifest_json = snapshot(&mirror, &[]);
 
-    let file = taken["file"].as_str().unwrap().to_owned();
+    let file = manifest_json["file"].as_str().unwrap().to_owned();
     assert_eq!(names(&directory), [".mirror.lock".to_owned(), file.clone(), file.replace(".db", ".json")]);
 }
 
 #[test]
 fn two_runs_at_once_don_t_meet() {
-    let (_shelf, _publisher, mut mirror) = level(10);
+    let (_test_feed, _publisher, mut mirror) = level(10);
     mirror.stop();
     fs::create_dir(mirror.path("snapshots")).unwrap();
-    let held = fs::File::create(mirror.path("snapshots/.mirror.lock")).unwrap();
-    held.lock().unwrap();
+    let lock = fs::File::create(mirror.path("snapshots/.mirror.lock")).unwrap();
+    lock.lock().unwrap();
 
     let (code, words) = refusal(&mirror.verb(&["snapshot"]));
 
     assert_eq!(code, 1);
     assert!(words.contains("another run makes a snapshot here"), "{words}");
-    held.unlock().unwrap();
+    lock.unlock().unwrap();
     snapshot(&mirror, &[]);
 }
 

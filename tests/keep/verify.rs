@@ -1,4 +1,4 @@
-//! `verify`: each thing that can be wrong is found by its name, and nothing is wrong with what the daemon wrote.
+//! `verify`: each thing that can be wrong is found under its name, and the daemon's own rows are never wrong.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -7,9 +7,9 @@ use feedmirror::store::read::CHECKS;
 use rusqlite::Connection;
 
 use crate::support::MirrorProcess;
-use crate::{level, path_of, said, snapshot, text};
+use crate::{level, path_of, snapshot, stdout_of, text};
 
-/// A check, and what makes it find something; in the order of [`CHECKS`], save `unreadable`.
+/// A check, and a change that makes it find something; in the order of [`CHECKS`], except `unreadable`.
 const PLANTED: &[(&str, &str)] = &[
     ("mirror-row", "UPDATE mirror_state SET epoch = ''"),
     ("seq-ahead", "UPDATE mirror_state SET seq = 3"),
@@ -49,7 +49,7 @@ const PLANTED: &[(&str, &str)] = &[
     ("orphan", "UPDATE item SET feed = 99 WHERE id = 'id-1'"),
 ];
 
-/// These are seen without a look at each item.
+/// These checks don't look at each item.
 const QUICK: &[&str] = &[
     "mirror-row",
     "seq-ahead",
@@ -64,18 +64,18 @@ const QUICK: &[&str] = &[
     "orphan",
 ];
 
-/// A sound mirror at rest, with live items and tombstones, all in one file.
+/// A sound stopped mirror, with live items and tombstones, all in one file.
 fn at_rest() -> MirrorProcess {
-    let (shelf, _publisher, mut mirror) = level(30);
-    shelf.delete("id-2");
-    mirror.until("the deletion came", |mirror| mirror.live("acme") == shelf.live());
+    let (test_feed, _publisher, mut mirror) = level(30);
+    test_feed.delete("id-2");
+    mirror.until("the deletion came", |mirror| mirror.live("acme") == test_feed.live());
     mirror.stop();
     let db = Connection::open(mirror.path("mirror.db")).unwrap();
     db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).unwrap();
     mirror
 }
 
-/// What `verify` finds in a changed copy: checks with their counts, and its exit code.
+/// The findings of `verify` in a changed copy: checks with their counts, and the exit code.
 fn found(mirror: &MirrorProcess, change: &str, more: &[&str]) -> (Vec<(String, i64)>, i32) {
     let copy = mirror.path("changed.db");
     fs::copy(mirror.path("mirror.db"), &copy).unwrap();
@@ -93,9 +93,9 @@ fn found(mirror: &MirrorProcess, change: &str, more: &[&str]) -> (Vec<(String, i
 
 #[test]
 fn what_the_daemon_wrote_is_sound_running_or_not() {
-    let (shelf, _publisher, mirror) = level(200);
-    shelf.delete("id-5");
-    assert!(said(&mirror.verb(&["verify"])).starts_with("sound; 20"));
+    let (test_feed, _publisher, mirror) = level(200);
+    test_feed.delete("id-5");
+    assert!(stdout_of(&mirror.verb(&["verify"])).starts_with("sound; 20"));
 
     let mirror = at_rest();
     assert_eq!(found(&mirror, "", &[]), (Vec::new(), 0));
@@ -105,19 +105,19 @@ fn what_the_daemon_wrote_is_sound_running_or_not() {
 #[test]
 fn a_mirror_that_has_forgotten_items_is_sound_and_its_snapshot_can_be_restored() {
     // Given: a live item and a tombstone, both forgotten beside the daemon.
-    let (shelf, _publisher, mut mirror) = level(30);
-    shelf.delete("id-2");
-    mirror.until("the deletion came", |mirror| mirror.live("acme") == shelf.live());
+    let (test_feed, _publisher, mut mirror) = level(30);
+    test_feed.delete("id-2");
+    mirror.until("the deletion came", |mirror| mirror.live("acme") == test_feed.live());
     for id in ["id-2", "id-3"] {
-        assert!(said(&mirror.verb(&["forget", "acme", id])).contains("never taken again"));
+        assert!(stdout_of(&mirror.verb(&["forget", "acme", id])).contains("never taken again"));
     }
 
     // When the file is checked, then it is sound; and a snapshot is made of it, and restored.
-    assert!(said(&mirror.verb(&["verify"])).starts_with("sound; 30"));
-    let taken = path_of(&snapshot(&mirror, &[]));
+    assert!(stdout_of(&mirror.verb(&["verify"])).starts_with("sound; 30"));
+    let snapshot_file = path_of(&snapshot(&mirror, &[]));
     mirror.stop();
-    said(&mirror.verb(&["restore", text(&taken)]));
-    assert!(said(&mirror.verb(&["verify"])).starts_with("sound; 30"));
+    stdout_of(&mirror.verb(&["restore", text(&snapshot_file)]));
+    assert!(stdout_of(&mirror.verb(&["verify"])).starts_with("sound; 30"));
     assert_eq!(mirror.rows("SELECT items, tombstones FROM feeds"), [["28", "2"]]);
     assert_eq!(mirror.number("SELECT count(*) FROM forgotten"), 2);
 }
@@ -173,7 +173,7 @@ fn damaged_pages_are_named_or_make_the_file_unusable() {
         let mut bytes = fs::read(mirror.path("mirror.db")).unwrap();
         let sql = format!("SELECT rootpage FROM sqlite_schema WHERE name = '{table}'");
         let root: usize = mirror.number(&sql).try_into().unwrap();
-        // The tree's page, but for its header: its cells lie nowhere now.
+        // The tree's page except for its header: its cells are nowhere now.
         bytes[(root - 1) * 16 * 1024 + 8..(root - 1) * 16 * 1024 + 200].fill(0xff);
         fs::write(&path, bytes).unwrap();
         mirror.verb(&["verify", "--db", "damaged.db"])

@@ -1,4 +1,4 @@
-//! Push while a feed begins anew, and while its stream comes and goes.
+//! Push while a feed is resynced or purged, and while its stream is unavailable for a time.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -12,10 +12,10 @@ use crate::{endpoint, mirror, until_has, until_mode};
 
 #[test]
 fn after_a_trusted_walk_a_stream_is_opened_anew_behind_what_was_polled_last() {
-    // Given: a stream that has brought what its publisher, restored from a backup, no longer knows.
-    let (shelf, stream) = (TestFeed::of(5, 2), StreamServer::start());
-    let serving = Arc::clone(&shelf);
-    let publisher = ScriptedPublisher::start(move |request| serving.page(request));
+    // Given: a stream that has delivered an item which its publisher, restored from a backup, no longer has.
+    let (test_feed, stream) = (TestFeed::of(5, 2), StreamServer::start());
+    let served_feed = Arc::clone(&test_feed);
+    let publisher = ScriptedPublisher::start(move |request| served_feed.page(request));
     let mirror = mirror(&publisher.url("/feed"), &format!("sse.url = {:?}", stream.url())).start();
     until_mode(&mirror, "sse");
     stream.item(&item("lost", 900));
@@ -26,10 +26,10 @@ fn after_a_trusted_walk_a_stream_is_opened_anew_behind_what_was_polled_last() {
     assert!(mirror.verb(&["resync", "--trust-source", "--accept", "f"]).status.success());
 
     // Then
-    until("opened anew", || stream.heads().len() > before);
+    until("opened again", || stream.heads().len() > before);
     let head = stream.heads().pop().unwrap();
     assert!(head.contains("from=5&after=id-4"), "{head}");
-    mirror.until("what it says now", |mirror| mirror.live("f") == shelf.live());
+    mirror.until("what it says now", |mirror| mirror.live("f") == test_feed.live());
     stream.item(&item("pushed", 901));
     until_has(&mirror, "pushed");
 }
@@ -37,9 +37,9 @@ fn after_a_trusted_walk_a_stream_is_opened_anew_behind_what_was_polled_last() {
 #[test]
 fn a_body_that_began_to_come_before_a_trusted_walk_is_not_written_after_it() {
     // Given: half of a post.
-    let shelf = TestFeed::of(5, 2);
-    let serving = Arc::clone(&shelf);
-    let publisher = ScriptedPublisher::start(move |request| serving.page(request));
+    let test_feed = TestFeed::of(5, 2);
+    let served_feed = Arc::clone(&test_feed);
+    let publisher = ScriptedPublisher::start(move |request| served_feed.page(request));
     let mirror = mirror(&publisher.url("/feed"), r#"webhook = { secret_file = "secret" }"#);
     mirror.write("secret", SECRET);
     let mirror = mirror.start();
@@ -53,17 +53,17 @@ fn a_body_that_began_to_come_before_a_trusted_walk_is_not_written_after_it() {
         body.len()
     );
     connection.write_all(head.as_bytes()).unwrap();
-    // Another post, sent later, is answered: the first one has been seen.
+    // Another post, sent later, is answered: so the mirror is reading the first one.
     assert_eq!(post::page(&mirror, &[item("between", 800)]).status, 204);
 
-    // When: the feed begins anew, as another post that came since knows.
+    // When: the feed gets a new generation, which another post shows.
     assert!(mirror.verb(&["resync", "--trust-source", "f"]).status.success());
     until("taken under the new generation", || post::page(&mirror, &[item("new", 901)]).status == 204);
     connection.write_all(rest.as_bytes()).unwrap();
     let mut answer = String::new();
     connection.read_to_string(&mut answer).unwrap();
 
-    // Then: it is to come again.
+    // Then: the publisher is asked to post again.
     assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
     assert!(!mirror.ids("f").iter().any(|id| id == "old"), "{:?}", mirror.ids("f"));
     assert_eq!(post::page(&mirror, &[item("old", 900)]).status, 204);
@@ -72,14 +72,14 @@ fn a_body_that_began_to_come_before_a_trusted_walk_is_not_written_after_it() {
 #[test]
 fn a_stream_that_is_unavailable_for_a_while_is_opened_again_within_the_longest_retry() {
     // Given
-    let (shelf, stream) = (TestFeed::of(5, 2), StreamServer::start());
-    let serving = Arc::clone(&shelf);
-    let publisher = ScriptedPublisher::start(move |request| serving.page(request));
+    let (test_feed, stream) = (TestFeed::of(5, 2), StreamServer::start());
+    let served_feed = Arc::clone(&test_feed);
+    let publisher = ScriptedPublisher::start(move |request| served_feed.page(request));
     let mirror = mirror(&publisher.url("/feed"), &format!("sse.url = {:?}", stream.url())).start();
     until_mode(&mirror, "sse");
 
     for status in ["503 Service Unavailable", "404 Not Found"] {
-        // When: its publisher is deployed anew behind a proxy.
+        // When: the publisher is deployed again behind a proxy.
         let before = stream.heads().len();
         stream.refuse(status, "", "");
         until("asked more than three times", || stream.heads().len() > before + 4);
@@ -93,14 +93,14 @@ fn a_stream_that_is_unavailable_for_a_while_is_opened_again_within_the_longest_r
 
 #[test]
 fn a_stream_that_ends_after_each_event_makes_no_feed_polled_before_its_time() {
-    // Given: a stream that ends as soon as it was opened, and a publisher that wants to be asked rarely, or has had enough.
+    // Given: a stream that ends at once each time, and a feed with a slow pace, or a publisher that limits requests.
     let ending = StreamServer::greeting(|_| event(&item("again", 7)));
-    let enough = Arc::new(AtomicBool::new(false));
-    let annoyed = Arc::clone(&enough);
-    let shelf = TestFeed::of(5, 9);
-    let publisher = ScriptedPublisher::start(move |request| match annoyed.load(Ordering::SeqCst) {
+    let is_limiting = Arc::new(AtomicBool::new(false));
+    let limits_requests = Arc::clone(&is_limiting);
+    let test_feed = TestFeed::of(5, 9);
+    let publisher = ScriptedPublisher::start(move |request| match limits_requests.load(Ordering::SeqCst) {
         true => Reply::status(429).header("Retry-After", "300"),
-        false => shelf.page(request),
+        false => test_feed.page(request),
     });
     let keys = format!(
         "sse.url = {:?}\npoll = {{ min = \"1s\", max = \"1s\" }}\nretry = {{ min = \"20ms\", max = \"1h\" }}",
@@ -121,29 +121,29 @@ fn a_stream_that_ends_after_each_event_makes_no_feed_polled_before_its_time() {
     until("polled on", || publisher.requests().len() > 4);
 
     // Then
-    let asked = publisher.requests();
-    let level = &asked[2..];
+    let requests = publisher.requests();
+    let level = &requests[2..];
     let gaps: Vec<f64> = level.windows(2).map(|pair| (pair[1].at - pair[0].at).as_secs_f64()).collect();
     assert!(gaps.iter().all(|gap| *gap > 0.95), "{gaps:?}");
 
     // When
-    enough.store(true, Ordering::SeqCst);
+    is_limiting.store(true, Ordering::SeqCst);
     mirror.until_health("f", "retrying", "http-429");
-    let refused = publisher.requests().len();
+    let request_count = publisher.requests().len();
     opened(6);
 
     // Then
-    assert_eq!(publisher.requests().len(), refused);
+    assert_eq!(publisher.requests().len(), request_count);
 }
 
 #[test]
 fn the_stream_of_a_feed_that_purged_itself_is_not_opened_again_and_again() {
     // Given
     let (gone, stream) = (Arc::new(AtomicBool::new(false)), StreamServer::start());
-    let (removed, shelf) = (Arc::clone(&gone), TestFeed::of(5, 2));
+    let (removed, test_feed) = (Arc::clone(&gone), TestFeed::of(5, 2));
     let publisher = ScriptedPublisher::start(move |request| match removed.load(Ordering::SeqCst) {
         true => Reply::status(410),
-        false => shelf.page(request),
+        false => test_feed.page(request),
     });
     let keys = format!("sse.url = {:?}\npurge_gone_after = \"1ms\"", stream.url());
     let mirror = mirror(&publisher.url("/feed"), &keys).start();
@@ -158,7 +158,7 @@ fn the_stream_of_a_feed_that_purged_itself_is_not_opened_again_and_again() {
     stream.item(&item("late", 900));
     stream.cut();
 
-    // Then: not once more, however long it takes others to be polled.
+    // Then: the stream is opened at most once more.
     until("a while", {
         let began = std::time::Instant::now();
         move || began.elapsed().as_millis() > 1_500

@@ -10,7 +10,7 @@ use crate::stream::{StreamServer, event};
 use crate::support::{MirrorProcess, Reply, Request, ScriptedPublisher, page};
 use crate::{endpoint, mirror};
 
-/// How a delivery gets to the mirror. Another transport means another name here, and another test below.
+/// The transport of a delivery. A new transport needs a variant here, and a test below.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum DeliveryTransport {
     Poll,
@@ -21,7 +21,7 @@ enum DeliveryTransport {
 
 impl DeliveryTransport {
     const ALL: [Self; 4] = [Self::Poll, Self::Sse, Self::Webhook, Self::Amqp];
-    /// A broker takes ten seconds to start: whatever needs one is a single test.
+    /// A broker takes ten seconds to start: a single test uses it.
     const WITHOUT_A_BROKER: [Self; 3] = [Self::Poll, Self::Sse, Self::Webhook];
 
     fn name(self) -> &'static str {
@@ -67,11 +67,11 @@ impl TestRandom {
 
 /// 300 versions of 20 records: changes, deletions, revivals, and a deletion that shares its `modified` with an update.
 fn history() -> Vec<Version> {
-    let mut dice = TestRandom(7);
+    let mut random = TestRandom(7);
     let mut versions = Vec::new();
     for modified in 1..=300 {
-        let (kind, id) = (["session", "slot"][dice.below(2)], format!("r{}", dice.below(10)));
-        let version = Version { kind, id, modified, live: dice.below(4) > 0 };
+        let (kind, id) = (["session", "slot"][random.below(2)], format!("r{}", random.below(10)));
+        let version = Version { kind, id, modified, live: random.below(4) > 0 };
         if version.live && modified % 9 == 0 {
             versions.push(Version { live: false, ..version.clone() });
         }
@@ -80,36 +80,37 @@ fn history() -> Vec<Version> {
     versions
 }
 
-/// The history as careless publishers tell it: out of order, repeated, and old versions again at the end.
+/// The history as careless publishers deliver it: out of order, repeated, and old versions again at the end.
 fn careless_order(history: &[Version]) -> Vec<Version> {
-    let mut dice = TestRandom(11);
-    let mut told = history.to_vec();
-    for at in 0..told.len() {
-        let with = (at + dice.below(25)).min(told.len() - 1);
-        told.swap(at, with);
+    let mut random = TestRandom(11);
+    let mut delivered = history.to_vec();
+    for at in 0..delivered.len() {
+        let with = (at + random.below(25)).min(delivered.len() - 1);
+        delivered.swap(at, with);
     }
-    for at in (0..told.len()).step_by(5).rev() {
-        told.insert((at + dice.below(10)).min(told.len()), told[at].clone());
+    for at in (0..delivered.len()).step_by(5).rev() {
+        delivered.insert((at + random.below(10)).min(delivered.len()), delivered[at].clone());
     }
-    let stale = (0..40).map(|_| history[dice.below(history.len())].clone());
-    told.extend(stale);
-    told
+    let stale = (0..40).map(|_| history[random.below(history.len())].clone());
+    delivered.extend(stale);
+    delivered
 }
 
 /// (kind, id) → (modified, state, data).
 type Contents = BTreeMap<(String, String), (String, String, String)>;
 
-/// What RPDE says is left of a history: of each record the newest; a deletion stands over an update of the same time.
+/// The contents that RPDE prescribes after a history: of each record the newest version; a deletion is newer than an
+/// update of the same time.
 fn expected_contents(history: &[Version]) -> Contents {
-    let mut left = BTreeMap::<(&str, &str), &Version>::new();
+    let mut newest = BTreeMap::<(&str, &str), &Version>::new();
     for version in history {
         let key = (version.kind, version.id.as_str());
         let newer = |known: &&Version| (version.modified, !version.live) > (known.modified, !known.live);
-        if left.get(&key).is_none_or(newer) {
-            left.insert(key, version);
+        if newest.get(&key).is_none_or(newer) {
+            newest.insert(key, version);
         }
     }
-    let owned = left.into_iter().map(|((kind, id), version)| {
+    let owned = newest.into_iter().map(|((kind, id), version)| {
         let (state, data) = if version.live { ("updated", version.data()) } else { ("deleted", String::new()) };
         ((kind.to_owned(), id.to_owned()), (version.modified.to_string(), state.to_owned(), data))
     });
@@ -125,12 +126,12 @@ fn contents(mirror: &MirrorProcess) -> Contents {
     rows.into_iter().map(entry).collect()
 }
 
-/// A publisher of pages as they were written, a mirror, and the ways between them.
+/// A publisher of pages, a mirror, and the transports between them.
 struct TransportHarness<'a> {
-    /// And a queue of it.
+    /// With the name of a queue.
     broker: Option<(&'a Broker, String)>,
     pages: Arc<Mutex<Vec<String>>>,
-    /// Every event so far: whoever connects is told all of them again.
+    /// Every event so far: a new connection is sent all of them again.
     events: Arc<Mutex<String>>,
     _publisher: ScriptedPublisher,
     stream: StreamServer,
@@ -142,11 +143,11 @@ impl<'a> TransportHarness<'a> {
         let pages = Arc::new(Mutex::new(vec![
             r#"{"kind":"mark","id":"begin","modified":1,"state":"updated","data":{}}"#.to_owned(),
         ]));
-        let serving = Arc::clone(&pages);
-        let publisher = ScriptedPublisher::start(move |request| serve(request, &serving.lock().unwrap()));
+        let served_pages = Arc::clone(&pages);
+        let publisher = ScriptedPublisher::start(move |request| serve(request, &served_pages.lock().unwrap()));
         let events = Arc::new(Mutex::new(String::new()));
-        let repeating = Arc::clone(&events);
-        let stream = StreamServer::greeting(move |_| repeating.lock().unwrap().clone());
+        let sent_events = Arc::clone(&events);
+        let stream = StreamServer::greeting(move |_| sent_events.lock().unwrap().clone());
         let mut keys = format!("sse.url = {:?}\nwebhook = {{ secret_file = \"secret\" }}", stream.url());
         if let Some((_, queue)) = &broker {
             keys.push_str(&format!("\namqp = {{ url_file = \"broker\", queue = {queue:?} }}"));
@@ -162,12 +163,13 @@ impl<'a> TransportHarness<'a> {
         Self { broker, pages, events, _publisher: publisher, stream, mirror }
     }
 
-    /// Delivers items, together where the way knows pages.
-    fn deliver(&self, way: DeliveryTransport, items: &[String]) {
-        match way {
+    /// Delivers items, together where the transport has pages.
+    fn deliver(&self, transport: DeliveryTransport, items: &[String]) {
+        match transport {
             DeliveryTransport::Poll => self.pages.lock().unwrap().push(items.join(",")),
             DeliveryTransport::Sse => {
-                // A stream that brings only its share is found wanting and opened anew: none of it may be lost by that.
+                // A stream that delivers only some of the items is demoted and opened again: nothing may be lost by
+                // that.
                 self.events.lock().unwrap().extend(items.iter().map(|item| event(item)));
                 items.iter().for_each(|item| self.stream.item(item));
             }
@@ -179,15 +181,19 @@ impl<'a> TransportHarness<'a> {
         }
     }
 
-    /// Whatever was delivered this way before is taken in once its mark is there: each way keeps its order.
-    fn wait_until_settled(&self, way: DeliveryTransport) {
-        let mark = format!("end-{}", way.name());
-        self.deliver(way, &[format!(r#"{{"kind":"mark","id":"{mark}","modified":1,"state":"updated","data":{{}}}}"#)]);
+    /// Waits until all earlier deliveries of a transport are committed: until its last item is, since the order is
+    /// kept.
+    fn wait_until_settled(&self, transport: DeliveryTransport) {
+        let mark = format!("end-{}", transport.name());
+        self.deliver(
+            transport,
+            &[format!(r#"{{"kind":"mark","id":"{mark}","modified":1,"state":"updated","data":{{}}}}"#)],
+        );
         crate::until_has(&self.mirror, &mark);
     }
 }
 
-/// Page after page; behind the last one there is nothing yet.
+/// Serves page after page; after the last one an empty page.
 fn serve(request: &Request, pages: &[String]) -> Reply {
     let at: usize = request.query().strip_prefix("page=").map_or(0, |at| at.parse().unwrap());
     let items = pages.get(at).cloned();
@@ -195,45 +201,49 @@ fn serve(request: &Request, pages: &[String]) -> Reply {
     Reply::page(page(&items.into_iter().collect::<Vec<_>>(), &next))
 }
 
-/// Tells the history, each part by the ways that `ways` says, and compares what the mirror holds with what is left.
-fn the_history_ends_in_the_same_mirror(told: &[Version], ways: impl Fn(usize) -> Vec<DeliveryTransport>) {
-    ends_in_the_same_mirror(None, told, ways);
+/// Delivers a history, each part by the transports that `transports` returns, and compares the mirror's contents.
+fn the_history_ends_in_the_same_mirror(delivered: &[Version], transports: impl Fn(usize) -> Vec<DeliveryTransport>) {
+    ends_in_the_same_mirror(None, delivered, transports);
 }
 
 fn ends_in_the_same_mirror(
     broker: Option<(&Broker, String)>,
-    told: &[Version],
-    ways: impl Fn(usize) -> Vec<DeliveryTransport>,
+    delivered: &[Version],
+    transports: impl Fn(usize) -> Vec<DeliveryTransport>,
 ) {
     // Given
-    let bench = TransportHarness::new(broker);
+    let harness = TransportHarness::new(broker);
 
     // When
     let mut used = Vec::new();
-    for (n, part) in told.chunks(7).enumerate() {
+    for (n, part) in delivered.chunks(7).enumerate() {
         let items: Vec<String> = part.iter().map(Version::json).collect();
-        for way in ways(n) {
-            bench.deliver(way, &items);
-            used.push(way);
+        for transport in transports(n) {
+            harness.deliver(transport, &items);
+            used.push(transport);
         }
     }
-    let used: Vec<DeliveryTransport> = DeliveryTransport::ALL.into_iter().filter(|way| used.contains(way)).collect();
-    used.iter().for_each(|way| bench.wait_until_settled(*way));
+    let used: Vec<DeliveryTransport> =
+        DeliveryTransport::ALL.into_iter().filter(|transport| used.contains(transport)).collect();
+    used.iter().for_each(|transport| harness.wait_until_settled(*transport));
 
     // Then
-    assert_eq!(contents(&bench.mirror), expected_contents(&history()));
+    assert_eq!(contents(&harness.mirror), expected_contents(&history()));
     let live = expected_contents(&history()).values().filter(|(_, state, _)| state == "updated").count();
     let marks = 1 + used.len();
-    assert_eq!(bench.mirror.row("f").items, i64::try_from(live + marks).unwrap());
-    for way in used {
-        let delivered = endpoint(&bench.mirror, way.name(), "delivered");
-        assert!(way == DeliveryTransport::Poll || delivered.parse::<i64>().unwrap() > 0, "{way:?} brought nothing");
+    assert_eq!(harness.mirror.row("f").items, i64::try_from(live + marks).unwrap());
+    for transport in used {
+        let delivered = endpoint(&harness.mirror, transport.name(), "delivered");
+        assert!(
+            transport == DeliveryTransport::Poll || delivered.parse::<i64>().unwrap() > 0,
+            "{transport:?} brought nothing"
+        );
     }
 }
 
-fn by(way: DeliveryTransport) {
-    the_history_ends_in_the_same_mirror(&history(), |_| vec![way]);
-    the_history_ends_in_the_same_mirror(&careless_order(&history()), |_| vec![way]);
+fn by(transport: DeliveryTransport) {
+    the_history_ends_in_the_same_mirror(&history(), |_| vec![transport]);
+    the_history_ends_in_the_same_mirror(&careless_order(&history()), |_| vec![transport]);
 }
 
 #[test]
@@ -261,24 +271,24 @@ fn each_part_another_way_a_history_ends_in_its_newest_versions() {
 #[test]
 fn everything_every_way_a_history_ends_in_its_newest_versions() {
     the_history_ends_in_the_same_mirror(&careless_order(&history()), |n| {
-        let mut ways = DeliveryTransport::WITHOUT_A_BROKER.to_vec();
-        ways.rotate_left(n % 3);
-        ways
+        let mut transports = DeliveryTransport::WITHOUT_A_BROKER.to_vec();
+        transports.rotate_left(n % 3);
+        transports
     });
 }
 
 #[test]
 fn queued_alone_or_among_the_others_a_history_ends_in_its_newest_versions() {
     let broker = Broker::start();
-    let ends = |queue: &str, told: &[Version], ways: &dyn Fn(usize) -> Vec<DeliveryTransport>| {
-        ends_in_the_same_mirror(Some((&broker, queue.to_owned())), told, ways);
+    let ends = |queue: &str, delivered: &[Version], transports: &dyn Fn(usize) -> Vec<DeliveryTransport>| {
+        ends_in_the_same_mirror(Some((&broker, queue.to_owned())), delivered, transports);
     };
     ends("in-order", &history(), &|_| vec![DeliveryTransport::Amqp]);
     ends("as-told", &careless_order(&history()), &|_| vec![DeliveryTransport::Amqp]);
     ends("each-part-another-way", &careless_order(&history()), &|n| vec![DeliveryTransport::ALL[n % 4]]);
     ends("everything-every-way", &careless_order(&history()), &|n| {
-        let mut ways = DeliveryTransport::ALL.to_vec();
-        ways.rotate_left(n % 4);
-        ways
+        let mut transports = DeliveryTransport::ALL.to_vec();
+        transports.rotate_left(n % 4);
+        transports
     });
 }

@@ -1,5 +1,5 @@
-//! What is configured or ordered beside push: the names a stream's position goes by, signed posts, polls and resyncs
-//! that are asked for.
+//! Settings and orders beside push: the parameter names of a stream's position, signed posts, and polls and resyncs on
+//! order.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,16 +12,16 @@ use crate::stream::StreamServer;
 use crate::support::{MirrorProcess, Reply, ScriptedPublisher, TestFeed, item, page_without_next, until};
 use crate::{endpoint, mirror, until_has, until_mode};
 
-fn shelf_publisher(shelf: &Arc<TestFeed>) -> ScriptedPublisher {
-    let serving = Arc::clone(shelf);
-    ScriptedPublisher::start(move |request| serving.page(request))
+fn publisher_of(test_feed: &Arc<TestFeed>) -> ScriptedPublisher {
+    let served_feed = Arc::clone(test_feed);
+    ScriptedPublisher::start(move |request| served_feed.page(request))
 }
 
 #[test]
 fn a_stream_is_taken_up_by_the_names_its_publisher_gives_to_a_position() {
     // Given
-    let (shelf, stream) = (TestFeed::of(3, 2), StreamServer::start());
-    let publisher = shelf_publisher(&shelf);
+    let (test_feed, stream) = (TestFeed::of(3, 2), StreamServer::start());
+    let publisher = publisher_of(&test_feed);
     let keys = format!(
         "sse.url = \"{}?kind=a\"\nsse.params = {{ from = \"afterTimestamp\", after = \"afterId\" }}",
         stream.url()
@@ -43,8 +43,8 @@ fn a_stream_is_taken_up_by_the_names_its_publisher_gives_to_a_position() {
 #[test]
 fn a_signed_post_is_taken_and_one_signed_otherwise_is_not() {
     // Given
-    let shelf = TestFeed::of(3, 2);
-    let publisher = shelf_publisher(&shelf);
+    let test_feed = TestFeed::of(3, 2);
+    let publisher = publisher_of(&test_feed);
     let mirror = mirror(&publisher.url("/feed"), "webhook = { secret_file = \"secret\" }");
     mirror.write("secret", SECRET);
     let mirror = mirror.start();
@@ -67,7 +67,7 @@ fn a_signed_post_is_taken_and_one_signed_otherwise_is_not() {
     assert_eq!(mirror.column("SELECT transport FROM items WHERE id = 'signed'"), ["webhook"]);
 }
 
-/// A feed of a shelf that its stream keeps level, with audits an hour apart.
+/// A feed that its stream keeps level, with audit polls an hour apart.
 fn streamed(publisher: &ScriptedPublisher, stream: &StreamServer) -> MirrorProcess {
     let keys = format!("sse.url = {:?}\npush.audit = \"1h\"", stream.url());
     let mirror = mirror(&publisher.url("/feed"), &keys).start();
@@ -77,9 +77,9 @@ fn streamed(publisher: &ScriptedPublisher, stream: &StreamServer) -> MirrorProce
 
 #[test]
 fn a_poll_that_is_asked_for_finds_what_push_left_out() {
-    // Given: two polls behind it, so that a whole span of time is known
-    let (shelf, stream) = (TestFeed::of(3, 2), StreamServer::start());
-    let publisher = shelf_publisher(&shelf);
+    // Given: two polls, so that the time between them is covered
+    let (test_feed, stream) = (TestFeed::of(3, 2), StreamServer::start());
+    let publisher = publisher_of(&test_feed);
     let mirror = streamed(&publisher, &stream);
     let poll_now = || assert!(mirror.verb(&["poll-now", "f"]).status.success());
     let polls = publisher.count("/feed");
@@ -88,7 +88,7 @@ fn a_poll_that_is_asked_for_finds_what_push_left_out() {
     mirror.until("taken in", |mirror| mirror.row("f").next_poll_in_s > 60.0);
 
     // When
-    shelf.put("left-out");
+    test_feed.put("left-out");
     poll_now();
 
     // Then
@@ -97,31 +97,31 @@ fn a_poll_that_is_asked_for_finds_what_push_left_out() {
     until_mode(&mirror, "poll");
     assert_eq!(endpoint(&mirror, "sse", "missed"), "1");
 
-    // When: it comes after all, over the stream that was opened anew
+    // When: the item is delivered after all, over the newly opened stream
     until("a second connection", || stream.heads().len() > 1);
-    stream.item(&item("left-out", shelf.newest()));
+    stream.item(&item("left-out", test_feed.newest()));
 
     // Then
-    mirror.until("told late", |mirror| endpoint(mirror, "sse", "late") == "1");
+    mirror.until("counted late", |mirror| endpoint(mirror, "sse", "late") == "1");
     assert_eq!(endpoint(&mirror, "sse", "push"), "demoted", "what is late is no proof");
 }
 
 #[test]
 fn a_resync_beside_a_stream_sweeps_nothing_that_the_stream_brought() {
     // Given: a resync that hangs at its second page
-    let (shelf, stream) = (TestFeed::of(6, 2), StreamServer::start());
-    let (serving, hang) = (Arc::clone(&shelf), Arc::new(AtomicBool::new(false)));
+    let (test_feed, stream) = (TestFeed::of(6, 2), StreamServer::start());
+    let (served_feed, hang) = (Arc::clone(&test_feed), Arc::new(AtomicBool::new(false)));
     let hanging = Arc::clone(&hang);
     let publisher = ScriptedPublisher::start(move |request| {
-        let held = request.query().contains("from=2&") && hanging.load(Ordering::SeqCst);
-        if held { Reply::silence() } else { serving.page(request) }
+        let hangs = request.query().contains("from=2&") && hanging.load(Ordering::SeqCst);
+        if hangs { Reply::silence() } else { served_feed.page(request) }
     });
     let mirror = streamed(&publisher, &stream);
     hang.store(true, Ordering::SeqCst);
-    shelf.forget("id-4");
+    test_feed.forget("id-4");
     assert!(mirror.verb(&["resync", "f"]).status.success());
     until("it hangs", || {
-        publisher.requests().iter().any(|asked| asked.query().contains("from=2&") && asked.count == 2)
+        publisher.requests().iter().any(|request| request.query().contains("from=2&") && request.count == 2)
     });
 
     // When

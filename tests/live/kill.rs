@@ -1,5 +1,5 @@
-//! SIGKILL at any moment while a stream brings 200 items a second: after it nothing is lost, and the stream was never
-//! taken up from a place ahead of the data.
+//! SIGKILL at any moment while a stream delivers 200 items a second: nothing is lost, and the stream is never resumed
+//! from a position ahead of the data.
 
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -9,7 +9,7 @@ use crate::stream::{StreamServer, event};
 use crate::support::{MirrorProcess, Reply, ScriptedPublisher, holds_within, item, page, until};
 use crate::{endpoint, mirror, until_mode};
 
-/// What the poll side knows: the first item alone, so that only the stream can bring the others.
+/// The polled feed has the first item alone, so that only the stream can deliver the others.
 fn first_item_alone() -> ScriptedPublisher {
     ScriptedPublisher::start(|request| {
         let items = if request.query().is_empty() { vec![item("i00000001", 1)] } else { Vec::new() };
@@ -17,12 +17,12 @@ fn first_item_alone() -> ScriptedPublisher {
     })
 }
 
-/// The stream's own log: item `n` has `modified` n. Whoever connects gets what is behind the place asked for.
+/// The stream's log: item `n` has `modified` n. A new connection gets the items after the position that it requests.
 #[derive(Default)]
 struct StreamLog {
     last: AtomicI64,
-    over: AtomicBool,
-    /// Where connections were taken up.
+    is_over: AtomicBool,
+    /// The positions that connections requested.
     resume_points: Mutex<Vec<i64>>,
 }
 
@@ -43,36 +43,36 @@ fn entry(n: i64) -> String {
     event(&item(&id(n), n))
 }
 
-/// Ends the speaker however the test ends.
+/// Stops the sending thread however the test ends.
 struct StopSendingOnDrop<'a>(&'a StreamLog);
 
 impl Drop for StopSendingOnDrop<'_> {
     fn drop(&mut self) {
-        self.0.over.store(true, Ordering::SeqCst);
+        self.0.is_over.store(true, Ordering::SeqCst);
     }
 }
 
-/// Sends an item every 5 ms, each one 5 ms after the last, until it is told to stop.
+/// Sends an item every 5 ms until the log is over.
 fn send_items(stream: &StreamServer, log: &StreamLog) {
     let began = Instant::now();
     let first = log.last.load(Ordering::SeqCst);
-    while !log.over.load(Ordering::SeqCst) {
+    while !log.is_over.load(Ordering::SeqCst) {
         let due = first + i64::try_from(began.elapsed().as_millis() / 5).unwrap();
         while log.last.load(Ordering::SeqCst) < due {
             let n = log.last.load(Ordering::SeqCst) + 1;
-            // The one that connects in between gets it twice, never not at all.
+            // A client that connects in between gets the item twice, never not at all.
             log.last.store(n, Ordering::SeqCst);
             stream.send(&entry(n));
         }
-        holds_within(Duration::from_millis(5), || log.over.load(Ordering::SeqCst));
+        holds_within(Duration::from_millis(5), || log.is_over.load(Ordering::SeqCst));
     }
 }
 
-/// Items between the first and the place where the stream is stored to stand that are not there.
-fn missing(mirror: &MirrorProcess, place: i64) -> Vec<i64> {
-    let held = mirror.column("SELECT modified FROM items WHERE feed = 'f' ORDER BY modified");
-    let held: Vec<i64> = held.iter().map(|n| n.parse().unwrap()).collect();
-    (1..=place).filter(|n| held.binary_search(n).is_err()).collect()
+/// The items up to the stream's stored position that the mirror does not have.
+fn missing(mirror: &MirrorProcess, last_streamed: i64) -> Vec<i64> {
+    let stored = mirror.column("SELECT modified FROM items WHERE feed = 'f' ORDER BY modified");
+    let stored: Vec<i64> = stored.iter().map(|n| n.parse().unwrap()).collect();
+    (1..=last_streamed).filter(|n| stored.binary_search(n).is_err()).collect()
 }
 
 #[test]
@@ -80,35 +80,35 @@ fn killed_at_any_moment_the_stream_goes_on_without_a_gap() {
     // Given
     let publisher = first_item_alone();
     let log = Arc::new(StreamLog { last: AtomicI64::new(1), ..StreamLog::default() });
-    let greeting = Arc::clone(&log);
-    let stream = StreamServer::greeting(move |target| greeting.behind(target));
+    let log_for_stream = Arc::clone(&log);
+    let stream = StreamServer::greeting(move |target| log_for_stream.behind(target));
     let mut mirror = mirror(&publisher.url("/feed"), &format!("sse.url = {:?}", stream.url())).start();
     until_mode(&mirror, "sse");
 
     std::thread::scope(|scope| {
-        let _hush = StopSendingOnDrop(&log);
+        let _stop = StopSendingOnDrop(&log);
         scope.spawn(|| send_items(&stream, &log));
         let mut before = 0;
         for moment in [130, 470, 20, 310, 90, 640, 5, 220].map(Duration::from_millis) {
-            // When: at a moment of its own, once something new has come
-            mirror.until("the stream brings more", |mirror| place(mirror) > before);
-            let asked = log.resume_points.lock().unwrap().len();
+            // When: at a different moment each time, once a new item is there
+            mirror.until("the stream brings more", |mirror| last_streamed(mirror) > before);
+            let connections = log.resume_points.lock().unwrap().len();
             holds_within(moment, || false);
             mirror.kill();
 
-            // Then: what is stored as read is there
-            before = place(&mirror);
+            // Then: all items up to the stored position are there
+            before = last_streamed(&mirror);
             assert_eq!(missing(&mirror, before), [] as [i64; 0], "ahead of the data: {before}");
             mirror.start_again();
-            until("connected again", || log.resume_points.lock().unwrap().len() > asked);
-            let taken_up = *log.resume_points.lock().unwrap().last().unwrap();
-            assert!(taken_up <= before, "taken up from {taken_up}, where {before} was the last");
+            until("connected again", || log.resume_points.lock().unwrap().len() > connections);
+            let resume_point = *log.resume_points.lock().unwrap().last().unwrap();
+            assert!(resume_point <= before, "taken up from {resume_point}, where {before} was the last");
         }
     });
 
-    // Then: all of it, in the end
+    // Then: all items, in the end
     let last = log.last.load(Ordering::SeqCst);
-    mirror.until("the last item", |mirror| place(mirror) == last);
+    mirror.until("the last item", |mirror| last_streamed(mirror) == last);
     assert!(last > 300, "{last} were sent");
     assert_eq!(missing(&mirror, last), [] as [i64; 0]);
     let count = mirror.number("SELECT count(*) FROM items WHERE feed = 'f'");
@@ -117,7 +117,7 @@ fn killed_at_any_moment_the_stream_goes_on_without_a_gap() {
     assert_eq!(by_stream, last - 1);
 }
 
-/// The `modified` where the stream is stored to stand.
-fn place(mirror: &MirrorProcess) -> i64 {
+/// The `modified` of the stream's stored position.
+fn last_streamed(mirror: &MirrorProcess) -> i64 {
     endpoint(mirror, "sse", "modified").parse().unwrap_or(0)
 }

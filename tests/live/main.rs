@@ -1,4 +1,4 @@
-//! Live push against the real binary: streams, posts and polls on real sockets, and the SQLite file that follows.
+//! Live push against the real binary: streams, posts and polls on real sockets, and the SQLite file that they lead to.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -19,7 +19,7 @@ mod webhook;
 
 use support::MirrorProcess;
 
-/// Push is judged within a test's patience; posts are taken on a port of its own.
+/// Push is judged within a test's deadline; posts are taken on a free port.
 const PUSH: &str = r#"
 [push]
 audit = "2s"

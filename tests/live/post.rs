@@ -1,4 +1,4 @@
-//! The publisher's end of a webhook: posts bodies, and says what they were answered.
+//! The publisher's end of a webhook: posts bodies, and returns the responses.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -6,10 +6,9 @@ use std::time::Duration;
 
 use crate::support::MirrorProcess;
 
-/// What a mirror's file of secrets holds where a test doesn't care.
+/// The secret of tests for which it does not matter.
 pub(crate) const SECRET: &str = "open-sesame";
 
-/// An answer.
 #[derive(Clone, Debug)]
 pub(crate) struct PostReply {
     pub(crate) status: u16,
@@ -42,7 +41,7 @@ pub(crate) fn body(mirror: &MirrorProcess, feed: &str, secret: &str, body: &str)
     to(&address(mirror), feed, secret, body).unwrap()
 }
 
-/// Posts a body to the mirror that listens there; nothing when it goes away before it has answered.
+/// Posts a body to the mirror at this address; none when the connection ends before the response.
 pub(crate) fn to(address: &str, feed: &str, secret: &str, body: &str) -> Option<PostReply> {
     with(address, feed, &format!("Authorization: Bearer {secret}"), body)
 }

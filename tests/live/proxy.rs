@@ -1,5 +1,5 @@
-//! The stream through nginx, as publishers run it: one that passes events on as they come, and one that cuts whoever is
-//! idle for a second.
+//! The stream through nginx, as publishers run it: a proxy that forwards events at once, and one that cuts a connection
+//! that is idle for a second.
 
 use std::fs;
 use std::net::TcpListener;
@@ -46,7 +46,7 @@ impl Proxy {
         format!("http://127.0.0.1:{}/stream", self.port)
     }
 
-    /// How many requests it has passed on and ended.
+    /// How many requests the proxy has forwarded and ended.
     fn ended(&self) -> usize {
         let log = fs::read_to_string(self.folder.path().join("access.log")).unwrap_or_default();
         log.lines().filter(|line| line.contains("GET /stream")).count()
@@ -60,7 +60,7 @@ impl Drop for Proxy {
     }
 }
 
-/// One process, no daemon, everything it writes in its own folder.
+/// One process in the foreground, which writes only in its own folder.
 fn config(port: u16, to: u16, directives: &str) -> String {
     format!(
         "daemon off; master_process off; pid nginx.pid; error_log error.log;
@@ -79,17 +79,17 @@ fn config(port: u16, to: u16, directives: &str) -> String {
     )
 }
 
-/// A level feed whose stream comes through the proxy.
+/// A level feed whose stream is proxied.
 fn streaming(proxy: &Proxy) -> (Arc<TestFeed>, ScriptedPublisher, MirrorProcess) {
-    let shelf = TestFeed::of(3, 2);
-    let serving = Arc::clone(&shelf);
-    let publisher = ScriptedPublisher::start(move |request| serving.page(request));
+    let test_feed = TestFeed::of(3, 2);
+    let served_feed = Arc::clone(&test_feed);
+    let publisher = ScriptedPublisher::start(move |request| served_feed.page(request));
     let mirror = mirror(&publisher.url("/feed"), &format!("sse.url = {:?}", proxy.url())).start();
     until_mode(&mirror, "sse");
-    (shelf, publisher, mirror)
+    (test_feed, publisher, mirror)
 }
 
-fn brought_by(mirror: &MirrorProcess, id: &str) -> Vec<String> {
+fn transport_of(mirror: &MirrorProcess, id: &str) -> Vec<String> {
     mirror.column(&format!("SELECT transport FROM items WHERE feed = 'f' AND id = '{id}'"))
 }
 
@@ -98,16 +98,16 @@ fn events_pass_a_proxy_as_they_come() {
     // Given
     let stream = StreamServer::start();
     let proxy = Proxy::start(&stream, "");
-    let (_shelf, _publisher, mirror) = streaming(&proxy);
+    let (_test_feed, _publisher, mirror) = streaming(&proxy);
 
     for n in 0..5 {
-        // When: only the stream knows of it
+        // When: only the stream has the item
         let id = format!("passed-{n}");
         stream.item(&item(&id, 100 + n));
 
         // Then
         until_has(&mirror, &id);
-        assert_eq!(brought_by(&mirror, &id), ["sse"]);
+        assert_eq!(transport_of(&mirror, &id), ["sse"]);
     }
     assert_eq!(stream.heads().len(), 1);
     assert_eq!(proxy.ended(), 0);
@@ -118,28 +118,28 @@ fn a_proxy_that_cuts_idle_streams_loses_nothing() {
     // Given
     let stream = StreamServer::start();
     let proxy = Proxy::start(&stream, "proxy_read_timeout 1s;");
-    let (shelf, _publisher, mirror) = streaming(&proxy);
+    let (test_feed, _publisher, mirror) = streaming(&proxy);
 
     for n in 0..3 {
-        // When: it was cut, and items go on while it is down and after it is back
+        // When: the stream was cut, and items go on while it is down and after it is back
         let cut = proxy.ended();
         until("the idle stream cut", || proxy.ended() > cut);
         let id = format!("polled-or-streamed-{n}");
-        let modified = shelf.put(&id);
+        let modified = test_feed.put(&id);
         stream.item(&item(&id, modified));
 
         // Then
         until_has(&mirror, &id);
     }
     until("a connection after each cut", || stream.heads().len() > 3);
-    mirror.until("all of it", |mirror| mirror.live("f") == shelf.live());
+    mirror.until("all of it", |mirror| mirror.live("f") == test_feed.live());
     assert_eq!(mirror.row("f").health, "ok");
     let health = mirror.events("f", "health").join("\n");
     assert!(health.contains("sse: ok → retrying: ") && health.contains("sse: retrying → ok"), "{health}");
-    // And what the stream brings is still taken.
-    let brought = || {
+    // And streamed items are still taken.
+    let is_streamed = || {
         stream.item(&item("streamed-after-all", 500));
-        brought_by(&mirror, "streamed-after-all") == ["sse"]
+        transport_of(&mirror, "streamed-after-all") == ["sse"]
     };
-    until("a streamed item", brought);
+    until("a streamed item", is_streamed);
 }

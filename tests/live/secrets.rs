@@ -1,4 +1,4 @@
-//! A publisher that pushes a feed's secrets back: neither stored nor shown, whichever way they come.
+//! A publisher that pushes a feed's secrets back: they are neither stored nor shown, whatever the transport.
 
 use crate::post;
 use crate::stream::StreamServer;
@@ -6,13 +6,13 @@ use crate::support::secrets::{self, KEYS, POSTED, all_encodings, percent, quoted
 use crate::support::{Reply, ScriptedPublisher, item, page, page_without_next};
 use crate::{endpoint, mirror};
 
-/// A record that can't be read and shows every secret.
+/// A record that can't be decoded and contains every secret.
 fn bad(id: &str) -> String {
     format!("{{\"id\":{},\"kind\":\"thing\",\"modified\":1,\"state\":{}}}", quoted(id), quoted(&all_encodings()))
 }
 
 #[test]
-fn secrets_that_a_publisher_pushes_back_are_neither_stored_nor_told() {
+fn secrets_that_a_publisher_pushes_back_are_neither_stored_nor_logged() {
     // Given: a feed with as many kinds as there may be.
     let publisher = ScriptedPublisher::start(|request| match request.query().contains("from=1") {
         true => Reply::page(page(&[], &request.target)),

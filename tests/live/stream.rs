@@ -1,23 +1,23 @@
-//! The publisher's end of a stream (WHATWG HTML §9.2): says what a test wants it to, to whoever is connected.
+//! The publisher's end of a stream (WHATWG HTML §9.2): sends what a test wants to all connected clients.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-/// What an event stream begins with.
+/// The head of an event stream's response.
 const OPEN: &str = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-store\r\n\r\n";
 
 /// A running stream; ends when dropped.
 pub(crate) struct StreamServer {
     address: SocketAddr,
-    shared: Arc<StreamServerInner>,
+    inner: Arc<StreamServerInner>,
 }
 
 type Greeting = Box<dyn Fn(&str) -> String + Send + Sync>;
 
 struct StreamServerInner {
-    /// What a connection is told first, by the target it asks for.
+    /// The first text of a connection, by the request's target.
     greeting: Greeting,
     state: Mutex<StreamServerState>,
 }
@@ -26,23 +26,23 @@ struct StreamServerInner {
 struct StreamServerState {
     listening: Vec<TcpStream>,
     heads: Vec<String>,
-    /// The whole answer to whoever connects, in place of a stream.
+    /// The whole response to new connections, instead of a stream.
     refusal: Option<String>,
     over: bool,
 }
 
 impl StreamServer {
-    /// On a port of its own; whoever connects hears of nothing but what is sent from then on.
+    /// On a port of its own; a new connection gets only what is sent from then on.
     pub(crate) fn start() -> Self {
         Self::greeting(|_| String::new())
     }
 
-    /// Whoever connects is told first what `greeting` says to the target it asks for.
+    /// A new connection first gets the text that `greeting` returns for the request's target.
     pub(crate) fn greeting(greeting: impl Fn(&str) -> String + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        let shared = Arc::new(StreamServerInner { greeting: Box::new(greeting), state: Mutex::default() });
-        let accepting = Arc::clone(&shared);
+        let inner = Arc::new(StreamServerInner { greeting: Box::new(greeting), state: Mutex::default() });
+        let accepting = Arc::clone(&inner);
         std::thread::spawn(move || {
             for connection in listener.incoming() {
                 if accepting.state.lock().unwrap().over {
@@ -51,7 +51,7 @@ impl StreamServer {
                 accepting.accept_connection(connection.unwrap());
             }
         });
-        Self { address, shared }
+        Self { address, inner }
     }
 
     pub(crate) fn url(&self) -> String {
@@ -62,10 +62,10 @@ impl StreamServer {
         self.address.port()
     }
 
-    /// Sends these bytes to whoever is connected.
+    /// Sends a text to all connected clients.
     pub(crate) fn send(&self, text: &str) {
-        let mut desk = self.shared.state.lock().unwrap();
-        desk.listening.retain_mut(|connection| connection.write_all(text.as_bytes()).is_ok());
+        let mut state = self.inner.state.lock().unwrap();
+        state.listening.retain_mut(|connection| connection.write_all(text.as_bytes()).is_ok());
     }
 
     /// Sends an item.
@@ -73,9 +73,9 @@ impl StreamServer {
         self.send(&event(item));
     }
 
-    /// Closes every connection; new ones are taken.
+    /// Closes every connection; new ones are accepted.
     pub(crate) fn cut(&self) {
-        for connection in self.shared.state.lock().unwrap().listening.drain(..) {
+        for connection in self.inner.state.lock().unwrap().listening.drain(..) {
             let _ = connection.shutdown(Shutdown::Both);
         }
     }
@@ -83,26 +83,26 @@ impl StreamServer {
     /// Closes every connection, and answers new ones with this status line, headers and body.
     pub(crate) fn refuse(&self, status: &str, headers: &str, body: &str) {
         let head = format!("HTTP/1.1 {status}\r\n{headers}Content-Length: {}\r\nConnection: close\r\n\r\n", body.len());
-        self.shared.state.lock().unwrap().refusal = Some(head + body);
+        self.inner.state.lock().unwrap().refusal = Some(head + body);
         self.cut();
     }
 
     /// Takes new connections again.
     pub(crate) fn accept_again(&self) {
-        self.shared.state.lock().unwrap().refusal = None;
+        self.inner.state.lock().unwrap().refusal = None;
     }
 
     /// The heads of all requests so far, refused ones too.
     pub(crate) fn heads(&self) -> Vec<String> {
-        self.shared.state.lock().unwrap().heads.clone()
+        self.inner.state.lock().unwrap().heads.clone()
     }
 }
 
 impl Drop for StreamServer {
     fn drop(&mut self) {
-        self.shared.state.lock().unwrap().over = true;
+        self.inner.state.lock().unwrap().over = true;
         self.cut();
-        // Wakes the accepting thread, which then sees that it is over.
+        // Wakes the accepting thread, which then ends.
         drop(TcpStream::connect(self.address));
     }
 }
@@ -114,16 +114,16 @@ impl StreamServerInner {
         connection.set_write_timeout(Some(Duration::from_secs(5))).unwrap();
         let Some(head) = head(&mut connection) else { return };
         let target = head.split(' ').nth(1).unwrap_or_default().to_owned();
-        let mut desk = self.state.lock().unwrap();
-        desk.heads.push(head);
-        if let Some(refusal) = &desk.refusal {
+        let mut state = self.state.lock().unwrap();
+        state.heads.push(head);
+        if let Some(refusal) = &state.refusal {
             let _ = connection.write_all(refusal.as_bytes());
             return;
         }
-        // Nothing can be sent between the greeting and what follows: the desk is locked.
+        // Nothing can be sent between the greeting and adding the connection: the state is locked.
         let opening = OPEN.to_owned() + &(self.greeting)(&target);
         if connection.write_all(opening.as_bytes()).is_ok() {
-            desk.listening.push(connection);
+            state.listening.push(connection);
         }
     }
 }

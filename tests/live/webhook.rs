@@ -1,4 +1,4 @@
-//! What is posted: a 2xx means committed, everything else leaves the page with the publisher.
+//! Posts: a 2xx means committed, any other response means that the publisher has to post again.
 
 use std::fmt::Write as _;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -14,13 +14,13 @@ use crate::{PUSH, endpoint, mirror, until_has, until_mode};
 
 const KEYS: &str = r#"webhook = { secret_file = "secret" }"#;
 
-fn shelf_publisher(shelf: &Arc<TestFeed>) -> ScriptedPublisher {
-    let serving = Arc::clone(shelf);
-    ScriptedPublisher::start(move |request| serving.page(request))
+fn publisher_of(test_feed: &Arc<TestFeed>) -> ScriptedPublisher {
+    let served_feed = Arc::clone(test_feed);
+    ScriptedPublisher::start(move |request| served_feed.page(request))
 }
 
 /// A mirror of this feed that takes posts, not started yet.
-fn taking(publisher: &ScriptedPublisher, keys: &str) -> MirrorProcess {
+fn mirror_with_webhook(publisher: &ScriptedPublisher, keys: &str) -> MirrorProcess {
     let mirror = mirror(&publisher.url("/feed"), keys);
     mirror.write("secret", SECRET);
     mirror
@@ -29,9 +29,9 @@ fn taking(publisher: &ScriptedPublisher, keys: &str) -> MirrorProcess {
 #[test]
 fn what_got_a_2xx_can_be_read_at_once() {
     // Given
-    let shelf = TestFeed::of(3, 2);
-    let publisher = shelf_publisher(&shelf);
-    let mirror = taking(&publisher, KEYS).start();
+    let test_feed = TestFeed::of(3, 2);
+    let publisher = publisher_of(&test_feed);
+    let mirror = mirror_with_webhook(&publisher, KEYS).start();
     mirror.until_level("f");
     assert!(!post::address(&mirror).ends_with(":0"));
 
@@ -40,7 +40,7 @@ fn what_got_a_2xx_can_be_read_at_once() {
         let id = format!("posted-{n}");
         let answer = post::page(&mirror, &[item(&id, 100 + n)]);
 
-        // Then: in the file already, for any reader
+        // Then: the item is in the file already, for any reader
         assert_eq!(answer.status, 204);
         let row = mirror.rows(&format!("SELECT modified, transport FROM items WHERE id = '{id}'"));
         assert_eq!(row, [[(100 + n).to_string(), "webhook".to_owned()]]);
@@ -52,10 +52,10 @@ fn what_got_a_2xx_can_be_read_at_once() {
 
 #[test]
 fn a_body_that_is_only_sent_again_makes_no_webhook_proven() {
-    // Given: what is posted was in the mirror before it was started
-    let shelf = TestFeed::of(3, 2);
-    let publisher = shelf_publisher(&shelf);
-    let mut mirror = taking(&publisher, KEYS).start();
+    // Given: the posted items were in the mirror before it was started
+    let test_feed = TestFeed::of(3, 2);
+    let publisher = publisher_of(&test_feed);
+    let mut mirror = mirror_with_webhook(&publisher, KEYS).start();
     mirror.until_level("f");
     mirror.kill();
     mirror.start_again();
@@ -70,7 +70,7 @@ fn a_body_that_is_only_sent_again_makes_no_webhook_proven() {
     assert_eq!(endpoint(&mirror, "webhook", "push"), "unproven");
     assert_eq!(mirror.row("f").mode, "poll");
 
-    // When: it brings something new
+    // When: a post has a new item
     assert_eq!(post::page(&mirror, &[item("news", 9_000)]).status, 204);
 
     // Then
@@ -81,11 +81,11 @@ fn a_body_that_is_only_sent_again_makes_no_webhook_proven() {
 #[test]
 fn what_got_a_2xx_outlives_a_kill_right_after_it() {
     // Given
-    let shelf = TestFeed::of(3, 2);
-    let publisher = shelf_publisher(&shelf);
-    let mut mirror = taking(&publisher, KEYS).start();
+    let test_feed = TestFeed::of(3, 2);
+    let publisher = publisher_of(&test_feed);
+    let mut mirror = mirror_with_webhook(&publisher, KEYS).start();
     mirror.until_level("f");
-    let mut taken = Vec::new();
+    let mut accepted_ids = Vec::new();
 
     for round in 0..10 {
         // When
@@ -93,14 +93,14 @@ fn what_got_a_2xx_outlives_a_kill_right_after_it() {
             let id = format!("posted-{round}-{n}");
             let answer = post::page(&mirror, &[item(&id, 100 + round * 10 + n)]);
             assert_eq!(answer.status, 204);
-            taken.push(id);
+            accepted_ids.push(id);
         }
         mirror.kill();
 
-        // Then: the poll side never has it
+        // Then: all of them are there, although polling never finds them
         mirror.start_again();
-        let held = mirror.ids("f");
-        let lost: Vec<&String> = taken.iter().filter(|id| !held.contains(id)).collect();
+        let stored_ids = mirror.ids("f");
+        let lost: Vec<&String> = accepted_ids.iter().filter(|id| !stored_ids.contains(id)).collect();
         assert_eq!(lost, [] as [&String; 0], "after kill {round}");
     }
 }
@@ -123,7 +123,7 @@ fn a_feed_that_defers_takes_posts_once_it_is_level() {
     let publisher =
         ScriptedPublisher::start(move |request| long_feed(request, ending.load(std::sync::atomic::Ordering::SeqCst)));
     let keys = r#"webhook = { secret_file = "secret", during_refresh = "defer" }"#;
-    let mirror = taking(&publisher, keys).start();
+    let mirror = mirror_with_webhook(&publisher, keys).start();
 
     // When
     let early = post::page(&mirror, &[item("early", 9_000)]);
@@ -146,7 +146,7 @@ fn a_feed_that_defers_takes_posts_once_it_is_level() {
 #[test]
 fn a_feed_that_does_not_defer_takes_posts_while_it_is_read() {
     let publisher = ScriptedPublisher::start(|request| long_feed(request, false));
-    let mirror = taking(&publisher, KEYS).start();
+    let mirror = mirror_with_webhook(&publisher, KEYS).start();
     assert_eq!(post::page(&mirror, &[item("early", 9_000)]).status, 204);
     assert_eq!(mirror.ids("f").iter().filter(|id| *id == "early").count(), 1);
     assert_eq!(mirror.row("f").mode, "refresh");
@@ -155,9 +155,9 @@ fn a_feed_that_does_not_defer_takes_posts_while_it_is_read() {
 #[test]
 fn what_is_refused_is_refused_whole_and_says_why() {
     // Given
-    let shelf = TestFeed::of(3, 2);
-    let publisher = shelf_publisher(&shelf);
-    let mirror = taking(&publisher, KEYS).tables("max_body_bytes = \"64KiB\"\n").start();
+    let test_feed = TestFeed::of(3, 2);
+    let publisher = publisher_of(&test_feed);
+    let mirror = mirror_with_webhook(&publisher, KEYS).tables("max_body_bytes = \"64KiB\"\n").start();
     mirror.until_level("f");
     let good = page_without_next(&[item("never", 99)]);
     let large = page_without_next(&[item(&"x".repeat(100_000), 99)]);
@@ -171,7 +171,7 @@ fn what_is_refused_is_refused_whole_and_says_why() {
     assert_eq!(status("f", SECRET, &good[..good.len() - 2]), 400);
     assert_eq!(status("f", SECRET, r#"{"records":[]}"#), 400);
     assert_eq!(status("f", SECRET, &large), 413);
-    assert_eq!(mirror.live("f"), shelf.live());
+    assert_eq!(mirror.live("f"), test_feed.live());
     assert_eq!(mirror.number("SELECT count(*) FROM quarantine"), 0);
 
     // A bad record in a good page is another matter.
@@ -182,11 +182,11 @@ fn what_is_refused_is_refused_whole_and_says_why() {
 }
 
 #[test]
-fn the_fifth_time_a_body_is_taken_aside_and_the_feed_walked_again() {
+fn a_body_posted_for_the_fifth_time_is_quarantined_and_a_look_back_follows() {
     // Given
-    let shelf = TestFeed::of(6, 2);
-    let publisher = shelf_publisher(&shelf);
-    let mirror = taking(&publisher, KEYS).start();
+    let test_feed = TestFeed::of(6, 2);
+    let publisher = publisher_of(&test_feed);
+    let mirror = mirror_with_webhook(&publisher, KEYS).start();
     mirror.until_level("f");
     let poison = "<html>try later</html>";
 
@@ -194,31 +194,31 @@ fn the_fifth_time_a_body_is_taken_aside_and_the_feed_walked_again() {
     for time in 1..=4 {
         assert_eq!(post::body(&mirror, "f", SECRET, poison).status, 400, "time {time}");
     }
-    let walked_before = looked_back(&publisher);
-    // Committed late, behind the cursor: no poll at the cursor finds it.
-    shelf.put_at("committed-late", 3);
+    let requests_before = look_back_requests(&publisher);
+    // Committed late, behind the cursor: no poll from the cursor finds the item.
+    test_feed.put_at("committed-late", 3);
     assert_eq!(post::body(&mirror, "f", SECRET, poison).status, 204);
 
     // Then
     let kept = mirror.rows("SELECT transport, raw FROM quarantine WHERE feed = 'f'");
     assert_eq!(kept, [["webhook", poison]]);
-    until("a walk from a while ago", || looked_back(&publisher) > walked_before);
+    until("a walk from a while ago", || look_back_requests(&publisher) > requests_before);
     until_has(&mirror, "committed-late");
     // And the publisher's queue goes on.
     assert_eq!(post::page(&mirror, &[item("next-in-queue", 99)]).status, 204);
 }
 
-/// Requests for places that the cursor had left behind.
-fn looked_back(publisher: &ScriptedPublisher) -> usize {
+/// How many requests were for positions before the cursor.
+fn look_back_requests(publisher: &ScriptedPublisher) -> usize {
     publisher.requests_to("/feed").iter().filter(|request| !request.target.contains("from=6&")).count()
 }
 
 #[test]
 fn two_secrets_are_valid_during_a_rotation_and_files_are_read_again_on_sighup() {
     // Given
-    let shelf = TestFeed::of(3, 2);
-    let publisher = shelf_publisher(&shelf);
-    let mirror = taking(&publisher, r#"webhook = { secret_file = ["new", "secret"] }"#);
+    let test_feed = TestFeed::of(3, 2);
+    let publisher = publisher_of(&test_feed);
+    let mirror = mirror_with_webhook(&publisher, r#"webhook = { secret_file = ["new", "secret"] }"#);
     mirror.write("new", "first-new\n");
     let mirror = mirror.start();
     mirror.until_level("f");
@@ -233,7 +233,7 @@ fn two_secrets_are_valid_during_a_rotation_and_files_are_read_again_on_sighup() 
     // Then
     until("the new secret taken", || status("second-new") == 204);
     assert_eq!([status(SECRET), status("first-new")], [204, 401]);
-    // None of them is written down anywhere but where the operator put it.
+    // None of them is stored anywhere but where the operator put it.
     for secret in [SECRET, "first-new", "second-new", "guessed"] {
         assert_eq!(mirror.holds_bytes(secret, &["secret", "new"]), [] as [&str; 0], "{secret}");
     }
@@ -242,9 +242,9 @@ fn two_secrets_are_valid_during_a_rotation_and_files_are_read_again_on_sighup() 
 #[test]
 fn a_purged_feed_takes_nothing_until_it_is_resumed() {
     // Given
-    let shelf = TestFeed::of(3, 2);
-    let publisher = shelf_publisher(&shelf);
-    let mirror = taking(&publisher, KEYS).start();
+    let test_feed = TestFeed::of(3, 2);
+    let publisher = publisher_of(&test_feed);
+    let mirror = mirror_with_webhook(&publisher, KEYS).start();
     mirror.until_level("f");
     assert_eq!(post::page(&mirror, &[item("posted", 99)]).status, 204);
 
@@ -263,15 +263,15 @@ fn a_purged_feed_takes_nothing_until_it_is_resumed() {
 
     // Then
     assert_eq!(post::page(&mirror, &[item("posted-again", 101)]).status, 204);
-    mirror.until("the feed read anew", |mirror| mirror.ids("f") == ["id-0", "id-1", "id-2", "posted-again"]);
+    mirror.until("the feed read again", |mirror| mirror.ids("f") == ["id-0", "id-1", "id-2", "posted-again"]);
     until_mode(&mirror, "webhook");
 }
 
 #[test]
 fn a_paused_feed_takes_nothing_until_it_is_resumed() {
-    let shelf = TestFeed::of(3, 2);
-    let publisher = shelf_publisher(&shelf);
-    let mirror = taking(&publisher, KEYS).start();
+    let test_feed = TestFeed::of(3, 2);
+    let publisher = publisher_of(&test_feed);
+    let mirror = mirror_with_webhook(&publisher, KEYS).start();
     mirror.until_level("f");
     assert!(mirror.verb(&["pause", "f"]).status.success());
     assert_eq!(post::page(&mirror, &[item("posted", 99)]).status, 409);
@@ -282,20 +282,20 @@ fn a_paused_feed_takes_nothing_until_it_is_resumed() {
 #[test]
 fn posts_of_many_publishers_at_once_are_all_answered() {
     // Given
-    let shelf = TestFeed::of(3, 2);
-    let publisher = shelf_publisher(&shelf);
-    let mirror = taking(&publisher, KEYS).start();
+    let test_feed = TestFeed::of(3, 2);
+    let publisher = publisher_of(&test_feed);
+    let mirror = mirror_with_webhook(&publisher, KEYS).start();
     mirror.until_level("f");
     let address = post::address(&mirror);
 
-    // When: twice as many at once as may wait; who is told to come again does
-    let taken: Vec<String> = std::thread::scope(|scope| {
-        let posting = |who: i64| {
+    // When: twice as many at once as may wait; a publisher that gets a 503 posts again
+    let accepted_ids: Vec<String> = std::thread::scope(|scope| {
+        let post_ten = |publisher_number: i64| {
             let address = &address;
             scope.spawn(move || {
                 let mut ids = Vec::new();
                 for n in 0..10 {
-                    let id = format!("p{who}-{n}");
+                    let id = format!("p{publisher_number}-{n}");
                     let body = page_without_next(&[item(&id, 100 + n)]);
                     until("taken", || match post::to(address, "f", SECRET, &body).unwrap().status {
                         204 => true,
@@ -307,22 +307,22 @@ fn posts_of_many_publishers_at_once_are_all_answered() {
                 ids
             })
         };
-        let threads: Vec<_> = (0..16).map(posting).collect();
+        let threads: Vec<_> = (0..16).map(post_ten).collect();
         threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
     });
 
     // Then
-    let held = mirror.ids("f");
+    let stored_ids = mirror.ids("f");
     let mut lost = String::new();
-    taken.iter().filter(|id| !held.contains(id)).for_each(|id| write!(lost, "{id} ").unwrap());
-    assert_eq!((taken.len(), lost.as_str()), (160, ""));
+    accepted_ids.iter().filter(|id| !stored_ids.contains(id)).for_each(|id| write!(lost, "{id} ").unwrap());
+    assert_eq!((accepted_ids.len(), lost.as_str()), (160, ""));
 }
 
-/// Answers each request with the next status, the last for good, and gives what was asked: the head, then the body.
+/// Answers each request with the next status, the last one for good, and sends on each request: its head and its body.
 fn registrar(statuses: &'static [u16]) -> (String, std::sync::mpsc::Receiver<(String, String)>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}/subscriptions", listener.local_addr().unwrap());
-    let (asked, answers) =
+    let (request_channel, answers) =
         (std::sync::mpsc::sync_channel(16), statuses.iter().chain(std::iter::repeat(statuses.last().unwrap())));
     std::thread::spawn(move || {
         for (stream, status) in listener.incoming().zip(answers) {
@@ -336,20 +336,20 @@ fn registrar(statuses: &'static [u16]) -> (String, std::sync::mpsc::Receiver<(St
             reader.read_exact(&mut body).unwrap();
             let answer = format!("HTTP/1.1 {status} x\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
             reader.get_mut().write_all(answer.as_bytes()).unwrap();
-            if asked.0.send((head, String::from_utf8(body).unwrap())).is_err() {
+            if request_channel.0.send((head, String::from_utf8(body).unwrap())).is_err() {
                 return;
             }
         }
     });
-    (url, asked.1)
+    (url, request_channel.1)
 }
 
 #[test]
-fn the_publisher_is_told_where_to_post_until_it_takes_it_and_again_when_due() {
+fn a_registration_is_repeated_until_it_succeeds_and_again_when_due() {
     // Given
-    let shelf = TestFeed::of(3, 2);
-    let publisher = shelf_publisher(&shelf);
-    let (url, asked) = registrar(&[500, 201]);
+    let test_feed = TestFeed::of(3, 2);
+    let publisher = publisher_of(&test_feed);
+    let (url, requests) = registrar(&[500, 201]);
     let register = format!(
         "webhook.secret_file = \"secret\"\nwebhook.register = {{ url = {url:?}, method = \"PUT\", body = '{{\"to\":\"{{callback}}\"}}', \
          renew = \"1s\", headers = {{ X-Key = {{ file = \"secret\" }} }} }}\nretry = {{ min = \"50ms\", max = \"1s\" }}"
@@ -361,9 +361,9 @@ fn the_publisher_is_told_where_to_post_until_it_takes_it_and_again_when_due() {
     // When
     let mirror = mirror.start();
 
-    // Then: a 500 is not the end of it, nor is a 201
+    // Then: the registration is repeated after a 500, and renewed after a 201
     for _ in 0..3 {
-        let (head, body) = asked.recv_timeout(Duration::from_secs(30)).unwrap();
+        let (head, body) = requests.recv_timeout(Duration::from_secs(30)).unwrap();
         assert!(head.starts_with("PUT /subscriptions HTTP/1.1\r\n"), "{head}");
         assert!(head.contains(&format!("x-key: {SECRET}\r\n")), "{head}");
         assert_eq!(body, r#"{"to":"https://mirror.example/webhooks/f"}"#);

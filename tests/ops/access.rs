@@ -1,4 +1,4 @@
-//! Who is let in: the Host, the token, and how a listener ends.
+//! Access to the listener: the Host, the token; and how the listener ends.
 
 use std::time::{Duration, Instant};
 
@@ -26,8 +26,8 @@ async fn an_order_without_the_token_is_refused_and_never_reaches_the_supervisor(
     assert_eq!(status_and_text(pause().bearer_auth("0".repeat(64))).await.0, 401);
     // As a form of another site would send it: no header of its own.
     assert_eq!(status_and_text(pause().header("origin", "https://evil.example").body("a=b")).await.0, 401);
-    let refused = pause().send().await.unwrap();
-    assert!(refused.headers()["www-authenticate"].to_str().unwrap().starts_with("Bearer"));
+    let response = pause().send().await.unwrap();
+    assert!(response.headers()["www-authenticate"].to_str().unwrap().starts_with("Bearer"));
     assert_eq!(harness.received_orders(), []);
 
     assert_eq!(status_and_text(pause().bearer_auth(&harness.token)).await.0, 200);

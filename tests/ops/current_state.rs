@@ -1,4 +1,4 @@
-//! What the listener shows of the moment: page, health, metrics, feeds.
+//! What the listener shows of the present state: page, health, metrics, feeds.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -34,19 +34,19 @@ async fn the_page_takes_hostile_words_as_text_and_stands_alone() {
         assert!(!page.contains(elsewhere), "{elsewhere}");
     }
 
-    let place = |text: &str| page.find(text).unwrap_or_else(|| panic!("{text} is not in {page}"));
-    assert!(place(">acme<") < place(">well<"), "what needs attention stands first");
-    place("<caption");
-    place("<th scope=\"row\"><a href=\"/feeds/acme\">acme</a>");
-    place("2 feeds, 1 live item");
-    place("href=\"/?q=health:retrying\">1 retrying</a>");
-    place(&harness.file.position());
-    place("<small>timeout");
-    place(">in ");
-    place("data-head=\"Behind\"><time datetime=\"20");
-    place("aria-label=\"2 changes in the last 24 hours, at most 2 an hour, 2 in this one\"");
-    place("<dt>Database</dt>");
-    place("<dt>Free on its disk</dt>");
+    let position = |text: &str| page.find(text).unwrap_or_else(|| panic!("{text} is not in {page}"));
+    assert!(position(">acme<") < position(">well<"), "what needs attention comes first");
+    position("<caption");
+    position("<th scope=\"row\"><a href=\"/feeds/acme\">acme</a>");
+    position("2 feeds, 1 live item");
+    position("href=\"/?q=health:retrying\">1 retrying</a>");
+    position(&harness.file.position());
+    position("<small>timeout");
+    position(">in ");
+    position("data-head=\"Behind\"><time datetime=\"20");
+    position("aria-label=\"2 changes in the last 24 hours, at most 2 an hour, 2 in this one\"");
+    position("<dt>Database</dt>");
+    position("<dt>Free on its disk</dt>");
 }
 
 #[tokio::test]

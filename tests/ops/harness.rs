@@ -1,4 +1,4 @@
-//! A mirror's file with a listener before it, and a supervisor that notes what it is asked.
+//! A mirror's file with an operators' listener, and a stub supervisor that records its requests.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -39,7 +39,7 @@ pub(crate) fn name(name: &str) -> FeedName {
 }
 
 impl MirrorFixture {
-    /// With these feeds, each on a host of its own.
+    /// A file with these feeds, each on a host of its own.
     pub(crate) async fn with(feeds: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let open = Store::open(&folder.path().join("mirror.db")).unwrap();
@@ -63,11 +63,11 @@ impl MirrorFixture {
         &self.open.as_ref().unwrap().0
     }
 
-    /// Lets nothing hold the file any more.
+    /// Closes the file, so that another process can hold it.
     pub(crate) fn close(&mut self) {
-        let (store, closing) = self.open.take().unwrap();
+        let (store, store_guard) = self.open.take().unwrap();
         drop(store);
-        closing.finish();
+        store_guard.finish();
     }
 
     pub(crate) async fn feed(&self, feed: &str) -> StoredFeed {
@@ -79,7 +79,7 @@ impl MirrorFixture {
         self.deliver(feed, records, Purpose::Reread).await;
     }
 
-    /// Sees the feed's end.
+    /// Delivers the feed's end.
     pub(crate) async fn level(&self, feed: &str) {
         let cursor = self.feed(feed).await.cursor.unwrap();
         let step = PageStep { from_cursor: cursor.clone(), next_cursor: cursor, level: true, clean: true };
@@ -101,10 +101,10 @@ impl MirrorFixture {
             });
         }
         page.text = text.into();
-        self.hand_over(feed, page, purpose).await;
+        self.apply_page(feed, page, purpose).await;
     }
 
-    async fn hand_over(&self, feed: &str, page: Page, purpose: Purpose) {
+    async fn apply_page(&self, feed: &str, page: Page, purpose: Purpose) {
         let stored = self.feed(feed).await;
         let delivery = Delivery {
             feed: stored.id,
@@ -124,7 +124,7 @@ impl MirrorFixture {
         self.store().apply(delivery).await.unwrap().unwrap();
     }
 
-    /// Walks a resync to a clean end that found nothing, so that its sweep is held.
+    /// Ends a resync cleanly without items, so that its sweep is held.
     pub(crate) async fn hold_a_sweep(&self, feed: &str) {
         use feedmirror::store::resync::{ResyncEnd, SourceTrust};
         let resync =
@@ -133,12 +133,12 @@ impl MirrorFixture {
             PageStep { from_cursor: resync.cursor.clone(), next_cursor: resync.cursor, level: true, clean: true };
         self.deliver(feed, &[], Purpose::Resync(step)).await;
         let stored = self.feed(feed).await;
-        let ended = self
+        let result = self
             .store()
             .end_resync(stored.id, stored.resync.unwrap().walk_id, now(), 0.2, Default::default())
             .await
             .unwrap();
-        assert!(matches!(ended, ResyncEnd::Held(..)), "{ended:?}");
+        assert!(matches!(result, ResyncEnd::Held(..)), "{result:?}");
     }
 
     /// Puts records, each with its reason, into quarantine.
@@ -152,10 +152,10 @@ impl MirrorFixture {
             count: 1,
         };
         let page = Page { unreadable: records.iter().map(unreadable).collect(), ..Page::default() };
-        self.hand_over(feed, page, Purpose::Reread).await;
+        self.apply_page(feed, page, Purpose::Reread).await;
     }
 
-    pub(crate) async fn finds(&self, feed: &str, rule: &'static str, detail: &str) {
+    pub(crate) async fn record_finding(&self, feed: &str, rule: &'static str, detail: &str) {
         let finding = Finding { rule, detail: detail.into(), count: 1 };
         self.store().record_finding(self.feed(feed).await.id, now(), finding).await.unwrap();
     }
@@ -171,19 +171,19 @@ impl MirrorFixture {
         self.store().record_health(id, now(), note).await.unwrap();
     }
 
-    /// One value, read as any reader would.
+    /// One value, read over a connection of its own.
     pub(crate) fn value<T: rusqlite::types::FromSql>(&self, sql: &str) -> T {
         let connection = Connection::open_with_flags(self.path(), OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap();
         connection.query_row(sql, [], |row| row.get(0)).unwrap()
     }
 
-    /// `epoch:seq` of now.
+    /// The present position, `epoch:seq`.
     pub(crate) fn position(&self) -> String {
         self.value("SELECT epoch || ':' || seq FROM mirror")
     }
 }
 
-/// A listener before such a file.
+/// An operators' listener on such a file.
 pub(crate) struct OpsHarness {
     pub(crate) file: MirrorFixture,
     pub(crate) address: SocketAddr,
@@ -196,9 +196,9 @@ pub(crate) struct OpsHarness {
 }
 
 impl OpsHarness {
-    /// On loopback, and with a supervisor that does whatever it is told.
+    /// On loopback, with a supervisor that carries out every order.
     pub(crate) async fn with(feeds: &[&str]) -> Self {
-        Self::listening("127.0.0.1:0", feeds, |asked| Ok(format!("did {asked:?}"))).await
+        Self::listening("127.0.0.1:0", feeds, |request| Ok(format!("did {request:?}"))).await
     }
 
     pub(crate) async fn listening(
@@ -207,21 +207,21 @@ impl OpsHarness {
         answer: impl Fn(&StubRequest) -> Result<String, ControlError> + Send + Sync + 'static,
     ) -> Self {
         let file = MirrorFixture::with(feeds).await;
-        let asked = Arc::new(Mutex::new(Vec::new()));
-        let noted = Arc::clone(&asked);
+        let received_orders = Arc::new(Mutex::new(Vec::new()));
+        let recorded = Arc::clone(&received_orders);
         let control = Control::with_stub(move |order| {
-            let answered = answer(&order);
-            noted.lock().unwrap().push(order);
-            std::future::ready(answered)
+            let result = answer(&order);
+            recorded.lock().unwrap().push(order);
+            std::future::ready(result)
         });
-        Self::serving(address, file, control, asked).await
+        Self::serving(address, file, control, received_orders).await
     }
 
     pub(crate) async fn serving(
         address: &str,
         file: MirrorFixture,
         control: Control,
-        asked: Arc<Mutex<Vec<StubRequest>>>,
+        received_orders: Arc<Mutex<Vec<StubRequest>>>,
     ) -> Self {
         let listener = TcpListener::bind(address).await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -245,7 +245,7 @@ impl OpsHarness {
             client: plain_client(DEADLINE).unwrap(),
             serving: tokio::spawn(server::serve(listener, ops, shutdown.clone())),
             shutdown,
-            received_orders: asked,
+            received_orders,
         }
     }
 
@@ -271,7 +271,7 @@ impl OpsHarness {
         status_and_text(self.post(path).bearer_auth(&self.token).body(body.to_owned())).await
     }
 
-    /// What the supervisor was asked so far.
+    /// The supervisor's requests so far.
     pub(crate) fn received_orders(&self) -> Vec<StubRequest> {
         self.received_orders.lock().unwrap().clone()
     }
@@ -295,7 +295,7 @@ pub(crate) async fn run(database: &Path, arguments: &[&str]) -> (i32, String, St
     exit_and_output(tokio::task::spawn_blocking(run).await.unwrap())
 }
 
-/// The real binary, without what the environment might tell it.
+/// The real binary, without the environment variables that it reads.
 pub(crate) fn command() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_feedmirror"));
     for name in ["FEEDMIRROR_DB", "FEEDMIRROR_CONFIG"] {

@@ -1,4 +1,4 @@
-//! Lists of what went wrong and what happened, single items and records, and the ways of HTTP around them.
+//! Lists of events, findings and refusals, single items and records, and the HTTP behaviour around them.
 
 use feedmirror::store::now;
 use serde_json::{Value, json};
@@ -137,7 +137,7 @@ async fn journals_are_the_newest_rows_and_never_without_bound() {
             .await
             .unwrap();
     }
-    harness.file.finds("acme", "bom", "it begins with one").await;
+    harness.file.record_finding("acme", "bom", "it begins with one").await;
 
     assert_eq!(each(&harness.get_text("/api/events?feed=other&limit=2").await.1, "detail"), ["3", "4"]);
     assert_eq!(each(&harness.get_text("/api/events?limit=1").await.1, "feed"), ["other"]);
@@ -159,7 +159,7 @@ async fn journals_are_the_newest_rows_and_never_without_bound() {
 #[tokio::test]
 async fn the_report_stands_by_publisher() {
     let harness = OpsHarness::with(&["acme", "other"]).await;
-    harness.file.finds("acme", "bom", "it begins with one").await;
+    harness.file.record_finding("acme", "bom", "it begins with one").await;
     harness.file.quarantine("acme", &[("no-id", "{\"a\":1}")]).await;
 
     let report: Value = serde_json::from_str(&harness.get_text("/api/report").await.1).unwrap();

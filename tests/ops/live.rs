@@ -1,4 +1,4 @@
-//! What a running daemon exports, and `ack` on it: the real binary, and `simulate` as its publisher.
+//! The metrics of a running daemon, and `ack` on it: the real binary, with `simulate` as its publisher.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -20,7 +20,7 @@ struct LiveSimulator {
 
 impl Drop for LiveSimulator {
     fn drop(&mut self) {
-        // It may have ended by then.
+        // The process may have ended by then.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -54,7 +54,7 @@ impl LiveSimulator {
 fn get(address: &str, path: &str) -> String {
     let mut connection = TcpStream::connect(address).unwrap();
     connection.set_read_timeout(Some(DEADLINE)).unwrap();
-    // An answer of HTTP/1.0 comes in one piece, whole at the connection's end.
+    // A response of HTTP/1.0 is complete at the connection's end.
     write!(connection, "GET {path} HTTP/1.0\r\nHost: {address}\r\nAccept: application/openmetrics-text\r\n\r\n")
         .unwrap();
     let mut answer = String::new();
@@ -88,7 +88,7 @@ fn sample(line: &str) -> Sample {
     Sample { name: name.to_owned(), labels, value: value.parse().unwrap() }
 }
 
-/// What the daemon exports now.
+/// The daemon's metrics now.
 struct MetricsText {
     text: String,
     samples: Vec<Sample>,
@@ -167,16 +167,17 @@ fn a_daemon_exports_what_is_listed_and_what_its_publisher_says() {
         let line = format!("# TYPE {family} {}", metric.kind.as_str());
         assert!(scrape.text.lines().any(|found| found == line), "{line}\n{}", scrape.text);
     }
-    // Each record has come to what the publisher says it is.
+    // Each record is mirrored in the state that the publisher reports.
     for (at, feed) in ["a", "b"].iter().enumerate() {
         let (live, tombstones) = publisher.truth(at);
         let feed = format!("feed={feed}");
         assert!(tombstones > 0.0, "the publisher has some of both");
         assert_eq!(scrape.value("feedmirror_feed_items", &[&feed]), Some(live));
         assert_eq!(scrape.value("feedmirror_feed_tombstones", &[&feed]), Some(tombstones));
-        let came = |outcome: &str| scrape.value("feedmirror_feed_records_total", &[&feed, "transport=poll", outcome]);
-        assert_eq!((came("outcome=new"), came("outcome=deleted")), (Some(live), Some(tombstones)));
-        assert_eq!((came("outcome=older"), came("outcome=quarantined")), (Some(0.0), Some(0.0)));
+        let record_count =
+            |outcome: &str| scrape.value("feedmirror_feed_records_total", &[&feed, "transport=poll", outcome]);
+        assert_eq!((record_count("outcome=new"), record_count("outcome=deleted")), (Some(live), Some(tombstones)));
+        assert_eq!((record_count("outcome=older"), record_count("outcome=quarantined")), (Some(0.0), Some(0.0)));
         assert!(scrape.value("feedmirror_feed_polls_total", &[&feed, "got=page"]) >= Some(2.0), "items, and the end");
         assert_eq!(scrape.value("feedmirror_feed_level", &[&feed]), Some(1.0));
         assert!(scrape.value("feedmirror_feed_lag_seconds", &[&feed]).is_some_and(|lag| lag < 60.0));
@@ -248,17 +249,17 @@ fn an_ack_silences_one_feed_of_a_daemon_without_pausing_it_and_ends() {
     assert_eq!((acked(&mirror, "a"), acked(&mirror, "b")), (Some(0.0), Some(0.0)));
 
     // When
-    let told = mirror.verb(&["ack", "b", "--until", "2100-01-02T03:04:05Z", "--note", "ticket 4711"]);
+    let output = mirror.verb(&["ack", "b", "--until", "2100-01-02T03:04:05Z", "--note", "ticket 4711"]);
 
     // Then
-    assert!(told.status.success(), "{told:?}");
-    let words = String::from_utf8(told.stdout).unwrap();
-    assert_eq!(words, "alerts of b are silenced until 2100-01-02T03:04:05Z\n");
+    assert!(output.status.success(), "{output:?}");
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(text, "alerts of b are silenced until 2100-01-02T03:04:05Z\n");
     assert_eq!((acked(&mirror, "a"), acked(&mirror, "b")), (Some(0.0), Some(1.0)));
-    let shown = |mirror: &MirrorProcess| -> Value {
+    let status = |mirror: &MirrorProcess| -> Value {
         serde_json::from_slice(&mirror.verb(&["status", "b", "--json"]).stdout).unwrap()
     };
-    let row = shown(&mirror)["feeds"][0].clone();
+    let row = status(&mirror)["feeds"][0].clone();
     assert_eq!((&row["acked_until"], &row["ack_note"]), (&"2100-01-02T03:04:05.000Z".into(), &"ticket 4711".into()));
     assert_eq!(row["health"], "ok");
     let text = String::from_utf8(mirror.verb(&["status"]).stdout).unwrap();
@@ -267,16 +268,16 @@ fn an_ack_silences_one_feed_of_a_daemon_without_pausing_it_and_ends() {
     let level_at = mirror.row("b").level_at;
     mirror.until("it is polled on", |mirror| mirror.row("b").level_at > level_at);
 
-    // A restart keeps it.
+    // The ack outlives a restart.
     mirror.stop();
     mirror.start_again();
     assert_eq!(acked(&mirror, "b"), Some(1.0));
 
-    // It is cleared, or ends by itself.
+    // The ack is cleared, or ends by itself.
     assert!(mirror.verb(&["ack", "b", "--clear"]).status.success());
     assert_eq!(acked(&mirror, "b"), Some(0.0));
     assert!(mirror.verb(&["ack", "b", "--until", "2s"]).status.success());
     until("its time is over", || acked(&mirror, "b") == Some(0.0));
-    assert_eq!(shown(&mirror)["feeds"][0]["acked_until"], Value::Null);
+    assert_eq!(status(&mirror)["feeds"][0]["acked_until"], Value::Null);
     assert_eq!(mirror.events("b", "ack").len(), 3, "begun, cleared, begun; its end is no event");
 }

@@ -1,5 +1,5 @@
-//! The operators' listener over a real socket and a real file, the supervisor played by the test; and the verbs that
-//! steer a daemon, as the real binary.
+//! The operators' listener over a real socket and a real file, with a stub for the supervisor; and the verbs that
+//! control a daemon, run as the real binary.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 

@@ -1,5 +1,5 @@
-//! The OpenAPI document and the listener, held to each other: every route is in it and the other way round, and what a
-//! listener really answers is what it says.
+//! The OpenAPI document matches the listener: it has every route and no other, and the listener's responses are as it
+//! describes them.
 
 use std::collections::BTreeSet;
 
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::harness::{OpsHarness, lines, status_and_text};
 use crate::schema;
 
-/// Routes of the router, as its source has them: `GET /api/feeds`.
+/// The routes of the router's source, as `GET /api/feeds`.
 fn routes() -> BTreeSet<String> {
     let source = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/src/server.rs")).unwrap();
     let folded = source.split_whitespace().collect::<Vec<_>>().join(" ");
@@ -58,10 +58,16 @@ async fn every_operation_has_a_name_of_its_own_and_says_what_its_path_takes() {
     for (path, methods) in document["paths"].as_object().unwrap() {
         for operation in methods.as_object().unwrap().values() {
             assert!(names.insert(operation["operationId"].as_str().unwrap()), "{path}");
-            let taken: BTreeSet<&str> = path.split('{').skip(1).map(|rest| rest.split('}').next().unwrap()).collect();
-            let said = operation["parameters"].as_array().into_iter().flatten();
-            let said = said.filter(|parameter| parameter["in"] == "path").map(|parameter| &parameter["name"]);
-            assert_eq!(said.map(|name| name.as_str().unwrap()).collect::<BTreeSet<_>>(), taken, "{path}");
+            let path_parameters: BTreeSet<&str> =
+                path.split('{').skip(1).map(|rest| rest.split('}').next().unwrap()).collect();
+            let documented = operation["parameters"].as_array().into_iter().flatten();
+            let documented =
+                documented.filter(|parameter| parameter["in"] == "path").map(|parameter| &parameter["name"]);
+            assert_eq!(
+                documented.map(|name| name.as_str().unwrap()).collect::<BTreeSet<_>>(),
+                path_parameters,
+                "{path}"
+            );
         }
     }
     for reference in schema::references(&document) {
@@ -69,7 +75,7 @@ async fn every_operation_has_a_name_of_its_own_and_says_what_its_path_takes() {
     }
 }
 
-/// A mirror that has something of everything.
+/// A mirror with data of every kind.
 async fn busy() -> OpsHarness {
     let harness = OpsHarness::with(&["acme", "well"]).await;
     harness.file.store().record_start(now(), Some(harness.address.to_string()), None).await.unwrap();
@@ -77,12 +83,12 @@ async fn busy() -> OpsHarness {
     harness.file.write("acme", &[("1", 4, Some("{}"))]).await;
     harness.file.set_retrying("acme", "timeout: no answer").await;
     harness.file.quarantine("acme", &[("no-id", "{\"state\":\"updated\"}"), ("not-json", "{")]).await;
-    harness.file.finds("acme", "bom", "it begins with one").await;
+    harness.file.record_finding("acme", "bom", "it begins with one").await;
     harness
 }
 
-/// What is asked, by which path of the document, and how it ends. One of each status that a reader can bring about.
-const ASKED: &[(&str, &str, u16)] = &[
+/// Requests, each with its path in the document and its status. One for each status that a reader can cause.
+const REQUESTS: &[(&str, &str, u16)] = &[
     ("/", "/", 200),
     ("/feeds/acme", "/feeds/{name}", 200),
     ("/feeds/nope", "/feeds/{name}", 404),
@@ -123,8 +129,8 @@ const ASKED: &[(&str, &str, u16)] = &[
 async fn what_is_answered_is_what_the_document_says() {
     let harness = busy().await;
     let document = document(&harness).await;
-    let mut asked = BTreeSet::new();
-    for (url, path, status) in ASKED {
+    let mut requested_paths = BTreeSet::new();
+    for (url, path, status) in REQUESTS {
         let response = harness.get(url).send().await.unwrap();
         assert_eq!(response.status().as_u16(), *status, "{url}");
         let media_type = response.headers()["content-type"].to_str().unwrap().to_owned();
@@ -133,15 +139,15 @@ async fn what_is_answered_is_what_the_document_says() {
             .unwrap_or_else(|why| panic!("{url}: {why}\n{text}"));
         if *status == 200 {
             assert!(!text.is_empty(), "{url} has something to say");
-            asked.insert(format!("GET {path}"));
+            requested_paths.insert(format!("GET {path}"));
         }
     }
-    // What never ends is asked where the page is; the form comes with a 401.
+    // The endless stream has a test of its own; the form comes with a 401.
     let is_whole = |operation: &String| {
         operation.starts_with("GET ") && !["GET /live", "GET /login"].contains(&operation.as_str())
     };
     let readable = operations(&document).into_iter().filter(is_whole).collect();
-    assert_eq!(asked, readable, "each is asked here");
+    assert_eq!(requested_paths, readable, "each is asked here");
 }
 
 #[tokio::test]
@@ -167,7 +173,7 @@ async fn each_order_that_the_document_names_is_one_and_no_other() {
             let text = response.text().await.unwrap();
             checked(&document, post, 200, "application/json", &text).unwrap();
         }
-        // The router's own words for what it takes name them all.
+        // The router's own text for an unknown verb names all verbs.
         let (status, text) = harness.post_order(&format!("{of}/explode"), "").await;
         assert_eq!(status, 404);
         assert!(verbs.iter().all(|verb| text.contains(verb)), "{verbs:?}: {text}");
@@ -196,7 +202,7 @@ async fn the_check_can_fail() {
     assert!(checked(&document, done, 404, "application/json", "{}").is_err(), "a status that isn't named");
 }
 
-/// Whether an answer is one that the operation names.
+/// Whether a response is one that the operation describes.
 pub(crate) fn checked(
     document: &Value,
     operation: &Value,

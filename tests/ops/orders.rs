@@ -1,4 +1,4 @@
-//! What a request makes of the supervisor, and what its answer makes of the request.
+//! From a request to the order that the supervisor gets, and from its answer to the response.
 
 use feedmirror::supervisor::ack::Ack;
 use feedmirror::supervisor::control::{ControlError, Order, QuarantineOrder, StubRequest};
@@ -9,7 +9,7 @@ use crate::harness::OpsHarness;
 async fn each_route_is_one_order() {
     let harness = OpsHarness::with(&["acme"]).await;
     let seek = r#"{"url": "https://acme.example/rpde?afterId=%7B1%7D&afterTimestamp=2"}"#;
-    let told = [
+    let cases = [
         ("/api/feeds/acme/pause", "", Order::Pause),
         ("/api/feeds/acme/resume", "{}", Order::Resume),
         ("/api/feeds/acme/poll-now", "", Order::PollNow),
@@ -34,7 +34,7 @@ async fn each_route_is_one_order() {
             Order::Ack(Some(Ack { until: 4_102_444_800_000, note: Some("they know".into()) })),
         ),
     ];
-    for (path, body, order) in told {
+    for (path, body, order) in cases {
         let (status, text) = harness.post_order(path, body).await;
         assert_eq!(status, 200, "{path} {body}: {text}");
         assert_eq!(harness.received_orders().pop(), Some(StubRequest::Feed("acme".into(), order)), "{path} {body}");
@@ -51,7 +51,7 @@ async fn each_route_is_one_order() {
 async fn what_makes_no_sense_is_named_and_asks_for_nothing() {
     let harness = OpsHarness::with(&["acme"]).await;
     let long = format!("{{\"x\": \"{}\"}}", "x".repeat(70_000));
-    let refused = [
+    let cases = [
         ("/api/feeds/acme/resync", r#"{"trust": true}"#, 400, "trust"),
         ("/api/feeds/acme/resync", r#"{"trust_source": "yes"}"#, 400, "trust_source"),
         ("/api/feeds/acme/pause", r#"{"accept": true}"#, 400, "accept"),
@@ -72,10 +72,10 @@ async fn what_makes_no_sense_is_named_and_asks_for_nothing() {
         ("/api/nothing", "", 404, "nothing"),
         ("/api/feeds", "", 405, "method"),
     ];
-    for (path, body, status, word) in refused {
-        let (got, text) = harness.post_order(path, body).await;
+    for (path, body, status, word) in cases {
+        let (answered_status, text) = harness.post_order(path, body).await;
         let answer: serde_json::Value = serde_json::from_str(&text).unwrap_or_else(|_| panic!("{path}: {text}"));
-        assert_eq!(got, status, "{path}: {text}");
+        assert_eq!(answered_status, status, "{path}: {text}");
         assert!(answer["error"].as_str().unwrap().contains(word), "{path}: {text}");
     }
     assert_eq!(harness.received_orders(), []);
@@ -83,16 +83,16 @@ async fn what_makes_no_sense_is_named_and_asks_for_nothing() {
 
 #[tokio::test]
 async fn the_supervisor_s_refusal_is_the_answer() {
-    let answer = |asked: &StubRequest| match asked {
+    let answer = |request: &StubRequest| match request {
         StubRequest::Feed(name, _) if name == "acme" => Err(ControlError::Refused("acme is \"busy\"".into())),
         StubRequest::Feed(name, _) => Err(ControlError::Unknown(format!("there is no feed {name}"))),
         _ => Err(ControlError::Stopping),
     };
     let harness = OpsHarness::listening("127.0.0.1:0", &["acme"], answer).await;
     for (feed, status, words) in [("acme", 409, "acme is \"busy\""), ("nope", 404, "there is no feed nope")] {
-        let (got, text) = harness.post_order(&format!("/api/feeds/{feed}/pause"), "").await;
+        let (answered_status, text) = harness.post_order(&format!("/api/feeds/{feed}/pause"), "").await;
         let answer: serde_json::Value = serde_json::from_str(&text).unwrap();
-        assert_eq!((got, &answer["error"]), (status, &words.into()), "{text}");
+        assert_eq!((answered_status, &answer["error"]), (status, &words.into()), "{text}");
     }
     assert_eq!(harness.post_order("/api/quarantine/1/drop", "").await.0, 503);
 }

@@ -1,4 +1,4 @@
-//! The real daemon before a real publisher: it answers what the OpenAPI document says, and its orders do what they say.
+//! The real daemon with a real publisher: its responses match the OpenAPI document, and its orders take effect.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use crate::harness::{DEADLINE, MirrorFixture, lines, status_and_text};
 use crate::openapi::checked;
 use crate::support::{MirrorProcess, Reply, ScriptedPublisher, deleted, item, page};
 
-/// An item, a tombstone, a record without id, an older version on the second page, and a mark before the first.
+/// An item, a tombstone, a record without id, an older version on the second page, and a byte order mark on the first.
 fn publisher() -> ScriptedPublisher {
     ScriptedPublisher::start(|request| match request.query() {
         "" => {
@@ -22,7 +22,7 @@ fn publisher() -> ScriptedPublisher {
     })
 }
 
-/// A running daemon and how to ask it.
+/// A running daemon, and a client for it.
 struct RunningDaemon {
     mirror: MirrorProcess,
     client: reqwest::Client,
@@ -32,7 +32,7 @@ struct RunningDaemon {
 }
 
 impl RunningDaemon {
-    async fn before(publisher: &ScriptedPublisher) -> Self {
+    async fn polling(publisher: &ScriptedPublisher) -> Self {
         let mirror = MirrorProcess::running("acme", &publisher.url("/feed"));
         mirror.until_level("acme");
         let base = format!("http://{}", mirror.column("SELECT ops_address FROM mirror")[0]);
@@ -42,9 +42,9 @@ impl RunningDaemon {
         Self { mirror, client, base, token, document: serde_json::from_str(&text).unwrap() }
     }
 
-    /// A GET that the document has under `path`; the answer is one that it names.
+    /// A GET that the document has under `path`; checks that the document describes the response.
     async fn get(&self, url: &str, path: &str) -> (u16, String) {
-        self.answered(self.client.get(format!("{}{url}", self.base)), path, "get").await
+        self.checked_response(self.client.get(format!("{}{url}", self.base)), path, "get").await
     }
 
     /// An order to a feed or a record.
@@ -52,11 +52,11 @@ impl RunningDaemon {
         let request = self.client.post(format!("{}{url}", self.base)).bearer_auth(&self.token).json(&options);
         let path =
             if url.starts_with("/api/feeds") { "/api/feeds/{name}/{verb}" } else { "/api/quarantine/{id}/{verb}" };
-        let (status, text) = self.answered(request, path, "post").await;
+        let (status, text) = self.checked_response(request, path, "post").await;
         (status, serde_json::from_str(&text).unwrap())
     }
 
-    async fn answered(&self, request: reqwest::RequestBuilder, path: &str, method: &str) -> (u16, String) {
+    async fn checked_response(&self, request: reqwest::RequestBuilder, path: &str, method: &str) -> (u16, String) {
         let response = request.send().await.unwrap();
         let status = response.status().as_u16();
         let media_type = response.headers()["content-type"].to_str().unwrap().to_owned();
@@ -76,19 +76,19 @@ impl RunningDaemon {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_running_daemon_answers_what_the_document_says() {
     let publisher = publisher();
-    let asked = RunningDaemon::before(&publisher).await;
+    let daemon = RunningDaemon::polling(&publisher).await;
     for path in ["/", "/healthz", "/readyz", "/metrics", "/api/feeds", "/api/openapi.json"] {
-        assert_eq!(asked.get(path, path).await.0, 200, "{path}");
+        assert_eq!(daemon.get(path, path).await.0, 200, "{path}");
     }
     let each = async |path: &str, member: &str| -> Vec<Value> {
-        let (status, text) = asked.get(path, path.split('?').next().unwrap()).await;
+        let (status, text) = daemon.get(path, path.split('?').next().unwrap()).await;
         assert_eq!(status, 200, "{path}");
         lines(&text).iter().map(|line| line[member].clone()).collect()
     };
 
     assert_eq!(each("/api/items", "id").await, ["a"]);
     assert_eq!(each("/api/items?id=b&state=deleted", "id").await, ["b"]);
-    let position = asked.mirror.column("SELECT epoch FROM mirror")[0].clone();
+    let position = daemon.mirror.column("SELECT epoch FROM mirror")[0].clone();
     let changes = each("/api/changes?data=true", "id").await;
     assert_eq!(changes, [json!("a"), json!("b"), Value::Null], "two changes, and the position");
     assert_eq!(each("/api/changes", "epoch").await.last().unwrap(), &json!(position));
@@ -96,59 +96,59 @@ async fn a_running_daemon_answers_what_the_document_says() {
     assert_eq!(each("/api/quarantine", "reason").await, ["no-id"]);
     assert!(each("/api/findings", "rule").await.contains(&json!("bom")));
     assert!(each("/api/events?limit=10", "what").await.contains(&json!("started")));
-    assert_eq!(asked.get("/api/quarantine/1", "/api/quarantine/{id}").await.0, 200);
-    assert_eq!(asked.get("/api/items/acme/thing/a", "/api/items/{feed}/{kind}/{id}").await.0, 200);
-    let report: Value = serde_json::from_str(&asked.get("/api/report", "/api/report").await.1).unwrap();
+    assert_eq!(daemon.get("/api/quarantine/1", "/api/quarantine/{id}").await.0, 200);
+    assert_eq!(daemon.get("/api/items/acme/thing/a", "/api/items/{feed}/{kind}/{id}").await.0, 200);
+    let report: Value = serde_json::from_str(&daemon.get("/api/report", "/api/report").await.1).unwrap();
     let rules = report["publishers"][0]["findings"].as_array().unwrap().iter().map(|one| one["rule"].as_str().unwrap());
     assert!(["bom", "no-id"].iter().all(|rule| rules.clone().any(|found| found == *rule)), "{report}");
-    assert_eq!(asked.feed("items").await, 1);
+    assert_eq!(daemon.feed("items").await, 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn orders_over_http_do_what_they_say_and_what_can_t_be_done_is_refused_in_words() {
     let publisher = publisher();
-    let asked = RunningDaemon::before(&publisher).await;
+    let daemon = RunningDaemon::polling(&publisher).await;
     let feed = |verb: &str| format!("/api/feeds/acme/{verb}");
     let none = || json!({});
 
-    // pause, and what a paused feed refuses
-    assert_eq!(asked.order(&feed("pause"), none()).await.0, 200);
-    assert_eq!(asked.feed("health").await, "paused");
-    let (status, refused) = asked.order(&feed("poll-now"), none()).await;
-    assert_eq!((status, refused["detail"].as_str().unwrap().contains("paused")), (409, true), "{refused}");
-    assert_eq!(asked.order(&feed("resume"), none()).await.0, 200);
-    asked.mirror.until_level("acme");
+    // pause, and a paused feed's refusal
+    assert_eq!(daemon.order(&feed("pause"), none()).await.0, 200);
+    assert_eq!(daemon.feed("health").await, "paused");
+    let (status, problem) = daemon.order(&feed("poll-now"), none()).await;
+    assert_eq!((status, problem["detail"].as_str().unwrap().contains("paused")), (409, true), "{problem}");
+    assert_eq!(daemon.order(&feed("resume"), none()).await.0, 200);
+    daemon.mirror.until_level("acme");
 
     // poll-now and resync reach the publisher
     let polled = publisher.requests().len();
-    assert_eq!(asked.order(&feed("poll-now"), none()).await.0, 200);
-    asked.mirror.until("asked", |_| publisher.requests().len() > polled);
-    assert_eq!(asked.order(&feed("resync"), json!({ "trust_source": true })).await.0, 200);
-    asked.mirror.until("read anew", |mirror| !mirror.events("acme", "resync-done").is_empty());
-    assert_eq!(asked.order(&feed("resync"), json!({ "accept": true })).await.0, 409, "nothing is held");
+    assert_eq!(daemon.order(&feed("poll-now"), none()).await.0, 200);
+    daemon.mirror.until("asked", |_| publisher.requests().len() > polled);
+    assert_eq!(daemon.order(&feed("resync"), json!({ "trust_source": true })).await.0, 200);
+    daemon.mirror.until("resynced", |mirror| !mirror.events("acme", "resync-done").is_empty());
+    assert_eq!(daemon.order(&feed("resync"), json!({ "accept": true })).await.0, 409, "nothing is held");
 
-    // seek: to a page of its own, never elsewhere
-    let (status, refused) = asked.order(&feed("seek"), json!({ "url": "https://evil.example/feed" })).await;
-    assert_eq!((status, refused["detail"].as_str().unwrap().contains("evil.example")), (409, true), "{refused}");
+    // seek: to a page of the feed's own origin, to no other
+    let (status, problem) = daemon.order(&feed("seek"), json!({ "url": "https://evil.example/feed" })).await;
+    assert_eq!((status, problem["detail"].as_str().unwrap().contains("evil.example")), (409, true), "{problem}");
     let there = publisher.url("/feed?from=7&after=b");
     let count = || publisher.requests().iter().filter(|request| request.query() == "from=7&after=b").count();
     let counted = count();
-    assert_eq!(asked.order(&feed("seek"), json!({ "url": there })).await.0, 200);
-    asked.mirror.until("asked there", |_| count() > counted);
+    assert_eq!(daemon.order(&feed("seek"), json!({ "url": there })).await.0, 200);
+    daemon.mirror.until("asked there", |_| count() > counted);
 
     // records
-    let id = asked.mirror.number("SELECT max(id) FROM quarantine");
+    let id = daemon.mirror.number("SELECT max(id) FROM quarantine");
     let record = |verb: &str| format!("/api/quarantine/{id}/{verb}");
-    assert_eq!(asked.order(&record("retry"), none()).await.0, 409, "it still has no id");
-    assert_eq!(asked.order(&record("drop"), none()).await.0, 200);
-    assert_eq!(asked.order(&record("drop"), none()).await.0, 404);
-    assert_eq!(asked.mirror.number("SELECT count(*) FROM quarantine"), 0);
+    assert_eq!(daemon.order(&record("retry"), none()).await.0, 409, "it still has no id");
+    assert_eq!(daemon.order(&record("drop"), none()).await.0, 200);
+    assert_eq!(daemon.order(&record("drop"), none()).await.0, 404);
+    assert_eq!(daemon.mirror.number("SELECT count(*) FROM quarantine"), 0);
 
-    // purge, which a follower sees
-    let since = asked.mirror.column("SELECT epoch || ':' || seq FROM mirror")[0].clone();
-    let following = asked.client.get(format!("{}/api/changes?since={since}", asked.base));
+    // purge, which is sent to a client that follows
+    let since = daemon.mirror.column("SELECT epoch || ':' || seq FROM mirror")[0].clone();
+    let following = daemon.client.get(format!("{}/api/changes?since={since}", daemon.base));
     let mut following = following.header("accept", "text/event-stream").send().await.unwrap();
-    assert_eq!(asked.order(&feed("purge"), none()).await.0, 200);
+    assert_eq!(daemon.order(&feed("purge"), none()).await.0, 200);
     let mut text = String::new();
     let purged = async {
         while !text.contains("\"state\":\"purged\"") {
@@ -156,22 +156,23 @@ async fn orders_over_http_do_what_they_say_and_what_can_t_be_done_is_refused_in_
         }
     };
     tokio::time::timeout(DEADLINE, purged).await.expect("the purge is followed");
-    assert_eq!(asked.feed("items").await, 0);
-    assert_eq!(asked.order("/api/feeds/nope/purge", none()).await.0, 404);
+    assert_eq!(daemon.feed("items").await, 0);
+    assert_eq!(daemon.order("/api/feeds/nope/purge", none()).await.0, 404);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_head_of_a_followed_log_ends_and_a_stop_ends_those_who_follow() {
     let publisher = publisher();
-    let mut asked = RunningDaemon::before(&publisher).await;
-    let changes = format!("{}/api/changes", asked.base);
-    let head = asked.client.head(&changes).header("accept", "text/event-stream");
-    let head = tokio::time::timeout(Duration::from_secs(10), head.send()).await.expect("a head is soon told").unwrap();
+    let mut daemon = RunningDaemon::polling(&publisher).await;
+    let changes = format!("{}/api/changes", daemon.base);
+    let head = daemon.client.head(&changes).header("accept", "text/event-stream");
+    let head =
+        tokio::time::timeout(Duration::from_secs(10), head.send()).await.expect("the head is soon answered").unwrap();
     assert_eq!(head.headers()["content-type"], "text/event-stream");
 
-    let mut following = asked.client.get(&changes).header("accept", "text/event-stream").send().await.unwrap();
+    let mut following = daemon.client.get(&changes).header("accept", "text/event-stream").send().await.unwrap();
     assert!(following.chunk().await.unwrap().is_some());
-    assert!(asked.mirror.stop().success());
+    assert!(daemon.mirror.stop().success());
     let end = async { while following.chunk().await.is_ok_and(|chunk| chunk.is_some()) {} };
     tokio::time::timeout(DEADLINE, end).await.expect("the stream ends with the daemon");
 }
@@ -196,14 +197,14 @@ async fn however_much_is_asked_for_memory_stays_constant() {
     let url = format!("http://{}/api/changes?data=true", mirror.column("SELECT ops_address FROM mirror")[0]);
     let before = mirror.most_memory();
 
-    // When: it is all asked for, and taken
+    // When: a client requests and reads all of it
     let mut response = plain_client(DEADLINE).unwrap().get(url).send().await.unwrap();
     let mut bytes = 0;
     while let Some(chunk) = response.chunk().await.unwrap() {
         bytes += chunk.len();
     }
 
-    // Then: no more than a few pages of 4 MiB were ever held
+    // Then: no more than a few pages of 4 MiB were ever in memory
     assert!(bytes > ITEMS * (60 << 10), "{bytes}");
     let grown = mirror.most_memory() - before;
     assert!(grown < 32 << 20, "{grown} bytes more");

@@ -1,27 +1,30 @@
-//! As much of JSON Schema as the OpenAPI document uses, and stricter: a member that no schema names is an error, so that
-//! what is answered can't outgrow what is written. A keyword that is not known here fails, too.
+//! The part of JSON Schema that the OpenAPI document uses, and stricter: a member that no schema names is an error, so
+//! that no response can have an undocumented one. A keyword that is not implemented here is an error too.
 
 use serde_json::Value;
 
-/// Why a value is not what the schema says.
+/// Why a value does not match the schema.
 pub(crate) fn check(document: &Value, schema: &Value, value: &Value) -> Result<(), String> {
     if let Some(reference) = schema["$ref"].as_str() {
         let target = document.pointer(reference.trim_start_matches('#')).expect("a reference leads somewhere");
         return check(document, target, value).map_err(|why| format!("{reference}: {why}"));
     }
-    for (keyword, said) in schema.as_object().expect("a schema is an object") {
+    for (keyword, keyword_value) in schema.as_object().expect("a schema is an object") {
         match keyword.as_str() {
             "description" | "minimum" | "maximum" => {}
-            "type" => is_of(said, value)?,
-            "enum" => one_of(said, value)?,
-            "format" => is_time(said, value)?,
-            "required" => has_all(said, value)?,
-            "properties" => members(document, said, value)?,
-            "items" => value.as_array().into_iter().flatten().try_for_each(|item| check(document, said, item))?,
+            "type" => is_of(keyword_value, value)?,
+            "enum" => one_of(keyword_value, value)?,
+            "format" => is_time(keyword_value, value)?,
+            "required" => has_all(keyword_value, value)?,
+            "properties" => members(document, keyword_value, value)?,
+            "items" => {
+                value.as_array().into_iter().flatten().try_for_each(|item| check(document, keyword_value, item))?
+            }
             "oneOf" => {
-                let fitting = said.as_array().unwrap().iter().filter(|one| check(document, one, value).is_ok()).count();
-                if fitting != 1 {
-                    return Err(format!("{fitting} of the schemas fit {value}"));
+                let matching =
+                    keyword_value.as_array().unwrap().iter().filter(|one| check(document, one, value).is_ok()).count();
+                if matching != 1 {
+                    return Err(format!("{matching} of the schemas fit {value}"));
                 }
             }
             other => panic!("the check doesn't know {other}"),
@@ -30,12 +33,12 @@ pub(crate) fn check(document: &Value, schema: &Value, value: &Value) -> Result<(
     Ok(())
 }
 
-fn is_of(said: &Value, value: &Value) -> Result<(), String> {
-    let named: Vec<&str> = match said {
+fn is_of(keyword_value: &Value, value: &Value) -> Result<(), String> {
+    let types: Vec<&str> = match keyword_value {
         Value::String(one) => vec![one],
         several => several.as_array().unwrap().iter().map(|one| one.as_str().unwrap()).collect(),
     };
-    let real = match value {
+    let actual = match value {
         Value::Null => "null",
         Value::Bool(_) => "boolean",
         Value::Number(number) if number.is_i64() || number.is_u64() => "integer",
@@ -44,35 +47,35 @@ fn is_of(said: &Value, value: &Value) -> Result<(), String> {
         Value::Array(_) => "array",
         Value::Object(_) => "object",
     };
-    if named.contains(&real) { Ok(()) } else { Err(format!("{value} is {real}, not {said}")) }
+    if types.contains(&actual) { Ok(()) } else { Err(format!("{value} is {actual}, not {keyword_value}")) }
 }
 
-fn one_of(said: &Value, value: &Value) -> Result<(), String> {
-    let found = value.is_null() || said.as_array().unwrap().contains(value);
-    if found { Ok(()) } else { Err(format!("{value} is none of {said}")) }
+fn one_of(keyword_value: &Value, value: &Value) -> Result<(), String> {
+    let is_listed = value.is_null() || keyword_value.as_array().unwrap().contains(value);
+    if is_listed { Ok(()) } else { Err(format!("{value} is none of {keyword_value}")) }
 }
 
-fn is_time(said: &Value, value: &Value) -> Result<(), String> {
-    assert_eq!(said, "date-time");
-    let well = value.as_str().is_none_or(|text| text.ends_with('Z') && text.parse::<jiff::Timestamp>().is_ok());
-    if well { Ok(()) } else { Err(format!("{value} is no time in UTC")) }
+fn is_time(keyword_value: &Value, value: &Value) -> Result<(), String> {
+    assert_eq!(keyword_value, "date-time");
+    let is_valid = value.as_str().is_none_or(|text| text.ends_with('Z') && text.parse::<jiff::Timestamp>().is_ok());
+    if is_valid { Ok(()) } else { Err(format!("{value} is no time in UTC")) }
 }
 
-fn has_all(said: &Value, value: &Value) -> Result<(), String> {
-    let mut names = said.as_array().unwrap().iter().map(|name| name.as_str().unwrap());
+fn has_all(keyword_value: &Value, value: &Value) -> Result<(), String> {
+    let mut names = keyword_value.as_array().unwrap().iter().map(|name| name.as_str().unwrap());
     let missing = names.find(|name| value.get(name).is_none());
     missing.map_or(Ok(()), |name| Err(format!("{value} has no {name}")))
 }
 
-fn members(document: &Value, said: &Value, value: &Value) -> Result<(), String> {
+fn members(document: &Value, keyword_value: &Value, value: &Value) -> Result<(), String> {
     for (name, member) in value.as_object().into_iter().flatten() {
-        let Some(schema) = said.get(name) else { return Err(format!("{name} is not named")) };
+        let Some(schema) = keyword_value.get(name) else { return Err(format!("{name} is not named")) };
         check(document, schema, member).map_err(|why| format!("{name}: {why}"))?;
     }
     Ok(())
 }
 
-/// Every `$ref` in it.
+/// Every `$ref` in the document.
 pub(crate) fn references(value: &Value) -> Vec<String> {
     match value {
         Value::Array(items) => items.iter().flat_map(references).collect(),

@@ -1,5 +1,5 @@
-//! A client that asks for everything and then reads nothing, for as long as it takes: it is dropped, and meanwhile the
-//! WAL is written back as if it weren't there.
+//! A client that requests everything and then reads nothing: it is dropped, and meanwhile the WAL is written back as if
+//! it weren't there.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -24,9 +24,9 @@ fn is_served(server: SocketAddr, client: SocketAddr) -> bool {
     })
 }
 
-/// Copies the whole WAL and starts it anew, as no reader that holds a transaction would let happen. While the mirror
-/// itself is at it, SQLite says "busy" at once, without waiting: so it is tried again, for far shorter than the client
-/// is waited for.
+/// Writes the whole WAL back and resets it, which an open read transaction would prevent. While the mirror itself does
+/// so, SQLite answers "busy" at once, without waiting: so this tries again, for a far shorter time than the client's
+/// timeout.
 async fn restart_wal(harness: &OpsHarness) -> bool {
     let path = harness.file.path();
     let restarted = tokio::task::spawn_blocking(move || {
@@ -41,7 +41,7 @@ async fn restart_wal(harness: &OpsHarness) -> bool {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_reads_nothing_is_dropped_while_writes_and_checkpoints_go_on() {
-    // Given: more than a socket's buffers take, and a client that takes none of it
+    // Given: more than a socket's buffers take, and a client that reads none of it
     const ITEMS: usize = 3_000;
     let harness = OpsHarness::with(&["acme"]).await;
     let data = format!("\"{}\"", "x".repeat(16 << 10));
@@ -68,11 +68,11 @@ async fn a_client_that_reads_nothing_is_dropped_while_writes_and_checkpoints_go_
     };
     timeout(2 * DEADLINE, dropped).await.expect("the client is dropped");
 
-    // Then: writes went on all the while, and what it gets is no whole answer
+    // Then: writes went on all the time, and the client gets no complete response
     assert!(modified > 20, "{modified}");
     assert_eq!(harness.file.value::<i64>("SELECT modified FROM items WHERE id = '0'"), modified);
-    let ended = timeout(DEADLINE, client.read_to_end(&mut text)).await.expect("the connection is closed");
-    let whole = ended.is_ok() && text.ends_with(b"0\r\n\r\n");
-    assert!(!whole, "{} bytes came", text.len());
+    let result = timeout(DEADLINE, client.read_to_end(&mut text)).await.expect("the connection is closed");
+    let is_complete = result.is_ok() && text.ends_with(b"0\r\n\r\n");
+    assert!(!is_complete, "{} bytes came", text.len());
     assert_eq!(harness.get_text("/healthz").await.0, 200);
 }

@@ -84,7 +84,7 @@ async fn who_follows_sees_a_later_commit_and_resumes_where_the_stream_broke() {
     assert_eq!(second.id, format!("{epoch}:{}", second.data["seq"]));
     drop(stream);
 
-    // The header wins over where the client began.
+    // The header has precedence over the query.
     let resumed = harness.get("/api/changes?since=0").header("accept", "text/event-stream");
     let resumed = resumed.header("last-event-id", &first.id).send().await.unwrap();
     assert_eq!(resumed.headers()["content-type"], "text/event-stream");
@@ -107,16 +107,16 @@ async fn items_are_the_live_ones_unless_tombstones_are_asked_for() {
     let harness = OpsHarness::with(&["acme", "other"]).await;
     harness.file.write("acme", &[("1", 1, Some("{\"a\":\n1}")), ("2", 1, None), ("3", 1, Some("{}"))]).await;
     harness.file.write("other", &[("4", 1, Some("{}"))]).await;
-    let got = async |query: &str| {
+    let ids_of = async |query: &str| {
         let text = harness.get_text(&format!("/api/items?{query}")).await.1;
         lines(&text).iter().map(|item| item["id"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
     };
-    assert_eq!(got("").await, ["1", "3", "4"]);
-    assert_eq!(got("feed=acme&deleted=true").await, ["1", "2", "3"]);
-    assert_eq!(got("limit=2").await, ["1", "3"]);
+    assert_eq!(ids_of("").await, ["1", "3", "4"]);
+    assert_eq!(ids_of("feed=acme&deleted=true").await, ["1", "2", "3"]);
+    assert_eq!(ids_of("limit=2").await, ["1", "3"]);
     let third: i64 = harness.file.value("SELECT seq FROM items WHERE id = '3'");
-    assert_eq!(got(&format!("since={third}")).await, ["4"]);
-    assert_eq!(got("kind=Slot").await, [""; 0]);
+    assert_eq!(ids_of(&format!("since={third}")).await, ["4"]);
+    assert_eq!(ids_of("kind=Slot").await, [""; 0]);
     assert_eq!(lines(&harness.get_text("/api/items?limit=1").await.1)[0]["data"], json!({"a": 1}));
     assert_eq!(harness.get_text("/api/items?feed=nope").await.0, 404);
     assert_eq!(harness.get_text("/api/items?deleted=perhaps").await.0, 400);
@@ -136,7 +136,7 @@ async fn a_client_that_stalls_keeps_no_transaction_open_and_gets_the_rest_when_i
     let mut text = vec![0; 1024];
     client.read_exact(&mut text).await.unwrap();
 
-    // Commits behind the stalled client's back; then the WAL starts anew, which no open reader of it would let happen.
+    // Commits while the client stalls; then resets the WAL, which an open reader would prevent.
     harness.file.write("acme", &[("later", 1, Some("{}"))]).await;
     let path = harness.file.path();
     let restarted = tokio::task::spawn_blocking(move || {
@@ -159,7 +159,7 @@ struct Event {
     data: Value,
 }
 
-/// A stream of Server-Sent Events, and what of it has been read.
+/// A stream of Server-Sent Events, and the text read so far.
 struct Events(reqwest::Response, String);
 
 impl Events {
@@ -177,9 +177,12 @@ impl Events {
 
     async fn next(&mut self, end: Instant) -> Event {
         while !self.1.contains("\n\n") {
-            let left = end.saturating_duration_since(Instant::now());
-            let chunk =
-                timeout(left, self.0.chunk()).await.expect("an event in time").unwrap().expect("the stream goes on");
+            let remaining = end.saturating_duration_since(Instant::now());
+            let chunk = timeout(remaining, self.0.chunk())
+                .await
+                .expect("an event in time")
+                .unwrap()
+                .expect("the stream goes on");
             self.1.push_str(std::str::from_utf8(&chunk).unwrap());
         }
         let (event, rest) = self.1.split_once("\n\n").unwrap();

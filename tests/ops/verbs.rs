@@ -1,4 +1,4 @@
-//! The verbs that steer a daemon, as the real binary: to a listener, and to a file that nothing holds.
+//! The verbs that control a daemon, run as the real binary: on a listener, and on a file that no process holds.
 
 use std::net::TcpListener;
 
@@ -13,24 +13,24 @@ async fn a_verb_reaches_the_daemon_that_holds_the_file() {
     let harness = OpsHarness::with(&["acme", "b"]).await;
     harness.file.store().record_start(now(), Some(harness.address.to_string()), None).await.unwrap();
     let seek = "https://acme.example/rpde?afterId=%7B1%7D";
-    let told = |order: Order| StubRequest::Feed("acme".into(), order);
-    for (arguments, asked) in [
-        (vec!["pause", "acme"], told(Order::Pause)),
-        (vec!["resume", "acme"], told(Order::Resume)),
-        (vec!["poll-now", "acme"], told(Order::PollNow)),
-        (vec!["purge", "acme"], told(Order::Purge)),
-        (vec!["resync", "acme"], told(Order::Resync { trust_source: false, accept: false })),
-        (vec!["resync", "acme", "--trust-source"], told(Order::Resync { trust_source: true, accept: false })),
+    let feed_order = |order: Order| StubRequest::Feed("acme".into(), order);
+    for (arguments, expected) in [
+        (vec!["pause", "acme"], feed_order(Order::Pause)),
+        (vec!["resume", "acme"], feed_order(Order::Resume)),
+        (vec!["poll-now", "acme"], feed_order(Order::PollNow)),
+        (vec!["purge", "acme"], feed_order(Order::Purge)),
+        (vec!["resync", "acme"], feed_order(Order::Resync { trust_source: false, accept: false })),
+        (vec!["resync", "acme", "--trust-source"], feed_order(Order::Resync { trust_source: true, accept: false })),
         (
             vec!["resync", "acme", "--trust-source", "--accept"],
-            told(Order::Resync { trust_source: true, accept: true }),
+            feed_order(Order::Resync { trust_source: true, accept: true }),
         ),
-        (vec!["resync", "acme", "--accept"], told(Order::AcceptSweep)),
-        (vec!["seek", "acme", seek], told(Order::Seek(seek.into()))),
-        (vec!["ack", "acme", "--clear"], told(Order::Ack(None))),
+        (vec!["resync", "acme", "--accept"], feed_order(Order::AcceptSweep)),
+        (vec!["seek", "acme", seek], feed_order(Order::Seek(seek.into()))),
+        (vec!["ack", "acme", "--clear"], feed_order(Order::Ack(None))),
         (
             vec!["ack", "acme", "--until", "2100-01-01T00:00:00Z", "--note", "they know"],
-            told(Order::Ack(Some(Ack { until: 4_102_444_800_000, note: Some("they know".into()) }))),
+            feed_order(Order::Ack(Some(Ack { until: 4_102_444_800_000, note: Some("they know".into()) }))),
         ),
         (vec!["quarantine", "retry", "7"], StubRequest::Quarantine(7, QuarantineOrder::Retry)),
         (vec!["quarantine", "drop", "7"], StubRequest::Quarantine(7, QuarantineOrder::Drop)),
@@ -39,7 +39,7 @@ async fn a_verb_reaches_the_daemon_that_holds_the_file() {
         assert_eq!((exit, error.as_str()), (0, ""), "{arguments:?}");
         assert_eq!(out.lines().count(), 1, "{out}");
         assert!(out.starts_with("did "), "the supervisor's words: {out}");
-        assert_eq!(harness.received_orders().pop(), Some(asked), "{arguments:?}");
+        assert_eq!(harness.received_orders().pop(), Some(expected), "{arguments:?}");
     }
 
     let before = harness.received_orders().len();
@@ -78,8 +78,8 @@ async fn the_configuration_leads_to_the_daemon_too() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refusal_is_told_and_keeps_no_other_feed_from_its_order() {
-    let answer = |asked: &StubRequest| match asked {
+async fn a_refusal_is_reported_and_keeps_no_other_feed_from_its_order() {
+    let answer = |request: &StubRequest| match request {
         StubRequest::Feed(name, _) if name == "nope" => Err(ControlError::Unknown("there is no feed nope".into())),
         _ => Ok("done".into()),
     };
@@ -111,36 +111,36 @@ async fn without_a_daemon_the_verbs_act_on_the_file() {
     let mut file = MirrorFixture::with(&["acme"]).await;
     file.write("acme", &[("1", 1, Some("{}"))]).await;
     file.close();
-    let told = async |arguments: &[&str]| {
+    let run_verb = async |arguments: &[&str]| {
         let (exit, out, error) = run(&file.path(), arguments).await;
         assert_eq!((exit, error.as_str()), (0, ""), "{arguments:?}");
         assert!(out.starts_with("acme: ") && out.lines().count() == 1, "{out}");
     };
 
-    told(&["pause", "acme"]).await;
+    run_verb(&["pause", "acme"]).await;
     assert_eq!(file.value::<String>("SELECT health FROM feeds"), "paused");
-    told(&["resume", "acme"]).await;
+    run_verb(&["resume", "acme"]).await;
     assert_eq!(file.value::<String>("SELECT health FROM feeds"), "ok");
     let url = "https://acme.example/rpde?afterId=%7B1%7D";
-    told(&["seek", "acme", url]).await;
+    run_verb(&["seek", "acme", url]).await;
     assert_eq!(file.value::<String>("SELECT cursor FROM feeds"), url);
-    told(&["resync", "acme"]).await;
+    run_verb(&["resync", "acme"]).await;
     assert_eq!(file.value::<i64>("SELECT trust FROM resync"), 0);
-    told(&["resync", "acme", "--trust-source"]).await;
+    run_verb(&["resync", "acme", "--trust-source"]).await;
     assert_eq!(file.value::<i64>("SELECT trust FROM resync"), 1);
     let until = "SELECT coalesce(acked_until, '') || ' ' || coalesce(ack_note, '') FROM feeds";
-    told(&["ack", "acme", "--until", "2100-01-01T00:00:00Z", "--note", "they know"]).await;
+    run_verb(&["ack", "acme", "--until", "2100-01-01T00:00:00Z", "--note", "they know"]).await;
     assert_eq!(file.value::<String>(until), "2100-01-01T00:00:00.000Z they know");
-    told(&["ack", "acme"]).await;
+    run_verb(&["ack", "acme"]).await;
     let hours = "SELECT round((julianday(acked_until) - julianday('now')) * 24) FROM feeds";
     assert_eq!(file.value::<f64>(hours), 24.0, "a day if not said, in place of the earlier one");
     assert_eq!(
         file.value::<String>("SELECT detail FROM events WHERE what = 'ack'"),
         "until 2100-01-01T00:00:00.000Z: they know"
     );
-    told(&["ack", "acme", "--clear"]).await;
+    run_verb(&["ack", "acme", "--clear"]).await;
     assert_eq!(file.value::<String>(until), " ");
-    told(&["purge", "acme"]).await;
+    run_verb(&["purge", "acme"]).await;
     assert_eq!(file.value::<i64>("SELECT count(*) FROM items"), 0);
     assert_eq!(file.value::<String>("SELECT state FROM changes"), "purged");
     assert_eq!(file.value::<String>("SELECT health FROM feeds"), "paused");

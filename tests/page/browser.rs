@@ -1,5 +1,5 @@
-//! Chromium without a window, steered through its DevTools protocol over a pipe: messages of JSON that end in a zero
-//! byte (`--remote-debugging-pipe`), so that neither a port nor another program is needed.
+//! Headless Chromium, controlled through its DevTools protocol over a pipe: messages of JSON that end in a zero byte
+//! (`--remote-debugging-pipe`), so that neither a port nor another program is needed.
 
 use std::cell::{Cell, RefCell};
 use std::io::{BufRead, BufReader, Write};
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-/// How long anything may take on a busy machine.
+/// How long a condition may take on a busy machine.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 
 /// One browser with one tab.
@@ -21,7 +21,7 @@ pub(crate) struct Browser {
     messages: Receiver<Value>,
     session: String,
     last: Cell<u64>,
-    /// What the page complained of: errors on its console, exceptions, violations of its policy.
+    /// The page's errors: on its console, exceptions, violations of its policy.
     complaints: RefCell<Vec<String>>,
     _profile: TempDir,
 }
@@ -29,7 +29,7 @@ pub(crate) struct Browser {
 impl Browser {
     pub(crate) fn start() -> Self {
         let profile = tempfile::tempdir().unwrap();
-        // The browser reads what it is told from 3 and answers on 4.
+        // The browser reads commands from descriptor 3 and writes answers to 4.
         let script = "exec chromium \"$@\" 3<&0 4>&1 </dev/null >/dev/null 2>/dev/null";
         let mut command = Command::new("sh");
         command.args(["-c", script, "chromium", "--headless", "--remote-debugging-pipe", "--no-first-run"]);
@@ -59,8 +59,8 @@ impl Browser {
             _profile: profile,
         };
         let tab = browser.call("Target.createTarget", json!({ "url": "about:blank" }));
-        let to_it = json!({ "targetId": tab["targetId"], "flatten": true });
-        let attached = browser.call("Target.attachToTarget", to_it);
+        let attach = json!({ "targetId": tab["targetId"], "flatten": true });
+        let attached = browser.call("Target.attachToTarget", attach);
         browser.session = attached["sessionId"].as_str().unwrap().to_owned();
         for domain in ["Page", "Runtime", "Log"] {
             browser.call(&format!("{domain}.enable"), json!({}));
@@ -106,12 +106,12 @@ impl Browser {
         self.complaints.borrow_mut().push(of.to_string());
     }
 
-    /// What the page has complained of.
+    /// The page's errors so far.
     pub(crate) fn complaints(&self) -> Vec<String> {
         self.complaints.borrow().clone()
     }
 
-    /// Loads a page, and waits until it is whole.
+    /// Loads a page, and waits until its load event.
     pub(crate) fn open(&self, url: &str) {
         self.call("Page.navigate", json!({ "url": url }));
         self.loaded();
@@ -121,7 +121,7 @@ impl Browser {
         while self.next("Page.loadEventFired")["method"] != "Page.loadEventFired" {}
     }
 
-    /// Clicks what a selector finds, which leads to another page.
+    /// Clicks the element of a selector, which loads another page.
     pub(crate) fn follow(&self, selector: &str) {
         self.evaluate(&format!("setTimeout(() => document.querySelector({selector:?}).click())"));
         self.loaded();
@@ -129,8 +129,8 @@ impl Browser {
 
     /// The value of an expression, as JSON.
     pub(crate) fn evaluate(&self, expression: &str) -> Value {
-        let asked = json!({ "expression": expression, "returnByValue": true, "awaitPromise": true });
-        let answer = self.call("Runtime.evaluate", asked);
+        let parameters = json!({ "expression": expression, "returnByValue": true, "awaitPromise": true });
+        let answer = self.call("Runtime.evaluate", parameters);
         assert!(answer["exceptionDetails"].is_null(), "{expression}: {answer}");
         answer["result"]["value"].clone()
     }
@@ -165,7 +165,7 @@ impl Browser {
         self.call("Emulation.setScriptExecutionDisabled", json!({ "value": !on }));
     }
 
-    /// Presses a key that is named alike as key and code.
+    /// Presses a key whose `key` and `code` are the same.
     pub(crate) fn press(&self, key: &str, code: u32) {
         for kind in ["keyDown", "keyUp"] {
             let event = json!({ "type": kind, "key": key, "code": key, "windowsVirtualKeyCode": code });
@@ -177,7 +177,7 @@ impl Browser {
         self.call("Input.insertText", json!({ "text": text }));
     }
 
-    /// A picture of the window, for people, beside the build's other files.
+    /// Saves a picture of the window, for people, beside the build's other files.
     pub(crate) fn picture(&self, name: &str) -> PathBuf {
         let shot = self.call("Page.captureScreenshot", json!({ "format": "png" }));
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("page");
@@ -197,14 +197,14 @@ impl Drop for Browser {
 
 /// RFC 4648 §4.
 fn unbase64(text: &str) -> Vec<u8> {
-    const SIGNS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let (mut bytes, mut held, mut bits) = (Vec::with_capacity(text.len() / 4 * 3), 0u32, 0);
-    for sign in text.bytes().filter(|sign| *sign != b'=') {
-        let value = SIGNS.iter().position(|known| *known == sign).unwrap();
-        (held, bits) = (held << 6 | u32::try_from(value).unwrap(), bits + 6);
+    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let (mut bytes, mut accumulator, mut bits) = (Vec::with_capacity(text.len() / 4 * 3), 0u32, 0);
+    for digit in text.bytes().filter(|digit| *digit != b'=') {
+        let value = ALPHABET.iter().position(|known| *known == digit).unwrap();
+        (accumulator, bits) = (accumulator << 6 | u32::try_from(value).unwrap(), bits + 6);
         if bits >= 8 {
             bits -= 8;
-            bytes.push((held >> bits & 0xff) as u8);
+            bytes.push((accumulator >> bits & 0xff) as u8);
         }
     }
     bytes

@@ -1,4 +1,4 @@
-//! How a browser gets in where the listener can be reached from elsewhere.
+//! How a browser logs in where the listener can be reached from another machine.
 
 use serde_json::json;
 
@@ -12,7 +12,7 @@ async fn off_loopback_the_token_opens_the_page_for_reading_alone() {
     let browser = Browser::start();
 
     browser.open(&harness.url("/feeds/acme"));
-    assert!(!browser.text("document.body.innerText").contains("acme"), "nothing is status_and_text before");
+    assert!(!browser.text("document.body.innerText").contains("acme"), "nothing is shown before");
     browser.picture("login");
     browser.evaluate("token.value = 'no such token'");
     browser.follow("button");
@@ -58,7 +58,7 @@ async fn a_name_that_is_not_known_gets_the_form_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn on_loopback_there_is_no_way_in_but_the_open_door() {
+async fn on_loopback_reading_needs_no_login_and_a_login_gives_no_session() {
     let harness = OpsHarness::with(&["acme"]).await;
     assert_eq!(harness.get_text("/").await.0, 200);
     let posted = harness.post("/login").body(format!("token={}", harness.token));
@@ -67,7 +67,7 @@ async fn on_loopback_there_is_no_way_in_but_the_open_door() {
 }
 
 #[tokio::test]
-async fn only_so_many_pages_are_kept_current_and_a_place_is_given_back() {
+async fn only_so_many_pages_are_kept_current_and_a_permit_is_released() {
     let harness = OpsHarness::with(&["acme"]).await;
     let mut open = Vec::new();
     for _ in 0..32 {
@@ -85,5 +85,5 @@ async fn only_so_many_pages_are_kept_current_and_a_place_is_given_back() {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(crate::harness::DEADLINE, free).await.expect("a place is free again");
+    tokio::time::timeout(crate::harness::DEADLINE, free).await.expect("a permit is free again");
 }

@@ -1,4 +1,4 @@
-//! Feeds as an operator has them: most of them well, some in trouble, with names, words and addresses of any length.
+//! Feeds as an operator has them: most of them healthy, some failing, with names, texts and URLs of any length.
 
 use feedmirror::feed::{Finding, Health};
 use feedmirror::store::feeds::HealthNote;
@@ -11,7 +11,7 @@ pub(crate) const LONG: &str = "http-503: https://a-provider-with-a-long-name.exa
     facility-uses-slots?afterTimestamp=638966025666647075&afterId=%7B3f2504e0-4f89-11d3-9a0c-0305e82c3301%7D said \
     <b>Service Unavailable</b> with a body that goes on-and-on-and-on-without-a-place-to-break-a-line-anywhere-at-all";
 
-/// Three feeds that are well, and one each in trouble.
+/// Healthy feeds, and one each of the other states.
 pub(crate) async fn small() -> OpsHarness {
     let harness =
         OpsHarness::with(&["acme-sessions", "acme-slots", "failed-feed", "late-feed", "odd-feed", "paused"]).await;
@@ -28,12 +28,12 @@ pub(crate) async fn small() -> OpsHarness {
     let late = harness.file.feed("late-feed").await.id;
     let finding = Finding { rule: "out-of-order", detail: format!("item {}", "9".repeat(300)), count: 12 };
     harness.file.store().record_finding(late, now(), finding).await.unwrap();
-    remember(&harness, "acme-sessions");
+    add_activity(&harness, "acme-sessions");
     harness
 }
 
-/// A week behind it, as the page would have it: busy by day, quiet by night.
-fn remember(harness: &OpsHarness, feed: &str) {
+/// A week of activity for the page: busy by day, quiet by night.
+fn add_activity(harness: &OpsHarness, feed: &str) {
     let db = Connection::open(harness.file.path()).unwrap();
     db.busy_timeout(DEADLINE).unwrap();
     db.execute(
@@ -51,7 +51,7 @@ pub(crate) async fn note(harness: &OpsHarness, feed: &str, health: Health, reaso
     harness.file.store().record_health(id, now(), note).await.unwrap();
 }
 
-/// So many feeds, every 25th of them in trouble.
+/// So many feeds, every 25th of them failing.
 pub(crate) async fn large(feeds: usize) -> OpsHarness {
     let names: Vec<String> = (0..feeds).map(|n| format!("provider-{:02}.feed-{n:03}", n % 40)).collect();
     let harness = OpsHarness::with(&names.iter().map(String::as_str).collect::<Vec<_>>()).await;

@@ -1,4 +1,4 @@
-//! The page while it stays open: what changes shows by itself, and disturbs nobody.
+//! The page while it stays open: changes show by themselves, without disturbing its user.
 
 use crate::browser::Browser;
 use crate::fleet::{large, small};
@@ -6,7 +6,7 @@ use crate::fleet::{large, small};
 const SHOWN: &str = "[...document.querySelectorAll('#rows tr')].filter((row) => row.offsetParent).map((row) => row.id)";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_change_shows_and_focus_place_and_search_stay() {
+async fn a_change_shows_and_focus_row_and_search_stay() {
     let (harness, browser) = (small().await, Browser::start());
     browser.open(&harness.url("/"));
     browser.evaluate("window.row = document.getElementById('feed-acme-sessions'); row.querySelector('a').focus()");
@@ -22,7 +22,7 @@ async fn a_change_shows_and_focus_place_and_search_stay() {
     assert_eq!(browser.evaluate("document.activeElement === row.querySelector('a')"), true, "the focus");
     assert_eq!(browser.evaluate("document.getElementById('feed-acme-sessions') === row"), true, "the row itself");
     assert_eq!(browser.text("search.value"), "acme");
-    assert_eq!(browser.text("location.search"), "?q=acme", "a search is a place to come back to");
+    assert_eq!(browser.text("location.search"), "?q=acme", "a search has an address of its own");
     assert_eq!(browser.text("shown.textContent"), "2 of 6 feeds");
     assert!(browser.text("document.title").starts_with("5 of 6 feeds not ok"), "{}", browser.text("document.title"));
     assert_eq!(browser.complaints(), [""; 0]);
@@ -51,7 +51,7 @@ async fn a_feed_s_page_shows_what_happens_to_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn words_for_time_pass_with_it_and_a_mirror_that_is_gone_is_said() {
+async fn times_are_updated_and_a_mirror_that_does_not_answer_is_reported() {
     let (harness, browser) = (small().await, Browser::start());
     browser.open(&harness.url("/"));
     let next = "document.querySelector('#feed-late-feed [data-head=\"Next poll\"]').innerText.trim()";

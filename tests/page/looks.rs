@@ -1,4 +1,4 @@
-//! The page for whoever looks at it: without scripts, by day and by night, on a phone, by keyboard and by ear.
+//! The page for its users: without scripts, in light and dark colours, on a phone, by keyboard and by screen reader.
 
 use serde_json::json;
 
@@ -90,10 +90,10 @@ async fn the_keyboard_reaches_every_feed() {
         let seen = "document.activeElement === document.body || getComputedStyle(document.activeElement).outlineStyle !== 'none'";
         assert_eq!(browser.evaluate(seen), true, "the focus shows on {reached:?}");
     }
-    let feeds: Vec<&String> = reached.iter().filter(|place| place.starts_with("/feeds/")).collect();
+    let feeds: Vec<&String> = reached.iter().filter(|href| href.starts_with("/feeds/")).collect();
     let names = ["failed-feed", "odd-feed", "late-feed", "paused", "acme-sessions", "acme-slots"];
     assert_eq!(feeds, names.map(|name| format!("/feeds/{name}")).iter().collect::<Vec<_>>(), "{reached:?}");
-    assert_eq!(reached[0], "#feeds", "the way past the head comes first");
+    assert_eq!(reached[0], "#feeds", "the link past the header comes first");
     assert!(reached.contains(&"search".to_owned()));
 }
 

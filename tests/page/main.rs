@@ -1,5 +1,5 @@
-//! The status page in a real Chromium, before a real listener and a real file. Pictures of it, for people to look at, go
-//! to `target/tmp/page`.
+//! The status page in a real Chromium, from a real listener and a real file. Pictures of it, for people to look at, are
+//! saved in `target/tmp/page`.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 

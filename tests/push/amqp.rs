@@ -31,7 +31,7 @@ async fn next(consumer: &mut Consumer) -> Result<Option<Message>, Failure> {
     timeout(DEADLINE, consumer.next()).await.expect("no message within the deadline")
 }
 
-/// The next message's number, and its tag.
+/// The number in the next message's body, and its tag.
 async fn number(consumer: &mut Consumer) -> (u32, u64) {
     let message = next(consumer).await.unwrap().unwrap();
     (String::from_utf8(message.bytes).unwrap().parse().unwrap(), message.tag)
@@ -75,8 +75,8 @@ impl QueuePublisher {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_real_brokers_messages_are_each_acknowledged_or_delivered_again() {
     let mut rabbit = tokio::task::spawn_blocking(RabbitBroker::start).await.unwrap();
-    what_is_acknowledged_in_batches_never_comes_again(&rabbit).await;
-    what_is_not_acknowledged_comes_again(&rabbit).await;
+    messages_acknowledged_in_batches_are_never_delivered_again(&rabbit).await;
+    unacknowledged_messages_are_delivered_again(&rabbit).await;
     a_broker_sends_no_more_than_prefetch_ahead(&rabbit).await;
     a_queue_must_be_there_unless_it_is_to_be_declared(&rabbit).await;
     a_deleted_queue_is_the_end(&rabbit).await;
@@ -87,7 +87,7 @@ async fn a_real_brokers_messages_are_each_acknowledged_or_delivered_again() {
     tokio::task::spawn_blocking(move || drop(rabbit)).await.unwrap();
 }
 
-async fn what_is_acknowledged_in_batches_never_comes_again(rabbit: &RabbitBroker) {
+async fn messages_acknowledged_in_batches_are_never_delivered_again(rabbit: &RabbitBroker) {
     let publisher = QueuePublisher::to(rabbit, "batches").await;
     publisher.publish(0..250).await;
     let mut consumer = open(&settings("batches"), &rabbit.url("guest", "guest")).await.unwrap();
@@ -104,7 +104,7 @@ async fn what_is_acknowledged_in_batches_never_comes_again(rabbit: &RabbitBroker
     assert_eq!(number(&mut consumer).await.0, 250);
 }
 
-async fn what_is_not_acknowledged_comes_again(rabbit: &RabbitBroker) {
+async fn unacknowledged_messages_are_delivered_again(rabbit: &RabbitBroker) {
     let publisher = QueuePublisher::to(rabbit, "dropped").await;
     publisher.publish(0..10).await;
     let mut consumer = open(&settings("dropped"), &rabbit.url("guest", "guest")).await.unwrap();
@@ -112,7 +112,7 @@ async fn what_is_not_acknowledged_comes_again(rabbit: &RabbitBroker) {
         number(&mut consumer).await;
     }
     consumer.ack_up_to(4).await.unwrap();
-    // A good-bye, so that the acknowledgement has surely arrived; then one without.
+    // Closed first, so that the acknowledgement has surely arrived; then dropped without closing.
     consumer.close().await;
     for _ in 0..2 {
         let mut consumer = open(&settings("dropped"), &rabbit.url("guest", "guest")).await.unwrap();
@@ -162,8 +162,8 @@ async fn a_deleted_queue_is_the_end(rabbit: &RabbitBroker) {
     assert_eq!(next(&mut consumer).await.unwrap(), None);
 }
 
-/// RabbitMQ closes a channel with 406, as for a queue declared in another way, when an acknowledgement is unknown or comes
-/// too late (`consumer_timeout`): that a new connection heals.
+/// RabbitMQ closes a channel with 406, as for a queue declared with other options, when an acknowledgement is unknown
+/// or too late (`consumer_timeout`): a new connection heals that.
 async fn a_channel_closed_over_an_acknowledgement_needs_no_operator(rabbit: &RabbitBroker) {
     let publisher = QueuePublisher::to(rabbit, "closed").await;
     publisher.publish(0..2).await;
@@ -255,7 +255,7 @@ async fn a_broker_that_never_answers_is_a_timeout_and_its_connection_is_cut() {
     let url = format!("amqp://guest:hunter2@{}", listener.local_addr().unwrap());
     let opening = tokio::spawn(async move { open(&settings("any"), &url).await.map(drop) });
     let (mut socket, _) = listener.accept().await.unwrap();
-    // The greeting comes, and after the time-out the end; nothing else is answered.
+    // The protocol header arrives, and after the timeout the end of the connection; nothing is answered.
     let mut greeting = Vec::new();
     timeout(DEADLINE, socket.read_to_end(&mut greeting)).await.unwrap().unwrap();
     assert_eq!(greeting, b"AMQP\x00\x00\x09\x01");
@@ -264,7 +264,7 @@ async fn a_broker_that_never_answers_is_a_timeout_and_its_connection_is_cut() {
 }
 
 #[tokio::test]
-async fn nobody_there_and_no_such_name_are_told_apart() {
+async fn a_refused_connection_and_an_unknown_name_are_different_failures() {
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let failure = refused(&settings("any"), &format!("amqp://guest:hunter2@127.0.0.1:{port}")).await;
     assert!(matches!(failure, Failure::ConnectionRefused(_)), "{failure}");

@@ -1,4 +1,4 @@
-//! A broker that consents to whatever a consumer asks for (AMQP 0-9-1 over TCP), and then sends what a test says.
+//! A broker that accepts every request of a consumer (AMQP 0-9-1 over TCP), and then sends what a test specifies.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -13,14 +13,14 @@ const BODY: u8 = 3;
 
 pub(crate) struct FakeBroker {
     pub(crate) url: String,
-    /// The last tag that each connection acknowledged everything up to, in the order they came.
+    /// The tag up to which each connection has acknowledged, in the order of the connections.
     acknowledged: Arc<Mutex<Vec<u64>>>,
     heartbeats: Arc<AtomicU64>,
 }
 
 impl FakeBroker {
-    /// Calls `send` for each connection that consumes, with the connection's number from 0; it ends when that fails or
-    /// returns, and the connection stays open for as long as the consumer likes.
+    /// Calls `send` for each connection that consumes, with the connection's number from 0. When `send` returns, the
+    /// connection stays open until the consumer closes it.
     pub(crate) fn start(send: impl Fn(&mut Sender, usize) -> std::io::Result<()> + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("amqp://guest:guest@{}", listener.local_addr().unwrap());
@@ -41,7 +41,7 @@ impl FakeBroker {
         self.acknowledged.lock().unwrap().len()
     }
 
-    /// How many heartbeats came, over all connections.
+    /// How many heartbeats arrived, over all connections.
     pub(crate) fn heartbeats(&self) -> u64 {
         self.heartbeats.load(Ordering::Relaxed)
     }
@@ -52,11 +52,11 @@ impl FakeBroker {
     }
 }
 
-/// What a broker sends to its consumer.
+/// Sends frames to a connection's consumer.
 pub(crate) struct Sender(TcpStream);
 
 impl Sender {
-    /// A whole message.
+    /// Sends a whole message.
     pub(crate) fn message(&mut self, tag: u64, body: &[u8]) -> std::io::Result<()> {
         self.deliver(tag)?;
         self.header(body.len() as u64, b"\x00\x00")?;
@@ -68,7 +68,7 @@ impl Sender {
         self.0.write_all(&method((60, 60), &[&short("consumer"), tag.as_slice(), b"\x00\x00\x01q"].concat()))
     }
 
-    /// A content header that announces a body, with flags and what they say is there.
+    /// Sends a content header that announces a body, with property flags and the properties.
     pub(crate) fn header(&mut self, size: u64, properties: &[u8]) -> std::io::Result<()> {
         let header = [b"\x00\x3c\x00\x00".as_slice(), &size.to_be_bytes(), properties].concat();
         self.0.write_all(&frame(HEADER, 1, &header))
@@ -119,7 +119,7 @@ fn converse(
     }
 }
 
-/// The next method: its channel and its payload.
+/// Reads the next method: its channel and its payload.
 fn receive(socket: &mut TcpStream, heartbeats: &AtomicU64) -> Option<(u8, Vec<u8>)> {
     loop {
         let mut head = [0; 7];

@@ -1,5 +1,5 @@
-//! The real binary at a broker that sends more than it was asked for: memory stays bounded, the operator is told, and
-//! the feed goes on by polling.
+//! The real binary at a broker that sends more than was requested: memory stays bounded, the operator sees the reason,
+//! and polling keeps the feed up to date.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,31 +12,31 @@ const MEMORY: u64 = 128 << 20;
 
 /// A feed of three items, polled and consumed from this broker.
 fn consuming(broker: &FakeBroker, keys: &str) -> (MirrorProcess, ScriptedPublisher, Arc<TestFeed>) {
-    let shelf = TestFeed::of(3, 7);
-    let serving = Arc::clone(&shelf);
+    let test_feed = TestFeed::of(3, 7);
+    let serving = Arc::clone(&test_feed);
     let publisher = ScriptedPublisher::start(move |request| serving.page(request));
     let amqp = format!("amqp.url_file = \"broker\"\namqp.queue = \"acme\"\npoll.min = \"200ms\"\n{keys}");
     let mirror = MirrorProcess::new().feed_with("things", &publisher.url("/feed"), &amqp);
     mirror.write("broker", &broker.url);
-    (mirror.start(), publisher, shelf)
+    (mirror.start(), publisher, test_feed)
 }
 
 fn endpoint(mirror: &MirrorProcess, column: &str) -> String {
     mirror.column(&format!("SELECT coalesce({column}, '') FROM endpoints WHERE transport = 'amqp'")).concat()
 }
 
-/// The reason that begins with `word`; polling goes on beside it.
-fn until_refused(mirror: &MirrorProcess, shelf: &TestFeed, word: &str) -> String {
+/// Waits for the reason that begins with `word`; checks that polling goes on.
+fn until_refused(mirror: &MirrorProcess, test_feed: &TestFeed, word: &str) -> String {
     mirror.until(word, |mirror| endpoint(mirror, "reason").starts_with(&format!("{word}: ")));
     assert_eq!(endpoint(mirror, "health"), "retrying");
-    shelf.put("by-poll");
+    test_feed.put("by-poll");
     mirror.until("news by polling", |mirror| mirror.ids("things").contains(&"by-poll".to_owned()));
     endpoint(mirror, "reason")
 }
 
 #[test]
-fn a_message_declared_without_end_is_not_read_and_what_came_before_it_is_written_and_acknowledged() {
-    // Given a queue with a message of 2^62 bytes behind good ones, a new one each time.
+fn an_endless_message_is_not_read_and_the_messages_before_it_are_stored_and_acknowledged() {
+    // Given a queue with a message of 2^62 bytes after good ones, a new one each time.
     let broker = FakeBroker::start(|sender: &mut Sender, connection| {
         let id = format!("queued-{connection}");
         sender.message(1, item(&id, 100 + i64::try_from(connection).unwrap()).as_bytes())?;
@@ -48,38 +48,38 @@ fn a_message_declared_without_end_is_not_read_and_what_came_before_it_is_written
         }
     });
     // When it is consumed
-    let (mirror, _publisher, shelf) = consuming(&broker, "");
-    // Then the operator is told which queue, how large, and what is taken
-    let reason = until_refused(&mirror, &shelf, "too-large");
+    let (mirror, _publisher, test_feed) = consuming(&broker, "");
+    // Then the reason names the queue, the size and the limit,
+    let reason = until_refused(&mirror, &test_feed, "too-large");
     for part in ["\"acme\"", "4611686018427387904", "16777216"] {
         assert!(reason.contains(part), "{reason}");
     }
-    // and what came before it is here for good
+    // the messages before it are stored and acknowledged,
     assert_eq!(broker.acknowledged(0), 2);
     assert!(mirror.ids("things").contains(&"queued-0".to_owned()));
-    // and it waits longer each time, whatever comes before the message.
+    // and the next attempt waits longer each time, whatever messages come before.
     mirror.until("a fourth failure", |mirror| mirror.log().contains("failures=4"));
     assert!(mirror.most_memory() < MEMORY, "{} MiB", mirror.most_memory() >> 20);
 }
 
 #[test]
-fn a_broker_that_sends_more_than_the_prefetch_is_left_and_what_it_allows_is_acknowledged() {
+fn a_broker_that_sends_more_than_the_prefetch_is_disconnected_and_the_messages_within_it_are_acknowledged() {
     // Given
     let broker = FakeBroker::start(|sender: &mut Sender, _| {
         (1..).try_for_each(|tag| sender.message(tag, item(&format!("id-{tag}"), 100).as_bytes()))
     });
     // When
-    let (mirror, _publisher, shelf) = consuming(&broker, "amqp.prefetch = 10");
+    let (mirror, _publisher, test_feed) = consuming(&broker, "amqp.prefetch = 10");
     // Then
-    let reason = until_refused(&mirror, &shelf, "over-prefetch");
+    let reason = until_refused(&mirror, &test_feed, "over-prefetch");
     assert!(reason.contains("more than 10 messages") && reason.contains("\"acme\""), "{reason}");
     assert!(broker.acknowledged(0) >= 10);
     assert!(mirror.most_memory() < MEMORY, "{} MiB", mirror.most_memory() >> 20);
 }
 
 #[test]
-fn large_messages_within_the_prefetch_wait_at_the_broker_until_those_before_them_are_written() {
-    // Given more of them than memory is to hold, and somebody who keeps the file locked.
+fn large_messages_within_the_prefetch_wait_at_the_broker_until_those_before_them_are_stored() {
+    // Given more messages than the memory limit, and a lock on the database file.
     const MESSAGES: u64 = 160;
     let sent = Arc::new(AtomicU64::new(0));
     let sending = Arc::clone(&sent);
@@ -102,10 +102,10 @@ fn large_messages_within_the_prefetch_wait_at_the_broker_until_those_before_them
     let (written, heartbeats) = (broker.acknowledged(0), broker.heartbeats());
     // When nothing can be written for a while
     mirror.until("two heartbeats", |_| broker.heartbeats() >= heartbeats + 2);
-    // Then the broker has to wait, with what sockets and the mirror hold, and hears that the mirror is there;
+    // Then the broker has to wait once sockets and the mirror are full, and still gets heartbeats;
     assert!(sent.load(Ordering::Relaxed) < written + 60, "{written} were written, and all sent: {sent:?}");
     drop(lock);
-    // and when it can, each of them arrives over the same connection.
+    // and when the lock is released, every message arrives over the same connection.
     mirror.until("all of them", |_| broker.acknowledged(0) == MESSAGES);
     assert_eq!(mirror.number("SELECT count(*) FROM items WHERE id LIKE 'large-%'"), i64::try_from(MESSAGES).unwrap());
     assert_eq!(broker.connections(), 1);
@@ -128,8 +128,8 @@ fn headers_nested_twenty_thousand_times_end_the_connection_and_not_the_daemon() 
         sender.body(b"{}")
     });
     // When
-    let (mut mirror, _publisher, shelf) = consuming(&broker, "");
+    let (mut mirror, _publisher, test_feed) = consuming(&broker, "");
     // Then
-    until_refused(&mirror, &shelf, "bad-frame");
+    until_refused(&mirror, &test_feed, "bad-frame");
     assert!(mirror.is_running());
 }

@@ -1,5 +1,5 @@
-//! Push endpoints over real sockets: event streams of a server that does exactly what a test says, and queues of a real
-//! RabbitMQ, or of a broker that does what a test says.
+//! Push endpoints over real sockets: event streams of a server that sends exactly what a test specifies, and queues of
+//! a real RabbitMQ, or of a fake broker.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 

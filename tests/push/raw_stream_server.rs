@@ -1,11 +1,11 @@
-//! A server of raw answers, byte for byte, whose connections stay open for as long as the test wants.
+//! A server of raw responses, byte for byte, whose connections stay open until the test drops them.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::Duration;
 
-/// Connections in the order they came, with the head of their request.
+/// Connections in the order of their arrival, with the head of their request.
 pub(crate) struct RawStreamServer {
     address: std::net::SocketAddr,
     connections: Receiver<Connection>,
@@ -13,7 +13,7 @@ pub(crate) struct RawStreamServer {
 
 /// A connection whose request's head has been read; closed when dropped.
 pub(crate) struct Connection {
-    /// As it came, names in whatever case.
+    /// As received, names in any case.
     pub(crate) head: String,
     socket: TcpStream,
 }
@@ -33,7 +33,7 @@ impl RawStreamServer {
         Self { address, connections }
     }
 
-    /// Answers the next connection with these bytes and hands it over.
+    /// Answers the next connection with these bytes and sends it to the receiver.
     pub(crate) fn answering(self, bytes: impl Into<Vec<u8>>) -> (String, Receiver<Connection>) {
         let (bytes, url) = (bytes.into(), self.url("/stream"));
         let (sender, answered) = sync_channel(1);
@@ -53,7 +53,7 @@ impl RawStreamServer {
         self.next_within(Duration::from_secs(30)).unwrap()
     }
 
-    /// The next connection, if one comes within that time.
+    /// The next connection, if one arrives within that time.
     pub(crate) fn next_within(&self, time: Duration) -> Option<Connection> {
         self.connections.recv_timeout(time).ok()
     }
@@ -71,10 +71,10 @@ impl Connection {
     /// A header of the request.
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
         let mut lines = self.head.lines().filter_map(|line| line.split_once(": "));
-        lines.find(|(given, _)| given.eq_ignore_ascii_case(name)).map(|(_, value)| value)
+        lines.find(|(header, _)| header.eq_ignore_ascii_case(name)).map(|(_, value)| value)
     }
 
-    /// Writes bytes as they are; whether the client took them.
+    /// Writes bytes unchanged; whether the client accepted them.
     pub(crate) fn send(&mut self, bytes: impl AsRef<[u8]>) -> bool {
         self.socket.write_all(bytes.as_ref()).and_then(|()| self.socket.flush()).is_ok()
     }

@@ -13,7 +13,7 @@ use crate::support::DEADLINE;
 const HEAD: &str = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\n";
 const OPEN: &str = "HTTP/1.1 200 OK\r\nContent-Type: Text/Event-Stream\r\nTransfer-Encoding: chunked\r\n\r\n";
 
-fn requests(url: &str, settings: &HttpSettings) -> EndpointClient {
+fn client(url: &str, settings: &HttpSettings) -> EndpointClient {
     let headers = [("X-Api-Key".to_owned(), ConfiguredValue::Plain("key".into()))];
     EndpointClient::new(&HttpClients::default(), url, settings, &headers, &[]).unwrap()
 }
@@ -23,10 +23,10 @@ async fn open(url: &str, settings: &HttpSettings) -> Result<Stream, HttpFailure>
 }
 
 async fn open_with(url: &str, settings: &HttpSettings, share: Reservation) -> Result<Stream, HttpFailure> {
-    timeout(DEADLINE, Stream::open(&requests(url, settings), url, None, share)).await.unwrap()
+    timeout(DEADLINE, Stream::open(&client(url, settings), url, None, share)).await.unwrap()
 }
 
-/// Of a budget that nobody else has a part in.
+/// A reservation of a budget that nothing else uses.
 fn share() -> Reservation {
     MemoryBudget::new(48 << 20).open_page("publisher", 0)
 }
@@ -35,7 +35,7 @@ async fn next(stream: &mut Stream) -> Result<Option<SseEvent>, HttpFailure> {
     timeout(DEADLINE, stream.next()).await.unwrap()
 }
 
-/// What comes of a body, up to the end or a failure.
+/// The events of a body, up to its end or a failure.
 async fn read(body: impl AsRef<[u8]>) -> (Vec<SseEvent>, Option<HttpFailure>) {
     let answer = [HEAD.as_bytes(), b"Connection: close\r\n\r\n", body.as_ref()].concat();
     let (url, answered) = RawStreamServer::start().answering(answer);
@@ -52,12 +52,12 @@ async fn read(body: impl AsRef<[u8]>) -> (Vec<SseEvent>, Option<HttpFailure>) {
 }
 
 #[tokio::test]
-async fn a_request_says_where_it_goes_on_and_carries_the_feeds_secrets() {
-    let streamer = RawStreamServer::start();
-    let url = streamer.url("/stream?from=1&after=%7Bx%7D");
-    let requests = requests(&streamer.url("/stream"), &HttpSettings::default());
-    let opening = tokio::spawn(async move { Stream::open(&requests, &url, Some("id-7"), share()).await.map(drop) });
-    let mut connection = tokio::task::spawn_blocking(move || streamer.next()).await.unwrap();
+async fn a_request_has_the_last_event_id_and_the_feeds_secrets() {
+    let server = RawStreamServer::start();
+    let url = server.url("/stream?from=1&after=%7Bx%7D");
+    let client = client(&server.url("/stream"), &HttpSettings::default());
+    let opening = tokio::spawn(async move { Stream::open(&client, &url, Some("id-7"), share()).await.map(drop) });
+    let mut connection = tokio::task::spawn_blocking(move || server.next()).await.unwrap();
     connection.send(OPEN);
     opening.await.unwrap().unwrap();
     assert!(connection.head.starts_with("GET /stream?from=1&after=%7Bx%7D HTTP/1.1\r\n"), "{}", connection.head);
@@ -67,9 +67,9 @@ async fn a_request_says_where_it_goes_on_and_carries_the_feeds_secrets() {
 }
 
 #[tokio::test]
-async fn events_come_as_they_are_sent_however_the_wire_cuts_them() {
-    let streamer = RawStreamServer::start();
-    let (url, answered) = streamer.answering(OPEN);
+async fn events_arrive_as_sent_however_the_bytes_are_split() {
+    let server = RawStreamServer::start();
+    let (url, answered) = server.answering(OPEN);
     let mut stream = open(&url, &HttpSettings::default()).await.unwrap();
     let mut connection = answered.recv().unwrap();
     let event = "\u{feff}event: itemupdate\r\nid: 1\r\ndata: {\"é\":\r\ndata: 1}\r\n\r\n";
@@ -96,7 +96,7 @@ async fn an_event_without_its_blank_line_is_none() {
 }
 
 #[tokio::test]
-async fn a_stream_may_be_silent_for_as_long_as_it_likes_and_a_dropped_wait_loses_nothing() {
+async fn a_stream_may_be_silent_for_any_time_and_a_dropped_wait_loses_nothing() {
     let settings = HttpSettings { read_timeout: Duration::from_millis(50), ..HttpSettings::default() };
     let (url, answered) = RawStreamServer::start().answering(OPEN);
     let mut stream = open(&url, &settings).await.unwrap();
@@ -148,7 +148,7 @@ async fn an_event_without_end_is_refused_at_the_limit_and_the_connection_dropped
         });
         assert!(matches!(next(&mut stream).await, Err(HttpFailure::TooLarge(limit)) if limit == expected));
         assert_eq!(next(&mut stream).await.unwrap(), None);
-        // Beyond what was taken there is only what sockets and buffers hold, which on a busy machine grow to tens of MiB.
+        // Beyond the limit only sockets and buffers hold bytes, which on a busy machine grow to tens of MiB.
         let sent = timeout(DEADLINE, sent).await.unwrap().unwrap();
         assert!(sent >= expected && sent < expected + (64 << 20), "{sent}");
     }
@@ -176,7 +176,7 @@ async fn what_is_no_event_stream_is_refused() {
 }
 
 #[tokio::test]
-async fn a_stream_that_is_busy_says_when_to_come_again() {
+async fn a_busy_stream_s_retry_after_is_read() {
     let answer = "HTTP/1.1 503 Busy\r\nRetry-After: 7\r\nContent-Length: 0\r\n\r\n";
     let (url, _answered) = RawStreamServer::start().answering(answer);
     let failure = open(&url, &HttpSettings::default()).await.map(drop).unwrap_err();
@@ -185,17 +185,17 @@ async fn a_stream_that_is_busy_says_when_to_come_again() {
 }
 
 #[tokio::test]
-async fn events_are_charged_until_their_share_is_dropped_and_a_lone_item_never_is() {
+async fn events_are_charged_until_their_reservation_is_dropped_and_a_single_item_never_is() {
     let budget = MemoryBudget::new(1 << 20);
-    let streamer = RawStreamServer::start();
-    let (url, answered) = streamer.answering(OPEN);
+    let server = RawStreamServer::start();
+    let (url, answered) = server.answering(OPEN);
     let mut stream = open_with(&url, &HttpSettings::default(), budget.open_page("publisher", 0)).await.unwrap();
     let mut connection = answered.recv().unwrap();
-    // A lone item.
+    // A single item.
     connection.send_chunk(b"data: 1\n\n");
     next(&mut stream).await.unwrap().unwrap();
     assert!(stream.take_share().is_none());
-    // A large one, whose end is still to come, beside one that is there.
+    // A large event whose end is missing, after one that is complete.
     connection.send_chunk(format!("data: {}\n\n", "x".repeat(300_000)).as_bytes());
     let first = next(&mut stream).await.unwrap().unwrap();
     connection.send_chunk(format!("data: {}", "x".repeat(200_000)).as_bytes());
@@ -213,18 +213,18 @@ async fn events_are_charged_until_their_share_is_dropped_and_a_lone_item_never_i
 }
 
 #[tokio::test]
-async fn an_event_that_waits_half_sent_gives_way_to_whom_it_lets_wait() {
-    // Given a budget that half an event takes.
+async fn an_event_that_is_left_half_sent_is_preempted_by_waiting_pages() {
+    // Given a budget that half an event uses up.
     let budget = MemoryBudget::new(1 << 20);
-    let streamer = RawStreamServer::start();
-    let (url, answered) = streamer.answering(OPEN);
+    let server = RawStreamServer::start();
+    let (url, answered) = server.answering(OPEN);
     let mut stream = open_with(&url, &HttpSettings::default(), budget.open_page("publisher", 0)).await.unwrap();
     let mut connection = answered.recv().unwrap();
     connection.send_chunk(format!("data: good\n\ndata: {}", "x".repeat(900_000)).as_bytes());
     assert_eq!(next(&mut stream).await.unwrap().unwrap().data, "good");
-    // When pages of other hosts need it, of which one may go beyond
-    let mut beyond = budget.open_page("a third", 0);
-    let (_, _) = tokio::join!(timeout(Duration::from_millis(100), stream.next()), beyond.grow_to(400_000));
+    // When pages of other hosts need the memory, one of which may exceed the budget
+    let mut over_budget = budget.open_page("a third", 0);
+    let (_, _) = tokio::join!(timeout(Duration::from_millis(100), stream.next()), over_budget.grow_to(400_000));
     let mut page = budget.open_page("another", 0);
     let (end, grown) = tokio::join!(next(&mut stream), timeout(DEADLINE, page.grow_to(800_000)));
     // Then

@@ -1,4 +1,4 @@
-//! What each request gets, and when.
+//! The router's answer to each request, and when it is sent.
 
 use std::io::Write;
 use std::time::Duration;
@@ -36,7 +36,7 @@ async fn until(what: &str, mut condition: impl FnMut() -> bool) {
 }
 
 #[tokio::test]
-async fn who_shows_no_secret_gets_401_and_nothing_is_handed_on() {
+async fn a_post_without_a_secret_gets_401_and_nothing_is_submitted() {
     let harness = WebhookHarness::start().await;
     let wrong_signature = SIGNATURE.replace("757107", "757108");
     let unprefixed = SIGNATURE.replace("sha256=", "");
@@ -49,7 +49,7 @@ async fn who_shows_no_secret_gets_401_and_nothing_is_handed_on() {
 }
 
 #[tokio::test]
-async fn any_of_the_secrets_will_do_and_the_body_arrives_as_it_was_sent() {
+async fn each_of_the_secrets_is_accepted_and_the_body_arrives_as_it_was_sent() {
     let mut harness = WebhookHarness::start().await;
     for secret in [NEW, OLD] {
         let (seen, reply) = harness.post_with_answer(&bearer(secret), PAGE, PostAnswer::Committed).await;
@@ -73,7 +73,7 @@ async fn any_of_the_secrets_will_do_and_the_body_arrives_as_it_was_sent() {
 }
 
 #[tokio::test]
-async fn compressed_bodies_are_opened_within_the_limit() {
+async fn compressed_bodies_are_decompressed_within_the_limit() {
     let mut harness = WebhookHarness::start().await;
     let headers = format!("{}Content-Encoding: gzip\r\n", bearer(NEW));
     let text = vec![b' '; MAX];
@@ -103,7 +103,7 @@ async fn unknown_feeds_get_404_and_other_methods_405() {
 }
 
 #[tokio::test]
-async fn what_is_refused_unread_is_read_to_its_end_so_that_its_sender_sees_the_answer() {
+async fn a_body_refused_unread_is_read_to_its_end_so_that_its_sender_sees_the_answer() {
     let harness = WebhookHarness::start().await;
     harness.state.send_replace(RouteState::Closed("the feed is purged"));
     let body = vec![b' '; MAX / 2];
@@ -127,7 +127,7 @@ async fn a_2xx_comes_only_once_the_loop_has_answered() {
     let mut stream = TcpStream::connect(harness.address).await.unwrap();
     stream.write_all(&post("/in/a", &bearer(NEW), PAGE)).await.unwrap();
     let posted = timeout(DEADLINE, harness.posted.recv()).await.unwrap().unwrap();
-    // Given: the loop has it and says nothing. Then there is no byte of an answer.
+    // Given: the loop has the body and has not answered. Then no byte of a response is sent.
     let mut byte = [0];
     assert!(timeout(Duration::from_millis(200), stream.read(&mut byte)).await.is_err());
     posted.answer.send(PostAnswer::Committed).unwrap();
@@ -135,7 +135,7 @@ async fn a_2xx_comes_only_once_the_loop_has_answered() {
 }
 
 #[tokio::test]
-async fn each_word_of_the_loop_has_its_answer() {
+async fn each_answer_of_the_loop_has_its_status() {
     let mut harness = WebhookHarness::start().await;
     let table = [
         (PostAnswer::Committed, 204, None, ""),
@@ -148,7 +148,7 @@ async fn each_word_of_the_loop_has_its_answer() {
         let (_, reply) = harness.post_with_answer(&bearer(NEW), PAGE, answer).await;
         assert_eq!((reply.status, reply.header("Retry-After"), reply.body.as_str()), (status, again, words));
     }
-    // A loop that falls over answers nothing.
+    // A loop that ends without an answer.
     let mut stream = TcpStream::connect(harness.address).await.unwrap();
     stream.write_all(&post("/in/a", &bearer(NEW), PAGE)).await.unwrap();
     drop(timeout(DEADLINE, harness.posted.recv()).await.unwrap().unwrap());
@@ -156,7 +156,7 @@ async fn each_word_of_the_loop_has_its_answer() {
 }
 
 #[tokio::test]
-async fn a_feed_that_defers_or_refuses_says_so_to_its_publisher_alone() {
+async fn a_deferred_or_closed_route_says_so_to_an_authenticated_publisher_only() {
     let harness = WebhookHarness::start().await;
     harness.state.send_replace(RouteState::Deferred { retry_after: Duration::from_secs(90), why: "not level yet" });
     for (headers, body) in [(bearer(NEW), PAGE), (SIGNATURE.to_owned(), SIGNED)] {
@@ -177,7 +177,7 @@ async fn a_feed_that_defers_or_refuses_says_so_to_its_publisher_alone() {
 
 #[tokio::test]
 async fn a_full_queue_is_busy_and_keeps_what_it_holds() {
-    let mut harness = WebhookHarness::with_room(1, None).await;
+    let mut harness = WebhookHarness::with_capacity(1, None).await;
     let mut first = TcpStream::connect(harness.address).await.unwrap();
     first.write_all(&post("/in/a", &bearer(NEW), PAGE)).await.unwrap();
     until("the first waits", || harness.waiting() == 1).await;
@@ -192,7 +192,7 @@ async fn a_full_queue_is_busy_and_keeps_what_it_holds() {
 }
 
 #[tokio::test]
-async fn what_is_queued_is_applied_though_its_publisher_has_gone() {
+async fn a_queued_body_is_applied_though_its_publisher_has_gone() {
     let mut harness = WebhookHarness::start().await;
     let mut stream = TcpStream::connect(harness.address).await.unwrap();
     stream.write_all(&post("/in/a", &bearer(NEW), PAGE)).await.unwrap();
@@ -204,7 +204,7 @@ async fn what_is_queued_is_applied_though_its_publisher_has_gone() {
 }
 
 #[tokio::test]
-async fn without_memory_publishers_wait_and_strangers_take_none() {
+async fn without_memory_publishers_wait_and_unauthenticated_bodies_hold_none() {
     let harness = WebhookHarness::start().await;
     let all = harness.budget.reserve(BUDGET).await;
     let reply = harness.post(&bearer(NEW), PAGE).await;
@@ -212,7 +212,7 @@ async fn without_memory_publishers_wait_and_strangers_take_none() {
     assert_eq!(harness.post(SIGNATURE, SIGNED).await.status, 503);
     assert_eq!(harness.post(SIGNATURE, PAGE).await.status, 401, "judged without the mirror's memory");
     drop(all);
-    // What was refused has given everything back.
+    // The refused bodies have released all memory.
     assert_eq!(timeout(DEADLINE, harness.budget.reserve(BUDGET)).await.unwrap().bytes(), BUDGET);
 }
 

@@ -1,4 +1,4 @@
-//! A router behind a listener, one feed's door, and the test in the place of the feed's loop.
+//! A router behind a listener, one feed's route, and the test as the feed's loop.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -21,9 +21,9 @@ use tokio_util::sync::CancellationToken;
 
 /// How long a condition may take on a busy machine.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
-/// The largest body the harness takes.
+/// The largest body that the harness accepts, bytes.
 pub(crate) const MAX: usize = 256 << 10;
-/// What all bodies may hold.
+/// The memory budget of all bodies, bytes.
 pub(crate) const BUDGET: u64 = 1 << 20;
 /// The secret of GitHub's published example of a signature.
 pub(crate) const NEW: &str = "It's a Secret to Everybody";
@@ -41,8 +41,8 @@ pub(crate) struct WebhookHarness {
 }
 
 impl WebhookHarness {
-    /// With room for so many bodies that wait.
-    pub(crate) async fn with_room(room: usize, tls: Option<ReloadableTls>) -> Self {
+    /// A harness whose feed's channel has this capacity.
+    pub(crate) async fn with_capacity(capacity: usize, tls: Option<ReloadableTls>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (inbox, budget) = (Inbox::default(), MemoryBudget::new(BUDGET));
@@ -60,14 +60,14 @@ impl WebhookHarness {
             router,
             shutdown.clone(),
         ));
-        let (state, door_state) = watch::channel(RouteState::Open);
-        let (sender, posted) = mpsc::channel(room);
+        let (state, route_state) = watch::channel(RouteState::Open);
+        let (sender, posted) = mpsc::channel(capacity);
         let secrets = [NEW, OLD].map(SecretString::from).to_vec();
         inbox.register(
             "a",
             WebhookRoute {
                 secrets,
-                state: door_state,
+                state: route_state,
                 sender,
                 generation: Default::default(),
                 turned_away_count: Default::default(),
@@ -77,10 +77,10 @@ impl WebhookHarness {
     }
 
     pub(crate) async fn start() -> Self {
-        Self::with_room(8, None).await
+        Self::with_capacity(8, None).await
     }
 
-    /// Posts `body` to the feed with these header lines, and reads the answer, which needs no word of the loop.
+    /// Posts `body` to the feed with these header lines, and reads a response that doesn't depend on the loop.
     pub(crate) async fn post(&self, headers: &str, body: &[u8]) -> Reply {
         self.ask(&post("/in/a", headers, body)).await
     }
@@ -90,7 +90,7 @@ impl WebhookHarness {
         ask(&mut stream, request).await
     }
 
-    /// Posts with the secret while the loop says `answer`; what the loop got, as far as it is kept, and the answer.
+    /// Posts with the secret while the loop answers `answer`; what the loop received, and the response.
     pub(crate) async fn post_with_answer(
         &mut self,
         headers: &str,
@@ -115,13 +115,13 @@ impl WebhookHarness {
         (seen, reply)
     }
 
-    /// What waits for the loop.
+    /// How many bodies wait for the loop.
     pub(crate) fn waiting(&self) -> usize {
         self.posted.len()
     }
 }
 
-/// A body as the loop got it.
+/// A body as the loop received it.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct ReceivedPost {
     pub(crate) bytes: Vec<u8>,
@@ -130,7 +130,7 @@ pub(crate) struct ReceivedPost {
     pub(crate) fault: Option<String>,
 }
 
-/// An answer.
+/// A response.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Reply {
     pub(crate) status: u16,
@@ -141,11 +141,11 @@ pub(crate) struct Reply {
 impl Reply {
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
         let mut lines = self.head.lines().filter_map(|line| line.split_once(": "));
-        lines.find(|(given, _)| given.eq_ignore_ascii_case(name)).map(|(_, value)| value)
+        lines.find(|(header, _)| header.eq_ignore_ascii_case(name)).map(|(_, value)| value)
     }
 }
 
-/// The line that shows a secret.
+/// The header line with a secret.
 pub(crate) fn bearer(secret: &str) -> String {
     format!("Authorization: Bearer {secret}\r\n")
 }
@@ -159,7 +159,7 @@ pub(crate) fn post(path: &str, headers: &str, body: &[u8]) -> Vec<u8> {
 
 /// Sends and reads until the other side closes.
 pub(crate) async fn ask(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), request: &[u8]) -> Reply {
-    // An answer may come before all was sent.
+    // A response may arrive before the whole request was sent.
     drop(stream.write_all(request).await);
     reply(stream).await
 }

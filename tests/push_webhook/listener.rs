@@ -31,8 +31,8 @@ fn connector() -> TlsConnector {
 }
 
 #[tokio::test]
-async fn over_tls_a_page_is_taken_though_another_handshake_drags() {
-    let mut harness = WebhookHarness::with_room(8, Some(ReloadableTls::load(files()).unwrap())).await;
+async fn over_tls_a_page_is_accepted_while_another_handshake_is_slow() {
+    let mut harness = WebhookHarness::with_capacity(8, Some(ReloadableTls::load(files()).unwrap())).await;
     let dragging = TcpStream::connect(harness.address).await.unwrap();
     let stream = TcpStream::connect(harness.address).await.unwrap();
     let connecting = connector().connect(ServerName::try_from("localhost").unwrap(), stream);
@@ -48,7 +48,7 @@ async fn over_tls_a_page_is_taken_though_another_handshake_drags() {
 }
 
 #[tokio::test]
-async fn what_was_posted_before_the_end_is_answered() {
+async fn a_page_posted_before_shutdown_is_answered() {
     let mut harness = WebhookHarness::start().await;
     let mut stream = TcpStream::connect(harness.address).await.unwrap();
     stream.write_all(&post("/in/a", &bearer(NEW), b"page")).await.unwrap();
@@ -60,14 +60,14 @@ async fn what_was_posted_before_the_end_is_answered() {
     assert!(TcpStream::connect(harness.address).await.is_err());
 }
 
-/// The address that the log tells.
+/// The address in the log.
 fn address(mirror: &MirrorProcess) -> Option<String> {
     let log = mirror.log();
     Some(log.split_once(" webhooks=")?.1.split_whitespace().next()?.trim_matches('"').to_owned())
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_daemon_listens_for_publishers_only_if_it_is_to() {
+async fn the_daemon_listens_for_publishers_only_if_configured() {
     let polled = MirrorProcess::running("a", "http://127.0.0.1:9/");
     assert_eq!(address(&polled), None, "{}", polled.log());
 
@@ -83,8 +83,8 @@ async fn the_daemon_listens_for_publishers_only_if_it_is_to() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_the_configuration_speaks_of_listens_without_a_feed_and_a_reload_can_begin_it() {
-    // Given: a mirror that has never heard of webhooks
+async fn a_configured_listener_listens_without_a_feed_and_a_reload_can_start_it() {
+    // Given: a mirror without webhooks in its configuration
     let mut mirror = MirrorProcess::running("a", "http://127.0.0.1:9/");
     assert_eq!(address(&mirror), None, "{}", mirror.log());
 
@@ -93,7 +93,7 @@ async fn what_the_configuration_speaks_of_listens_without_a_feed_and_a_reload_ca
     mirror.write_config();
     mirror.signal(Signal::SIGHUP);
 
-    // Then: also where the file says it
+    // Then: the listener has the configured address
     assert!(holds_within(DEADLINE, || address(&mirror).is_some()), "{}", mirror.log());
     let sql = "SELECT webhooks_address FROM mirror";
     assert!(holds_within(DEADLINE, || mirror.column(sql) == [address(&mirror).unwrap()]), "{}", mirror.log());
@@ -108,7 +108,7 @@ async fn what_the_configuration_speaks_of_listens_without_a_feed_and_a_reload_ca
 
     // Then
     let body = br#"{"items":[]}"#;
-    let taken = async {
+    let accepted = async {
         loop {
             let mut stream = TcpStream::connect(address(&mirror).unwrap()).await.unwrap();
             if ask(&mut stream, &post("/webhooks/a", &bearer(NEW), body)).await.status == 204 {
@@ -117,17 +117,17 @@ async fn what_the_configuration_speaks_of_listens_without_a_feed_and_a_reload_ca
             tokio::time::sleep(std::time::Duration::from_millis(10)).await;
         }
     };
-    timeout(DEADLINE, taken).await.unwrap_or_else(|_| panic!("never taken: {}", mirror.log()));
+    timeout(DEADLINE, accepted).await.unwrap_or_else(|_| panic!("never accepted: {}", mirror.log()));
 
-    // When: a restart finds it in the configuration
+    // When: a restart with this configuration
     assert!(mirror.stop().success(), "{}", mirror.log());
     mirror.start_again();
     assert!(holds_within(DEADLINE, || mirror.log().matches(" webhooks=").count() >= 2), "{}", mirror.log());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_operator_is_told_of_wrong_secrets_wrong_tokens_and_crowds_at_a_bounded_rate() {
-    // Given: a proxy of ours in front
+async fn wrong_secrets_wrong_tokens_and_evictions_are_logged_at_a_bounded_rate() {
+    // Given: a trusted proxy in front
     let mirror = MirrorProcess::new().feed_with("a", "http://127.0.0.1:9/", "webhook.secret_file = \"key\"");
     mirror.write("key", NEW);
     let tables = "[webhooks]\nlisten = \"127.0.0.1:0\"\npath = \"/in\"\ntrusted_proxies = [\"127.0.0.1\"]\n";
@@ -156,19 +156,19 @@ async fn the_operator_is_told_of_wrong_secrets_wrong_tokens_and_crowds_at_a_boun
     // Then
     assert!(holds_within(DEADLINE, || mirror.number("SELECT count(*) FROM events WHERE what = 'crowded'") == 1));
     let log = mirror.log();
-    let told = |words: &str| log.lines().filter(|line| line.contains(words)).count();
-    assert_eq!(told("status=401 why=\"the feed's secret is needed\" from=\"203.0.113.9\""), 1, "{log}");
-    assert_eq!(told("a wrong admin token was shown"), 1, "{log}");
-    assert_eq!(told("all places are taken"), 1, "{log}");
+    let count_lines = |words: &str| log.lines().filter(|line| line.contains(words)).count();
+    assert_eq!(count_lines("status=401 why=\"the feed's secret is needed\" from=\"203.0.113.9\""), 1, "{log}");
+    assert_eq!(count_lines("a wrong admin token was shown"), 1, "{log}");
+    assert_eq!(count_lines("all places are taken"), 1, "{log}");
     assert!(!log.contains("a-wrong-secret"), "{log}");
     drop(crowd);
     assert!(mirror.stop().success(), "{}", mirror.log());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_place_that_is_taken_ends_the_start() {
-    let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let listen = taken.local_addr().unwrap();
+async fn an_address_in_use_ends_the_start() {
+    let in_use = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let listen = in_use.local_addr().unwrap();
     let mirror = MirrorProcess::new().feed_with("a", "http://127.0.0.1:9/", "webhook.secret_file = \"key\"");
     let mut mirror = mirror.tables(&format!("[webhooks]\nlisten = \"{listen}\"\n"));
     mirror.write("key", NEW);

@@ -1,5 +1,5 @@
-//! What publishers post, over real sockets: each answer of the router, with the feed's loop played by the test, and the
-//! listener before it, plain and over TLS.
+//! Webhook posts over real sockets: each answer of the router, with the test as the feed's loop, and the listener in
+//! front of it, plain and over TLS.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 

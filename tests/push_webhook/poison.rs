@@ -1,4 +1,4 @@
-//! A body that is refused again and again is let through the fifth time, so that its publisher's queue goes on.
+//! A body that is refused again and again is accepted the fifth time, so that its publisher can send the next ones.
 
 use std::time::Duration;
 
@@ -15,17 +15,17 @@ fn refused() -> PostAnswer {
 }
 
 #[tokio::test]
-async fn the_fifth_time_the_loop_is_told_to_take_it() {
+async fn the_fifth_time_the_loop_is_to_quarantine_the_body() {
     let mut harness = WebhookHarness::start().await;
     for time in 1..=4 {
         let (seen, reply) = harness.post_with_answer(&bearer(NEW), TORN, refused()).await;
         assert_eq!((seen.fifth, reply.status), (false, 400), "time {time}");
     }
-    // Another body is judged by itself, and the secret that it came with doesn't matter.
+    // Another body is counted by itself, whichever secret it came with.
     assert!(!harness.post_with_answer(&bearer(NEW), b"[]", refused()).await.0.fifth);
     let (seen, reply) = harness.post_with_answer(&bearer(OLD), TORN, PostAnswer::Committed).await;
     assert_eq!((seen.bytes.as_slice(), seen.fifth, seen.fault, reply.status), (TORN, true, None, 204));
-    // Taken, it begins anew.
+    // Once accepted, the body is forgotten.
     assert!(!harness.post_with_answer(&bearer(NEW), TORN, refused()).await.0.fifth);
 }
 
@@ -43,7 +43,7 @@ async fn being_busy_does_not_count() {
 }
 
 #[tokio::test]
-async fn of_one_that_is_too_large_the_loop_gets_the_beginning() {
+async fn of_an_oversized_body_the_loop_gets_the_beginning() {
     let mut harness = WebhookHarness::start().await;
     let large = vec![b'x'; MAX + 1];
     let mut mac = Hmac::<Sha256>::new_from_slice(OLD.as_bytes()).unwrap();
@@ -60,7 +60,7 @@ async fn of_one_that_is_too_large_the_loop_gets_the_beginning() {
 }
 
 #[tokio::test]
-async fn one_that_can_t_be_decompressed_arrives_as_it_was_sent() {
+async fn a_body_that_can_t_be_decompressed_arrives_as_it_was_sent() {
     let mut harness = WebhookHarness::start().await;
     let headers = format!("{}Content-Encoding: gzip\r\n", bearer(NEW));
     for _ in 0..4 {

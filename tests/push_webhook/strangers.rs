@@ -1,4 +1,5 @@
-//! Strangers at the listener: whatever they send or don't send, a publisher's page is taken at once.
+//! Unauthenticated connections at the listener: whatever they send or don't send, a publisher's page is accepted at
+//! once.
 
 use std::time::{Duration, Instant};
 
@@ -10,22 +11,22 @@ use tokio::time::timeout;
 use crate::answers::{SIGNATURE, SIGNED};
 use crate::harness::{DEADLINE, NEW, WebhookHarness, bearer, post};
 
-/// A publisher waits no longer than this for places and memory that strangers hold.
+/// A publisher waits no longer than this for slots and memory that unauthenticated connections hold.
 const SOON: Duration = Duration::from_secs(5);
 
-/// Strangers who have sent this, and what goes on of them.
-async fn strangers(harness: &WebhookHarness, count: usize, sent: &[u8]) -> Vec<TcpStream> {
+/// Opens so many unauthenticated connections, and sends these bytes on each.
+async fn unauthenticated(harness: &WebhookHarness, count: usize, sent: &[u8]) -> Vec<TcpStream> {
     let mut held = Vec::new();
     for _ in 0..count {
         let mut stream = timeout(DEADLINE, TcpStream::connect(harness.address)).await.unwrap().unwrap();
-        // One that had to make room already takes nothing.
+        // A connection that was evicted already accepts no bytes.
         drop(stream.write_all(sent).await);
         held.push(stream);
     }
     held
 }
 
-async fn is_taken_soon(harness: &mut WebhookHarness, headers: &str, body: &[u8]) {
+async fn assert_accepted_soon(harness: &mut WebhookHarness, headers: &str, body: &[u8]) {
     let began = Instant::now();
     let (seen, reply) = harness.post_with_answer(headers, body, PostAnswer::Committed).await;
     assert_eq!((seen.bytes.as_slice(), reply.status), (body, 204));
@@ -33,19 +34,19 @@ async fn is_taken_soon(harness: &mut WebhookHarness, headers: &str, body: &[u8])
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn dripping_bodies_with_any_signature_keep_no_publisher_out() {
-    // Given: more than had room before, each with its first byte there
+async fn slow_bodies_with_any_signature_delay_no_publisher() {
+    // Given: more bodies than the budget has memory for, each with its first byte sent
     let mut harness = WebhookHarness::start().await;
     let wrong = SIGNATURE.replace("757107", "757108");
     let head = format!("POST /in/a HTTP/1.1\r\nHost: m\r\nContent-Length: 100000\r\n{wrong}\r\n{{");
-    let mut held = strangers(&harness, 300, head.as_bytes()).await;
+    let mut held = unauthenticated(&harness, 300, head.as_bytes()).await;
 
     // When, then
     for _ in 0..5 {
-        is_taken_soon(&mut harness, SIGNATURE, SIGNED).await;
-        is_taken_soon(&mut harness, &bearer(NEW), b"page").await;
-        for stranger in &mut held {
-            drop(stranger.write_all(b" ").await);
+        assert_accepted_soon(&mut harness, SIGNATURE, SIGNED).await;
+        assert_accepted_soon(&mut harness, &bearer(NEW), b"page").await;
+        for connection in &mut held {
+            drop(connection.write_all(b" ").await);
         }
     }
 }
@@ -53,16 +54,16 @@ async fn dripping_bodies_with_any_signature_keep_no_publisher_out() {
 #[tokio::test(flavor = "multi_thread")]
 async fn one_byte_of_a_head_delays_no_post() {
     let mut harness = WebhookHarness::start().await;
-    let held = strangers(&harness, 300, b"P").await;
-    is_taken_soon(&mut harness, &bearer(NEW), b"page").await;
+    let held = unauthenticated(&harness, 300, b"P").await;
+    assert_accepted_soon(&mut harness, &bearer(NEW), b"page").await;
     drop(held);
-    let silent = strangers(&harness, 300, b"").await;
-    is_taken_soon(&mut harness, SIGNATURE, SIGNED).await;
+    let silent = unauthenticated(&harness, 300, b"").await;
+    assert_accepted_soon(&mut harness, SIGNATURE, SIGNED).await;
     drop(silent);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_is_being_answered_keeps_the_place() {
+async fn a_connection_that_is_being_answered_keeps_its_slot() {
     // Given: a page that the loop has not answered yet
     let mut harness = WebhookHarness::start().await;
     let mut publisher = TcpStream::connect(harness.address).await.unwrap();
@@ -70,8 +71,8 @@ async fn who_is_being_answered_keeps_the_place() {
     let posted = timeout(DEADLINE, harness.posted.recv()).await.unwrap().unwrap();
 
     // When
-    let held = strangers(&harness, 400, b"P").await;
-    is_taken_soon(&mut harness, &bearer(NEW), b"another").await;
+    let held = unauthenticated(&harness, 400, b"P").await;
+    assert_accepted_soon(&mut harness, &bearer(NEW), b"another").await;
 
     // Then
     posted.answer.send(PostAnswer::Committed).unwrap();
@@ -88,7 +89,7 @@ async fn wrong_secrets_are_answered_ever_more_slowly_and_right_ones_at_once() {
         assert_eq!(harness.post(&bearer("wrong"), b"page").await.status, 401);
         waits.push(began.elapsed());
     }
-    // 200, 400 and 800 ms after five that are free.
+    // 200, 400 and 800 ms after five answers without delay.
     assert!(waits[5] >= Duration::from_millis(200) && waits[7] >= Duration::from_millis(800), "{waits:?}");
-    is_taken_soon(&mut harness, &bearer(NEW), b"page").await;
+    assert_accepted_soon(&mut harness, &bearer(NEW), b"page").await;
 }

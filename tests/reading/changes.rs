@@ -20,7 +20,7 @@ fn small_mirror() -> MirrorFile {
     mirror
 }
 
-/// The changes and the last position told.
+/// The changes and the last position printed.
 fn log(mirror: &MirrorFile, more: &[&str]) -> (Vec<Value>, Value) {
     let arguments: Vec<&str> = ["changes"].iter().chain(more).copied().collect();
     let mut lines = json_lines(&mirror.says(&arguments));
@@ -146,7 +146,7 @@ fn positions_of_another_mirror_get_read_everything_again() {
     assert_eq!(failed(&mirror.run(&["changes", "--since", "yesterday"])).0, Some(2));
 }
 
-/// Lines until one satisfies.
+/// Reads lines until one matches.
 fn wait_for(output: &mut BufReader<ChildStdout>, wanted: impl Fn(&Value) -> bool) -> Value {
     loop {
         let mut line = String::new();
@@ -207,14 +207,14 @@ fn a_restored_file_is_noticed_while_following() {
     let mut follower = mirror.spawn(&["changes", "--follow"]);
     let mut output = BufReader::new(follower.0.stdout.take().unwrap());
     wait_for(&mut output, |line| line.get("last_seq").is_some());
-    // when another mirror's file takes its place, as a restore does
+    // when another mirror's file replaces it, as a restore does
     let mut other = MirrorFile::new();
     other.stop();
     for companion in ["-wal", "-shm"] {
         std::fs::remove_file(format!("{}{companion}", mirror.path().display())).unwrap();
     }
     std::fs::rename(other.path(), mirror.path()).unwrap();
-    // then the reader is told that its position means nothing any more
+    // then the reader learns that its position means nothing any more
     assert_eq!(follower.ends(), Some(1));
     let mut errors = String::new();
     follower.0.stderr.take().unwrap().read_to_string(&mut errors).unwrap();

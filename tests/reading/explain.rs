@@ -1,4 +1,4 @@
-//! `explain` over a file at rest: what is kept of deliveries, and what is said once they are too long ago.
+//! `explain` over a stopped mirror's file: what is kept of deliveries, and what is printed once they are too long ago.
 
 use crate::mirror_file::{MirrorFile, deleted, failed, updated};
 

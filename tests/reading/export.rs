@@ -1,4 +1,4 @@
-//! `export`: what comes out, in which form, and at what cost.
+//! `export`: its output in each format, and its memory.
 
 use std::io::{BufRead, BufReader, Read};
 
@@ -7,7 +7,7 @@ use feedmirror::store::feeds::HealthNote;
 
 use crate::mirror_file::{AT, MirrorFile, deleted, failed, json_lines, of_kind, updated};
 
-/// As no serialiser would write it: the bytes must come through.
+/// A form that no serialiser would write: the bytes must be copied.
 const ODD: &str = r#"{ "n":1.50e+2,"big":123456789012345678901234567890 ,"u":"\u00e9é\/", "dup":1,"dup":2 }"#;
 
 fn small_mirror() -> MirrorFile {

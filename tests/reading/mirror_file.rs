@@ -1,4 +1,4 @@
-//! A mirror's file made through the library, and the real binary to read it with.
+//! A mirror's file made through the library, and the real binary to read it.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -14,7 +14,7 @@ use tokio::runtime::Runtime;
 /// 2026-01-02T03:04:05.678Z.
 pub(crate) const AT: i64 = 1_767_323_045_678;
 
-/// What the writer will say of a delivery.
+/// Receives the result of a delivery from the writer thread.
 type DeliveryReceiver = tokio::sync::oneshot::Receiver<Result<Applied, feedmirror::store::StoreError>>;
 
 /// A mirror that is being written, as by a daemon.
@@ -22,15 +22,15 @@ pub(crate) struct MirrorFile {
     pub(crate) directory: tempfile::TempDir,
     pub(crate) runtime: Runtime,
     pub(crate) store: Option<Store>,
-    closing: Option<StoreGuard>,
+    store_guard: Option<StoreGuard>,
 }
 
 impl MirrorFile {
     pub(crate) fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let (store, closing) = Store::open(&directory.path().join("mirror.db")).unwrap();
-        Self { directory, runtime, store: Some(store), closing: Some(closing) }
+        let (store, store_guard) = Store::open(&directory.path().join("mirror.db")).unwrap();
+        Self { directory, runtime, store: Some(store), store_guard: Some(store_guard) }
     }
 
     pub(crate) fn path(&self) -> PathBuf {
@@ -64,12 +64,12 @@ impl MirrorFile {
         self.runtime.block_on(answer).unwrap().unwrap()
     }
 
-    /// Hands such a page to the writer without waiting for its commit.
+    /// Sends such a page to the writer thread without waiting for its commit.
     pub(crate) fn polling(&self, feed: &StoredFeed, items: &[String]) -> DeliveryReceiver {
-        let asked = feed.cursor.clone().unwrap();
-        let body = format!("{{\"items\":[{}],\"next\":\"{asked}\"}}", items.join(","));
+        let cursor = feed.cursor.clone().unwrap();
+        let body = format!("{{\"items\":[{}],\"next\":\"{cursor}\"}}", items.join(","));
         let page = rpde::page(body.into_bytes(), &DecodeSettings::default()).unwrap();
-        let step = PageStep { next_cursor: asked.clone(), from_cursor: asked, level: items.is_empty(), clean: true };
+        let step = PageStep { next_cursor: cursor.clone(), from_cursor: cursor, level: items.is_empty(), clean: true };
         let delivery = Delivery {
             feed: feed.id,
             generation: feed.generation,
@@ -88,15 +88,15 @@ impl MirrorFile {
         self.store().apply(delivery)
     }
 
-    /// The writer ends, as when the daemon stops.
+    /// Ends the writer thread, as when the daemon stops.
     pub(crate) fn stop(&mut self) {
         self.store = None;
-        if let Some(closing) = self.closing.take() {
-            closing.finish();
+        if let Some(store_guard) = self.store_guard.take() {
+            store_guard.finish();
         }
     }
 
-    /// What a verb prints about this mirror; it must succeed.
+    /// The output of a verb on this mirror; the verb must succeed.
     pub(crate) fn says(&self, arguments: &[&str]) -> String {
         let output = self.run(arguments);
         let errors = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -120,11 +120,11 @@ impl Drop for MirrorFile {
     }
 }
 
-/// A process that doesn't outlive its test.
+/// A process that is killed when its test ends.
 pub(crate) struct Running(pub(crate) Child);
 
 impl Running {
-    /// The exit code, once it has ended by itself.
+    /// The exit code, once the process has ended by itself.
     pub(crate) fn ends(&mut self) -> Option<i32> {
         let ended = eventually(|| self.0.try_wait().unwrap());
         ended.code()
@@ -144,7 +144,7 @@ pub(crate) fn command(database: &Path, arguments: &[&str]) -> Command {
     command
 }
 
-/// What `look` finds, within ten seconds.
+/// The result of `look`, within ten seconds.
 #[expect(clippy::disallowed_methods, reason = "the one polling loop, under a deadline")]
 pub(crate) fn eventually<T>(mut look: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + Duration::from_secs(10);
@@ -175,7 +175,7 @@ pub(crate) fn json_lines(text: &str) -> Vec<serde_json::Value> {
     text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))).collect()
 }
 
-/// The exit code and what standard error says.
+/// The exit code and standard error.
 pub(crate) fn failed(output: &Output) -> (Option<i32>, String) {
     assert!(output.stdout.is_empty(), "{}", String::from_utf8_lossy(&output.stdout));
     (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())

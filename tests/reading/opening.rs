@@ -1,4 +1,4 @@
-//! Which files are read, which are refused, and by whom.
+//! Which files are read, which are refused, and for which users.
 
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::Path;
@@ -16,13 +16,13 @@ fn refused(path: &Path, arguments: &[&str]) -> String {
 fn a_missing_file_is_named_and_not_made() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("none.db");
-    let said = format!(
+    let expected = format!(
         "feedmirror: {} can't be used: there is no such file: name a mirror with --db, or make one with feedmirror sync \
          or run\n",
         path.display()
     );
     for arguments in [&["status"][..], &["export"], &["changes", "--follow"], &["quarantine", "list"], &["events"]] {
-        assert_eq!(refused(&path, arguments), said);
+        assert_eq!(refused(&path, arguments), expected);
     }
     assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
 }
@@ -70,11 +70,11 @@ fn names_with_signs_that_uris_use_are_read_as_they_are() {
     assert!(command(&path, &["status"]).output().unwrap().status.success(), "{}", path.display());
 }
 
-/// Who reads where root runs the tests.
+/// The user that reads where root runs the tests.
 const GROUP: u32 = 54_321;
 const NOBODY: u32 = 65_534;
 
-/// Root becomes another user of the file's group; anybody else gives up their own rights to the file instead.
+/// Root becomes another user of the file's group; any other user gives up their own rights to the file instead.
 fn is_root() -> bool {
     nix::unistd::geteuid().is_root()
 }
@@ -88,8 +88,8 @@ fn as_group_member(program: &Path, arguments: &[&str]) -> Output {
     command.args(arguments).stdin(Stdio::null()).output().expect("setpriv, which util-linux has, and sqlite3")
 }
 
-/// The file and its companions as systemd's UMask=0027 leaves them, in a directory that the group can't write: gone
-/// when dropped, so that the directory can be removed.
+/// The file and its companions as systemd's UMask=0027 leaves them, in a directory that the group can't write; dropped,
+/// it makes the directory removable again.
 struct Given<'a>(&'a Path);
 
 impl<'a> Given<'a> {

@@ -1,4 +1,4 @@
-//! `findings` as something to send: by publisher, with sections, samples and counts, as the real binary over a file.
+//! `findings` as a report to send: by publisher, with sections, samples and counts, by the real binary over a file.
 
 use feedmirror::feed::Finding;
 use feedmirror::store::feeds::FeedRegistration;
@@ -8,7 +8,7 @@ use crate::mirror_file::{AT, MirrorFile, failed, json_lines, updated};
 
 const DAY: i64 = 86_400_000;
 
-/// Two feeds of the provider `acme`, one of nobody in particular, and one that is well.
+/// Two feeds of the provider `acme`, one without provider, and one without findings.
 fn mirror() -> MirrorFile {
     let mirror = MirrorFile::new();
     let registration = |name: &str, provider: Option<&str>, url: &str| FeedRegistration {
@@ -56,10 +56,10 @@ fn a_publisher_s_departures_stand_together_what_loses_records_first() {
     let acme = &publishers[0];
     assert_eq!(acme["feeds"][1], json!({ "feed": "acme-sessions", "url": "https://two.example/sessions" }));
     let findings = acme["findings"].as_array().unwrap();
-    let told: Vec<_> = findings.iter().map(|one| (&one["rule"], &one["severity"], &one["count"])).collect();
+    let entries: Vec<_> = findings.iter().map(|one| (&one["rule"], &one["severity"], &one["count"])).collect();
     let (failure, warning) = (json!("failure"), json!("warning"));
     assert_eq!(
-        told,
+        entries,
         [
             (&json!("no-id"), &failure, &json!(3)),
             (&json!("bom"), &failure, &json!(7)),

@@ -1,4 +1,4 @@
-//! Status and the journals: rows under the SQL names, tables for people.
+//! Status, quarantine, findings and events: rows under the SQL names, tables for people.
 
 use feedmirror::feed::{Attribution, Finding, Health, Mode, PushTrust, Transport};
 use feedmirror::store::endpoints::PushTrustUpdate;
@@ -11,7 +11,7 @@ use crate::mirror_file::{AT, MirrorFile, deleted, failed, json_lines, updated};
 fn busy_mirror() -> MirrorFile {
     let mirror = MirrorFile::new();
     mirror.feed("acme-sessions");
-    let trouble = mirror.feed("trouble");
+    let failing = mirror.feed("trouble");
     let nameless = "{\"state\":\"updated\",\"kind\":\"Session\",\"modified\":9,\"data\":{}}".to_owned();
     mirror.polled("acme-sessions", &[updated("a", 5, "{\"n\":1}"), deleted("b", 6), nameless]);
     mirror.polled("acme-sessions", &[updated("a", 4, "{\"n\":0}")]);
@@ -22,13 +22,13 @@ fn busy_mirror() -> MirrorFile {
         failures: 3,
         next_poll_at: Some(AT),
     };
-    mirror.runtime.block_on(mirror.store().record_health(trouble.id, AT, note)).unwrap();
+    mirror.runtime.block_on(mirror.store().record_health(failing.id, AT, note)).unwrap();
     let finding = Finding { rule: "bom", detail: "it begins with one".into(), count: 2 };
-    mirror.runtime.block_on(mirror.store().record_finding(trouble.id, AT, finding)).unwrap();
+    mirror.runtime.block_on(mirror.store().record_finding(failing.id, AT, finding)).unwrap();
     mirror
 }
 
-/// The view's columns as SQLite itself tells them.
+/// The view's columns as SQLite reports them.
 fn columns(mirror: &MirrorFile, view: &str) -> Vec<String> {
     let db = rusqlite::Connection::open(mirror.path()).unwrap();
     let mut select = db.prepare("SELECT name FROM pragma_table_info(?1) ORDER BY cid").unwrap();
@@ -36,7 +36,7 @@ fn columns(mirror: &MirrorFile, view: &str) -> Vec<String> {
     names.collect::<Result<_, _>>().unwrap()
 }
 
-/// A JSON object's keys as they stand in its text.
+/// A JSON object's keys in the order of its text.
 fn keys(object: &str) -> Vec<String> {
     struct Keys;
     impl<'de> serde::de::Visitor<'de> for Keys {
@@ -144,7 +144,7 @@ fn status_of_one_feed_shows_that_one() {
 
 #[test]
 fn status_of_a_pushed_feed_says_how_its_endpoints_are_and_why_its_mode_is_what_it_is() {
-    // given a feed that its stream kept level until the stream was lost, and its webhook is doing so now
+    // given a feed that its stream kept live until the stream was lost, and that its webhook keeps live now
     let mirror = busy_mirror();
     let id = mirror.runtime.block_on(mirror.store().feed(&mirror.name("acme-sessions"))).unwrap().id;
     let standing =
@@ -164,22 +164,24 @@ fn status_of_a_pushed_feed_says_how_its_endpoints_are_and_why_its_mode_is_what_i
     let all = mirror.says(&["status"]);
     let one = mirror.says(&["status", "acme-sessions"]);
 
-    // then all feeds show mode and push, and the one says more, the last change of its mode alone
+    // then the list of all feeds shows mode and push, and a single feed's status also shows the last change of its mode
     let row = |text: &str| -> Vec<String> {
         let row = text.lines().find(|line| line.trim_start().starts_with("acme-sessions ")).unwrap();
         row.split_whitespace().take(4).map(str::to_owned).collect()
     };
     assert_eq!(row(&all), ["acme-sessions", "webhook", "proven", "ok"], "{all}");
     assert!(!all.contains("its mode changed"), "{all}");
-    let said = |what: &str| assert!(one.contains(what), "no {what} in\n{one}");
-    said(" ago: sse → webhook: push-lost: sse: stream-ended\n");
+    let contains = |what: &str| assert!(one.contains(what), "no {what} in\n{one}");
+    contains(" ago: sse → webhook: push-lost: sse: stream-ended\n");
     assert_eq!(one.matches("its mode changed").count(), 1, "{one}");
-    said("acme-sessions: poll: ok; last page ");
-    said("acme-sessions: sse: retrying for ");
-    said(": push-lost: sse: stream-ended: the publisher closed the stream; unproven: polled until it has delivered;");
-    said("acme-sessions: webhook: ok; proven ");
-    said("; 0 items brought, 2 missed (1 of them came late)\n");
-    // and to programs it says what it said before
+    contains("acme-sessions: poll: ok; last page ");
+    contains("acme-sessions: sse: retrying for ");
+    contains(
+        ": push-lost: sse: stream-ended: the publisher closed the stream; unproven: polled until it has delivered;",
+    );
+    contains("acme-sessions: webhook: ok; proven ");
+    contains("; 0 items brought, 2 missed (1 of them came late)\n");
+    // and the JSON is as before
     let json: serde_json::Value = serde_json::from_str(&mirror.says(&["status", "acme-sessions", "--json"])).unwrap();
     assert_eq!(json.as_object().unwrap().keys().collect::<Vec<_>>(), ["feeds", "mirror"]);
 }
@@ -192,8 +194,8 @@ fn an_unknown_feed_is_told_with_the_nearest() {
     {
         let (code, errors) = failed(&mirror.run(arguments));
         assert_eq!(code, Some(1), "{errors}");
-        let said = "feedmirror: there is no feed acme-session in the mirror; did you mean acme-sessions?\n";
-        assert_eq!(errors, said);
+        let expected = "feedmirror: there is no feed acme-session in the mirror; did you mean acme-sessions?\n";
+        assert_eq!(errors, expected);
     }
 }
 
@@ -206,8 +208,8 @@ fn a_quarantined_record_is_listed_and_shown_whole() {
     assert_eq!(rows[0]["raw"], raw);
     let list = mirror.says(&["quarantine", "list"]);
     assert!(list.contains(rows[0]["reason"].as_str().unwrap()), "{list}");
-    let shown = mirror.says(&["quarantine", "show", &rows[0]["id"].to_string()]);
-    assert!(shown.contains("feed       acme-sessions\n") && shown.ends_with(&format!("\n{raw}\n")), "{shown}");
+    let text = mirror.says(&["quarantine", "show", &rows[0]["id"].to_string()]);
+    assert!(text.contains("feed       acme-sessions\n") && text.ends_with(&format!("\n{raw}\n")), "{text}");
     let (code, errors) = failed(&mirror.run(&["quarantine", "show", "999"]));
     assert_eq!((code, errors.as_str()), (Some(1), "feedmirror: there is no record 999 in quarantine\n"));
 }

@@ -1,4 +1,4 @@
-//! Every fault happens, looks as it is named, is counted, and is over when calm.
+//! Every fault happens, looks as its name says, is counted, and is over once the faults are cleared.
 
 use std::collections::HashMap;
 use std::io::Read as _;
@@ -27,7 +27,7 @@ fn settings(dialect: Dialect) -> SimulatorSettings {
     }
 }
 
-/// One fault, always; and the URLs a reader knows before it began.
+/// One fault with a share of 1, and the URLs that a reader knew before it began.
 struct FaultCase {
     simulator: Simulator,
     fault: Fault,
@@ -51,9 +51,9 @@ impl FaultCase {
         self.simulator.fault_counts().get(self.fault.name()).copied().unwrap_or(0)
     }
 
-    fn truth(&self) -> HashMap<String, Value> {
-        let truth = self.simulator.expected_items(FEED);
-        truth.into_iter().map(|item| (item.id.clone(), serde_json::to_value(item).unwrap())).collect()
+    fn expected_items(&self) -> HashMap<String, Value> {
+        let expected_items = self.simulator.expected_items(FEED);
+        expected_items.into_iter().map(|item| (item.id.clone(), serde_json::to_value(item).unwrap())).collect()
     }
 }
 
@@ -78,7 +78,7 @@ async fn every_fault_happens_as_named_is_counted_and_is_over_when_calm() {
         // Counted, and nothing else was.
         assert!(scene.fired() > 0, "{} was not counted", row.name);
         assert_eq!(scene.simulator.fault_counts().len(), 1, "{}", row.name);
-        // Once calm, a reader that begins anew gets the truth.
+        // Once cleared, a reader that begins anew gets the expected items.
         scene.simulator.clear_faults();
         let read = walk(&scene.first, async || {}).await;
         assert_eq!(read.items, items_by_key(&scene.simulator.expected_items(FEED)), "{}", row.name);
@@ -156,12 +156,12 @@ async fn look(scene: &FaultCase, name: &str) {
         "at-id" => {
             let page = ask().await.page();
             let odd: Vec<&Value> = items(&page).iter().filter(|item| item.get("id").is_none()).collect();
-            assert!(odd.len() == 1 && scene.truth().contains_key(odd[0]["@id"].as_str().unwrap()));
+            assert!(odd.len() == 1 && scene.expected_items().contains_key(odd[0]["@id"].as_str().unwrap()));
         }
         "deleted-with-data" => {
             let page = ask().await.page();
             let odd = items(&page).iter().find(|item| item["state"] == "deleted" && item["data"].is_object());
-            assert_eq!(scene.truth()[odd.unwrap()["id"].as_str().unwrap()]["state"], "deleted");
+            assert_eq!(scene.expected_items()[odd.unwrap()["id"].as_str().unwrap()]["state"], "deleted");
         }
         "duplicate" => {
             let page = ask().await.page();
@@ -202,17 +202,17 @@ async fn look(scene: &FaultCase, name: &str) {
             assert!(reply.status == 302 && reply.header("location").unwrap().starts_with("http://foreign.invalid/"));
         }
         "redirect" => {
-            // The end is the end though a redirect led to it: `next` is what was asked for at first.
+            // The end counts as the end though a redirect led to it: `next` is the URL first requested.
             let reply = get(&scene.end).await;
             let moved = resolve(&scene.end, reply.header("location").unwrap());
             assert_eq!((reply.status, next(&get(&moved).await.page())), (302, scene.end.as_str()));
         }
         "endless" => {
-            let mut asked = scene.end.clone();
+            let mut url = scene.end.clone();
             for _ in 0..5 {
-                let page = get(&asked).await.page();
-                assert!(!items(&page).is_empty() && next(&page) != asked);
-                asked = next(&page).to_owned();
+                let page = get(&url).await.page();
+                assert!(!items(&page).is_empty() && next(&page) != url);
+                url = next(&page).to_owned();
             }
         }
         "short-pages" => assert_eq!(items(&ask().await.page()).len(), 1),
@@ -221,13 +221,13 @@ async fn look(scene: &FaultCase, name: &str) {
             assert!(took >= Duration::from_millis(200), "{took:?}");
         }
         "late-commit" => {
-            let before = scene.truth();
+            let before = scene.expected_items();
             assert!(items(&get(&scene.end).await.page()).is_empty());
-            assert_eq!(scene.truth().len(), before.len() + 1);
+            assert_eq!(scene.expected_items().len(), before.len() + 1);
         }
         "went-back" => {
             let page = get(&scene.end).await.page();
-            assert!(items(&page).is_empty() && scene.truth().len() < 45);
+            assert!(items(&page).is_empty() && scene.expected_items().len() < 45);
             get(&scene.end).await;
             assert_eq!(scene.fired(), 1, "it goes back once");
         }
@@ -239,8 +239,11 @@ async fn look(scene: &FaultCase, name: &str) {
         "gone" => assert_eq!((ask().await.status, get(&scene.end).await.status), (410, 410)),
         "forgets" => {
             get(&scene.end).await;
-            let truth = scene.truth();
-            assert!(truth.len() < 45 && truth.values().filter(|item| item["state"] == "updated").count() > 20);
+            let expected_items = scene.expected_items();
+            assert!(
+                expected_items.len() < 45
+                    && expected_items.values().filter(|item| item["state"] == "updated").count() > 20
+            );
         }
         "stale-cache" => {
             assert!(items(&get(&scene.end).await.page()).is_empty());
@@ -273,7 +276,7 @@ fn only_lacks(page: &Value, member: &str) {
 }
 
 async fn packed(scene: &FaultCase, name: &str) {
-    // Nothing goes wrong for those who don't take it.
+    // Nothing goes wrong for readers that don't accept gzip.
     assert_eq!(items(&get(&scene.first).await.page()).len(), PAGE);
     assert_eq!(scene.fired(), 0);
     let reply = get_with(&scene.first, &[("Accept-Encoding", "gzip")]).await;
@@ -288,18 +291,18 @@ async fn packed(scene: &FaultCase, name: &str) {
     }
 }
 
-/// How many empty pages lead to the one that was asked for.
+/// How many empty pages come before the requested page.
 async fn empty_pages(scene: &FaultCase, most: usize) -> usize {
-    let mut asked = scene.second.clone();
+    let mut url = scene.second.clone();
     for empty in 0..=most {
-        let page = get(&asked).await.page();
+        let page = get(&url).await.page();
         scene.simulator.set_faults(Vec::new());
         if !items(&page).is_empty() {
             assert_eq!(page["items"], get(&scene.second).await.page()["items"]);
             return empty;
         }
-        assert_ne!(next(&page), asked, "that would be the end");
-        asked = next(&page).to_owned();
+        assert_ne!(next(&page), url, "that would be the end");
+        url = next(&page).to_owned();
     }
     panic!("more than {most} empty pages")
 }
@@ -321,11 +324,11 @@ async fn the_same_requests_meet_the_same_chances() {
     let meet = async || {
         let faults = ["http-500", "not-json", "short-pages"].map(|name| (Fault::named(name).unwrap(), 0.2));
         let simulator = start(SimulatorSettings { faults: faults.to_vec(), ..settings(Dialect::Timestamp) }).await;
-        let mut met = Vec::new();
+        let mut happened = Vec::new();
         for _ in 0..60 {
-            met.push(get(&simulator.feed_url(FEED)).await.body.len());
+            happened.push(get(&simulator.feed_url(FEED)).await.body.len());
         }
-        (met, simulator.fault_counts())
+        (happened, simulator.fault_counts())
     };
     let (one, again) = (meet().await, meet().await);
     assert_eq!(one.1.len(), 3);
@@ -335,7 +338,7 @@ async fn the_same_requests_meet_the_same_chances() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_patient_reader_ends_with_the_truth_whatever_heals_has_befallen_it() {
     for dialect in Dialect::ALL {
-        // given a feed that changes while everything that heals goes wrong by chance
+        // given a feed that changes while every healing fault happens by chance
         let takes_long = ["silence", "drip", "slow"];
         let polled = |row: &&FaultInfo| row.on == FaultChannel::Poll && row.heals;
         let faults = FAULTS.iter().filter(polled).filter(|row| !takes_long.contains(&row.name));
@@ -343,7 +346,7 @@ async fn a_patient_reader_ends_with_the_truth_whatever_heals_has_befallen_it() {
         let simulator = start(SimulatorSettings { items: 200, ..settings(*dialect) }).await;
         simulator.set_faults(faults);
         let first = simulator.feed_url(FEED);
-        let mut reader = PatientReader { asked: first.clone(), read: WalkResult::default() };
+        let mut reader = PatientReader { url: first.clone(), read: WalkResult::default() };
         // when it is read, and read again
         for request in 0..1_500 {
             reader.step(&first).await;
@@ -352,9 +355,9 @@ async fn a_patient_reader_ends_with_the_truth_whatever_heals_has_befallen_it() {
             }
         }
         assert!(simulator.fault_counts().len() > 30, "{:?}", simulator.fault_counts());
-        // then, once calm, what it holds from the same position on, and behind it, is the truth
+        // then, once cleared, what the reader holds from the same position on is as expected
         simulator.clear_faults();
-        reader.asked = first.clone();
+        reader.url = first.clone();
         for _ in 0..100 {
             reader.step(&first).await;
         }
@@ -366,27 +369,27 @@ async fn a_patient_reader_ends_with_the_truth_whatever_heals_has_befallen_it() {
     }
 }
 
-/// A reader that takes what it understands and asks again for the rest.
+/// A reader that takes the records it understands and requests the rest again.
 struct PatientReader {
-    asked: String,
+    url: String,
     read: WalkResult,
 }
 
 impl PatientReader {
     async fn step(&mut self, first: &str) {
-        let mut reply = get_with(&self.asked, &[("Accept-Encoding", "identity")]).await;
+        let mut reply = get_with(&self.url, &[("Accept-Encoding", "identity")]).await;
         if reply.status == 302 {
-            reply = get(&resolve(&self.asked, reply.header("location").unwrap())).await;
+            reply = get(&resolve(&self.url, reply.header("location").unwrap())).await;
         }
         if reply.status == 404 {
-            self.asked = first.to_owned();
+            self.url = first.to_owned();
         }
         let body = reply.body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&reply.body);
         let Ok(page) = serde_json::from_slice::<Value>(body) else { return };
         let Some(items) = page["items"].as_array() else { return };
         items.iter().filter_map(record).for_each(|record| self.read.take(record));
         if let Some(next) = page["next"].as_str() {
-            self.asked = resolve(&self.asked, next);
+            self.url = resolve(&self.url, next);
         }
     }
 }

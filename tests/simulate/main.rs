@@ -1,5 +1,5 @@
-//! The simulated publisher, read over real sockets by a reader of a few lines that shares nothing with it or the mirror:
-//! what it says when it behaves, and what each fault looks like on the wire.
+//! The simulated publisher, read over real sockets by a reader of a few lines that shares no code with it or the
+//! mirror: its output without faults, and what each fault looks like on the wire.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -27,14 +27,14 @@ fn small() -> SimulatorSettings {
     SimulatorSettings { feeds: 21, items: 60, page: 7, ..SimulatorSettings::default() }
 }
 
-/// The publisher's truth in the form the reader keeps it.
-pub(crate) fn items_by_key(truth: &[ExpectedItem]) -> BTreeMap<(String, String), (i64, Option<Value>)> {
-    let item = |truth: &ExpectedItem| {
-        let data = truth.data.as_ref().map(|data| serde_json::from_str(data).unwrap());
-        assert_eq!(data.is_some(), truth.state == "updated");
-        ((truth.kind.clone(), truth.id.clone()), (truth.modified.as_i64().unwrap(), data))
+/// The publisher's expected items in the reader's form.
+pub(crate) fn items_by_key(expected: &[ExpectedItem]) -> BTreeMap<(String, String), (i64, Option<Value>)> {
+    let item = |expected: &ExpectedItem| {
+        let data = expected.data.as_ref().map(|data| serde_json::from_str(data).unwrap());
+        assert_eq!(data.is_some(), expected.state == "updated");
+        ((expected.kind.clone(), expected.id.clone()), (expected.modified.as_i64().unwrap(), data))
     };
-    truth.iter().map(item).collect()
+    expected.iter().map(item).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -44,10 +44,10 @@ async fn every_feed_read_to_its_end_says_the_truth_each_item_once_in_order() {
     for name in simulator.names() {
         // when one is read to its end
         let read = walk(&simulator.feed_url(&name), async || {}).await;
-        // then it said what is true, no item twice, none before an older one
-        let truth = simulator.expected_items(&name);
-        assert_eq!(read.items, items_by_key(&truth), "{name}");
-        assert_eq!((read.records.len(), truth.len()), (60, 60), "{name}");
+        // then it has the expected items, none twice, none before an older one
+        let expected = simulator.expected_items(&name);
+        assert_eq!(read.items, items_by_key(&expected), "{name}");
+        assert_eq!((read.records.len(), expected.len()), (60, 60), "{name}");
         let modified: Vec<i64> = read.records.iter().map(|record| record.modified).collect();
         assert!(modified.is_sorted(), "{name}: {modified:?}");
     }
@@ -76,7 +76,7 @@ async fn each_dialect_is_spelt_as_its_standard_says() {
         spelt.sort_unstable();
         spelt.dedup();
         assert_eq!(spelt, states);
-        // The end is an empty page that sends to the very URL asked for.
+        // The end is an empty page whose `next` is the requested URL.
         let end = get(&all.end).await.page();
         let expected = if absolute { all.end.clone() } else { all.end.split_off_origin() };
         assert_eq!((end["items"].as_array().unwrap().len(), end["next"].as_str().unwrap()), (0, expected.as_str()));
@@ -107,11 +107,11 @@ async fn changes_during_a_walk_lose_nothing() {
             }
         })
         .await;
-        // then the reader holds the truth, though items moved under its hands
+        // then the reader holds the expected items, though they moved during the walk
         assert_eq!(left, 0);
-        let truth = items_by_key(&simulator.expected_items(&name));
-        assert_eq!(read.items, truth, "{name}");
-        assert!(read.records.len() > truth.len(), "nothing was read twice");
+        let expected = items_by_key(&simulator.expected_items(&name));
+        assert_eq!(read.items, expected, "{name}");
+        assert!(read.records.len() > expected.len(), "nothing was read twice");
     }
     assert!(!simulator.change("nobody", 1));
 }
@@ -136,7 +136,7 @@ async fn feeds_change_at_the_rate_until_frozen() {
     // when nothing is done, it changes
     let before = simulator.expected_items(&name);
     until(async || simulator.expected_items(&name) != before).await;
-    // when frozen, it stays as it is for the time of many changes
+    // when frozen, it stays unchanged for the time of many changes
     simulator.freeze(true);
     let frozen = simulator.expected_items(&name);
     let since = Instant::now();
@@ -144,12 +144,12 @@ async fn feeds_change_at_the_rate_until_frozen() {
         get(&simulator.feed_url(&name)).await;
     }
     assert_eq!(simulator.expected_items(&name), frozen);
-    // when thawed, it goes on
+    // when thawed, it changes again
     simulator.freeze(false);
     until(async || simulator.expected_items(&name) != frozen).await;
 }
 
-/// Waits for a condition under a deadline; each look makes room for others.
+/// Waits for a condition under a deadline, yielding between checks.
 pub(crate) async fn until(condition: impl AsyncFn() -> bool) {
     let wait = async {
         while !condition().await {

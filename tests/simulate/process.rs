@@ -1,4 +1,4 @@
-//! The command as a process: what it prints, what it serves, how it ends.
+//! The command as a process: its output, what it serves, how it ends.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Output, Stdio};
@@ -22,12 +22,12 @@ fn output(arguments: &[&str]) -> Output {
     simulate(arguments).output().unwrap()
 }
 
-/// A running publisher, killed when a test fails on the way.
+/// A running publisher; killed when a test fails.
 struct Running(Child, Vec<(String, String)>);
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // It has usually ended by then.
+        // The process has usually ended by then.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
@@ -62,25 +62,25 @@ async fn a_test_in_another_process_can_ask_for_the_truth_and_steer() {
     let publisher = running(&["--feeds", "1", "--fault", "http-500"], 1);
     let url = &publisher.1[0].1;
     let base = url.strip_suffix("/sessions-1").unwrap();
-    let truth = async || {
+    let expected = async || {
         let reply = get(&format!("{base}/_truth/sessions-1")).await;
         let lines = String::from_utf8(reply.body).unwrap();
         lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect::<Vec<Value>>()
     };
-    // what it says goes wrong, and is counted
+    // its faults happen, and are counted
     assert_eq!(get(url).await.status, 500);
     assert_eq!(get(&format!("{base}/_fired")).await.page(), serde_json::json!({"http-500": 1}));
-    // until calm
+    // until they are cleared
     assert_eq!(ask("POST", &format!("{base}/_calm"), &[]).await.status, 200);
     let page = get(url).await.page();
-    let before = truth().await;
+    let before = expected().await;
     assert_eq!(before.len(), 30);
     assert_eq!((&before[0]["id"], &before[0]["data"]), (&page["items"][0]["id"], &page["items"][0]["data"]));
     // changes and a restore are seen
     assert_eq!(ask("POST", &format!("{base}/_change/sessions-1?n=4"), &[]).await.status, 200);
-    assert_ne!(truth().await, before);
+    assert_ne!(expected().await, before);
     assert_eq!(ask("POST", &format!("{base}/_restore/sessions-1"), &[]).await.status, 200);
-    assert!(truth().await.len() < 30);
+    assert!(expected().await.len() < 30);
     for steer in ["_freeze", "_thaw"] {
         assert_eq!(ask("POST", &format!("{base}/{steer}"), &[]).await.status, 200);
     }
@@ -136,8 +136,8 @@ async fn a_webhook_named_on_the_command_line_gets_the_feed_s_first_page() {
 
 #[test]
 fn a_taken_address_is_named() {
-    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = taken.local_addr().unwrap().to_string();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
     let refused = output(&["--listen", &address]);
     assert_eq!(refused.status.code(), Some(1));
     assert!(String::from_utf8(refused.stderr).unwrap().contains(&address));

@@ -1,4 +1,4 @@
-//! Pages pushed to a webhook: one after the other, each until it is taken, signed, and what goes wrong.
+//! Pages pushed to a webhook: one after the other, each until it is accepted, signed; and the faults of pushing.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex};
@@ -19,10 +19,10 @@ use crate::{items_by_key, start, until};
 
 const FEED: &str = "sessions-1";
 const DEADLINE: Duration = Duration::from_secs(20);
-/// Between two looks at whether it has come.
+/// Wait between two checks.
 const PAUSE: Duration = Duration::from_millis(5);
 
-/// One POST as it came.
+/// One POST as received.
 #[derive(Clone, Debug)]
 struct Post {
     path: String,
@@ -34,12 +34,12 @@ struct Post {
 /// A status, and `Retry-After`.
 type Answer = (u16, Option<&'static str>);
 
-/// A webhook that answers as it is told, then 200.
+/// A webhook that gives the prepared answers, then 200.
 #[derive(Clone, Default)]
 struct Receiver {
     posts: Arc<Mutex<Vec<Post>>>,
     answers: Arc<Mutex<VecDeque<Answer>>>,
-    /// Whether it refuses what is no JSON.
+    /// Whether it refuses bodies that are no JSON.
     strict: bool,
 }
 
@@ -73,8 +73,8 @@ impl Receiver {
 async fn take(State(receiver): State<Receiver>, uri: Uri, headers: HeaderMap, body: Bytes) -> (StatusCode, HeaderMap) {
     let bad = receiver.strict && serde_json::from_slice::<Value>(&body).is_err();
     receiver.posts.lock().unwrap().push(Post { path: uri.path().to_owned(), headers, body, at: Instant::now() });
-    let told = receiver.answers.lock().unwrap().pop_front();
-    let (status, retry) = told.unwrap_or((if bad { 400 } else { 200 }, None));
+    let answer = receiver.answers.lock().unwrap().pop_front();
+    let (status, retry) = answer.unwrap_or((if bad { 400 } else { 200 }, None));
     let mut headers = HeaderMap::new();
     if let Some(seconds) = retry {
         headers.insert("retry-after", seconds.parse().unwrap());
@@ -100,8 +100,8 @@ fn ids<'a>(items: impl IntoIterator<Item = &'a Value>) -> Vec<String> {
     items.into_iter().map(|item| item["id"].as_str().unwrap().to_owned()).collect()
 }
 
-fn truth(simulator: &Simulator) -> Vec<String> {
-    simulator.expected_items(FEED).into_iter().map(|truth| truth.id).collect()
+fn expected_ids(simulator: &Simulator) -> Vec<String> {
+    simulator.expected_items(FEED).into_iter().map(|item| item.id).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -118,18 +118,18 @@ async fn pages_are_pushed_in_order_from_the_beginning_or_from_the_first_change_o
         simulator.change(FEED, 2);
         let changed = |posts: &[Post]| posts.iter().skip(before).map(|post| items(post).len()).sum::<usize>() == 2;
         let posts = receiver.until(changed).await;
-        // then what is pushed is what the feed says, in its order, as on its pages
+        // then the pushed items are the feed's, in its order, as on its pages
         let pushed: Vec<Value> = posts.iter().flat_map(items).collect();
         let sizes: Vec<usize> = posts.iter().take(before).map(|post| items(post).len()).collect();
         assert_eq!(sizes, [10, 10, 5][..before]);
-        let all = truth(&simulator);
+        let all = expected_ids(&simulator);
         assert_eq!(ids(&pushed[pushed.len() - 2..]), all[all.len() - 2..]);
         assert!(posts.iter().all(|post| post.path == "/hook/sessions-1"));
         let mut read = WalkResult::default();
         pushed.iter().for_each(|item| read.take(record(item).unwrap()));
-        let mut held = items_by_key(&simulator.expected_items(FEED));
-        held.retain(|key, _| whole || read.items.contains_key(key));
-        assert_eq!(read.items, held);
+        let mut expected = items_by_key(&simulator.expected_items(FEED));
+        expected.retain(|key, _| whole || read.items.contains_key(key));
+        assert_eq!(read.items, expected);
         assert_eq!(simulator.push_stats(FEED).0.items, pushed.len() as u64);
         simulator.stop().await;
     }
@@ -137,7 +137,7 @@ async fn pages_are_pushed_in_order_from_the_beginning_or_from_the_first_change_o
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_page_is_sent_again_as_it_was_until_it_is_taken_and_only_then_the_next() {
-    // given a webhook that fails in several ways before it takes the first page
+    // given a webhook that fails in several ways before it accepts the first page
     let receiver = Receiver::answering([(500, None), (302, None), (404, None), (503, Some("1"))]);
     let url = receiver.listen().await;
     let simulator = start(SimulatorSettings { webhook: Some(from_start(&url)), ..settings() }).await;
@@ -145,11 +145,11 @@ async fn a_page_is_sent_again_as_it_was_until_it_is_taken_and_only_then_the_next
     receiver.until(|posts| !posts.is_empty()).await;
     simulator.change(FEED, 5);
     let posts = receiver.until(|posts| posts.len() >= 7).await;
-    // then the same bytes come until they are taken, and the next page after that
+    // then the same bytes come until they are accepted, and the next page after that
     assert!(posts[1..5].iter().all(|post| post.body == posts[0].body));
     assert!(posts[5].body != posts[0].body);
     assert_eq!(items(&posts[5]).len(), 10);
-    // ever later, and not before the webhook allows
+    // with growing waits, and not before the webhook allows
     let waits: Vec<u128> = posts.windows(2).take(4).map(|pair| (pair[1].at - pair[0].at).as_millis()).collect();
     assert!(waits.iter().zip([200, 400, 800, 1_600]).all(|(waited, least)| *waited >= least), "{waits:?}");
     assert_eq!((simulator.push_stats(FEED).0.failures, simulator.push_stats(FEED).0.trouble), (4, None));
@@ -175,14 +175,14 @@ async fn a_webhook_that_is_not_there_yet_loses_nothing() {
     simulator.change(FEED, 3);
     until(async || simulator.push_stats(FEED).0.failures > 0).await;
     assert!(simulator.push_stats(FEED).0.trouble.is_some());
-    // when somebody does
+    // when a listener does
     let receiver = Receiver::default();
     let listener = tokio::net::TcpListener::bind(address).await.unwrap();
     let routes = Router::new().route("/{*path}", post(take)).with_state(receiver.clone());
     tokio::spawn(async { axum::serve(listener, routes).await });
-    // then it gets what changed
+    // then it gets the changes
     let posts = receiver.until(|posts| posts.iter().map(|post| items(post).len()).sum::<usize>() == 3).await;
-    let all = truth(&simulator);
+    let all = expected_ids(&simulator);
     assert_eq!(ids(&posts.iter().flat_map(items).collect::<Vec<_>>()), all[all.len() - 3..]);
 }
 
@@ -219,10 +219,10 @@ async fn each_feed_has_its_own_pages_and_waits_for_no_other() {
     let posts = receiver.until(|posts| posts.len() == 12).await;
     for name in simulator.names() {
         let own = posts.iter().filter(|post| post.path == format!("/hook/{name}"));
-        let told: Vec<String> = own.flat_map(items).map(|item| item["id"].to_string().replace('"', "")).collect();
-        assert_eq!(told, simulator.expected_items(&name).into_iter().map(|truth| truth.id).collect::<Vec<_>>());
+        let ids: Vec<String> = own.flat_map(items).map(|item| item["id"].to_string().replace('"', "")).collect();
+        assert_eq!(ids, simulator.expected_items(&name).into_iter().map(|item| item.id).collect::<Vec<_>>());
     }
-    // what can't be told apart is refused
+    // targets that can't be told apart are refused
     let listen = async || tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let shared = SimulatorSettings { feeds: 2, webhook: Some(WebhookTarget::open(url)), ..settings() };
     assert!(Simulator::start(listen().await, shared).err().unwrap().to_string().contains("{feed}"));
@@ -231,7 +231,7 @@ async fn each_feed_has_its_own_pages_and_waits_for_no_other() {
     assert!(Simulator::start(listen().await, shared).err().unwrap().to_string().contains("amqp queue"));
 }
 
-/// What arrives of 25 items, where this always goes wrong, until the last of them has come.
+/// What arrives of 25 items with this fault at a share of 1, until the last of them has come.
 async fn arrives(name: &str) -> (Simulator, Vec<Post>) {
     let receiver = Receiver::default();
     let url = receiver.listen().await;
@@ -246,7 +246,7 @@ async fn arrives(name: &str) -> (Simulator, Vec<Post>) {
 async fn a_push_that_goes_wrong_shows_and_is_counted() {
     let sizes = |posts: &[Post]| posts.iter().map(|post| items(post).len()).collect::<Vec<_>>();
     let (simulator, posts) = arrives("push-skip").await;
-    let all = truth(&simulator);
+    let all = expected_ids(&simulator);
     assert_eq!(sizes(&posts), [9, 9, 4]);
     assert!(ids(&posts.iter().flat_map(items).collect::<Vec<_>>()).iter().all(|id| all.contains(id)));
 
@@ -278,7 +278,7 @@ async fn a_push_that_goes_wrong_shows_and_is_counted() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_refused_for_good_is_forgotten_once_calm_and_the_right_page_comes() {
-    // given a webhook that never takes what is no JSON, and a publisher that has met it with that
+    // given a webhook that never accepts a body that is no JSON, and a publisher that sends one
     let receiver = Receiver { strict: true, ..Receiver::default() };
     let url = receiver.listen().await;
     let faults = vec![(Fault::named("push-junk").unwrap(), 1.0)];
@@ -289,7 +289,7 @@ async fn what_is_refused_for_good_is_forgotten_once_calm_and_the_right_page_come
         bad.len() > 1 && bad[0].body == bad[1].body
     };
     receiver.until(refused).await;
-    // when it is calm
+    // when the faults are cleared
     simulator.clear_faults();
     // then everything comes all the same
     let came = |posts: &[Post]| {

@@ -7,10 +7,10 @@ use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-/// A response, or as much of it as came.
+/// A response, or as much of it as was received.
 #[derive(Debug, Default)]
 pub(crate) struct Reply {
-    /// 0 when no head came.
+    /// 0 when no head was received.
     pub(crate) status: u16,
     headers: Vec<(String, String)>,
     pub(crate) body: Vec<u8>,
@@ -42,10 +42,10 @@ pub(crate) async fn get_with(url: &str, headers: &[(&str, &str)]) -> Reply {
 
 pub(crate) async fn ask(method: &str, url: &str, headers: &[(&str, &str)]) -> Reply {
     let since = std::time::Instant::now();
-    let (authority, place) = split(url);
+    let (authority, path) = split(url);
     let mut stream = TcpStream::connect(authority).await.unwrap();
     let more: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
-    let head = format!("{method} {place} HTTP/1.1\r\nHost: {authority}\r\nConnection: close\r\n{more}\r\n");
+    let head = format!("{method} {path} HTTP/1.1\r\nHost: {authority}\r\nConnection: close\r\n{more}\r\n");
     stream.write_all(head.as_bytes()).await.unwrap();
     let (mut bytes, mut reset) = (Vec::new(), false);
     let all = async {
@@ -105,7 +105,7 @@ fn unchunk(mut bytes: &[u8]) -> (Vec<u8>, bool) {
     (body, false)
 }
 
-/// One record as it was read.
+/// One record as read.
 #[derive(Clone, Debug)]
 pub(crate) struct Record {
     pub(crate) kind: String,
@@ -115,7 +115,7 @@ pub(crate) struct Record {
     data: Option<Value>,
 }
 
-/// By kind and id: modified, and the data of those that are not deleted.
+/// By kind and id: modified, and the data of items that are not deleted.
 pub(crate) type Items = BTreeMap<(String, String), (i64, Option<Value>)>;
 
 #[derive(Default)]
@@ -130,15 +130,15 @@ impl WalkResult {
     pub(crate) fn take(&mut self, record: Record) {
         let data = record.data.clone().filter(|_| record.state.eq_ignore_ascii_case("updated"));
         let key = (record.kind.clone(), record.id.clone());
-        let held = self.items.get(&key);
-        if held.is_none_or(|(modified, _)| *modified < record.modified) {
+        let known = self.items.get(&key);
+        if known.is_none_or(|(modified, _)| *modified < record.modified) {
             self.items.insert(key, (record.modified, data));
         }
         self.records.push(record);
     }
 }
 
-/// Understands a record, in any form that a fault may give it; `None` for one that is broken.
+/// Reads a record in any form that a fault may give it; `None` for a broken one.
 pub(crate) fn record(value: &Value) -> Option<Record> {
     let text = |value: &Value| match value {
         Value::String(text) => Some(text.clone()),
@@ -161,12 +161,12 @@ pub(crate) fn record(value: &Value) -> Option<Record> {
     }
 }
 
-/// Resolves `next` against the URL asked for, where it is a path.
-pub(crate) fn resolve(asked: &str, next: &str) -> String {
-    if next.starts_with('/') { format!("http://{}{next}", split(asked).0) } else { next.to_owned() }
+/// Resolves `next` against the requested URL, where it is a path.
+pub(crate) fn resolve(url: &str, next: &str) -> String {
+    if next.starts_with('/') { format!("http://{}{next}", split(url).0) } else { next.to_owned() }
 }
 
-/// Reads to the end of a feed that behaves; `between` is awaited after each page.
+/// Reads a feed without faults to its end; `between` is awaited after each page.
 pub(crate) async fn walk(url: &str, mut between: impl AsyncFnMut()) -> WalkResult {
     let mut read = WalkResult { end: url.to_owned(), ..WalkResult::default() };
     for _ in 0..1_000 {

@@ -1,4 +1,4 @@
-//! Streams of server-sent events: where they begin, what they bring as it happens, how they end, and what goes wrong.
+//! Streams of server-sent events: where they begin, what they send as it happens, how they end, and their faults.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -28,7 +28,7 @@ fn always(name: &str) -> Vec<(Fault, f64)> {
     vec![(Fault::named(name).unwrap(), 1.0)]
 }
 
-/// An event as the format has it (WHATWG HTML §9.2.6).
+/// An event by the format (WHATWG HTML §9.2.6).
 #[derive(Debug, Default, PartialEq)]
 struct Event {
     name: String,
@@ -36,11 +36,11 @@ struct Event {
     data: String,
 }
 
-/// A reader of one stream, which keeps the bytes of its body as they came.
+/// A reader of one stream, which keeps the bytes of its body as received.
 struct Listener {
     stream: TcpStream,
     raw: Vec<u8>,
-    /// What came with each read, once unchunked.
+    /// The bytes of each read, once unchunked.
     body: Vec<u8>,
     head: String,
     open: bool,
@@ -50,10 +50,10 @@ struct Listener {
 
 impl Listener {
     async fn open(url: &str, headers: &str) -> Self {
-        let (authority, place) = url.strip_prefix("http://").unwrap().split_once('/').unwrap();
+        let (authority, path) = url.strip_prefix("http://").unwrap().split_once('/').unwrap();
         let mut stream = TcpStream::connect(authority).await.unwrap();
-        let asked = format!("GET /{place} HTTP/1.1\r\nHost: {authority}\r\n{headers}\r\n");
-        stream.write_all(asked.as_bytes()).await.unwrap();
+        let request = format!("GET /{path} HTTP/1.1\r\nHost: {authority}\r\n{headers}\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
         let mut listener =
             Self { stream, raw: Vec::new(), body: Vec::new(), head: String::new(), open: true, whole: false };
         while listener.head.is_empty() && listener.open {
@@ -123,7 +123,7 @@ impl Listener {
         events
     }
 
-    /// The items of the events that are some.
+    /// The items of the events that are items.
     fn records(&self) -> Vec<Record> {
         let items = self.events().into_iter().filter(|event| event.name == "itemupdate");
         items.filter_map(|event| record(&serde_json::from_str::<Value>(&event.data).ok()?)).collect()
@@ -151,11 +151,11 @@ fn record_fields(record: &Record) -> (String, String, i64, String) {
     (record.kind.clone(), record.id.clone(), record.modified, record.state.to_lowercase())
 }
 
-fn truth(simulator: &Simulator) -> Vec<(String, String, i64, String)> {
-    let told = |truth: feedmirror::simulate::ExpectedItem| {
-        (truth.kind, truth.id, truth.modified.as_i64().unwrap(), truth.state.to_owned())
+fn expected(simulator: &Simulator) -> Vec<(String, String, i64, String)> {
+    let fields = |expected: feedmirror::simulate::ExpectedItem| {
+        (expected.kind, expected.id, expected.modified.as_i64().unwrap(), expected.state.to_owned())
     };
-    simulator.expected_items(FEED).into_iter().map(told).collect()
+    simulator.expected_items(FEED).into_iter().map(fields).collect()
 }
 
 fn after(url: &str, record: &Record) -> String {
@@ -172,16 +172,16 @@ async fn a_stream_brings_all_that_a_poll_does_in_order_and_then_each_change() {
         assert!(stream.head.contains("200 OK") && stream.head.contains("content-type: text/event-stream"));
         // when it is streamed from the beginning
         stream.until(|stream| stream.records().len() == 120).await;
-        // then it says what pages say, byte for byte
+        // then it has what the pages have, byte for byte
         let page = get(&simulator.feed_url(FEED)).await.body;
         let page = String::from_utf8(page).unwrap();
         assert!(stream.events()[..10].iter().all(|event| page.contains(&event.data)));
-        assert_eq!(stream.records().iter().map(record_fields).collect::<Vec<_>>(), truth(&simulator));
+        assert_eq!(stream.records().iter().map(record_fields).collect::<Vec<_>>(), expected(&simulator));
         // and what changes, while the stream is open
         simulator.change(FEED, 3);
         stream.until(|stream| stream.records().len() == 123).await;
         let last: Vec<_> = stream.records()[120..].iter().map(record_fields).collect();
-        assert_eq!(last, truth(&simulator)[truth(&simulator).len() - 3..]);
+        assert_eq!(last, expected(&simulator)[expected(&simulator).len() - 3..]);
         assert!(String::from_utf8_lossy(&stream.body).starts_with("retry: 1000\n\n"));
         simulator.stop().await;
     }
@@ -209,12 +209,12 @@ async fn a_reader_goes_on_after_any_item_by_position_or_by_last_event_id() {
         all.until(|stream| stream.records().len() == 30).await;
         let (events, records) = (all.events(), all.records());
         for at in [0, 11, 28] {
-            // when it is asked for what comes after one of them, either way
+            // when it is requested from one of their positions, in either way
             let known = format!("Last-Event-ID: {}\r\n", events[at].id.as_deref().unwrap());
-            for (place, headers) in [(after(&url, &records[at]), String::new()), (url.clone(), known)] {
-                let mut rest = Listener::open(&place, &headers).await;
+            for (url_from, headers) in [(after(&url, &records[at]), String::new()), (url.clone(), known)] {
+                let mut rest = Listener::open(&url_from, &headers).await;
                 rest.until(|stream| stream.records().len() == 29 - at).await;
-                // then that comes, and nothing else
+                // then the rest comes, and nothing else
                 let rest = rest.events().into_iter().map(|event| event.data).collect::<Vec<_>>();
                 assert!(rest.iter().eq(events[at + 1..].iter().map(|event| &event.data)), "{feed} after {at}");
             }
@@ -229,7 +229,7 @@ async fn nothing_is_lost_or_doubled_for_who_goes_on_after_the_last_whole_event_o
     simulator.set_faults(vec![(Fault::named("sse-drop").unwrap(), 0.125)]);
     let mut read: Vec<Record> = Vec::new();
     let (mut within, mut streams) = (0, 0);
-    // when a reader comes back each time with the last whole event it has
+    // when a reader reconnects each time with the last whole event it has
     while read.len() < 120 {
         let url = simulator.stream_url(FEED);
         let url = read.last().map_or(url.clone(), |last| after(&url, last));
@@ -245,7 +245,7 @@ async fn nothing_is_lost_or_doubled_for_who_goes_on_after_the_last_whole_event_o
         streams += 1;
     }
     // then it has everything once, in order
-    assert_eq!(read.iter().map(record_fields).collect::<Vec<_>>(), truth(&simulator));
+    assert_eq!(read.iter().map(record_fields).collect::<Vec<_>>(), expected(&simulator));
     assert!(streams > 5 && within > 2, "{streams} streams, {within} cut within an event");
     assert!(simulator.fault_counts()["sse-drop"] >= streams - 1, "{:?}", simulator.fault_counts());
 }
@@ -272,11 +272,11 @@ async fn a_stream_that_skips_repeats_or_brings_old_versions_does_so_about_as_oft
         let mut stream = Listener::open(&simulator.stream_url(FEED), "").await;
         // when all of it was streamed
         stream.until(|stream| String::from_utf8_lossy(&stream.body).ends_with(": idle\n\n")).await;
-        // then as much is missing, doubled or older as was counted
+        // then as many events are missing, doubled or older as were counted
         let records = stream.records();
         let fired = usize::try_from(simulator.fault_counts()[name]).unwrap();
-        let truth = truth(&simulator);
-        let known = |record: &&Record| truth.contains(&record_fields(record));
+        let expected = expected(&simulator);
+        let known = |record: &&Record| expected.contains(&record_fields(record));
         let right = records.iter().filter(known).count();
         match name {
             "sse-skip" => assert_eq!((right, records.len()), (120 - fired, 120 - fired)),
@@ -284,12 +284,12 @@ async fn a_stream_that_skips_repeats_or_brings_old_versions_does_so_about_as_oft
             _ => assert_eq!((right, records.len()), (120, 120 + fired)),
         }
         assert!((10..40).contains(&fired), "{name}: {fired}");
-        // and newest wins: all but what was left out is as the feed says
+        // and the newest version wins: all items but those left out are as expected
         let mut read = WalkResult::default();
         records.into_iter().for_each(|record| read.take(record));
-        let mut held = items_by_key(&simulator.expected_items(FEED));
-        held.retain(|key, _| name != "sse-skip" || read.items.contains_key(key));
-        assert_eq!(read.items, held, "{name}");
+        let mut expected_items = items_by_key(&simulator.expected_items(FEED));
+        expected_items.retain(|key, _| name != "sse-skip" || read.items.contains_key(key));
+        assert_eq!(read.items, expected_items, "{name}");
     }
 }
 
@@ -318,7 +318,7 @@ async fn junk_is_of_every_sort_and_loses_nothing() {
         item.is_some_and(|item| item.get("modified").is_some() && item.get("id").is_none())
     };
     assert!(stream.events().iter().any(broken), "no record without id");
-    assert_eq!(stream.records().iter().map(record_fields).collect::<Vec<_>>(), truth(&simulator));
+    assert_eq!(stream.records().iter().map(record_fields).collect::<Vec<_>>(), expected(&simulator));
     assert_eq!(simulator.fault_counts(), BTreeMap::from([("sse-junk", 121)]));
 }
 
@@ -349,7 +349,7 @@ async fn a_stream_can_be_refused_or_be_none() {
     assert_eq!((page.status, page.header("content-type")), (200, Some("text/html; charset=utf-8")));
     assert!(page.body.starts_with(b"<!DOCTYPE html>"));
     assert_eq!(simulator.fault_counts(), BTreeMap::from([("sse-unavailable", 1), ("sse-wrong-type", 1)]));
-    // once calm, a stream is one again; and what makes no sense is refused in words
+    // once cleared, a stream is complete again; and invalid requests are refused with a reason
     simulator.clear_faults();
     assert!(Listener::open(&url, "").await.head.contains("text/event-stream"));
     assert_eq!(get(&format!("{url}?from=yesterday")).await.status, 400);

@@ -1,9 +1,9 @@
-//! What is too old goes, and nothing else; settings that would harm are refused.
+//! Retention: rows that are too old are removed, and no others; settings that would do harm are refused.
 
 use std::sync::Arc;
 
+use crate::code_and_output;
 use crate::support::{MirrorProcess, Reply, Request, ScriptedPublisher, TestFeed, item, page};
-use crate::told;
 
 #[test]
 fn what_is_older_than_it_is_to_be_kept_goes_by_itself_and_is_told_once() {
@@ -21,19 +21,19 @@ fn what_is_older_than_it_is_to_be_kept_goes_by_itself_and_is_told_once() {
     mirror.start_again();
     mirror.until("the record is too old", |mirror| mirror.number("SELECT count(*) FROM quarantine") == 0);
 
-    let told = "SELECT detail FROM events WHERE what = 'housekeeping'";
-    mirror.until("an event", |mirror| mirror.column(told) == ["too old to be kept: 1 quarantine"]);
+    let sql = "SELECT detail FROM events WHERE what = 'housekeeping'";
+    mirror.until("an event", |mirror| mirror.column(sql) == ["too old to be kept: 1 quarantine"]);
     assert_eq!(mirror.rows("SELECT quarantine_rows, quarantine_bytes FROM feed"), [["0", "0"]]);
     assert_eq!(mirror.ids("f"), ["a"]);
 }
 
 #[test]
 fn tombstones_go_where_that_is_asked_for_and_the_counts_stay_right() {
-    let shelf = TestFeed::of(3, 10);
-    shelf.delete("id-0");
+    let test_feed = TestFeed::of(3, 10);
+    test_feed.delete("id-0");
     let publisher = {
-        let shelf = Arc::clone(&shelf);
-        ScriptedPublisher::start(move |request: &Request| shelf.page(request))
+        let test_feed = Arc::clone(&test_feed);
+        ScriptedPublisher::start(move |request: &Request| test_feed.page(request))
     };
     let mut mirror = MirrorProcess::running("f", &publisher.url("/f"));
     mirror.until_level("f");
@@ -45,11 +45,11 @@ fn tombstones_go_where_that_is_asked_for_and_the_counts_stay_right() {
     drop(db);
 
     // kept by default, at the end of a sync too
-    assert_eq!(told(mirror.verb(&["sync"])).0, 0);
+    assert_eq!(code_and_output(mirror.verb(&["sync"])).0, 0);
     assert_eq!(mirror.row("f").tombstones, 1);
 
     let mirror = mirror.tables("[keep]\ntombstones = \"37d\"\n");
-    assert_eq!(told(mirror.verb(&["sync"])).0, 0);
+    assert_eq!(code_and_output(mirror.verb(&["sync"])).0, 0);
     assert_eq!(mirror.row("f").tombstones, 0);
     assert_eq!(mirror.number("SELECT count(*) FROM items WHERE state = 'deleted'"), 0);
     assert_eq!(mirror.ids("f"), ["id-1", "id-2"]);
@@ -60,11 +60,11 @@ fn tombstones_go_where_that_is_asked_for_and_the_counts_stay_right() {
 fn tombstones_are_kept_for_at_least_the_longest_retention_and_thirty_days() {
     let mirror = MirrorProcess::new().feed_with("f", "https://acme.example/f", "retention = \"14d\"");
     let mirror = mirror.tables("[keep]\ntombstones = \"43d\"\n");
-    let (code, out, error) = told(mirror.verb(&["check"]));
+    let (code, out, error) = code_and_output(mirror.verb(&["check"]));
     assert_eq!(code, 2, "{out}{error}");
     assert!(format!("{out}{error}").contains("keep.tombstones"), "{out}{error}");
 
     let mirror = MirrorProcess::new().feed_with("f", "https://acme.example/f", "retention = \"14d\"");
     let mirror = mirror.tables("[keep]\ntombstones = \"44d\"\n");
-    assert_eq!(told(mirror.verb(&["check"])).0, 0);
+    assert_eq!(code_and_output(mirror.verb(&["check"])).0, 0);
 }

@@ -1,11 +1,11 @@
-//! Many records at once.
+//! Orders for many quarantined records at once.
 
 use feedmirror::source::client::plain_client;
 
+use crate::code_and_output;
 use crate::support::{DEADLINE, MirrorProcess, Reply, ScriptedPublisher, item, page};
-use crate::told;
 
-/// Records without a kind, which a feed's `kind` makes good, and one that nothing does.
+/// Records without a kind, which a feed's `kind` repairs, and one that nothing repairs.
 fn publisher() -> ScriptedPublisher {
     ScriptedPublisher::start(move |request| {
         let records: Vec<String> = match request.query() {
@@ -27,11 +27,11 @@ fn after_a_fix_all_are_read_again_and_those_that_still_fail_are_told() {
     mirror.until_level("f");
     assert_eq!(mirror.number("SELECT count(*) FROM quarantine"), 121);
 
-    // when the feed is put right and all are read again
+    // when the feed's settings are corrected and all records are read again
     mirror.set_feed("f", &publisher.url("/f"), "kind = \"thing\"");
     mirror.stop();
     mirror.start_again();
-    let (code, out, error) = told(mirror.verb(&["quarantine", "retry", "--all"]));
+    let (code, out, error) = code_and_output(mirror.verb(&["quarantine", "retry", "--all"]));
 
     // then the good ones are items, and the bad one stays and is named
     assert_eq!(code, 1, "{error}");
@@ -44,7 +44,8 @@ fn after_a_fix_all_are_read_again_and_those_that_still_fail_are_told() {
     assert_eq!(mirror.row("f").items, 121);
 
     // and it is dropped by its reason
-    let (code, out, _) = told(mirror.verb(&["quarantine", "drop", "--feed", "f", "--reason", "unknown-state"]));
+    let (code, out, _) =
+        code_and_output(mirror.verb(&["quarantine", "drop", "--feed", "f", "--reason", "unknown-state"]));
     assert_eq!((code, out.as_str()), (0, "1 record dropped\n"));
     assert_eq!(mirror.number("SELECT quarantine_rows + quarantine_bytes FROM feed"), 0);
 }
@@ -57,15 +58,15 @@ fn at_rest_records_are_dropped_and_none_is_read_again() {
     mirror.stop();
 
     let ids = mirror.column("SELECT id FROM quarantine ORDER BY id LIMIT 2");
-    let (code, _, error) = told(mirror.verb(&["quarantine", "retry", "--all"]));
+    let (code, _, error) = code_and_output(mirror.verb(&["quarantine", "retry", "--all"]));
     assert_eq!((code, error.contains("no daemon is running")), (1, true), "{error}");
-    let (code, out, _) = told(mirror.verb(&["quarantine", "drop", &ids[0], &ids[1]]));
+    let (code, out, _) = code_and_output(mirror.verb(&["quarantine", "drop", &ids[0], &ids[1]]));
     assert_eq!((code, out.as_str()), (0, "2 records dropped\n"));
-    let (code, out, _) = told(mirror.verb(&["quarantine", "drop", "--reason", "no-kind"]));
+    let (code, out, _) = code_and_output(mirror.verb(&["quarantine", "drop", "--reason", "no-kind"]));
     assert_eq!((code, out.as_str()), (0, "118 records dropped\n"));
-    let (code, _, error) = told(mirror.verb(&["quarantine", "drop", "--feed", "nope"]));
+    let (code, _, error) = code_and_output(mirror.verb(&["quarantine", "drop", "--feed", "nope"]));
     assert_eq!((code, error.contains("no feed nope")), (1, true), "{error}");
-    let (code, _, _) = told(mirror.verb(&["quarantine", "drop"]));
+    let (code, _, _) = code_and_output(mirror.verb(&["quarantine", "drop"]));
     assert_eq!(code, 2, "nothing is dropped unless something is named");
     assert_eq!(mirror.column("SELECT reason FROM quarantine"), ["unknown-state"]);
 }

@@ -1,4 +1,4 @@
-//! A feed under another name: not read anew, and those who follow the change log end with the same.
+//! A feed under another name: it is not read anew, and followers of the change log end with the same items.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -6,25 +6,25 @@ use std::sync::Arc;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
+use crate::code_and_output;
 use crate::support::{MirrorProcess, Request, ScriptedPublisher, TestFeed};
-use crate::told;
 
-fn serve(shelf: &Arc<TestFeed>) -> ScriptedPublisher {
-    let shelf = Arc::clone(shelf);
-    ScriptedPublisher::start(move |request: &Request| shelf.page(request))
+fn serve(test_feed: &Arc<TestFeed>) -> ScriptedPublisher {
+    let test_feed = Arc::clone(test_feed);
+    ScriptedPublisher::start(move |request: &Request| test_feed.page(request))
 }
 
-/// Who follows by (feed, kind, id) and knows nothing else.
+/// A follower that upserts by (feed, kind, id) and knows nothing else.
 #[derive(Default)]
 struct Follower {
     since: String,
-    held: BTreeMap<(String, String, String), String>,
+    items: BTreeMap<(String, String, String), String>,
 }
 
 impl Follower {
     fn catch_up(&mut self, mirror: &MirrorProcess) {
         let since = if self.since.is_empty() { "0" } else { &self.since }.to_owned();
-        let (code, out, error) = told(mirror.verb(&["changes", "--since", &since, "--data"]));
+        let (code, out, error) = code_and_output(mirror.verb(&["changes", "--since", &since, "--data"]));
         assert_eq!(code, 0, "{error}");
         for line in out.lines() {
             let row: Value = serde_json::from_str(line).unwrap();
@@ -35,18 +35,18 @@ impl Follower {
             }
             let key = (text("feed"), text("kind"), text("id"));
             match row["state"].as_str().unwrap() {
-                "purged" => self.held.retain(|(feed, _, _), _| *feed != key.0),
-                "deleted" => drop(self.held.remove(&key)),
-                _ => drop(self.held.insert(key, row["data"].to_string())),
+                "purged" => self.items.retain(|(feed, _, _), _| *feed != key.0),
+                "deleted" => drop(self.items.remove(&key)),
+                _ => drop(self.items.insert(key, row["data"].to_string())),
             }
         }
     }
 
-    /// What one who begins now would hold.
+    /// Compares with a follower that begins now.
     fn expect_all_of(&self, mirror: &MirrorProcess) {
         let mut anew = Follower::default();
         anew.catch_up(mirror);
-        assert_eq!(self.held, anew.held);
+        assert_eq!(self.items, anew.items);
     }
 }
 
@@ -57,21 +57,21 @@ fn first_pages(publisher: &ScriptedPublisher) -> usize {
 #[test]
 fn a_live_daemon_renames_on_reload_and_reads_nothing_again() {
     // given a feed of many items, one deleted, and a follower
-    let shelf = TestFeed::of(1_300, 500);
-    let publisher = serve(&shelf);
+    let test_feed = TestFeed::of(1_300, 500);
+    let publisher = serve(&test_feed);
     let mut mirror = MirrorProcess::running("old", &publisher.url("/f"));
     mirror.until_level("old");
     let mut follower = Follower::default();
     follower.catch_up(&mirror);
-    shelf.delete("id-7");
+    test_feed.delete("id-7");
     mirror.until("the deletion", |mirror| mirror.row("old").tombstones == 1);
     let (read, level) = (first_pages(&publisher), mirror.row("old"));
 
-    // the verb says how
-    let (code, _, error) = told(mirror.verb(&["rename", "old", "new", "--db", "mirror.db"]));
+    // the verb explains how
+    let (code, _, error) = code_and_output(mirror.verb(&["rename", "old", "new", "--db", "mirror.db"]));
     assert_eq!((code, error.contains("was = \"old\"")), (1, true), "{error}");
 
-    // when it is configured under another name
+    // when the feed is configured under another name
     mirror.drop_feed("old");
     mirror.set_feed("new", &publisher.url("/f"), "was = \"old\"");
     mirror.write_config();
@@ -80,20 +80,20 @@ fn a_live_daemon_renames_on_reload_and_reads_nothing_again() {
     let numbered = "SELECT count(*) FROM feed WHERE renumber_to IS NULL";
     mirror.until("new numbers", |mirror| mirror.number(numbered) == 1);
 
-    // then it goes on where it was
-    shelf.put("fresh");
+    // then it goes on from its cursor
+    test_feed.put("fresh");
     mirror.until("a change", |mirror| mirror.ids("new").contains(&"fresh".to_owned()));
     assert_eq!(first_pages(&publisher), read, "it is not read anew");
     let row = mirror.row("new");
     assert_eq!((row.items, row.tombstones), (level.items + 1, level.tombstones));
     assert_eq!(mirror.events("new", "renamed"), ["old → new"]);
-    assert_eq!(mirror.live("new"), shelf.live());
+    assert_eq!(mirror.live("new"), test_feed.live());
 
-    // and who follows holds what one holds who begins now
+    // and the follower holds the same items as one that begins now
     follower.catch_up(&mirror);
     follower.expect_all_of(&mirror);
-    assert!(follower.held.keys().all(|(feed, _, _)| feed == "new"));
-    assert_eq!(follower.held.len(), 1_300);
+    assert!(follower.items.keys().all(|(feed, _, _)| feed == "new"));
+    assert_eq!(follower.items.len(), 1_300);
 
     // and a restart with the same configuration changes nothing
     mirror.stop();
@@ -103,12 +103,12 @@ fn a_live_daemon_renames_on_reload_and_reads_nothing_again() {
     assert_eq!(mirror.events("new", "renamed").len(), 1);
 }
 
-/// Two feeds and a database that takes no two names of one length; a reload that renames one feed, changes the other and
-/// begins a third is refused, and done once the database refuses nothing any more.
+/// Two feeds and a database that accepts no two names of one length; a reload that renames one feed, changes the other
+/// and begins a third is refused, and carried out once the database refuses nothing any more.
 fn a_refused_reload_changes_nothing(new: &str, third: &str) {
     // given
-    let shelf = TestFeed::of(30, 10);
-    let publisher = serve(&shelf);
+    let test_feed = TestFeed::of(30, 10);
+    let publisher = serve(&test_feed);
     let mirror = MirrorProcess::new().feed("old", &publisher.url("/f")).feed("other", &publisher.url("/g"));
     let mut mirror = mirror.start();
     mirror.until_level("old");
@@ -127,8 +127,8 @@ fn a_refused_reload_changes_nothing(new: &str, third: &str) {
     mirror.signal(Signal::SIGHUP);
     mirror.until("refused", |mirror| mirror.log().contains("the reload failed"));
 
-    // then all is as it was, and goes on
-    shelf.put("fresh");
+    // then everything is as before, and goes on
+    test_feed.put("fresh");
     for feed in ["old", "other"] {
         mirror.until("a change", |mirror| mirror.ids(feed).contains(&"fresh".to_owned()));
     }
@@ -136,7 +136,7 @@ fn a_refused_reload_changes_nothing(new: &str, third: &str) {
     assert_eq!(mirror.column("SELECT DISTINCT health FROM feeds"), ["ok"]);
     assert!(mirror.events("old", "renamed").is_empty());
     assert_eq!((first_pages(&publisher), publisher.count("/h")), (read, 0), "nothing is read anew");
-    let (code, _, error) = told(mirror.verb(&["poll-now", "old"]));
+    let (code, _, error) = code_and_output(mirror.verb(&["poll-now", "old"]));
     assert_eq!(code, 0, "{error}");
 
     // when
@@ -148,7 +148,7 @@ fn a_refused_reload_changes_nothing(new: &str, third: &str) {
     let mut names = [new, "other", third];
     names.sort_unstable();
     assert_eq!(mirror.column("SELECT name FROM feeds ORDER BY name"), names);
-    assert_eq!(mirror.live(new), shelf.live());
+    assert_eq!(mirror.live(new), test_feed.live());
     assert!(mirror.stop().success());
 }
 
@@ -164,8 +164,8 @@ fn a_reload_that_is_refused_after_its_rename_takes_that_back() {
 
 #[test]
 fn at_rest_the_verb_renames_what_the_configuration_has_under_the_new_name_alone() {
-    let shelf = TestFeed::of(30, 10);
-    let publisher = serve(&shelf);
+    let test_feed = TestFeed::of(30, 10);
+    let publisher = serve(&test_feed);
     let mut mirror = MirrorProcess::running("old", &publisher.url("/f"));
     mirror.until_level("old");
     mirror.stop();
@@ -173,30 +173,30 @@ fn at_rest_the_verb_renames_what_the_configuration_has_under_the_new_name_alone(
     follower.catch_up(&mirror);
     let read = first_pages(&publisher);
 
-    let (code, _, error) = told(mirror.verb(&["rename", "old", "new"]));
+    let (code, _, error) = code_and_output(mirror.verb(&["rename", "old", "new"]));
     assert_eq!((code, error.contains("old is configured")), (1, true), "{error}");
     mirror.drop_feed("old");
-    let (code, _, error) = told(mirror.verb(&["rename", "old", "new"]));
+    let (code, _, error) = code_and_output(mirror.verb(&["rename", "old", "new"]));
     assert_eq!((code, error.contains("new is not configured")), (1, true), "{error}");
     mirror.set_feed("new", &publisher.url("/f"), "");
-    let (code, _, error) = told(mirror.verb(&["rename", "none", "new"]));
+    let (code, _, error) = code_and_output(mirror.verb(&["rename", "none", "new"]));
     assert_eq!((code, error.contains("no feed none")), (1, true), "{error}");
-    let (code, out, error) = told(mirror.verb(&["rename", "old", "new"]));
+    let (code, out, error) = code_and_output(mirror.verb(&["rename", "old", "new"]));
     assert_eq!(code, 0, "{error}");
     assert!(out.contains("30 items have new numbers"), "{out}");
 
     follower.catch_up(&mirror);
     follower.expect_all_of(&mirror);
     mirror.start_again();
-    shelf.put("fresh");
+    test_feed.put("fresh");
     mirror.until("a change", |mirror| mirror.ids("new").contains(&"fresh".to_owned()));
     assert_eq!(first_pages(&publisher), read);
     mirror.stop();
 
-    // a name that is taken stays its feed's
+    // a name that another feed has stays that feed's
     mirror.set_feed("other", &publisher.url("/f"), "");
-    assert_eq!(told(mirror.verb(&["sync"])).0, 0);
-    let (code, _, error) = told(mirror.verb(&["rename", "new", "other", "--db", "mirror.db"]));
+    assert_eq!(code_and_output(mirror.verb(&["sync"])).0, 0);
+    let (code, _, error) = code_and_output(mirror.verb(&["rename", "new", "other", "--db", "mirror.db"]));
     assert_eq!((code, error.contains("other holds rows of its own")), (1, true), "{error}");
 }
 
@@ -204,7 +204,7 @@ fn at_rest_the_verb_renames_what_the_configuration_has_under_the_new_name_alone(
 fn two_feeds_never_share_the_rows_of_one() {
     let mirror = MirrorProcess::new().feed("old", "https://acme.example/a");
     let mirror = mirror.feed_with("new", "https://acme.example/b", "was = \"old\"");
-    let (code, out, error) = told(mirror.verb(&["check"]));
+    let (code, out, error) = code_and_output(mirror.verb(&["check"]));
     assert_ne!(code, 0);
     assert!(format!("{out}{error}").contains("is the name of a feed that is configured"), "{out}{error}");
 }

@@ -1,17 +1,17 @@
-//! What feeds take: counted as they change, and near what the file really takes.
+//! Sizes of feeds: counted as they change, and close to the space that the file really takes.
 
 use std::sync::Arc;
 
+use crate::code_and_output;
 use crate::support::{MirrorProcess, Request, ScriptedPublisher, TestFeed};
-use crate::told;
 
 #[test]
 fn sizes_follow_every_change_and_are_summed_by_provider() {
     // given two feeds of one provider and one of none
-    let shelf = TestFeed::of(200, 50);
+    let test_feed = TestFeed::of(200, 50);
     let publisher = {
-        let shelf = Arc::clone(&shelf);
-        ScriptedPublisher::start(move |request: &Request| shelf.page(request))
+        let test_feed = Arc::clone(&test_feed);
+        ScriptedPublisher::start(move |request: &Request| test_feed.page(request))
     };
     let mirror = MirrorProcess::new().tables("[providers.acme]\n").feed("c", &publisher.url("/c"));
     let mut mirror = ["a", "b"].into_iter().fold(mirror, |mirror, name| {
@@ -21,18 +21,18 @@ fn sizes_follow_every_change_and_are_summed_by_provider() {
     for name in ["a", "b", "c"] {
         mirror.until_level(name);
     }
-    // when items change, go, and are swept
-    shelf.put("id-3");
-    shelf.delete("id-4");
-    shelf.forget("id-5");
+    // when items change, are deleted, and are swept
+    test_feed.put("id-3");
+    test_feed.delete("id-4");
+    test_feed.forget("id-5");
     for name in ["a", "b", "c"] {
         mirror.until("the deletion", |mirror| mirror.row(name).tombstones == 1);
-        assert_eq!(told(mirror.verb(&["resync", name])).0, 0);
+        assert_eq!(code_and_output(mirror.verb(&["resync", name])).0, 0);
         mirror.until("the sweep", |mirror| mirror.row(name).tombstones == 2);
     }
     mirror.stop();
 
-    // then what is counted is what is there: text as stored, and the same for each row beside it
+    // then the count matches the rows: text as stored, and a fixed size for each row beside it
     let counted = mirror.column("SELECT bytes FROM feeds ORDER BY name");
     let real = mirror.column(
         "SELECT sum(octet_length(id) + coalesce(octet_length(data), 0)) + 230 * count(*) FROM items GROUP BY feed
@@ -40,7 +40,7 @@ fn sizes_follow_every_change_and_are_summed_by_provider() {
     );
     assert_eq!(counted, real);
 
-    let (code, out, error) = told(mirror.verb(&["status", "--sizes"]));
+    let (code, out, error) = code_and_output(mirror.verb(&["status", "--sizes"]));
     assert_eq!(code, 0, "{error}");
     let line = |first: &str| {
         let line = out.lines().find(|line| line.split_whitespace().next() == Some(first));
@@ -49,7 +49,7 @@ fn sizes_follow_every_change_and_are_summed_by_provider() {
     let number = |text: &str| text.replace(',', "").parse::<i64>().unwrap();
     assert_eq!(line("a")[1..3], ["198", "2"], "{out}");
     assert_eq!(number(&line("acme")[3]), 2 * number(&line("a")[3]), "{out}");
-    let (_, out, _) = told(mirror.verb(&["status", "--json"]));
+    let (_, out, _) = code_and_output(mirror.verb(&["status", "--json"]));
     let status: serde_json::Value = serde_json::from_str(&out).unwrap();
     assert_eq!(status["feeds"][0]["bytes"].to_string(), counted[0]);
 }

@@ -1,4 +1,5 @@
-//! How much each feed changes, hour by hour: counted with what it counts, kept for a week, gone with its feed.
+//! The number of changes per feed and hour: committed with the items that it counts, kept for a week, removed with its
+//! feed.
 
 use feedmirror::feed::Transport;
 use feedmirror::store::apply::Purpose;
@@ -14,7 +15,7 @@ fn push_at(mirror: &TestStore, feed: &str, at: i64, records: &[Record]) {
     mirror.apply(delivery);
 }
 
-/// With feeds whose end was seen.
+/// A mirror with feeds whose end was seen.
 fn level(feeds: &[&str]) -> TestStore {
     let mirror = TestStore::with(feeds);
     for feed in feeds {

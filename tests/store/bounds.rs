@@ -1,4 +1,4 @@
-//! What is kept of trouble, and how much of it.
+//! Bounds of quarantine, findings, refusals, events, positions and deliveries.
 
 use feedmirror::feed::{Finding, Modified, Transport, UnreadableRecord};
 use feedmirror::store::apply::Purpose;
@@ -65,12 +65,12 @@ fn a_feed_keeps_64_mib_of_quarantine_and_has_room_again_once_rows_are_dropped() 
 #[test]
 fn findings_are_counted_per_rule() {
     let mirror = TestStore::with(&["acme"]);
-    let found = |count| Finding { rule: "no-next", detail: format!("{count} times"), count };
+    let finding = |count| Finding { rule: "no-next", detail: format!("{count} times"), count };
     let mut delivery = mirror.delivery("acme", Transport::Webhook, Purpose::Reread, &[]);
-    delivery.page.findings = vec![found(3), Finding { rule: "bom", detail: "x".into(), count: 1 }];
+    delivery.page.findings = vec![finding(3), Finding { rule: "bom", detail: "x".into(), count: 1 }];
     mirror.apply(delivery);
 
-    mirror.wait(mirror.store().record_finding(mirror.feed("acme").id, AT, found(4))).unwrap();
+    mirror.wait(mirror.store().record_finding(mirror.feed("acme").id, AT, finding(4))).unwrap();
 
     let rows = mirror.rows("SELECT rule, count FROM findings WHERE feed = 'acme' ORDER BY rule");
     let row = |rule: &str, count| vec![Value::Text(rule.into()), Value::Integer(count)];
@@ -95,9 +95,9 @@ fn refusals_say_what_was_refused_and_are_bounded() {
     mirror.push("acme", &many("n", 60, 100));
     mirror.push("acme", &[updated("n7", 3, "{}")]);
     let row = mirror.rows("SELECT transport, kind, id, modified, reason FROM refusals");
-    let words = |words: [&str; 3]| words.map(|word| Value::Text(word.into())).to_vec();
+    let texts = |texts: [&str; 3]| texts.map(|word| Value::Text(word.into())).to_vec();
     let tail = vec![Value::Integer(3), Value::Text("older: the mirror holds 100".into())];
-    assert_eq!(row, [[words(["webhook", "Session", "n7"]), tail].concat()]);
+    assert_eq!(row, [[texts(["webhook", "Session", "n7"]), tail].concat()]);
 
     for modified in 0..30 {
         mirror.push("acme", &many("n", 60, modified));
@@ -131,19 +131,21 @@ fn events_are_bounded_per_feed_and_for_the_mirror() {
     );
 }
 
-/// They are thinned out with age: a look-back finds a position of any age, and they don't grow with the feed.
+/// Positions are thinned out with age: a look-back finds a position of any age, and their number doesn't grow with the
+/// feed.
 #[test]
 fn positions_of_the_cursor_are_bounded() {
     let mirror = TestStore::with(&["acme"]);
     let feed = mirror.feed("acme").id;
-    let mut asked = mirror.cursor("acme");
+    let mut cursor_before = mirror.cursor("acme");
     for n in 0..2_000 {
         let cursor = format!("https://acme.example/{n}");
         let item = updated(&n.to_string(), n, "{}");
-        let mut delivery = mirror.delivery("acme", Transport::Poll, Purpose::Poll(step(&asked, &cursor)), &[item]);
+        let mut delivery =
+            mirror.delivery("acme", Transport::Poll, Purpose::Poll(step(&cursor_before, &cursor)), &[item]);
         delivery.at = AT + n;
         mirror.apply(delivery);
-        asked = cursor;
+        cursor_before = cursor;
     }
 
     assert!(mirror.value::<i64>("SELECT count(*) FROM position") <= 150);
@@ -155,9 +157,9 @@ fn positions_of_the_cursor_are_bounded() {
     assert_eq!(within.as_deref(), Some("https://acme.example/1989"), "the last ten pages");
 }
 
-/// An item that is sent older again and again, an event in many words, a page asked for at a long URL.
+/// Items that are sent older again and again, long events, pages with a long URL.
 #[test]
-fn journals_are_bounded_in_bytes_too() {
+fn refusals_events_findings_and_deliveries_are_bounded_in_bytes_too() {
     let mirror = TestStore::with(&["acme"]);
     let feed = mirror.feed("acme").id;
     let long = |n: usize| format!("{n:08}").repeat(500);
@@ -177,14 +179,14 @@ fn journals_are_bounded_in_bytes_too() {
     }
 
     let mib = |table: &str, size: &str| -> i64 { mirror.value(&format!("SELECT sum({size}) FROM {table}")) };
-    let refused = mib("refusals", "octet_length(id) + octet_length(reason)");
-    assert!((1 << 19..=1 << 20).contains(&refused), "{refused}");
+    let refusal_bytes = mib("refusals", "octet_length(id) + octet_length(reason)");
+    assert!((1 << 19..=1 << 20).contains(&refusal_bytes), "{refusal_bytes}");
     assert_eq!(mirror.value::<i64>("SELECT count(*) FROM refusals WHERE modified = 39"), 50, "the newest are kept");
-    let told = mib("events", "octet_length(detail)");
-    assert!((1 << 19..=1 << 20).contains(&told), "{told}");
+    let event_bytes = mib("events", "octet_length(detail)");
+    assert!((1 << 19..=1 << 20).contains(&event_bytes), "{event_bytes}");
     let detail: String = mirror.value("SELECT detail FROM event ORDER BY n DESC LIMIT 1");
     assert!(detail.ends_with('…') && detail.len() <= 1_024, "{}", detail.len());
     assert!(mib("findings", "octet_length(detail)") <= 1_024);
-    let came = mib("deliveries", "octet_length(url)");
-    assert!((1 << 20..=2 << 20).contains(&came), "{came}");
+    let delivery_bytes = mib("deliveries", "octet_length(url)");
+    assert!((1 << 20..=2 << 20).contains(&delivery_bytes), "{delivery_bytes}");
 }

@@ -1,4 +1,4 @@
-//! Any order and any repetition of deliveries over any mix of transports ends in the same mirror.
+//! Any order and any repetition of deliveries over any mix of transports end in the same mirror.
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
@@ -8,17 +8,17 @@ use feedmirror::store::apply::Purpose;
 use proptest::prelude::*;
 use rusqlite::types::Value;
 
-use crate::oracle::{Key, OracleModified, SentRecord, data, stamps};
+use crate::oracle::{Key, OracleModified, SentRecord, data, modified_values};
 use crate::test_store::{Record, TestStore};
 
 const FEEDS: [&str; 2] = ["acme", "other"];
 
-/// A version of an item, and the deliveries that will bring it.
+/// A version of an item, and its deliveries.
 #[derive(Clone, Debug)]
 struct Version {
     feed: usize,
     sent: SentRecord,
-    /// For each time that it is delivered: where in the whole order, and how.
+    /// For each delivery of the version: its rank in the order of all deliveries, and the transport.
     deliveries: Vec<(u32, usize)>,
 }
 
@@ -26,20 +26,20 @@ fn versions() -> impl Strategy<Value = Vec<Version>> {
     let version = (
         0..FEEDS.len(),
         (0..2usize, 0..3u8),
-        stamps(),
+        modified_values(),
         any::<bool>(),
         prop::collection::vec((any::<u32>(), 0..Transport::ALL.len()), 1..4),
     );
-    let version = version.prop_map(|(feed, (kind, id), stamp, live, deliveries)| {
+    let version = version.prop_map(|(feed, (kind, id), modified, live, deliveries)| {
         let key: Key = (["Session", "Slot"][kind].into(), id.to_string());
-        let sent = SentRecord { key, stamp, data: live.then_some(0) };
+        let sent = SentRecord { key, modified, data: live.then_some(0) };
         Version { feed, sent, deliveries }
     });
     prop::collection::vec(version, 1..60).prop_map(|mut versions| {
-        // Updates that tie say the same: only the next resync makes those agree that don't.
+        // Tied updates get equal content: with different content, mirrors would agree only after the next resync.
         for at in 0..versions.len() {
             let first = versions[..at].iter().position(|earlier| {
-                earlier.sent.stamp.place.compare(&versions[at].sent.stamp.place) == Ordering::Equal
+                earlier.sent.modified.class.compare(&versions[at].sent.modified.class) == Ordering::Equal
             });
             let number = first.unwrap_or(at) as u8 * 4;
             let spelling = (at % 3) as u8;
@@ -51,23 +51,23 @@ fn versions() -> impl Strategy<Value = Vec<Version>> {
 
 fn record(sent: &SentRecord) -> Record {
     let (kind, id) = sent.key.clone();
-    Record { kind, id, modified: sent.stamp.modified(), data: sent.data.map(data) }
+    Record { kind, id, modified: sent.modified.to_modified(), data: sent.data.map(data) }
 }
 
 /// The newest of all versions of an item; of equal ones a deletion, if there is one.
 fn newest<'a>(all: &[&'a SentRecord]) -> Vec<&'a SentRecord> {
-    let place = |sent: &SentRecord| sent.stamp.place.clone();
-    let top = all.iter().map(|sent| place(sent)).max_by(|a, b| a.compare(b));
+    let class = |sent: &SentRecord| sent.modified.class.clone();
+    let top = all.iter().map(|sent| class(sent)).max_by(|a, b| a.compare(b));
     let mut newest: Vec<&SentRecord> = all.to_vec();
-    newest.retain(|sent| top.as_ref().is_some_and(|top| place(sent).compare(top) == Ordering::Equal));
+    newest.retain(|sent| top.as_ref().is_some_and(|top| class(sent).compare(top) == Ordering::Equal));
     if newest.iter().any(|sent| sent.data.is_none()) {
         newest.retain(|sent| sent.data.is_none());
     }
     newest
 }
 
-fn shown(stamp: &OracleModified, state: &str, data: Option<String>) -> Vec<Value> {
-    vec![stamp.in_sql(), Value::Text(state.into()), data.map_or(Value::Null, Value::Text)]
+fn expected_row(modified: &OracleModified, state: &str, data: Option<String>) -> Vec<Value> {
+    vec![modified.in_sql(), Value::Text(state.into()), data.map_or(Value::Null, Value::Text)]
 }
 
 proptest! {
@@ -80,16 +80,16 @@ proptest! {
         restarts in prop::collection::vec(any::<prop::sample::Index>(), 0..2),
     ) {
         let mut mirror = TestStore::with(&FEEDS);
-        let mut line: Vec<(u32, usize, usize, &SentRecord)> = Vec::new();
+        let mut queue: Vec<(u32, usize, usize, &SentRecord)> = Vec::new();
         for version in &versions {
-            line.extend(version.deliveries.iter().map(|&(at, by)| (at, by, version.feed, &version.sent)));
+            queue.extend(version.deliveries.iter().map(|&(at, by)| (at, by, version.feed, &version.sent)));
         }
-        line.sort_by_key(|&(at, ..)| at);
+        queue.sort_by_key(|&(at, ..)| at);
 
         let mut sizes = sizes.iter().cycle();
         let mut number = 0;
-        while !line.is_empty() {
-            let chunk: Vec<_> = line.drain(..line.len().min(*sizes.next().unwrap())).collect();
+        while !queue.is_empty() {
+            let chunk: Vec<_> = queue.drain(..queue.len().min(*sizes.next().unwrap())).collect();
             let mut pending = Vec::new();
             for (feed, name) in FEEDS.iter().enumerate() {
                 for (by, transport) in Transport::ALL.iter().enumerate() {
@@ -123,12 +123,12 @@ proptest! {
                 let rows = mirror.rows(&format!(
                     "SELECT modified, state, data FROM items WHERE feed = '{name}' AND kind = '{kind}' AND id = '{id}'"
                 ));
-                // Which of several spellings of the newest stands depends on which came first.
+                // Which spelling of the newest version is stored depends on which was delivered first.
                 let allowed: Vec<_> = newest
                     .iter()
                     .map(|sent| {
                         let state = if sent.data.is_some() { "updated" } else { "deleted" };
-                        shown(&sent.stamp, state, sent.data.map(data))
+                        expected_row(&sent.modified, state, sent.data.map(data))
                     })
                     .collect();
                 prop_assert!(rows.len() == 1 && allowed.contains(&rows[0]), "{rows:?} is none of {allowed:?}");

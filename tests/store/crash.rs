@@ -1,4 +1,5 @@
-//! SIGKILL at any moment: what was acknowledged is there, the cursor is where the data are, no number is given twice.
+//! SIGKILL at any moment: acknowledged deliveries are stored, the cursor agrees with the data, no change number is
+//! given twice.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -14,15 +15,15 @@ use crate::test_store::{AT, Record, page, registration, step, updated};
 const ROUNDS: usize = 20;
 const POLLED_IDS: i64 = 120;
 const PUSHED_IDS: i64 = 7;
-const A_PAGE: i64 = 5;
-/// Pages and pushes that wait for the writer at once.
-const AHEAD: i64 = 6;
+const PAGE_ITEMS: i64 = 5;
+/// Pages and pushes that are queued at once.
+const QUEUED: i64 = 6;
 
-fn place(n: i64) -> String {
+fn cursor(n: i64) -> String {
     format!("https://acme.example/rpde?at={n}")
 }
 
-fn place_number(cursor: &str) -> i64 {
+fn cursor_number(cursor: &str) -> i64 {
     cursor.rsplit_once('=').map_or(0, |(_, n)| n.parse().unwrap())
 }
 
@@ -31,13 +32,13 @@ fn item(id: &str, round: i64) -> Record {
 }
 
 fn polled(round: i64) -> Vec<Record> {
-    (0..A_PAGE).map(|n| item(&format!("p{}", (round * A_PAGE + n) % POLLED_IDS), round)).collect()
+    (0..PAGE_ITEMS).map(|n| item(&format!("p{}", (round * PAGE_ITEMS + n) % POLLED_IDS), round)).collect()
 }
 
-/// Polls and is pushed to for as long as it lives, and tells what has been acknowledged.
+/// The child: applies polled pages and pushes until it is killed, and prints a line for each that is acknowledged.
 pub(crate) fn child(file: &Path) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let (store, _closing) = Store::open(file).unwrap();
+    let (store, _guard) = Store::open(file).unwrap();
     runtime.block_on(async {
         let feed = store.register(AT, vec![registration("acme")], true).await.unwrap().remove(0);
         let delivery = |transport, purpose, records: &[Record]| Delivery {
@@ -55,12 +56,12 @@ pub(crate) fn child(file: &Path) {
             redactor: Redactor::default(),
             provenance: Default::default(),
         };
-        let mut round = place_number(feed.cursor.as_deref().unwrap());
+        let mut round = cursor_number(feed.cursor.as_deref().unwrap());
         loop {
             let mut pending = Vec::new();
-            for round in round..round + AHEAD {
-                let asked = if round == 0 { registration("acme").url } else { place(round) };
-                let page = Purpose::Poll(step(&asked, &place(round + 1)));
+            for round in round..round + QUEUED {
+                let from_cursor = if round == 0 { registration("acme").url } else { cursor(round) };
+                let page = Purpose::Poll(step(&from_cursor, &cursor(round + 1)));
                 pending.push(("polled", round, store.apply(delivery(Transport::Poll, page, &polled(round)))));
                 let pushed = [item(&format!("w{}", round % PUSHED_IDS), round)];
                 pending.push(("pushed", round, store.apply(delivery(Transport::Webhook, Purpose::Reread, &pushed))));
@@ -69,7 +70,7 @@ pub(crate) fn child(file: &Path) {
                 pending.await.unwrap().unwrap();
                 report_line(&format!("{how} {round}"));
             }
-            round += AHEAD;
+            round += QUEUED;
         }
     });
 }
@@ -77,11 +78,11 @@ pub(crate) fn child(file: &Path) {
 /// What the parent knows of the file.
 #[derive(Default)]
 struct AcknowledgedWrites {
-    /// Rounds below it were acknowledged as polled.
+    /// The polled pages of all rounds below this one were acknowledged.
     polled: i64,
     /// The newest acknowledged push of each id.
     pushed: BTreeMap<i64, i64>,
-    given: BTreeMap<i64, (String, i64)>,
+    changes_by_seq: BTreeMap<i64, (String, i64)>,
 }
 
 impl AcknowledgedWrites {
@@ -96,14 +97,14 @@ impl AcknowledgedWrites {
         }
     }
 
-    /// Reads what has been given a number since, as a follower of the mirror does.
+    /// Reads the changes with new numbers, as a follower of the mirror does.
     fn follow(&mut self, reader: &Connection) {
-        let last = self.given.last_key_value().map_or(0, |(seq, _)| *seq);
-        // One number below the last is read again, too: it must still stand for the same, or be gone.
+        let last = self.changes_by_seq.last_key_value().map_or(0, |(seq, _)| *seq);
+        // The last numbers are read again, too: a number must still belong to the same change, or be gone.
         let mut changes = reader.prepare_cached("SELECT seq, id, modified FROM items WHERE seq > ?1").unwrap();
         let changes = changes.query_map([last - 1_000], |row| Ok((row.get(0)?, (row.get(1)?, row.get(2)?)))).unwrap();
         for (seq, change) in changes.map(Result::unwrap) {
-            let before = self.given.entry(seq).or_insert_with(|| change.clone());
+            let before = self.changes_by_seq.entry(seq).or_insert_with(|| change.clone());
             assert_eq!(*before, change, "change number {seq} was given twice");
         }
     }
@@ -116,7 +117,7 @@ impl AcknowledgedWrites {
         self.follow(&db);
 
         let cursor: String = db.query_row("SELECT cursor FROM feeds", [], |row| row.get(0)).unwrap();
-        let at = place_number(&cursor);
+        let at = cursor_number(&cursor);
         assert!(at >= self.polled, "acknowledged up to {}, the cursor is at {at}", self.polled);
         let rows = |prefix: &str| -> BTreeMap<String, (i64, String)> {
             let sql = format!("SELECT id, modified, data FROM items WHERE id LIKE '{prefix}%'");
@@ -143,7 +144,7 @@ impl AcknowledgedWrites {
 }
 
 #[test]
-fn killed_at_any_moment_the_file_holds_what_was_acknowledged_and_the_cursor_never_leads() {
+fn killed_at_any_moment_the_file_has_all_acknowledged_writes_and_the_cursor_is_never_ahead() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("mirror.db");
     let mut known = AcknowledgedWrites::default();
@@ -151,9 +152,9 @@ fn killed_at_any_moment_the_file_holds_what_was_acknowledged_and_the_cursor_neve
         let mut child = ChildProgram::start(&[], "crash", &file);
         let lines = rand::random_range(1..=120);
         let mut reader = None;
-        for heard in 0..lines {
+        for lines_read in 0..lines {
             known.record_line(&child.line().expect("it goes on until it is killed"));
-            if heard % 10 == 0 {
+            if lines_read % 10 == 0 {
                 known.follow(reader.get_or_insert_with(|| Connection::open(&file).unwrap()));
             }
         }

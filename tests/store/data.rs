@@ -1,4 +1,5 @@
-//! Data that other readers of JSON refuse: kept as sent, told apart as all others, and never in the way of a query.
+//! Data that other JSON parsers refuse: stored as sent, compared like all other data, and never the cause of a failing
+//! query.
 
 use feedmirror::decode::rpde::{CheckedPage, DecodeSettings};
 use feedmirror::feed::{ModifiedOrder, Page, Transport};
@@ -42,15 +43,15 @@ fn item(data: &str) -> String {
 }
 
 #[test]
-fn what_is_taken_nests_as_deep_as_sqlite_reads_and_no_deeper() {
+fn accepted_data_nests_as_deep_as_sqlite_reads_and_no_deeper() {
     let db = Connection::open_in_memory().unwrap();
     for (open, close) in [("[", "]"), (r#"{"a":"#, "}")] {
-        for (levels, taken) in [(1_000, true), (1_001, false)] {
+        for (levels, accepted) in [(1_000, true), (1_001, false)] {
             let data = format!("{}1{}", open.repeat(levels), close.repeat(levels));
             let page = &pages(item(&data))[0];
-            assert_eq!((page.items.len(), page.unreadable.len()), (usize::from(taken), usize::from(!taken)));
+            assert_eq!((page.items.len(), page.unreadable.len()), (usize::from(accepted), usize::from(!accepted)));
             let read = db.query_row("SELECT ?1 ->> '$.a'", [data], |row| row.get::<_, Option<String>>(0));
-            assert_eq!(read.is_ok(), taken, "{read:?}");
+            assert_eq!(read.is_ok(), accepted, "{read:?}");
         }
     }
 }
@@ -60,15 +61,15 @@ fn many_bad_records_in_a_resync_spare_their_items_even_those_that_are_only_count
     let mirror = TestStore::with(&["acme"]);
     mirror.push("acme", &[updated("kept", 10, "{}"), updated("counted", 10, "{}"), updated("gone", 10, "{}")]);
     mirror.wait(mirror.store().begin_resync(&name("acme"), AT, SourceTrust::No, false)).unwrap();
-    let asked = mirror.feed("acme").resync.unwrap().cursor;
+    let from_cursor = mirror.feed("acme").resync.unwrap().cursor;
 
-    let mut delivery = mirror.delivery("acme", Transport::Poll, Purpose::Resync(step(&asked, &asked)), &[]);
+    let mut delivery = mirror.delivery("acme", Transport::Poll, Purpose::Resync(step(&from_cursor, &from_cursor)), &[]);
     delivery.page.unreadable = vec![unreadable("no-data", "{}", Some("kept"))];
     delivery.page.unreadable[0].count = 7;
     (delivery.page.overflow.count, delivery.page.overflow.ids) = (5, vec!["counted".into()]);
     assert_eq!(mirror.apply(delivery).quarantined, 12);
     let walk = mirror.feed("acme").resync.unwrap().walk_id;
-    let level = step(&asked, &asked);
+    let level = step(&from_cursor, &from_cursor);
     let level = feedmirror::store::apply::PageStep { level: true, ..level };
     mirror.apply(mirror.delivery("acme", Transport::Poll, Purpose::Resync(level), &[]));
     mirror.wait(mirror.store().end_resync(mirror.feed("acme").id, walk, AT, 1.0, ModifiedOrder::Standard)).unwrap();
@@ -79,7 +80,7 @@ fn many_bad_records_in_a_resync_spare_their_items_even_those_that_are_only_count
 }
 
 #[test]
-fn a_feed_has_a_thousand_kinds_and_records_of_further_ones_are_set_aside() {
+fn a_feed_has_a_thousand_kinds_and_records_of_further_ones_are_quarantined() {
     let mut mirror = TestStore::with(&["acme", "other"]);
     let of_kind = |n: usize, modified| Record { kind: format!("k{n}"), ..updated(&format!("{n}"), modified, "{}") };
     let first: Vec<_> = (0..600).map(|n| of_kind(n, 1)).collect();
@@ -114,7 +115,7 @@ fn json() -> impl Strategy<Value = String> {
 
 proptest! {
     #[test]
-    fn whatever_the_grammar_allows_is_taken_and_sqlite_reads_it(data in json()) {
+    fn all_data_that_the_grammar_allows_is_accepted_and_read_by_sqlite(data in json()) {
         let db = Connection::open_in_memory().unwrap();
         let page = &pages(item(&data))[0];
         if data == "null" {

@@ -1,4 +1,4 @@
-//! Databases of released versions open and read right: an upgrade is a promise.
+//! Databases of released versions can be opened and read, and have the rows that they had.
 //!
 //! `tests/databases/VERSION.db.zst` was made by that version's code from [`make`]. A version's file is written once, when
 //! it is released, and never again. Until 0.1.0 is out its layout may change; then make the file anew with
@@ -23,7 +23,8 @@ fn fixture() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/databases/0.1.0.db.zst")
 }
 
-/// A bit of everything: live items, tombstones, a sweep, quarantine, findings, a refusal, a purge, a resync under way.
+/// A mirror with rows of every kind: live items, tombstones, a sweep, quarantine, findings, a refusal, a purge, a
+/// running resync.
 fn make() -> TestStore {
     let mirror = TestStore::with(&["acme", "gone", "purged"]);
     let store = mirror.store();
@@ -94,8 +95,8 @@ fn layout(mirror: &TestStore) -> Vec<Vec<Value>> {
     layout
 }
 
-/// A migration that was edited instead of added shows here, and one that was added and makes another layout of an old
-/// file than of a new one.
+/// Fails for a migration that was edited instead of added, and for one that gives an old file another layout than a new
+/// one.
 #[test]
 fn a_released_database_has_the_layout_of_a_new_one() {
     assert_eq!(layout(&released()), layout(&make()));
@@ -136,7 +137,7 @@ fn a_released_database_goes_on_where_it_was_left() {
     let mirror = released();
     let last: i64 = mirror.value("SELECT max(seq) FROM changes");
 
-    // The resync that was under way has met item 1; it goes on and sweeps what it doesn't meet.
+    // The running resync has seen item 1; it goes on and sweeps the items that it doesn't see.
     let resync = mirror.feed("acme").resync.unwrap();
     assert_eq!(resync.cursor, RESYNCED);
     mirror.walk("acme", CURSOR, &[updated("pushed", 30, "[1,2]")]);

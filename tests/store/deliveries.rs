@@ -1,4 +1,4 @@
-//! Where items came from: one row for each delivery that wrote something.
+//! The provenance of items: one row for each delivery that wrote an item.
 
 use feedmirror::feed::Transport;
 use feedmirror::store::apply::{DeliveryVerdict, PageStep, Provenance, Purpose, PushPosition};
@@ -33,14 +33,14 @@ fn a_row_says_what_the_delivery_was_for() {
 
 #[test]
 fn what_is_not_taken_leaves_no_row() {
-    // given a page that was asked for where the cursor no longer is, and one of an older generation
+    // given a page that was requested with a cursor that is no longer stored, and one of an older generation
     let mirror = TestStore::with(&["acme"]);
-    let lost = Purpose::Poll(step("https://acme.example/elsewhere", "https://acme.example/next"));
-    let lost = mirror.delivery("acme", Transport::Poll, lost, &[updated("1", 1, "{}")]);
-    let mut old = mirror.delivery("acme", Transport::Webhook, Purpose::Reread, &[updated("2", 2, "{}")]);
-    old.generation -= 1;
+    let outdated_page = Purpose::Poll(step("https://acme.example/elsewhere", "https://acme.example/next"));
+    let outdated_page = mirror.delivery("acme", Transport::Poll, outdated_page, &[updated("1", 1, "{}")]);
+    let mut old_generation = mirror.delivery("acme", Transport::Webhook, Purpose::Reread, &[updated("2", 2, "{}")]);
+    old_generation.generation -= 1;
 
-    let verdicts = [mirror.apply(lost).verdict, mirror.apply(old).verdict];
+    let verdicts = [mirror.apply(outdated_page).verdict, mirror.apply(old_generation).verdict];
 
     assert_eq!(verdicts, [DeliveryVerdict::CursorMoved, DeliveryVerdict::OldGeneration]);
     assert_eq!(purposes(&mirror), texts(&[]));
@@ -49,8 +49,8 @@ fn what_is_not_taken_leaves_no_row() {
 #[test]
 fn what_a_publisher_makes_endless_is_left_out() {
     let mirror = TestStore::with(&["acme"]);
-    let asked = mirror.cursor("acme");
-    let next = PageStep { from_cursor: asked.clone(), next_cursor: asked, level: false, clean: true };
+    let cursor = mirror.cursor("acme");
+    let next = PageStep { from_cursor: cursor.clone(), next_cursor: cursor, level: false, clean: true };
     let mut delivery = mirror.delivery("acme", Transport::Poll, Purpose::Poll(next), &[updated("1", 1, "{}")]);
     let long = Some("x".repeat(3_000));
     let age = Some(u64::MAX);

@@ -1,4 +1,4 @@
-//! What must be done is stored until it is done: a resync that is due, and one that meets a dead page.
+//! Duties are stored until they are done: a resync that is due, and one whose cursor is dead.
 
 use feedmirror::store::forget::ItemSelector;
 use feedmirror::store::resync::{ResyncEnd, SourceTrust};
@@ -30,20 +30,20 @@ fn a_feed_that_was_away_too_long_stays_to_be_read_anew_until_a_resync_has_ended(
 }
 
 #[test]
-fn a_resync_that_meets_a_dead_page_begins_again_at_once_and_then_ever_more_rarely() {
+fn a_resync_with_a_dead_cursor_begins_again_at_once_and_then_after_ever_longer_waits() {
     let mut mirror = TestStore::with(&["acme"]);
     let store = mirror.store().clone();
     begin(&mirror, SourceTrust::Requested);
     let id = mirror.feed("acme").id;
-    let number = |mirror: &TestStore| mirror.feed("acme").resync.unwrap().walk_id;
-    let died =
-        |mirror: &TestStore| mirror.wait(mirror.store().note_dead_cursor(id, number(mirror), AT)).unwrap().as_secs();
+    let walk_id = |mirror: &TestStore| mirror.feed("acme").resync.unwrap().walk_id;
+    let note_dead_cursor_seconds =
+        |mirror: &TestStore| mirror.wait(mirror.store().note_dead_cursor(id, walk_id(mirror), AT)).unwrap().as_secs();
 
-    assert_eq!(died(&mirror), 0);
-    mirror.wait(store.restart_resync(&name("acme"), number(&mirror), AT)).unwrap();
+    assert_eq!(note_dead_cursor_seconds(&mirror), 0);
+    mirror.wait(store.restart_resync(&name("acme"), walk_id(&mirror), AT)).unwrap();
     let mut waits = Vec::new();
     for _ in 0..7 {
-        waits.push(died(&mirror) / 3_600);
+        waits.push(note_dead_cursor_seconds(&mirror) / 3_600);
         mirror.reopen();
         let resync = mirror.feed("acme").resync.unwrap();
         assert_eq!(
@@ -63,18 +63,18 @@ fn a_resync_that_meets_a_dead_page_begins_again_at_once_and_then_ever_more_rarel
 }
 
 #[test]
-fn after_a_trusted_walk_streams_are_taken_up_behind_its_last_item() {
+fn after_a_trusted_walk_streams_resume_after_its_last_item() {
     let mirror = TestStore::with(&["acme"]);
     mirror.poll("acme", &[updated("polled", 900, "{}")]);
-    let place = "SELECT coalesce(modified || '/' || id, '-') FROM endpoints WHERE feed = 'acme'";
-    assert_eq!(mirror.value::<String>(place), "900/polled");
+    let last_item = "SELECT coalesce(modified || '/' || id, '-') FROM endpoints WHERE feed = 'acme'";
+    assert_eq!(mirror.value::<String>(last_item), "900/polled");
 
     begin(&mirror, SourceTrust::Requested);
-    assert_eq!(mirror.value::<String>(place), "-", "the source may not know it any more");
+    assert_eq!(mirror.value::<String>(last_item), "-", "the source may not know it any more");
     mirror.walk("acme", END, &[updated("polled", 5, "{}"), updated("last", 6, "{}")]);
     finish(&mirror);
 
-    assert_eq!(mirror.value::<String>(place), "6/last");
+    assert_eq!(mirror.value::<String>(last_item), "6/last");
 }
 
 #[test]
@@ -82,12 +82,12 @@ fn a_publishers_own_tombstone_outlives_that_the_item_was_forgotten_and_is_rememb
     // Given: one item that its publisher deleted, and one that it didn't.
     let mirror = TestStore::with(&["acme"]);
     mirror.poll("acme", &[deleted("gone", 50), updated("there", 50, "{}")]);
-    let named = |id: &str| ItemSelector { kind: None, id: id.into() };
+    let selector = |id: &str| ItemSelector { kind: None, id: id.into() };
 
     // When
     for id in ["gone", "there"] {
-        mirror.wait(mirror.store().forget(&name("acme"), AT, named(id))).unwrap();
-        assert!(mirror.wait(mirror.store().unforget(&name("acme"), AT, named(id))).unwrap());
+        mirror.wait(mirror.store().forget(&name("acme"), AT, selector(id))).unwrap();
+        assert!(mirror.wait(mirror.store().unforget(&name("acme"), AT, selector(id))).unwrap());
     }
 
     // Then: a late older update revives the one as little as ever, and the other may come again.

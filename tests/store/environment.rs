@@ -1,4 +1,4 @@
-//! Own trouble: a full disk, a locked file, a foreign, damaged or newer one, and a second writer.
+//! A hostile environment: a full disk, a locked file, a foreign, damaged or newer one, and a second writer.
 
 use std::path::Path;
 use std::process::Command;
@@ -12,13 +12,14 @@ use rusqlite::Connection;
 use crate::program::{ChildProgram, report_line};
 use crate::test_store::{AT, TestStore, page, registration, until, updated};
 
-/// Longer than the writer pauses before it tries again, twice.
-const TWO_TRIES: Duration = Duration::from_millis(1_500);
+/// Longer than two of the writer's pauses before a retry.
+const TWO_RETRIES: Duration = Duration::from_millis(1_500);
 
-/// Is pushed to, one large item after another, and tells of each that is acknowledged and of intake that stops.
+/// The child: applies one large item after another, and prints a line for each that is acknowledged and for each stop
+/// of intake.
 pub(crate) fn child(file: &Path) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let (store, _closing) = Store::open(file).unwrap();
+    let (store, _guard) = Store::open(file).unwrap();
     let mut intake = store.intake();
     runtime.block_on(async {
         let feed = store.register(AT, vec![registration("acme")], true).await.unwrap().remove(0);
@@ -44,7 +45,7 @@ pub(crate) fn child(file: &Path) {
                 blocked = intake.wait_for(|intake| *intake != Intake::Open) => Some(blocked.unwrap().clone()),
             };
             if let Some(blocked) = blocked {
-                let early = tokio::time::timeout(TWO_TRIES, &mut pending).await;
+                let early = tokio::time::timeout(TWO_RETRIES, &mut pending).await;
                 report_line(&format!("{} {blocked:?}", if early.is_err() { "held" } else { "leaked" }));
                 pending.await.unwrap().unwrap();
                 intake.wait_for(|intake| *intake == Intake::Open).await.unwrap();
@@ -57,17 +58,17 @@ pub(crate) fn child(file: &Path) {
     });
 }
 
-/// Hears the child until its intake stops, makes room, and hears that it goes on with nothing lost.
+/// Reads the child's lines until its intake stops, makes room, and checks that the child goes on and nothing is lost.
 fn is_blocked_then_goes_on(mut child: ChildProgram, make_room: impl FnOnce(u32)) {
     let mut acknowledged = 0;
-    let held = loop {
+    let blocked = loop {
         let line = child.line().expect("it goes on");
         if line != "acknowledged" {
             break line;
         }
         acknowledged += 1;
     };
-    assert!(held.starts_with("held Blocked(\"the database can't be written"), "{held}");
+    assert!(blocked.starts_with("held Blocked(\"the database can't be written"), "{blocked}");
     assert!(acknowledged > 0);
 
     make_room(child.child.id());
@@ -123,7 +124,7 @@ fn a_file_that_another_program_locks_stops_intake_until_it_lets_go() {
     assert_eq!(*intake.borrow(), Intake::Open);
 }
 
-/// SQLite waits 5 s for a lock: were each of what waits tried once more, the end would be out of sight.
+/// SQLite waits 5 s for a lock: if each waiting delivery were tried once more, closing would take 5 s for each.
 #[test]
 fn a_writer_that_is_ended_while_the_file_is_locked_gives_up_and_acknowledges_nothing() {
     let mut mirror = TestStore::with(&["acme"]);
@@ -135,10 +136,10 @@ fn a_writer_that_is_ended_while_the_file_is_locked_gives_up_and_acknowledges_not
     let pending = deliveries.map(|delivery| mirror.submit(delivery));
     until("intake is blocked", || matches!(&*intake.borrow(), Intake::Blocked(_)));
 
-    let asked = Instant::now();
+    let start = Instant::now();
     mirror.close();
 
-    assert!(asked.elapsed() < Duration::from_secs(9), "it took {:?}", asked.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(9), "it took {:?}", start.elapsed());
     for pending in pending {
         assert!(mirror.wait(pending).unwrap().is_err());
     }
@@ -176,8 +177,8 @@ fn a_file_that_is_no_mirror_is_refused_in_words_that_say_what_to_do() {
     assert_eq!(cats, 1, "it is left alone");
 }
 
-/// What keeps a file from being opened, in words; it is nothing that is wrong with the file.
-fn in_the_way(file: &Path) -> String {
+/// Why the environment keeps a file from being opened, as text.
+fn unavailable_reason(file: &Path) -> String {
     match Store::open(file) {
         Err(error @ StoreError::Unavailable { .. }) => {
             assert!(error.is_environment() && !error.is_fatal());
@@ -189,10 +190,10 @@ fn in_the_way(file: &Path) -> String {
 }
 
 #[test]
-fn a_file_that_the_surroundings_keep_from_being_opened_is_told_from_one_that_is_unusable() {
+fn a_file_that_the_environment_keeps_from_being_opened_is_not_unusable() {
     let directory = tempfile::tempdir().unwrap();
     let later = directory.path().join("mounted/later");
-    assert!(in_the_way(&later.join("mirror.db")).contains("No such file or directory"));
+    assert!(unavailable_reason(&later.join("mirror.db")).contains("No such file or directory"));
     std::fs::create_dir_all(&later).unwrap();
     Store::open(&later.join("mirror.db")).unwrap().1.finish();
 
@@ -201,7 +202,7 @@ fn a_file_that_the_surroundings_keep_from_being_opened_is_told_from_one_that_is_
     let locker = Connection::open(&mirror.path).unwrap();
     locker.execute_batch("BEGIN EXCLUSIVE; UPDATE feed SET items = items").unwrap();
 
-    assert!(in_the_way(&mirror.path).ends_with("database is locked"));
+    assert!(unavailable_reason(&mirror.path).ends_with("database is locked"));
 
     locker.execute_batch("COMMIT").unwrap();
     mirror.reopen();
@@ -213,9 +214,9 @@ fn a_file_of_a_newer_version_is_refused_and_left_alone() {
     mirror.close();
     Connection::open(&mirror.path).unwrap().pragma_update(None, "user_version", 99).unwrap();
 
-    let words = refusal(&mirror.path);
+    let text = refusal(&mirror.path);
 
-    assert!(words.contains("layout 99") && words.ends_with("upgrade feedmirror"), "{words}");
+    assert!(text.contains("layout 99") && text.ends_with("upgrade feedmirror"), "{text}");
     assert_eq!(mirror.value::<i64>("PRAGMA user_version"), 99);
 }
 
@@ -230,13 +231,13 @@ fn a_damaged_file_is_refused_at_the_start() {
     bytes[16 * 1024..].iter_mut().for_each(|byte| *byte ^= 0x5a);
     std::fs::write(&mirror.path, bytes).unwrap();
 
-    let words = refusal(&mirror.path);
+    let text = refusal(&mirror.path);
 
-    assert!(words.contains("it is damaged") && words.contains("restore a snapshot"), "{words}");
+    assert!(text.contains("it is damaged") && text.contains("restore a snapshot"), "{text}");
 }
 
 #[test]
-fn damage_met_while_running_ends_all_writing_and_acknowledges_nothing() {
+fn damage_found_while_running_ends_all_writing_and_acknowledges_nothing() {
     let mirror = TestStore::with(&["acme"]);
     mirror.push("acme", &crate::test_store::many("n", 2_000, 10));
     let delivery =
@@ -267,12 +268,12 @@ fn a_second_writer_is_refused_until_the_first_has_finished() {
     assert!(matches!(&second, Err(StoreError::InUse(path)) if *path == mirror.path));
 
     mirror.close();
-    let (_store, closing) = Store::open(&mirror.path).unwrap();
-    closing.finish();
+    let (_store, guard) = Store::open(&mirror.path).unwrap();
+    guard.finish();
 }
 
 #[test]
-fn a_writer_that_is_dropped_commits_what_waits_before_it_lets_another_in() {
+fn a_writer_that_is_dropped_commits_waiting_deliveries_before_another_can_open_the_file() {
     let mut mirror = TestStore::with(&["acme"]);
     let delivery =
         mirror.delivery("acme", Transport::Webhook, Purpose::Reread, &crate::test_store::many("n", 5_000, 10));

@@ -135,30 +135,30 @@ fn a_feed_whose_settings_are_wrong_is_failed_with_the_reason_and_keeps_its_rows(
 fn who_publishes_a_feed_is_kept_and_a_page_s_licence_comes_before_the_configured_one() {
     // given a feed whose publisher, licence and dataset site are configured
     let mirror = TestStore::with(&["acme"]);
-    let told = |publisher: &str| Attribution {
+    let attribution = |publisher: &str| Attribution {
         publisher: Some(publisher.into()),
         license: Some("configured".into()),
         dataset_url: Some("https://acme.example/".into()),
         total_items: Some(12),
     };
     let register = |registration| mirror.wait(mirror.store().register(AT, vec![registration], true)).unwrap();
-    let shown = || mirror.rows("SELECT publisher, license, dataset_url, total_items FROM feeds").remove(0);
-    register(FeedRegistration { attribution: told("Acme"), ..registration("acme") });
+    let row = || mirror.rows("SELECT publisher, license, dataset_url, total_items FROM feeds").remove(0);
+    register(FeedRegistration { attribution: attribution("Acme"), ..registration("acme") });
     let expected =
         |publisher, license| [text(publisher), text(license), text("https://acme.example/"), Value::Integer(12)];
-    assert_eq!(shown(), expected("Acme", "configured"));
+    assert_eq!(row(), expected("Acme", "configured"));
 
     // when a page names a licence, the publisher another name, and then the feed's settings are wrong
     let mut delivery = mirror.delivery("acme", Transport::Webhook, Purpose::Reread, &[]);
     delivery.page.license = Some("published".into());
     mirror.apply(delivery);
-    register(FeedRegistration { attribution: told("Acme Group"), ..registration("acme") });
+    register(FeedRegistration { attribution: attribution("Acme Group"), ..registration("acme") });
     register(FeedRegistration { config_error: Some("settings: wrong".into()), ..registration("acme") });
 
-    // then the page's stands, with what was configured last
-    assert_eq!(shown(), expected("Acme Group", "published"));
+    // then the page's licence is kept, with the publisher that was configured last
+    assert_eq!(row(), expected("Acme Group", "published"));
     register(registration("acme"));
-    assert_eq!(shown(), [Value::Null, text("published"), Value::Null, Value::Null]);
+    assert_eq!(row(), [Value::Null, text("published"), Value::Null, Value::Null]);
 }
 
 #[test]
@@ -168,17 +168,17 @@ fn a_large_purge_goes_in_steps_over_restarts_and_a_resume_waits_for_it() {
     mirror.push("other", &many("n", 10, 10));
     let lone = Record { kind: "Lone".into(), ..updated("1", 10, "{}") };
     mirror.push("acme", &[lone]);
-    let was = mirror.feed("acme");
+    let before = mirror.feed("acme");
 
     // When
     let left = mirror.wait(mirror.store().purge(&name("acme"), AT)).unwrap();
 
-    // Then: nobody sees a row, and what is late is taken for nothing.
+    // Then: no reader sees a row.
     assert!(left > 1_000, "{left}");
     assert_eq!(mirror.value::<i64>("SELECT count(*) FROM items"), 10);
     assert_eq!(mirror.rows("SELECT state FROM changes WHERE feed = 'acme'"), [[text("purged")]]);
     let feed = mirror.feed("acme");
-    assert!(feed.generation > was.generation && feed.id != was.id && feed.paused && feed.purged);
+    assert!(feed.generation > before.generation && feed.id != before.id && feed.paused && feed.purged);
 
     // When resumed before the rows are gone
     let resumed = mirror.wait(mirror.store().set_paused(&name("acme"), AT, false)).unwrap();

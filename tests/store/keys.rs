@@ -1,5 +1,5 @@
-//! The hashes that items and quarantined records are found by: each mirror's own, so that no publisher can make them
-//! collide.
+//! The hashes by which items and quarantined records are found: each mirror has its own, so that no publisher can make
+//! them collide.
 
 use std::collections::{BTreeMap, HashSet};
 use std::hash::Hasher;
@@ -12,8 +12,8 @@ use crate::test_store::{TestStore, many, page, unreadable};
 
 const ITEMS: usize = 2_000;
 
-/// A mirror that was given what any other was given.
-fn given() -> TestStore {
+/// A mirror with the same items as every other one here.
+fn filled_mirror() -> TestStore {
     let mirror = TestStore::with(&["acme"]);
     let mut delivery = mirror.delivery("acme", Transport::Webhook, Purpose::Reread, &[]);
     delivery.page = page(&many("item-", ITEMS, 1), &[unreadable("no-kind", "{\"id\":1}", None)]);
@@ -39,7 +39,7 @@ fn siphash(salt: &[u8; 16], parts: [&str; 2]) -> i64 {
 
 #[test]
 fn two_mirrors_know_the_same_items_and_records_by_different_hashes() {
-    let (one, other) = (given(), given());
+    let (one, other) = (filled_mirror(), filled_mirror());
 
     assert_ne!(salt(&one), salt(&other));
     let (ours, theirs) = (keys(&one), keys(&other));
@@ -55,7 +55,7 @@ fn two_mirrors_know_the_same_items_and_records_by_different_hashes() {
 
 #[test]
 fn the_hashes_are_keyed_with_the_mirrors_salt_and_stay_when_it_is_opened_again() {
-    let mut mirror = given();
+    let mut mirror = filled_mirror();
     let (salt, known) = (salt(&mirror), keys(&mirror));
     for (id, key) in &known {
         assert_eq!(*key, siphash(&salt, ["Session", id]) >> 16, "{id}");

@@ -1,4 +1,4 @@
-//! The store against the rules: newest wins, resyncs, bounds, crashes, a hostile environment, and files of the past.
+//! Tests of the store: newest wins, resyncs, bounds, crashes, a hostile environment, and files of released versions.
 //!
 //! Everything here writes through [`feedmirror::store`] and reads back with plain SQL over the public names.
 

@@ -1,4 +1,4 @@
-//! What is written, and what is refused.
+//! Newest wins: which versions are written, and which are refused.
 
 use feedmirror::feed::{Modified, TiePolicy, Transport};
 use feedmirror::store::StoreError;
@@ -59,7 +59,7 @@ fn of_two_tied_updates_the_stored_one_stays_unless_the_feed_says_replace() {
 }
 
 #[test]
-fn in_a_resync_the_incoming_one_of_two_tied_updates_stands() {
+fn in_a_resync_the_incoming_one_of_two_tied_updates_is_stored() {
     let mirror = TestStore::with(&["acme"]);
     mirror.push("acme", &[updated("1", 10, r#"{"n":1}"#)]);
     mirror.wait(mirror.store().begin_resync(&name("acme"), AT, SourceTrust::No, false)).unwrap();
@@ -108,7 +108,7 @@ fn a_swept_tombstone_loses_a_tie_to_poll_and_to_nothing_else() {
     assert_eq!(mirror.item("1"), r#"10 updated {"n":1}"#);
 }
 
-/// Otherwise the end would depend on whether the tied deletion or the tied update is polled first.
+/// Otherwise the result would depend on whether the tied deletion or the tied update is polled first.
 #[test]
 fn a_polled_deletion_makes_a_swept_tombstone_the_publishers_own() {
     let mirror = TestStore::with(&["acme"]);
@@ -151,7 +151,7 @@ fn what_was_read_under_an_older_generation_is_not_written() {
 }
 
 #[test]
-fn a_feed_that_takes_a_purged_feeds_place_gets_none_of_its_deliveries() {
+fn a_new_feed_gets_no_deliveries_of_a_purged_one() {
     let mirror = TestStore::with(&["acme", "old"]);
     let late = mirror.delivery("old", Transport::Webhook, Purpose::Reread, &[updated("1", 10, "{}")]);
     let acme = vec![crate::test_store::registration("acme")];
@@ -167,8 +167,8 @@ fn a_feed_that_takes_a_purged_feeds_place_gets_none_of_its_deliveries() {
 #[test]
 fn a_polled_page_whose_cursor_has_moved_is_not_written() {
     let mirror = TestStore::with(&["acme"]);
-    let asked = mirror.cursor("acme");
-    let late = mirror.delivery("acme", Transport::Poll, Purpose::Poll(step(&asked, "b")), &[updated("1", 10, "{}")]);
+    let cursor = mirror.cursor("acme");
+    let late = mirror.delivery("acme", Transport::Poll, Purpose::Poll(step(&cursor, "b")), &[updated("1", 10, "{}")]);
     mirror.wait(mirror.store().seek(&name("acme"), AT, "https://acme.example/sought".into())).unwrap();
 
     assert_eq!(mirror.apply(late).verdict, DeliveryVerdict::CursorMoved);
@@ -189,19 +189,22 @@ fn push_never_moves_the_poll_cursor() {
 }
 
 #[test]
-fn a_batch_of_a_stream_counts_only_behind_the_one_before_it() {
+fn a_batch_of_a_stream_counts_only_after_the_previous_one() {
     let mirror = TestStore::with(&["acme"]);
     let store = mirror.store();
     let feed = mirror.wait(store.feed(&name("acme"))).unwrap();
     mirror.wait(store.set_push_endpoints(feed.id, AT, vec![Transport::Sse])).unwrap();
-    let batch = |id: &str, after: Option<&str>| {
-        let position =
-            PushPosition { cursor: Some(format!("at-{id}")), from_cursor: after.map(str::to_owned), event_id: None };
+    let batch = |id: &str, from_cursor: Option<&str>| {
+        let position = PushPosition {
+            cursor: Some(format!("at-{id}")),
+            from_cursor: from_cursor.map(str::to_owned),
+            event_id: None,
+        };
         mirror.apply(mirror.delivery("acme", Transport::Sse, Purpose::Push(position), &[updated(id, 10, "{}")])).verdict
     };
 
     assert_eq!(batch("1", None), DeliveryVerdict::Committed);
-    // Given: the batch that would have left it at 2 failed.
+    // Given: the batch that would have moved the cursor to 2 failed.
     assert_eq!(batch("3", Some("at-2")), DeliveryVerdict::CursorMoved);
     assert_eq!(batch("2", Some("at-1")), DeliveryVerdict::Committed);
     assert_eq!(batch("3", Some("at-2")), DeliveryVerdict::Committed);
@@ -288,7 +291,7 @@ fn an_id_is_one_item_only_within_its_kind_and_feed() {
 }
 
 #[test]
-fn small_work_goes_before_queued_large_work() {
+fn small_jobs_go_before_queued_large_ones() {
     let mirror = TestStore::with(&["acme", "other"]);
     let push = |feed: &str, records: &[Record]| mirror.delivery(feed, Transport::Webhook, Purpose::Reread, records);
     // Made before the file is locked: making one asks the writer for the feed.
@@ -331,7 +334,7 @@ fn a_small_last_page_does_not_overtake_the_large_ones_before_it() {
 }
 
 #[test]
-fn a_feed_read_again_in_its_stored_order_is_judged_item_by_item() {
+fn a_feed_read_again_in_its_stored_order_is_compared_item_by_item() {
     let mirror = TestStore::with(&["acme", "other"]);
     let ids: Vec<String> = (1..=60).map(|n| n.to_string()).collect();
     // Two feeds' rows lie between each other, and some have moved to the end since.

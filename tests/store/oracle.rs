@@ -1,5 +1,5 @@
-//! What a mirror must hold, said once more and as simply as it can be. Shares no code with the mirror:
-//! even `modified` has an order of its own, over values whose place in it is known since they are made here.
+//! A second implementation, as simple as possible, of what a mirror must hold. It shares no code with the mirror: even
+//! `modified` has an order of its own, over values whose rank is known since they are generated here.
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
@@ -7,14 +7,14 @@ use std::collections::BTreeMap;
 use feedmirror::feed::Modified;
 use proptest::prelude::*;
 
-/// A `modified` of which the oracle knows the place in the order, and how the publisher writes it.
+/// A `modified` with its rank in the order, and the publisher's spelling.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct OracleModified {
     /// As written in JSON, quotes aside.
     pub(crate) text: String,
     /// Whether it is a JSON number.
     pub(crate) number: bool,
-    pub(crate) place: ModifiedClass,
+    pub(crate) class: ModifiedClass,
 }
 
 /// The three classes of the order, oldest first.
@@ -40,7 +40,7 @@ impl ModifiedClass {
 
     /// The order of `modified`.
     pub(crate) fn compare(&self, other: &Self) -> Ordering {
-        let class = |place: &Self| match place {
+        let number = |class: &Self| match class {
             Self::Number { .. } => 1,
             Self::Instant(_) => 2,
             Self::Text(_) => 3,
@@ -61,18 +61,18 @@ impl ModifiedClass {
             }
             (Self::Instant(a), Self::Instant(b)) => a.cmp(b),
             (Self::Text(a), Self::Text(b)) => a.as_bytes().cmp(b.as_bytes()),
-            _ => class(self).cmp(&class(other)),
+            _ => number(self).cmp(&number(other)),
         }
     }
 }
 
 impl OracleModified {
-    /// As the decoder hands it to the store.
-    pub(crate) fn modified(&self) -> Modified {
+    /// The value as the decoder makes it.
+    pub(crate) fn to_modified(&self) -> Modified {
         if self.number { Modified::from_number(&self.text) } else { Modified::Text(self.text.as_str().into()) }
     }
 
-    /// As the SQLite file must show it: an integer where it is one that fits, the publisher's text otherwise.
+    /// The value as the SQLite file must show it: an integer where it fits 64 bits, the publisher's text otherwise.
     pub(crate) fn in_sql(&self) -> rusqlite::types::Value {
         match self.text.parse::<i64>() {
             Ok(integer) if self.number => rusqlite::types::Value::Integer(integer),
@@ -83,7 +83,7 @@ impl OracleModified {
 
 fn integer(n: i128, number: bool) -> OracleModified {
     let digits = n.unsigned_abs().to_string();
-    OracleModified { text: n.to_string(), number, place: ModifiedClass::number(n < 0, &digits, "") }
+    OracleModified { text: n.to_string(), number, class: ModifiedClass::number(n < 0, &digits, "") }
 }
 
 /// 2024-01-01T00:00:00Z plus so many quarters of a second, written in one of two time zones.
@@ -92,32 +92,32 @@ fn date(quarters: i64, east: bool) -> OracleModified {
     let (hour, zone) = if east { (1, "+01:00") } else { (0, "Z") };
     let fraction = if millis == 0 { String::new() } else { format!(".{millis}") };
     let text = format!("2024-01-01T{hour:02}:{minutes:02}:{seconds:02}{fraction}{zone}");
-    OracleModified { text, number: false, place: ModifiedClass::Instant(1_704_067_200_000 + quarters * 250) }
+    OracleModified { text, number: false, class: ModifiedClass::Instant(1_704_067_200_000 + quarters * 250) }
 }
 
-/// Values of every class, few enough that they tie and pass each other often.
-pub(crate) fn stamps() -> impl Strategy<Value = OracleModified> {
+/// Values of every class, few enough that ties and changes of order are frequent.
+pub(crate) fn modified_values() -> impl Strategy<Value = OracleModified> {
     let fraction = (0..4u8, 0..3usize, 0..2usize).prop_map(|(whole, digit, zeros)| {
         let fraction = format!("{}{}", ["0", "25", "5"][digit], "0".repeat(zeros));
-        let place = ModifiedClass::number(false, &whole.to_string(), &fraction);
-        OracleModified { text: format!("{whole}.{fraction}"), number: true, place }
+        let class = ModifiedClass::number(false, &whole.to_string(), &fraction);
+        OracleModified { text: format!("{whole}.{fraction}"), number: true, class }
     });
     let power = (1..4u8, 1..3usize).prop_map(|(digit, zeros)| {
-        let place = ModifiedClass::number(false, &format!("{digit}{}", "0".repeat(zeros)), "");
-        OracleModified { text: format!("{digit}e{zeros}"), number: true, place }
+        let class = ModifiedClass::number(false, &format!("{digit}{}", "0".repeat(zeros)), "");
+        OracleModified { text: format!("{digit}e{zeros}"), number: true, class }
     });
     let padded = (0..20u8, 0..4usize).prop_map(|(n, zeros)| {
         let text = format!("{}{n}", "0".repeat(zeros));
-        OracleModified { place: ModifiedClass::number(false, &text, ""), text, number: false }
+        OracleModified { class: ModifiedClass::number(false, &text, ""), text, number: false }
     });
     let hex = (0..5usize, any::<bool>()).prop_map(|(at, upper)| {
         let text = ["00a", "0B", "1f", "00FF", "0000000000000a0"][at];
         let text = if upper { text.to_uppercase() } else { text.to_lowercase() };
-        OracleModified { place: ModifiedClass::number(false, &text, ""), text, number: false }
+        OracleModified { class: ModifiedClass::number(false, &text, ""), text, number: false }
     });
     let opaque = (0..6usize).prop_map(|at| {
         let text = ["v1", "v12", "v2", "", "2024-01-01", "été"][at].to_owned();
-        OracleModified { place: ModifiedClass::Text(text.clone()), text, number: false }
+        OracleModified { class: ModifiedClass::Text(text.clone()), text, number: false }
     });
     prop_oneof![
         6 => (-3..20i128, any::<bool>()).prop_map(|(n, number)| integer(n, number)),
@@ -133,7 +133,7 @@ pub(crate) fn stamps() -> impl Strategy<Value = OracleModified> {
     ]
 }
 
-/// JSON texts by number; of each four, the first three say the same in other bytes.
+/// JSON texts by number; of each four, the first three have equal content in different bytes.
 pub(crate) fn data(number: u8) -> String {
     let n = number / 4;
     match number % 4 {
@@ -151,9 +151,9 @@ fn same_data(a: u8, b: u8) -> bool {
 /// A record as the oracle sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct SentRecord {
-    /// Which of the kinds and ids.
+    /// Kind and id.
     pub(crate) key: Key,
-    pub(crate) stamp: OracleModified,
+    pub(crate) modified: OracleModified,
     /// The number of its data; `None` for a deletion.
     pub(crate) data: Option<u8>,
 }
@@ -168,17 +168,17 @@ pub(crate) enum Swept {
     Trust,
 }
 
-/// A row that must be there.
+/// A row that must exist.
 #[derive(Clone, Debug)]
 pub(crate) struct OracleRow {
     pub(crate) sent: SentRecord,
     pub(crate) swept: Swept,
     pub(crate) transport: &'static str,
-    /// When it was written, by the oracle's own clock of changes.
-    pub(crate) turn: u64,
+    /// When it was written, by the oracle's own clock, which ticks with each change.
+    pub(crate) tick: u64,
 }
 
-/// Where a record comes from, as far as it matters.
+/// How a record is delivered, as far as the rules depend on it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct DeliveryWay {
     pub(crate) transport: &'static str,
@@ -195,7 +195,7 @@ pub(crate) enum ApplyOutcome {
     Tied,
 }
 
-/// Rule 1. `trusted`: a trust-source walk meets a row that was stored before it began, and for the first time.
+/// Newest wins. `trusted`: a trust-source walk reads a row that was stored before the walk began, and for the first time.
 pub(crate) fn expected_outcome(
     stored: Option<&OracleRow>,
     incoming: &SentRecord,
@@ -209,12 +209,12 @@ pub(crate) fn expected_outcome(
         _ => false,
     };
     if trusted {
-        let as_sent = (&stored.sent.stamp.text, stored.sent.stamp.number);
-        let unchanged = as_sent == (&incoming.stamp.text, incoming.stamp.number) && same_content;
+        let as_sent = (&stored.sent.modified.text, stored.sent.modified.number);
+        let unchanged = as_sent == (&incoming.modified.text, incoming.modified.number) && same_content;
         return if unchanged { ApplyOutcome::Same } else { ApplyOutcome::Changed };
     }
     let polled = way.transport == "poll";
-    let order = incoming.stamp.place.compare(&stored.sent.stamp.place);
+    let order = incoming.modified.class.compare(&stored.sent.modified.class);
     if polled && (stored.swept == Swept::Trust || stored.swept == Swept::Resync && order == Ordering::Equal) {
         return ApplyOutcome::Changed;
     }
@@ -236,24 +236,24 @@ pub(crate) struct OracleWalk {
     pub(crate) trust: bool,
     pub(crate) clean: bool,
     pub(crate) held: bool,
-    /// The turn at which it began.
-    pub(crate) began: u64,
-    /// Rows met since, by anyone, and whether by the walk itself.
-    pub(crate) met: BTreeMap<Key, bool>,
-    /// Ids of records quarantined since.
+    /// The tick at the walk's beginning.
+    pub(crate) start_tick: u64,
+    /// Rows seen since, by any delivery, and whether by the walk itself.
+    pub(crate) seen: BTreeMap<Key, bool>,
+    /// Ids of records quarantined during the walk.
     pub(crate) spared: Vec<String>,
-    /// The newest of each kind that it read.
+    /// The newest of each kind that the walk read.
     pub(crate) newest: BTreeMap<String, OracleModified>,
 }
 
-/// A feed as it must be.
+/// A feed as the mirror must have it.
 #[derive(Clone, Debug)]
 pub(crate) struct OracleFeed {
     pub(crate) name: &'static str,
     pub(crate) generation: i64,
     pub(crate) cursor: Option<String>,
     pub(crate) purged: bool,
-    /// The turn of the last purge.
+    /// The tick of the last purge.
     pub(crate) purge: Option<u64>,
     pub(crate) rows: BTreeMap<Key, OracleRow>,
     pub(crate) quarantine: BTreeMap<String, i64>,
@@ -274,69 +274,70 @@ impl OracleFeed {
         }
     }
 
-    /// Takes one record; `turn` is the oracle's clock, which moves when something is written.
-    pub(crate) fn take(&mut self, sent: &SentRecord, way: DeliveryWay, turn: &mut u64) -> ApplyOutcome {
+    /// Applies one record; `tick` is the oracle's clock, which ticks when a row is written.
+    pub(crate) fn apply(&mut self, sent: &SentRecord, way: DeliveryWay, tick: &mut u64) -> ApplyOutcome {
         if let Some(walk) = self.walk.as_mut().filter(|_| way.resync) {
-            let newest = walk.newest.entry(sent.key.0.clone()).or_insert_with(|| sent.stamp.clone());
-            if sent.stamp.place.compare(&newest.place).is_gt() {
-                *newest = sent.stamp.clone();
+            let newest = walk.newest.entry(sent.key.0.clone()).or_insert_with(|| sent.modified.clone());
+            if sent.modified.class.compare(&newest.class).is_gt() {
+                *newest = sent.modified.clone();
             }
         }
         let stored = self.rows.get(&sent.key);
         let trusted = way.resync
             && self.walk.as_ref().is_some_and(|walk| {
-                let before = stored.is_some_and(|row| row.turn <= walk.began);
-                walk.trust && before && walk.met.get(&sent.key) != Some(&true)
+                let stored_before = stored.is_some_and(|row| row.tick <= walk.start_tick);
+                walk.trust && stored_before && walk.seen.get(&sent.key) != Some(&true)
             });
-        let fate = expected_outcome(stored, sent, way, trusted);
-        if matches!(fate, ApplyOutcome::New | ApplyOutcome::Changed) {
-            *turn += 1;
-            let row = OracleRow { sent: sent.clone(), swept: Swept::No, transport: way.transport, turn: *turn };
+        let outcome = expected_outcome(stored, sent, way, trusted);
+        if matches!(outcome, ApplyOutcome::New | ApplyOutcome::Changed) {
+            *tick += 1;
+            let row = OracleRow { sent: sent.clone(), swept: Swept::No, transport: way.transport, tick: *tick };
             self.rows.insert(sent.key.clone(), row);
         } else if let Some(walk) = &mut self.walk {
-            let by_walk = walk.met.entry(sent.key.clone()).or_default();
+            let by_walk = walk.seen.entry(sent.key.clone()).or_default();
             *by_walk |= way.resync;
         }
-        fate
+        outcome
     }
 
-    /// Live rows that the walk under way says are gone.
+    /// Live rows that the running walk has not seen.
     pub(crate) fn unseen(&self) -> Vec<Key> {
         let Some(walk) = &self.walk else { return Vec::new() };
-        let gone = |(key, row): &(&Key, &OracleRow)| {
+        let is_unseen = |(key, row): &(&Key, &OracleRow)| {
             row.sent.data.is_some()
-                && row.turn <= walk.began
-                && !walk.met.contains_key(*key)
+                && row.tick <= walk.start_tick
+                && !walk.seen.contains_key(*key)
                 && !walk.spared.contains(&key.1)
         };
-        self.rows.iter().filter(gone).map(|(key, _)| key.clone()).collect()
+        self.rows.iter().filter(is_unseen).map(|(key, _)| key.clone()).collect()
     }
 
-    /// Whether the walk under way ended before what had been polled of a kind that it read.
+    /// Whether the running walk's listing is short: a row of a kind that it read was polled earlier and is newer than
+    /// all that it read.
     pub(crate) fn short(&self) -> bool {
         let Some(walk) = self.walk.as_ref().filter(|walk| !walk.trust) else { return false };
-        let beyond = |(key, row): (&Key, &OracleRow)| {
+        let is_newer = |(key, row): (&Key, &OracleRow)| {
             let newest = walk.newest.get(&key.0);
-            let stood = row.sent.data.is_some() && row.turn <= walk.began && row.transport == "poll";
-            stood && newest.is_some_and(|newest| row.sent.stamp.place.compare(&newest.place).is_gt())
+            let was_polled_before = row.sent.data.is_some() && row.tick <= walk.start_tick && row.transport == "poll";
+            was_polled_before && newest.is_some_and(|newest| row.sent.modified.class.compare(&newest.class).is_gt())
         };
-        self.rows.iter().any(beyond)
+        self.rows.iter().any(is_newer)
     }
 
     pub(crate) fn live(&self) -> usize {
         self.rows.values().filter(|row| row.sent.data.is_some()).count()
     }
 
-    /// Makes tombstones of what the walk did not meet, all in one turn, and ends the walk.
-    pub(crate) fn sweep(&mut self, turn: &mut u64) {
+    /// Makes tombstones of the rows that the walk has not seen, all in one tick, and ends the walk.
+    pub(crate) fn sweep(&mut self, tick: &mut u64) {
         let trust = self.walk.as_ref().is_some_and(|walk| walk.trust);
-        *turn += 1;
+        *tick += 1;
         for key in self.unseen() {
             if let Some(row) = self.rows.get_mut(&key) {
                 row.sent.data = None;
                 row.swept = if trust { Swept::Trust } else { Swept::Resync };
                 row.transport = "poll";
-                row.turn = *turn;
+                row.tick = *tick;
             }
         }
         self.walk = None;

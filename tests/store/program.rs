@@ -1,4 +1,4 @@
-//! This test program run again as a child that uses a store, so that it can be killed or starved.
+//! Runs this test program again as a child that uses a store, so that the child can be killed or denied disk space.
 
 use std::io::{BufRead, BufReader, Lines, Write};
 use std::path::Path;
@@ -7,7 +7,7 @@ use std::process::{Child, ChildStderr, Command, Stdio};
 const ROLE: &str = "STORE_TEST_ROLE";
 const FILE: &str = "STORE_TEST_FILE";
 
-/// A running child and what it tells, line by line.
+/// A running child and the lines that it prints.
 pub(crate) struct ChildProgram {
     pub(crate) child: Child,
     lines: Lines<BufReader<ChildStderr>>,
@@ -32,12 +32,12 @@ impl ChildProgram {
         Self { child, lines }
     }
 
-    /// The next line it tells; `None` once it has ended.
+    /// The child's next line; `None` once it has ended.
     pub(crate) fn line(&mut self) -> Option<String> {
         self.lines.next().map(|line| line.unwrap())
     }
 
-    /// SIGKILL; gives what it had told by then and nobody had read.
+    /// Kills the child with SIGKILL; returns the lines that were not read yet.
     pub(crate) fn kill(mut self) -> Vec<String> {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
@@ -45,7 +45,7 @@ impl ChildProgram {
     }
 }
 
-/// One line for whoever started this child, written at once.
+/// Prints one line for the parent, without buffering.
 pub(crate) fn report_line(line: &str) {
     std::io::stderr().write_all(format!("{line}\n").as_bytes()).unwrap();
 }

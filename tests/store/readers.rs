@@ -1,4 +1,4 @@
-//! Readers beside the writer, and after it: long ones stop nothing, and the file's group may read.
+//! Readers while the writer runs, and after it: long readers stop no writes, and the file's group may read.
 
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};

@@ -1,4 +1,4 @@
-//! Resyncs: what they keep, what they sweep, what is spared, and what is held until the operator accepts it.
+//! Resyncs: which rows they keep, sweep or spare, and which sweeps are held until the operator accepts them.
 
 use feedmirror::feed::{Health, Modified, Transport};
 use feedmirror::store::StoreError;
@@ -8,7 +8,7 @@ use feedmirror::store::resync::{ResyncEnd, ResyncStage, SourceTrust};
 
 use crate::test_store::{AT, Record, TestStore, deleted, many, name, registration, unreadable, updated};
 
-/// The share of live items that may go unasked.
+/// The share of live items that may be swept without the operator.
 const MAX_SWEEP: f64 = 0.2;
 pub(crate) const END: &str = "https://acme.example/rpde?afterTimestamp=99";
 
@@ -23,13 +23,13 @@ pub(crate) fn finish(mirror: &TestStore) -> ResyncEnd {
         .unwrap()
 }
 
-/// Goes on with an accepted sweep, as the resync loop does.
+/// Runs an accepted sweep, as the resync loop does.
 fn sweep(mirror: &TestStore) -> ResyncEnd {
     let feed = mirror.feed("acme");
     mirror.wait(mirror.store().sweep(feed.id, feed.resync.unwrap().walk_id, AT)).unwrap()
 }
 
-/// A whole resync that meets these records and ends cleanly.
+/// A whole resync that reads these records and ends cleanly.
 pub(crate) fn resync(mirror: &TestStore, trust: SourceTrust, records: &[Record]) -> ResyncEnd {
     begin(mirror, trust);
     mirror.walk("acme", END, records);
@@ -81,10 +81,10 @@ fn nothing_is_swept_after_an_unclean_end() {
     mirror.push("acme", &[updated("1", 10, "{}"), updated("2", 10, "{}")]);
     let before = mirror.cursor("acme");
     begin(&mirror, SourceTrust::No);
-    let asked = mirror.feed("acme").resync.unwrap().cursor;
-    let made =
-        PageStep { from_cursor: asked, next_cursor: "https://acme.example/made".into(), level: false, clean: false };
-    mirror.apply(mirror.delivery("acme", Transport::Poll, Purpose::Resync(made), &[updated("1", 10, "{}")]));
+    let from_cursor = mirror.feed("acme").resync.unwrap().cursor;
+    let generated =
+        PageStep { from_cursor, next_cursor: "https://acme.example/made".into(), level: false, clean: false };
+    mirror.apply(mirror.delivery("acme", Transport::Poll, Purpose::Resync(generated), &[updated("1", 10, "{}")]));
     mirror.walk("acme", END, &[]);
 
     assert_eq!(finish(&mirror), ResyncEnd::Unclean);
@@ -115,8 +115,8 @@ fn records_that_the_walk_quarantined_are_spared_by_their_id() {
     let mirror = TestStore::with(&["acme"]);
     mirror.push("acme", &[updated("broken", 10, "{}"), updated("gone", 10, "{}"), updated("met", 10, "{}")]);
     begin(&mirror, SourceTrust::No);
-    let asked = mirror.feed("acme").resync.unwrap().cursor;
-    let purpose = Purpose::Resync(crate::test_store::step(&asked, END));
+    let from_cursor = mirror.feed("acme").resync.unwrap().cursor;
+    let purpose = Purpose::Resync(crate::test_store::step(&from_cursor, END));
     let mut delivery = mirror.delivery("acme", Transport::Poll, purpose, &[updated("met", 10, "{}")]);
     delivery.page.unreadable.push(unreadable("no-modified", r#"{"id":"broken"}"#, Some("broken")));
     delivery.page.unreadable.push(unreadable("no-id", "{}", None));
@@ -176,7 +176,7 @@ fn under_trust_source_a_sweep_is_held_as_any_unless_it_was_accepted_beforehand()
 
 #[test]
 fn a_resync_whose_newest_item_is_older_than_what_was_polled_before_is_held_however_little_it_would_sweep() {
-    // Given: the last two items that were polled, and one that push brought, are missing from the listing.
+    // Given: the last two items that were polled are missing from the listing.
     let mirror = TestStore::with(&["acme"]);
     let ids = ["1", "2", "3", "4", "5", "6"];
     let all: Vec<Record> = ids.iter().zip(10..).map(|(id, modified)| updated(id, modified, "{}")).collect();
@@ -186,7 +186,7 @@ fn a_resync_whose_newest_item_is_older_than_what_was_polled_before_is_held_howev
     // When
     let ended = resync(&mirror, SourceTrust::No, &all[..4]);
 
-    // Then: with both values, and polling goes on where it was.
+    // Then: the reason has both values, and the poll cursor is unchanged.
     assert_eq!(ended, ResyncEnd::Held(2, 6));
     let reason = mirror.feed("acme").reason.unwrap();
     assert!(
@@ -204,7 +204,7 @@ fn a_resync_whose_newest_item_is_older_than_what_was_polled_before_is_held_howev
 }
 
 #[test]
-fn what_push_brought_or_another_kind_holds_makes_no_listing_short() {
+fn pushed_items_and_items_of_another_kind_make_no_listing_short() {
     let mirror = TestStore::with(&["acme"]);
     let other = |id: &str, modified| Record { kind: "Other".into(), ..updated(id, modified, "{}") };
     mirror.poll("acme", &[updated("1", 10, "{}"), updated("2", 11, "{}"), other("3", 500)]);
@@ -287,7 +287,7 @@ fn an_older_version_pushed_during_the_walk_does_not_shield_the_row_from_trust_so
 }
 
 #[test]
-fn within_a_trust_source_walk_the_newest_of_duplicates_stands() {
+fn within_a_trust_source_walk_the_newest_of_duplicates_is_kept() {
     let mirror = TestStore::with(&["acme"]);
     mirror.push("acme", &[updated("1", 900, "{}"), updated("2", 7, "{}")]);
     begin(&mirror, SourceTrust::Requested);
@@ -312,7 +312,7 @@ fn a_plain_resync_does_not_take_the_trust_from_a_walk_that_has_it() {
 }
 
 #[test]
-fn a_resync_survives_a_restart_with_its_cursor_and_what_it_has_met() {
+fn a_resync_survives_a_restart_with_its_cursor_and_seen_items() {
     let mut mirror = TestStore::with(&["acme"]);
     mirror.push("acme", &[updated("met", 10, "{}"), updated("gone", 10, "{}"), updated("later", 10, "{}")]);
     begin(&mirror, SourceTrust::No);
@@ -380,25 +380,25 @@ fn a_feed_is_suspect_once_eleven_of_the_last_twenty_differing_polled_items_were_
     assert_eq!((mirror.feed("acme").health, mirror.item("n19")), (Health::Ok, "50 updated {}".into()));
 }
 
-/// A poll that takes long is answered with what the publisher had when it was asked.
+/// A slow poll is answered with the items that the publisher had at the time of the request.
 #[test]
-fn what_push_brought_while_the_publisher_was_being_asked_makes_no_feed_suspect() {
+fn items_pushed_during_a_request_make_no_feed_suspect() {
     let mirror = TestStore::with(&["acme"]);
     mirror.poll("acme", &many("n", 30, 100));
-    let asked = mirror.feed("acme").last_seq;
+    let request_seq = mirror.feed("acme").last_seq;
     mirror.push("acme", &many("n", 30, 900));
 
     let cursor = mirror.cursor("acme");
-    let poll = |stood| {
+    let poll = |start_seq| {
         let purpose = Purpose::Poll(crate::test_store::step(&cursor, &cursor));
         let mut delivery = mirror.delivery("acme", Transport::Poll, purpose, &many("n", 30, 101));
-        delivery.start_seq = stood;
+        delivery.start_seq = start_seq;
         mirror.apply(delivery)
     };
-    let applied = poll(asked);
+    let applied = poll(request_seq);
 
     assert_eq!((applied.older, applied.suspect), (30, None));
-    assert!(poll(mirror.feed("acme").last_seq).suspect.is_some(), "what stood before it was asked counts");
+    assert!(poll(mirror.feed("acme").last_seq).suspect.is_some(), "an item stored before the request counts");
 }
 
 #[test]
@@ -456,7 +456,7 @@ fn a_url_that_changes_its_query_or_scheme_alone_is_the_same_feed() {
 
     mirror.wait(mirror.store().register(AT, vec![same], true)).unwrap();
 
-    // Then: its place is the same, asked for as the URL is now.
+    // Then: its position is the same, in the form of the new URL.
     let feed = mirror.feed("acme");
     let rebased = "http://acme.example/rpde?afterTimestamp=10&afterId=1&limit=100";
     assert_eq!((feed.cursor.as_deref(), feed.generation, feed.resync), (Some(rebased), 1, None));

@@ -1,5 +1,5 @@
-//! Random sequences of verbs and deliveries: whatever state they leave, `verify` finds it sound, and a snapshot of it is
-//! made.
+//! Random sequences of commands and deliveries: `verify` finds every resulting state sound, and a snapshot can be made
+//! of it.
 
 use std::time::Duration;
 
@@ -18,10 +18,10 @@ use crate::test_store::{AT, TestStore, deleted, end, name, registration, start_u
 const FEEDS: [&str; 3] = ["acme", "other", "third"];
 const DAY: i64 = 86_400_000;
 
-/// One thing that is done.
+/// One command or delivery.
 #[derive(Clone, Debug)]
 enum VerbAction {
-    Bring(usize, Vec<(u8, bool)>),
+    Deliver(usize, Vec<(u8, bool)>),
     Poll(Vec<(u8, bool)>),
     Level,
     Quarantine(u8),
@@ -33,7 +33,7 @@ enum VerbAction {
     Unforget(u8, bool),
     Rename(usize),
     Renumber,
-    Keep,
+    RemoveExpired,
     DropQuarantined,
     Seek,
     Pause,
@@ -50,9 +50,9 @@ fn records() -> impl Strategy<Value = Vec<(u8, bool)>> {
     prop::collection::vec((0..5u8, prop::bool::weighted(0.3)), 0..5)
 }
 
-fn acts() -> impl Strategy<Value = (usize, VerbAction)> {
-    let act = prop_oneof![
-        6 => (1..Transport::ALL.len(), records()).prop_map(|(by, records)| VerbAction::Bring(by, records)),
+fn actions() -> impl Strategy<Value = (usize, VerbAction)> {
+    let action = prop_oneof![
+        6 => (1..Transport::ALL.len(), records()).prop_map(|(by, records)| VerbAction::Deliver(by, records)),
         6 => records().prop_map(VerbAction::Poll),
         3 => Just(VerbAction::Level),
         2 => (0..4u8).prop_map(VerbAction::Quarantine),
@@ -64,7 +64,7 @@ fn acts() -> impl Strategy<Value = (usize, VerbAction)> {
         2 => (0..5u8, any::<bool>()).prop_map(|(id, any)| VerbAction::Unforget(id, any)),
         2 => (0..FEEDS.len()).prop_map(VerbAction::Rename),
         2 => Just(VerbAction::Renumber),
-        3 => Just(VerbAction::Keep),
+        3 => Just(VerbAction::RemoveExpired),
         1 => Just(VerbAction::DropQuarantined),
         1 => Just(VerbAction::Seek),
         1 => Just(VerbAction::Pause),
@@ -76,10 +76,10 @@ fn acts() -> impl Strategy<Value = (usize, VerbAction)> {
         1 => Just(VerbAction::Erase),
         1 => Just(VerbAction::Restart),
     ];
-    (0..FEEDS.len(), act)
+    (0..FEEDS.len(), action)
 }
 
-/// A mirror, and a clock by which everything done later is newer.
+/// A mirror, and a clock that advances with each action.
 struct RandomRun {
     mirror: TestStore,
     now: i64,
@@ -98,33 +98,33 @@ impl RandomRun {
         records.iter().map(one).collect()
     }
 
-    fn bring(&self, feed: &str, transport: Transport, purpose: Purpose, records: &[(u8, bool)]) {
+    fn deliver(&self, feed: &str, transport: Transport, purpose: Purpose, records: &[(u8, bool)]) {
         let mut delivery = self.mirror.delivery(feed, transport, purpose, &self.records(records));
         delivery.at = self.now;
-        // It may be refused, by a purged feed: that is a state too.
+        // A purged feed refuses the delivery: the resulting state is checked too.
         let _ = self.mirror.wait(self.mirror.submit(delivery)).unwrap();
     }
 
-    /// What it is refused in is a state too.
-    fn act(&mut self, feed: usize, act: &VerbAction) {
+    /// Performs an action; after a refused one, the state is checked too.
+    fn perform(&mut self, feed: usize, action: &VerbAction) {
         self.now += DAY / 2;
         let (feed, now) = (FEEDS[feed], self.now);
         let Ok(stored) = self.mirror.wait(self.mirror.store().feed(&name(feed))) else { return };
         let store = self.mirror.store().clone();
-        let called = name(feed);
-        match act {
-            VerbAction::Bring(by, records) => {
-                self.bring(feed, Transport::ALL[*by], Purpose::Push(Default::default()), records)
+        let feed_name = name(feed);
+        match action {
+            VerbAction::Deliver(by, records) => {
+                self.deliver(feed, Transport::ALL[*by], Purpose::Push(Default::default()), records)
             }
-            VerbAction::LookBack(records) => self.bring(feed, Transport::Poll, Purpose::Reread, records),
+            VerbAction::LookBack(records) => self.deliver(feed, Transport::Poll, Purpose::Reread, records),
             VerbAction::Poll(records) => {
                 let Some(cursor) = stored.cursor else { return };
                 let next = format!("{}?at={now}", start_url(feed));
-                self.bring(feed, Transport::Poll, Purpose::Poll(crate::test_store::step(&cursor, &next)), records);
+                self.deliver(feed, Transport::Poll, Purpose::Poll(crate::test_store::step(&cursor, &next)), records);
             }
             VerbAction::Level => {
                 let Some(cursor) = stored.cursor else { return };
-                self.bring(feed, Transport::Poll, Purpose::Poll(end(&cursor)), &[]);
+                self.deliver(feed, Transport::Poll, Purpose::Poll(end(&cursor)), &[]);
             }
             VerbAction::Quarantine(id) => {
                 let mut delivery = self.mirror.delivery(feed, Transport::Poll, Purpose::Reread, &[]);
@@ -134,13 +134,13 @@ impl RandomRun {
             }
             VerbAction::BeginResync(trust) => {
                 let trust = if *trust { SourceTrust::Requested } else { SourceTrust::No };
-                let _ = self.mirror.wait(store.begin_resync(&called, now, trust, false));
+                let _ = self.mirror.wait(store.begin_resync(&feed_name, now, trust, false));
             }
             VerbAction::Walk(records) => {
                 let Some(resync) = stored.resync.filter(|resync| resync.stage == ResyncStage::Walk) else { return };
                 let next = format!("{}?walk={now}", start_url(feed));
                 let step = crate::test_store::step(&resync.cursor, &next);
-                self.bring(feed, Transport::Poll, Purpose::Resync(step), records);
+                self.deliver(feed, Transport::Poll, Purpose::Resync(step), records);
             }
             VerbAction::EndResync => {
                 let Some(resync) = stored.resync else { return };
@@ -154,14 +154,14 @@ impl RandomRun {
                 }
             }
             VerbAction::Forget(id, any) => {
-                self.mirror.wait(store.forget(&called, now, named(*id, *any))).unwrap();
+                self.mirror.wait(store.forget(&feed_name, now, selector(*id, *any))).unwrap();
             }
             VerbAction::Unforget(id, any) => {
-                self.mirror.wait(store.unforget(&called, now, named(*id, *any))).unwrap();
+                self.mirror.wait(store.unforget(&feed_name, now, selector(*id, *any))).unwrap();
             }
-            VerbAction::Rename(to) => drop(self.mirror.wait(store.rename(now, &called, &name(FEEDS[*to])))),
+            VerbAction::Rename(to) => drop(self.mirror.wait(store.rename(now, &feed_name, &name(FEEDS[*to])))),
             VerbAction::Renumber => drop(self.mirror.wait(store.renumber()).unwrap()),
-            VerbAction::Keep => {
+            VerbAction::RemoveExpired => {
                 let days = |days: u64| Some(Duration::from_secs(86_400 * days));
                 let settings = RetentionSettings {
                     quarantine: days(2),
@@ -174,17 +174,18 @@ impl RandomRun {
                 self.mirror.wait(store.remove_expired(&settings, now)).unwrap();
             }
             VerbAction::DropQuarantined => {
-                let chosen = QuarantineSelection { feed: Some(called.to_string()), ..QuarantineSelection::default() };
-                let newest = self.mirror.wait(store.newest_quarantine_id(chosen.clone())).unwrap();
-                self.mirror.wait(store.drop_quarantine_batch(chosen, 0, newest, 100)).unwrap();
+                let selection =
+                    QuarantineSelection { feed: Some(feed_name.to_string()), ..QuarantineSelection::default() };
+                let newest = self.mirror.wait(store.newest_quarantine_id(selection.clone())).unwrap();
+                self.mirror.wait(store.drop_quarantine_batch(selection, 0, newest, 100)).unwrap();
             }
             VerbAction::Seek => {
-                drop(self.mirror.wait(store.seek(&called, now, format!("{}?seek={now}", start_url(feed)))))
+                drop(self.mirror.wait(store.seek(&feed_name, now, format!("{}?seek={now}", start_url(feed)))))
             }
-            VerbAction::Pause => drop(self.mirror.wait(store.set_paused(&called, now, true)).unwrap()),
-            VerbAction::Resume => drop(self.mirror.wait(store.set_paused(&called, now, false)).unwrap()),
-            VerbAction::Purge => drop(self.mirror.wait(store.purge(&called, now)).unwrap()),
-            VerbAction::Ack => self.mirror.wait(store.ack(&called, now, Some(now + DAY), None)).unwrap(),
+            VerbAction::Pause => drop(self.mirror.wait(store.set_paused(&feed_name, now, true)).unwrap()),
+            VerbAction::Resume => drop(self.mirror.wait(store.set_paused(&feed_name, now, false)).unwrap()),
+            VerbAction::Purge => drop(self.mirror.wait(store.purge(&feed_name, now)).unwrap()),
+            VerbAction::Ack => self.mirror.wait(store.ack(&feed_name, now, Some(now + DAY), None)).unwrap(),
             VerbAction::Remove => {
                 let left = FEEDS.iter().filter(|other| **other != feed).map(|other| registration(other)).collect();
                 drop(self.mirror.wait(store.register(now, left, true)).unwrap());
@@ -205,7 +206,7 @@ impl RandomRun {
     }
 }
 
-fn named(id: u8, any: bool) -> ItemSelector {
+fn selector(id: u8, any: bool) -> ItemSelector {
     ItemSelector { kind: (!any).then(|| "Session".to_owned()), id: id.to_string() }
 }
 
@@ -213,13 +214,13 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn every_state_that_verbs_leave_is_sound_and_can_be_a_snapshot(acts in prop::collection::vec(acts(), 1..60)) {
-        let mut life = RandomRun::new();
-        for (feed, act) in &acts {
-            life.act(*feed, act);
-            life.is_sound(act);
+    fn every_state_that_verbs_leave_is_sound_and_can_be_a_snapshot(actions in prop::collection::vec(actions(), 1..60)) {
+        let mut run = RandomRun::new();
+        for (feed, action) in &actions {
+            run.perform(*feed, action);
+            run.is_sound(action);
         }
-        let directory = life.mirror.path.with_file_name("snapshots");
-        snapshot::take(&life.mirror.path, &directory, Some(1)).unwrap();
+        let directory = run.mirror.path.with_file_name("snapshots");
+        snapshot::take(&run.mirror.path, &directory, Some(1)).unwrap();
     }
 }

@@ -15,13 +15,13 @@ use rusqlite::{Connection, OpenFlags};
 use tempfile::TempDir;
 use tokio::sync::oneshot;
 
-/// The answer to a delivery, to be awaited.
+/// The pending result of a delivery.
 pub(crate) type ApplyReceiver = oneshot::Receiver<Result<Applied, StoreError>>;
 
 /// How long a condition may take to come true.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 
-/// A time at which nothing in particular happened.
+/// An arbitrary time.
 pub(crate) const AT: i64 = 1_700_000_000_000;
 
 /// One record as a publisher sends it.
@@ -81,7 +81,7 @@ pub(crate) fn page(records: &[Record], bad: &[UnreadableRecord]) -> Page {
     page
 }
 
-/// A name that is known to be good.
+/// A valid feed name.
 pub(crate) fn name(name: &str) -> FeedName {
     FeedName::new(name).unwrap()
 }
@@ -97,19 +97,19 @@ pub(crate) fn registration(feed: &str) -> FeedRegistration {
     }
 }
 
-/// Where the feed begins.
+/// The feed's start URL.
 pub(crate) fn start_url(feed: &str) -> String {
     format!("https://{feed}.example/rpde")
 }
 
-/// A step of a walk that goes on.
-pub(crate) fn step(asked: &str, cursor: &str) -> PageStep {
-    PageStep { from_cursor: asked.into(), next_cursor: cursor.into(), level: false, clean: true }
+/// A step of a walk to another page.
+pub(crate) fn step(from_cursor: &str, next_cursor: &str) -> PageStep {
+    PageStep { from_cursor: from_cursor.into(), next_cursor: next_cursor.into(), level: false, clean: true }
 }
 
 /// The step of an end seen by the standard's sign.
-pub(crate) fn end(asked: &str) -> PageStep {
-    PageStep { from_cursor: asked.into(), next_cursor: asked.into(), level: true, clean: true }
+pub(crate) fn end(cursor: &str) -> PageStep {
+    PageStep { from_cursor: cursor.into(), next_cursor: cursor.into(), level: true, clean: true }
 }
 
 /// A store that can be closed and opened again.
@@ -141,15 +141,15 @@ impl TestStore {
         self.runtime.block_on(future)
     }
 
-    /// Ends the writer, so that the file can be looked at, copied or damaged.
+    /// Ends the writer, so that the file can be read, copied or damaged.
     pub(crate) fn close(&mut self) {
-        if let Some((store, closing)) = self.open.take() {
+        if let Some((store, guard)) = self.open.take() {
             drop(store);
-            closing.finish();
+            guard.finish();
         }
     }
 
-    /// Drops the writer without a word, as a panic would; gives the handle that is left.
+    /// Drops the writer without finishing it, as a panic would; returns the remaining handle.
     pub(crate) fn abandon(&mut self) -> Store {
         self.open.take().unwrap().0
     }
@@ -167,7 +167,7 @@ impl TestStore {
         self.feed(feed).cursor.unwrap()
     }
 
-    /// A delivery under the feed's present generation.
+    /// A delivery under the feed's current generation.
     pub(crate) fn delivery(&self, feed: &str, transport: Transport, purpose: Purpose, records: &[Record]) -> Delivery {
         let stored = self.feed(feed);
         Delivery {
@@ -191,8 +191,8 @@ impl TestStore {
         self.store().apply(delivery)
     }
 
-    pub(crate) fn answer(&self, pending: ApplyReceiver) -> Applied {
-        self.wait(pending).expect("the writer answers").expect("the delivery is applied")
+    pub(crate) fn answer(&self, receiver: ApplyReceiver) -> Applied {
+        self.wait(receiver).expect("the writer answers").expect("the delivery is applied")
     }
 
     pub(crate) fn apply(&self, delivery: Delivery) -> Applied {
@@ -204,24 +204,24 @@ impl TestStore {
         self.apply(self.delivery(feed, Transport::Webhook, Purpose::Reread, records))
     }
 
-    /// A page polled outside the cursor's path, as a look-back does.
+    /// A page polled apart from the cursor, as by a look-back.
     pub(crate) fn look_back(&self, feed: &str, records: &[Record]) -> Applied {
         self.apply(self.delivery(feed, Transport::Poll, Purpose::Reread, records))
     }
 
-    /// A page polled at the cursor, which stays where it is.
+    /// A page polled at the cursor, which stays unchanged.
     pub(crate) fn poll(&self, feed: &str, records: &[Record]) -> Applied {
         let cursor = self.cursor(feed);
         self.apply(self.delivery(feed, Transport::Poll, Purpose::Poll(step(&cursor, &cursor)), records))
     }
 
-    /// A page of the resync under way, whose cursor goes on to `cursor`.
+    /// A page of the running resync, whose cursor moves to `cursor`.
     pub(crate) fn walk(&self, feed: &str, cursor: &str, records: &[Record]) -> Applied {
-        let asked = self.feed(feed).resync.unwrap().cursor;
-        self.apply(self.delivery(feed, Transport::Poll, Purpose::Resync(step(&asked, cursor)), records))
+        let from_cursor = self.feed(feed).resync.unwrap().cursor;
+        self.apply(self.delivery(feed, Transport::Poll, Purpose::Resync(step(&from_cursor, cursor)), records))
     }
 
-    /// The file, read as any reader would.
+    /// A read-only connection, as any reader's.
     pub(crate) fn sql(&self) -> Connection {
         Connection::open_with_flags(&self.path, OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap()
     }
@@ -236,7 +236,7 @@ impl TestStore {
         let connection = self.sql();
         let mut statement = connection.prepare(sql).unwrap();
         let width = statement.column_count();
-        let rows = statement.query_map([], |row| (0..width).map(|at| row.get(at)).collect()).unwrap();
+        let rows = statement.query_map([], |row| (0..width).map(|column| row.get(column)).collect()).unwrap();
         rows.collect::<rusqlite::Result<_>>().unwrap()
     }
 

@@ -17,7 +17,7 @@ use tempfile::TempDir;
 use super::test_feed::LiveItems;
 use super::{DEADLINE, holds_within};
 
-/// Waits as short as a test wants them; `[http]` and further tables follow.
+/// Waits as short as tests need them; `[http]` and further tables follow.
 const QUICK: &str = r#"
 database = "mirror.db"
 poll = { min = "50ms", max = "200ms", lookback = "1h" }
@@ -26,15 +26,15 @@ ops = { listen = "127.0.0.1:0" }
 log = { level = "info,feedmirror=debug" }
 "#;
 
-/// A mirror's folder, configuration and process. What it still runs is killed when it is dropped.
+/// A mirror's folder, configuration and process. A process that still runs is killed on drop.
 pub(crate) struct MirrorProcess {
     folder: TempDir,
     http: String,
     feeds: BTreeMap<String, String>,
     tables: String,
     environment: Vec<(String, String)>,
-    /// A command that runs the binary, if it isn't run by itself.
-    before: Vec<String>,
+    /// A command that runs the binary, if it isn't run directly.
+    wrapper: Vec<String>,
     child: Option<Child>,
 }
 
@@ -50,7 +50,7 @@ pub(crate) struct FeedRow {
     pub(crate) failures: i64,
     pub(crate) level_at: String,
     pub(crate) polled_at: String,
-    /// From now, as the file says.
+    /// Seconds from now, by the file.
     pub(crate) next_poll_in_s: f64,
 }
 
@@ -69,7 +69,7 @@ impl MirrorProcess {
             feeds: BTreeMap::new(),
             tables: String::new(),
             environment: Vec::new(),
-            before: Vec::new(),
+            wrapper: Vec::new(),
             child: None,
         }
     }
@@ -115,24 +115,25 @@ impl MirrorProcess {
         self
     }
 
-    /// Puts the database on a disk of 4 MB of its own, made ready by `prepare`, a shell's command in which `$0` is the disk.
+    /// Puts the database on a disk of 4 MB of its own, prepared by `prepare`, a shell command in which `$0` is the
+    /// disk.
     ///
     /// # Panics
-    /// Where neither root nor user namespaces are to be had.
+    /// Where neither root nor user namespaces are available.
     pub(crate) fn on_small_disk(mut self, prepare: &str) -> Self {
         let disk = self.path("disk");
         fs::create_dir(&disk).unwrap();
         let namespace = if nix::unistd::geteuid().is_root() { "-m" } else { "-rm" };
-        let tried =
+        let unshare =
             Command::new("unshare").args([namespace, "true"]).output().expect("unshare, of Debian's util-linux");
-        let told = String::from_utf8_lossy(&tried.stderr);
+        let message = String::from_utf8_lossy(&unshare.stderr);
         assert!(
-            tried.status.success(),
-            "a small disk takes root, or sysctl kernel.unprivileged_userns_clone=1: {told}"
+            unshare.status.success(),
+            "a small disk takes root, or sysctl kernel.unprivileged_userns_clone=1: {message}"
         );
         let script = format!("mount -t tmpfs -o size=4m none \"$0\" && {prepare} && exec \"$@\"");
-        let before = ["unshare", namespace, "sh", "-c", &script, disk.to_str().unwrap()];
-        self.before = before.map(str::to_owned).to_vec();
+        let wrapper = ["unshare", namespace, "sh", "-c", &script, disk.to_str().unwrap()];
+        self.wrapper = wrapper.map(str::to_owned).to_vec();
         self.env("FEEDMIRROR_DB", disk.join("mirror.db").to_str().unwrap())
     }
 
@@ -144,7 +145,7 @@ impl MirrorProcess {
 
     /// A file in the mirror's folder; relative paths of the configuration lead there.
     pub(crate) fn write(&self, name: &str, text: &str) {
-        // Moved into place: a daemon that reads it just now gets the old text or the new.
+        // Moved into place: a daemon that reads it meanwhile gets the old text or the new.
         let next = self.path("being-written");
         fs::write(&next, text).unwrap();
         fs::set_permissions(&next, fs::Permissions::from_mode(0o600)).unwrap();
@@ -163,7 +164,7 @@ impl MirrorProcess {
     /// The binary with this mirror's configuration.
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let binary = env!("CARGO_BIN_EXE_feedmirror");
-        let mut words = self.before.iter().map(String::as_str).chain([binary]);
+        let mut words = self.wrapper.iter().map(String::as_str).chain([binary]);
         let mut command = Command::new(words.next().unwrap());
         command
             .args(words)
@@ -178,7 +179,7 @@ impl MirrorProcess {
         command
     }
 
-    /// Runs the daemon and waits until it is ready to.
+    /// Runs the daemon and waits until it is ready.
     pub(crate) fn start(mut self) -> Self {
         self.start_again();
         self
@@ -219,7 +220,7 @@ impl MirrorProcess {
         kill(Pid::from_raw(i32::try_from(self.pid()).unwrap()), signal).unwrap();
     }
 
-    /// Asks it to end, and waits.
+    /// Asks the process to end, and waits.
     pub(crate) fn stop(&mut self) -> ExitStatus {
         self.signal(Signal::SIGTERM);
         self.wait_for_exit()
@@ -231,7 +232,7 @@ impl MirrorProcess {
         child.wait().unwrap();
     }
 
-    /// Waits for its end.
+    /// Waits for the process's exit.
     pub(crate) fn wait_for_exit(&mut self) -> ExitStatus {
         let mut child = self.child.take().unwrap();
         let mut status = None;
@@ -255,7 +256,7 @@ impl MirrorProcess {
         fs::read_to_string(self.path("log")).unwrap_or_default()
     }
 
-    /// Waits until `condition` holds, or fails with what the mirror says of itself.
+    /// Waits until `condition` holds, or fails with the mirror's rows and log.
     pub(crate) fn until(&self, what: &str, condition: impl Fn(&Self) -> bool) {
         self.until_within(DEADLINE, what, condition);
     }
@@ -267,7 +268,7 @@ impl MirrorProcess {
         panic!("within {deadline:?} not seen: {what}\n{}", self.account());
     }
 
-    /// What the mirror says of itself, for a failed test.
+    /// The mirror's feeds, events and log, for a failed test.
     pub(crate) fn account(&self) -> String {
         let feeds = self.rows("SELECT name, mode, health, reason, cursor, items, tombstones, failures FROM feeds");
         let events = self.rows("SELECT at, feed, what, detail FROM events");
@@ -342,7 +343,7 @@ impl MirrorProcess {
         self.row(name)
     }
 
-    /// Level at least once, and well.
+    /// Waits until the feed was level at least once, and is healthy.
     pub(crate) fn until_level(&self, name: &str) -> FeedRow {
         self.until(&format!("{name} level"), |mirror| {
             let row = mirror.row(name);
@@ -351,7 +352,7 @@ impl MirrorProcess {
         self.row(name)
     }
 
-    /// What `live_items` holds of a feed.
+    /// The rows of `live_items` of a feed.
     pub(crate) fn live(&self, feed: &str) -> LiveItems {
         let sql = format!("SELECT id, modified, data FROM live_items WHERE feed = '{feed}'");
         let rows = self.rows(&sql);
@@ -370,7 +371,7 @@ impl MirrorProcess {
         self.column(&format!("SELECT detail FROM events WHERE feed = '{feed}' AND what = '{what}'"))
     }
 
-    /// Whether any file of the mirror, log included, holds these bytes; the named ones aside.
+    /// Names of the mirror's files, log included, that hold these bytes, except the named ones.
     pub(crate) fn holds_bytes(&self, bytes: &str, aside: &[&str]) -> Vec<String> {
         let mut holding = Vec::new();
         for entry in fs::read_dir(self.folder.path()).unwrap() {
@@ -383,14 +384,14 @@ impl MirrorProcess {
         holding
     }
 
-    /// Where operators ask, if it has been said.
+    /// The ops listener's address, if it has been logged.
     pub(crate) fn ops_address(&self) -> Option<String> {
         let log = self.log();
         let line = log.lines().rev().find_map(|line| Some(line.split_once(" ops=")?.1))?;
         Some(line.split_whitespace().next()?.trim_matches('"').to_owned())
     }
 
-    /// Status and whole answer of a GET at the ops listener; 0 while nobody listens there.
+    /// Status and whole response of a GET at the ops listener; 0 while nothing listens there.
     pub(crate) fn get(&self, path: &str) -> (u16, String) {
         let Some(address) = self.ops_address() else { return (0, String::new()) };
         let Ok(mut connection) = TcpStream::connect(&address) else { return (0, String::new()) };

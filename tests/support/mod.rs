@@ -1,7 +1,8 @@
-//! What tests against the real binary share: a scripted publisher on a real socket, a mirror as a real process over a
-//! real file, and waiting for a condition under a deadline.
+//! What tests with the real binary share: a scripted publisher on a real socket, a mirror as a real process over a real
+//! file, and waiting for a condition under a deadline.
 //!
-//! Nothing here shares code with the mirror: what a test expects comes from the standard and from this side's own records.
+//! Nothing here shares code with the mirror: what a test expects comes from the standard and from this side's own
+//! records.
 
 #![allow(dead_code, unused_imports, clippy::unwrap_used, clippy::expect_used)]
 

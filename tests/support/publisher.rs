@@ -1,4 +1,4 @@
-//! A publisher that does exactly what a test says, byte for byte, and keeps what it was asked.
+//! A publisher that does exactly what a test prescribes, byte for byte, and records its requests.
 
 use std::collections::HashMap;
 use std::io::{ErrorKind, Read, Write};
@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
-/// A request as it came.
+/// A request as received.
 #[derive(Clone, Debug)]
 pub(crate) struct Request {
     pub(crate) method: String,
@@ -16,11 +16,11 @@ pub(crate) struct Request {
     /// Names in lower case.
     pub(crate) headers: Vec<(String, String)>,
     pub(crate) at: Instant,
-    /// Requests unanswered when it came, itself included.
+    /// Unanswered requests when it came, itself included.
     pub(crate) open: usize,
-    /// The how-manieth request for this very target, from 1.
+    /// The number of this request among those for this target, from 1.
     pub(crate) count: usize,
-    /// The how-manieth request for this path, from 1.
+    /// The number of this request among those for this path, from 1.
     pub(crate) path_count: usize,
 }
 
@@ -38,7 +38,7 @@ impl Request {
     }
 }
 
-/// What a request gets.
+/// The reply to a request.
 #[derive(Clone, Debug)]
 pub(crate) struct Reply {
     status: u16,
@@ -51,13 +51,13 @@ pub(crate) struct Reply {
 #[derive(Clone, Debug)]
 enum SendMode {
     Whole,
-    /// The length is that of the whole body, but only so many bytes come.
+    /// Announces the length of the whole body, but sends only so many bytes.
     CutTo(usize),
     /// One byte of the body at a time.
     Drip(Duration),
-    /// Zeros of this many bytes, gzipped on the way.
+    /// Zeros of this many bytes, gzipped while sending.
     Bomb(u64),
-    /// The body's bytes are the whole answer, head and all.
+    /// The body's bytes are the whole response, head included.
     Raw,
     Silence,
     Reset,
@@ -87,7 +87,7 @@ impl Reply {
         self
     }
 
-    /// The answer begins only then.
+    /// Delays the reply.
     pub(crate) fn after(self, after: Duration) -> Self {
         Self { after, ..self }
     }
@@ -117,7 +117,7 @@ impl Reply {
         Self { send_mode: SendMode::Raw, ..Self::status(0).body(bytes) }
     }
 
-    /// The connection stays open and nothing comes.
+    /// The connection stays open and nothing is sent.
     pub(crate) fn silence() -> Self {
         Self { send_mode: SendMode::Silence, ..Self::status(0) }
     }
@@ -188,12 +188,12 @@ impl ScriptedPublisher {
         format!("http://{}{target}", self.address)
     }
 
-    /// Everything asked so far, in order.
+    /// All requests so far, in order.
     pub(crate) fn requests(&self) -> Vec<Request> {
         self.shared.requests.lock().unwrap().clone()
     }
 
-    /// What was asked of one path.
+    /// The requests for one path.
     pub(crate) fn requests_to(&self, path: &str) -> Vec<Request> {
         self.requests().into_iter().filter(|request| request.path() == path).collect()
     }
@@ -202,7 +202,7 @@ impl ScriptedPublisher {
         self.shared.requests.lock().unwrap().iter().filter(|request| request.path() == path).count()
     }
 
-    /// The most requests that were ever unanswered at once.
+    /// The most requests that were unanswered at once.
     pub(crate) fn most_at_once(&self) -> usize {
         self.shared.most_open.load(Ordering::SeqCst)
     }
@@ -212,7 +212,7 @@ impl Drop for ScriptedPublisher {
     fn drop(&mut self) {
         *self.shared.stop.0.lock().unwrap() = true;
         self.shared.stop.1.notify_all();
-        // Wakes the accepting thread, which then sees that it is over.
+        // Wakes the accepting thread, which then ends.
         drop(TcpStream::connect(self.address));
         for connection in self.shared.connections.lock().unwrap().drain(..) {
             let _ = connection.shutdown(Shutdown::Both);
@@ -221,7 +221,7 @@ impl Drop for ScriptedPublisher {
 }
 
 impl PublisherInner {
-    /// Waits; whether the publisher is ending.
+    /// Waits; returns whether the publisher is ending.
     fn pause(&self, time: Duration) -> bool {
         let stopped = self.stop.0.lock().unwrap();
         *self.stop.1.wait_timeout_while(stopped, time, |stopped| !*stopped).unwrap().0
@@ -240,14 +240,14 @@ impl PublisherInner {
             let request = self.record(&head);
             let reply = (self.handler)(&request);
             self.pause(reply.after);
-            // Whoever is answered may ask again at once: it no longer counts as open.
+            // A reader may send its next request at once: this one no longer counts as open.
             self.open.fetch_sub(1, Ordering::SeqCst);
             if matches!(reply.send_mode, SendMode::Reset) {
                 // A socket closed over unread bytes is reset.
                 return;
             }
-            let taken = stream.read_exact(&mut vec![0; head.len()]);
-            if taken.and_then(|()| self.send(&mut stream, &reply)).is_err() || !reply.keeps_open() {
+            let drained = stream.read_exact(&mut vec![0; head.len()]);
+            if drained.and_then(|()| self.send(&mut stream, &reply)).is_err() || !reply.keeps_open() {
                 return;
             }
         }
@@ -332,7 +332,7 @@ impl Reply {
     }
 }
 
-/// The next request's head, still unread; nothing when the connection is over.
+/// The next request's head, still unread; none when the connection is over.
 fn peek_head(mut stream: &TcpStream) -> Option<String> {
     let mut seen = vec![0; 64 << 10];
     loop {

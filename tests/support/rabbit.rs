@@ -1,4 +1,5 @@
-//! A RabbitMQ of its own, as Debian packages it, without systemd: its files in a temporary folder, its ports on loopback.
+//! A RabbitMQ broker for tests, as Debian packages it, without systemd: its files in a temporary folder, its ports on
+//! loopback.
 //!
 //! It takes some ten seconds to start: tests of one file share one.
 
@@ -23,14 +24,14 @@ pub(crate) struct RabbitBroker {
     folder: tempfile::TempDir,
     /// AMQP, AMQP over TLS, epmd, distribution, and where the range of the command line tools begins.
     ports: [u16; 5],
-    /// Whom it runs as, when we are root.
+    /// The user that it runs as, when the tests run as root.
     user: Option<(Uid, Gid)>,
     name_service: Option<Child>,
     broker: Option<Child>,
 }
 
 impl RabbitBroker {
-    /// Starts it, with TLS too, where clients must have a certificate of its authority.
+    /// Starts it, with TLS too, for clients with a certificate of its authority.
     pub(crate) fn start() -> Self {
         let scripts = Path::new(SCRIPTS).join("rabbitmq-server");
         assert!(scripts.exists(), "{} is missing: install rabbitmq-server (./test does)", scripts.display());
@@ -70,7 +71,7 @@ impl RabbitBroker {
         String::from_utf8(output.stdout).unwrap()
     }
 
-    /// Stops the broker; what is durable stays.
+    /// Stops the broker; durable queues and messages stay.
     pub(crate) fn stop(&mut self) {
         let Some(mut broker) = self.broker.take() else { return };
         let _ = self.command(&format!("{SCRIPTS}/rabbitmqctl")).arg("shutdown").output();
@@ -79,7 +80,7 @@ impl RabbitBroker {
         }
     }
 
-    /// Starts it again where it was.
+    /// Restarts it on the same ports.
     pub(crate) fn restart(&mut self) {
         self.stop();
         self.start_broker();
@@ -90,7 +91,7 @@ impl RabbitBroker {
         let [amqp, tls, ..] = self.ports;
         self.wait_for(amqp);
         self.wait_for(tls);
-        // It listens before it obeys.
+        // It listens before it accepts orders.
         self.ctl(&["await_startup", "--timeout", "60"]);
     }
 
@@ -196,14 +197,14 @@ impl Drop for RabbitBroker {
     }
 }
 
-/// Ends a process of ours and those it started.
+/// Kills a process of ours and those it started.
 fn end(child: &mut Child) {
     let group = Pid::from_raw(i32::try_from(child.id()).unwrap());
     let _ = killpg(group, Signal::SIGKILL);
     let _ = child.wait();
 }
 
-/// Ports that nobody has now, all different.
+/// Ports that are free now, all different.
 fn free_ports() -> [u16; 5] {
     let listeners = [(); 5].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
     listeners.map(|listener| listener.local_addr().unwrap().port())

@@ -1,5 +1,5 @@
-//! A feed's secrets in every spelling that a publisher may show them in, and a search for them wherever a mirror keeps or
-//! shows something.
+//! A feed's secrets in every encoding in which a publisher may show them, and a search for them wherever a mirror
+//! stores or shows something.
 
 use std::path::Path;
 
@@ -14,7 +14,7 @@ pub(crate) const KEYS: &str = r#"headers = { X-Api-Key = { file = "header-secret
 query = { api_key = { file = "query-secret" } }
 webhook = { secret_file = "hook-secret" }"#;
 pub(crate) const FILES: [&str; 3] = ["header-secret", "query-secret", "hook-secret"];
-/// Parts of the secrets, in the spellings that the publisher uses: none may be seen anywhere.
+/// Parts of the secrets, in the encodings that the publisher uses: none may be seen anywhere.
 pub(crate) const PARTS: [&str; 6] = ["hush", "HUSH", "vwxq", "zkjq", "wqkz", "aHVzaC"];
 
 pub(crate) fn base64(text: &str) -> String {
@@ -36,7 +36,7 @@ pub(crate) fn percent(text: &str, upper: bool) -> String {
     text.bytes().map(byte).collect()
 }
 
-/// All secrets in all spellings.
+/// All secrets in all encodings.
 pub(crate) fn all_encodings() -> String {
     let spelt = |secret: &str| {
         let json: String = secret.chars().map(|c| format!("\\u{:04x}", u32::from(c))).collect();
@@ -56,14 +56,14 @@ pub(crate) fn write(mirror: &MirrorProcess) {
     }
 }
 
-fn shows_none(place: &str, text: &str) {
+fn shows_none(where_shown: &str, text: &str) {
     for part in PARTS {
-        assert!(!text.contains(part), "{place} shows {part}: {text}");
+        assert!(!text.contains(part), "{where_shown} shows {part}: {text}");
     }
 }
 
-/// Ends the mirror once nothing that it shows, over HTTP, as a verb or in its files, holds a part of a secret. The one
-/// exception: a quarantined record itself, which is kept as it came, to be read again.
+/// Stops the mirror once no part of a secret is in anything that it shows, over HTTP, as a verb or in its files. The
+/// one exception: a quarantined record itself, which is kept as received, to be read again.
 pub(crate) fn are_hidden(mut mirror: MirrorProcess, feed: &str) {
     let id = mirror.column("SELECT max(id) FROM quarantine").remove(0);
     let key = mirror.rows("SELECT kind, id FROM items LIMIT 1").remove(0);

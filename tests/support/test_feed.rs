@@ -1,5 +1,5 @@
-//! A well-behaved feed (RPDE 0.2.1 parameters): a list sorted by `modified` then `id`, where a record that changes moves
-//! to the end; it also says what a mirror of it must hold.
+//! A correct feed (RPDE 0.2.1 parameters): a list sorted by `modified` then `id`, where a changed record moves to the
+//! end; it also knows what a mirror of it must hold.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -18,18 +18,18 @@ pub(crate) struct TestFeed {
 
 impl TestFeed {
     pub(crate) fn new(page_size: usize) -> Arc<Self> {
-        let shelf = Self::default();
-        shelf.page_size.store(page_size, Ordering::SeqCst);
-        Arc::new(shelf)
+        let test_feed = Self::default();
+        test_feed.page_size.store(page_size, Ordering::SeqCst);
+        Arc::new(test_feed)
     }
 
     /// With records `id-0` … of `modified` 1, 2, …
     pub(crate) fn of(count: usize, page_size: usize) -> Arc<Self> {
-        let shelf = Self::new(page_size);
+        let test_feed = Self::new(page_size);
         for n in 0..count {
-            shelf.put(&format!("id-{n}"));
+            test_feed.put(&format!("id-{n}"));
         }
-        shelf
+        test_feed
     }
 
     /// Adds or changes a record: it moves to the end.
@@ -39,7 +39,7 @@ impl TestFeed {
         modified
     }
 
-    /// Adds or changes a record wherever `modified` puts it.
+    /// Adds or changes a record at the position of `modified`.
     pub(crate) fn put_at(&self, id: &str, modified: i64) {
         self.records.lock().unwrap().insert(id.to_owned(), (modified, true));
     }
@@ -49,12 +49,12 @@ impl TestFeed {
         self.delete_at(id, modified);
     }
 
-    /// Deletes a record wherever `modified` puts its tombstone.
+    /// Deletes a record; its tombstone is at the position of `modified`.
     pub(crate) fn delete_at(&self, id: &str, modified: i64) {
         self.records.lock().unwrap().insert(id.to_owned(), (modified, false));
     }
 
-    /// Forgets a record as if it had never been.
+    /// Forgets a record as if it had never existed.
     pub(crate) fn forget(&self, id: &str) {
         self.records.lock().unwrap().remove(id);
     }
@@ -67,14 +67,14 @@ impl TestFeed {
         self.records.lock().unwrap().values().map(|(modified, _)| *modified).max().unwrap_or(0)
     }
 
-    /// What a mirror must hold.
+    /// The items that a mirror must hold.
     pub(crate) fn live(&self) -> LiveItems {
         let records = self.records.lock().unwrap();
         let live = records.iter().filter(|(_, (_, live))| *live);
         live.map(|(id, (modified, _))| (id.clone(), (*modified, data(id, *modified)))).collect()
     }
 
-    /// The page that this request asks for.
+    /// The page for this request.
     pub(crate) fn page(&self, request: &Request) -> Reply {
         Reply::page(self.json(request))
     }

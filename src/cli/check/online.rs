@@ -1,5 +1,6 @@
-//! `check --online`: asks every endpoint once, politely, and says what came. A stream is opened and left, a queue looked
-//! at and nothing taken from it. A webhook is an endpoint of ours: its publisher can't be asked for anything.
+//! `check --online`: sends every endpoint one request, within its host's limits, and prints the answer. A stream is
+//! opened and closed, a queue is inspected and no message taken from it. A webhook is an endpoint of ours: its
+//! publisher can't be asked for anything.
 
 use std::sync::Arc;
 
@@ -20,17 +21,18 @@ use crate::worker::reader::{EndEvidence, NextStep, PagePosition, PageReader, Rea
 
 const BUDGET_BYTES: u64 = 32 << 20;
 
-/// One answer an endpoint, in the configuration's order.
+/// Probes every endpoint once; the results are in the configuration's order.
 pub(super) async fn probe(fleet: &FleetSettings) -> Vec<EndpointProbe> {
-    let (clients, turns, budget) =
+    let (clients, host_limiter, budget) =
         (HttpClients::default(), HostLimiter::new(fleet.hosts.clone()), MemoryBudget::new(BUDGET_BYTES));
     let mut tasks = JoinSet::new();
     for (at, configured) in fleet.feeds.iter().enumerate() {
         let ConfiguredFeed::Ready(settings) = configured else { continue };
-        let (settings, clients, turns, budget) = (settings.clone(), clients.clone(), turns.clone(), budget.clone());
-        tasks.spawn(async move { (at, endpoints(&settings, &clients, &turns, &budget).await) });
+        let (settings, clients, host_limiter, budget) =
+            (settings.clone(), clients.clone(), host_limiter.clone(), budget.clone());
+        tasks.spawn(async move { (at, endpoints(&settings, &clients, &host_limiter, &budget).await) });
     }
-    // A probe that panicked would be a mistake of ours: it is left out here and shows as missing.
+    // A probe that panicked is a bug of ours: it is left out here and shows as missing.
     let mut probes: Vec<(usize, Vec<EndpointProbe>)> = tasks.join_all().await;
     probes.sort_by_key(|(at, _)| *at);
     probes.into_iter().flat_map(|(_, probes)| probes).collect()
@@ -39,40 +41,40 @@ pub(super) async fn probe(fleet: &FleetSettings) -> Vec<EndpointProbe> {
 async fn endpoints(
     settings: &FeedSettings,
     clients: &HttpClients,
-    turns: &HostLimiter,
+    host_limiter: &HostLimiter,
     budget: &MemoryBudget,
 ) -> Vec<EndpointProbe> {
     let probe =
         |key, url: &str, answer| EndpointProbe { feed: settings.name.to_string(), key, url: url.to_owned(), answer };
-    let mut probes = vec![probe("url", &settings.url, ask(settings, clients, turns, budget).await)];
+    let mut probes = vec![probe("url", &settings.url, probe_poll(settings, clients, host_limiter, budget).await)];
     if let Some(sse) = &settings.sse {
-        probes.push(probe("sse.url", &sse.url, open(settings, &sse.url, clients, turns, budget).await));
+        probes.push(probe("sse.url", &sse.url, probe_stream(settings, &sse.url, clients, host_limiter, budget).await));
     }
     if let Some(amqp) = &settings.amqp {
-        probes.push(probe("amqp.queue", &amqp.queue, look(amqp).await));
+        probes.push(probe("amqp.queue", &amqp.queue, probe_queue(amqp).await));
     }
     probes
 }
 
-async fn open(
+async fn probe_stream(
     settings: &FeedSettings,
     url: &str,
     clients: &HttpClients,
-    turns: &HostLimiter,
+    host_limiter: &HostLimiter,
     budget: &MemoryBudget,
 ) -> Result<String, String> {
     let failed = |failure: HttpFailure| failure.to_string();
     let requests =
         EndpointClient::new(clients, url, &settings.http, &settings.headers, &settings.query).map_err(failed)?;
-    let host = turns.queue_for(requests.endpoint_url());
-    let _turn = host.acquire(&settings.name, Priority::Level).await;
+    let host = host_limiter.queue_for(requests.endpoint_url());
+    let _permit = host.acquire(&settings.name, Priority::Level).await;
     Stream::open(&requests, url, None, budget.open_page(host.name(), 0))
         .await
         .map(|_| "a stream of events".to_owned())
         .map_err(failed)
 }
 
-async fn look(settings: &AmqpSettings) -> Result<String, String> {
+async fn probe_queue(settings: &AmqpSettings) -> Result<String, String> {
     let url = settings.url.read().map_err(|error| format!("settings: {error}"))?;
     match amqp::look(settings, &url).await.map_err(|failure| failure.to_string())? {
         Some(1) => Ok("1 message waits".to_owned()),
@@ -81,32 +83,32 @@ async fn look(settings: &AmqpSettings) -> Result<String, String> {
     }
 }
 
-async fn ask(
+async fn probe_poll(
     settings: &FeedSettings,
     clients: &HttpClients,
-    turns: &HostLimiter,
+    host_limiter: &HostLimiter,
     budget: &MemoryBudget,
 ) -> Result<String, String> {
     let limits = (budget.clone(), DecoderPool::new(1));
-    let source = settings.page_source((clients, turns), limits, Arc::default(), None);
+    let source = settings.page_source((clients, host_limiter), limits, Arc::default(), None);
     let source = Arc::new(source.map_err(|failure| failure.to_string())?);
-    let manner = ReadOptions { first_priority: Priority::Level, read_ahead: false };
-    let mut reader = PageReader::new(&source, manner, settings.url.clone(), None, EndEvidence::default(), None);
+    let read_options = ReadOptions { first_priority: Priority::Level, read_ahead: false };
+    let mut reader = PageReader::new(&source, read_options, settings.url.clone(), None, EndEvidence::default(), None);
     let failed = |(_, reason): PageFailure| reason;
     let Some(ReadAnswer::Page(mut read)) = reader.next().await.map_err(failed)? else {
         return Ok("not modified".to_owned());
     };
-    let mut seen = PageContents::default();
+    let mut contents = PageContents::default();
     while let Some(part) = reader.next_part(&mut read).await.map_err(failed)? {
-        seen.take(&part.page);
-        if let Some(place) = part.page_position {
-            return seen.words(place);
+        contents.add(&part.page);
+        if let Some(position) = part.page_position {
+            return contents.words(position);
         }
     }
     Ok("no page".to_owned())
 }
 
-/// What a page held, part by part.
+/// What a page holds, counted part by part.
 #[derive(Default)]
 struct PageContents {
     items: usize,
@@ -116,7 +118,7 @@ struct PageContents {
 }
 
 impl PageContents {
-    fn take(&mut self, page: &Page) {
+    fn add(&mut self, page: &Page) {
         self.items += page.items.len();
         self.unreadable += page.unreadable_count();
         self.first_reason = self.first_reason.or(page.unreadable.first().map(|record| record.reason));
@@ -127,7 +129,7 @@ impl PageContents {
         }
     }
 
-    fn words(&self, place: PagePosition) -> Result<String, String> {
+    fn words(&self, position: PagePosition) -> Result<String, String> {
         let mut words = match self.items {
             1 => "1 item".to_owned(),
             n => format!("{n} items"),
@@ -135,8 +137,8 @@ impl PageContents {
         if let Some(reason) = self.first_reason {
             words.push_str(&format!(", {} that can't be read ({reason})", self.unreadable));
         }
-        words.push_str(match place.next_step {
-            NextStep::Page if place.clean => ", and more pages",
+        words.push_str(match position.next_step {
+            NextStep::Page if position.clean => ", and more pages",
             NextStep::Page => ", and more pages, though it sends no `next`",
             NextStep::Level => ", and no more pages",
             NextStep::AssumedLevel(_) => ", and no way on",

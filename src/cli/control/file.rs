@@ -1,4 +1,4 @@
-//! Orders to a database that nothing holds: what they change is in the file, and the next run goes on from there.
+//! Carries out orders on a database that no process holds: they change the file, and the next run goes on from there.
 
 use std::path::Path;
 
@@ -12,27 +12,27 @@ use crate::store::{Store, StoreGuard, now};
 use crate::supervisor::control::{Order, QuarantineBatchReport, QuarantineOrder, QuarantineSelection};
 use crate::supervisor::housekeeping::remove_purged;
 
-/// Quarantine rows dropped in one go.
+/// Quarantine rows dropped in one transaction.
 const DROP_BATCH_ROWS: usize = 500;
 
-/// A database that this process holds for as long as it acts on it.
+/// A database that this process holds while it carries out orders.
 pub(super) struct FileOrders {
     store: Store,
-    closing: Option<StoreGuard>,
+    guard: Option<StoreGuard>,
 }
 
 impl Drop for FileOrders {
     fn drop(&mut self) {
-        if let Some(closing) = self.closing.take() {
-            closing.finish();
+        if let Some(guard) = self.guard.take() {
+            guard.finish();
         }
     }
 }
 
 impl FileOrders {
     pub(super) fn open(path: &Path) -> anyhow::Result<Self> {
-        let (store, closing) = Store::open(path)?;
-        Ok(Self { store, closing: Some(closing) })
+        let (store, guard) = Store::open(path)?;
+        Ok(Self { store, guard: Some(guard) })
     }
 
     pub(super) async fn feed(&self, name: &str, order: &Order) -> anyhow::Result<String> {
@@ -72,9 +72,9 @@ impl FileOrders {
             }
             Order::AcceptSweep => self.accept(&name, &stored).await,
             Order::Forget { item, undo: false } => {
-                let forgot = self.store.forget(&name, now(), item.clone()).await?;
+                let report = self.store.forget(&name, now(), item.clone()).await?;
                 let erased = self.store.erase().await?;
-                Ok(format!("{}; {}", forgot.summary(&name), erasure_summary(erased)))
+                Ok(format!("{}; {}", report.summary(&name), erasure_summary(erased)))
             }
             Order::Forget { item, undo: true } => {
                 if !self.store.unforget(&name, now(), item.clone()).await? {
@@ -95,19 +95,20 @@ impl FileOrders {
         Ok(format!("quarantine row {id}: dropped"))
     }
 
-    /// What came of it in words, and how many records stay that were to be read.
-    pub(super) async fn sort(
+    /// Returns the result as text, and how many records still can't be read.
+    pub(super) async fn quarantine_batch(
         &self,
-        chosen: &QuarantineSelection,
+        selection: &QuarantineSelection,
         order: QuarantineOrder,
     ) -> anyhow::Result<(String, u64)> {
         if order == QuarantineOrder::Retry {
             bail!("no daemon is running on {}: reading records again needs one", self.store.path().display());
         }
-        let newest = self.store.newest_quarantine_id(chosen.clone()).await?;
+        let newest = self.store.newest_quarantine_id(selection.clone()).await?;
         let (mut sorted, mut next) = (QuarantineBatchReport::default(), Some(0));
         while let Some(after) = next {
-            let (gone, last) = self.store.drop_quarantine_batch(chosen.clone(), after, newest, DROP_BATCH_ROWS).await?;
+            let (gone, last) =
+                self.store.drop_quarantine_batch(selection.clone(), after, newest, DROP_BATCH_ROWS).await?;
             sorted.removed += gone;
             next = last;
         }

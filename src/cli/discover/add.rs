@@ -1,4 +1,4 @@
-//! `--add`: a file for each dataset, written whole or not at all, and never over anybody's work.
+//! `--add`: writes a file for each dataset, complete or not at all, and never over a file that somebody edited.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -16,14 +16,14 @@ use crate::discover::changes::{ChangeKind, ListingChange, unlisted_feeds};
 use crate::discover::names::NamedDataset;
 use crate::discover::provider_file::render_file;
 
-/// What became of a file.
+/// What was done with a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 enum FileOutcome {
     Written,
     Updated,
     Unchanged,
-    /// Left as it is, since somebody has edited it.
+    /// Left as it is, because somebody has edited it.
     Edited,
 }
 
@@ -37,42 +37,42 @@ struct FileRow {
     dataset_url: String,
 }
 
-/// Writes the files, prints what became of each, and tells what to do next.
+/// Writes the files, prints what was done with each, and says what to do next.
 pub(super) fn run(
     globals: &GlobalArgs,
-    configured: &CurrentConfig,
+    current: &CurrentConfig,
     named: &[NamedDataset],
     changes: &[ListingChange],
     from: &Url,
     prune: bool,
     json: bool,
 ) -> anyhow::Result<()> {
-    let folder = configured.folder.as_deref().context("no folder was named")?;
+    let folder = current.folder.as_deref().context("no folder was named")?;
     fs::create_dir_all(folder).with_context(|| format!("{} can't be made", folder.display()))?;
     let mut rows = Vec::new();
     for named in named {
-        rows.push(one(configured, folder, named, from, prune)?);
+        rows.push(write_dataset(current, folder, named, from, prune)?);
     }
     print(&rows, json)?;
-    report(&rows, changes, prune);
+    print_changes(&rows, changes, prune);
     if rows.iter().any(|row| matches!(row.result, FileOutcome::Written | FileOutcome::Updated)) {
-        next(globals, configured, folder)?;
+        print_next_step(globals, current, folder)?;
     }
     Ok(())
 }
 
-fn one(
-    configured: &CurrentConfig,
+fn write_dataset(
+    current: &CurrentConfig,
     folder: &Path,
     named: &NamedDataset,
     from: &Url,
     prune: bool,
 ) -> anyhow::Result<FileRow> {
-    let own = configured.files.get(&named.provider);
-    let left = own.filter(|_| !prune).map(|own| unlisted_feeds(named, &own.feeds)).unwrap_or_default();
-    // Where it was found first is where it is looked for again.
-    let first = own.map(|own| own.site.from.as_str()).filter(|first| !first.is_empty());
-    let text = render_file(named, &left, first.unwrap_or(from.as_str()));
+    let own = current.files.get(&named.provider);
+    let unlisted = own.filter(|_| !prune).map(|own| unlisted_feeds(named, &own.feeds)).unwrap_or_default();
+    // The file keeps the URL from which the dataset was first found.
+    let first_from = own.map(|own| own.site.from.as_str()).filter(|first_from| !first_from.is_empty());
+    let text = render_file(named, &unlisted, first_from.unwrap_or(from.as_str()));
     let path = own.map_or_else(|| folder.join(format!("{}.toml", named.provider)), |own| own.path.clone());
     let result = match own {
         Some(own) if own.is_edited() => FileOutcome::Edited,
@@ -88,30 +88,30 @@ fn one(
         file: path.display().to_string(),
         result,
         provider: named.provider.clone(),
-        feeds: named.names.len() + left.len(),
+        feeds: named.names.len() + unlisted.len(),
         dataset_url: named.dataset.url.clone(),
     })
 }
 
-/// Beside its place first, then there; a new one not in place of one that appeared meanwhile.
+/// Writes a temporary file beside the path and renames it; a new file never replaces one that appeared meanwhile.
 fn write(path: &Path, text: &str, new: bool) -> io::Result<()> {
-    let part = temporary_path(path);
-    let written = File::create(&part).and_then(|mut file| {
+    let temporary = temporary_path(path);
+    let result = File::create(&temporary).and_then(|mut file| {
         file.write_all(text.as_bytes())?;
         file.sync_all()?;
         if new && path.try_exists()? {
             return Err(io::Error::new(io::ErrorKind::AlreadyExists, "somebody else has just made it"));
         }
-        fs::rename(&part, path)
+        fs::rename(&temporary, path)
     });
-    if written.is_err() {
-        // What failed is told; that the remains can't be removed either would say no more.
-        let _ = fs::remove_file(&part);
+    if result.is_err() {
+        // The write's error is returned; that the temporary file can't be removed either would add nothing.
+        let _ = fs::remove_file(&temporary);
     }
-    written
+    result
 }
 
-/// Not matched by `*.toml`.
+/// A name that `*.toml` doesn't match.
 fn temporary_path(path: &Path) -> PathBuf {
     let mut name = std::ffi::OsString::from(".");
     name.push(path.file_name().unwrap_or_default());
@@ -136,8 +136,8 @@ fn print(rows: &[FileRow], json: bool) -> io::Result<()> {
     out.flush()
 }
 
-/// What the files don't say: what moved or vanished, and what an edited file misses.
-fn report(rows: &[FileRow], changes: &[ListingChange], prune: bool) {
+/// Prints what the files don't say: which feeds moved or vanished, and what an edited file lacks.
+fn print_changes(rows: &[FileRow], changes: &[ListingChange], prune: bool) {
     for change in changes {
         let edited = rows.iter().any(|row| row.dataset_url == change.dataset_url && row.result == FileOutcome::Edited);
         let note = match change.change {
@@ -152,15 +152,15 @@ fn report(rows: &[FileRow], changes: &[ListingChange], prune: bool) {
     }
 }
 
-fn next(globals: &GlobalArgs, configured: &CurrentConfig, folder: &Path) -> anyhow::Result<()> {
-    let Some(main) = &configured.main else {
+fn print_next_step(globals: &GlobalArgs, current: &CurrentConfig, folder: &Path) -> anyhow::Result<()> {
+    let Some(main) = &current.main else {
         print_note(&format!("include = [\"{}/*.toml\"] in a configuration makes feeds of them", folder.display()));
         return Ok(());
     };
     let config = config::load(globals.config.as_deref(), &Overrides::default())
         .with_context(|| format!("with these files {} is refused", main.display()))?;
-    let within = |file: &PathBuf| file.parent().is_some_and(|parent| same(parent, folder));
-    if !config.files.iter().any(within) {
+    let is_in_folder = |file: &PathBuf| file.parent().is_some_and(|parent| is_same_path(parent, folder));
+    if !config.files.iter().any(is_in_folder) {
         print_note(&format!("{} includes none of {}: add it to include", main.display(), folder.display()));
         return Ok(());
     }
@@ -168,7 +168,7 @@ fn next(globals: &GlobalArgs, configured: &CurrentConfig, folder: &Path) -> anyh
     Ok(())
 }
 
-fn same(one: &Path, other: &Path) -> bool {
+fn is_same_path(one: &Path, other: &Path) -> bool {
     match (one.canonicalize(), other.canonicalize()) {
         (Ok(one), Ok(other)) => one == other,
         _ => one == other,

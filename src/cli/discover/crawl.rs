@@ -1,4 +1,4 @@
-//! The walk: a collection's catalogues, their dataset sites, what those sites say, all of it bounded.
+//! The crawl: reads a collection's catalogues, their dataset sites and those sites' listings, within fixed limits.
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap};
@@ -15,39 +15,38 @@ use crate::source::address_policy::AddressPolicy;
 use crate::source::http::{HttpFailure, HttpSettings};
 use crate::source::web_page_fetcher::WebPageFetcher;
 
-/// Catalogues within catalogues; the ecosystem has two levels.
-const DEEPEST: usize = 5;
-/// A dataset site has some tens of kilobytes, the largest catalogue known some hundreds.
+/// Levels of catalogues within catalogues; the ecosystem has two.
+const MAX_DEPTH: usize = 5;
+/// Bytes of a page: a dataset site has some tens of kilobytes, the largest known catalogue some hundreds.
 const PAGE_BYTES: u64 = 8 << 20;
-/// Pages that are on their way or wait for their host's turn.
-const UNDER_WAY: usize = 32;
-/// Of one walk; the whole ecosystem has about a thousand.
-const MOST_FEEDS: usize = 100_000;
-/// One page's redirect by HTML is followed, and that one's, no further.
+/// Pages that are being fetched or wait for their host's limiter.
+const MAX_CONCURRENT_PAGES: usize = 32;
+/// Feeds of one crawl; the whole ecosystem has about a thousand.
+const MAX_FEEDS: usize = 100_000;
+/// HTML redirects (`meta refresh`) followed in a row.
 const MAX_HTML_REDIRECTS: usize = 2;
 
-/// What a walk may cost.
+/// Limits of one crawl.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct CrawlLimits {
     /// Pages read, catalogues included.
     pub(super) pages: usize,
-    /// Time in all.
+    /// Time of the whole crawl.
     pub(super) time: Duration,
 }
 
-/// What a walk found.
+/// What a crawl found.
 #[derive(Debug, Default)]
 pub(super) struct CrawlOutcome {
     pub(super) datasets: Vec<Dataset>,
     /// Pages that could not be read.
     pub(super) unread: BTreeSet<String>,
-    /// Pages read.
     pub(super) pages: usize,
-    /// Whether it came to its end within its limits.
+    /// Whether the crawl read every page within its limits.
     pub(super) whole: bool,
 }
 
-/// Where to go next.
+/// A page still to be read.
 #[derive(Clone, Debug)]
 struct CrawlTarget {
     url: Url,
@@ -67,15 +66,15 @@ struct Crawl<'a> {
     found: CrawlOutcome,
 }
 
-/// Walks from `from`, and leaves out feeds that lead where no connection may go.
+/// Crawls from `from`, and leaves out feeds whose URLs lead to forbidden addresses.
 ///
 /// # Errors
 /// When the page at `from` can't be read.
-pub(super) async fn walk(
+pub(super) async fn crawl(
     from: &Url,
     guard: AddressPolicy,
     limits: CrawlLimits,
-    voice: &mut CrawlReporter,
+    reporter: &mut CrawlReporter,
 ) -> anyhow::Result<CrawlOutcome> {
     let settings = HttpSettings {
         read_timeout: Duration::from_secs(30),
@@ -84,10 +83,10 @@ pub(super) async fn walk(
         ..HttpSettings::default()
     };
     let pages = Arc::new(WebPageFetcher::new(settings, guard)?);
-    let mut walk = Crawl {
+    let mut crawl = Crawl {
         pages: Arc::clone(&pages),
         limits,
-        reporter: voice,
+        reporter,
         waiting: Vec::new(),
         seen: BTreeSet::new(),
         over: 0,
@@ -95,30 +94,30 @@ pub(super) async fn walk(
         feeds: 0,
         found: CrawlOutcome { whole: true, ..CrawlOutcome::default() },
     };
-    walk.go(from).await?;
-    let Crawl { mut found, reporter: voice, .. } = walk;
-    drop_forbidden_feeds(&pages, &mut found.datasets, voice).await;
+    crawl.read_all(from).await?;
+    let Crawl { mut found, reporter, .. } = crawl;
+    drop_forbidden_feeds(&pages, &mut found.datasets, reporter).await;
     Ok(found)
 }
 
 impl Crawl<'_> {
-    async fn go(&mut self, from: &Url) -> anyhow::Result<()> {
+    async fn read_all(&mut self, from: &Url) -> anyhow::Result<()> {
         let deadline = Instant::now() + self.limits.time;
         self.enqueue(from.clone(), 0);
         let mut tasks: JoinSet<(CrawlTarget, Result<Listing, HttpFailure>)> = JoinSet::new();
         loop {
-            while tasks.len() < UNDER_WAY {
-                let Some(stop) = self.waiting.pop() else { break };
+            while tasks.len() < MAX_CONCURRENT_PAGES {
+                let Some(target) = self.waiting.pop() else { break };
                 let pages = Arc::clone(&self.pages);
                 tasks.spawn(async move {
-                    let listing = listing(&pages, &stop.url).await;
-                    (stop, listing)
+                    let listing = listing(&pages, &target.url).await;
+                    (target, listing)
                 });
             }
             match timeout_at(deadline, tasks.join_next()).await {
                 Ok(Some(read)) => {
-                    let (stop, read) = read?;
-                    self.take(stop, read, from)?;
+                    let (target, read) = read?;
+                    self.add_result(target, read, from)?;
                 }
                 Ok(None) => break,
                 Err(_) => {
@@ -145,8 +144,13 @@ impl Crawl<'_> {
         self.waiting.push(CrawlTarget { url, depth });
     }
 
-    fn take(&mut self, stop: CrawlTarget, read: Result<Listing, HttpFailure>, from: &Url) -> anyhow::Result<()> {
-        let CrawlTarget { url, depth } = stop;
+    fn add_result(
+        &mut self,
+        target: CrawlTarget,
+        read: Result<Listing, HttpFailure>,
+        from: &Url,
+    ) -> anyhow::Result<()> {
+        let CrawlTarget { url, depth } = target;
         let listing = match read {
             Ok(listing) => listing,
             Err(failure) if url == *from => return Err(anyhow::Error::new(failure).context(format!("{url}"))),
@@ -161,11 +165,11 @@ impl Crawl<'_> {
             self.reporter.problem(&format!("{url}: {problem}"));
         }
         if listing.is_feed {
-            let words = format!("it is a feed itself, and tells of no others: feedmirror sync {url}");
+            let text = format!("it is a feed itself, and tells of no others: feedmirror sync {url}");
             if url == *from {
-                anyhow::bail!("{url}: no feeds were found: {words}");
+                anyhow::bail!("{url}: no feeds were found: {text}");
             }
-            self.reporter.problem(&format!("{url}: {words}"));
+            self.reporter.problem(&format!("{url}: {text}"));
             self.found.unread.insert(url.into());
             return Ok(());
         }
@@ -180,23 +184,24 @@ impl Crawl<'_> {
             self.reporter.progress(&format!("{url}: {}", counts.join(", ")));
         }
         for dataset in listing.datasets {
-            self.keep(Dataset { page: url.to_string(), ..dataset });
+            self.add_dataset(Dataset { page: url.to_string(), ..dataset });
         }
-        if depth < DEEPEST {
+        if depth < MAX_DEPTH {
             listing.catalogues.into_iter().for_each(|catalogue| self.enqueue(catalogue, depth + 1));
         } else if catalogues > 0 {
-            self.reporter.problem(&format!("{url}: its catalogues lie deeper than {DEEPEST} levels, and are not read"));
+            self.reporter
+                .problem(&format!("{url}: its catalogues lie deeper than {MAX_DEPTH} levels, and are not read"));
             self.found.whole = false;
         }
-        listing.sites.into_iter().for_each(|site| self.enqueue(site, DEEPEST));
+        listing.sites.into_iter().for_each(|site| self.enqueue(site, MAX_DEPTH));
         Ok(())
     }
 
-    /// Two pages that describe one dataset describe one; but where the dataset's own site is one of them, it alone is
-    /// believed: anybody can put another's URL on a page.
-    fn keep(&mut self, dataset: Dataset) {
-        if self.feeds + dataset.feeds.len() > MOST_FEEDS {
-            self.reporter.problem(&format!("{}: more than {MOST_FEEDS} feeds: its feeds are left out", dataset.url));
+    /// Adds a dataset. Pages that describe the same dataset are merged; but where one of them is on the dataset's own
+    /// site, only that page is believed, because anybody can put another's URL on a page.
+    fn add_dataset(&mut self, dataset: Dataset) {
+        if self.feeds + dataset.feeds.len() > MAX_FEEDS {
+            self.reporter.problem(&format!("{}: more than {MAX_FEEDS} feeds: its feeds are left out", dataset.url));
             self.found.whole = false;
             return;
         }
@@ -209,7 +214,7 @@ impl Crawl<'_> {
                     (false, true) => std::mem::replace(known, dataset),
                     _ => return known.merge(dataset),
                 };
-                let lacks = |feed: &&DatasetFeed| known.feeds.iter().all(|told| told.url != feed.url);
+                let lacks = |feed: &&DatasetFeed| known.feeds.iter().all(|listed| listed.url != feed.url);
                 let lacking = other.feeds.iter().filter(lacks).count();
                 if lacking > 0 {
                     let problem = format!("{} of {} left out: not listed there", counted(lacking, "feed"), known.url);
@@ -223,9 +228,9 @@ impl Crawl<'_> {
         }
     }
 
-    fn cut_short(&mut self, under_way: usize, why: &str) {
-        let left = under_way + self.waiting.len();
-        self.reporter.problem(&format!("{why}: {} left unread", counted(left, "page")));
+    fn cut_short(&mut self, in_progress: usize, why: &str) {
+        let unread = in_progress + self.waiting.len();
+        self.reporter.problem(&format!("{why}: {} left unread", counted(unread, "page")));
         self.waiting.clear();
         self.found.whole = false;
     }
@@ -237,57 +242,57 @@ fn is_on_own_site(dataset: &Dataset) -> bool {
     origin(&dataset.page) == origin(&dataset.url)
 }
 
-/// A page's listing; a page that only sends its reader on is followed.
+/// A page's listing; HTML redirects are followed.
 async fn listing(pages: &WebPageFetcher, url: &Url) -> Result<Listing, HttpFailure> {
     let mut target = url.clone();
     for _ in 0..MAX_HTML_REDIRECTS {
-        let listing = one(pages, &target).await?;
+        let listing = read_listing(pages, &target).await?;
         match &listing.meta_refresh {
             Some(elsewhere) => target = elsewhere.clone(),
             None => return Ok(listing),
         }
     }
-    one(pages, &target).await
+    read_listing(pages, &target).await
 }
 
-async fn one(pages: &WebPageFetcher, url: &Url) -> Result<Listing, HttpFailure> {
+async fn read_listing(pages: &WebPageFetcher, url: &Url) -> Result<Listing, HttpFailure> {
     let page = pages.get(url).await?;
-    // Megabytes of JSON take a while to read.
+    // Parsing megabytes of JSON takes a while.
     let read = tokio::task::spawn_blocking(move || discover::read(&page.bytes, &page.url));
     read.await.map_err(|error| HttpFailure::Broken(format!("the page could not be read: {error}")))
 }
 
-/// Leaves out feeds whose URL leads where no connection may go, each host asked once.
-async fn drop_forbidden_feeds(pages: &Arc<WebPageFetcher>, datasets: &mut [Dataset], voice: &mut CrawlReporter) {
+/// Leaves out feeds whose URL leads to a forbidden address; each host is checked once.
+async fn drop_forbidden_feeds(pages: &Arc<WebPageFetcher>, datasets: &mut [Dataset], reporter: &mut CrawlReporter) {
     if pages.guard().allows_all() {
         return;
     }
     let feeds = datasets.iter().flat_map(|dataset| &dataset.feeds);
-    let mut hosts: Vec<Url> = feeds.filter_map(|feed| place(&feed.url)).collect();
+    let mut hosts: Vec<Url> = feeds.filter_map(|feed| host_url(&feed.url)).collect();
     hosts.sort();
     hosts.dedup();
     let mut tasks = JoinSet::new();
     let mut refused = BTreeSet::new();
     while !hosts.is_empty() || !tasks.is_empty() {
-        while tasks.len() < UNDER_WAY {
+        while tasks.len() < MAX_CONCURRENT_PAGES {
             let Some(host) = hosts.pop() else { break };
             let pages = Arc::clone(pages);
             tasks.spawn(async move { pages.guard().check_url(&host).await.err().map(|failure| (host, failure)) });
         }
-        // A task that panicked has judged nothing, and nothing is refused that was not judged.
+        // A host whose task panicked was not checked, and is not refused.
         if let Some(Ok(Some((host, failure)))) = tasks.join_next().await {
-            voice.problem(&format!("feeds at {host} are left out: {failure}"));
+            reporter.problem(&format!("feeds at {host} are left out: {failure}"));
             refused.insert(host);
         }
     }
     for dataset in datasets {
-        let stays = |feed: &DatasetFeed| place(&feed.url).is_none_or(|host| !refused.contains(&host));
+        let stays = |feed: &DatasetFeed| host_url(&feed.url).is_none_or(|host| !refused.contains(&host));
         dataset.feeds.retain(stays);
     }
 }
 
-/// A feed's scheme, host and port.
-fn place(url: &str) -> Option<Url> {
+/// The URL of a feed's scheme, host and port alone.
+fn host_url(url: &str) -> Option<Url> {
     let mut url = Url::parse(url).ok()?;
     url.set_path("");
     url.set_query(None);
@@ -316,9 +321,9 @@ mod tests {
         };
         for (guard, left, problems) in [(AddressPolicy::public_only(), 1, 3), (AddressPolicy::open(), 5, 0)] {
             let pages = Arc::new(WebPageFetcher::new(HttpSettings::default(), guard).unwrap());
-            let (mut datasets, mut voice) = ([dataset.clone()], CrawlReporter { quiet: true, problems: 0 });
-            drop_forbidden_feeds(&pages, &mut datasets, &mut voice).await;
-            assert_eq!((datasets[0].feeds.len(), voice.problems), (left, problems));
+            let (mut datasets, mut reporter) = ([dataset.clone()], CrawlReporter { quiet: true, problems: 0 });
+            drop_forbidden_feeds(&pages, &mut datasets, &mut reporter).await;
+            assert_eq!((datasets[0].feeds.len(), reporter.problems), (left, problems));
             assert_eq!(datasets[0].feeds[0].url, "http://1.1.1.1/feed");
         }
     }

@@ -1,4 +1,4 @@
-//! What is configured already, and where discovery's own files are.
+//! What is configured already, and where the files are that `discover` wrote.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -12,19 +12,19 @@ use crate::config::{self, Overrides};
 use crate::discover::names::{KnownFeed, KnownNames, KnownSite};
 use crate::discover::provider_file::{self, FileOrigin};
 
-/// The configuration as discovery sees it.
+/// The configuration as `discover` needs it.
 pub(super) struct CurrentConfig {
-    /// Where its own files are; nothing when none was named and the configuration includes none.
+    /// Folder of the files that `discover` writes; none when none was named and the configuration includes none.
     pub(super) folder: Option<PathBuf>,
-    /// Feeds and providers.
+    /// Feeds and providers that are configured.
     pub(super) known: KnownNames,
-    /// Its own files by provider.
+    /// The files that `discover` wrote, by provider.
     pub(super) files: BTreeMap<String, OwnFile>,
     /// The main file; none where there is no configuration.
     pub(super) main: Option<PathBuf>,
 }
 
-/// A file that discovery wrote.
+/// A file that `discover` wrote.
 pub(super) struct OwnFile {
     pub(super) path: PathBuf,
     pub(super) text: String,
@@ -36,33 +36,33 @@ impl CurrentConfig {
     /// Reads the configuration, which may be missing where `folder` is named, and the files in that folder.
     ///
     /// # Errors
-    /// When neither says where files are to be, or one can't be read.
+    /// When neither names a folder (unless `only_read`), or a file can't be read.
     pub(super) fn load(globals: &GlobalArgs, folder: Option<&Path>, only_read: bool) -> anyhow::Result<Self> {
         if let Some(folder) = folder.filter(|folder| folder.to_string_lossy().contains("://")) {
             let why = format!("{} is no folder: let the URL come first, or name the folder too", folder.display());
             return Err(UsageError(why).into());
         }
-        let found = globals.config.is_some() || config::DEFAULT_PATHS.iter().any(|place| Path::new(place).exists());
-        let mut configured = Self { folder: None, known: KnownNames::default(), files: BTreeMap::new(), main: None };
-        if found || folder.is_none() {
-            configured.take(&config::load(globals.config.as_deref(), &Overrides::default())?);
+        let has_config = globals.config.is_some() || config::DEFAULT_PATHS.iter().any(|path| Path::new(path).exists());
+        let mut current = Self { folder: None, known: KnownNames::default(), files: BTreeMap::new(), main: None };
+        if has_config || folder.is_none() {
+            current.add_config(&config::load(globals.config.as_deref(), &Overrides::default())?);
         }
         if let Some(folder) = folder {
-            configured.folder = Some(folder.to_owned());
+            current.folder = Some(folder.to_owned());
         }
-        let Some(folder) = configured.folder.clone() else {
+        let Some(folder) = current.folder.clone() else {
             if only_read {
-                return Ok(configured);
+                return Ok(current);
             }
             let why = "the configuration includes no folder of files: add include = [\"feeds.d/*.toml\"] to it, or name a \
                        folder, --add DIR";
             return Err(UsageError(why.to_owned()).into());
         };
-        configured.read(&folder)?;
-        Ok(configured)
+        current.read_folder(&folder)?;
+        Ok(current)
     }
 
-    fn take(&mut self, config: &config::Config) {
+    fn add_config(&mut self, config: &config::Config) {
         self.main = config.files.first().cloned();
         self.folder = config.include.iter().find_map(|pattern| folder_of(pattern));
         for feed in &config.feeds {
@@ -81,7 +81,7 @@ impl CurrentConfig {
         self.known.providers.extend(config.providers.iter().cloned());
     }
 
-    fn read(&mut self, folder: &Path) -> anyhow::Result<()> {
+    fn read_folder(&mut self, folder: &Path) -> anyhow::Result<()> {
         let entries = match fs::read_dir(folder) {
             Ok(entries) => entries,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
@@ -94,34 +94,34 @@ impl CurrentConfig {
                 continue;
             }
             let text = fs::read_to_string(&path).with_context(|| format!("{} can't be read", path.display()))?;
-            // Whatever is in it, its name is taken.
+            // The file's name is taken, whatever the file holds.
             self.known.providers.insert(stem);
-            if let Some(written) = provider_file::parse(&text) {
-                self.own(path, text, written);
+            if let Some(provider_file) = provider_file::parse(&text) {
+                self.add_own_file(path, text, provider_file);
             }
         }
         Ok(())
     }
 
-    fn own(&mut self, path: PathBuf, text: String, written: provider_file::ProviderFile) {
+    fn add_own_file(&mut self, path: PathBuf, text: String, provider_file: provider_file::ProviderFile) {
         let known = |name: &str| self.known.feeds.iter().any(|feed| feed.name == name);
-        let new: Vec<KnownFeed> = written.feeds.iter().filter(|feed| !known(&feed.name)).cloned().collect();
+        let new: Vec<KnownFeed> = provider_file.feeds.iter().filter(|feed| !known(&feed.name)).cloned().collect();
         self.known.feeds.extend(new);
-        self.known.providers.insert(written.site.provider.clone());
-        self.known.sites.insert(written.dataset_url, written.site.clone());
-        let own = OwnFile { path, text, site: written.site.clone(), feeds: written.feeds };
-        self.files.insert(written.site.provider, own);
+        self.known.providers.insert(provider_file.site.provider.clone());
+        self.known.sites.insert(provider_file.dataset_url, provider_file.site.clone());
+        let own = OwnFile { path, text, site: provider_file.site.clone(), feeds: provider_file.feeds };
+        self.files.insert(provider_file.site.provider, own);
     }
 }
 
 impl OwnFile {
-    /// Whether somebody has edited it.
+    /// Whether somebody has edited the file.
     pub(super) fn is_edited(&self) -> bool {
         provider_file::file_origin(&self.text) == FileOrigin::Edited
     }
 }
 
-/// `feeds.d` of `feeds.d/*.toml`.
+/// `feeds.d` for `feeds.d/*.toml`.
 fn folder_of(pattern: &Path) -> Option<PathBuf> {
     let folder = pattern.parent()?;
     let plain = !folder.to_string_lossy().contains(['*', '?', '[']);

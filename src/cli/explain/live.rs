@@ -1,7 +1,7 @@
-//! Asking an item's source again: from where the item was asked for when it came, or else from the feed's beginning.
+//! Asks an item's source again: from the page where the item came from, or else from the feed's beginning.
 //!
-//! In a feed each item stands once, at its latest place. So what is found first is its newest version, and an item that
-//! has changed since stands further on. Writes nothing.
+//! In a feed each item occurs once, at its latest position. So the first match is the item's newest version, and an
+//! item that has changed since comes later in the feed. Writes nothing.
 
 use std::io::{self, Write};
 
@@ -21,19 +21,19 @@ pub(super) struct SourceCheck {
     id: String,
     /// `same`, `newer`, `older`, `differing`, `deleted`, `not-there`, `unreadable`, `not-found-yet` or `failed`.
     verdict: &'static str,
-    /// In words.
+    /// The verdict as a sentence.
     detail: String,
     modified: Option<String>,
     state: Option<&'static str>,
-    /// The page it was found on.
+    /// URL of the page on which the item was found.
     url: Option<String>,
-    /// Seconds that that page had spent in caches.
+    /// Seconds that this page had spent in caches (`Age`).
     age: Option<u64>,
     /// Pages read.
     pages: u32,
-    /// Where the reading began.
+    /// URL from which the walk began.
     from: String,
-    /// Whether only the file was named, so that no secrets were sent.
+    /// Whether only the database file was named, so that no secrets were sent.
     without_secrets: bool,
 }
 
@@ -57,45 +57,46 @@ impl SourceCheck {
     }
 }
 
-/// One answer for each item, or for the one that the mirror doesn't know, where its feed is named.
+/// One check for each item, or for the id that the mirror doesn't know, where its feed is named.
 pub(super) fn ask(
     globals: &GlobalArgs,
-    place: &DatabasePath,
+    database_path: &DatabasePath,
     explanation: &Explanation,
-    asked: &ItemQuery,
+    query: &ItemQuery,
     pages: u32,
 ) -> anyhow::Result<Vec<SourceCheck>> {
-    let reader = place.open(globals)?;
+    let reader = database_path.open(globals)?;
     let runtime = super::super::runtime()?;
-    let mut answers = Vec::new();
+    let mut source_checks = Vec::new();
     for explained in &explanation.items {
-        let source = FeedSource::of(globals, place, &reader, &explained.item.feed)?;
-        answers.push(runtime.block_on(SourceSearch::of(&source, Some(explained), asked).run(&reader, pages))?);
+        let source = FeedSource::of(globals, database_path, &reader, &explained.item.feed)?;
+        source_checks.push(runtime.block_on(SourceSearch::of(&source, Some(explained), query).run(&reader, pages))?);
     }
-    if let (true, Some(feed)) = (explanation.items.is_empty(), &asked.feed) {
-        let source = FeedSource::of(globals, place, &reader, feed)?;
-        answers.push(runtime.block_on(SourceSearch::of(&source, None, asked).run(&reader, pages))?);
+    if let (true, Some(feed)) = (explanation.items.is_empty(), &query.feed) {
+        let source = FeedSource::of(globals, database_path, &reader, feed)?;
+        source_checks.push(runtime.block_on(SourceSearch::of(&source, None, query).run(&reader, pages))?);
     }
-    Ok(answers)
+    Ok(source_checks)
 }
 
 struct SourceSearch<'a> {
     source: &'a FeedSource,
-    held: Option<&'a ItemExplanation>,
+    mirrored: Option<&'a ItemExplanation>,
     id: &'a str,
     kind: Option<&'a str>,
     start: Option<&'a str>,
 }
 
 impl<'a> SourceSearch<'a> {
-    fn of(source: &'a FeedSource, held: Option<&'a ItemExplanation>, asked: &'a ItemQuery) -> Self {
-        let item = held.map(|held| &held.item);
-        let polled = held.and_then(|held| held.delivery.as_ref()).filter(|delivery| delivery.transport == "poll");
+    fn of(source: &'a FeedSource, mirrored: Option<&'a ItemExplanation>, query: &'a ItemQuery) -> Self {
+        let item = mirrored.map(|mirrored| &mirrored.item);
+        let polled =
+            mirrored.and_then(|mirrored| mirrored.delivery.as_ref()).filter(|delivery| delivery.transport == "poll");
         Self {
             source,
-            held,
-            id: item.map_or(&asked.id, |item| &item.id),
-            kind: item.map(|item| item.kind.as_str()).or(asked.kind.as_deref()),
+            mirrored,
+            id: item.map_or(&query.id, |item| &item.id),
+            kind: item.map(|item| item.kind.as_str()).or(query.kind.as_deref()),
             start: polled.and_then(|delivery| delivery.url.as_deref()),
         }
     }
@@ -103,7 +104,7 @@ impl<'a> SourceSearch<'a> {
     async fn run(&self, reader: &Reader, pages: u32) -> anyhow::Result<SourceCheck> {
         let source = self.source.pages()?;
         let mut walk = ReadOnlyWalk::new(self.source, &source, self.start);
-        let mut answer = SourceCheck {
+        let mut check = SourceCheck {
             feed: self.source.settings.name.to_string(),
             kind: self.kind.map(str::to_owned),
             id: self.id.to_owned(),
@@ -115,64 +116,64 @@ impl<'a> SourceSearch<'a> {
             age: None,
             pages: 0,
             from: self.start.unwrap_or(&self.source.settings.url).to_owned(),
-            without_secrets: self.source.by_the_file,
+            without_secrets: self.source.file_only,
         };
         while !walk.is_over() && (walk.pages < pages || walk.is_within_a_page()) {
-            let got = match walk.next().await {
-                Ok(Some(got)) => got,
+            let fetched = match walk.next().await {
+                Ok(Some(fetched)) => fetched,
                 Ok(None) => break,
-                // The place may be as dead as any old cursor: the feed is read from its beginning then.
-                Err(_) if self.start.is_some() && walk.pages == 0 && answer.from != self.source.settings.url => {
-                    answer.from.clone_from(&self.source.settings.url);
+                // The page may be as unusable as any old cursor: the feed is then read from its beginning.
+                Err(_) if self.start.is_some() && walk.pages == 0 && check.from != self.source.settings.url => {
+                    check.from.clone_from(&self.source.settings.url);
                     walk = ReadOnlyWalk::new(self.source, &source, None);
                     continue;
                 }
                 Err(reason) => {
-                    (answer.verdict, answer.detail) = ("failed", reason);
-                    answer.pages = walk.pages;
-                    return Ok(answer);
+                    (check.verdict, check.detail) = ("failed", reason);
+                    check.pages = walk.pages;
+                    return Ok(check);
                 }
             };
-            answer.pages = walk.pages;
-            if let Some(item) = self.on(&got.page) {
-                (answer.verdict, answer.detail) = self.judge(reader, item, got.page.data(item))?;
-                answer.modified = Some(item.modified.to_string());
-                answer.state = Some(item.state.as_str());
-                (answer.url, answer.age) = (Some(got.asked), got.meta.age);
-                return Ok(answer);
+            check.pages = walk.pages;
+            if let Some(item) = self.newest_on(&fetched.page) {
+                (check.verdict, check.detail) = self.compare_versions(reader, item, fetched.page.data(item))?;
+                check.modified = Some(item.modified.to_string());
+                check.state = Some(item.state.as_str());
+                (check.url, check.age) = (Some(fetched.url), fetched.meta.age);
+                return Ok(check);
             }
-            if let Some(bad) = got.page.unreadable.iter().find(|bad| bad.id.as_deref() == Some(self.id)) {
-                answer.verdict = "unreadable";
-                answer.detail =
+            if let Some(bad) = fetched.page.unreadable.iter().find(|bad| bad.id.as_deref() == Some(self.id)) {
+                check.verdict = "unreadable";
+                check.detail =
                     format!("the source sends it in a form that can't be read: {}: {}", bad.reason, bad.detail);
-                (answer.url, answer.age) = (Some(got.asked), got.meta.age);
-                return Ok(answer);
+                (check.url, check.age) = (Some(fetched.url), fetched.meta.age);
+                return Ok(check);
             }
         }
         if walk.is_over() {
-            answer.verdict = "not-there";
-            let from_its_place = self.start.filter(|start| answer.from == *start);
-            answer.detail = match (&walk.unclean, from_its_place) {
+            check.verdict = "not-there";
+            let from_its_page = self.start.filter(|start| check.from == *start);
+            check.detail = match (&walk.unclean, from_its_page) {
                 (Some(reason), _) => format!("not found up to where the feed could be read: {reason}"),
                 (None, Some(_)) => "its source no longer has it, from where it once stood to the feed's end".to_owned(),
                 (None, None) => "its source does not have it: the whole feed was read".to_owned(),
             };
         }
-        Ok(answer)
+        Ok(check)
     }
 
-    /// The newest where a page holds it twice.
-    fn on<'p>(&self, page: &'p Page) -> Option<&'p Item> {
+    /// The newest version, where a page holds the item twice.
+    fn newest_on<'p>(&self, page: &'p Page) -> Option<&'p Item> {
         let order = self.source.settings.modified;
         let wanted = |item: &&Item| &*item.id == self.id && self.kind.is_none_or(|kind| &*item.kind == kind);
         page.items.iter().filter(wanted).max_by(|a, b| a.modified.compare(&b.modified, order))
     }
 
-    fn judge(&self, reader: &Reader, item: &Item, data: &str) -> anyhow::Result<(&'static str, String)> {
+    fn compare_versions(&self, reader: &Reader, item: &Item, data: &str) -> anyhow::Result<(&'static str, String)> {
         use std::cmp::Ordering::{Equal, Greater, Less};
-        let held = self.held.map(|held| reader.item_content(held.item.seq)).transpose()?.flatten();
-        let Some(ItemContent { modified, state, hash }) = held else {
-            return Ok(match self.held {
+        let mirrored = self.mirrored.map(|mirrored| reader.item_content(mirrored.item.seq)).transpose()?.flatten();
+        let Some(ItemContent { modified, state, hash }) = mirrored else {
+            return Ok(match self.mirrored {
                 None => ("newer", "the source has it, and the mirror does not".to_owned()),
                 Some(_) => ("newer", "the mirror has taken another version while its source was asked".to_owned()),
             });

@@ -1,4 +1,4 @@
-//! How a sync goes: a line a feed on a terminal, plain lines now and then elsewhere. All of it on standard error.
+//! Shows a sync's progress on standard error: a line per feed on a terminal, plain lines at intervals elsewhere.
 
 use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write};
@@ -17,17 +17,17 @@ use crate::output::estimate;
 use crate::terminal;
 use crate::worker::FeedCounters;
 
-/// Feeds that have a line of their own at once; the others are in the total.
-const LINES: usize = 12;
-const REDRAW: Duration = Duration::from_millis(200);
-const PLAIN: Duration = Duration::from_secs(10);
+/// Feeds that have a line of their own at once; the others count in the total only.
+const MAX_FEED_LINES: usize = 12;
+const REDRAW_INTERVAL: Duration = Duration::from_millis(200);
+const PLAIN_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Whether a person watches bars.
+/// Whether progress bars are shown: standard error is a terminal.
 pub(super) fn is_watched(globals: &GlobalArgs) -> bool {
     !globals.quiet && std::io::stderr().is_terminal()
 }
 
-/// Shows it, or is silent.
+/// Shows progress, or nothing with `--quiet`.
 pub(super) struct Progress {
     display: ProgressDisplay,
     tick: Interval,
@@ -37,7 +37,7 @@ pub(super) struct Progress {
     level: usize,
     failed: usize,
     done: ProgressTotals,
-    /// What all feeds come to; nothing once one of them doesn't say.
+    /// What all feeds come to together; none once one of them doesn't say.
     expected: Option<LoadEstimate>,
 }
 
@@ -67,7 +67,7 @@ impl ProgressTotals {
         Self { records: self.records + other.records, pages: self.pages + other.pages, bytes: self.bytes + other.bytes }
     }
 
-    fn words(self, time: Duration) -> String {
+    fn text(self, time: Duration) -> String {
         let a_second = self.records as f64 / time.as_secs_f64().max(0.001);
         format!(
             "{} records, {} pages, {}, {}/s",
@@ -81,7 +81,7 @@ impl ProgressTotals {
 
 impl Progress {
     pub(super) fn start(globals: &GlobalArgs, database: &Path) -> Self {
-        let shown = match (globals.quiet, is_watched(globals)) {
+        let display = match (globals.quiet, is_watched(globals)) {
             (true, _) => ProgressDisplay::Hidden,
             (false, false) => ProgressDisplay::Lines,
             (false, true) => {
@@ -91,10 +91,10 @@ impl Progress {
                 ProgressDisplay::Bars { multi, total, bars: BTreeMap::new() }
             }
         };
-        let every = if matches!(shown, ProgressDisplay::Bars { .. }) { REDRAW } else { PLAIN };
+        let every = if matches!(display, ProgressDisplay::Bars { .. }) { REDRAW_INTERVAL } else { PLAIN_INTERVAL };
         let tick = tokio::time::interval_at(tokio::time::Instant::now() + every, every);
         Self {
-            display: shown,
+            display,
             tick,
             began: Instant::now(),
             running: BTreeMap::new(),
@@ -106,10 +106,10 @@ impl Progress {
         }
     }
 
-    pub(super) fn add(&mut self, run: &FeedSync) {
+    pub(super) fn add(&mut self, feed_sync: &FeedSync) {
         self.feeds += 1;
-        self.expected = self.expected.zip(run.expected).map(|(all, one)| all.plus(one));
-        self.running.insert(run.name.clone(), (Arc::clone(&run.counts), run.expected));
+        self.expected = self.expected.zip(feed_sync.expected).map(|(all, one)| all.plus(one));
+        self.running.insert(feed_sync.name.clone(), (Arc::clone(&feed_sync.counts), feed_sync.expected));
     }
 
     pub(super) fn finish_feed(&mut self, row: &FeedSummary) {
@@ -140,7 +140,7 @@ impl Progress {
         self.tick.tick().await;
         let sum = self.running.values().fold(self.done, |sum, (counts, _)| sum.plus(ProgressTotals::of(counts)));
         let failed = if self.failed == 0 { String::new() } else { format!(", {} given up", self.failed) };
-        let words = one(sum, self.expected, self.began.elapsed());
+        let words = progress_text(sum, self.expected, self.began.elapsed());
         let words = format!("{} of {} feeds level{failed}; {words}", self.level, self.feeds);
         match &mut self.display {
             ProgressDisplay::Hidden => {}
@@ -153,13 +153,13 @@ impl Progress {
             ProgressDisplay::Bars { multi, total, bars } => {
                 total.set_message(words);
                 for (name, (counts, expected)) in &self.running {
-                    if !bars.contains_key(name) && bars.len() < LINES {
+                    if !bars.contains_key(name) && bars.len() < MAX_FEED_LINES {
                         let bar = multi.add(line());
                         bar.set_prefix(terminal::sanitise_line(name));
                         bars.insert(name.clone(), bar);
                     }
                     if let Some(bar) = bars.get(name) {
-                        let words = one(ProgressTotals::of(counts), *expected, self.began.elapsed());
+                        let words = progress_text(ProgressTotals::of(counts), *expected, self.began.elapsed());
                         bar.set_message(counts.failure_wait().as_ref().map_or(words, waiting));
                     }
                 }
@@ -183,19 +183,19 @@ impl LoadEstimate {
     }
 }
 
-/// A feed's words, or those of all: how far its first load is, where that can be told, and what came so far.
-fn one(sum: ProgressTotals, expected: Option<LoadEstimate>, time: Duration) -> String {
-    let words = sum.words(time);
+/// A feed's progress, or that of all: how far its first load is, where that is known, and what was read so far.
+fn progress_text(sum: ProgressTotals, expected: Option<LoadEstimate>, time: Duration) -> String {
+    let text = sum.text(time);
     match expected {
-        None => words,
+        None => text,
         Some(LoadEstimate { before, total }) => {
             let far = estimate::words(before + sum.records, sum.records, total, time.as_secs_f64());
-            format!("{far}; {words}")
+            format!("{far}; {text}")
         }
     }
 }
 
-/// What a feed waits for.
+/// What a feed waits for after a failure.
 fn waiting((why, left): &(String, Duration)) -> String {
     format!("asked again in {} s: {}", left.as_secs_f64().ceil(), crate::terminal::sanitise_line(why))
 }
@@ -205,11 +205,11 @@ fn line() -> ProgressBar {
     if let Ok(style) = ProgressStyle::with_template("{spinner} {prefix}  {wide_msg}") {
         bar.set_style(style);
     }
-    bar.enable_steady_tick(REDRAW);
+    bar.enable_steady_tick(REDRAW_INTERVAL);
     bar
 }
 
-/// Nobody is left to tell when standard error is closed.
+/// Writes a line; when standard error is closed, nobody can be shown it.
 fn eprint_line(words: &str) {
     let _ = writeln!(std::io::stderr(), "{}", terminal::sanitise_line(words));
 }
@@ -222,8 +222,8 @@ mod tests {
     fn a_first_load_says_how_far_it_is_where_its_size_is_known() {
         // 100 records in 10 s on top of 500 items, of about 1,000
         let sum = ProgressTotals { records: 100, pages: 2, bytes: 4096 };
-        let known = one(sum, Some(LoadEstimate { before: 500, total: 1000 }), Duration::from_secs(10));
+        let known = progress_text(sum, Some(LoadEstimate { before: 500, total: 1000 }), Duration::from_secs(10));
         assert_eq!(known, "about 60 %, some 40 s to go; 100 records, 2 pages, 4.00 KiB, 10/s");
-        assert_eq!(one(sum, None, Duration::from_secs(10)), "100 records, 2 pages, 4.00 KiB, 10/s");
+        assert_eq!(progress_text(sum, None, Duration::from_secs(10)), "100 records, 2 pages, 4.00 KiB, 10/s");
     }
 }

@@ -1,4 +1,4 @@
-//! The summary: a line a feed, for people as a table, for programs as JSON.
+//! The summary: one line per feed, as a table for people or as JSON for programs.
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -13,7 +13,7 @@ use serde::Serialize;
 use super::FeedSync;
 use crate::supervisor::sync::SyncOutcome;
 
-/// What became of one feed.
+/// The result of one feed's sync.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct FeedSummary {
     pub(super) feed: String,
@@ -30,29 +30,29 @@ pub(super) struct FeedSummary {
     /// Records quarantined now.
     pub(super) quarantined: u64,
     pub(super) pages: u64,
-    /// Over the wire.
+    /// Bytes over the wire.
     pub(super) bytes: u64,
     pub(super) seconds: f64,
     pub(super) items_per_second: f64,
-    /// Why it is not level.
+    /// Why the feed is not level.
     pub(super) trouble: Option<String>,
-    /// What is worth a look although it is level.
+    /// What needs attention although the feed is level.
     pub(super) remark: Option<String>,
 }
 
 impl FeedSummary {
-    pub(super) fn new(run: &FeedSync, brought: SyncOutcome) -> Self {
-        let counts = &run.counts;
-        let seconds = run.began.elapsed().as_secs_f64();
+    pub(super) fn new(feed_sync: &FeedSync, outcome: SyncOutcome) -> Self {
+        let counts = &feed_sync.counts;
+        let seconds = feed_sync.began.elapsed().as_secs_f64();
         let read = counts.records.load(Ordering::Relaxed);
-        let (result, trouble) = match brought {
+        let (result, trouble) = match outcome {
             SyncOutcome::Level => ("level", None),
             SyncOutcome::Paused => ("paused", Some("paused by the operator".to_owned())),
             SyncOutcome::GivenUp(reason) => ("given-up", Some(reason)),
             SyncOutcome::Stopped => ("stopped", Some("interrupted; the next run goes on from here".to_owned())),
         };
         Self {
-            feed: run.name.clone(),
+            feed: feed_sync.name.clone(),
             result,
             items: 0,
             tombstones: 0,
@@ -68,7 +68,7 @@ impl FeedSummary {
         }
     }
 
-    /// Level, or left alone because the operator wants it so.
+    /// Whether the feed is level, or paused by the operator.
     pub(super) fn is_well(&self) -> bool {
         matches!(self.result, "level" | "paused")
     }

@@ -1,4 +1,4 @@
-//! What `sync` is to bring level: URLs with names, or feeds of the configuration.
+//! What `sync` brings level: URLs with names, or feeds of the configuration.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -10,11 +10,11 @@ use crate::config::{self, LogSettings, Overrides};
 use crate::feed::FeedName;
 use crate::supervisor::{ConfiguredFeed, FeedSettings, FleetSettings};
 
-/// What to do.
+/// The feeds to bring level, and where.
 pub(super) struct SyncTargets {
     pub(super) database: PathBuf,
     pub(super) fleet: FleetSettings,
-    /// Whether the fleet is all there is: feeds that the file knows beside it are no longer configured.
+    /// Whether the fleet is complete: feeds in the file that are not in it are then no longer configured.
     pub(super) all: bool,
     pub(super) log: LogSettings,
     names: Option<BTreeSet<FeedName>>,
@@ -29,8 +29,8 @@ impl SyncTargets {
     ) -> anyhow::Result<Self> {
         let urls = feeds.iter().filter(|feed| feed.contains("://")).count();
         match urls {
-            0 => Self::configured(globals, feeds, db, overrides),
-            n if n == feeds.len() => Self::given(feeds, db),
+            0 => Self::from_config(globals, feeds, db, overrides),
+            n if n == feeds.len() => Self::from_urls(feeds, db),
             _ => Err(UsageError("give either URLs or names of configured feeds, not both".to_owned()).into()),
         }
     }
@@ -39,7 +39,7 @@ impl SyncTargets {
         self.names.as_ref().is_none_or(|names| names.contains(name))
     }
 
-    fn configured(
+    fn from_config(
         globals: &GlobalArgs,
         feeds: &[String],
         db: Option<&PathBuf>,
@@ -64,7 +64,7 @@ impl SyncTargets {
         Ok(Self { database: config.database, fleet, all: true, log: config.log, names })
     }
 
-    fn given(feeds: &[String], db: Option<&PathBuf>) -> anyhow::Result<Self> {
+    fn from_urls(feeds: &[String], db: Option<&PathBuf>) -> anyhow::Result<Self> {
         let mut names = BTreeSet::new();
         let mut settings = Vec::new();
         for feed in feeds {
@@ -85,7 +85,7 @@ impl SyncTargets {
     }
 }
 
-/// `[NAME=]URL`; without a name, host and path make one.
+/// Splits `[NAME=]URL`; without a name, host and path make one.
 fn name_and_url(feed: &str) -> Result<(FeedName, String), UsageError> {
     let named = feed.split_once('=').filter(|(name, _)| !name.contains("://"));
     let (name, url) = named.map_or((None, feed), |(name, url)| (Some(name), url));
@@ -99,14 +99,14 @@ fn name_and_url(feed: &str) -> Result<(FeedName, String), UsageError> {
     if !parsed.username().is_empty() || parsed.password().is_some() {
         return Err(UsageError("a URL must hold no credentials: put them in a configuration's headers".to_owned()));
     }
-    let made = name.map_or_else(|| made_name(&parsed), str::to_owned);
-    let name = FeedName::new(&made).ok_or_else(|| {
-        UsageError(format!("{made:?} can't name a feed: use a-z, 0-9, and after the first also . _ -"))
+    let name_text = name.map_or_else(|| name_from_url(&parsed), str::to_owned);
+    let name = FeedName::new(&name_text).ok_or_else(|| {
+        UsageError(format!("{name_text:?} can't name a feed: use a-z, 0-9, and after the first also . _ -"))
     })?;
     Ok((name, url.to_owned()))
 }
 
-fn made_name(url: &Url) -> String {
+fn name_from_url(url: &Url) -> String {
     let port = url.port().map(|port| format!("-{port}")).unwrap_or_default();
     let text = format!("{}{port}{}", url.host_str().unwrap_or_default(), url.path()).to_ascii_lowercase();
     let mut name = String::new();

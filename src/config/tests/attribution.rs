@@ -1,4 +1,4 @@
-//! Who publishes a feed, and on what terms.
+//! A feed's publisher and license.
 
 use super::*;
 use crate::feed::Attribution;
@@ -10,14 +10,14 @@ fn a_provider_says_who_publishes_its_feeds_and_a_feed_about_how_many_items_it_ha
                 [feeds.a]\nurl = \"https://a.example/\"\nprovider = \"acme\"\ntotal_items = 12\n\
                 [feeds.b]\nurl = \"https://b.example/\"\nprovider = \"acme\"\npublisher = \"Other\"\n";
     let config = load(text).1.unwrap();
-    let told = Attribution {
+    let expected = Attribution {
         publisher: Some("Acme".into()),
         license: Some("https://l.example/".into()),
         dataset_url: Some("https://acme.example/".into()),
         total_items: Some(12),
     };
-    assert_eq!(feed(&config, "a").attribution, told);
-    let other = Attribution { publisher: Some("Other".into()), total_items: None, ..told };
+    assert_eq!(feed(&config, "a").attribution, expected);
+    let other = Attribution { publisher: Some("Other".into()), total_items: None, ..expected };
     assert_eq!(feed(&config, "b").attribution, other);
     assert_eq!(
         messages(

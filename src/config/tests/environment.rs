@@ -1,10 +1,10 @@
 #![allow(clippy::unwrap_used)]
 use super::*;
 
-/// As Kubernetes writes them into every container beside services called `feedmirror` and `feedmirror-ops`.
+/// Variables as Kubernetes sets them in every container beside services called `feedmirror` and `feedmirror-ops`.
 #[test]
 fn what_kubernetes_tells_of_a_service_is_no_setting() {
-    let place = ConfigDir::new(&[("feedmirror.toml", FEED)]);
+    let config_dir = ConfigDir::new(&[("feedmirror.toml", FEED)]);
     let injected = [
         ("FEEDMIRROR_SERVICE_HOST", "10.0.171.239"),
         ("FEEDMIRROR_SERVICE_PORT", "8470"),
@@ -21,7 +21,7 @@ fn what_kubernetes_tells_of_a_service_is_no_setting() {
         ("FEEDMIRROR_OPS_PORT", "tcp://10.0.0.1:80"),
         ("FEEDMIRROR_OPS_PORT_80_TCP_ADDR", "10.0.0.1"),
     ];
-    let config = place.load_with(&injected, &Overrides::default()).unwrap();
+    let config = config_dir.load_with(&injected, &Overrides::default()).unwrap();
     assert_eq!((config.problems.len(), config.warnings.len()), (0, 0));
 
     for mistaken in [
@@ -35,7 +35,7 @@ fn what_kubernetes_tells_of_a_service_is_no_setting() {
         "SERVICE_PORTS",
     ] {
         let environment = [(&*format!("FEEDMIRROR_{mistaken}"), "8470")];
-        let loaded = place.load_with(&environment, &Overrides::default());
+        let loaded = config_dir.load_with(&environment, &Overrides::default());
         assert_eq!(problems(&loaded).len(), 1, "{mistaken}");
     }
 }

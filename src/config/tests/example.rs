@@ -1,4 +1,4 @@
-//! `config.example.toml` says what is true, and all of it.
+//! `config.example.toml` is correct and complete.
 
 use super::*;
 use crate::source::http::HttpSettings;
@@ -20,7 +20,7 @@ fn example_in_full() -> String {
 #[test]
 fn the_example_is_sound_as_it_stands_and_in_full() {
     assert_eq!(messages(&example()), [""; 0]);
-    let place = ConfigDir::new(&[
+    let config_dir = ConfigDir::new(&[
         ("feedmirror.toml", &example_in_full()),
         ("acme.key", "secret"),
         ("ops.token", "secret"),
@@ -30,7 +30,7 @@ fn the_example_is_sound_as_it_stands_and_in_full() {
         ("webhook.key", "secret"),
         ("broker.url", "amqps://user:password@broker.example/vhost"),
     ]);
-    let config = place.load().unwrap();
+    let config = config_dir.load().unwrap();
     let unreadable: Vec<_> = config.problems.iter().map(|problem| problem.key.as_str()).collect();
     // This machine has neither the variable nor the credential.
     assert_eq!(unreadable, ["feeds.acme-sessions.headers.Authorization", "feeds.acme-sessions.query.api_key"]);
@@ -38,25 +38,25 @@ fn the_example_is_sound_as_it_stands_and_in_full() {
 
 #[test]
 fn the_example_tells_of_every_key() {
-    fn walk(table: &toml::Table, path: &str, told: &mut BTreeSet<String>) {
+    fn walk(table: &toml::Table, path: &str, keys: &mut BTreeSet<String>) {
         for (key, value) in table {
             let key = if ["feeds", "providers", "hosts"].contains(&path) { "*" } else { key.trim_end_matches("_file") };
             let here = if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") };
             if let Some(inner) = value.as_table() {
-                walk(inner, &here, told);
+                walk(inner, &here, keys);
             }
-            told.insert(here);
+            keys.insert(here);
         }
     }
-    let mut told = BTreeSet::new();
-    walk(&toml::from_str(&example_in_full()).unwrap(), "", &mut told);
+    let mut keys = BTreeSet::new();
+    walk(&toml::from_str(&example_in_full()).unwrap(), "", &mut keys);
     for key in known_keys() {
         let key = key.trim_end_matches("_file");
-        // The example says that a provider has what a feed has, and that a feed has what the global tables hold.
+        // The example says that a provider takes a feed's keys, and that a feed takes the keys of the global tables.
         let feed = key.replace("providers.*", "feeds.*");
         let global = feed.strip_prefix("feeds.*.").filter(|rest| rest.contains('.')).unwrap_or(&feed);
         assert!(
-            told.contains(key) || told.contains(&feed) || told.contains(global),
+            keys.contains(key) || keys.contains(&feed) || keys.contains(global),
             "{key} is not in config.example.toml"
         );
     }
@@ -67,26 +67,26 @@ fn the_example_tells_of_every_key() {
 fn the_example_s_defaults_are_the_defaults() {
     let pem = "-----BEGIN CERTIFICATE-----\n";
     let full = example_in_full();
-    // Of the feed, its URL alone: so what the global tables say shows.
+    // Of the feed only its URL, so that the settings of the global tables show.
     let global = full.split("[hosts.").next().unwrap();
-    let place = ConfigDir::new(&[
+    let config_dir = ConfigDir::new(&[
         ("feedmirror.toml", &format!("{global}\n{FEED}")),
         ("ops.token", "s"),
         ("ca.pem", pem),
         ("cert.pem", CERTIFICATE),
         ("key.pem", KEY),
     ]);
-    let config = place.load().unwrap();
+    let config = config_dir.load().unwrap();
     let plain = load(FEED).1.unwrap();
-    let (told, default) = (feed(&config, "a"), feed(&plain, "a"));
-    assert_eq!((told.poll, told.retry, told.resync), (default.poll, default.retry, default.resync));
-    assert_eq!(told.push, default.push);
-    let without_examples = HttpSettings { proxy: None, ca_file: None, allow_hosts: Vec::new(), ..told.http };
+    let (example, default) = (feed(&config, "a"), feed(&plain, "a"));
+    assert_eq!((example.poll, example.retry, example.resync), (default.poll, default.retry, default.resync));
+    assert_eq!(example.push, default.push);
+    let without_examples = HttpSettings { proxy: None, ca_file: None, allow_hosts: Vec::new(), ..example.http };
     assert_eq!(without_examples, default.http);
     assert_eq!(config.hosts, plain.hosts);
     assert_eq!(config.log, plain.log);
     assert_eq!(config.ops.listen, plain.ops.listen);
     let without_examples = WebhookListenerSettings { public_url: None, tls: None, ..config.webhooks };
     assert_eq!(without_examples, plain.webhooks);
-    assert_eq!(config.database, place.0.path().join("mirror.db"));
+    assert_eq!(config.database, config_dir.0.path().join("mirror.db"));
 }

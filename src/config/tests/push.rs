@@ -7,7 +7,7 @@ use crate::source::sse::SseSettings;
 use crate::source::webhook::proxies::TrustedProxies;
 use crate::source::webhook::{RegisterSettings, TlsFiles, WebhookSettings};
 
-fn place(text: &str) -> ConfigDir {
+fn config_dir(text: &str) -> ConfigDir {
     ConfigDir::new(&[
         ("feedmirror.toml", text),
         ("new", "one"),
@@ -37,27 +37,27 @@ fn a_table_for_webhooks_means_that_it_listens_and_proxies_are_addresses_or_netwo
     let networks = ["10.0.0.7", "fd00::/8"].map(|network| network.parse().unwrap());
     assert_eq!(config.webhooks.trusted_proxies, TrustedProxies::new(networks.to_vec()));
     for wrong in ["\"10.0.0.7\"", "[\"proxy.example\"]", "[\"10.0.0.0/33\"]", "[7]"] {
-        let (place, loaded) = load(&format!("webhooks.trusted_proxies = {wrong}\n{FEED}"));
-        let told = place.local(problems(&loaded));
-        assert_eq!(told.len(), 1, "{wrong}");
+        let (config_dir, loaded) = load(&format!("webhooks.trusted_proxies = {wrong}\n{FEED}"));
+        let messages = config_dir.local(problems(&loaded));
+        assert_eq!(messages.len(), 1, "{wrong}");
         assert!(
-            told[0].contains("webhooks.trusted_proxies") && told[0].contains("must be a list of addresses"),
-            "{told:?}"
+            messages[0].contains("webhooks.trusted_proxies") && messages[0].contains("must be a list of addresses"),
+            "{messages:?}"
         );
     }
 }
 
 #[test]
 fn each_endpoint_is_read_with_its_defaults() {
-    let place = place(&format!(
+    let config_dir = config_dir(&format!(
         "{FEED}sse.url = \"https://a.example/stream?x=1\"\nwebhook.secret_file = \"new\"\n\
          amqp = {{ url_file = \"broker\", queue = \"q\" }}\n"
     ));
-    let config = place.load().unwrap();
+    let config = config_dir.load().unwrap();
     let a = feed(&config, "a");
     let url = "https://a.example/stream?x=1".to_owned();
     assert_eq!(a.sse, Some(SseSettings { url, from: "from".into(), after: "after".into() }));
-    let file = |name: &str| SecretSource::File(place.0.path().join(name));
+    let file = |name: &str| SecretSource::File(config_dir.0.path().join(name));
     assert_eq!(a.webhook, Some(WebhookSettings { secrets: vec![file("new")], defer: false, register: None }));
     let amqp = AmqpSettings {
         url: file("broker"),
@@ -74,7 +74,7 @@ fn each_endpoint_is_read_with_its_defaults() {
 
 #[test]
 fn each_endpoint_is_read_in_full() {
-    let place = place(&format!(
+    let config_dir = config_dir(&format!(
         "webhooks = {{ listen = \"[::1]:0\", path = \"/in/\", public_url = \"https://m.example/x/\", max_body_bytes = 5, \
          tls_cert_file = \"cert.pem\", tls_key_file = \"key.pem\" }}\n\
          {FEED}sse = {{ url = \"https://a.example/s\", params = {{ from = \"f\", after = \"a\" }} }}\n\
@@ -84,16 +84,16 @@ fn each_endpoint_is_read_in_full() {
          amqp = {{ url_file = \"broker\", queue = \"q\", declare = \"durable\", prefetch = 65535, ca_file = \"cert.pem\", \
          cert_file = \"cert.pem\", key_file = \"key.pem\" }}\n"
     ));
-    let config = place.load().unwrap();
+    let config = config_dir.load().unwrap();
     assert_eq!(config.warnings, []);
-    let tls = TlsFiles { certificate: place.0.path().join("cert.pem"), key: place.0.path().join("key.pem") };
+    let tls = TlsFiles { certificate: config_dir.0.path().join("cert.pem"), key: config_dir.0.path().join("key.pem") };
     let webhooks = &config.webhooks;
     assert_eq!((webhooks.listen.to_string().as_str(), webhooks.path.as_str()), ("[::1]:0", "/in"));
     assert_eq!((webhooks.max_body_bytes, webhooks.tls.as_ref()), (5, Some(&tls)));
     let a = feed(&config, "a");
     assert_eq!(a.sse.map(|sse| (sse.from, sse.after)), Some(("f".into(), "a".into())));
     let webhook = a.webhook.unwrap();
-    assert_eq!(webhook.secrets, ["new", "old"].map(|name| SecretSource::File(place.0.path().join(name))));
+    assert_eq!(webhook.secrets, ["new", "old"].map(|name| SecretSource::File(config_dir.0.path().join(name))));
     assert!(webhook.defer);
     let register = RegisterSettings {
         url: "https://a.example/subscribe".into(),
@@ -110,20 +110,20 @@ fn each_endpoint_is_read_in_full() {
 
 #[test]
 fn a_list_of_references_is_a_list_of_secrets() {
-    let place = place(&format!("{FEED}webhook.secret = [{{ env = \"PATH\" }}, {{ file = \"old\" }}]\n"));
-    let webhook = feed(&place.load().unwrap(), "a").webhook.unwrap();
-    let old = SecretSource::File(place.0.path().join("old"));
+    let config_dir = config_dir(&format!("{FEED}webhook.secret = [{{ env = \"PATH\" }}, {{ file = \"old\" }}]\n"));
+    let webhook = feed(&config_dir.load().unwrap(), "a").webhook.unwrap();
+    let old = SecretSource::File(config_dir.0.path().join("old"));
     assert_eq!(webhook.secrets, [SecretSource::Env("PATH".into()), old]);
-    // And a higher layer replaces it whole.
+    // And a higher layer replaces the whole list.
     let environment = [("FEEDMIRROR_FEEDS__A__WEBHOOK__SECRET_FILE", "/dev/null")];
-    let config = place.load_with(&environment, &Overrides::default()).unwrap();
+    let config = config_dir.load_with(&environment, &Overrides::default()).unwrap();
     let (problem, key) = (config.problems[0].to_string(), "feeds.a.webhook.secret");
     assert!(problem.contains(key) && problem.contains("the secret from file /dev/null is empty"), "{problem}");
 }
 
 #[test]
 fn a_provider_holds_what_its_feeds_have_in_common() {
-    let place = place(
+    let config_dir = config_dir(
         "[push]\naudit = \"20m\"\n\
          [providers.p]\npush.grace = \"5s\"\nwebhook.secret_file = \"new\"\nsse.params.from = \"f\"\n\
          amqp = { url_file = \"broker\", prefetch = 7 }\n\
@@ -131,7 +131,7 @@ fn a_provider_holds_what_its_feeds_have_in_common() {
          webhook.during_refresh = \"defer\"\n\
          [feeds.b]\nurl = \"https://b.example/\"\nprovider = \"p\"\nsse.url = \"https://b.example/s\"\n",
     );
-    let config = place.load().unwrap();
+    let config = config_dir.load().unwrap();
     let (a, b) = (feed(&config, "a"), feed(&config, "b"));
     let seconds = Duration::from_secs;
     assert_eq!((a.push.prove_after, a.push.audit, a.push.grace), (seconds(120), seconds(1200), seconds(5)));
@@ -196,12 +196,12 @@ fn each_mistake_of_push_is_named_and_fails_its_feed_alone() {
         ),
         ("push.audit = 5", "push.audit = 5: needs a unit: ms, s, m, h, d or w, as in \"8s\"".into()),
     ];
-    for (given, expected) in table {
-        let place = place(&format!("{FEED}[feeds.b]\nurl = \"https://b.example/\"\n{given}\n"));
-        let config = place.load().unwrap_or_else(|errors| panic!("{given}: {errors}"));
-        assert_eq!(place.local(&config.problems), [format!("feedmirror.toml: feeds.b.{expected}")], "{given}");
+    for (toml, expected) in table {
+        let config_dir = config_dir(&format!("{FEED}[feeds.b]\nurl = \"https://b.example/\"\n{toml}\n"));
+        let config = config_dir.load().unwrap_or_else(|errors| panic!("{toml}: {errors}"));
+        assert_eq!(config_dir.local(&config.problems), [format!("feedmirror.toml: feeds.b.{expected}")], "{toml}");
         feed(&config, "a");
-        assert_eq!(config.feeds.iter().filter(|feed| feed.is_err()).count(), 1, "{given}");
+        assert_eq!(config.feeds.iter().filter(|feed| feed.is_err()).count(), 1, "{toml}");
     }
 }
 
@@ -222,10 +222,10 @@ fn each_mistake_of_the_listener_is_named() {
             "tls_cert_file: torn.key cannot be used: it is no PEM",
         ),
     ];
-    for (given, expected) in table {
-        let place = place(&format!("[webhooks]\n{given}\n{FEED}"));
-        let errors = place.load().expect_err(given);
-        assert_eq!(place.local(&errors.problems), [format!("feedmirror.toml: webhooks.{expected}")], "{given}");
+    for (toml, expected) in table {
+        let config_dir = config_dir(&format!("[webhooks]\n{toml}\n{FEED}"));
+        let errors = config_dir.load().expect_err(toml);
+        assert_eq!(config_dir.local(&errors.problems), [format!("feedmirror.toml: webhooks.{expected}")], "{toml}");
     }
 }
 
@@ -235,15 +235,15 @@ fn a_provider_can_t_hold_what_names_one_place() {
         ("sse.url = \"https://a.example/s\"", "sse.url: belongs to a feed, [feeds.NAME]"),
         ("amqp.queue = \"q\"", "amqp.queue: belongs to a feed, [feeds.NAME]: two would share its messages out"),
     ] {
-        let place = place(&format!("{FEED}[providers.p]\n{key}\n"));
+        let config_dir = config_dir(&format!("{FEED}[providers.p]\n{key}\n"));
         let expected = format!("feedmirror.toml: providers.p.{message}");
-        assert_eq!(place.local(&place.load().unwrap().problems), [expected]);
+        assert_eq!(config_dir.local(&config_dir.load().unwrap().problems), [expected]);
     }
 }
 
 #[test]
 fn plain_http_from_elsewhere_is_warned_of() {
-    let config = place(&format!("[webhooks]\nlisten = \"0.0.0.0:8471\"\n{FEED}")).load().unwrap();
+    let config = config_dir(&format!("[webhooks]\nlisten = \"0.0.0.0:8471\"\n{FEED}")).load().unwrap();
     assert_eq!(config.warnings.len(), 1);
     assert!(config.warnings[0].message.starts_with("takes plain http from other machines"), "{:?}", config.warnings);
 }
@@ -251,8 +251,8 @@ fn plain_http_from_elsewhere_is_warned_of() {
 #[test]
 fn two_feeds_at_one_queue_are_warned_of() {
     let amqp = "amqp = { url_file = \"broker\", queue = \"q\" }\n";
-    let place = place(&format!("{FEED}{amqp}[feeds.b]\nurl = \"https://b.example/\"\n{amqp}"));
-    let config = place.load().unwrap();
+    let config_dir = config_dir(&format!("{FEED}{amqp}[feeds.b]\nurl = \"https://b.example/\"\n{amqp}"));
+    let config = config_dir.load().unwrap();
     let expected = "feedmirror.toml: feeds.b.amqp: takes from the queue of \"a\" too: each gets a part of its messages";
-    assert_eq!(place.local(&config.warnings), [expected]);
+    assert_eq!(config_dir.local(&config.warnings), [expected]);
 }

@@ -1,4 +1,4 @@
-//! A page, checked whole before anything of it is used, and handed over in parts.
+//! A page that is checked whole before anything of it is used, and decoded in parts. Never judges where `next` leads.
 
 use super::super::{DecodeError, beginning};
 use super::page_part::{CrossPartState, PagePartBuilder};
@@ -6,75 +6,77 @@ use super::{DecodeSettings, record};
 use crate::feed::{BodyText, Page};
 use crate::json::{self, JsonError, Scanner};
 
-/// The longest `license`, in bytes.
-const LICENSE: usize = 4 << 10;
-/// After so many records it is asked whether anybody still waits for the page.
-const ASK_AFTER: u64 = 4_096;
+/// The longest `license`, bytes.
+const MAX_LICENSE_BYTES: usize = 4 << 10;
+/// After so many records the check looks whether anybody still waits for the page.
+const CHECK_STOP_EVERY: u64 = 4_096;
 
 /// Why a page was not read to its end.
 enum CheckError {
-    Problem(JsonError),
+    Json(JsonError),
     Stopped,
 }
 
 impl From<JsonError> for CheckError {
     fn from(problem: JsonError) -> Self {
-        Self::Problem(problem)
+        Self::Json(problem)
     }
 }
 
-/// A page that has been read to its last byte. What it keeps beside the text doesn't grow with its records, but for eight
-/// bytes an item, to notice those that come twice.
+/// A page that has been read to its last byte. Its memory besides the text doesn't grow with its records, but for eight
+/// bytes an item, to notice duplicates.
 pub struct CheckedPage {
     text: BodyText,
     settings: DecodeSettings,
     cross_part: CrossPartState,
-    /// What goes for the whole page: all but its records.
+    /// The whole page's fields: all but its records.
     page: Page,
     records: u64,
     /// The first part, decoded while the page was checked.
     first: Option<Page>,
-    /// Where the record stands that the next part begins with.
+    /// The offset in the text of the next part's first record.
     next_part_at: Option<usize>,
 }
 
 impl CheckedPage {
-    /// Reads a poll response or webhook body to its end, unless nobody waits for it any more. Its first part is decoded on
-    /// the way.
+    /// Reads a poll response or webhook body to its end, unless nobody waits for it any more. The first part is decoded
+    /// meanwhile.
     ///
     /// # Errors
-    /// [`Refused`] when the body as a whole can't be read; single bad records land in [`Page::unreadable`].
-    pub fn check(bytes: Vec<u8>, reading: &DecodeSettings, is_stopped: &dyn Fn() -> bool) -> Result<Self, DecodeError> {
+    /// [`DecodeError`] when the body as a whole can't be read; single bad records are in [`Page::unreadable`].
+    pub fn check(
+        bytes: Vec<u8>,
+        settings: &DecodeSettings,
+        is_stopped: &dyn Fn() -> bool,
+    ) -> Result<Self, DecodeError> {
         let mut text = utf8(bytes)?;
-        let marked = text.starts_with('\u{feff}');
-        if marked {
+        let has_bom = text.starts_with('\u{feff}');
+        if has_bom {
             text.drain(..'\u{feff}'.len_utf8());
         }
-        let mut body = Self {
+        let mut checked = Self {
             text: text.into(),
-            settings: reading.clone(),
+            settings: settings.clone(),
             cross_part: CrossPartState::default(),
             page: Page::default(),
             records: 0,
             first: None,
             next_part_at: None,
         };
-        if marked {
-            body.page.add_finding("bom", || "the page begins with a byte order mark (RFC 8259 §8.1)".into());
+        if has_bom {
+            checked.page.add_finding("bom", || "the page begins with a byte order mark (RFC 8259 §8.1)".into());
         }
-        let text = body.text.clone();
-        let read = body.read(&text, is_stopped).map_err(|ended| match (ended, beginning(text.as_bytes())) {
+        let text = checked.text.clone();
+        let read = checked.read(&text, is_stopped).map_err(|error| match (error, beginning(text.as_bytes())) {
             (CheckError::Stopped, _) => DecodeError::Stopped,
             (_, beginning) if beginning.starts_with('<') => DecodeError::Html { beginning },
-            (CheckError::Problem(problem), beginning) => {
-                DecodeError::NotJson { problem: problem.to_string(), beginning }
-            }
+            (CheckError::Json(problem), beginning) => DecodeError::NotJson { problem: problem.to_string(), beginning },
         });
-        if body.first.is_none() {
+        if checked.first.is_none() {
             read?;
             return Err(DecodeError::NoItems { beginning: beginning(text.as_bytes()) });
         }
-        read.map(|()| body)
+        read.map(|()| checked)
     }
 
     /// Records on the page, those that can't be understood included.
@@ -92,14 +94,14 @@ impl CheckedPage {
         self.page.next.as_deref()
     }
 
-    /// Whether a part is left.
+    /// Whether there is another part.
     pub fn has_more(&self) -> bool {
         self.first.is_some() || self.next_part_at.is_some()
     }
 
-    /// The next part: at most 2,000 records, equal bad ones counted as one, and 4 MiB of records, though always one. A
-    /// page without records is one part. Findings of the page itself are the first part's; `next` and `license` are
-    /// every part's. The last part may be the last to hold the text.
+    /// The next part: at most 2,000 records, equal bad ones counted as one, and 4 MiB of records, but at least one
+    /// record. A page without records is one part. The first part has the findings of the page itself; every part has
+    /// `next` and `license`. The last part takes the page's own reference to the text.
     pub fn next_part(&mut self) -> Option<Page> {
         let mut part = match self.first.take() {
             Some(first) => first,
@@ -113,7 +115,7 @@ impl CheckedPage {
         Some(part)
     }
 
-    /// The part that begins at the byte `from`. The text has been checked: what can't be read any more isn't there.
+    /// Decodes the part that begins at the byte `from`. The text has been checked, so reading it can't fail.
     fn decode(&mut self, from: usize) -> Page {
         let text = self.text.clone();
         let mut part = PagePartBuilder::new(&text, &self.settings, &mut self.cross_part);
@@ -153,7 +155,7 @@ impl CheckedPage {
         Ok(scanner.end()?)
     }
 
-    /// As everywhere, the last of several counts.
+    /// Reads the list `items`; of several members of this name the last one counts, as everywhere.
     fn items(
         &mut self,
         scanner: &mut Scanner<'_>,
@@ -173,7 +175,7 @@ impl CheckedPage {
         let mut part = PagePartBuilder::new(text, &self.settings, &mut self.cross_part);
         while scanner.element(self.records == 0)? {
             self.records += 1;
-            if self.records.is_multiple_of(ASK_AFTER) && is_stopped() {
+            if self.records.is_multiple_of(CHECK_STOP_EVERY) && is_stopped() {
                 return Err(CheckError::Stopped);
             }
             if self.next_part_at.is_some() {
@@ -192,10 +194,10 @@ impl CheckedPage {
     }
 
     fn license(&mut self, raw: &str) {
-        let text = if raw.len() <= 6 * LICENSE + 2 { json::unescape_strict(raw) } else { None };
-        let text = text.filter(|text| text.len() <= LICENSE);
-        if text.is_none() && raw.starts_with('"') && raw.len() > LICENSE {
-            let detail = || format!("`license` has {} bytes; {LICENSE} are read", raw.len());
+        let text = if raw.len() <= 6 * MAX_LICENSE_BYTES + 2 { json::unescape_strict(raw) } else { None };
+        let text = text.filter(|text| text.len() <= MAX_LICENSE_BYTES);
+        if text.is_none() && raw.starts_with('"') && raw.len() > MAX_LICENSE_BYTES {
+            let detail = || format!("`license` has {} bytes; {MAX_LICENSE_BYTES} are read", raw.len());
             self.page.add_finding("license-too-long", detail);
         }
         self.page.license = text.map(Into::into);

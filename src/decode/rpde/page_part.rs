@@ -1,4 +1,4 @@
-//! A part of a page under way: its items, and its bad records, each once.
+//! Builds one part of a page: its items, its unreadable records, each once, and its findings. Never reads JSON itself.
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, BuildHasherDefault, Hasher, RandomState};
@@ -8,23 +8,24 @@ use super::DecodeSettings;
 use super::record::{self, RawRecord, RecordFault, RecordFields, record_fault};
 use crate::feed::{Finding, Item, ItemState, Modified, Page, UnreadableRecord, truncate_text};
 
-/// A part has at most so many records, equal bad ones counted as one, and so many bytes of records, though always one.
+/// A part has at most so many records, equal bad ones counted as one, and so many bytes of records, but at least one
+/// record.
 const RECORDS: usize = 2_000;
 const BYTES: usize = 4 << 20;
 /// A feed has at most so many kinds, so a page has no more.
 const KINDS: usize = 1_000;
-/// What quarantine holds of a feed: more of a page need not be kept.
+/// The limits of a feed's quarantine: more of a page need not be kept.
 const QUARANTINE_ROWS: usize = 10_000;
 const QUARANTINE_BYTES: usize = 64 << 20;
 
-/// What the parts of a page know of those before them.
+/// What later parts of a page must know of earlier ones.
 #[derive(Default)]
 pub(super) struct CrossPartState {
-    /// Kinds repeat: each is allocated once a page.
+    /// Index in `seen_kinds` by name: each kind's name is allocated once a page.
     kinds: HashMap<Arc<str>, usize>,
     seen_kinds: Vec<SeenKind>,
     last_kind: usize,
-    /// Items by hash.
+    /// Hashes of the items' kinds and ids.
     items: HashSet<u64, BuildHasherDefault<IdentityHasher>>,
     hasher: RandomState,
     quarantine_rows: usize,
@@ -40,11 +41,11 @@ struct SeenKind {
 enum PreviousItem {
     None,
     EarlierPart(Modified),
-    /// It is this one of the part under way.
+    /// Its index in the part that is being built.
     ThisPart(usize),
 }
 
-/// The hash of what is a hash under a secret key.
+/// Hashes a value that already is a hash under a secret key.
 #[derive(Default)]
 struct IdentityHasher(u64);
 
@@ -60,7 +61,7 @@ impl Hasher for IdentityHasher {
     }
 }
 
-/// A part under way.
+/// A part that is being built.
 pub(super) struct PagePartBuilder<'a> {
     text: &'a str,
     settings: &'a DecodeSettings,
@@ -81,11 +82,11 @@ struct FindingCount {
 }
 
 impl<'a> PagePartBuilder<'a> {
-    pub(super) fn new(text: &'a str, reading: &'a DecodeSettings, memory: &'a mut CrossPartState) -> Self {
+    pub(super) fn new(text: &'a str, settings: &'a DecodeSettings, cross_part: &'a mut CrossPartState) -> Self {
         Self {
             text,
-            settings: reading,
-            cross_part: memory,
+            settings,
+            cross_part,
             page: Page::default(),
             bad: HashMap::new(),
             last_bad: None,
@@ -158,22 +159,22 @@ impl<'a> PagePartBuilder<'a> {
     }
 
     fn kind(&mut self, name: &str) -> Result<usize, RecordFault> {
-        let memory = &mut *self.cross_part;
-        if memory.seen_kinds.get(memory.last_kind).is_some_and(|last| &*last.name == name) {
-            return Ok(memory.last_kind);
+        let cross_part = &mut *self.cross_part;
+        if cross_part.seen_kinds.get(cross_part.last_kind).is_some_and(|last| &*last.name == name) {
+            return Ok(cross_part.last_kind);
         }
-        let known = memory.kinds.get(name).copied();
-        if known.is_none() && memory.seen_kinds.len() >= KINDS {
+        let known = cross_part.kinds.get(name).copied();
+        if known.is_none() && cross_part.seen_kinds.len() >= KINDS {
             let detail = format!("the page has more than {KINDS} kinds; this one is {name:?}");
             return Err(record_fault("too-many-kinds", detail));
         }
-        memory.last_kind = known.unwrap_or_else(|| {
+        cross_part.last_kind = known.unwrap_or_else(|| {
             let name: Arc<str> = name.into();
-            memory.kinds.insert(Arc::clone(&name), memory.seen_kinds.len());
-            memory.seen_kinds.push(SeenKind { name, previous: PreviousItem::None });
-            memory.seen_kinds.len() - 1
+            cross_part.kinds.insert(Arc::clone(&name), cross_part.seen_kinds.len());
+            cross_part.seen_kinds.push(SeenKind { name, previous: PreviousItem::None });
+            cross_part.seen_kinds.len() - 1
         });
-        Ok(memory.last_kind)
+        Ok(cross_part.last_kind)
     }
 
     /// Order is promised within a kind; each item appears once in the list (RPDE 1.0 "ordering").
@@ -181,8 +182,8 @@ impl<'a> PagePartBuilder<'a> {
         let here = self.page.items.len() - 1;
         let item = &self.page.items[here];
         let detail = || format!("item {} at {}", item.id, item.modified);
-        let memory = &mut *self.cross_part;
-        let last = std::mem::replace(&mut memory.seen_kinds[kind].previous, PreviousItem::ThisPart(here));
+        let cross_part = &mut *self.cross_part;
+        let last = std::mem::replace(&mut cross_part.seen_kinds[kind].previous, PreviousItem::ThisPart(here));
         let before = match &last {
             PreviousItem::None => None,
             PreviousItem::EarlierPart(modified) => Some(modified),
@@ -191,12 +192,12 @@ impl<'a> PagePartBuilder<'a> {
         if before.is_some_and(|before| item.modified.compare(before, self.settings.order).is_lt()) {
             self.out_of_order.add(detail);
         }
-        if !memory.items.insert(memory.hasher.hash_one((kind, &*item.id))) {
+        if !cross_part.items.insert(cross_part.hasher.hash_one((kind, &*item.id))) {
             self.duplicates.add(detail);
         }
     }
 
-    /// Keeps a record that can't be understood, or only counts it.
+    /// Adds a record that can't be understood, or only counts it: an equal one, or one beyond quarantine's limits.
     pub(super) fn add_unreadable(&mut self, raw: &'a str, fault: RecordFault, id: Option<Box<str>>) {
         let known = match self.last_bad {
             Some((last, known)) if last == raw => Some(known),
@@ -206,16 +207,16 @@ impl<'a> PagePartBuilder<'a> {
             known.count += 1;
             return;
         }
-        let memory = &mut *self.cross_part;
-        let (rows, bytes) = (memory.quarantine_rows + 1, memory.quarantine_bytes + raw.len());
+        let cross_part = &mut *self.cross_part;
+        let (rows, bytes) = (cross_part.quarantine_rows + 1, cross_part.quarantine_bytes + raw.len());
         if rows > QUARANTINE_ROWS || bytes > QUARANTINE_BYTES {
             self.page.overflow.count += 1;
             self.records += usize::from(id.is_some());
             self.page.overflow.ids.extend(id);
             return;
         }
-        (memory.quarantine_rows, memory.quarantine_bytes) = (rows, bytes);
-        let place = self.page.unreadable.len();
+        (cross_part.quarantine_rows, cross_part.quarantine_bytes) = (rows, bytes);
+        let index = self.page.unreadable.len();
         let RecordFault { reason, detail } = fault;
         self.page.unreadable.push(UnreadableRecord {
             reason,
@@ -225,17 +226,17 @@ impl<'a> PagePartBuilder<'a> {
             id,
             count: 1,
         });
-        self.bad.insert(raw, place);
-        self.last_bad = Some((raw, place));
+        self.bad.insert(raw, index);
+        self.last_bad = Some((raw, index));
         self.records += 1;
     }
 
-    /// The part, of records whose order is nobody's promise.
+    /// The part, without findings about the order: none is promised.
     pub(super) fn finish_unordered(self) -> Page {
         self.page
     }
 
-    /// The part.
+    /// The part, with findings about order and duplicates.
     pub(super) fn finish(mut self) -> Page {
         for kind in &mut self.cross_part.seen_kinds {
             if let PreviousItem::ThisPart(at) = kind.previous {
@@ -266,7 +267,7 @@ impl FindingCount {
     }
 }
 
-/// Where `part`, a slice of `whole`, stands in it.
+/// The range of `part`, a slice of `whole`, in `whole`.
 fn range_in(whole: &str, part: &str) -> std::ops::Range<usize> {
     let start = part.as_ptr() as usize - whole.as_ptr() as usize;
     start..start + part.len()

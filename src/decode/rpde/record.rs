@@ -1,23 +1,23 @@
-//! A record's fields as they stand in its text, and what they say.
+//! Reads one record: its fields as raw JSON, and their values. Never compares records with each other.
 
 use std::borrow::Cow;
 
 use crate::feed::{ItemState, Modified};
 use crate::json::{self, JsonError, RawJson, Scanner};
 
-/// An id's longest text, in bytes.
-const ID: usize = 4 << 10;
-/// The longest kind and the longest `modified`, in bytes.
-const WORD: usize = 256;
-/// SQLite's JSON functions refuse what nests deeper (`JSON_MAX_DEPTH`).
-const DEPTH: usize = 1_000;
+/// The longest `id`, bytes.
+const MAX_ID_BYTES: usize = 4 << 10;
+/// The longest `kind` and the longest `modified`, bytes.
+const MAX_WORD_BYTES: usize = 256;
+/// SQLite's JSON functions refuse JSON that nests deeper (`JSON_MAX_DEPTH`).
+const MAX_DEPTH: usize = 1_000;
 
-/// A record and where it stands.
+/// A record and its position in the page's text.
 pub(super) struct RawRecord<'a> {
     pub(super) raw: &'a str,
-    /// The byte of the page's text that it begins with.
+    /// The offset of the record in the page's text.
     pub(super) at: usize,
-    /// None where it is no object.
+    /// None where the record is no object.
     pub(super) fields: Option<RecordFields<'a>>,
 }
 
@@ -32,8 +32,8 @@ pub(super) struct RecordFields<'a> {
 }
 
 impl<'a> RecordFields<'a> {
-    /// Whether it is a field of ours.
-    fn take(&mut self, name: &str, value: RawJson<'a>) -> bool {
+    /// Sets the field of this name; whether there is one.
+    fn set(&mut self, name: &str, value: RawJson<'a>) -> bool {
         match name {
             "id" => self.id = Some(value.text),
             "@id" => self.at_id = Some(value.text),
@@ -47,7 +47,7 @@ impl<'a> RecordFields<'a> {
     }
 }
 
-/// Why a record can't be understood: a fixed word, and words.
+/// Why a record can't be understood: a fixed word, and the detail in words.
 pub(super) struct RecordFault {
     pub(super) reason: &'static str,
     pub(super) detail: String,
@@ -72,22 +72,22 @@ pub(super) fn read<'a>(scanner: &mut Scanner<'a>) -> Result<RawRecord<'a>, JsonE
         first = false;
         let value = scanner.value()?;
         match key.get(1..key.len() - 1) {
-            Some(name) if fields.take(name, value) || !name.contains('\\') => {}
-            _ => drop(json::unescape_strict(key).map(|name| fields.take(&name, value))),
+            Some(name) if fields.set(name, value) || !name.contains('\\') => {}
+            _ => drop(json::unescape_strict(key).map(|name| fields.set(&name, value))),
         }
     }
     Ok(RawRecord { raw: from.until(scanner), at, fields: Some(fields) })
 }
 
-/// An id, and whether it stands under `@id`.
+/// The id, and whether its key is `@id`.
 pub(super) fn id(fields: &RecordFields<'_>) -> Result<(Box<str>, bool), RecordFault> {
     let (raw, at_id) = match (present(fields.id), present(fields.at_id)) {
         (Some(raw), _) => (raw, false),
         (None, Some(raw)) => (raw, true),
         (None, None) => return Err(record_fault("no-id", "`id` is missing")),
     };
-    let too_long = |bytes| record_fault("id-too-long", format!("`id` has {bytes} bytes; {ID} are read"));
-    if raw.len() > escaped(ID) {
+    let too_long = |bytes| record_fault("id-too-long", format!("`id` has {bytes} bytes; {MAX_ID_BYTES} are read"));
+    if raw.len() > escaped(MAX_ID_BYTES) {
         return Err(too_long(raw.len()));
     }
     let id: Box<str> = match raw.as_bytes().first() {
@@ -100,15 +100,16 @@ pub(super) fn id(fields: &RecordFields<'_>) -> Result<(Box<str>, bool), RecordFa
     };
     match id.len() {
         0 => Err(record_fault("no-id", "`id` is empty")),
-        1..=ID => Ok((id, at_id)),
+        1..=MAX_ID_BYTES => Ok((id, at_id)),
         bytes => Err(too_long(bytes)),
     }
 }
 
 pub(super) fn modified(fields: &RecordFields<'_>) -> Result<Modified, RecordFault> {
     let Some(raw) = present(fields.modified) else { return Err(record_fault("no-modified", "`modified` is missing")) };
-    let too_long = |bytes| record_fault("modified-too-long", format!("`modified` has {bytes} bytes; {WORD} are read"));
-    if raw.len() > escaped(WORD) {
+    let too_long =
+        |bytes| record_fault("modified-too-long", format!("`modified` has {bytes} bytes; {MAX_WORD_BYTES} are read"));
+    if raw.len() > escaped(MAX_WORD_BYTES) {
         return Err(too_long(raw.len()));
     }
     let (modified, bytes) = match raw.as_bytes().first() {
@@ -124,7 +125,7 @@ pub(super) fn modified(fields: &RecordFields<'_>) -> Result<Modified, RecordFaul
     };
     match bytes {
         0 => Err(record_fault("no-modified", "`modified` is empty")),
-        1..=WORD => Ok(modified),
+        1..=MAX_WORD_BYTES => Ok(modified),
         _ => Err(too_long(bytes)),
     }
 }
@@ -132,20 +133,21 @@ pub(super) fn modified(fields: &RecordFields<'_>) -> Result<Modified, RecordFaul
 /// None where the record has no kind.
 pub(super) fn kind<'a>(fields: &RecordFields<'a>) -> Result<Option<Cow<'a, str>>, RecordFault> {
     let Some(raw) = present(fields.kind).filter(|raw| raw.starts_with('"')) else { return Ok(None) };
-    let too_long = |bytes| record_fault("kind-too-long", format!("`kind` has {bytes} bytes; {WORD} are read"));
-    if raw.len() > escaped(WORD) {
+    let too_long =
+        |bytes| record_fault("kind-too-long", format!("`kind` has {bytes} bytes; {MAX_WORD_BYTES} are read"));
+    if raw.len() > escaped(MAX_WORD_BYTES) {
         return Err(too_long(raw.len()));
     }
     let kind = json::unescape_strict(raw).ok_or_else(|| record_fault("bad-kind", "`kind` has half a character"))?;
     match kind.len() {
         0 => Ok(None),
-        1..=WORD => Ok(Some(kind)),
+        1..=MAX_WORD_BYTES => Ok(Some(kind)),
         bytes => Err(too_long(bytes)),
     }
 }
 
 pub(super) fn state(fields: &RecordFields<'_>) -> Result<ItemState, RecordFault> {
-    let text = fields.state.filter(|raw| raw.len() <= WORD).and_then(json::unescape_strict);
+    let text = fields.state.filter(|raw| raw.len() <= MAX_WORD_BYTES).and_then(json::unescape_strict);
     let Some(text) = text else { return Err(record_fault("unknown-state", "`state` is missing or no short text")) };
     let known = ItemState::ALL.iter().copied().find(|state| state.as_str().eq_ignore_ascii_case(&text));
     let shown = || text.chars().take(40).collect::<String>();
@@ -158,8 +160,8 @@ pub(super) fn has_data(fields: &RecordFields<'_>) -> bool {
 
 pub(super) fn data<'a>(fields: &RecordFields<'a>) -> Result<&'a str, RecordFault> {
     match fields.data {
-        Some(RawJson { depth, .. }) if depth > DEPTH => {
-            let detail = format!("`data` nests {depth} levels deep; SQLite's JSON functions read {DEPTH}");
+        Some(RawJson { depth, .. }) if depth > MAX_DEPTH => {
+            let detail = format!("`data` nests {depth} levels deep; SQLite's JSON functions read {MAX_DEPTH}");
             Err(record_fault("data-too-deep", detail))
         }
         Some(RawJson { text, .. }) if text != "null" => Ok(text),
@@ -171,12 +173,12 @@ fn present(raw: Option<&str>) -> Option<&str> {
     raw.filter(|raw| *raw != "null")
 }
 
-/// The longest that so many bytes of text can be written.
+/// The most bytes that a JSON string of so many bytes of text has.
 const fn escaped(bytes: usize) -> usize {
     6 * bytes + 2
 }
 
-/// Whether other programs can hold the number at all (RFC 8259 §6: IEEE 754 doubles).
+/// Whether the number is finite as an IEEE 754 double, as other programs hold it (RFC 8259 §6).
 fn is_finite(number: &str) -> bool {
     let short = number.len() <= 300 && !number.contains(['e', 'E']);
     short || number.parse::<f64>().is_ok_and(f64::is_finite)

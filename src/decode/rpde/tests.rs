@@ -1,4 +1,4 @@
-//! What pages and records are read as.
+//! How pages and records are decoded.
 
 #![allow(clippy::unwrap_used)]
 use super::*;
@@ -72,12 +72,12 @@ fn a_page_that_cannot_be_read_is_refused_whole() {
 }
 
 #[test]
-fn oddities_are_read_and_found() {
-    let reading = DecodeSettings { kind: Some("K".into()), order: ModifiedOrder::Standard };
+fn departures_from_the_standard_are_read_with_findings() {
+    let settings = DecodeSettings { kind: Some("K".into()), order: ModifiedOrder::Standard };
     let json = "\u{feff}{\"items\":[{\"state\":\"updated\",\"@id\":\"a\",\"modified\":5,\"data\":1},\
          {\"state\":\"deleted\",\"id\":\"b\",\"modified\":4,\"data\":{}},\
          {\"state\":\"deleted\",\"id\":\"b\",\"modified\":4}]}";
-    let page = page(json.as_bytes().to_vec(), &reading).unwrap();
+    let page = page(json.as_bytes().to_vec(), &settings).unwrap();
     let rules: Vec<_> = page.findings.iter().map(|f| (f.rule, f.count)).collect();
     assert_eq!(
         rules,
@@ -96,7 +96,7 @@ fn oddities_are_read_and_found() {
 }
 
 #[test]
-fn very_deep_data_are_no_danger_and_set_aside_beyond_what_sqlite_reads() {
+fn very_deep_data_are_read_and_quarantined_beyond_what_sqlite_reads() {
     let deep = |levels: usize| format!("{}1{}", "[".repeat(levels), "]".repeat(levels));
     let item =
         |levels| format!(r#"{{"state":"updated","kind":"k","id":{levels},"modified":1,"data":{}}}"#, deep(levels));
@@ -118,7 +118,7 @@ fn reasons(page: &Page) -> Vec<&str> {
 }
 
 #[test]
-fn a_record_that_other_readers_refuse_costs_nobody_else() {
+fn a_record_that_other_parsers_refuse_affects_no_other_record() {
     let digits = "7".repeat(400);
     let item = |id: &str, data: &str| {
         format!(
@@ -156,7 +156,7 @@ fn a_record_that_other_readers_refuse_costs_nobody_else() {
 }
 
 #[test]
-fn what_is_too_long_is_set_aside_with_its_reason() {
+fn a_field_that_is_too_long_quarantines_its_record_with_the_reason() {
     let item = |kind: usize, id: usize, modified: usize| {
         let text = |length| "é".repeat(length / 2);
         let (kind, id, modified) = (text(kind), text(id), text(modified));
@@ -175,14 +175,14 @@ fn what_is_too_long_is_set_aside_with_its_reason() {
 }
 
 #[test]
-fn null_in_place_of_a_list_is_empty_and_no_sign_of_the_end() {
+fn null_in_place_of_a_list_is_empty_and_not_the_end_of_the_feed() {
     let page = read(r#"{"items":null,"next":"n"}"#);
     assert!(page.is_empty() && page.null_items);
     assert_eq!((page.findings[0].rule, page.next.as_deref()), ("items-null", Some("n")));
 }
 
 #[test]
-fn data_that_is_no_object_is_kept_and_found() {
+fn data_that_is_no_object_is_kept_with_a_finding() {
     let item = |data: &str| format!(r#"{{"state":"updated","kind":"k","id":{data:?},"modified":1,"data":{data}}}"#);
     let page = read(&format!(r#"{{"items":[{},{},{}]}}"#, item("\"x\""), item("[1]"), item("{}")));
     let data: Vec<_> = page.items.iter().map(|item| page.data(item)).collect();
@@ -226,7 +226,7 @@ fn a_large_page_comes_in_parts_that_know_of_those_before() {
 }
 
 #[test]
-fn large_records_come_alone() {
+fn large_records_are_parts_of_their_own() {
     let item = |id: &str, size: usize| {
         format!(r#"{{"state":"updated","kind":"k","id":"{id}","modified":1,"data":"{}"}}"#, "x".repeat(size))
     };
@@ -247,7 +247,7 @@ fn equal_bad_records_are_one_and_a_count() {
 }
 
 #[test]
-fn bad_records_beyond_what_quarantine_holds_are_counted_and_their_ids_known() {
+fn bad_records_beyond_the_limit_of_quarantine_are_counted_with_their_ids() {
     let records: Vec<String> = (0..12_345).map(|id| format!(r#"{{"id":{id}}}"#)).collect();
     let (_, parts) = parts(format!(r#"{{"items":[{}]}}"#, records.join(",")));
     assert_eq!(parts.iter().map(|part| part.unreadable.len()).sum::<usize>(), 10_000);
@@ -305,11 +305,11 @@ proptest! {
 #[test]
 fn a_page_that_nobody_waits_for_is_read_no_further() {
     let json = format!("{{\"items\":[0{}]}}", ",0".repeat(100_000));
-    let asked = std::cell::Cell::new(0);
+    let calls = std::cell::Cell::new(0);
     let stopped = || {
-        asked.set(asked.get() + 1);
-        asked.get() == 2
+        calls.set(calls.get() + 1);
+        calls.get() == 2
     };
     let refused = CheckedPage::check(json.into_bytes(), &DecodeSettings::default(), &stopped).err();
-    assert_eq!((refused, asked.get()), (Some(DecodeError::Stopped), 2));
+    assert_eq!((refused, calls.get()), (Some(DecodeError::Stopped), 2));
 }

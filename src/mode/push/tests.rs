@@ -81,14 +81,14 @@ fn what_push_never_brings_is_missed_after_the_grace_and_demotes_it() {
     assert_eq!(changes.len(), 1);
     assert_eq!(changes[0].push, PushTrust::Demoted);
     assert!(changes[0].why.starts_with("missed: a poll found 2 items"), "{}", changes[0].why);
-    let tally = |missed, late| vec![MissCounts { transport: Transport::Webhook, missed, late }];
-    assert_eq!((ledger.take_miss_counts(), ledger.mode()), (tally(2, 0), Mode::Poll));
+    let counts = |missed, late| vec![MissCounts { transport: Transport::Webhook, missed, late }];
+    assert_eq!((ledger.take_miss_counts(), ledger.mode()), (counts(2, 0), Mode::Poll));
     assert!(ledger.tick(s(932)).is_empty(), "counted once");
     // What comes afterwards is late, and no proof; a connection that was lost in between changes nothing.
     ledger.mark_down(Transport::Webhook);
     ledger.mark_up(Transport::Webhook, s(935));
     assert_eq!(ledger.record_pushed_items(Transport::Webhook, s(940), &[pushed_version("b", 5, false)]), None);
-    assert_eq!(ledger.take_miss_counts(), tally(0, 1));
+    assert_eq!(ledger.take_miss_counts(), counts(0, 1));
     assert_eq!(ledger.take_miss_counts(), []);
 }
 
@@ -119,14 +119,14 @@ fn what_push_brought_while_the_poll_was_answered_is_no_miss() {
 
 #[test]
 fn nobody_is_blamed_for_our_own_refusals_or_for_time_spent_down() {
-    let refused = |at: u64| {
+    let misses_after_refusal = |at: u64| {
         let mut ledger = live(Transport::Webhook);
         record_poll(&mut ledger, s(900), &[]);
         ledger.record_refusal(s(at));
         record_poll(&mut ledger, s(1_800), &[version("b", 5)]);
         ledger.tick(s(1_831)).len()
     };
-    assert_eq!((refused(950), refused(899)), (0, 1));
+    assert_eq!((misses_after_refusal(950), misses_after_refusal(899)), (0, 1));
     let mut ledger = live(Transport::Webhook);
     record_poll(&mut ledger, s(900), &[version("b", 5)]);
     ledger.record_refusal(s(910));
@@ -152,8 +152,8 @@ fn after_a_miss_only_something_new_or_in_time_proves_it_again() {
     assert_eq!(new.push, PushTrust::Proven);
     let mut ledger = demoted();
     record_poll(&mut ledger, s(940), &[version("y", 9)]);
-    let raced = ledger.record_pushed_items(Transport::Webhook, s(960), &[pushed_version("y", 9, false)]).unwrap();
-    assert_eq!(raced.push, PushTrust::Proven);
+    let proof = ledger.record_pushed_items(Transport::Webhook, s(960), &[pushed_version("y", 9, false)]).unwrap();
+    assert_eq!(proof.push, PushTrust::Proven);
     let mut ledger = demoted();
     record_poll(&mut ledger, s(940), &[version("y", 9)]);
     ledger.tick(s(971));
@@ -164,7 +164,7 @@ fn after_a_miss_only_something_new_or_in_time_proves_it_again() {
     );
 }
 
-/// What an endpoint brings, and whether that proves it: the same the first time and after it was demoted.
+/// What an endpoint delivers, and whether that proves it.
 #[test]
 fn only_news_or_what_a_poll_brought_within_the_grace_proves_an_endpoint() {
     let unproven = |transport| {
@@ -173,7 +173,7 @@ fn only_news_or_what_a_poll_brought_within_the_grace_proves_an_endpoint() {
         let mut ledger = PushLedger::new(settings, ModifiedOrder::Standard, [(transport, PushTrust::Unproven)]);
         record_poll(&mut ledger, s(0), &[]);
         ledger.mark_up(transport, s(1));
-        // A poll has brought y, and x long before.
+        // A poll has found y, and x long before.
         record_poll(&mut ledger, s(800), &[version("x", 5)]);
         ledger.tick(s(831));
         record_poll(&mut ledger, s(900), &[version("y", 9)]);
@@ -198,10 +198,10 @@ fn only_news_or_what_a_poll_brought_within_the_grace_proves_an_endpoint() {
     }
 }
 
-/// The page is committed, push brings the same, and only then has the poll seen the end.
+/// The page is committed, push delivers the same item, and only then has the poll seen the end.
 #[test]
 fn what_push_brought_while_the_poll_that_found_it_ran_proves_it() {
-    let raced = |at: u64| {
+    let changes = |at: u64| {
         let mut ledger =
             PushLedger::new(settings(), ModifiedOrder::Standard, [(Transport::Webhook, PushTrust::Unproven)]);
         record_poll(&mut ledger, s(0), &[]);
@@ -209,10 +209,10 @@ fn what_push_brought_while_the_poll_that_found_it_ran_proves_it() {
         assert_eq!(ledger.record_pushed_items(Transport::Webhook, s(at), &[pushed_version("a", 1, false)]), None);
         ledger.record_poll(s(200), PollSummary { began: s(100), found: vec![version("a", 1)] })
     };
-    let why: Vec<String> = raced(101).into_iter().map(|change| change.why).collect();
+    let why: Vec<String> = changes(101).into_iter().map(|change| change.why).collect();
     assert_eq!(why, ["proven: it delivered a"]);
-    assert_eq!(raced(99), [], "it came before the poll, which found it all the same: it was erased in between");
-    assert_eq!(raced(131), [], "after the grace");
+    assert_eq!(changes(99), [], "it came before the poll, which found it all the same: it was erased in between");
+    assert_eq!(changes(131), [], "after the grace");
 }
 
 #[test]
@@ -228,64 +228,64 @@ fn of_several_endpoints_one_that_works_is_enough() {
 }
 
 #[derive(Clone, Debug)]
-enum Happening {
+enum Input {
     Up,
     Down,
     Refused,
-    Brought(u8, u8, bool),
+    Pushed(u8, u8, bool),
     Polled(Vec<(u8, u8)>),
     Wait(u16),
 }
 
-fn happenings() -> impl Strategy<Value = Vec<Happening>> {
-    let happening = prop_oneof![
-        Just(Happening::Up),
-        Just(Happening::Down),
-        Just(Happening::Refused),
-        (0..4u8, 0..9u8, any::<bool>()).prop_map(|(id, modified, new)| Happening::Brought(id, modified, new)),
-        prop::collection::vec((0..4u8, 0..9u8), 0..4).prop_map(Happening::Polled),
-        (1..2_000u16).prop_map(Happening::Wait),
+fn inputs() -> impl Strategy<Value = Vec<Input>> {
+    let input = prop_oneof![
+        Just(Input::Up),
+        Just(Input::Down),
+        Just(Input::Refused),
+        (0..4u8, 0..9u8, any::<bool>()).prop_map(|(id, modified, new)| Input::Pushed(id, modified, new)),
+        prop::collection::vec((0..4u8, 0..9u8), 0..4).prop_map(Input::Polled),
+        (1..2_000u16).prop_map(Input::Wait),
     ];
-    prop::collection::vec(happening, 0..60)
+    prop::collection::vec(input, 0..60)
 }
 
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn a_feed_is_live_only_by_an_endpoint_that_is_up_and_proven_and_is_never_stuck_waiting(happenings in happenings()) {
+    fn a_feed_is_live_only_by_an_endpoint_that_is_up_and_proven_and_is_never_stuck_waiting(inputs in inputs()) {
         let transport = Transport::Webhook;
         let mut ledger = PushLedger::new(settings(), ModifiedOrder::Standard, [(transport, PushTrust::None)]);
         let (mut now, mut up, mut level, mut polled_since_up, mut ever) = (s(0), false, false, false, false);
         let mut found_at: Option<Moment> = None;
-        for happening in happenings {
-            match happening {
-                Happening::Up if !up => {
+        for input in inputs {
+            match input {
+                Input::Up if !up => {
                     (up, polled_since_up) = (true, false);
                     ledger.mark_up(transport, now);
                 }
-                Happening::Up => ledger.mark_up(transport, now),
-                Happening::Down => {
+                Input::Up => ledger.mark_up(transport, now),
+                Input::Down => {
                     up = false;
                     ledger.mark_down(transport);
                 }
-                Happening::Refused => ledger.record_refusal(now),
-                Happening::Brought(id, modified, written) => {
+                Input::Refused => ledger.record_refusal(now),
+                Input::Pushed(id, modified, written) => {
                     ever = true;
                     let change = ledger.record_pushed_items(transport, now, &[pushed_version(&id.to_string(), i64::from(modified), written)]);
                     prop_assert!(change.is_none() || written || found_at.is_some_and(|at| now - at <= GRACE));
                 }
-                Happening::Polled(found) => {
+                Input::Polled(found) => {
                     let found: Vec<ItemVersion> =
                         found.iter().map(|(id, modified)| version(&id.to_string(), i64::from(*modified))).collect();
                     record_poll(&mut ledger, now, &found);
                     found_at = if found.is_empty() { found_at } else { Some(now) };
                     (level, polled_since_up) = (true, up);
                 }
-                Happening::Wait(seconds) => now += s(u64::from(seconds)),
+                Input::Wait(seconds) => now += s(u64::from(seconds)),
             }
             ledger.tick(now);
-            if ledger.take_miss_counts().iter().any(|tally| tally.missed > 0) {
+            if ledger.take_miss_counts().iter().any(|counts| counts.missed > 0) {
                 prop_assert!(up, "only what is up misses anything");
                 prop_assert_eq!(ledger.best_trust(), PushTrust::Demoted);
             }
@@ -293,7 +293,7 @@ proptest! {
                 prop_assert!(up && level && ever && polled_since_up && ledger.best_trust() == PushTrust::Proven);
             }
             prop_assert_eq!(ledger.mode() == Mode::Refresh, !level);
-            // Whatever is left to decide lies ahead: a loop that sleeps until then neither spins nor misses it.
+            // The next tick lies ahead: a loop that sleeps until then neither spins nor misses it.
             prop_assert!(ledger.next_tick().is_none_or(|at| at > now));
         }
     }

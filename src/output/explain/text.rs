@@ -1,4 +1,4 @@
-//! The explanation in words, for somebody who was woken up by it.
+//! The explanation as text, for the operator on call.
 
 use std::io::{self, Write};
 
@@ -25,7 +25,7 @@ pub fn print(out: &mut impl Write, explanation: &Explanation, now: Timestamp) ->
     if explanation.cut_short {
         writeln!(out, "the search was given up after 30 s: name the feed, or the publisher's id, for a quick answer")?;
     }
-    explanation.feeds.iter().try_for_each(|standing| feed(out, standing, now))
+    explanation.feeds.iter().try_for_each(|condition| feed(out, condition, now))
 }
 
 fn item(out: &mut impl Write, explained: &ItemExplanation, now: Timestamp) -> io::Result<()> {
@@ -62,14 +62,14 @@ fn write_delivery(out: &mut impl Write, delivery: &DeliveryRow, when: &str) -> i
     if let Some(id) = &delivery.event_id {
         writeln!(out, "  event     the last of its batch had the id {}", head(&plain(id), MAX_SHOWN_CHARS))?;
     }
-    let mut answer = Vec::new();
-    answer.extend(delivery.status.map(|status| status.to_string()));
-    answer.extend(delivery.age.map(|age| format!("{} in caches (age {age})", span(age))));
-    answer.extend(delivery.etag.as_ref().map(|etag| format!("ETag {}", head(&plain(etag), MAX_SHOWN_CHARS))));
-    answer.extend(delivery.date.as_ref().map(|date| format!("the publisher's clock said {date}")));
-    answer.extend(delivery.last_modified.as_ref().map(|at| format!("the page last changed {at}")));
-    if !answer.is_empty() {
-        writeln!(out, "  answer    {}", answer.join(", "))?;
+    let mut response = Vec::new();
+    response.extend(delivery.status.map(|status| status.to_string()));
+    response.extend(delivery.age.map(|age| format!("{} in caches (age {age})", span(age))));
+    response.extend(delivery.etag.as_ref().map(|etag| format!("ETag {}", head(&plain(etag), MAX_SHOWN_CHARS))));
+    response.extend(delivery.date.as_ref().map(|date| format!("the publisher's clock said {date}")));
+    response.extend(delivery.last_modified.as_ref().map(|at| format!("the page last changed {at}")));
+    if !response.is_empty() {
+        writeln!(out, "  answer    {}", response.join(", "))?;
     }
     let written = delivery.last_seq - delivery.seq + 1;
     writeln!(out, "  with it   {}: {} to {}", counted(written, "change"), delivery.seq, delivery.last_seq)
@@ -121,9 +121,9 @@ fn unknown(out: &mut impl Write, explanation: &Explanation, now: Timestamp) -> i
     Ok(())
 }
 
-/// How the feed is doing, and what follows from it for what the mirror holds.
-fn feed(out: &mut impl Write, standing: &FeedCondition, now: Timestamp) -> io::Result<()> {
-    let feed = &standing.feed;
+/// The feed's state, and what that means for the items that the mirror holds.
+fn feed(out: &mut impl Write, condition: &FeedCondition, now: Timestamp) -> io::Result<()> {
+    let feed = &condition.feed;
     let reason =
         feed.reason.as_ref().map(|reason| format!(": {}", head(&plain(reason), MAX_SHOWN_CHARS))).unwrap_or_default();
     writeln!(out, "{}: {}, mode {}{reason}", plain(&feed.name), feed.health, feed.mode)?;
@@ -135,15 +135,15 @@ fn feed(out: &mut impl Write, standing: &FeedCondition, now: Timestamp) -> io::R
         format!("; asked again {}", if since < 0 { format!("in {}", span(-since)) } else { "now".into() })
     });
     writeln!(out, "  behind    {behind}{}", next.unwrap_or_default())?;
-    for endpoint in standing.endpoints.iter().filter(|endpoint| endpoint.transport != "poll") {
+    for endpoint in condition.endpoints.iter().filter(|endpoint| endpoint.transport != "poll") {
         let reason = endpoint.reason.as_ref().map(|reason| format!(", {}", head(&plain(reason), MAX_SHOWN_CHARS)));
         let (health, push) = (&endpoint.health, &endpoint.push);
         writeln!(out, "  {:<9} {health}, {push}{}", endpoint.transport, reason.unwrap_or_default())?;
     }
-    if let Some(resync) = &standing.resync {
+    if let Some(resync) = &condition.resync {
         writeln!(out, "  resync    {}, begun {}", resync.stage, at(&resync.started_at, now))?;
     }
-    if let Some(purged) = &standing.purged_at {
+    if let Some(purged) = &condition.purged_at {
         writeln!(out, "  purged    {}: what it held before was removed", at(purged, now))?;
     }
     Ok(())

@@ -1,37 +1,38 @@
-//! Where an item is, from its OpenActive data: `location.geo` or `geo`, else its parent's.
+//! An item's location, from its OpenActive data: `location.geo` or `geo`, else its parent's.
 
 use crate::json;
 
-/// Objects within objects are followed this far up.
-const PARENTS: usize = 4;
-/// What an occurrence belongs to: the place is often told only there (Modelling Opportunity Data, `superEvent`,
-/// `facilityUse`).
-const UPWARDS: [&str; 2] = ["superEvent", "facilityUse"];
+/// How many parents are followed.
+const MAX_PARENTS: usize = 4;
+/// Properties that hold an occurrence's parent: the location is often given only there (Modelling Opportunity Data,
+/// `superEvent`, `facilityUse`).
+const PARENT_PROPERTIES: [&str; 2] = ["superEvent", "facilityUse"];
 
-/// Latitude and longitude in degrees; nothing where there are none, or they lie outside the globe.
+/// Latitude and longitude in degrees; none where the item has none, or they are out of range.
 pub(super) fn of(item: &str) -> Option<(f64, f64)> {
-    at_most(item, PARENTS)
+    location_of(item, MAX_PARENTS)
 }
 
-fn at_most(item: &str, parents: usize) -> Option<(f64, f64)> {
+fn location_of(item: &str, parents: usize) -> Option<(f64, f64)> {
     let location = json::member(item, "location");
-    let here =
-        location.and_then(|location| json::elements(location).find_map(|place| point(json::member(place, "geo")?)));
-    let above = || {
+    let own = location
+        .and_then(|location| json::elements(location).find_map(|location| point(json::member(location, "geo")?)));
+    let inherited = || {
         let parents = parents.checked_sub(1)?;
-        let mut upwards = UPWARDS.iter().filter_map(|name| json::member(item, name)).flat_map(json::elements);
-        upwards.find_map(|parent| at_most(parent, parents))
+        let mut candidates =
+            PARENT_PROPERTIES.iter().filter_map(|name| json::member(item, name)).flat_map(json::elements);
+        candidates.find_map(|parent| location_of(parent, parents))
     };
-    here.or_else(|| point(json::member(item, "geo")?)).or_else(above)
+    own.or_else(|| point(json::member(item, "geo")?)).or_else(inherited)
 }
 
 fn point(geo: &str) -> Option<(f64, f64)> {
     let (latitude, longitude) = (degrees(json::member(geo, "latitude")?)?, degrees(json::member(geo, "longitude")?)?);
-    let on_the_globe = latitude.abs() <= 90.0 && longitude.abs() <= 180.0;
-    on_the_globe.then_some((latitude, longitude))
+    let in_range = latitude.abs() <= 90.0 && longitude.abs() <= 180.0;
+    in_range.then_some((latitude, longitude))
 }
 
-/// A number, or one that was put in quotes.
+/// A number, or one in quotes.
 fn degrees(value: &str) -> Option<f64> {
     match json::unescape_strict(value) {
         Some(text) => text.trim().parse().ok(),

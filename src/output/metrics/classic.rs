@@ -1,7 +1,8 @@
-//! The older text format of Prometheus (0.0.4), made from the OpenMetrics text: for readers that don't ask for the newer.
+//! Converts OpenMetrics text to the older text format of Prometheus (0.0.4), for scrapers that don't ask for the newer
+//! one.
 //!
-//! The series are the same. Only what describes them differs: there a counter and an info are described under the full
-//! name of their series, an info is a gauge, and nothing marks the end.
+//! The series are the same; only their descriptions differ: a counter and an info are described under the full name of
+//! their series, an info is a gauge, and nothing marks the end.
 
 /// The media type.
 pub const MEDIA_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -9,7 +10,7 @@ pub const MEDIA_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 /// The same series, described in the older way.
 pub fn text(open: &str) -> String {
     let mut text = String::with_capacity(open.len());
-    // A description comes right before its type: it waits for the name that the type decides.
+    // A HELP line comes right before its TYPE line, and is kept until that line decides the name.
     let mut help: Option<&str> = None;
     for line in open.lines().filter(|line| *line != "# EOF") {
         if let Some(described) = line.strip_prefix("# HELP ") {

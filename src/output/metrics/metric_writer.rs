@@ -1,4 +1,4 @@
-//! Series written under their metric: one block a name, labels in the metric's order, values escaped.
+//! Writes series under their metric: one block per name, labels in the metric's order, values escaped.
 
 use std::fmt;
 
@@ -7,16 +7,15 @@ use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet};
 use super::names::{Metric, MetricType};
 use crate::store::commits::CommitTimes;
 
-/// What is being written.
+/// Writes one scrape's metrics.
 pub(super) struct MetricWriter<'a>(pub(super) DescriptorEncoder<'a>);
 
-/// A series' value.
 #[derive(Clone, Copy)]
 pub(super) enum MetricValue {
     Integer(i64),
     Float(f64),
     Count(u64),
-    /// Of an info, whose labels say it all.
+    /// Of an info metric, whose labels hold the information.
     Info,
 }
 
@@ -29,14 +28,14 @@ impl MetricValue {
         Self::Integer(i64::try_from(value).unwrap_or(i64::MAX))
     }
 
-    /// A stored count; what is negative by mistake is nothing.
+    /// A stored count; a negative one is taken for zero.
     pub(super) fn count(value: i64) -> Self {
         Self::Count(u64::try_from(value).unwrap_or(0))
     }
 }
 
 impl MetricWriter<'_> {
-    /// A metric with its series; each has as many values as the metric has labels.
+    /// Writes a metric with its series; each series has as many label values as the metric has labels.
     pub(super) fn write<'s, const N: usize>(
         &mut self,
         metric: &Metric,
@@ -55,7 +54,7 @@ impl MetricWriter<'_> {
         Ok(())
     }
 
-    /// A metric of one series without labels, or none.
+    /// Writes a metric of one series without labels, or of none.
     pub(super) fn one(&mut self, metric: &Metric, value: impl Into<Option<MetricValue>>) -> fmt::Result {
         self.write(metric, value.into().map(|value| ([], value)))
     }

@@ -1,5 +1,5 @@
-//! Every metric: its name, type, labels and help. What is exported, README's table, the dashboard and the alerts are held
-//! to this list by tests.
+//! Every metric: its name, type, labels and help. Tests hold the exported metrics, README's table, the dashboard and
+//! the alerts to this list.
 //!
 //! Base units (seconds, bytes); counters end in `_total`. A label's values are configured names, or words of a fixed
 //! list: none of them grows with what publishers send.
@@ -9,18 +9,16 @@ pub use prometheus_client::metrics::MetricType;
 /// One metric.
 #[derive(Debug)]
 pub struct Metric {
-    /// Its name as queries have it; a histogram's series add `_bucket`, `_sum` and `_count`.
+    /// The name as in queries; a histogram's series add `_bucket`, `_sum` and `_count`.
     pub name: &'static str,
-    /// Its type.
     pub kind: MetricType,
-    /// The labels that each of its series has, in this order.
+    /// The labels of each of its series, in this order.
     pub labels: &'static [&'static str],
-    /// What it tells.
     pub help: &'static str,
 }
 
 impl Metric {
-    /// The name without what the format itself adds for its type.
+    /// The name without the suffix that the format adds for the type.
     pub(super) fn family(&self) -> &'static str {
         let suffix = match self.kind {
             MetricType::Counter => "_total",
@@ -36,7 +34,7 @@ macro_rules! metrics {
         $(pub(super) static $id: Metric =
             Metric { name: $name, kind: MetricType::$kind, labels: &[$($label),*], help: $help };)+
 
-        /// All of them.
+        /// All metrics.
         pub static METRICS: &[&Metric] = &[$(&$id),+];
     };
 }

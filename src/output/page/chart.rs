@@ -1,6 +1,6 @@
-//! How much a feed changes, drawn: a bar an hour, as inline SVG with the same in words.
+//! A chart of how much a feed changes: one bar per hour, as inline SVG with the same information as text.
 //!
-//! Bars stand on one scale within a chart, from nothing to the chart's highest; an hour with any change shows.
+//! The bars of a chart share one scale, from zero to the chart's highest bar; an hour with any change is visible.
 
 use std::fmt;
 
@@ -9,17 +9,16 @@ use askama::filters::HtmlSafe;
 use super::super::format::counted;
 use super::super::format::number;
 
-/// Milliseconds of an hour.
-const HOUR: i64 = 3_600_000;
-/// A bar's place, the gap beside it included.
-const STEP: usize = 4;
+const HOUR_MILLISECONDS: i64 = 3_600_000;
+/// The width of a bar and the gap beside it.
+const BAR_STEP: usize = 4;
 
 /// The hour of a time in milliseconds since 1970.
 pub(super) fn hour(millisecond: i64) -> i64 {
-    millisecond.div_euclid(HOUR)
+    millisecond.div_euclid(HOUR_MILLISECONDS)
 }
 
-/// Changes an hour, the last one being under way.
+/// Changes per hour; the last hour is not over yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Chart {
     hours: Vec<i64>,
@@ -27,19 +26,19 @@ pub(super) struct Chart {
 }
 
 impl Chart {
-    /// Of so many hours up to `now`, out of (hour, changes); `height` is in the drawing's own units.
+    /// A chart of `length` hours up to `now`, from (hour, changes); `height` is in the SVG's own units.
     pub(super) fn new(activity: impl Iterator<Item = (i64, i64)>, now: i64, length: usize, height: i64) -> Self {
         let mut hours = vec![0; length];
         for (hour, changes) in activity {
             let ago = usize::try_from(now - hour).ok();
-            if let Some(place) = ago.and_then(|ago| length.checked_sub(ago + 1)).and_then(|at| hours.get_mut(at)) {
-                *place += changes;
+            if let Some(bar) = ago.and_then(|ago| length.checked_sub(ago + 1)).and_then(|at| hours.get_mut(at)) {
+                *bar += changes;
             }
         }
         Self { hours, height }
     }
 
-    /// Changes in all.
+    /// Changes of all hours.
     pub(super) fn sum(&self) -> i64 {
         self.hours.iter().sum()
     }
@@ -54,7 +53,7 @@ impl Chart {
         self.hours.rchunks(24).map(|day| day.iter().sum()).collect()
     }
 
-    /// What is to be seen, in words.
+    /// The chart as text.
     pub(super) fn words(&self) -> String {
         let span = match self.hours.len() {
             24 => "24 hours".to_owned(),
@@ -69,12 +68,12 @@ impl Chart {
     }
 }
 
-// Numbers and fixed words.
+// Holds only numbers and fixed words.
 impl HtmlSafe for Chart {}
 
 impl fmt::Display for Chart {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (width, height, highest) = (self.hours.len() * STEP - 1, self.height, self.highest());
+        let (width, height, highest) = (self.hours.len() * BAR_STEP - 1, self.height, self.highest());
         write!(
             f,
             "<svg class=\"chart\" viewBox=\"0 0 {width} {height}\" preserveAspectRatio=\"none\" role=\"img\" \
@@ -83,9 +82,9 @@ impl fmt::Display for Chart {
         )?;
         f.write_str("<path d=\"")?;
         for (at, changes) in self.hours.iter().enumerate().filter(|(_, changes)| **changes > 0) {
-            // Not as integers: an hour may hold millions.
-            let tall = (*changes as f64 / highest.max(1) as f64 * height as f64).max(1.5);
-            write!(f, "M{} {height}v-{tall:.1}h{}v{tall:.1}z", at * STEP, STEP - 1)?;
+            // Not in integers: an hour may hold millions of changes.
+            let bar_height = (*changes as f64 / highest.max(1) as f64 * height as f64).max(1.5);
+            write!(f, "M{} {height}v-{bar_height:.1}h{}v{bar_height:.1}z", at * BAR_STEP, BAR_STEP - 1)?;
         }
         f.write_str("\"/></svg>")
     }

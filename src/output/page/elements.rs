@@ -1,7 +1,7 @@
-//! What of a page is new: its parts, each one element with an id, and who was told of which.
+//! Finds what changed on a page: a page's elements, each with an id, and a record of which were sent to whom.
 //!
-//! Guarantees: a listener that keeps to what it is told has the page as it would be loaded anew. Words that only time
-//! changes are no news: scripts keep them current.
+//! Guarantees: a listener that applies every update has the page as if it were loaded again. Text that only the passing
+//! of time changes is not sent: scripts keep it current.
 
 use std::collections::HashMap;
 
@@ -9,12 +9,10 @@ use jiff::Timestamp;
 use serde::Serialize;
 use xxhash_rust::xxh3::Xxh3Default;
 
-/// One element.
+/// One HTML element of a page.
 #[derive(Clone, Debug)]
 pub(super) struct PageElement {
-    /// Its id.
     pub(super) id: String,
-    /// Itself.
     pub(super) html: String,
 }
 
@@ -27,12 +25,12 @@ pub struct PageElements {
     pub(super) rows: Vec<PageElement>,
 }
 
-/// What one listener was told.
+/// What one listener has received.
 #[derive(Debug, Default)]
 pub struct SentElements {
     title: String,
     order: Vec<String>,
-    parts: HashMap<String, u64>,
+    fingerprints: HashMap<String, u64>,
 }
 
 #[derive(Serialize)]
@@ -47,29 +45,31 @@ struct PageUpdate<'a> {
 }
 
 impl SentElements {
-    /// What differs from what was told before, as JSON; none where nothing does.
+    /// The difference from what was sent before, as JSON; none where nothing differs.
     ///
     /// # Errors
-    /// When it can't be written as JSON.
-    pub fn update(&mut self, now: Timestamp, parts: &PageElements) -> Result<Option<String>, serde_json::Error> {
-        let all: Vec<&PageElement> = parts.single.iter().chain(&parts.rows).collect();
-        let seen: HashMap<String, u64> = all.iter().map(|part| (part.id.clone(), fingerprint(&part.html))).collect();
-        let differs = |part: &&&PageElement| self.parts.get(&part.id) != seen.get(&part.id);
-        let changed: Vec<&str> = all.iter().filter(differs).map(|part| part.html.as_str()).collect();
-        let order: Vec<String> = parts.rows.iter().map(|part| part.id.clone()).collect();
+    /// When it can't be encoded as JSON.
+    pub fn update(&mut self, now: Timestamp, elements: &PageElements) -> Result<Option<String>, serde_json::Error> {
+        let all: Vec<&PageElement> = elements.single.iter().chain(&elements.rows).collect();
+        let fingerprints: HashMap<String, u64> =
+            all.iter().map(|element| (element.id.clone(), fingerprint(&element.html))).collect();
+        let differs = |element: &&&PageElement| self.fingerprints.get(&element.id) != fingerprints.get(&element.id);
+        let changed: Vec<&str> = all.iter().filter(differs).map(|element| element.html.as_str()).collect();
+        let order: Vec<String> = elements.rows.iter().map(|element| element.id.clone()).collect();
         let moved = order != self.order;
-        if changed.is_empty() && !moved && parts.title == self.title {
+        if changed.is_empty() && !moved && elements.title == self.title {
             return Ok(None);
         }
-        let order_told = moved.then_some(&*order);
-        let news = PageUpdate { now: now.as_millisecond(), title: &parts.title, parts: changed, order: order_told };
-        let text = serde_json::to_string(&news)?;
-        *self = Self { title: parts.title.clone(), order, parts: seen };
+        let sent_order = moved.then_some(&*order);
+        let update =
+            PageUpdate { now: now.as_millisecond(), title: &elements.title, parts: changed, order: sent_order };
+        let text = serde_json::to_string(&update)?;
+        *self = Self { title: elements.title.clone(), order, fingerprints };
         Ok(Some(text))
     }
 }
 
-/// Of everything but what stands in `<time>` elements. Text of others is escaped: it holds no `<`.
+/// A hash of everything but the text of `<time>` elements. Publishers' text is escaped: it holds no `<`.
 fn fingerprint(html: &str) -> u64 {
     let mut hash = Xxh3Default::new();
     let mut pieces = html.split("<time ");
@@ -87,35 +87,35 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    fn part(id: &str, html: &str) -> PageElement {
+    fn element(id: &str, html: &str) -> PageElement {
         PageElement { id: id.into(), html: html.into() }
     }
 
-    fn news(
-        told: &mut SentElements,
+    fn update(
+        sent: &mut SentElements,
         title: &str,
         single: &[PageElement],
         rows: &[PageElement],
     ) -> Option<serde_json::Value> {
         let parts = PageElements { title: title.into(), single: single.to_vec(), rows: rows.to_vec() };
-        let news = told.update(Timestamp::UNIX_EPOCH, &parts).unwrap();
-        news.map(|text| serde_json::from_str(&text).unwrap())
+        let update = sent.update(Timestamp::UNIX_EPOCH, &parts).unwrap();
+        update.map(|text| serde_json::from_str(&text).unwrap())
     }
 
     #[test]
     fn a_listener_is_told_all_at_first_and_then_what_differs() {
-        let mut told = SentElements::default();
-        let (a, b) = (part("a", "<tr>a</tr>"), part("b", "<tr>b</tr>"));
-        let first = news(&mut told, "t", &[part("s", "s")], &[a.clone(), b.clone()]).unwrap();
+        let mut sent = SentElements::default();
+        let (a, b) = (element("a", "<tr>a</tr>"), element("b", "<tr>b</tr>"));
+        let first = update(&mut sent, "t", &[element("s", "s")], &[a.clone(), b.clone()]).unwrap();
         assert_eq!(first["parts"], serde_json::json!(["s", "<tr>a</tr>", "<tr>b</tr>"]));
         assert_eq!(first["order"], serde_json::json!(["a", "b"]));
-        assert_eq!(news(&mut told, "t", &[part("s", "s")], &[a.clone(), b.clone()]), None);
+        assert_eq!(update(&mut sent, "t", &[element("s", "s")], &[a.clone(), b.clone()]), None);
 
-        let second = news(&mut told, "t", &[part("s", "s")], &[b.clone(), part("a", "<tr>A</tr>")]).unwrap();
+        let second = update(&mut sent, "t", &[element("s", "s")], &[b.clone(), element("a", "<tr>A</tr>")]).unwrap();
         assert_eq!(second["parts"], serde_json::json!(["<tr>A</tr>"]));
         assert_eq!(second["order"], serde_json::json!(["b", "a"]));
 
-        let gone = news(&mut told, "t", &[part("s", "s")], &[b]).unwrap();
+        let gone = update(&mut sent, "t", &[element("s", "s")], &[b]).unwrap();
         assert_eq!((&gone["parts"], &gone["order"]), (&serde_json::json!([]), &serde_json::json!(["b"])));
     }
 

@@ -1,11 +1,12 @@
-//! One feed, whole: how it is and why, how much it changes, its endpoints and how far they are believed, what happened.
+//! One feed's page: its health and why, how much it changes, its endpoints and their push trust, its events and
+//! findings.
 
 use askama::Template;
 use jiff::Timestamp;
 
 use super::chart::{Chart, hour};
 use super::elements::{PageElement, PageElements};
-use super::page_data::{FeedPageData, WEEK};
+use super::page_data::{FeedPageData, WEEK_HOURS};
 use super::time::{TimeForm, TimeText};
 use super::{PageContext, SCRIPT, STYLE, class};
 use crate::feed::{Health, PushTrust};
@@ -16,8 +17,8 @@ use crate::store::read::{EndpointRow, EventRow, FeedRow, FindingRow};
 /// How tall the chart is, in its own units.
 const CHART_HEIGHT: i64 = 60;
 /// Characters of a sample or a detail that are shown.
-const SAMPLE: usize = 400;
-const DAY: i64 = 24 * 3600;
+const MAX_SAMPLE_CHARS: usize = 400;
+const DAY_SECONDS: i64 = 24 * 3600;
 
 #[derive(Template)]
 #[template(path = "feed.html")]
@@ -57,7 +58,7 @@ struct FeedBody<'a> {
     turned: Option<(String, TimeText)>,
     chart: Chart,
     highest: String,
-    /// The day's last moment but the present, and its changes.
+    /// For each day, the time at which it begins, and its changes.
     days: Vec<(String, String)>,
     endpoints: Vec<EndpointView<'a>>,
     events: Vec<EventView<'a>>,
@@ -93,51 +94,51 @@ struct FindingView<'a> {
     last: TimeText,
 }
 
-/// The page.
+/// Renders the feed's page.
 ///
 /// # Errors
-/// When a template fails, which none does over memory.
-pub fn feed(frame: &PageContext<'_>, seen: &FeedPageData) -> Result<String, askama::Error> {
-    let parts = feed_elements(frame, seen)?;
-    let name = seen.status.feeds.first().map_or("", |feed| &feed.name);
+/// When a template fails, which none does when it writes to memory.
+pub fn feed(context: &PageContext<'_>, data: &FeedPageData) -> Result<String, askama::Error> {
+    let elements = feed_elements(context, data)?;
+    let name = data.status.feeds.first().map_or("", |feed| &feed.name);
     let page = FeedPage {
-        now: frame.now.as_millisecond(),
-        nonce: frame.nonce,
+        now: context.now.as_millisecond(),
+        nonce: context.nonce,
         style: STYLE,
         script: SCRIPT,
         live: format!("/live?feed={name}"),
-        title: &parts.title,
-        single: &parts.single,
+        title: &elements.title,
+        single: &elements.single,
     };
     page.render()
 }
 
-/// What of the page may change.
+/// The elements of the page that may change.
 ///
 /// # Errors
 /// As [`feed`].
-pub fn feed_elements(frame: &PageContext<'_>, seen: &FeedPageData) -> Result<PageElements, askama::Error> {
-    let trouble = TroubleBanner { trouble: frame.blocked }.render()?;
+pub fn feed_elements(context: &PageContext<'_>, data: &FeedPageData) -> Result<PageElements, askama::Error> {
+    let trouble = TroubleBanner { trouble: context.blocked }.render()?;
     let mut single = vec![PageElement { id: "trouble".into(), html: trouble }];
     let mut title = String::new();
-    for feed in &seen.status.feeds {
+    for feed in &data.status.feeds {
         title = format!("{}: {}", feed.name, feed.health);
-        single.push(PageElement { id: "feed".into(), html: body(frame.now, seen, feed).render()? });
+        single.push(PageElement { id: "feed".into(), html: body(context.now, data, feed).render()? });
     }
     Ok(PageElements { title, single, rows: Vec::new() })
 }
 
-fn body<'a>(now: Timestamp, seen: &'a FeedPageData, feed: &'a FeedRow) -> FeedBody<'a> {
-    let activity = seen.activity.iter().map(|row| (row.hour, row.changes));
-    let chart = Chart::new(activity, hour(now.as_millisecond()), WEEK, CHART_HEIGHT);
-    let closer = seen.status.details.first();
-    let turned = closer.and_then(|closer| closer.mode_change.as_ref());
+fn body<'a>(now: Timestamp, data: &'a FeedPageData, feed: &'a FeedRow) -> FeedBody<'a> {
+    let activity = data.activity.iter().map(|row| (row.hour, row.changes));
+    let chart = Chart::new(activity, hour(now.as_millisecond()), WEEK_HOURS, CHART_HEIGHT);
+    let detail_row = data.status.details.first();
+    let mode_change = detail_row.and_then(|detail_row| detail_row.mode_change.as_ref());
     FeedBody {
         feed,
         class: class(&feed.health),
         since: since(&feed.health, feed.since.as_deref(), now),
-        reason: seen.status.reason(feed).map(|reason| plain(&reason)),
-        resync: !seen.status.resyncs.iter().all(|resync| resync.feed != feed.name),
+        reason: data.status.reason(feed).map(|reason| plain(&reason)),
+        resync: !data.status.resyncs.iter().all(|resync| resync.feed != feed.name),
         lag: feed.level_at.as_deref().map(|at| TimeText::new(Some(at), now, TimeForm::Span)),
         next: TimeText::new(next_poll_at(feed), now, TimeForm::Ahead),
         acked: feed.acked_until.as_deref().map(|at| {
@@ -148,22 +149,26 @@ fn body<'a>(now: Timestamp, seen: &'a FeedPageData, feed: &'a FeedRow) -> FeedBo
         items: number(feed.items),
         tombstones: number(feed.tombstones),
         failures: number(feed.failures),
-        turned: turned
+        turned: mode_change
             .map(|event| (detail(event.detail.as_deref()), TimeText::new(Some(&event.at), now, TimeForm::Ago))),
         highest: number(chart.highest()),
         days: days(now, &chart),
         chart,
-        endpoints: closer.map_or(&[][..], |closer| &closer.endpoints).iter().map(|row| endpoint(row, now)).collect(),
-        events: seen.events.iter().rev().map(|row| event(row, now)).collect(),
-        findings: seen.findings.iter().map(|row| finding(row, now)).collect(),
-        quarantine: seen.quarantine.iter().map(|row| (row.reason.as_str(), number(row.records))).collect(),
+        endpoints: detail_row
+            .map_or(&[][..], |detail_row| &detail_row.endpoints)
+            .iter()
+            .map(|row| endpoint(row, now))
+            .collect(),
+        events: data.events.iter().rev().map(|row| event(row, now)).collect(),
+        findings: data.findings.iter().map(|row| finding(row, now)).collect(),
+        quarantine: data.quarantine.iter().map(|row| (row.reason.as_str(), number(row.records))).collect(),
     }
 }
 
-/// Each day of 24 hours, named by how far it reaches back.
+/// Each day of 24 hours, named by the time at which it begins.
 fn days(now: Timestamp, chart: &Chart) -> Vec<(String, String)> {
     let from = |day: i64| {
-        let begin = (now.as_second().div_euclid(3600) + 1) * 3600 - (day + 1) * DAY;
+        let begin = (now.as_second().div_euclid(3600) + 1) * 3600 - (day + 1) * DAY_SECONDS;
         Timestamp::from_second(begin).map_or_else(|_| String::new(), |begin| format!("{begin:.0}"))
     };
     chart.days().into_iter().zip(0..).map(|(changes, day)| (from(day), number(changes))).collect()
@@ -215,5 +220,5 @@ fn since(health: &str, at: Option<&str>, now: Timestamp) -> Option<TimeText> {
 }
 
 fn detail(text: Option<&str>) -> String {
-    head(&plain(text.unwrap_or_default()), SAMPLE)
+    head(&plain(text.unwrap_or_default()), MAX_SAMPLE_CHARS)
 }

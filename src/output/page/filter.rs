@@ -1,9 +1,9 @@
-//! Which feeds a search shows; the script does the same with `data-` attributes, so both sides must agree.
+//! Which feeds a search shows; the page's script does the same with `data-` attributes, so both must agree.
 
 use crate::store::read::FeedRow;
 
-/// The words of a search: all must match. `health:`, `mode:` and `provider:` ask for exactly that; other words are
-/// looked for in the feed's name, provider, URL, health, mode and reason, whatever their case.
+/// The terms of a search: all must match. `health:`, `mode:` and `provider:` match that field exactly; other terms are
+/// searched in the feed's name, provider, URL, health, mode and reason, ignoring case.
 #[derive(Clone, Debug, Default)]
 pub(super) struct FeedFilter {
     terms: Vec<String>,

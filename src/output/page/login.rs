@@ -1,4 +1,4 @@
-//! The way in where the listener can be reached from elsewhere: a form for the admin token.
+//! The login page where the listener can be reached from elsewhere: a form for the admin token.
 
 use askama::Template;
 
@@ -13,10 +13,10 @@ struct LoginPage<'a> {
     wrong: bool,
 }
 
-/// The form; whoever knows the token goes on to `to`. `wrong` when another one was given.
+/// Renders the form; a correct token leads on to `to`. `wrong` is set after a token that is not correct.
 ///
 /// # Errors
-/// When a template fails, which none does over memory.
+/// When a template fails, which none does when it writes to memory.
 pub fn login(nonce: &str, to: &str, wrong: bool) -> Result<String, askama::Error> {
     LoginPage { nonce, style: STYLE, to, wrong }.render()
 }

@@ -1,4 +1,4 @@
-//! All feeds at a glance: what needs attention first, a row each, and the mirror's own state.
+//! The overview page: a summary, a row for each feed, those that need attention first, and the mirror's own state.
 
 use std::cmp::Reverse;
 
@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use super::chart::{Chart, hour};
 use super::elements::{PageElement, PageElements};
 use super::filter::FeedFilter;
-use super::page_data::{DAY, OverviewData};
+use super::page_data::{DAY_HOURS, OverviewData};
 use super::time::{TimeForm, TimeText};
 use super::{PageContext, SCRIPT, STYLE, class};
 use crate::feed::{Health, PushTrust};
@@ -69,92 +69,93 @@ struct StoragePanel<'a> {
     mirror: Option<&'a MirrorRow>,
     seq: String,
     up: TimeText,
-    /// What, and how much.
+    /// Name and value.
     sizes: Vec<(&'static str, String)>,
 }
 
-/// The page. `seen` is what the file holds, or why it can't be read; `search` is what its feeds are searched for.
+/// Renders the page. `data` is what the file holds, or why it can't be read; `search` is the text that the feeds are
+/// searched for.
 ///
 /// # Errors
-/// When a template fails, which none does over memory.
+/// When a template fails, which none does when it writes to memory.
 pub fn overview(
-    frame: &PageContext<'_>,
-    seen: Result<&OverviewData, &str>,
-    vitals: &StorageStats,
+    context: &PageContext<'_>,
+    data: Result<&OverviewData, &str>,
+    storage: &StorageStats,
     search: &str,
 ) -> Result<String, askama::Error> {
-    let (parts, shown) = parts(frame, seen, vitals, &FeedFilter::new(search))?;
-    let of = format!("{shown} of {}", counted(count(parts.rows.len()), "feed"));
+    let (elements, shown) = elements(context, data, storage, &FeedFilter::new(search))?;
+    let of = format!("{shown} of {}", counted(count(elements.rows.len()), "feed"));
     let page = OverviewPage {
-        now: frame.now.as_millisecond(),
-        nonce: frame.nonce,
+        now: context.now.as_millisecond(),
+        nonce: context.nonce,
         style: STYLE,
         script: SCRIPT,
         live: "/live",
-        title: &parts.title,
+        title: &elements.title,
         search,
         shown: if search.trim().is_empty() { String::new() } else { of },
-        single: &parts.single,
-        rows: &parts.rows,
+        single: &elements.single,
+        rows: &elements.rows,
     };
     page.render()
 }
 
-/// What of the page may change; every row is shown.
+/// The elements of the page that may change; every row is shown.
 ///
 /// # Errors
 /// As [`overview`].
 pub fn overview_elements(
-    frame: &PageContext<'_>,
-    seen: Result<&OverviewData, &str>,
-    vitals: &StorageStats,
+    context: &PageContext<'_>,
+    data: Result<&OverviewData, &str>,
+    storage: &StorageStats,
 ) -> Result<PageElements, askama::Error> {
-    Ok(parts(frame, seen, vitals, &FeedFilter::default())?.0)
+    Ok(elements(context, data, storage, &FeedFilter::default())?.0)
 }
 
-/// With the number of rows that the filter shows.
-fn parts(
-    frame: &PageContext<'_>,
-    seen: Result<&OverviewData, &str>,
-    vitals: &StorageStats,
+/// The elements, and the number of rows that the filter shows.
+fn elements(
+    context: &PageContext<'_>,
+    data: Result<&OverviewData, &str>,
+    storage: &StorageStats,
     filter: &FeedFilter,
 ) -> Result<(PageElements, usize), askama::Error> {
-    let trouble = frame.blocked.or(seen.err());
-    let seen = seen.ok();
+    let trouble = context.blocked.or(data.err());
+    let data = data.ok();
     let mut rows = Vec::new();
     let mut shown = 0;
-    for feed in seen.map(|seen| seen.status.by_attention()).unwrap_or_default() {
-        let row = row(frame.now, seen, feed, filter);
+    for feed in data.map(|data| data.status.by_attention()).unwrap_or_default() {
+        let row = row(context.now, data, feed, filter);
         shown += usize::from(!row.hidden);
         rows.push(PageElement { id: format!("feed-{}", feed.name), html: row.render()? });
     }
     let single = vec![
-        PageElement { id: "summary".into(), html: summary(trouble, seen).render()? },
-        PageElement { id: "vitals".into(), html: state(frame.now, seen, vitals).render()? },
+        PageElement { id: "summary".into(), html: summary(trouble, data).render()? },
+        PageElement { id: "vitals".into(), html: storage_panel(context.now, data, storage).render()? },
     ];
-    Ok((PageElements { title: title(trouble, seen), single, rows }, shown))
+    Ok((PageElements { title: title(trouble, data), single, rows }, shown))
 }
 
-fn summary<'a>(trouble: Option<&'a str>, seen: Option<&OverviewData>) -> SummaryBanner<'a> {
+fn summary<'a>(trouble: Option<&'a str>, data: Option<&OverviewData>) -> SummaryBanner<'a> {
     let of = |health: &Health| {
-        let feeds = &seen?.status.feeds;
+        let feeds = &data?.status.feeds;
         let feeds = feeds.iter().filter(|feed| feed.health == health.as_str()).count();
         (feeds > 0).then(|| (health.as_str(), class(health.as_str()), number(count(feeds))))
     };
-    let words = |seen: &OverviewData| {
-        let feeds = counted(count(seen.status.feeds.len()), "feed");
-        format!("{feeds}, {}", counted(seen.status.live_items(), "live item"))
+    let words = |data: &OverviewData| {
+        let feeds = counted(count(data.status.feeds.len()), "feed");
+        format!("{feeds}, {}", counted(data.status.live_items(), "live item"))
     };
     let mut healths = Health::ALL.to_vec();
     healths.sort_by_key(|health| Reverse(attention(health.as_str(), false)));
-    SummaryBanner { trouble, words: seen.map(words), counts: healths.iter().filter_map(of).collect() }
+    SummaryBanner { trouble, words: data.map(words), counts: healths.iter().filter_map(of).collect() }
 }
 
-fn row<'a>(now: Timestamp, seen: Option<&'a OverviewData>, feed: &'a FeedRow, filter: &FeedFilter) -> OverviewRow<'a> {
-    let reason = seen.and_then(|seen| seen.status.reason(feed)).map(|reason| plain(&reason)).unwrap_or_default();
-    let quarantined = seen.and_then(|seen| seen.quarantined.get(&feed.name)).copied().unwrap_or(0);
-    let activity = seen.and_then(|seen| seen.activity.get(&feed.name)).map_or(&[][..], Vec::as_slice);
-    let chart = Chart::new(activity.iter().copied(), hour(now.as_millisecond()), DAY, CHART_HEIGHT);
+fn row<'a>(now: Timestamp, data: Option<&'a OverviewData>, feed: &'a FeedRow, filter: &FeedFilter) -> OverviewRow<'a> {
+    let reason = data.and_then(|data| data.status.reason(feed)).map(|reason| plain(&reason)).unwrap_or_default();
+    let quarantined = data.and_then(|data| data.quarantined.get(&feed.name)).copied().unwrap_or(0);
+    let activity = data.and_then(|data| data.activity.get(&feed.name)).map_or(&[][..], Vec::as_slice);
+    let chart = Chart::new(activity.iter().copied(), hour(now.as_millisecond()), DAY_HOURS, CHART_HEIGHT);
     let is_ok = feed.health == Health::Ok.as_str();
     OverviewRow {
         feed,
@@ -174,18 +175,18 @@ fn row<'a>(now: Timestamp, seen: Option<&'a OverviewData>, feed: &'a FeedRow, fi
     }
 }
 
-fn state<'a>(now: Timestamp, seen: Option<&'a OverviewData>, vitals: &StorageStats) -> StoragePanel<'a> {
-    let mirror = seen.map(|seen| &seen.status.mirror);
+fn storage_panel<'a>(now: Timestamp, data: Option<&'a OverviewData>, storage: &StorageStats) -> StoragePanel<'a> {
+    let mirror = data.map(|data| &data.status.mirror);
     let bytes = [
-        ("Database", vitals.database_bytes),
-        ("Write-ahead log", vitals.wal_bytes),
-        ("Free on its disk", vitals.free_bytes),
+        ("Database", storage.database_bytes),
+        ("Write-ahead log", storage.wal_bytes),
+        ("Free on its disk", storage.free_bytes),
     ];
     let mut sizes: Vec<(&str, String)> = bytes.into_iter().filter_map(|(what, b)| Some((what, size(b?)))).collect();
-    if let Some(commits) = vitals.commits {
+    if let Some(commits) = storage.commits {
         sizes.push(("Commits", number(i64::try_from(commits).unwrap_or(i64::MAX))));
     }
-    for (what, time) in [("Half of them within", vitals.commit_p50), ("99 of 100 within", vitals.commit_p99)] {
+    for (what, time) in [("Half of them within", storage.commit_p50), ("99 of 100 within", storage.commit_p99)] {
         if let Some(time) = time {
             sizes.push((what, format!("{:.1} ms", time.as_secs_f64() * 1000.0)));
         }
@@ -198,8 +199,8 @@ fn state<'a>(now: Timestamp, seen: Option<&'a OverviewData>, vitals: &StorageSta
     }
 }
 
-fn title(trouble: Option<&str>, seen: Option<&OverviewData>) -> String {
-    let feeds = seen.map_or(&[][..], |seen| &seen.status.feeds);
+fn title(trouble: Option<&str>, data: Option<&OverviewData>) -> String {
+    let feeds = data.map_or(&[][..], |data| &data.status.feeds);
     let wrong = feeds.iter().filter(|feed| feed.health != Health::Ok.as_str()).count();
     match (trouble, wrong) {
         (Some(_), _) => "not ready".to_owned(),

@@ -1,4 +1,4 @@
-//! What the pages show, read from the file: short reads, bounded whatever the file holds.
+//! Reads the pages' data from the file: in short reads, bounded whatever the file holds.
 
 use std::collections::HashMap;
 
@@ -9,30 +9,30 @@ use crate::output::status::Status;
 use crate::store::read::{EventRow, FindingRow, HourlyActivity, QuarantineReason, Reader, StoreError};
 
 /// Hours that the overview's charts show.
-pub(super) const DAY: usize = 24;
-/// Hours that a feed's own chart shows: all that are kept.
-pub(super) const WEEK: usize = 7 * DAY;
+pub(super) const DAY_HOURS: usize = 24;
+/// Hours that a feed's own chart shows: all hours that are kept.
+pub(super) const WEEK_HOURS: usize = 7 * DAY_HOURS;
 /// Events that a feed's page shows.
-const EVENTS: usize = 40;
+const MAX_EVENTS: usize = 40;
 
-/// All feeds at a glance.
+/// The data of the overview of all feeds.
 #[derive(Clone, Debug)]
 pub struct OverviewData {
     pub(super) status: Status,
-    /// By feed: hour and changes.
+    /// Hour and changes, by feed.
     pub(super) activity: HashMap<String, Vec<(i64, i64)>>,
-    /// By feed: records in quarantine.
+    /// Records in quarantine, by feed.
     pub(super) quarantined: HashMap<String, i64>,
 }
 
 impl OverviewData {
-    /// Reads it. Blocking.
+    /// Reads the data. Blocking.
     ///
     /// # Errors
     /// When the file can't be read.
     pub fn read(reader: &Reader, now: Timestamp) -> Result<Self, StoreError> {
         let mut activity: HashMap<String, Vec<(i64, i64)>> = HashMap::new();
-        for HourlyActivity { feed, hour, changes } in reader.activity(None, first_hour(now, DAY))? {
+        for HourlyActivity { feed, hour, changes } in reader.activity(None, first_hour(now, DAY_HOURS))? {
             activity.entry(feed).or_default().push((hour, changes));
         }
         let quarantined = reader.quarantine_counts()?.into_iter().map(|count| (count.feed, count.rows)).collect();
@@ -40,10 +40,10 @@ impl OverviewData {
     }
 }
 
-/// One feed, whole.
+/// The data of one feed's page.
 #[derive(Clone, Debug)]
 pub struct FeedPageData {
-    /// Of this feed alone.
+    /// The status of this feed alone.
     pub(super) status: Status,
     pub(super) activity: Vec<HourlyActivity>,
     /// The newest last.
@@ -53,15 +53,15 @@ pub struct FeedPageData {
 }
 
 impl FeedPageData {
-    /// Reads it. Blocking.
+    /// Reads the data. Blocking.
     ///
     /// # Errors
     /// [`StoreError::Refused`] for a feed that is not in the mirror; when the file can't be read.
     pub fn read(reader: &Reader, name: &str, now: Timestamp) -> Result<Self, StoreError> {
         Ok(Self {
             status: Status::read(reader, &[name.to_owned()])?,
-            activity: reader.activity(Some(name), first_hour(now, WEEK))?,
-            events: reader.events(Some(name), EVENTS)?,
+            activity: reader.activity(Some(name), first_hour(now, WEEK_HOURS))?,
+            events: reader.events(Some(name), MAX_EVENTS)?,
             findings: reader.findings(Some(name))?,
             quarantine: reader.quarantine_reasons(name)?,
         })

@@ -1,4 +1,4 @@
-//! Pages of rows made up here.
+//! Pages made from rows that the test constructs.
 
 #![allow(clippy::unwrap_used)]
 
@@ -56,12 +56,12 @@ fn glance(feeds: Vec<FeedRow>) -> OverviewData {
     OverviewData { status: status(feeds), activity: HashMap::new(), quarantined: HashMap::new() }
 }
 
-fn frame() -> PageContext<'static> {
+fn context() -> PageContext<'static> {
     PageContext { now: "2026-01-01T01:00:00Z".parse().unwrap(), nonce: "a-word", blocked: None }
 }
 
-fn page(seen: &OverviewData, search: &str) -> String {
-    overview(&frame(), Ok(seen), &StorageStats::default(), search).unwrap()
+fn page(data: &OverviewData, search: &str) -> String {
+    overview(&context(), Ok(data), &StorageStats::default(), search).unwrap()
 }
 
 #[test]
@@ -72,7 +72,7 @@ fn a_health_of_a_later_version_looks_bad() {
 
 #[test]
 fn a_file_that_cannot_be_read_is_said() {
-    let page = overview(&frame(), Err("the file is <gone>"), &StorageStats::default(), "").unwrap();
+    let page = overview(&context(), Err("the file is <gone>"), &StorageStats::default(), "").unwrap();
     assert!(page.contains("not ready</strong> the file is &#60;gone&#62;"), "{page}");
     assert!(page.contains("<title>not ready"));
 }
@@ -81,27 +81,27 @@ fn a_file_that_cannot_be_read_is_said() {
 fn what_needs_attention_most_stands_first() {
     let feeds = [("a", "ok"), ("b", "paused"), ("c", "retrying"), ("d", "failed"), ("e", "suspect"), ("f", "later")];
     let page = page(&glance(feeds.into_iter().map(|(name, health)| row(name, health, None)).collect()), "");
-    let place = |name: &str| page.find(&format!("id=\"feed-{name}\"")).unwrap();
+    let position = |name: &str| page.find(&format!("id=\"feed-{name}\"")).unwrap();
     let mut order = ["a", "b", "c", "d", "e", "f"];
-    order.sort_by_key(|name| place(name));
+    order.sort_by_key(|name| position(name));
     assert_eq!(order, ["d", "f", "e", "c", "b", "a"]);
 }
 
 #[test]
 fn hostile_words_are_text_on_every_page() {
-    let seen = glance(vec![row("a", "retrying", Some(HOSTILE))]);
-    let mut told = seen.status.clone();
-    told.feeds[0].acked_until = Some("2026-01-02T00:00:00.000Z".into());
-    told.feeds[0].ack_note = Some(HOSTILE.into());
-    told.feeds[0].publisher = Some("<img src=x>".into());
+    let data = glance(vec![row("a", "retrying", Some(HOSTILE))]);
+    let mut status = data.status.clone();
+    status.feeds[0].acked_until = Some("2026-01-02T00:00:00.000Z".into());
+    status.feeds[0].ack_note = Some(HOSTILE.into());
+    status.feeds[0].publisher = Some("<img src=x>".into());
     let whole = FeedPageData {
-        status: told,
+        status: status,
         activity: Vec::new(),
         events: Vec::new(),
         findings: Vec::new(),
         quarantine: Vec::new(),
     };
-    let pages = [page(&seen, "\"><script>"), page(&seen, ""), feed(&frame(), &whole).unwrap()];
+    let pages = [page(&data, "\"><script>"), page(&data, ""), feed(&context(), &whole).unwrap()];
     for page in &pages {
         assert!(!page.contains("<img") && !page.contains("<b>") && !page.contains("<cc>"), "{page}");
         assert_eq!(page.matches("<script").count(), 1, "its own alone: {page}");
@@ -116,9 +116,9 @@ fn hostile_words_are_text_on_every_page() {
 #[test]
 fn a_search_hides_what_it_does_not_find_without_any_script() {
     let feeds = vec![row("acme", "ok", None), row("bad", "failed", Some("tls: expired")), row("c", "retrying", None)];
-    let seen = glance(feeds);
+    let data = glance(feeds);
     let found = |search: &str| {
-        let page = page(&seen, search);
+        let page = page(&data, search);
         let rows = page.split("<tr id=\"feed-").skip(1);
         let shown = rows.filter(|row| !row.split('>').next().unwrap().contains(" hidden"));
         shown.map(|row| row.split('"').next().unwrap().to_owned()).collect::<Vec<_>>()
@@ -128,7 +128,7 @@ fn a_search_hides_what_it_does_not_find_without_any_script() {
     assert_eq!(found("EXPIRED"), ["bad"]);
     assert_eq!(found("mode:poll tls"), ["bad"]);
     assert_eq!(found("health:fail"), [""; 0]);
-    assert!(page(&seen, "health:failed").contains("1 of 3 feeds"));
+    assert!(page(&data, "health:failed").contains("1 of 3 feeds"));
 }
 
 #[test]
@@ -144,8 +144,8 @@ fn a_feed_s_page_tells_of_a_resync_and_why_it_is_as_it_is() {
         live: None,
     });
     let rest = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    let seen = FeedPageData { status, activity: rest.0, events: rest.1, findings: rest.2, quarantine: rest.3 };
-    let page = feed(&frame(), &seen).unwrap();
+    let data = FeedPageData { status, activity: rest.0, events: rest.1, findings: rest.2, quarantine: rest.3 };
+    let page = feed(&context(), &data).unwrap();
     assert!(page.contains("resync: reading the feed anew, since 2026-01-01T00:30:00.000Z"), "{page}");
     assert!(page.contains("<dt>Resync</dt><dd>under way</dd>"));
     assert!(page.contains("data-live=\"/live?feed=a\""));

@@ -1,5 +1,5 @@
-//! Stored times in the words of a page. Scripts keep the words current: they read `datetime`, and `data-says` for the
-//! form, so both sides must say the same.
+//! Stored times as text of a page. Scripts keep the text current: they read `datetime`, and `data-says` for the form,
+//! so both must produce the same text.
 
 use std::fmt;
 
@@ -8,10 +8,10 @@ use jiff::Timestamp;
 
 use super::super::format::span;
 
-/// How a time is put into words.
+/// The form in which a time is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum TimeForm {
-    /// `5 min`: how long since.
+    /// `5 min`: the time since.
     Span,
     /// `5 min ago`.
     Ago,
@@ -24,30 +24,30 @@ pub(super) enum TimeForm {
 pub(super) struct TimeText {
     at: Option<Timestamp>,
     now: Timestamp,
-    says: TimeForm,
+    form: TimeForm,
 }
 
 impl TimeText {
     /// A stored time; one that can't be read is none.
-    pub(super) fn new(at: Option<&str>, now: Timestamp, says: TimeForm) -> Self {
-        Self { at: at.and_then(|at| at.parse().ok()), now, says }
+    pub(super) fn new(at: Option<&str>, now: Timestamp, form: TimeForm) -> Self {
+        Self { at: at.and_then(|at| at.parse().ok()), now, form }
     }
 }
 
-// A time that was parsed and the words made of it hold nothing to be escaped.
+// Neither a parsed time nor the text made of it holds anything to be escaped.
 impl HtmlSafe for TimeText {}
 
 impl fmt::Display for TimeText {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Some(at) = self.at else { return f.write_str("–") };
         let ago = self.now.as_second() - at.as_second();
-        let (says, words) = match self.says {
+        let (says, text) = match self.form {
             TimeForm::Span => ("span", span(ago)),
             TimeForm::Ago => ("ago", format!("{} ago", span(ago))),
             TimeForm::Ahead if ago < 0 => ("ahead", format!("in {}", span(-ago))),
             TimeForm::Ahead => ("ahead", "now".to_owned()),
         };
-        write!(f, "<time datetime=\"{at:.0}\" data-says=\"{says}\" title=\"{at:.0}\">{words}</time>")
+        write!(f, "<time datetime=\"{at:.0}\" data-says=\"{says}\" title=\"{at:.0}\">{text}</time>")
     }
 }
 

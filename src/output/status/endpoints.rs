@@ -1,4 +1,4 @@
-//! One feed's endpoints in words: why its mode is what it is, and how each endpoint is doing and how far it is believed.
+//! One feed's endpoints as text: the reason for the feed's mode, and each endpoint's health and push trust.
 
 use std::io::{self, Write};
 
@@ -9,17 +9,17 @@ use super::FeedDetail;
 use crate::feed::{PushTrust, Transport};
 use crate::store::read::EndpointRow;
 
-/// Writes a line of the mode, a line an endpoint, and an empty one.
+/// Writes a line for the mode, a line for each endpoint, and an empty line.
 ///
 /// # Errors
 /// When `out` can't be written.
-pub(super) fn write_endpoints(out: &mut impl Write, closer: &FeedDetail, now: Timestamp) -> io::Result<()> {
-    let feed = plain(&closer.feed);
-    if let Some(turned) = &closer.mode_change {
-        let ago = seconds_since(Some(&turned.at), now).map(|ago| format!(" {} ago", span(ago))).unwrap_or_default();
-        writeln!(out, "{feed}: its mode changed{ago}: {}", plain(turned.detail.as_deref().unwrap_or_default()))?;
+pub(super) fn write_endpoints(out: &mut impl Write, detail: &FeedDetail, now: Timestamp) -> io::Result<()> {
+    let feed = plain(&detail.feed);
+    if let Some(event) = &detail.mode_change {
+        let ago = seconds_since(Some(&event.at), now).map(|ago| format!(" {} ago", span(ago))).unwrap_or_default();
+        writeln!(out, "{feed}: its mode changed{ago}: {}", plain(event.detail.as_deref().unwrap_or_default()))?;
     }
-    for endpoint in &closer.endpoints {
+    for endpoint in &detail.endpoints {
         writeln!(out, "{feed}: {}", endpoint_line(endpoint, now))?;
     }
     writeln!(out)
@@ -36,17 +36,17 @@ fn endpoint_line(endpoint: &EndpointRow, now: Timestamp) -> String {
         parts.extend(last.map(|ago| format!("last page {ago}")));
         return parts.join("; ");
     }
-    parts.push(belief(endpoint, now));
-    let brought = counted(endpoint.delivered, "item");
+    parts.push(trust_text(endpoint, now));
+    let delivered = counted(endpoint.delivered, "item");
     let last = last.map(|ago| format!(", the last {ago}")).unwrap_or_default();
     let late =
         if endpoint.late > 0 { format!(" ({} of them came late)", number(endpoint.late)) } else { String::new() };
-    parts.push(format!("{brought} brought{last}, {} missed{late}", number(endpoint.missed)));
+    parts.push(format!("{delivered} brought{last}, {} missed{late}", number(endpoint.missed)));
     parts.join("; ")
 }
 
-/// How far it is believed, in words.
-fn belief(endpoint: &EndpointRow, now: Timestamp) -> String {
+/// The endpoint's push trust as text.
+fn trust_text(endpoint: &EndpointRow, now: Timestamp) -> String {
     let proven = seconds_since(endpoint.proven_at.as_deref(), now).map(|ago| format!(" {} ago", span(ago)));
     match PushTrust::from_word(&endpoint.push) {
         Some(PushTrust::Proven) => format!("proven{}", proven.unwrap_or_default()),
@@ -81,10 +81,10 @@ mod tests {
         }
     }
 
-    fn told(turned: Option<EventRow>, endpoints: Vec<EndpointRow>) -> String {
+    fn written(mode_change: Option<EventRow>, endpoints: Vec<EndpointRow>) -> String {
         let mut out = Vec::new();
-        let closer = FeedDetail { feed: "a".into(), endpoints, mode_change: turned };
-        write_endpoints(&mut out, &closer, "2026-01-01T02:00:05Z".parse().unwrap()).unwrap();
+        let detail = FeedDetail { feed: "a".into(), endpoints, mode_change };
+        write_endpoints(&mut out, &detail, "2026-01-01T02:00:05Z".parse().unwrap()).unwrap();
         String::from_utf8(out).unwrap()
     }
 
@@ -97,7 +97,7 @@ mod tests {
         };
         let demoted = EndpointRow { missed: 3, late: 2, ..endpoint("webhook", "demoted") };
         assert_eq!(
-            told(None, vec![endpoint("poll", "none"), lost, demoted]),
+            written(None, vec![endpoint("poll", "none"), lost, demoted]),
             "a: poll: ok; last page 5 s ago\n\
              a: sse: retrying for 60 min: push-lost: sse: stream-ended: \u{fffd}[2J; proven 30 min ago; 1,234 items brought, \
              the last 5 s ago, 1 missed\n\
@@ -108,12 +108,15 @@ mod tests {
 
     #[test]
     fn the_mode_says_why_it_is_what_it_is() {
-        let turned = EventRow {
+        let mode_change = EventRow {
             at: "2026-01-01T01:58:05.000Z".into(),
             feed: Some("a".into()),
             what: "mode".into(),
             detail: Some("poll → sse: push delivers".into()),
         };
-        assert_eq!(told(Some(turned), Vec::new()), "a: its mode changed 2 min ago: poll → sse: push delivers\n\n");
+        assert_eq!(
+            written(Some(mode_change), Vec::new()),
+            "a: its mode changed 2 min ago: poll → sse: push delivers\n\n"
+        );
     }
 }

@@ -1,5 +1,6 @@
-//! Opens the connection over a socket that we can cut: the AMQP library serves each connection on a thread of its own,
-//! which otherwise would wait for good for a broker that takes connections and never answers.
+//! Opens the connection over a socket that can be shut down from here: the AMQP library serves each connection on a
+//! thread of its own, which otherwise would wait for ever for a broker that accepts connections and never answers.
+//! Never retries.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -12,35 +13,35 @@ use lapin::{Connection, ConnectionProperties};
 
 use super::flow_control::FlowControl;
 use super::limited_stream::{LimitedStream, runtime};
-use super::{PATIENCE, Shutdown, encrypted, timeout};
+use super::{OPEN_TIMEOUT, Shutdown, is_encrypted, timeout};
 
-/// A handle on the connection's socket; the connection is cut when it is dropped.
+/// A handle on the connection's socket; the socket is shut down when the handle is dropped.
 pub(super) struct Socket {
-    hold: Arc<Mutex<Hold>>,
+    state: Arc<Mutex<SocketState>>,
     flow: FlowControl,
 }
 
 #[derive(Default)]
-struct Hold {
+struct SocketState {
     socket: Option<std::net::TcpStream>,
-    cut: bool,
+    is_shut_down: bool,
 }
 
 impl Socket {
-    /// Of a connection that this limits.
+    /// A handle for a connection that `flow` limits.
     pub(super) fn new(flow: &FlowControl) -> Self {
-        Self { hold: Arc::default(), flow: flow.clone() }
+        Self { state: Arc::default(), flow: flow.clone() }
     }
 }
 
 impl Drop for Socket {
     fn drop(&mut self) {
-        // The library's thread may wait for room, and not for the socket.
+        // The library's thread may wait for a full window, and not for the socket.
         self.flow.close();
-        let mut hold = self.hold.lock().unwrap_or_else(PoisonError::into_inner);
-        hold.cut = true;
-        if let Some(socket) = hold.socket.take() {
-            // It may be closed already.
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.is_shut_down = true;
+        if let Some(socket) = state.socket.take() {
+            // The socket may be closed already.
             let _ = socket.shutdown(Shutdown::Both);
         }
     }
@@ -53,21 +54,22 @@ pub(super) async fn connect(
     properties: ConnectionProperties,
     socket: &Socket,
 ) -> lapin::Result<Connection> {
-    let (hold, flow) = (Arc::clone(&socket.hold), socket.flow.clone());
+    let (state, flow) = (Arc::clone(&socket.state), socket.flow.clone());
     let addresses: Vec<_> = tokio::net::lookup_host((uri.authority.host.as_str(), uri.authority.port)).await?.collect();
     let reactor = Tokio::current();
     let dial = async move |uri: AMQPUri, _| {
-        let stream = timeout(PATIENCE, AsyncTcpStream::connect(&reactor, addresses.clone())).await;
+        let stream = timeout(OPEN_TIMEOUT, AsyncTcpStream::connect(&reactor, addresses.clone())).await;
         let stream = stream.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?;
         if let AsyncTcpStream::Plain(plain) = &stream {
             let copy = std::net::TcpStream::from(plain.get_ref().as_fd().try_clone_to_owned()?);
-            let mut hold = hold.lock().unwrap_or_else(PoisonError::into_inner);
-            if hold.cut {
+            let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
+            if state.is_shut_down {
                 return Err(io::Error::from(io::ErrorKind::ConnectionAborted).into());
             }
-            hold.socket = Some(copy);
+            state.socket = Some(copy);
         }
-        let stream = if encrypted(&uri) { stream.into_tls(&uri.authority.host, tls.as_ref()).await? } else { stream };
+        let stream =
+            if is_encrypted(&uri) { stream.into_tls(&uri.authority.host, tls.as_ref()).await? } else { stream };
         Ok(AsyncTcpStream::Plain(LimitedStream::new(stream, flow.clone())))
     };
     Connection::connector(uri, runtime(), dial, properties).await

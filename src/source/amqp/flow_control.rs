@@ -1,8 +1,9 @@
-//! When a connection to a broker is read from, and when it ends. Shared by its stream, on the AMQP library's thread, and
-//! its consumer.
+//! Decides when a connection to a broker is read, and when it ends. Shared by the connection's stream, on the AMQP
+//! library's thread, and its consumer. Never does I/O.
 //!
-//! Where [`Window`] is full nothing more is read, so that the broker has to wait. What [`FrameReader`] rejects ends the
-//! connection; the messages that came whole before it are acknowledged first, so that they don't come again with it.
+//! While [`Window`] is full nothing more is read, so that the broker has to wait. A frame that [`FrameReader`] rejects
+//! ends the connection; complete messages before it are acknowledged first, so that they are not delivered again with
+//! it.
 
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,73 +12,73 @@ use std::task::{Context, Poll, Waker};
 use super::frames::FrameReader;
 use super::window::{Violation, Window};
 
-/// What came over one connection and is not acknowledged.
+/// The flow control of one connection. Clones share it.
 #[derive(Clone)]
-pub(super) struct FlowControl(Arc<Mutex<State>>);
+pub(super) struct FlowControl(Arc<Mutex<FlowState>>);
 
-struct State {
+struct FlowState {
     frames: FrameReader,
     window: Window,
     violation: Option<Violation>,
-    /// Acknowledgements that the consumer has decided on and that are not on the wire yet.
-    acknowledging: u32,
+    /// Acknowledgements that the consumer has decided on and that are not sent yet.
+    pending_acks: u32,
     closed: bool,
-    /// Wakes whoever waits to read.
+    /// Wakes the stream that waits to read.
     reader: Option<Waker>,
 }
 
-/// An acknowledgement on its way to the wire.
-pub(super) struct Acknowledging<'a>(&'a FlowControl);
+/// An acknowledgement that is not sent yet.
+pub(super) struct PendingAck<'a>(&'a FlowControl);
 
 impl FlowControl {
-    /// Of a consumer that asks for `prefetch` messages ahead.
+    /// Flow control for a consumer with this prefetch.
     pub(super) fn new(prefetch: u16) -> Self {
-        Self(Arc::new(Mutex::new(State {
+        Self(Arc::new(Mutex::new(FlowState {
             frames: FrameReader::new(),
             window: Window::new(prefetch),
             violation: None,
-            acknowledging: 0,
+            pending_acks: 0,
             closed: false,
             reader: None,
         })))
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, FlowState> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Every message up to the one with this tag is about to be acknowledged. Called before the broker can answer with
-    /// more; what it returns is dropped once the acknowledgement is on the wire.
-    pub(super) fn acknowledge(&self, tag: u64) -> Acknowledging<'_> {
+    /// Records that every message up to the one with this tag is about to be acknowledged. Called before the broker can
+    /// send more; the returned guard is dropped once the acknowledgement is sent.
+    pub(super) fn acknowledge(&self, tag: u64) -> PendingAck<'_> {
         let mut state = self.state();
         state.window.acknowledge(tag);
-        state.acknowledging += 1;
+        state.pending_acks += 1;
         state.wake();
-        Acknowledging(self)
+        PendingAck(self)
     }
 
-    /// The connection is closed: whoever waits to read finds out.
+    /// Records that the connection is closed, and wakes the stream.
     pub(super) fn close(&self) {
         let mut state = self.state();
         state.closed = true;
         state.wake();
     }
 
-    /// What the broker sent that was not taken.
+    /// Why the broker's bytes were rejected, if they were.
     pub(super) fn violation(&self) -> Option<Violation> {
         self.state().violation.clone()
     }
 
-    /// Whether nothing is read until something is acknowledged.
+    /// Whether nothing is read until a message is acknowledged.
     pub(super) fn is_full(&self) -> bool {
         self.state().window.is_full()
     }
 
-    /// Whether the connection may be read from now.
+    /// Ready once the connection may be read; an error once it ends.
     pub(super) fn poll_readable(&self, context: &Context<'_>) -> Poll<io::Result<()>> {
         let mut state = self.state();
         let waits = match &state.violation {
-            Some(_) => state.acknowledging > 0 || state.window.holds_whole_messages(),
+            Some(_) => state.pending_acks > 0 || state.window.holds_whole_messages(),
             None => state.window.is_full(),
         };
         if waits && !state.closed {
@@ -90,10 +91,10 @@ impl FlowControl {
         }
     }
 
-    /// How many of the bytes that came the AMQP library may see.
+    /// How many of the received bytes the AMQP library may see.
     pub(super) fn admit(&self, bytes: &[u8]) -> usize {
         let mut state = self.state();
-        let State { frames, window, violation, .. } = &mut *state;
+        let FlowState { frames, window, violation, .. } = &mut *state;
         match frames.feed(bytes, window) {
             Ok(()) => bytes.len(),
             Err(rejection) => {
@@ -103,21 +104,21 @@ impl FlowControl {
         }
     }
 
-    /// Something was sent to the broker.
+    /// Records that bytes were sent to the broker.
     pub(super) fn sent(&self) {
         self.state().frames.sent();
     }
 }
 
-impl Drop for Acknowledging<'_> {
+impl Drop for PendingAck<'_> {
     fn drop(&mut self) {
         let mut state = self.0.state();
-        state.acknowledging -= 1;
+        state.pending_acks -= 1;
         state.wake();
     }
 }
 
-impl State {
+impl FlowState {
     fn wake(&mut self) {
         if let Some(reader) = self.reader.take() {
             reader.wake();
@@ -157,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_window_is_read_from_again_once_something_is_acknowledged() {
+    fn a_full_window_is_read_again_once_a_message_is_acknowledged() {
         let (flow, wakes) = (FlowControl::new(9), Arc::default());
         let large = message(1, &vec![b' '; 9 << 20]);
         assert_eq!(flow.admit(&large), large.len());
@@ -169,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn what_ends_the_connection_waits_until_the_messages_before_it_are_acknowledged_on_the_wire() {
+    fn a_violation_ends_the_connection_only_once_the_acknowledgements_before_it_are_sent() {
         let (flow, wakes) = (FlowControl::new(9), Arc::default());
         flow.admit(&[message(1, b"{}"), message(2, b"{}"), deliver(3)].concat());
         let large = header(1 << 62, b"\x00\x00");
@@ -177,16 +178,16 @@ mod tests {
         assert_eq!(readable(&flow, &wakes), None);
         drop(flow.acknowledge(1));
         assert_eq!(readable(&flow, &wakes), None);
-        let acknowledging = flow.acknowledge(2);
+        let pending_ack = flow.acknowledge(2);
         assert_eq!(readable(&flow, &wakes), None, "a connection that ended now would lose it");
         woken(&wakes);
-        drop(acknowledging);
+        drop(pending_ack);
         assert_eq!((woken(&wakes), readable(&flow, &wakes)), (1, Some(false)));
         assert_eq!(flow.violation(), Some(Violation::TooLarge(1 << 62)));
     }
 
     #[test]
-    fn who_waits_to_read_a_connection_that_is_closed_is_woken() {
+    fn a_stream_that_waits_to_read_is_woken_when_the_connection_is_closed() {
         let (flow, wakes) = (FlowControl::new(9), Arc::default());
         flow.admit(&[message(1, &vec![b' '; 9 << 20]), deliver(2)].concat());
         assert_eq!(readable(&flow, &wakes), None);

@@ -1,13 +1,13 @@
-//! What a broker sends, read frame by frame (AMQP 0-9-1 §2.3.5, §4.2) before the AMQP library sees it. Pure: fed with
-//! bytes, however they are cut.
+//! Checks the frames of a broker (AMQP 0-9-1 §2.3.5, §4.2) before the AMQP library sees them. Pure: fed with bytes,
+//! however they are split.
 //!
-//! The library takes whatever comes: bodies without end, methods that a client sends, tables nested so deep that its
-//! stack overflows. Here only what a broker has to say to a consumer passes, and [`Window`] says how much of it.
+//! The library accepts anything: bodies without end, methods that only a client sends, tables nested so deep that its
+//! stack overflows. Here only the frames that a consumer expects are admitted, as many as [`Window`] allows.
 
 use super::table::{count_values, short_string};
 use super::window::{Violation, Window};
 
-/// The largest frame, which we ask for; RabbitMQ's own (`frame_max`).
+/// The largest frame, which we request; RabbitMQ's default (`frame_max`), bytes.
 pub(super) const FRAME_MAX: u32 = 131_072;
 
 const FRAME_HEADER_BYTES: usize = 7;
@@ -22,7 +22,7 @@ const HEARTBEAT: u8 = 8;
 
 const BASIC: u16 = 60;
 const DELIVER: (u16, u16) = (BASIC, 60);
-/// What else a broker has to say to somebody who declares a queue and consumes from it, class and method.
+/// The other methods that a broker sends to a client that declares a queue and consumes from it: class and method.
 const EXPECTED: &[(u16, u16)] = &[
     (10, 10), // connection: start
     (10, 20), // secure
@@ -43,35 +43,35 @@ const EXPECTED: &[(u16, u16)] = &[
     (60, 31), // cancel-ok
 ];
 const START: (u16, u16) = (10, 10);
-/// Methods that are no delivery, one after another while nothing is sent: some ask for an answer, and the answers to a
-/// broker that reads none would pile up.
+/// The most methods that are no delivery, one after another while nothing is sent: some require an answer, and the
+/// answers to a broker that doesn't read would accumulate.
 const MAX_CONSECUTIVE_METHODS: u32 = 64;
 
-/// The frame that is being read.
+/// The state of reading one frame after the other.
 #[derive(Debug)]
 pub(super) struct FrameReader {
-    part: Part,
+    part: FramePart,
     header: [u8; FRAME_HEADER_BYTES],
-    /// Of methods and content headers.
+    /// The payload of methods and content headers, as far as it has arrived.
     payload: Vec<u8>,
-    /// No frame has come yet.
+    /// No frame has arrived yet.
     at_start: bool,
     consecutive_methods: u32,
 }
 
-/// A part of a frame.
+/// The part of a frame that is being read.
 #[derive(Clone, Copy, Debug)]
-enum Part {
-    /// So many of its bytes have come.
+enum FramePart {
+    /// So many of the header's bytes have arrived.
     Header(usize),
-    /// So many of its bytes are still to come.
+    /// So many of the payload's bytes are missing.
     Payload(usize),
     End,
     /// The last byte of the protocol header that answers ours where the broker speaks another version (§4.2.2).
     OtherVersion,
 }
 
-/// The bytes can't be admitted but for the first so many.
+/// Only the first `admitted` bytes may be admitted.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Rejection {
     pub(super) admitted: usize,
@@ -79,13 +79,13 @@ pub(super) struct Rejection {
 }
 
 impl FrameReader {
-    /// At the beginning of a connection.
+    /// A reader for a new connection.
     pub(super) fn new() -> Self {
         let header = [0; FRAME_HEADER_BYTES];
-        Self { part: Part::Header(0), header, payload: Vec::new(), at_start: true, consecutive_methods: 0 }
+        Self { part: FramePart::Header(0), header, payload: Vec::new(), at_start: true, consecutive_methods: 0 }
     }
 
-    /// Reads what came next. A frame that is rejected is never admitted whole; nothing may be fed after it.
+    /// Reads the next bytes. A rejected frame is never admitted whole; nothing may be fed after it.
     pub(super) fn feed(&mut self, bytes: &[u8], window: &mut Window) -> Result<(), Rejection> {
         let mut rest = bytes;
         while !rest.is_empty() {
@@ -95,56 +95,56 @@ impl FrameReader {
         Ok(())
     }
 
-    /// Something was sent to the broker, which therefore reads.
+    /// Records that bytes were sent to the broker, which therefore reads.
     pub(super) fn sent(&mut self) {
         self.consecutive_methods = 0;
     }
 
     fn step(&mut self, rest: &mut &[u8], window: &mut Window) -> Result<(), Violation> {
         match self.part {
-            Part::Header(there) => {
-                let came = take(rest, FRAME_HEADER_BYTES - there);
-                let now_there = there + came.len();
-                self.header[there..now_there].copy_from_slice(came);
+            FramePart::Header(filled) => {
+                let bytes = take_up_to(rest, FRAME_HEADER_BYTES - filled);
+                let now_filled = filled + bytes.len();
+                self.header[filled..now_filled].copy_from_slice(bytes);
                 self.part =
-                    if now_there == FRAME_HEADER_BYTES { self.after_header()? } else { Part::Header(now_there) };
+                    if now_filled == FRAME_HEADER_BYTES { self.after_header()? } else { FramePart::Header(now_filled) };
             }
-            Part::Payload(0) => self.part = Part::End,
-            Part::Payload(left) => {
-                let came = take(rest, left);
+            FramePart::Payload(0) => self.part = FramePart::End,
+            FramePart::Payload(left) => {
+                let bytes = take_up_to(rest, left);
                 if matches!(self.header[0], METHOD | HEADER) {
-                    self.payload.extend_from_slice(came);
+                    self.payload.extend_from_slice(bytes);
                 }
-                self.part = Part::Payload(left - came.len());
+                self.part = FramePart::Payload(left - bytes.len());
             }
-            // Only taken once the frame is found to be good: the library reads none without its end.
-            Part::End => {
-                self.whole(rest[0], window)?;
-                take(rest, 1);
-                self.part = Part::Header(0);
+            // The end is only admitted once the frame is accepted: the library reads no frame without its end.
+            FramePart::End => {
+                self.finish_frame(rest[0], window)?;
+                take_up_to(rest, 1);
+                self.part = FramePart::Header(0);
             }
-            Part::OtherVersion => {
-                take(rest, 1);
-                self.part = Part::Header(0);
+            FramePart::OtherVersion => {
+                take_up_to(rest, 1);
+                self.part = FramePart::Header(0);
             }
         }
         Ok(())
     }
 
-    fn after_header(&mut self) -> Result<Part, Violation> {
+    fn after_header(&mut self) -> Result<FramePart, Violation> {
         if std::mem::take(&mut self.at_start) && self.header.starts_with(b"AMQP") {
-            return Ok(Part::OtherVersion);
+            return Ok(FramePart::OtherVersion);
         }
         let kind = self.header[0];
         if !matches!(kind, METHOD | HEADER | BODY | HEARTBEAT) {
-            return Err(bad(format!("a frame of type {kind}, which AMQP 0-9-1 doesn't know")));
+            return Err(bad_frame(format!("a frame of type {kind}, which AMQP 0-9-1 doesn't know")));
         }
         let size = self.payload_bytes();
         if size > FRAME_MAX - FRAME_OVERHEAD_BYTES {
             let all = u64::from(size) + u64::from(FRAME_OVERHEAD_BYTES);
-            return Err(bad(format!("a frame of {all} bytes; at most {FRAME_MAX} are taken")));
+            return Err(bad_frame(format!("a frame of {all} bytes; at most {FRAME_MAX} are taken")));
         }
-        Ok(Part::Payload(size as usize))
+        Ok(FramePart::Payload(size as usize))
     }
 
     fn payload_bytes(&self) -> u32 {
@@ -152,10 +152,10 @@ impl FrameReader {
         u32::from_be_bytes(size)
     }
 
-    /// All of a frame is there, with the byte that has to be its end.
-    fn whole(&mut self, end: u8, window: &mut Window) -> Result<(), Violation> {
+    /// Checks a complete frame; `end` is the byte that must be its end.
+    fn finish_frame(&mut self, end: u8, window: &mut Window) -> Result<(), Violation> {
         if end != FRAME_END {
-            return Err(bad("a frame that doesn't end where it should"));
+            return Err(bad_frame("a frame that doesn't end where it should"));
         }
         let payload = std::mem::take(&mut self.payload);
         match self.header[0] {
@@ -171,21 +171,23 @@ impl FrameReader {
 
     fn method(&mut self, payload: &[u8], window: &mut Window) -> Result<(), Violation> {
         let mut rest = payload;
-        let ids = u16_of(&mut rest).zip(u16_of(&mut rest)).ok_or_else(|| bad("a method without a number"))?;
+        let ids = u16_of(&mut rest).zip(u16_of(&mut rest)).ok_or_else(|| bad_frame("a method without a number"))?;
         if ids == DELIVER {
             let tag = short_string(&mut rest).and_then(|_consumer| u64_of(&mut rest));
-            return window.begin(tag.ok_or_else(|| bad("a delivery without a tag"))?, payload.len());
+            return window.begin(tag.ok_or_else(|| bad_frame("a delivery without a tag"))?, payload.len());
         }
         if !EXPECTED.contains(&ids) {
-            return Err(bad(format!("a method that nobody asked for (class {}, method {})", ids.0, ids.1)));
+            return Err(bad_frame(format!("a method that nobody asked for (class {}, method {})", ids.0, ids.1)));
         }
         self.consecutive_methods += 1;
         if self.consecutive_methods > MAX_CONSECUTIVE_METHODS {
-            return Err(bad(format!("more than {MAX_CONSECUTIVE_METHODS} methods in a row that are no delivery")));
+            return Err(bad_frame(format!(
+                "more than {MAX_CONSECUTIVE_METHODS} methods in a row that are no delivery"
+            )));
         }
-        // What the server says of itself; no other of them holds a table.
+        // The server's properties; no other expected method holds a table.
         if ids == START && rest.get(2..).and_then(count_values).is_none() {
-            return Err(bad("properties that can't be read, or are nested too deep"));
+            return Err(bad_frame("properties that can't be read, or are nested too deep"));
         }
         Ok(())
     }
@@ -194,10 +196,10 @@ impl FrameReader {
 /// A content header (§4.2.6.1): class, weight, size of the body, and properties, of which the third is a table.
 fn content_header(payload: &[u8], window: &mut Window) -> Result<(), Violation> {
     let mut rest = payload;
-    let cut = || bad("a content header that can't be read");
+    let cut = || bad_frame("a content header that can't be read");
     let class = u16_of(&mut rest).ok_or_else(cut)?;
     if class != BASIC {
-        return Err(bad(format!("a content of class {class}")));
+        return Err(bad_frame(format!("a content of class {class}")));
     }
     let _weight = u16_of(&mut rest).ok_or_else(cut)?;
     let size = u64_of(&mut rest).ok_or_else(cut)?;
@@ -208,16 +210,16 @@ fn content_header(payload: &[u8], window: &mut Window) -> Result<(), Violation> 
         }
     }
     let values = if flags & (1 << 13) == 0 { Some(0) } else { count_values(rest) };
-    let values = values.ok_or_else(|| bad("headers that can't be read, or are nested too deep"))?;
+    let values = values.ok_or_else(|| bad_frame("headers that can't be read, or are nested too deep"))?;
     window.header(size, payload.len(), values)
 }
 
-fn bad(what: impl Into<String>) -> Violation {
+fn bad_frame(what: impl Into<String>) -> Violation {
     Violation::BadFrame(what.into())
 }
 
-/// Takes away so many bytes at most.
-fn take<'a>(rest: &mut &'a [u8], most: usize) -> &'a [u8] {
+/// Removes at most `most` bytes from the front.
+fn take_up_to<'a>(rest: &mut &'a [u8], most: usize) -> &'a [u8] {
     let (taken, left) = rest.split_at(most.min(rest.len()));
     *rest = left;
     taken
@@ -231,7 +233,7 @@ fn u64_of(bytes: &mut &[u8]) -> Option<u64> {
     Some(u64::from_be_bytes(bytes.split_off(..8)?.try_into().ok()?))
 }
 
-/// What brokers send, for tests.
+/// Frames of a broker, for tests.
 #[cfg(test)]
 pub(super) mod fixtures {
     #![allow(clippy::unwrap_used)]
@@ -285,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn a_conversation_is_admitted_wherever_it_is_cut_and_what_is_acknowledged_makes_room() {
+    fn valid_frames_are_admitted_however_they_are_split_and_an_acknowledgement_admits_more() {
         let all = [opening(), message(1, b"{\"id\": 1}"), frame(HEARTBEAT, b""), message(2, b"{}")].concat();
         for cut in 0..=all.len() {
             let (mut reader, mut window) = (FrameReader::new(), Window::new(2));
@@ -301,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_declared_without_end_is_rejected_before_its_header_is_admitted_wherever_it_is_cut() {
+    fn an_oversized_message_is_rejected_before_its_header_is_admitted_however_it_is_split() {
         let before = [opening(), message(1, b"{}"), deliver(2)].concat();
         let large = header(1 << 62, b"\x00\x00");
         let all = [before.clone(), large.clone(), frame(BODY, b"xxxx")].concat();
@@ -317,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn a_frame_is_as_large_as_was_asked_for_at_most() {
+    fn a_frame_is_at_most_as_large_as_requested() {
         let of = |size: u32| [&[BODY, 0, 1], size.to_be_bytes().as_slice()].concat();
         let announced = [deliver(1), header(1 << 20, b"\x00\x00")].concat();
         assert!(read(&[announced.clone(), of(FRAME_MAX - 8)].concat(), 9).is_ok());
@@ -327,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_answer_to_a_consumer_is_rejected() {
+    fn a_frame_that_no_consumer_expects_is_rejected() {
         let array = |depth: usize| {
             (0..depth).fold(b"V".to_vec(), |inner, _| {
                 [b"A".as_slice(), &u32::try_from(inner.len()).unwrap().to_be_bytes(), &inner].concat()
@@ -356,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn questions_are_taken_from_who_reads_the_answers() {
+    fn methods_are_unlimited_from_a_broker_that_reads_the_answers() {
         let (mut reader, mut window) = (FrameReader::new(), Window::new(9));
         for _ in 0..1_000 {
             reader.feed(&method((20, 20), b"\x01"), &mut window).unwrap();

@@ -1,5 +1,5 @@
-//! The connection as the AMQP library reads it, held to what [`FlowControl`] allows; and the runtime that lets the
-//! library read it, since its own takes no stream but TCP.
+//! The stream that the AMQP library reads, limited to what [`FlowControl`] allows; and the runtime that lets the
+//! library read it, since the library's own runtime accepts TCP streams only.
 
 use std::io;
 use std::net::SocketAddr;
@@ -14,7 +14,7 @@ use lapin::tcp::AsyncTcpStream;
 
 use super::flow_control::FlowControl;
 
-/// Read at once, at most: so much may come beyond a full window.
+/// The most bytes of one read: so many may exceed a full window.
 const READ_BYTES: usize = 64 << 10;
 
 type Tcp = <Tokio as Reactor>::TcpStream;
@@ -38,7 +38,7 @@ impl AsyncRead for LimitedStream {
         let read = std::task::ready!(Pin::new(&mut self.stream).poll_read(context, &mut into[..most]))?;
         let admitted = self.flow.admit(&into[..read]);
         if read > 0 && admitted == 0 {
-            // Zero bytes would mean the end: the violation is what there is to say, when its time has come.
+            // Zero bytes would mean the stream's end: the next poll returns the violation once it is due.
             return self.poll_read(context, into);
         }
         Poll::Ready(Ok(admitted))
@@ -61,12 +61,12 @@ impl AsyncWrite for LimitedStream {
     }
 }
 
-/// The Tokio runtime that this is called in, with limited streams in place of TCP.
+/// The current Tokio runtime, with limited streams in place of TCP.
 pub(super) fn runtime() -> Runtime<RuntimeParts<Tokio, LimitedReactor>> {
     Runtime::new(RuntimeParts::new(Tokio::current(), LimitedReactor(Tokio::current())))
 }
 
-/// Tokio's timers; it opens no connection, which is [`mod@super::connect`]'s alone.
+/// Tokio's timers; opens no connection: only [`mod@super::connect`] does.
 #[derive(Clone, Debug)]
 pub(super) struct LimitedReactor(Tokio);
 

@@ -1,32 +1,32 @@
-//! Field tables (AMQP 0-9-1 §4.2.5.5), looked through before the AMQP library parses them: that one calls itself once
-//! for each level, which so many levels as fit into a frame would overflow its stack with, and makes sixty bytes out of
-//! one.
+//! Checks field tables (AMQP 0-9-1 §4.2.5.5) before the AMQP library parses them: the library recurses for each level,
+//! so that the levels that fit into a frame would overflow its stack, and it makes sixty bytes out of one. Pure;
+//! decodes no value.
 
 /// Tables and arrays in one another, at most; brokers nest three or four.
 const MAX_DEPTH: u32 = 16;
 
-/// How many values a table holds, those of inner tables and arrays included; `None` when it can't be read or is nested
-/// too deep. `bytes` begin with its length; what follows it is left alone.
+/// How many values a table holds, those of inner tables and arrays included; `None` when the table can't be read or is
+/// nested too deep. `bytes` begin with the table's length; bytes after the table are ignored.
 pub(super) fn count_values(bytes: &[u8]) -> Option<u64> {
     let mut bytes = bytes;
     let mut count = 0;
-    values(long_string(&mut bytes)?, true, 1, &mut count)?;
+    add_values(long_string(&mut bytes)?, true, 1, &mut count)?;
     Some(count)
 }
 
-/// Takes a short string away.
+/// Removes a short string from the front.
 pub(super) fn short_string<'a>(bytes: &mut &'a [u8]) -> Option<&'a [u8]> {
     let [length] = *bytes.split_off(..1)? else { return None };
     bytes.split_off(..usize::from(length))
 }
 
-/// Takes away what a length of four bytes stands before.
+/// Removes a long string from the front: a length of four bytes, and so many bytes.
 fn long_string<'a>(bytes: &mut &'a [u8]) -> Option<&'a [u8]> {
     let length = u32::from_be_bytes(bytes.split_off(..4)?.try_into().ok()?);
     bytes.split_off(..usize::try_from(length).ok()?)
 }
 
-fn values(mut bytes: &[u8], keyed: bool, depth: u32, count: &mut u64) -> Option<()> {
+fn add_values(mut bytes: &[u8], keyed: bool, depth: u32, count: &mut u64) -> Option<()> {
     if depth > MAX_DEPTH {
         return None;
     }
@@ -36,7 +36,7 @@ fn values(mut bytes: &[u8], keyed: bool, depth: u32, count: &mut u64) -> Option<
             short_string(&mut bytes)?;
         }
         let [kind] = *bytes.split_off(..1)? else { return None };
-        // As RabbitMQ and the library read the letters, which is not quite as the standard has them.
+        // As RabbitMQ and the library read the letters; the standard's differ in some.
         let length = match kind {
             b'V' => 0,
             b't' | b'b' | b'B' => 1,
@@ -46,7 +46,7 @@ fn values(mut bytes: &[u8], keyed: bool, depth: u32, count: &mut u64) -> Option<
             b'L' | b'l' | b'd' | b'T' => 8,
             b'S' | b'x' => long_string(&mut bytes).map(|_| 0)?,
             b'A' | b'F' => {
-                values(long_string(&mut bytes)?, kind == b'F', depth + 1, count)?;
+                add_values(long_string(&mut bytes)?, kind == b'F', depth + 1, count)?;
                 0
             }
             _ => return None,
@@ -69,7 +69,7 @@ mod tests {
     }
 
     #[test]
-    fn every_value_is_counted_and_what_follows_the_table_is_left_alone() {
+    fn every_value_is_counted_and_bytes_after_the_table_are_ignored() {
         let array = [b"\x01aA".as_slice(), &table(b"VVt\x01")].concat();
         let rest = b"\x01bS\x00\x00\x00\x02xy\x01cl12345678\x01dD12345\x01es12\x01fI1234";
         let all = [table(&[array.as_slice(), rest].concat()).as_slice(), b"behind"].concat();
@@ -87,7 +87,7 @@ mod tests {
         for end in 0..whole.len() {
             assert_eq!(count_values(&whole[..end]), None, "{end}");
         }
-        // Whole by its length, but a value isn't.
+        // The table is complete by its length, but a value isn't.
         assert_eq!(count_values(&table(b"\x01cl1234")), None);
         assert_eq!(count_values(&table(b"\x01c?")), None);
     }

@@ -1,20 +1,20 @@
-//! What the broker has delivered and we have not acknowledged, against what we asked for and what memory allows. Pure.
+//! Counts the deliveries that are not acknowledged, against the prefetch and the memory limit. Pure.
 //!
-//! A delivery counts as acknowledged when we decide so, before the broker can know.
+//! A delivery counts as acknowledged from the consumer's decision on, before the broker can know.
 
 use std::collections::VecDeque;
 
 use crate::source::sse::MAX_EVENT_BYTES;
 
-/// The largest body that is taken: as large as an event may be.
+/// The largest body accepted, bytes: as large as an event may be.
 pub(super) const MAX_MESSAGE_BYTES: u64 = MAX_EVENT_BYTES;
-/// What may be delivered and not acknowledged, unless one message alone is larger; two batches.
+/// The most bytes delivered and not acknowledged, unless one message alone is larger; two batches.
 const WINDOW_BYTES: u64 = 8 << 20;
-/// What the AMQP library keeps beside the body: of a delivery, and of each value in its headers.
+/// The AMQP library's memory besides the body, bytes: for a delivery, and for each value in its headers.
 const DELIVERY_BYTES: u64 = 1_024;
 const VALUE_BYTES: u64 = 128;
 
-/// What a broker sends that we don't take.
+/// Why a broker's bytes are not accepted.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Violation {
     /// A message of so many bytes.
@@ -23,7 +23,7 @@ pub(super) enum Violation {
     /// More deliveries than this that are not acknowledged.
     #[error("more than {0} messages ahead of their acknowledgement")]
     OverPrefetch(usize),
-    /// What is no AMQP 0-9-1, or is nothing that we asked for.
+    /// A frame that is not AMQP 0-9-1, or that no consumer expects.
     #[error("{0}")]
     BadFrame(String),
 }
@@ -35,7 +35,7 @@ pub(super) struct Window {
     unacknowledged: VecDeque<Delivery>,
     newest_tag: u64,
     bytes: u64,
-    content: Content,
+    content: ContentState,
 }
 
 #[derive(Debug)]
@@ -44,32 +44,32 @@ struct Delivery {
     bytes: u64,
 }
 
-/// What has to come next of the newest delivery (§4.2.6).
+/// The frame of the newest delivery that must come next (§4.2.6).
 #[derive(Debug)]
-enum Content {
+enum ContentState {
     Nothing,
     Header,
     Body(u64),
 }
 
 impl Window {
-    /// Of a consumer that asked for `prefetch` deliveries ahead.
+    /// The window of a consumer with this prefetch.
     pub(super) fn new(prefetch: u16) -> Self {
         let prefetch = usize::from(prefetch);
-        Self { prefetch, unacknowledged: VecDeque::new(), newest_tag: 0, bytes: 0, content: Content::Nothing }
+        Self { prefetch, unacknowledged: VecDeque::new(), newest_tag: 0, bytes: 0, content: ContentState::Nothing }
     }
 
-    /// A delivery begins: a method frame of so many bytes.
+    /// Records the method frame that begins a delivery, of so many bytes.
     pub(super) fn begin(&mut self, tag: u64, bytes: usize) -> Result<(), Violation> {
-        if !matches!(self.content, Content::Nothing) {
-            return Err(bad("a delivery while the one before it was not whole"));
+        if !matches!(self.content, ContentState::Nothing) {
+            return Err(bad_frame("a delivery while the one before it was not whole"));
         }
         if tag <= self.newest_tag {
             // An acknowledgement covers all up to a tag: out of order it would cover what is not committed.
-            return Err(bad("delivery tags that don't grow"));
+            return Err(bad_frame("delivery tags that don't grow"));
         }
         self.newest_tag = tag;
-        self.content = Content::Header;
+        self.content = ContentState::Header;
         self.unacknowledged.push_back(Delivery { tag, bytes: 0 });
         self.charge(bytes as u64 + DELIVERY_BYTES);
         if self.unacknowledged.len() > self.prefetch {
@@ -78,48 +78,48 @@ impl Window {
         Ok(())
     }
 
-    /// Its content's header, of so many bytes and so many values, which announces the body.
+    /// Records the content header, of so many bytes and so many values, which announces a body of `body` bytes.
     pub(super) fn header(&mut self, body: u64, bytes: usize, values: u64) -> Result<(), Violation> {
-        if !matches!(self.content, Content::Header) {
-            return Err(bad("a content header without a delivery"));
+        if !matches!(self.content, ContentState::Header) {
+            return Err(bad_frame("a content header without a delivery"));
         }
         if body > MAX_MESSAGE_BYTES {
             return Err(Violation::TooLarge(body));
         }
-        self.content = if body == 0 { Content::Nothing } else { Content::Body(body) };
+        self.content = if body == 0 { ContentState::Nothing } else { ContentState::Body(body) };
         self.charge(body + bytes as u64 + values * VALUE_BYTES);
         Ok(())
     }
 
-    /// So many bytes of its body.
+    /// Records so many bytes of the body.
     pub(super) fn body(&mut self, bytes: usize) -> Result<(), Violation> {
-        let Content::Body(left) = self.content else {
-            return Err(bad("a body without a content header"));
+        let ContentState::Body(left) = self.content else {
+            return Err(bad_frame("a body without a content header"));
         };
         self.content = match left.checked_sub(bytes as u64) {
-            Some(0) => Content::Nothing,
-            Some(left) => Content::Body(left),
-            None => return Err(bad("a body longer than its content header says")),
+            Some(0) => ContentState::Nothing,
+            Some(left) => ContentState::Body(left),
+            None => return Err(bad_frame("a body longer than its content header says")),
         };
         Ok(())
     }
 
-    /// Every delivery up to the one with this tag.
+    /// Removes every delivery up to the one with this tag.
     pub(super) fn acknowledge(&mut self, tag: u64) {
         while self.unacknowledged.front().is_some_and(|delivery| delivery.tag <= tag) {
             self.bytes -= self.unacknowledged.pop_front().map_or(0, |delivery| delivery.bytes);
         }
     }
 
-    /// Whether nothing more may be read before something is acknowledged. Never because of a single delivery: all before
-    /// the newest are whole, and whoever takes them needs no more to acknowledge them.
+    /// Whether nothing more may be read before a delivery is acknowledged. A single delivery never fills the window:
+    /// all before the newest are complete, so the consumer can acknowledge them without reading more.
     pub(super) fn is_full(&self) -> bool {
         self.bytes > WINDOW_BYTES && self.unacknowledged.len() > 1
     }
 
-    /// Whether a delivery that came whole is not acknowledged.
+    /// Whether a complete delivery is not acknowledged.
     pub(super) fn holds_whole_messages(&self) -> bool {
-        let incomplete = usize::from(!matches!(self.content, Content::Nothing));
+        let incomplete = usize::from(!matches!(self.content, ContentState::Nothing));
         self.unacknowledged.len() > incomplete
     }
 
@@ -131,7 +131,7 @@ impl Window {
     }
 }
 
-fn bad(what: &str) -> Violation {
+fn bad_frame(what: &str) -> Violation {
     Violation::BadFrame(what.to_owned())
 }
 
@@ -161,7 +161,7 @@ mod tests {
         let mut window = Window::new(2);
         deliver(&mut window, 1, 0);
         deliver(&mut window, 2, 7);
-        // An acknowledgement covers all before it.
+        // An acknowledgement covers all deliveries before it.
         window.acknowledge(2);
         deliver(&mut window, 3, 7);
         deliver(&mut window, 4, 7);
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_full_until_what_was_delivered_is_acknowledged_and_never_over_one_message() {
+    fn the_window_is_full_until_a_delivery_is_acknowledged_and_never_because_of_one_message() {
         let mut window = Window::new(500);
         deliver(&mut window, 1, MAX_MESSAGE_BYTES);
         assert!(!window.is_full());
@@ -188,7 +188,7 @@ mod tests {
         assert!(window.is_full());
         window.acknowledge(1);
         assert!(!window.is_full());
-        // A second one is read only when the first is gone.
+        // A second delivery is read only when the first is acknowledged.
         window.header(WINDOW_BYTES, 14, 0).unwrap();
         assert!(!window.is_full());
         window.acknowledge(2);
@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_under_way_is_none_that_waits_to_be_acknowledged() {
+    fn an_incomplete_message_does_not_wait_to_be_acknowledged() {
         let mut window = Window::new(2);
         deliver(&mut window, 1, 0);
         window.begin(2, 40).unwrap();
@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn contents_come_whole_and_in_order() {
+    fn contents_arrive_complete_and_in_order() {
         let refused = |result: Result<(), Violation>| assert!(matches!(result, Err(Violation::BadFrame(_))));
         let mut window = Window::new(9);
         refused(window.header(1, 14, 0));

@@ -1,13 +1,15 @@
-//! Who holds how much of the budget, who waits, and who gives way: a pure account, with time passed in.
+//! The accounts of the memory budget: which pages hold how much, which wait, and which are preempted. Pure, with time
+//! passed in.
 //!
-//! - Bytes are charged as they come. A page that is small so far takes what is free. A larger one begins only where what
-//!   it is expected to need is free too, beside what others of its size or smaller still expect: so pages that have begun
-//!   come to their end, instead of all of them waiting half read. What is expected holds nothing from smaller pages, and
-//!   nothing at all once its page is slow.
-//! - When nothing is free, the one that has waited longest goes beyond the budget, one at a time; what it held returns.
-//!   So nothing deadlocks, and memory is bounded by the budget and one largest page.
-//! - A page that its publisher lets wait gives way to those that wait for memory; so does one whose host holds more than
-//!   the waiting one's would. Never what is with us already, which ends by itself: to be decoded, or to be written.
+//! - Bytes are charged as they arrive. A small page takes what is free. A larger page begins only where all that it is
+//!   expected to need is free too, beside what others of its size or smaller still expect: so pages that have begun are
+//!   completed, instead of all of them waiting half read. Expected bytes block no smaller page, and none at all once
+//!   their page is slow.
+//! - When nothing is free, the page that has waited longest exceeds the budget, one at a time; the bytes that it held
+//!   before are free again. So nothing deadlocks, and memory is bounded by the budget and one largest page.
+//! - A page whose publisher is slow is preempted by pages that wait for memory; so is a page whose host holds more than
+//!   the waiting page's host would. Local pages, which wait to be decoded or written, are never preempted: they end by
+//!   themselves.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Bound;
@@ -20,14 +22,14 @@ use tokio::time::Instant;
 use super::transfer_rate::{TransferRate, WINDOW};
 
 const UNIT: u64 = 4 << 10;
-/// What is larger than this is weighed before it goes on.
+/// A page larger than this must fit whole before it begins.
 const SMALL: u64 = 64 << 10;
-/// Who has waited so long for memory asks slow pages to give way.
-pub(super) const PATIENCE: Duration = Duration::from_millis(500);
-/// Who has waited so long asks those of hosts that hold more, too.
-const LONGER: Duration = Duration::from_secs(1);
+/// A page that has waited so long for memory preempts slow pages.
+pub(super) const PREEMPT_AFTER: Duration = Duration::from_millis(500);
+/// A page that has waited so long preempts pages of hosts that hold more, too.
+const PREEMPT_HOSTS_AFTER: Duration = Duration::from_secs(1);
 
-/// What became of a wish for more.
+/// The result of [`MemoryLedger::grow`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum GrowResult {
     Granted,
@@ -35,25 +37,27 @@ pub(super) enum GrowResult {
     Preempted,
 }
 
-/// The account.
+/// The accounts of all pages.
 pub(super) struct MemoryLedger {
     total: u64,
     used: u64,
-    /// Of that, what doesn't depend on a publisher any more.
+    /// The bytes of `used` that depend on no publisher any more.
     local_bytes: u64,
+    /// The number of the page that may exceed the budget.
     over_budget: Option<u64>,
     /// By number, which is by age.
     pages: BTreeMap<u64, PageAccount>,
-    /// Who waits, in the order of being served.
+    /// The waiting pages, in the order in which they are granted memory.
     waiting: BTreeSet<QueueRank>,
+    /// Bytes held, by host.
     hosts: HashMap<Arc<str>, u64>,
-    /// What pages that have begun still expect, by size.
+    /// The bytes that pages that have begun still expect, by size.
     pending_by_size: [u64; 64],
     next: u64,
 }
 
-/// Pages that have begun come first, so that they end; then small ones, then those that are weighed; of each the
-/// smallest, then the oldest.
+/// Pages that have begun come first, so that they are completed; then small pages, then those that must fit whole; of
+/// each kind the smallest, then the oldest.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct QueueRank {
     new: bool,
@@ -62,7 +66,7 @@ struct QueueRank {
     number: u64,
 }
 
-/// What a page waits for.
+/// The memory that a page waits for.
 #[derive(Clone, Copy)]
 struct MemoryRequest {
     bytes: u64,
@@ -70,15 +74,15 @@ struct MemoryRequest {
     rank: QueueRank,
 }
 
-/// What one page holds.
+/// One page's memory.
 struct PageAccount {
-    /// None of whoever never gives way.
+    /// None for a page that is never preempted.
     host: Option<Arc<str>>,
     held_bytes: u64,
-    /// Of that, what has come.
+    /// The bytes of `held_bytes` that have arrived.
     arrived_bytes: u64,
     expected_bytes: u64,
-    /// What its claim adds to those of its size.
+    /// The page's part of `pending_by_size`: index and bytes.
     pending: (usize, u64),
     begun: bool,
     is_local: bool,
@@ -91,7 +95,7 @@ struct PageAccount {
 }
 
 impl PageAccount {
-    /// Whether it has to find room for all that it is expected to need before it goes on.
+    /// Whether all that the page is expected to need must be free before it begins.
     fn must_fit_whole(&self, bytes: u64) -> bool {
         !self.begun && self.expected_bytes.max(bytes) > SMALL
     }
@@ -105,7 +109,7 @@ impl PageAccount {
         }
     }
 
-    /// What has to be free for it to hold `bytes`, beside what it holds.
+    /// The bytes that must be free for the page to hold `bytes`, besides those that it holds.
     fn need(&self, bytes: u64) -> u64 {
         let whole = if self.must_fit_whole(bytes) { self.expected_bytes.max(bytes) } else { bytes };
         whole.saturating_sub(self.held_bytes)
@@ -131,8 +135,8 @@ impl MemoryLedger {
         self.used
     }
 
-    /// Enters a page that holds nothing yet and is expected to need `claim`; one without a host is ours from the start.
-    pub(super) fn open_page(&mut self, host: Option<&str>, claim: u64) -> (u64, Arc<Notify>) {
+    /// Opens an account for a page that holds nothing yet; a page without a host is local from the start.
+    pub(super) fn open_page(&mut self, host: Option<&str>, expected_bytes: u64) -> (u64, Arc<Notify>) {
         let known = host.and_then(|host| self.hosts.get_key_value(host).map(|(known, _)| Arc::clone(known)));
         let host = known.or_else(|| host.map(Arc::from));
         let changed = Arc::new(Notify::new());
@@ -141,7 +145,7 @@ impl MemoryLedger {
             host,
             held_bytes: 0,
             arrived_bytes: 0,
-            expected_bytes: claim,
+            expected_bytes,
             pending: (0, 0),
             begun: false,
             memory_request: None,
@@ -179,7 +183,8 @@ impl MemoryLedger {
     /// How long the page has waited for memory, until now.
     pub(super) fn waited(&self, number: u64, now: Instant) -> Duration {
         let waited = |page: &PageAccount| {
-            page.waited + page.memory_request.map_or(Duration::ZERO, |want| now.saturating_duration_since(want.since))
+            page.waited
+                + page.memory_request.map_or(Duration::ZERO, |request| now.saturating_duration_since(request.since))
         };
         self.pages.get(&number).map_or(Duration::ZERO, waited)
     }
@@ -188,7 +193,7 @@ impl MemoryLedger {
         self.pages.get(&number).is_some_and(|page| page.memory_request.is_some() || page.awaits_admission)
     }
 
-    /// How many wait, and the host that holds most.
+    /// How many pages wait, and the host that holds most, with its bytes.
     pub(super) fn overview(&self) -> (usize, Option<(&str, u64)>) {
         let most = self.hosts.iter().max_by_key(|(_, held)| **held).map(|(host, held)| (&**host, *held));
         (self.waiting.len(), most)
@@ -202,7 +207,7 @@ impl MemoryLedger {
         self.update_pending(number);
     }
 
-    /// The page is to hold `bytes`, if that is more than now.
+    /// Grows the page to `bytes`, if that is more than it holds.
     pub(super) fn grow(&mut self, number: u64, bytes: u64, now: Instant) -> GrowResult {
         let Some(page) = self.pages.get_mut(&number) else { return GrowResult::Granted };
         if page.held_bytes == 0 {
@@ -215,8 +220,8 @@ impl MemoryLedger {
                 return GrowResult::Preempted;
             }
             let bytes = charged(bytes, page.expected_bytes);
-            let place = page.rank(number, bytes);
-            let outranked = place.must_fit_whole && self.waiting.range(..place).next().is_some();
+            let rank = page.rank(number, bytes);
+            let outranked = rank.must_fit_whole && self.waiting.range(..rank).next().is_some();
             if outranked || !self.try_grow(number, bytes) {
                 self.enqueue(number, bytes, now);
                 self.grant_waiting(now);
@@ -231,27 +236,27 @@ impl MemoryLedger {
     fn enqueue(&mut self, number: u64, bytes: u64, now: Instant) {
         self.withdraw(number, now);
         let Some(page) = self.pages.get_mut(&number) else { return };
-        let place = page.rank(number, bytes);
-        page.memory_request = Some(MemoryRequest { bytes, since: now, rank: place });
-        self.waiting.insert(place);
+        let rank = page.rank(number, bytes);
+        page.memory_request = Some(MemoryRequest { bytes, since: now, rank });
+        self.waiting.insert(rank);
     }
 
-    /// The page waits no more; what it waited counts.
+    /// Ends the page's wait and adds it to the time waited.
     pub(super) fn withdraw(&mut self, number: u64, now: Instant) {
         let Some(page) = self.pages.get_mut(&number) else { return };
-        if let Some(want) = page.memory_request.take() {
-            page.waited += now.saturating_duration_since(want.since);
-            self.waiting.remove(&want.rank);
+        if let Some(request) = page.memory_request.take() {
+            page.waited += now.saturating_duration_since(request.since);
+            self.waiting.remove(&request.rank);
         }
     }
 
-    /// Gives the page what it wishes for, if that is free.
+    /// Grows the page to `bytes`, if that much is free.
     fn try_grow(&mut self, number: u64, bytes: u64) -> bool {
         let Some(page) = self.pages.get(&number) else { return true };
         if self.over_budget != Some(number) {
-            let place = page.rank(number, bytes);
-            let others = &self.pending_by_size[..=place.size as usize];
-            let others = if place.must_fit_whole { others.iter().sum() } else { 0 };
+            let rank = page.rank(number, bytes);
+            let others = &self.pending_by_size[..=rank.size as usize];
+            let others = if rank.must_fit_whole { others.iter().sum() } else { 0 };
             if self.used + others + page.need(bytes) > self.total {
                 return false;
             }
@@ -265,27 +270,27 @@ impl MemoryLedger {
         true
     }
 
-    /// Serves whoever waits and can be: the smallest first, then by age; then the oldest goes beyond.
+    /// Grants memory to the waiting pages by rank, as far as it is free; then the oldest page exceeds the budget.
     fn grant_waiting(&mut self, now: Instant) {
         loop {
             let mut after = None;
-            while let Some(place) = self.behind(after) {
-                after = Some(place);
-                let bytes = self.wanted(place.number);
-                if self.try_grow(place.number, bytes) {
-                    self.grant(place.number, now);
-                } else if place.must_fit_whole {
+            while let Some(rank) = self.next_waiting(after) {
+                after = Some(rank);
+                let bytes = self.requested_bytes(rank.number);
+                if self.try_grow(rank.number, bytes) {
+                    self.grant(rank.number, now);
+                } else if rank.must_fit_whole {
                     break;
                 }
             }
             if self.over_budget.is_some() {
                 return;
             }
-            // Who has no host and holds nothing can wait until there is room.
+            // A page that has no host and holds nothing can wait until memory is free.
             let may =
                 |number: &u64| self.pages.get(number).is_some_and(|page| page.host.is_some() || page.held_bytes > 0);
-            let Some(number) = self.waiting.iter().map(|place| place.number).filter(may).min() else { return };
-            let bytes = self.wanted(number);
+            let Some(number) = self.waiting.iter().map(|rank| rank.number).filter(may).min() else { return };
+            let bytes = self.requested_bytes(number);
             self.set_pending(number, 0);
             self.set_held(number, 0);
             self.over_budget = Some(number);
@@ -294,13 +299,13 @@ impl MemoryLedger {
         }
     }
 
-    fn behind(&self, place: Option<QueueRank>) -> Option<QueueRank> {
-        let from = place.map_or(Bound::Unbounded, Bound::Excluded);
+    fn next_waiting(&self, after: Option<QueueRank>) -> Option<QueueRank> {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
         self.waiting.range((from, Bound::Unbounded)).next().copied()
     }
 
-    fn wanted(&self, number: u64) -> u64 {
-        self.pages.get(&number).and_then(|page| page.memory_request).map_or(0, |want| want.bytes)
+    fn requested_bytes(&self, number: u64) -> u64 {
+        self.pages.get(&number).and_then(|page| page.memory_request).map_or(0, |request| request.bytes)
     }
 
     fn grant(&mut self, number: u64, now: Instant) {
@@ -310,13 +315,13 @@ impl MemoryLedger {
         }
     }
 
-    /// The page is `bytes` large and no larger, as far as is known.
+    /// Shrinks the page to `bytes`, which is all that it is expected to need.
     pub(super) fn shrink(&mut self, number: u64, bytes: u64, now: Instant) {
         let Some(page) = self.pages.get_mut(&number) else { return };
         let bytes = bytes.next_multiple_of(UNIT).min(page.held_bytes);
         page.expected_bytes = bytes;
         page.arrived_bytes = page.arrived_bytes.min(bytes);
-        // Whoever waits for it has what it held.
+        // A page that has released all its bytes is preempted no more.
         page.is_preempted &= bytes > 0;
         self.set_pending(number, 0);
         if self.over_budget == Some(number) && self.used + bytes <= self.total {
@@ -327,7 +332,7 @@ impl MemoryLedger {
         self.grant_waiting(now);
     }
 
-    /// A part of what the page holds goes on by itself, and is ours.
+    /// Splits off a part of the page's bytes as a page of its own, which is local.
     pub(super) fn split(&mut self, number: u64, bytes: u64) -> (u64, Arc<Notify>) {
         let bytes = bytes.min(self.held_bytes(number));
         let host = self.pages.get(&number).and_then(|page| page.host.clone());
@@ -352,18 +357,18 @@ impl MemoryLedger {
 
     /// The page no longer depends on its publisher.
     pub(super) fn mark_arrived(&mut self, number: u64) {
-        let beyond = self.over_budget == Some(number);
+        let is_over_budget = self.over_budget == Some(number);
         let Some(page) = self.pages.get_mut(&number) else { return };
-        if !page.is_local && !beyond {
+        if !page.is_local && !is_over_budget {
             self.local_bytes += page.held_bytes;
         }
         page.is_local = true;
     }
 
-    /// Its publisher is waited for, or no more.
-    pub(super) fn set_receiving(&mut self, number: u64, receives: bool, now: Instant) {
+    /// Records whether the page waits for bytes of its publisher.
+    pub(super) fn set_receiving(&mut self, number: u64, is_receiving: bool, now: Instant) {
         let Some(page) = self.pages.get_mut(&number) else { return };
-        page.transfer_rate.set_receiving(receives, now);
+        page.transfer_rate.set_receiving(is_receiving, now);
         self.update_pending(number);
     }
 
@@ -371,7 +376,7 @@ impl MemoryLedger {
         self.pages.get(&number).is_some_and(|page| page.is_preempted)
     }
 
-    /// Whether as much could be taken in once publishers have no part in what is held; until then the page waits.
+    /// Whether local bytes leave room for `bytes`; where they don't, the page awaits admission.
     pub(super) fn is_admitted(&mut self, number: u64, bytes: u64) -> bool {
         let room = self.local_bytes + bytes.min(self.total) <= self.total;
         if let Some(page) = self.pages.get_mut(&number) {
@@ -380,56 +385,56 @@ impl MemoryLedger {
         room
     }
 
-    /// Whether the page is the next to be served, or has begun: of these there are few.
+    /// Whether the page is first in the queue, or has begun: there are few such pages.
     pub(super) fn is_near_front(&self, number: u64) -> bool {
         let begun = self.pages.get(&number).is_some_and(|page| page.begun);
-        begun || self.waiting.first().is_some_and(|place| place.number == number)
+        begun || self.waiting.first().is_some_and(|rank| rank.number == number)
     }
 
-    /// The page has waited for as long as that: asks others to give way, as far as that helps it.
+    /// Preempts others for a page that has waited for [`PREEMPT_AFTER`], as far as that helps it.
     pub(super) fn preempt_others(&mut self, number: u64, now: Instant) {
         let waited = self.waited(number, now);
         let Some(page) = self.pages.get(&number) else { return };
-        let Some(want) = page.memory_request.filter(|_| waited >= PATIENCE) else { return };
-        let need = page.need(want.bytes);
-        let (mine, fits) = (self.host_bytes(page) + need, page.held_bytes + need <= self.total);
+        let Some(request) = page.memory_request.filter(|_| waited >= PREEMPT_AFTER) else { return };
+        let need = page.need(request.bytes);
+        let (own_host_bytes, fits) = (self.host_bytes(page) + need, page.held_bytes + need <= self.total);
         let mut victims: Vec<(bool, u64, u64)> = Vec::new();
-        let mut coming = 0;
+        let mut released_bytes = 0;
         for (other, page) in &self.pages {
-            let beyond = self.over_budget == Some(*other);
-            if *other == number || page.held_bytes == 0 || page.host.is_none() || !(fits || beyond) {
+            let is_over_budget = self.over_budget == Some(*other);
+            if *other == number || page.held_bytes == 0 || page.host.is_none() || !(fits || is_over_budget) {
                 continue;
             }
-            let gives = if beyond { u64::MAX } else { page.held_bytes };
+            let released = if is_over_budget { u64::MAX } else { page.held_bytes };
             if page.is_preempted {
-                coming = u64::saturating_add(coming, gives);
+                released_bytes = u64::saturating_add(released_bytes, released);
                 continue;
             }
             let stopped = page.transfer_rate.is_receiving() || page.memory_request.is_some();
             if !page.is_local && stopped && page.transfer_rate.is_slow(now) {
-                victims.push((true, gives, *other));
-            } else if waited >= LONGER && !beyond && self.host_bytes(page) > mine {
+                victims.push((true, released, *other));
+            } else if waited >= PREEMPT_HOSTS_AFTER && !is_over_budget && self.host_bytes(page) > own_host_bytes {
                 let long = page.transfer_rate.is_receiving() && page.transfer_rate.receiving_time_at(now) >= WINDOW;
                 if long || page.memory_request.is_some() {
                     victims.push((false, self.host_bytes(page), *other));
                 }
             }
         }
-        let need = if victims.is_empty() { 0 } else { need + self.bytes_ahead(want.rank) };
+        let need = if victims.is_empty() { 0 } else { need + self.bytes_ahead(request.rank) };
         victims.sort_unstable();
-        while coming < need
+        while released_bytes < need
             && let Some((_, _, other)) = victims.pop()
         {
-            let gives = if self.over_budget == Some(other) { u64::MAX } else { self.held_bytes(other) };
-            coming = coming.saturating_add(gives);
+            let released = if self.over_budget == Some(other) { u64::MAX } else { self.held_bytes(other) };
+            released_bytes = released_bytes.saturating_add(released);
             if let Some(page) = self.pages.get_mut(&other) {
                 page.is_preempted = true;
                 page.changed.notify_one();
             }
         }
-        // Of a page that turns out to be slow nothing is expected any more.
-        let open: Vec<u64> = self.pages.iter().filter(|(_, page)| page.pending.1 > 0).map(|(at, _)| *at).collect();
-        for at in open {
+        // The expected bytes of a slow page don't count any more.
+        let pending: Vec<u64> = self.pages.iter().filter(|(_, page)| page.pending.1 > 0).map(|(at, _)| *at).collect();
+        for at in pending {
             if self.pages.get(&at).is_some_and(|page| page.transfer_rate.is_slow(now)) {
                 self.set_pending(at, 0);
             }
@@ -437,14 +442,15 @@ impl MemoryLedger {
         self.grant_waiting(now);
     }
 
-    /// What those need that are served before.
-    fn bytes_ahead(&self, place: QueueRank) -> u64 {
-        let needs =
-            |place: &QueueRank| self.pages.get(&place.number).map_or(0, |page| page.need(self.wanted(place.number)));
-        self.waiting.range(..place).map(needs).sum()
+    /// The bytes that the pages need that rank before.
+    fn bytes_ahead(&self, rank: QueueRank) -> u64 {
+        let needs = |rank: &QueueRank| {
+            self.pages.get(&rank.number).map_or(0, |page| page.need(self.requested_bytes(rank.number)))
+        };
+        self.waiting.range(..rank).map(needs).sum()
     }
 
-    /// What its host holds, or it alone where it has none.
+    /// The bytes that the page's host holds; those of the page alone where it has no host.
     fn host_bytes(&self, page: &PageAccount) -> u64 {
         page.host.as_ref().and_then(|host| self.hosts.get(host)).copied().unwrap_or(page.held_bytes)
     }
@@ -467,7 +473,7 @@ impl MemoryLedger {
         }
     }
 
-    /// Says anew what a page that has begun still expects.
+    /// Updates the bytes that a page that has begun still expects.
     fn update_pending(&mut self, number: u64) {
         let Some(page) = self.pages.get(&number) else { return };
         let counts = page.begun && self.over_budget != Some(number);
@@ -483,14 +489,14 @@ impl MemoryLedger {
     }
 }
 
-/// What is charged for so many bytes: whole units, which grow with them, up to what the page is expected to need.
-fn charged(bytes: u64, claim: u64) -> u64 {
+/// The bytes charged for `bytes`: whole units, which grow with `bytes`, up to what the page is expected to need.
+fn charged(bytes: u64, expected_bytes: u64) -> u64 {
     let exact = bytes.next_multiple_of(UNIT);
     let coarse = bytes.next_multiple_of((bytes.next_power_of_two() / 16).max(UNIT));
-    coarse.min(claim.max(exact))
+    coarse.min(expected_bytes.max(exact))
 }
 
-/// Sizes by powers of two, above what is small.
+/// Sizes by powers of two, above `SMALL`.
 fn size(bytes: u64) -> u32 {
     64 - (bytes.saturating_sub(1) / SMALL).leading_zeros()
 }

@@ -6,41 +6,41 @@ use super::*;
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
-/// What a stranger may cost a feed of another host, 2 s, and what a loaded machine needs.
+/// How long a slow publisher may delay a feed of another host, 2 s, and what a loaded machine needs.
 const SOON: Duration = Duration::from_secs(4);
 
-/// A page whose bytes come at once, as far as there is room.
+/// A page whose bytes arrive at once, as far as memory is free.
 async fn read(budget: &MemoryBudget, host: &str, bytes: u64) -> Result<Reservation, Preemption> {
     let mut page = budget.open_page(host, bytes);
-    let mut came = 0;
-    while came < bytes {
-        came = (came + 64 * KIB).min(bytes);
+    let mut arrived = 0;
+    while arrived < bytes {
+        arrived = (arrived + 64 * KIB).min(bytes);
         page.receive(std::future::ready(())).await?;
-        page.grow_to(came).await?;
+        page.grow_to(arrived).await?;
     }
     page.mark_arrived();
     Ok(page)
 }
 
-/// A page of which `bytes` come at once, and then one every second.
-fn drip(budget: &MemoryBudget, host: &str, expected: u64, bytes: u64) -> tokio::task::JoinHandle<Preemption> {
+/// A page of which `bytes` arrive at once, and then one every second.
+fn slow_page(budget: &MemoryBudget, host: &str, expected: u64, bytes: u64) -> tokio::task::JoinHandle<Preemption> {
     let (budget, host) = (budget.clone(), host.to_owned());
     tokio::spawn(async move {
         let mut page = budget.open_page(&host, expected);
-        let mut came = bytes;
+        let mut arrived = bytes;
         loop {
-            if let Err(given) = page.grow_to(came).await {
-                return given;
+            if let Err(preemption) = page.grow_to(arrived).await {
+                return preemption;
             }
-            if let Err(given) = page.receive(sleep(Duration::from_secs(1))).await {
-                return given;
+            if let Err(preemption) = page.receive(sleep(Duration::from_secs(1))).await {
+                return preemption;
             }
-            came += 1;
+            arrived += 1;
         }
     })
 }
 
-/// Waits until a publisher's pages have taken what they are to hold.
+/// Waits until the pages of a test's publishers hold what the test needs.
 async fn until(what: impl Fn() -> bool) {
     let end = Instant::now() + Duration::from_secs(30);
     while !what() {
@@ -50,7 +50,7 @@ async fn until(what: impl Fn() -> bool) {
 }
 
 #[tokio::test]
-async fn before_an_answer_begins_nothing_is_held() {
+async fn before_a_response_begins_nothing_is_held() {
     let budget = MemoryBudget::new(MIB);
     let silent: Vec<_> = (0..300).map(|n| budget.open_page(&format!("silent-{n}"), 40 * MIB)).collect();
     assert_eq!(budget.usage(), (MIB, 0));
@@ -59,22 +59,22 @@ async fn before_an_answer_begins_nothing_is_held() {
 }
 
 #[tokio::test]
-async fn what_is_charged_is_what_came() {
+async fn only_arrived_bytes_are_charged() {
     let budget = MemoryBudget::new(MIB);
-    let dripping = [drip(&budget, "a", 900 * KIB, 8 * KIB), drip(&budget, "b", 512 * KIB, 8 * KIB)];
+    let slow_pages = [slow_page(&budget, "a", 900 * KIB, 8 * KIB), slow_page(&budget, "b", 512 * KIB, 8 * KIB)];
     until(|| budget.usage() == (MIB, 16 * KIB)).await;
-    // What they are expected to bring keeps nothing from a page that is smaller.
+    // The bytes that they still expect block no smaller page.
     assert!(read(&budget, "c", 400 * KIB).now_or_never().unwrap().is_ok());
-    for task in dripping {
+    for task in slow_pages {
         task.abort();
     }
 }
 
 #[tokio::test]
-async fn pages_that_drip_give_way_to_whoever_waits_and_no_others_do() {
-    // Given: 220 hosts hold all there is, and one beyond it, and bring a byte a second.
+async fn slow_pages_are_preempted_by_waiting_pages_and_no_others_are() {
+    // Given: 220 hosts hold the whole budget, one of them exceeds it, and each sends a byte a second.
     let budget = MemoryBudget::new(8 * MIB);
-    let dripping: Vec<_> = (0..220).map(|n| drip(&budget, &format!("a-{n}"), 64 * KIB, 64 * KIB)).collect();
+    let slow_pages: Vec<_> = (0..220).map(|n| slow_page(&budget, &format!("a-{n}"), 64 * KIB, 64 * KIB)).collect();
     until(|| budget.usage().1 == 8 * MIB).await;
     assert!(budget.describe_wait().contains("8 of 8 MiB"), "{}", budget.describe_wait());
 
@@ -85,24 +85,24 @@ async fn pages_that_drip_give_way_to_whoever_waits_and_no_others_do() {
     // Then
     assert!(began.elapsed() <= SOON, "{:?}", began.elapsed());
     assert_eq!(page.bytes(), 2 * MIB);
-    let gone = dripping.iter().filter(|task| task.is_finished()).count();
-    assert!(gone >= 32, "{gone}");
-    for task in dripping {
+    let preempted = slow_pages.iter().filter(|task| task.is_finished()).count();
+    assert!(preempted >= 32, "{preempted}");
+    for task in slow_pages {
         task.abort();
     }
 }
 
 #[tokio::test]
-async fn two_answers_that_declare_all_of_it_and_drip_delay_nobody() {
+async fn two_slow_responses_that_declare_the_whole_budget_delay_nobody() {
     let budget = MemoryBudget::new(48 * MIB);
-    let dripping = ["a", "b"].map(|host| drip(&budget, host, 40 * MIB, 30 * MIB));
+    let slow_pages = ["a", "b"].map(|host| slow_page(&budget, host, 40 * MIB, 30 * MIB));
     until(|| budget.usage().1 == 30 * MIB).await;
     for _ in 0..3 {
         let began = Instant::now();
         read(&budget, "c", 24 * MIB).await.unwrap();
         assert!(began.elapsed() <= SOON);
     }
-    for task in dripping {
+    for task in slow_pages {
         task.abort();
     }
 }
@@ -115,19 +115,19 @@ async fn one_page_at_a_time_exceeds_the_budget_and_nobody_deadlocks() {
     let mut second = budget.open_page("b", 0);
     second.grow_to(32 * KIB).await.unwrap();
     first.grow_to(MIB).now_or_never().unwrap().unwrap();
-    // What it held before is free again, since all of it is beyond.
+    // What the first page held is free again, since the whole page exceeds the budget.
     assert_eq!(budget.usage(), (64 * KIB, 32 * KIB));
     first.mark_arrived();
     assert!(second.grow_to(MIB).now_or_never().is_none());
     drop(first);
     second.grow_to(MIB).now_or_never().unwrap().unwrap();
-    // Nobody waits for more than there is.
+    // Nobody waits for more than the whole budget.
     assert_eq!(budget.reserve(1 << 30).await.bytes(), 64 * KIB);
 }
 
 #[tokio::test]
-async fn a_host_that_holds_most_gives_way_even_where_its_pages_come_fast() {
-    // Given: a host whose pages come at several MiB a second and never end.
+async fn the_host_that_holds_most_is_preempted_even_where_its_pages_arrive_fast() {
+    // Given: a host whose pages arrive at several MiB a second and never end.
     let budget = MemoryBudget::new(4 * MIB);
     let endless: Vec<_> = (0..3)
         .map(|_| {
@@ -156,41 +156,41 @@ async fn a_host_that_holds_most_gives_way_even_where_its_pages_come_fast() {
 }
 
 #[tokio::test]
-async fn what_is_with_us_never_gives_way() {
+async fn a_local_page_is_never_preempted() {
     let budget = MemoryBudget::new(MIB);
-    let ours = read(&budget, "a", MIB).await.unwrap();
+    let local = read(&budget, "a", MIB).await.unwrap();
     let mut waiting = Box::pin(read(&budget, "b", 512 * KIB));
-    // The first that waits goes beyond; the second has to wait for as long as it takes.
-    let beyond = waiting.as_mut().now_or_never().unwrap().unwrap();
+    // The first waiting page exceeds the budget; the second has to wait for as long as it takes.
+    let over_budget = waiting.as_mut().now_or_never().unwrap().unwrap();
     let mut waiting = Box::pin(read(&budget, "c", 512 * KIB));
     assert!(timeout(SOON, &mut waiting).await.is_err());
-    ours.receive(std::future::ready(())).await.unwrap();
-    drop(ours);
+    local.receive(std::future::ready(())).await.unwrap();
+    drop(local);
     assert_eq!(timeout(SOON, waiting).await.unwrap().unwrap().bytes(), 512 * KIB);
-    drop(beyond);
+    drop(over_budget);
 }
 
 #[tokio::test]
-async fn nothing_is_asked_for_while_what_is_ours_leaves_no_room() {
+async fn nothing_is_requested_while_local_pages_leave_no_room() {
     let budget = MemoryBudget::new(MIB);
     let page = budget.open_page("b", 512 * KIB);
-    // What strangers hold keeps nobody from asking.
-    let stranger = drip(&budget, "a", 64 * KIB, MIB);
+    // The memory of a slow page keeps no other page from being requested.
+    let slow = slow_page(&budget, "a", 64 * KIB, MIB);
     until(|| budget.usage().1 == MIB).await;
     page.wait_for_admission(512 * KIB).now_or_never().unwrap();
-    stranger.abort();
-    let _ = stranger.await;
-    let ours = read(&budget, "a", 768 * KIB).await.unwrap();
+    slow.abort();
+    let _ = slow.await;
+    let local = read(&budget, "a", 768 * KIB).await.unwrap();
     let mut asking = Box::pin(page.wait_for_admission(512 * KIB));
     assert!(asking.as_mut().now_or_never().is_none());
     assert!(page.watch().is_waiting());
-    drop(ours);
+    drop(local);
     timeout(SOON, asking).await.unwrap();
     assert!(!page.watch().is_waiting());
 }
 
 #[tokio::test]
-async fn pages_that_have_begun_come_to_their_end() {
+async fn pages_that_have_begun_are_completed() {
     // Given: many more pages at once than there is memory for, all of hosts of their own.
     let budget = MemoryBudget::new(4 * MIB);
     let most = Arc::new(std::sync::atomic::AtomicU64::new(0));
@@ -210,7 +210,7 @@ async fn pages_that_have_begun_come_to_their_end() {
             Ok::<_, Preemption>(())
         });
     }
-    // Then: none gives way, and as many are under way as there is memory for.
+    // Then: none is preempted, and as many are under way as there is memory for.
     while let Some(done) = pages.join_next().await {
         done.unwrap().unwrap();
     }
@@ -223,18 +223,18 @@ async fn a_wait_that_is_dropped_holds_nothing() {
     let budget = MemoryBudget::new(MIB);
     let mut page = budget.open_page("a", 0);
     page.grow_to(64 * KIB).await.unwrap();
-    let ours = read(&budget, "b", 960 * KIB).await.unwrap();
-    let beyond = read(&budget, "c", 64 * KIB).await.unwrap();
+    let local = read(&budget, "b", 960 * KIB).await.unwrap();
+    let over_budget = read(&budget, "c", 64 * KIB).await.unwrap();
     assert!(timeout(SOON, page.grow_to(128 * KIB)).await.is_err());
     assert!(!page.watch().is_waiting());
     assert!(page.waited() >= SOON);
-    drop((ours, beyond));
+    drop((local, over_budget));
     assert_eq!((page.bytes(), budget.usage().1), (64 * KIB, 64 * KIB));
 }
 
 #[tokio::test]
-async fn who_has_given_back_what_others_waited_for_goes_on() {
-    // Given a page that lets others wait, and is told so.
+async fn a_preempted_page_that_has_released_its_memory_goes_on() {
+    // Given: a slow page that is preempted.
     let budget = MemoryBudget::new(MIB);
     let mut slow = budget.open_page("a", 0);
     slow.grow_to(MIB).await.unwrap();
@@ -253,7 +253,7 @@ async fn who_has_given_back_what_others_waited_for_goes_on() {
 }
 
 #[tokio::test]
-async fn what_a_page_hands_on_is_held_until_that_is_dropped() {
+async fn what_is_split_off_is_held_until_it_is_dropped() {
     let budget = MemoryBudget::new(MIB);
     let mut page = budget.open_page("a", 0);
     page.grow_to(256 * KIB).await.unwrap();

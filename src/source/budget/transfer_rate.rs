@@ -1,20 +1,20 @@
-//! How fast a page comes: pure, with time passed in.
+//! How fast a page's bytes arrive. Pure, with time passed in.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// A page is slow once what it brought has not lasted, by the least rate, for this long; time that it spent in waiting
-/// for us doesn't count.
+/// A page is slow once it is this far behind the least rate; time that it spends waiting for us doesn't count.
 pub(super) const WINDOW: Duration = Duration::from_secs(1);
 /// Bytes a second.
 const LEAST_RATE: f64 = 32.0 * 1024.0;
 
-/// How fast a page comes, while its publisher is waited for: what it brings lasts for as long as the least rate takes.
+/// A page's transfer rate while its publisher is waited for: each chunk buys the time that the least rate takes for it.
 #[derive(Default)]
 pub(super) struct TransferRate {
     receiving_since: Option<Instant>,
     receiving_time: Duration,
+    /// The receiving time after which the page is slow.
     slow_after: Duration,
 }
 
@@ -29,23 +29,23 @@ impl TransferRate {
 
     pub(super) fn record_bytes(&mut self, bytes: u64, now: Instant) {
         let time = self.receiving_time_at(now);
-        let lasts = Duration::from_secs_f64(bytes as f64 / LEAST_RATE).min(WINDOW);
-        self.slow_after = (self.slow_after.max(time) + lasts).min(time + WINDOW);
+        let bought = Duration::from_secs_f64(bytes as f64 / LEAST_RATE).min(WINDOW);
+        self.slow_after = (self.slow_after.max(time) + bought).min(time + WINDOW);
     }
 
-    /// Whether its publisher is waited for now.
+    /// Whether the page waits for its publisher now.
     pub(super) fn is_receiving(&self) -> bool {
         self.receiving_since.is_some()
     }
 
-    /// Its publisher is waited for, or no more.
-    pub(super) fn set_receiving(&mut self, waits: bool, now: Instant) {
+    /// Records whether the page waits for its publisher.
+    pub(super) fn set_receiving(&mut self, is_receiving: bool, now: Instant) {
         self.receiving_time = self.receiving_time_at(now);
-        self.receiving_since = waits.then_some(now);
+        self.receiving_since = is_receiving.then_some(now);
     }
 
     pub(super) fn is_slow(&self, now: Instant) -> bool {
-        // Who waits for us has just brought something: a page that comes at all well has most of its time left then.
+        // A page that waits for us has just delivered bytes: at a good rate it has most of its time left then.
         let left = if self.receiving_since.is_some() { Duration::ZERO } else { WINDOW / 2 };
         self.receiving_time_at(now) + left >= self.slow_after
     }

@@ -1,6 +1,6 @@
-//! Bytes to events, by WHATWG HTML §9.2.6: whatever the bytes are, nothing but size is an error.
+//! Parses bytes to events, by WHATWG HTML §9.2.6: whatever the bytes are, nothing but size is an error. Pure.
 //!
-//! Of what has been read it keeps the last chunk, a line that is not complete and the event that is being put together.
+//! Of what has been read it holds the last chunk, the incomplete line and the incomplete event.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,15 +15,15 @@ const MAX_ID_BYTES: usize = 2 << 10;
 
 /// A stream's state between events.
 pub(super) struct Parser {
-    /// What has come and is not read yet.
+    /// What has arrived and is not read yet.
     chunk: Bytes,
-    /// The beginning of a line that goes on in the next chunk.
+    /// The beginning of a line that continues in the next chunk.
     line: Vec<u8>,
     /// The last line ended with CR: a LF that follows belongs to it.
     after_return: bool,
     /// Nothing but perhaps a byte order mark has been read.
     first_line: bool,
-    block: EventFields,
+    fields: EventFields,
     id: Option<Arc<str>>,
     long_ids: u64,
     retry: Option<Duration>,
@@ -39,14 +39,14 @@ struct EventFields {
 }
 
 impl Parser {
-    /// No event, with the line that is being read, may hold more than `max` bytes.
+    /// A parser for events of at most `max` bytes, the incomplete line included.
     pub(super) fn new(max: u64) -> Self {
         Self {
             chunk: Bytes::new(),
             line: Vec::new(),
             after_return: false,
             first_line: true,
-            block: EventFields::default(),
+            fields: EventFields::default(),
             id: None,
             long_ids: 0,
             retry: None,
@@ -54,7 +54,7 @@ impl Parser {
         }
     }
 
-    /// Ids passed over since the last call.
+    /// Ids ignored since the last call.
     pub(super) fn long_ids(&mut self) -> u64 {
         std::mem::take(&mut self.long_ids)
     }
@@ -63,12 +63,12 @@ impl Parser {
         self.retry
     }
 
-    /// Takes what came next, once [`Self::next`] has found no more events in what came before.
+    /// Adds the next chunk, once [`Self::next`] has returned all events of the one before.
     pub(super) fn push_chunk(&mut self, chunk: Bytes) {
         self.chunk = chunk;
     }
 
-    /// The next event that is complete.
+    /// The next complete event.
     pub(super) fn next(&mut self) -> Result<Option<SseEvent>, HttpFailure> {
         while let Some(line) = self.line()? {
             if let Some(event) = self.read(&line) {
@@ -78,7 +78,7 @@ impl Parser {
         Ok(None)
     }
 
-    /// The next line that is complete, without its end: CR LF, LF or CR.
+    /// The next complete line, without its end: CR LF, LF or CR.
     fn line(&mut self) -> Result<Option<Bytes>, HttpFailure> {
         if self.after_return && !self.chunk.is_empty() {
             self.after_return = false;
@@ -107,18 +107,18 @@ impl Parser {
         Ok(Some(self.without_mark(line)))
     }
 
-    /// Bytes of the event under way, those of the last chunk aside.
+    /// Bytes of the incomplete event, without those of the last chunk.
     pub(super) fn held(&self) -> u64 {
-        let data = self.block.data.as_ref().map_or(0, Vec::len);
-        (self.line.len() + self.block.name.len() + data) as u64
+        let data = self.fields.data.as_ref().map_or(0, Vec::len);
+        (self.line.len() + self.fields.name.len() + data) as u64
     }
 
-    /// Gives up the event under way: nothing follows.
+    /// Discards the incomplete event: nothing follows.
     pub(super) fn discard(&mut self) {
-        (self.chunk, self.line, self.block) = (Bytes::new(), Vec::new(), EventFields::default());
+        (self.chunk, self.line, self.fields) = (Bytes::new(), Vec::new(), EventFields::default());
     }
 
-    /// A byte order mark may stand before the first line.
+    /// Removes the byte order mark that the first line may begin with.
     fn without_mark(&mut self, line: Bytes) -> Bytes {
         let first = std::mem::take(&mut self.first_line);
         if first && line.starts_with(b"\xEF\xBB\xBF") { line.slice(3..) } else { line }
@@ -135,30 +135,30 @@ impl Parser {
         };
         let value = value.strip_prefix(b" ").unwrap_or(value);
         match field {
-            b"data" => self.block.append(value),
-            b"event" => self.block.name = text(value.to_vec()),
+            b"data" => self.fields.append(value),
+            b"event" => self.fields.name = text(value.to_vec()),
             b"id" if value.len() > MAX_ID_BYTES => self.long_ids += 1,
             b"id" if !value.contains(&0) => self.id = Some(text(value.to_vec()).into()),
-            b"retry" => self.wait(value),
+            b"retry" => self.set_retry(value),
             _ => {}
         }
         None
     }
 
-    fn wait(&mut self, value: &[u8]) {
+    fn set_retry(&mut self, value: &[u8]) {
         if value.is_empty() || !value.iter().all(u8::is_ascii_digit) {
             return;
         }
         let milliseconds = std::str::from_utf8(value).ok().and_then(|digits| digits.parse().ok()).unwrap_or(u64::MAX);
-        self.block.retry = Some(Duration::from_millis(milliseconds));
-        self.retry = self.block.retry;
+        self.fields.retry = Some(Duration::from_millis(milliseconds));
+        self.retry = self.fields.retry;
     }
 
     fn dispatch(&mut self) -> Option<SseEvent> {
-        let block = std::mem::take(&mut self.block);
-        let data = text(block.data?);
-        let name = if block.name.is_empty() { "message".to_owned() } else { block.name };
-        Some(SseEvent { name, data, id: self.id.clone(), retry: block.retry })
+        let fields = std::mem::take(&mut self.fields);
+        let data = text(fields.data?);
+        let name = if fields.name.is_empty() { "message".to_owned() } else { fields.name };
+        Some(SseEvent { name, data, id: self.id.clone(), retry: fields.retry })
     }
 }
 
@@ -197,7 +197,7 @@ mod tests {
     }
 
     /// Name and data of each event.
-    fn said(text: &[u8]) -> Vec<(String, String)> {
+    fn names_and_data(text: &[u8]) -> Vec<(String, String)> {
         events(&[text]).0.into_iter().map(|event| (event.name, event.data)).collect()
     }
 
@@ -208,20 +208,20 @@ mod tests {
     #[test]
     fn the_examples_of_the_standard_are_read_as_it_says() {
         // WHATWG HTML §9.2.6, the examples at its end.
-        assert_eq!(said(b"data: YHOO\ndata: +2\ndata: 10\n\n"), [message("YHOO\n+2\n10")]);
+        assert_eq!(names_and_data(b"data: YHOO\ndata: +2\ndata: 10\n\n"), [message("YHOO\n+2\n10")]);
         let (read, _) =
             events(&[b": test stream\n\ndata: first event\nid: 1\n\ndata:second event\nid\n\ndata:  third event\n\n"]);
         let read: Vec<_> = read.iter().map(|event| (event.data.as_str(), event.id.as_deref())).collect();
         assert_eq!(read, [("first event", Some("1")), ("second event", Some("")), (" third event", Some(""))]);
-        // The last block has no blank line behind it.
-        assert_eq!(said(b"data\n\ndata\ndata\n\ndata:"), [message(""), message("\n")]);
-        assert_eq!(said(b"data:test\n\ndata: test\n\n"), [message("test"), message("test")]);
+        // The last block has no blank line after it.
+        assert_eq!(names_and_data(b"data\n\ndata\ndata\n\ndata:"), [message(""), message("\n")]);
+        assert_eq!(names_and_data(b"data:test\n\ndata: test\n\n"), [message("test"), message("test")]);
     }
 
     #[test]
     fn lines_end_with_any_of_three_ends_mixed() {
         assert_eq!(
-            said(b"event: a\rdata: 1\r\rdata: 2\r\n\r\ndata: 3\n\ndata: 4\r\n\n"),
+            names_and_data(b"event: a\rdata: 1\r\rdata: 2\r\n\r\ndata: 3\n\ndata: 4\r\n\n"),
             [("a".into(), "1".into()), message("2"), message("3"), message("4"),]
         );
     }
@@ -245,30 +245,30 @@ mod tests {
     }
 
     #[test]
-    fn junk_is_passed_over_and_what_follows_is_read() {
+    fn junk_is_skipped_and_what_follows_is_read() {
         let junk =
             b":\n: ping\n\nunknown: x\n\nevent\n\nevent: lost\n\n\n\nDATA: no\n data: no\n\xff\xfe: x\n\n{\"a\":1}\n\n";
         let stream = [&junk[..], b"data: after\n\n"].concat();
-        assert_eq!(said(&stream), [message("after")]);
+        assert_eq!(names_and_data(&stream), [message("after")]);
     }
 
     #[test]
     fn a_mark_counts_at_the_beginning_alone_and_bad_bytes_are_replaced() {
         assert_eq!(
-            said(b"\xEF\xBB\xBFdata: 1\n\n\xEF\xBB\xBFdata: 2\n\ndata: a\xffb\n\n"),
+            names_and_data(b"\xEF\xBB\xBFdata: 1\n\n\xEF\xBB\xBFdata: 2\n\ndata: a\xffb\n\n"),
             [message("1"), message("a\u{fffd}b")]
         );
     }
 
     #[test]
-    fn an_id_holds_for_the_events_behind_it_and_one_with_nul_for_none() {
+    fn an_id_applies_to_the_events_after_it_and_one_with_nul_to_none() {
         let (read, _) = events(&[b"id: 7\n\ndata: a\n\nid: 8\0\ndata: b\n\nid\ndata: c\n\n"]);
         let ids: Vec<_> = read.iter().map(|event| event.id.as_deref()).collect();
         assert_eq!(ids, [Some("7"), Some("7"), Some("")]);
     }
 
     #[test]
-    fn an_id_that_is_too_long_is_passed_over_and_one_is_shared_by_all_events_behind_it() {
+    fn an_id_that_is_too_long_is_ignored_and_one_is_shared_by_all_events_after_it() {
         let long = "x".repeat(MAX_ID_BYTES + 1);
         let stream = format!("id: 7\nid: {long}\ndata: a\n\ndata: b\n\nid: {}\ndata: c\n\n", &long[1..]);
         let (read, mut parser) = events(&[stream.as_bytes()]);

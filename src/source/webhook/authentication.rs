@@ -1,5 +1,5 @@
-//! Who posts: a bearer token, `?token=`, or a signature over the body as it came (`X-Hub-Signature-256`, W3C WebSub
-//! §7.1). Any of a feed's secrets will do. The time that a comparison takes tells nothing of them.
+//! Authenticates a post: by a bearer token, `?token=`, or a signature over the body as sent (`X-Hub-Signature-256`, W3C
+//! WebSub §7.1). Any of a feed's secrets is accepted. Comparisons take constant time. Knows nothing of connections.
 
 use axum::http::{HeaderMap, Uri, header};
 use hmac::{Hmac, KeyInit, Mac};
@@ -8,20 +8,20 @@ use sha1::Sha1;
 use sha2::{Digest, Sha256};
 use subtle::{Choice, ConstantTimeEq};
 
-/// What a request shows of itself before its body is read.
+/// What a request's head authenticates, before its body is read.
 pub(super) enum ShownCredential {
     /// One of the secrets.
     Secret,
-    /// A signature, to be compared once the body is there.
+    /// A signature, to be compared once the body has been read.
     Signature(SignatureCheck),
-    /// Nothing that would do.
+    /// Neither one of the secrets nor a signature.
     Nothing,
 }
 
-/// A signature being made of a body, once for each secret, beside the one that came with it.
+/// The MACs of a body, one for each secret, and the signature that the request gave.
 pub(super) struct SignatureCheck {
     given: Vec<u8>,
-    made: SignatureMacs,
+    macs: SignatureMacs,
 }
 
 enum SignatureMacs {
@@ -29,25 +29,26 @@ enum SignatureMacs {
     Sha1(Vec<Hmac<Sha1>>),
 }
 
-/// Judges what came with a request.
+/// Checks the credentials in a request's head.
 pub(super) fn check_credentials(headers: &HeaderMap, uri: &Uri, secrets: &[SecretString]) -> ShownCredential {
     let bearer = headers.get(header::AUTHORIZATION).and_then(|value| bearer(value.as_bytes())).map(<[u8]>::to_vec);
     let query = url::form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes());
     let tokens = query.filter(|(name, _)| name == "token").map(|(_, token)| token.as_bytes().to_vec());
-    let known = bearer.into_iter().chain(tokens).fold(Choice::from(0), |known, token| known | knows(secrets, &token));
+    let known =
+        bearer.into_iter().chain(tokens).fold(Choice::from(0), |known, token| known | is_one_of(secrets, &token));
     if known.into() {
         return ShownCredential::Secret;
     }
-    // Where both signatures come, the better one counts.
+    // Where a request has both signatures, the stronger one counts.
     let named = |name: &str, prefix: &str| {
         let value = headers.get(name)?.to_str().ok()?;
         Some(value.trim().strip_prefix(prefix).and_then(unhex).unwrap_or_default())
     };
     if let Some(given) = named("x-hub-signature-256", "sha256=") {
-        return ShownCredential::Signature(SignatureCheck { given, made: SignatureMacs::Sha256(keyed(secrets)) });
+        return ShownCredential::Signature(SignatureCheck { given, macs: SignatureMacs::Sha256(keyed(secrets)) });
     }
     match named("x-hub-signature", "sha1=") {
-        Some(given) => ShownCredential::Signature(SignatureCheck { given, made: SignatureMacs::Sha1(keyed(secrets)) }),
+        Some(given) => ShownCredential::Signature(SignatureCheck { given, macs: SignatureMacs::Sha1(keyed(secrets)) }),
         None => ShownCredential::Nothing,
     }
 }
@@ -57,8 +58,8 @@ fn bearer(value: &[u8]) -> Option<&[u8]> {
     scheme.eq_ignore_ascii_case(b"bearer ").then(|| token.trim_ascii())
 }
 
-/// Digests are of one length whatever was sent, and every secret is compared.
-fn knows(secrets: &[SecretString], token: &[u8]) -> Choice {
+/// Compares digests, which have one length whatever was sent, and compares every secret.
+fn is_one_of(secrets: &[SecretString], token: &[u8]) -> Choice {
     let given = Sha256::digest(token);
     let same = |secret: &SecretString| Sha256::digest(secret.expose_secret()).as_slice().ct_eq(given.as_slice());
     secrets.iter().fold(Choice::from(0), |known, secret| known | same(secret))
@@ -79,25 +80,25 @@ fn unhex(text: &str) -> Option<Vec<u8>> {
 }
 
 impl SignatureCheck {
-    /// Takes the next bytes of the body in.
+    /// Adds the next bytes of the body.
     pub(super) fn update(&mut self, bytes: &[u8]) {
-        match &mut self.made {
-            SignatureMacs::Sha256(made) => made.iter_mut().for_each(|mac| mac.update(bytes)),
-            SignatureMacs::Sha1(made) => made.iter_mut().for_each(|mac| mac.update(bytes)),
+        match &mut self.macs {
+            SignatureMacs::Sha256(macs) => macs.iter_mut().for_each(|mac| mac.update(bytes)),
+            SignatureMacs::Sha1(macs) => macs.iter_mut().for_each(|mac| mac.update(bytes)),
         }
     }
 
-    /// Whether one of the secrets made the signature that was given.
-    pub(super) fn vouches(self) -> bool {
-        let Self { given, made } = self;
-        let same = |made: &[u8]| made.ct_eq(given.as_slice());
+    /// Whether the given signature was made with one of the secrets.
+    pub(super) fn verify(self) -> bool {
+        let Self { given, macs } = self;
+        let same = |macs: &[u8]| macs.ct_eq(given.as_slice());
         let none = Choice::from(0);
-        let known = match made {
-            SignatureMacs::Sha256(made) => {
-                made.into_iter().fold(none, |known, mac| known | same(&mac.finalize().into_bytes()))
+        let known = match macs {
+            SignatureMacs::Sha256(macs) => {
+                macs.into_iter().fold(none, |known, mac| known | same(&mac.finalize().into_bytes()))
             }
-            SignatureMacs::Sha1(made) => {
-                made.into_iter().fold(none, |known, mac| known | same(&mac.finalize().into_bytes()))
+            SignatureMacs::Sha1(macs) => {
+                macs.into_iter().fold(none, |known, mac| known | same(&mac.finalize().into_bytes()))
             }
         };
         known.into()
@@ -117,9 +118,9 @@ mod tests {
             headers.insert(header, value.parse().unwrap());
             let secrets = [SecretString::from("another"), SecretString::from(secret)];
             match check_credentials(&headers, &Uri::from_static("/"), &secrets) {
-                ShownCredential::Signature(mut signed) => {
-                    body.chunks(3).for_each(|chunk| signed.update(chunk));
-                    signed.vouches()
+                ShownCredential::Signature(mut signature) => {
+                    body.chunks(3).for_each(|chunk| signature.update(chunk));
+                    signature.verify()
                 }
                 _ => false,
             }

@@ -1,6 +1,6 @@
-//! A request's body, read within limits of size, time and memory.
+//! Reads a request's body within limits of size, time and memory. Never decompresses it.
 //!
-//! Memory is taken in steps, as bytes come: who declares much and sends little holds little.
+//! Memory is charged in steps, as bytes arrive: a client that declares much and sends little holds little.
 
 use std::future::Future;
 use std::time::Duration;
@@ -15,64 +15,64 @@ use crate::source::budget::{MemoryBudget, Reservation};
 
 /// The longest silence.
 const SILENCE: Duration = Duration::from_secs(30);
-/// For a whole body.
+/// The longest time for a whole body.
 const WHOLE: Duration = Duration::from_secs(300);
-/// For a body that nobody will read.
-const MOMENT: Duration = Duration::from_secs(5);
-/// For room in the budget.
+/// The longest time for discarding a body that was refused unread.
+const DISCARD_TIMEOUT: Duration = Duration::from_secs(5);
+/// The longest wait for memory of the budget.
 const MEMORY_TIMEOUT: Duration = Duration::from_secs(1);
 /// What is kept of a body that is too large, bytes.
 pub(super) const BEGINNING: usize = 1 << 10;
-/// How many times the largest body is read past, for its signature or its sender's sake.
+/// A body is read up to this many times `max`, for its signature, or so that its sender sees the answer.
 const MAX_DISCARD_FACTOR: u64 = 8;
-/// What a body may hold at first: of one whose sender has shown no secret, no more than is sure to come.
+/// What a body may hold at first, bytes: of an unauthenticated sender, no more than is sure to arrive.
 const STEP: u64 = 64 << 10;
 const UNKNOWN_STEP: u64 = 4 << 10;
-/// For a whole body of somebody unknown.
+/// The longest time for a whole body of an unauthenticated sender.
 const UNKNOWN_WHOLE: Duration = Duration::from_secs(60);
-/// Slower than this, over all its time but the first, no body may come: bytes a second.
+/// The slowest rate of a body over its whole time but the first `SLOW_START`: bytes a second.
 const SLOWEST: u64 = 1 << 10;
 const SLOW_START: Duration = Duration::from_secs(10);
 
-/// A body as it came.
+/// A body as sent.
 pub(super) struct CompleteBody {
     pub(super) bytes: Vec<u8>,
-    pub(super) held: Reservation,
-    pub(super) signed: Option<SignatureCheck>,
+    pub(super) reservation: Reservation,
+    pub(super) signature: Option<SignatureCheck>,
 }
 
-/// A body larger than any may be.
+/// A body larger than `max`.
 pub(super) struct OversizedBody {
     /// Its first KiB at most.
     pub(super) beginning: Vec<u8>,
-    /// As declared.
+    /// The declared length, bytes.
     pub(super) length: Option<u64>,
-    pub(super) held: Reservation,
-    /// Made of the whole body; none where there was none, or where the body was too large even for that.
-    pub(super) signed: Option<SignatureCheck>,
+    pub(super) reservation: Reservation,
+    /// Fed with the whole body; none where the request had no signature, or where the body was too large even for that.
+    pub(super) signature: Option<SignatureCheck>,
     rest: BodyDataStream,
 }
 
-/// Why there is no body.
+/// Why a body could not be read.
 pub(super) enum BodyError {
     TooLarge(Box<OversizedBody>),
     /// Silent for too long, or too slow.
     Stalled,
     /// Cut short.
     Broken,
-    /// There is no room for it.
+    /// The budget had no memory for it in time.
     NoMemory,
 }
 
-/// Reads a body of at most `max` bytes; with a signature to be made, one that is larger is read to its end all the same.
+/// Reads a body of at most `max` bytes; with a signature to be checked, a larger one is read to its end all the same.
 pub(super) async fn read(
     body: Body,
     max: u64,
     budget: &MemoryBudget,
-    signed: Option<SignatureCheck>,
+    signature: Option<SignatureCheck>,
     peer: Option<&Peer>,
 ) -> Result<CompleteBody, BodyError> {
-    read_within(SILENCE, body, max, budget, signed, peer).await
+    read_within(SILENCE, body, max, budget, signature, peer).await
 }
 
 async fn read_within(
@@ -80,73 +80,73 @@ async fn read_within(
     body: Body,
     max: u64,
     budget: &MemoryBudget,
-    mut signed: Option<SignatureCheck>,
+    mut signature: Option<SignatureCheck>,
     peer: Option<&Peer>,
 ) -> Result<CompleteBody, BodyError> {
     let length = body.size_hint().exact();
-    let (step, whole) = if signed.is_some() { (UNKNOWN_STEP, UNKNOWN_WHOLE) } else { (STEP, WHOLE) };
-    // Among bodies of the unknown, one that drips makes room for one that comes.
-    let unauthenticated_peer = peer.filter(|_| signed.is_some());
-    let mut held = match soon(budget.reserve(step)).await {
-        Ok(held) => held,
+    let (step, whole) = if signature.is_some() { (UNKNOWN_STEP, UNKNOWN_WHOLE) } else { (STEP, WHOLE) };
+    // Among unauthenticated bodies, the slowest one is evicted for a new one.
+    let unauthenticated_peer = peer.filter(|_| signature.is_some());
+    let mut reservation = match within_memory_timeout(budget.reserve(step)).await {
+        Ok(reservation) => reservation,
         Err(busy) => {
             unauthenticated_peer.ok_or(busy)?.evict_for_memory();
-            soon(budget.reserve(step)).await?
+            within_memory_timeout(budget.reserve(step)).await?
         }
     };
-    let mut large = length.is_some_and(|length| length > max);
+    let mut is_oversized = length.is_some_and(|length| length > max);
     let (mut stream, mut bytes, mut count) = (body.into_data_stream(), Vec::new(), 0);
     let began = Instant::now();
-    while let Some(chunk) = next(&mut stream, silence, latest(began, whole, count)).await? {
-        signed.iter_mut().for_each(|signed| signed.update(&chunk));
+    while let Some(chunk) = next(&mut stream, silence, chunk_deadline(began, whole, count)).await? {
+        signature.iter_mut().for_each(|signature| signature.update(&chunk));
         count += chunk.len() as u64;
-        large |= count > max;
-        if large {
+        is_oversized |= count > max;
+        if is_oversized {
             bytes.extend_from_slice(&chunk);
             bytes.truncate(BEGINNING);
             bytes.shrink_to_fit();
-            held.shrink_to(BEGINNING as u64);
+            reservation.shrink_to(BEGINNING as u64);
             let pointless = count > max.saturating_mul(MAX_DISCARD_FACTOR);
             if pointless {
-                signed = None;
+                signature = None;
             }
-            if pointless || (signed.is_none() && bytes.len() == BEGINNING) {
+            if pointless || (signature.is_none() && bytes.len() == BEGINNING) {
                 break;
             }
             continue;
         }
-        if count > held.bytes() {
+        if count > reservation.bytes() {
             let wanted = count.saturating_mul(2).min(max);
-            if let Err(busy) = grown(&mut held, wanted).await {
+            if let Err(busy) = grow(&mut reservation, wanted).await {
                 unauthenticated_peer.ok_or(busy)?.evict_for_memory();
-                grown(&mut held, wanted).await?;
+                grow(&mut reservation, wanted).await?;
             }
         }
         bytes.extend_from_slice(&chunk);
     }
-    if large {
+    if is_oversized {
         return Err(BodyError::TooLarge(Box::new(OversizedBody {
             beginning: bytes,
             length,
-            held,
-            signed,
+            reservation,
+            signature,
             rest: stream,
         })));
     }
-    Ok(CompleteBody { bytes, held, signed })
+    Ok(CompleteBody { bytes, reservation, signature })
 }
 
-async fn grown(held: &mut Reservation, bytes: u64) -> Result<(), BodyError> {
-    soon(held.grow_to(bytes)).await?.map_err(|_| BodyError::NoMemory)
+async fn grow(reservation: &mut Reservation, bytes: u64) -> Result<(), BodyError> {
+    within_memory_timeout(reservation.grow_to(bytes)).await?.map_err(|_| BodyError::NoMemory)
 }
 
-/// When the next bytes must be there, of a body of which so many have come.
-fn latest(began: Instant, whole: Duration, count: u64) -> Instant {
+/// The deadline of the next bytes of a body of which `count` have arrived.
+fn chunk_deadline(began: Instant, whole: Duration, count: u64) -> Instant {
     began + whole.min(SLOW_START + Duration::from_secs(count / SLOWEST))
 }
 
-/// What is granted within the time that anyone waits for memory.
-pub(super) async fn soon<T>(room: impl Future<Output = T>) -> Result<T, BodyError> {
+/// Waits for memory, for [`MEMORY_TIMEOUT`] at most.
+pub(super) async fn within_memory_timeout<T>(room: impl Future<Output = T>) -> Result<T, BodyError> {
     timeout(MEMORY_TIMEOUT, room).await.map_err(|_| BodyError::NoMemory)
 }
 
@@ -160,18 +160,19 @@ async fn next(stream: &mut BodyDataStream, silence: Duration, end: Instant) -> R
 }
 
 impl OversizedBody {
-    /// Reads the rest and lets it go: a sender that is cut off while it still sends may never see the answer.
+    /// Reads and discards the rest: a sender that is cut off while it still sends may never see the answer.
     pub(super) async fn discard_rest(&mut self, max: u64) {
-        pass_over(&mut self.rest, max.saturating_mul(MAX_DISCARD_FACTOR), WHOLE).await;
+        discard(&mut self.rest, max.saturating_mul(MAX_DISCARD_FACTOR), WHOLE).await;
     }
 }
 
-/// Lets a body go that is refused unread, up to `max` bytes of it and for a moment: so that its sender sees the answer.
+/// Discards a body that is refused unread, up to `max` bytes and for [`DISCARD_TIMEOUT`], so that its sender sees the
+/// answer.
 pub(super) async fn discard_body(body: Body, max: u64) {
-    pass_over(&mut body.into_data_stream(), max, MOMENT).await;
+    discard(&mut body.into_data_stream(), max, DISCARD_TIMEOUT).await;
 }
 
-async fn pass_over(rest: &mut BodyDataStream, mut left: u64, time: Duration) {
+async fn discard(rest: &mut BodyDataStream, mut left: u64, time: Duration) {
     let end = Instant::now() + time;
     while let Ok(Some(chunk)) = next(rest, SILENCE, end).await {
         left = left.saturating_sub(chunk.len() as u64);
@@ -207,7 +208,7 @@ mod tests {
     #[test]
     fn a_body_that_drips_ends_soon_and_a_slow_one_has_its_time() {
         let began = Instant::now();
-        let left = |whole: Duration, count: u64| latest(began, whole, count).duration_since(began).as_secs();
+        let left = |whole: Duration, count: u64| chunk_deadline(began, whole, count).duration_since(began).as_secs();
         for (whole, count, seconds) in [
             (WHOLE, 0, 10),
             (WHOLE, 5, 10),
@@ -220,16 +221,16 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_is_unknown_and_sends_little_holds_little() {
+    async fn an_unauthenticated_body_of_few_bytes_holds_little() {
         let budget = MemoryBudget::new(1 << 20);
         let name = axum::http::HeaderName::from_static("x-hub-signature-256");
         let headers = axum::http::HeaderMap::from_iter([(name, axum::http::HeaderValue::from_static("sha256=00"))]);
-        let ShownCredential::Signature(signed) =
+        let ShownCredential::Signature(signature) =
             check_credentials(&headers, &axum::http::Uri::from_static("/"), &["secret".into()])
         else {
             panic!("no signature");
         };
-        let mut reading = std::pin::pin!(read(body(&[b"{"]), 32 << 20, &budget, Some(signed), None));
+        let mut reading = std::pin::pin!(read(body(&[b"{"]), 32 << 20, &budget, Some(signature), None));
         assert!(timeout(Duration::from_millis(50), &mut reading).await.is_err());
         assert_eq!(budget.usage().1, 4 << 10);
     }
@@ -241,9 +242,9 @@ mod tests {
         // The stream never ends: what is too large must not be awaited.
         let read = read_within(SILENCE, body(&[&CHUNK, &CHUNK]), 7000, &budget, None, None);
         match timeout(SILENCE, read).await.unwrap() {
-            Err(BodyError::TooLarge(large)) => {
-                assert_eq!((large.beginning.len(), large.length), (BEGINNING, None));
-                assert_eq!(large.held.bytes(), 4 << 10);
+            Err(BodyError::TooLarge(is_oversized)) => {
+                assert_eq!((is_oversized.beginning.len(), is_oversized.length), (BEGINNING, None));
+                assert_eq!(is_oversized.reservation.bytes(), 4 << 10);
             }
             _ => panic!("it was read"),
         }

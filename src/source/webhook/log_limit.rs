@@ -1,26 +1,27 @@
-//! Log lines that strangers can bring about: one of a sort in a while, with the count of those that were not told.
+//! Limits log lines that unauthenticated requests can cause: one line of a kind in a minute, with the count of the
+//! lines suppressed since the last one. Knows no clock.
 
 use std::time::{Duration, Instant};
 
-/// Lines of one sort are logged so often at most.
+/// The shortest time between two lines of one kind.
 const QUIET: Duration = Duration::from_secs(60);
 
-/// Lets one line of a sort through in a while.
+/// The limit for log lines of one kind.
 #[derive(Debug, Default)]
 pub struct LogLimiter {
     last: Option<Instant>,
-    untold: u64,
+    suppressed: u64,
 }
 
 impl LogLimiter {
-    /// Whether to tell now, and how often it was not told since the last time.
+    /// `None` where the line must not be logged now; otherwise the number of lines suppressed since the last one.
     pub fn allow(&mut self, now: Instant) -> Option<u64> {
         if self.last.is_some_and(|last| now.saturating_duration_since(last) < QUIET) {
-            self.untold += 1;
+            self.suppressed += 1;
             return None;
         }
         self.last = Some(now);
-        Some(std::mem::take(&mut self.untold))
+        Some(std::mem::take(&mut self.suppressed))
     }
 }
 
@@ -29,9 +30,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_are_told_once_in_a_while_and_counted_between() {
-        let (mut told, start) = (LogLimiter::default(), Instant::now());
-        let is_due = [0, 1, 59, 60, 61].map(|second| told.allow(start + Duration::from_secs(second)));
-        assert_eq!(is_due, [Some(0), None, None, Some(2), None]);
+    fn one_line_a_minute_is_logged_and_those_between_are_counted() {
+        let (mut limiter, start) = (LogLimiter::default(), Instant::now());
+        let allowed = [0, 1, 59, 60, 61].map(|second| limiter.allow(start + Duration::from_secs(second)));
+        assert_eq!(allowed, [Some(0), None, None, Some(2), None]);
     }
 }

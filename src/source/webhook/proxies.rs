@@ -1,12 +1,12 @@
-//! Proxies of ours (`webhooks.trusted_proxies`): whose word counts for where a request came from. Nobody's by default:
-//! whoever connects could write any address into `X-Forwarded-For`.
+//! Trusted proxies (`webhooks.trusted_proxies`): only their `X-Forwarded-For` names a request's client. None by
+//! default: any other peer could write any address into that header.
 
 use std::net::IpAddr;
 use std::str::FromStr;
 
 use axum::http::HeaderMap;
 
-/// Addresses of a network: `10.0.0.0/8`, or one address.
+/// A network, `10.0.0.0/8`, or one address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Network {
     address: IpAddr,
@@ -29,7 +29,7 @@ impl FromStr for Network {
 }
 
 impl Network {
-    fn holds(&self, address: IpAddr) -> bool {
+    fn contains(&self, address: IpAddr) -> bool {
         let differs = |one: u128, other: u128, bits: u32| {
             let shift = bits - u32::from(self.prefix);
             one.checked_shr(shift).unwrap_or(0) != other.checked_shr(shift).unwrap_or(0)
@@ -42,24 +42,24 @@ impl Network {
     }
 }
 
-/// The proxies whose word counts.
+/// The proxies whose `X-Forwarded-For` is believed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TrustedProxies(Vec<Network>);
 
 impl TrustedProxies {
-    /// These.
+    /// Trusts all addresses of these networks.
     pub fn new(networks: Vec<Network>) -> Self {
         Self(networks)
     }
 
-    /// Whether this is one of them.
+    /// Whether `address` is a trusted proxy.
     pub fn trusts(&self, address: IpAddr) -> bool {
         let address = address.to_canonical();
-        self.0.iter().any(|network| network.holds(address))
+        self.0.iter().any(|network| network.contains(address))
     }
 
-    /// The client of a request that `peer` sent: itself, or whom a proxy of ours names, the last who is none of ours.
-    /// Nobody where a proxy names none.
+    /// The client of a request that `peer` sent: `peer` itself, or, where `peer` is trusted, the last address in
+    /// `X-Forwarded-For` that is not. None where a trusted proxy names no client.
     pub fn client(&self, peer: IpAddr, headers: &HeaderMap) -> Option<IpAddr> {
         if !self.trusts(peer) {
             return Some(peer);
@@ -67,7 +67,7 @@ impl TrustedProxies {
         let values = headers.get_all("x-forwarded-for").iter().filter_map(|value| value.to_str().ok());
         let named: Vec<&str> = values.flat_map(|value| value.split(',')).map(str::trim).collect();
         for name in named.into_iter().rev() {
-            // What stands before a word that is no address was not written by a proxy of ours.
+            // Text before a word that is no address was not written by a trusted proxy.
             let address = address(name)?;
             if !self.trusts(address) {
                 return Some(address);
@@ -77,7 +77,7 @@ impl TrustedProxies {
     }
 }
 
-/// An address, as proxies write it: bare, in brackets, with a port.
+/// Parses an address as proxies write it: bare, in brackets, with a port.
 fn address(text: &str) -> Option<IpAddr> {
     let bare = text.strip_prefix('[').and_then(|rest| rest.split_once(']')).map(|(address, _)| address);
     let bare =
@@ -91,7 +91,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_client_is_whom_a_proxy_of_ours_names_and_nobody_else_s_word_counts() {
+    fn a_client_is_named_by_a_trusted_proxy_and_by_nobody_else() {
         let proxies = TrustedProxies::new(vec!["10.0.0.0/8".parse().unwrap(), "fd00::1".parse().unwrap()]);
         for (peer, forwarded, client) in [
             ("192.0.2.1", "203.0.113.9", Some("192.0.2.1")),
@@ -123,8 +123,8 @@ mod tests {
             ("::/0", "::1", "127.0.0.1"),
         ] {
             let network: Network = text.parse().unwrap();
-            assert!(network.holds(within.parse().unwrap()), "{text} {within}");
-            assert!(!network.holds(without.parse().unwrap()), "{text} {without}");
+            assert!(network.contains(within.parse().unwrap()), "{text} {within}");
+            assert!(!network.contains(without.parse().unwrap()), "{text} {without}");
         }
         for wrong in ["", "10.0.0.0/33", "10.0.0/8", "proxy.example", "10.0.0.0/", "10.0.0.0/-1", "::/129"] {
             assert_eq!(wrong.parse::<Network>(), Err(()), "{wrong}");

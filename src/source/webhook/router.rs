@@ -1,7 +1,8 @@
-//! `POST {path}/{feed}`: who posts, whether the feed takes anything, the body, the loop's answer; each of them may end it.
+//! `POST {path}/{feed}`: checks the credentials, whether the feed accepts bodies, and the body, then waits for the
+//! answer of the feed's loop. Each step may end the request.
 //!
-//! A 2xx means committed. Every other answer leaves the page with the publisher, which sends it again. Nothing of a
-//! request is logged but the feed's name, of feeds there are, and the address it came from.
+//! A 2xx means committed. After every other answer the publisher sends the page again. Of a request, only the name of
+//! an existing feed and the client's address are logged.
 
 use std::net::IpAddr;
 use std::sync::atomic::Ordering;
@@ -19,7 +20,9 @@ use tokio::sync::oneshot;
 use tokio::time::{sleep, timeout};
 
 use super::authentication::{ShownCredential, SignatureCheck, check_credentials};
-use super::body_reader::{BEGINNING, BodyError, CompleteBody, OversizedBody, discard_body, read, soon};
+use super::body_reader::{
+    BEGINNING, BodyError, CompleteBody, OversizedBody, discard_body, read, within_memory_timeout,
+};
 use super::connection_slots::Peer;
 use super::failed_logins::FailedLogins;
 use super::{Inbox, PostAnswer, RouteEntry, RouteState, WebhookListenerSettings, WebhookPost};
@@ -29,69 +32,69 @@ use crate::source::budget::{MemoryBudget, Reservation};
 use crate::source::decoder_pool::DecoderPool;
 use crate::source::http::HttpFailure;
 
-/// What bodies may hold together whose signature is not compared yet: apart from the mirror's own budget, since anybody
-/// can send them.
+/// Bytes that all bodies whose signature is not compared yet may hold: apart from the mirror's own budget, since
+/// anybody can send such bodies.
 const UNVERIFIED: u64 = 8 << 20;
-/// How long the feed's loop may take.
-const ANSWERED: Duration = Duration::from_secs(60);
-/// For a decompressed body to find room.
-const OPENED: Duration = Duration::from_secs(30);
-/// When to come again, where nothing says when.
+/// How long the feed's loop may take to answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long decompressing a body, and waiting for its memory, may take.
+const DECOMPRESS_TIMEOUT: Duration = Duration::from_secs(30);
+/// `Retry-After` where nothing says when.
 const DEFAULT_RETRY_AFTER: Duration = Duration::from_secs(5);
 
-/// What serves the feeds of `inbox`; bodies take their memory from `budget`.
+/// Serves the feeds of `inbox`; bodies are charged to `budget`.
 pub fn router(inbox: Inbox, settings: &WebhookListenerSettings, budget: MemoryBudget) -> Router {
-    let desk = RouterState {
+    let state = RouterState {
         inbox,
         budget,
         unverified: MemoryBudget::new(UNVERIFIED),
-        opening: DecoderPool::new(1),
+        decoders: DecoderPool::new(1),
         max: settings.max_body_bytes,
-        strikes: FailedLogins::default(),
+        failed_logins: FailedLogins::default(),
     };
     Router::new()
         .route(&format!("{}/{{feed}}", settings.path), post(receive))
         .fallback(async || Refusal::new(StatusCode::NOT_FOUND, "there is nothing here"))
-        .with_state(Arc::new(desk))
+        .with_state(Arc::new(state))
 }
 
-/// What all requests share.
+/// The state that all requests share.
 struct RouterState {
     inbox: Inbox,
     budget: MemoryBudget,
     unverified: MemoryBudget,
-    /// Decompressing keeps a core busy: one at a time leaves some to the feeds.
-    opening: DecoderPool,
+    /// Decompressing keeps a core busy: one body at a time leaves the other cores to the feeds.
+    decoders: DecoderPool,
     max: u64,
-    /// Wrong secrets, by address.
-    strikes: FailedLogins,
+    failed_logins: FailedLogins,
 }
 
-async fn receive(State(desk): State<Arc<RouterState>>, Path(feed): Path<String>, request: Request) -> Response {
+async fn receive(State(state): State<Arc<RouterState>>, Path(feed): Path<String>, request: Request) -> Response {
     let peer = request.extensions().get::<ConnectInfo<Peer>>().map(|ConnectInfo(peer)| peer.clone());
     let from = peer.as_ref().and_then(|peer| peer.client(request.headers()));
-    let Some(entry) = desk.inbox.entry(&feed) else {
-        let told = desk.inbox.0.unknown_feed_log.lock().unwrap_or_else(PoisonError::into_inner).allow(Instant::now());
-        if let Some(untold) = told {
+    let Some(entry) = state.inbox.entry(&feed) else {
+        let allowed =
+            state.inbox.0.unknown_feed_log.lock().unwrap_or_else(PoisonError::into_inner).allow(Instant::now());
+        if let Some(untold) = allowed {
             let from = from.map(|from| from.to_string());
             tracing::warn!(from, untold, "a post to a feed that there is not, or that has no webhook, got 404");
         }
-        discard_body(request.into_body(), desk.max).await;
+        discard_body(request.into_body(), state.max).await;
         return Refusal::new(StatusCode::NOT_FOUND, "there is nothing here").into_response();
     };
-    // What comes is of the time before a feed begins anew while it comes.
-    let generation = entry.door.generation.load(Ordering::Relaxed);
-    match desk.accept_post(&entry, generation, request, peer.as_ref()).await {
+    // A body that begins to arrive before a purge belongs to the older generation.
+    let generation = entry.route.generation.load(Ordering::Relaxed);
+    match state.accept_post(&entry, generation, request, peer.as_ref()).await {
         Ok(()) => StatusCode::NO_CONTENT.into_response(),
         Err(refusal) => {
-            // Strangers turn nobody's pages away.
-            let ours = matches!(refusal.status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::CONFLICT);
-            if ours && !refusal.is_unauthenticated {
-                entry.door.turned_away_count.fetch_add(1, Ordering::Relaxed);
+            // Unauthenticated requests don't count.
+            let is_our_reason = matches!(refusal.status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::CONFLICT);
+            if is_our_reason && !refusal.is_unauthenticated {
+                entry.route.turned_away_count.fetch_add(1, Ordering::Relaxed);
             }
-            refusal.tell(&feed, &entry, from);
+            refusal.log(&feed, &entry, from);
             if refusal.status == StatusCode::UNAUTHORIZED {
-                sleep(desk.strikes.record_failure(from, Instant::now()).0).await;
+                sleep(state.failed_logins.record_failure(from, Instant::now()).0).await;
             }
             refusal.into_response()
         }
@@ -107,26 +110,28 @@ impl RouterState {
         peer: Option<&Peer>,
     ) -> Result<(), Refusal> {
         let (head, body) = request.into_parts();
-        let looked_at = match check_credentials(&head.headers, &head.uri, &entry.door.secrets) {
-            ShownCredential::Nothing => Err(Refusal::stranger()),
-            ShownCredential::Signature(signed) => Ok((Some(signed), &self.unverified)),
-            ShownCredential::Secret => admitted(entry, peer).map(|()| (None, &self.budget)),
+        let checked = match check_credentials(&head.headers, &head.uri, &entry.route.secrets) {
+            ShownCredential::Nothing => Err(Refusal::unauthorized()),
+            ShownCredential::Signature(signature) => Ok((Some(signature), &self.unverified)),
+            ShownCredential::Secret => admit(entry, peer).map(|()| (None, &self.budget)),
         };
-        let looked_at = looked_at.and_then(|(signed, budget)| Ok((signed, budget, coding(&head.headers)?)));
-        let (signed, budget, coding) = match looked_at {
-            Ok(looked_at) => looked_at,
+        let checked = checked.and_then(|(signature, budget)| Ok((signature, budget, coding(&head.headers)?)));
+        let (signature, budget, coding) = match checked {
+            Ok(checked) => checked,
             Err(refusal) => {
                 discard_body(body, self.max).await;
                 return Err(refusal);
             }
         };
-        let known = signed.is_none();
-        match read(body, self.max, budget, signed, peer).await {
-            Ok(whole) => self.accept_complete(entry, generation, whole, coding, peer).await,
-            Err(BodyError::TooLarge(large)) => self.accept_oversized(entry, generation, *large, known, peer).await,
+        let is_authenticated = signature.is_none();
+        match read(body, self.max, budget, signature, peer).await {
+            Ok(complete) => self.accept_complete(entry, generation, complete, coding, peer).await,
+            Err(BodyError::TooLarge(oversized)) => {
+                self.accept_oversized(entry, generation, *oversized, is_authenticated, peer).await
+            }
             Err(BodyError::Stalled) => Err(Refusal::new(StatusCode::REQUEST_TIMEOUT, "the body did not come in time")),
             Err(BodyError::Broken) => Err(Refusal::new(StatusCode::BAD_REQUEST, "the body was cut short")),
-            Err(BodyError::NoMemory) => Err(Refusal { is_unauthenticated: !known, ..Refusal::no_room() }),
+            Err(BodyError::NoMemory) => Err(Refusal { is_unauthenticated: !is_authenticated, ..Refusal::no_room() }),
         }
     }
 
@@ -134,41 +139,34 @@ impl RouterState {
         &self,
         entry: &RouteEntry,
         generation: Generation,
-        whole: CompleteBody,
+        complete: CompleteBody,
         coding: ContentCoding,
         peer: Option<&Peer>,
     ) -> Result<(), Refusal> {
-        let CompleteBody { bytes, mut held, signed } = whole;
-        if let Some(signed) = signed {
-            verified(entry, signed, peer)?;
-            held = self.room(bytes.len() as u64).await?;
+        let CompleteBody { bytes, mut reservation, signature } = complete;
+        if let Some(signature) = signature {
+            verify_signature(entry, signature, peer)?;
+            reservation = self.reserve(bytes.len() as u64).await?;
         }
-        held.shrink_to(bytes.len() as u64);
+        reservation.shrink_to(bytes.len() as u64);
         let hash = identity(&bytes, None);
-        let fifth = entry.history().refused_bodies.is_refused_too_often(hash, Instant::now());
+        let quarantine_if_unreadable = entry.history().refused_bodies.is_refused_too_often(hash, Instant::now());
         if coding == ContentCoding::Identity {
             return submit_post(
                 entry,
-                PostBody { generation, bytes, hash, quarantine_if_unreadable: fifth, fault: None, reservation: held },
+                PostBody { generation, bytes, hash, quarantine_if_unreadable, fault: None, reservation },
             )
             .await;
         }
-        let raw = if fifth { bytes.clone() } else { Vec::new() };
-        let packed = body::EncodedBody { bytes, coding, reservation: held, max: self.max };
-        let refusal = match timeout(OPENED, packed.decompress(&self.opening)).await {
+        let raw = if quarantine_if_unreadable { bytes.clone() } else { Vec::new() };
+        let encoded = body::EncodedBody { bytes, coding, reservation, max: self.max };
+        let refusal = match timeout(DECOMPRESS_TIMEOUT, encoded.decompress(&self.decoders)).await {
             Err(_) => return Err(Refusal::no_room()),
-            Ok(Ok(opened)) => {
-                let (bytes, held) = (opened.bytes, opened.reservation);
+            Ok(Ok(decompressed)) => {
+                let (bytes, reservation) = (decompressed.bytes, decompressed.reservation);
                 return submit_post(
                     entry,
-                    PostBody {
-                        generation,
-                        bytes,
-                        hash,
-                        quarantine_if_unreadable: fifth,
-                        fault: None,
-                        reservation: held,
-                    },
+                    PostBody { generation, bytes, hash, quarantine_if_unreadable, fault: None, reservation },
                 )
                 .await;
             }
@@ -176,47 +174,40 @@ impl RouterState {
             Ok(Err(HttpFailure::Preempted(_))) => return Err(Refusal::no_room()),
             Ok(Err(failure)) => Refusal::new(StatusCode::BAD_REQUEST, failure.to_string()),
         };
-        if !fifth {
-            return Err(refusal.counted(entry, hash));
+        if !quarantine_if_unreadable {
+            return Err(refusal.count_refusal(entry, hash));
         }
         let kept = if refusal.status == StatusCode::PAYLOAD_TOO_LARGE { raw.len().min(BEGINNING) } else { raw.len() };
-        let (bytes, held) = (raw.get(..kept).unwrap_or_default().to_vec(), self.room(kept as u64).await?);
+        let (bytes, reservation) = (raw.get(..kept).unwrap_or_default().to_vec(), self.reserve(kept as u64).await?);
         submit_post(
             entry,
-            PostBody {
-                generation,
-                bytes,
-                hash,
-                quarantine_if_unreadable: fifth,
-                fault: Some(refusal.words),
-                reservation: held,
-            },
+            PostBody { generation, bytes, hash, quarantine_if_unreadable, fault: Some(refusal.words), reservation },
         )
         .await
     }
 
-    /// `known` says that its sender has shown the secret already.
+    /// `is_authenticated` says that the request's head had the secret.
     async fn accept_oversized(
         &self,
         entry: &RouteEntry,
         generation: Generation,
-        mut large: OversizedBody,
-        known: bool,
+        mut oversized: OversizedBody,
+        is_authenticated: bool,
         peer: Option<&Peer>,
     ) -> Result<(), Refusal> {
         let refusal = self.too_large();
-        match large.signed.take() {
-            Some(signed) => verified(entry, signed, peer)?,
-            // Too large even to be signed for: whose it is stays unknown, and so it can't count.
-            None if !known => return Err(refusal),
+        match oversized.signature.take() {
+            Some(signature) => verify_signature(entry, signature, peer)?,
+            // Too large even for the signature to be checked: the sender stays unauthenticated, so nothing is counted.
+            None if !is_authenticated => return Err(refusal),
             None => {}
         }
-        let hash = identity(&large.beginning, Some(large.length));
+        let hash = identity(&oversized.beginning, Some(oversized.length));
         if !entry.history().refused_bodies.is_refused_too_often(hash, Instant::now()) {
-            return Err(refusal.counted(entry, hash));
+            return Err(refusal.count_refusal(entry, hash));
         }
-        large.discard_rest(self.max).await;
-        let (bytes, held) = (large.beginning, large.held);
+        oversized.discard_rest(self.max).await;
+        let (bytes, reservation) = (oversized.beginning, oversized.reservation);
         submit_post(
             entry,
             PostBody {
@@ -225,19 +216,19 @@ impl RouterState {
                 hash,
                 quarantine_if_unreadable: true,
                 fault: Some(refusal.words),
-                reservation: held,
+                reservation,
             },
         )
         .await
     }
 
-    /// Room in the mirror's own budget, for what is known to be a publisher's.
-    async fn room(&self, bytes: u64) -> Result<Reservation, Refusal> {
-        let room = async {
-            let mut held = self.budget.reserve(bytes).await;
-            held.grow_to(bytes).await.map(|()| held)
+    /// Memory of the mirror's own budget, for an authenticated body.
+    async fn reserve(&self, bytes: u64) -> Result<Reservation, Refusal> {
+        let reserving = async {
+            let mut reservation = self.budget.reserve(bytes).await;
+            reservation.grow_to(bytes).await.map(|()| reservation)
         };
-        soon(room).await.ok().and_then(Result::ok).ok_or_else(Refusal::no_room)
+        within_memory_timeout(reserving).await.ok().and_then(Result::ok).ok_or_else(Refusal::no_room)
     }
 
     fn too_large(&self) -> Refusal {
@@ -245,19 +236,19 @@ impl RouterState {
     }
 }
 
-fn verified(entry: &RouteEntry, signed: SignatureCheck, peer: Option<&Peer>) -> Result<(), Refusal> {
-    if !signed.vouches() {
-        return Err(Refusal::stranger());
+fn verify_signature(entry: &RouteEntry, signature: SignatureCheck, peer: Option<&Peer>) -> Result<(), Refusal> {
+    if !signature.verify() {
+        return Err(Refusal::unauthorized());
     }
-    admitted(entry, peer)
+    admit(entry, peer)
 }
 
-/// Only those who have shown a secret are told.
-fn admitted(entry: &RouteEntry, peer: Option<&Peer>) -> Result<(), Refusal> {
+/// Only an authenticated client learns the route's state.
+fn admit(entry: &RouteEntry, peer: Option<&Peer>) -> Result<(), Refusal> {
     if let Some(peer) = peer {
         peer.mark_authenticated();
     }
-    match *entry.door.state.borrow() {
+    match *entry.route.state.borrow() {
         RouteState::Open => Ok(()),
         RouteState::Deferred { retry_after, why } => Err(Refusal::busy(retry_after, why)),
         RouteState::Closed(why) => Err(Refusal::new(StatusCode::CONFLICT, why)),
@@ -273,8 +264,8 @@ fn coding(headers: &HeaderMap) -> Result<ContentCoding, Refusal> {
         .ok_or_else(|| Refusal::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "the body may come as it is, gzip, br or zstd"))
 }
 
-/// What a body is known by: the first 8 bytes of its SHA-256. One that is too large is never read whole: its beginning,
-/// and the length that it claims.
+/// Identifies a body: the first 8 bytes of its SHA-256; of one that is too large, which is never read whole, of its
+/// beginning and its declared length.
 fn identity(bytes: &[u8], too_large: Option<Option<u64>>) -> u64 {
     let mut hash = Sha256::new_with_prefix(bytes);
     if let Some(length) = too_large {
@@ -284,7 +275,7 @@ fn identity(bytes: &[u8], too_large: Option<Option<u64>>) -> u64 {
     u64::from_be_bytes([a, b, c, d, e, f, g, h])
 }
 
-/// What the loop gets, without the way to answer.
+/// A [`WebhookPost`] without its answer channel.
 struct PostBody {
     generation: Generation,
     bytes: Vec<u8>,
@@ -294,29 +285,31 @@ struct PostBody {
     reservation: Reservation,
 }
 
-/// Queues the body and waits for the loop's word. It is applied even if nobody waits any more.
-async fn submit_post(entry: &RouteEntry, parcel: PostBody) -> Result<(), Refusal> {
-    let PostBody { generation, bytes, hash, quarantine_if_unreadable: fifth, fault, reservation: held } = parcel;
-    let (answer, answered) = oneshot::channel();
-    match entry.door.sender.try_send(WebhookPost {
+/// Queues the body and waits for the loop's answer. The body is applied even if the publisher has gone.
+async fn submit_post(entry: &RouteEntry, post: PostBody) -> Result<(), Refusal> {
+    let PostBody { generation, bytes, hash, quarantine_if_unreadable, fault, reservation } = post;
+    let (answer, response) = oneshot::channel();
+    match entry.route.sender.try_send(WebhookPost {
         generation,
         bytes,
         hash,
-        quarantine_if_unreadable: fifth,
+        quarantine_if_unreadable,
         fault,
-        reservation: held,
+        reservation,
         answer,
     }) {
         Ok(()) => {}
         Err(TrySendError::Full(_)) => return Err(Refusal::busy(DEFAULT_RETRY_AFTER, "earlier pages still wait")),
         Err(TrySendError::Closed(_)) => return Err(Refusal::busy(DEFAULT_RETRY_AFTER, "the feed is being started")),
     }
-    match timeout(ANSWERED, answered).await {
+    match timeout(ANSWER_TIMEOUT, response).await {
         Ok(Ok(PostAnswer::Committed)) => {
             entry.history().refused_bodies.forget(hash);
             Ok(())
         }
-        Ok(Ok(PostAnswer::Unreadable(why))) => Err(Refusal::new(StatusCode::BAD_REQUEST, why).counted(entry, hash)),
+        Ok(Ok(PostAnswer::Unreadable(why))) => {
+            Err(Refusal::new(StatusCode::BAD_REQUEST, why).count_refusal(entry, hash))
+        }
         Ok(Ok(PostAnswer::Busy(again))) => Err(Refusal::busy(again, "not now")),
         Ok(Ok(PostAnswer::OutdatedGeneration)) => {
             Err(Refusal::new(StatusCode::CONFLICT, "the feed takes nothing any more"))
@@ -331,7 +324,7 @@ struct Refusal {
     status: StatusCode,
     words: String,
     retry_after: Option<Duration>,
-    /// Whether its sender has not shown the secret yet.
+    /// Whether the client has not shown the secret yet.
     is_unauthenticated: bool,
 }
 
@@ -340,7 +333,7 @@ impl Refusal {
         Self { status, words: words.into(), retry_after: None, is_unauthenticated: false }
     }
 
-    fn stranger() -> Self {
+    fn unauthorized() -> Self {
         Self::new(StatusCode::UNAUTHORIZED, "the feed's secret is needed")
     }
 
@@ -352,15 +345,15 @@ impl Refusal {
         Self::busy(DEFAULT_RETRY_AFTER, "there is no memory left for it")
     }
 
-    /// Counts against the body, which is what this is about.
-    fn counted(self, entry: &RouteEntry, hash: u64) -> Self {
+    /// Counts the refusal against the body.
+    fn count_refusal(self, entry: &RouteEntry, hash: u64) -> Self {
         entry.history().refused_bodies.record_refusal(hash, Instant::now());
         self
     }
 
-    fn tell(&self, feed: &str, entry: &RouteEntry, from: Option<IpAddr>) {
-        let told = entry.history().refusal_logs.entry(self.status.as_u16()).or_default().allow(Instant::now());
-        if let Some(untold) = told {
+    fn log(&self, feed: &str, entry: &RouteEntry, from: Option<IpAddr>) {
+        let allowed = entry.history().refusal_logs.entry(self.status.as_u16()).or_default().allow(Instant::now());
+        if let Some(untold) = allowed {
             let (status, why) = (self.status.as_u16(), self.words.as_str());
             let from = from.map(|from| from.to_string());
             tracing::warn!(feed, status, why, from, untold, "a post to the webhook was refused");
@@ -373,7 +366,7 @@ impl IntoResponse for Refusal {
         let mut response = (self.status, format!("{}\n", self.words)).into_response();
         let headers = response.headers_mut();
         if let Some(wait) = self.retry_after {
-            // Whole seconds, and never none: that would be asked at once, again and again.
+            // Whole seconds, at least 1: after 0 a publisher would send again at once, again and again.
             let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
             headers.insert(header::RETRY_AFTER, seconds.max(1).into());
         }

@@ -1,4 +1,4 @@
-//! The webhook listener's certificate: read from files, and again when asked to.
+//! The webhook listener's certificate: read from files, and read again on reload. Never watches the files.
 
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -10,18 +10,13 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::TlsFiles;
 
-/// Why a certificate can't be used; names the file, never what is in it.
+/// Why a certificate can't be used; names the file, never its content.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
-    /// A file can't be read, or holds nothing of the sort.
+    /// A file can't be read, or holds no certificate or key.
     #[error("{path} cannot be used: {problem}")]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong.
-        problem: String,
-    },
-    /// The two don't belong together, or are of a sort that TLS has no use for.
+    File { path: PathBuf, problem: String },
+    /// Certificate and key don't match, or are of a kind that TLS doesn't support.
     #[error("certificate and key cannot be used together: {0}")]
     Pair(#[from] rustls::Error),
 }
@@ -32,13 +27,13 @@ impl TlsFiles {
     /// # Errors
     /// When a file can't be read, or the two can't be used together.
     pub fn load(&self) -> Result<Arc<ServerConfig>, TlsError> {
-        let wrong = |path: &PathBuf| {
+        let file_error = |path: &PathBuf| {
             let path = path.clone();
-            move |error: pem::Error| TlsError::File { path, problem: words(&error) }
+            move |error: pem::Error| TlsError::File { path, problem: describe(&error) }
         };
-        let chain = CertificateDer::pem_file_iter(&self.certificate).map_err(wrong(&self.certificate))?;
-        let chain = chain.collect::<Result<Vec<_>, _>>().map_err(wrong(&self.certificate))?;
-        let key = PrivateKeyDer::from_pem_file(&self.key).map_err(wrong(&self.key))?;
+        let chain = CertificateDer::pem_file_iter(&self.certificate).map_err(file_error(&self.certificate))?;
+        let chain = chain.collect::<Result<Vec<_>, _>>().map_err(file_error(&self.certificate))?;
+        let key = PrivateKeyDer::from_pem_file(&self.key).map_err(file_error(&self.key))?;
         let builder = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()));
         let mut config =
             builder.with_safe_default_protocol_versions()?.with_no_client_auth().with_single_cert(chain, key)?;
@@ -47,8 +42,8 @@ impl TlsFiles {
     }
 }
 
-/// What is wrong with a file, without a line of it.
-fn words(error: &pem::Error) -> String {
+/// The problem with a file, without any of its content.
+fn describe(error: &pem::Error) -> String {
     match error {
         pem::Error::Io(error) => error.to_string(),
         pem::Error::NoItemsFound => "nothing of the sort is in it".to_owned(),
@@ -56,7 +51,7 @@ fn words(error: &pem::Error) -> String {
     }
 }
 
-/// The certificate in use.
+/// The certificate in use, replaced on reload.
 #[derive(Clone)]
 pub struct ReloadableTls {
     files: TlsFiles,
@@ -64,7 +59,7 @@ pub struct ReloadableTls {
 }
 
 impl ReloadableTls {
-    /// Reads the files. Blocking: small local ones.
+    /// Reads the files. Blocking: small local files.
     ///
     /// # Errors
     /// As [`TlsFiles::load`].
@@ -83,7 +78,7 @@ impl ReloadableTls {
         Ok(())
     }
 
-    /// What a connection begins with.
+    /// The configuration for a new connection.
     pub fn current(&self) -> Arc<ServerConfig> {
         Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner))
     }

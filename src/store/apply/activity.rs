@@ -1,8 +1,8 @@
-//! How much each feed changes, hour by hour: a row an hour, written with the items that it counts.
+//! How much each feed changes per hour: one row per hour, written with the items that it counts.
 //!
-//! A feed's first load is no change, or it would dwarf all changes for a week: counted is what comes once its end was
-//! seen. Bounded by time: when an hour begins, what is older than a week goes. One statement a
-//! delivery, and none for one that wrote nothing.
+//! A feed's first load is not counted, since it would dwarf all changes for a week: counting begins once the feed's end
+//! was seen. Bounded by time: when an hour begins, rows older than a week are deleted. It costs one statement per
+//! delivery, and none for a delivery that wrote nothing.
 
 use rusqlite::params;
 
@@ -11,10 +11,10 @@ use super::super::writer::WriteTx;
 
 /// Milliseconds of an hour.
 const HOUR: Millis = 3_600_000;
-/// Hours that are kept, the one under way included.
+/// Hours that are kept, the current one included.
 const KEPT: i64 = 7 * 24;
 
-/// Adds what a delivery wrote to its hour.
+/// Adds the number of items that a delivery wrote to its hour.
 pub(super) fn add_changes(tx: &WriteTx<'_>, feed: i64, at: Millis, written: u64) -> rusqlite::Result<()> {
     if written == 0 {
         return Ok(());

@@ -1,33 +1,33 @@
-//! What became of a delivery, as whoever handed it over is told.
+//! What became of a delivery: the result for the caller of [`Store::apply`](crate::store::Store::apply).
 
 use crate::feed::{ItemVersion, RecordOutcome};
 
-/// Whether a delivery was taken.
+/// Whether a delivery was committed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DeliveryVerdict {
     /// Committed.
     #[default]
     Committed,
-    /// Of an older generation, or its feed is gone from the store: discarded.
+    /// Read under an older generation, or its feed is no longer in the store: discarded.
     OldGeneration,
-    /// The stored cursor is no longer the one it was asked with: discarded.
+    /// The stored cursor is no longer the one with which it was requested: discarded.
     CursorMoved,
 }
 
-/// What became of a delivery's records.
+/// What became of a delivery's records, as counts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Applied {
-    /// Whether it was taken at all.
+    /// Whether the delivery was committed at all.
     pub verdict: DeliveryVerdict,
-    /// Items the mirror did not hold.
+    /// Items that were not stored.
     pub new: u64,
-    /// Items written over older ones.
+    /// Items written over older versions.
     pub changed: u64,
-    /// Of the written ones, tombstones.
+    /// Tombstones among the written items.
     pub deleted: u64,
-    /// Of the new ones, tombstones.
+    /// Tombstones among the new items.
     pub new_deleted: u64,
-    /// Items held already.
+    /// Items stored already.
     pub same: u64,
     /// Items refused as older.
     pub older: u64,
@@ -39,25 +39,27 @@ pub struct Applied {
     pub forgotten: u64,
     /// Why the feed became suspect with this delivery.
     pub suspect: Option<String>,
-    /// What a push endpoint brought, or what a poll found that push should bring too; some of it where that is much.
+    /// Items that a push endpoint delivered, or that a poll wrote and push should deliver too; bounded, so that large
+    /// deliveries list only some.
     pub item_versions: Vec<ItemVersion>,
 }
 
-/// So many items of several deliveries are named.
+/// Item versions are added up to about this number for several deliveries.
 const MAX_SUMMED_ITEM_VERSIONS: usize = 4_000;
 
 impl Applied {
-    /// Items written.
+    /// Number of items written.
     pub fn written(&self) -> u64 {
         self.new + self.changed
     }
 
-    /// Records looked at.
+    /// Number of records.
     pub fn record_count(&self) -> u64 {
         self.written() + self.same + self.older + self.tied + self.quarantined + self.forgotten
     }
 
-    /// Each record once, by what became of it: `new` and `changed` are updates, `deleted` are tombstones of either sort.
+    /// Number of records by outcome, each record once: `new` and `changed` are updates, `deleted` are tombstones of
+    /// either sort.
     pub fn outcomes(&self) -> [(RecordOutcome, u64); 7] {
         [
             (RecordOutcome::New, self.new - self.new_deleted),
@@ -70,7 +72,7 @@ impl Applied {
         ]
     }
 
-    /// Adds what became of another delivery.
+    /// Adds another delivery's counts.
     pub fn add(&mut self, other: Self) {
         self.new += other.new;
         self.changed += other.changed;

@@ -1,4 +1,4 @@
-//! The cursors that a delivery is asked with and moves: one an endpoint, and one a resync.
+//! Comparing and moving the cursors: each endpoint has one, and each resync.
 
 use rusqlite::{OptionalExtension, params};
 
@@ -7,18 +7,18 @@ use crate::feed::{Item, ItemState};
 use crate::store::writer::WriteTx;
 use crate::store::{StoreError, positions, resync};
 
-/// Whether a polled page was asked for where the stored cursor still is.
+/// Whether the delivery was requested with the cursor that is still stored.
 pub(super) fn cursor_matches(tx: &WriteTx<'_>, delivery: &Delivery) -> Result<bool, StoreError> {
     let (sql, step) = match &delivery.purpose {
         Purpose::Poll(step) => ("SELECT cursor FROM endpoint WHERE feed = ?1 AND transport = 0", step),
         Purpose::Resync(step) => ("SELECT cursor FROM resync WHERE feed = ?1 AND stage = 'walk'", step),
-        Purpose::Push(PushPosition { from_cursor: Some(after), .. }) => {
+        Purpose::Push(PushPosition { from_cursor: Some(from_cursor), .. }) => {
             let sql = "SELECT cursor FROM endpoint WHERE feed = ?1 AND transport = ?2";
             let stored = tx
                 .db
                 .prepare_cached(sql)?
                 .query_row(params![delivery.feed, delivery.transport.code()], |row| row.get::<_, Option<String>>(0));
-            return Ok(stored.optional()?.flatten().as_deref() == Some(after.as_str()));
+            return Ok(stored.optional()?.flatten().as_deref() == Some(from_cursor.as_str()));
         }
         Purpose::Push(_) | Purpose::Reread => return Ok(true),
     };
@@ -26,7 +26,7 @@ pub(super) fn cursor_matches(tx: &WriteTx<'_>, delivery: &Delivery) -> Result<bo
     Ok(stored.optional()?.flatten().as_deref() == Some(step.from_cursor.as_str()))
 }
 
-/// Moves the cursor that the delivery belongs to.
+/// Moves the delivery's cursor.
 pub(super) fn move_cursor(tx: &WriteTx<'_>, delivery: &Delivery, feed: &FeedState) -> Result<(), StoreError> {
     match &delivery.purpose {
         Purpose::Poll(step) => {
@@ -94,7 +94,7 @@ fn move_push_position(
     Ok(())
 }
 
-/// The last updated item of a page: while it is live, there is something to find from where the page was asked for.
+/// The last updated item of a page: while it is live, a look-back from the page's URL must find an item.
 fn last_updated_item(delivery: &Delivery) -> Option<&Item> {
     delivery.page.items.iter().rev().find(|item| item.state == ItemState::Updated)
 }

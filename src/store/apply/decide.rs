@@ -1,17 +1,17 @@
-//! Newest wins, as a function of two items: what is stored, what comes in, and how it came.
+//! Newest wins, as a pure function of the stored item, the incoming one, and how it was delivered.
 
 use std::cmp::Ordering;
 
 use crate::feed::{Item, ItemState, Modified, ModifiedOrder, TiePolicy};
 use crate::json;
 
-/// What the stored row says about an item.
+/// An item as its row has it.
 pub(super) struct StoredItem<'a> {
     pub(super) modified: Modified,
     pub(super) state: ItemState,
     pub(super) sweep_kind: SweepKind,
     pub(super) data: &'a [u8],
-    /// Whether a `--trust-source` walk may replace it: stored before the walk began and not met by it yet.
+    /// Whether a `--trust-source` walk may replace the item: stored before the walk began and not yet seen by it.
     pub(super) replaceable: bool,
 }
 
@@ -22,7 +22,7 @@ pub(super) enum SweepKind {
     ByTrustSource,
 }
 
-/// How the delivery's items are judged.
+/// The rules for a delivery's items.
 #[derive(Clone, Copy)]
 pub(super) struct MergeRules {
     pub(super) order: ModifiedOrder,
@@ -46,14 +46,14 @@ pub(super) fn decide(stored: &StoredItem<'_>, incoming: &Item, data: &str, rules
         return if same { Decision::Same } else { Decision::Write };
     }
     let order = incoming.modified.compare(&stored.modified, rules.order);
-    // What a sweep only concluded gives way to what the publisher says itself, to a tombstone of its own too:
-    // otherwise a tie would end by which of its records comes first.
-    let gives_way = match stored.sweep_kind {
+    // A sweep's tombstone is only a conclusion and is replaced by a record of the publisher, by a tombstone too:
+    // otherwise the order of the publisher's records would decide a tie.
+    let is_replaced = match stored.sweep_kind {
         SweepKind::No => false,
         SweepKind::ByResync => order == Ordering::Equal,
         SweepKind::ByTrustSource => true,
     };
-    if gives_way && rules.polled {
+    if is_replaced && rules.polled {
         return Decision::Write;
     }
     match order {

@@ -1,4 +1,4 @@
-//! Finding the stored item that an incoming one is judged against.
+//! Finding the stored item that an incoming one is compared with.
 
 use rusqlite::{CachedStatement, Connection, Rows, params};
 
@@ -9,17 +9,17 @@ use crate::feed::{Item, ItemState, Modified, Seq};
 use crate::store::StoreError;
 use crate::store::writer::WriteTx;
 
-/// What runs for each item is looked up once a delivery.
+/// The statements that run for each item, prepared once per delivery.
 pub(super) struct ItemStatements<'a> {
     by_key: CachedStatement<'a>,
     following: CachedStatement<'a>,
     pub(super) insert: CachedStatement<'a>,
-    /// Where the last stored item was met, and whether just behind the one before.
+    /// The seq of the last stored item that was found, and whether it followed closely on the previous one.
     last_match_seq: Option<Seq>,
     in_order: bool,
 }
 
-/// A stored item this close behind another was most likely delivered just after it.
+/// A stored item with a seq this close after another's was most likely delivered just after it.
 const MAX_SEQ_GAP: Seq = 16;
 
 impl<'a> ItemStatements<'a> {
@@ -37,30 +37,31 @@ impl<'a> ItemStatements<'a> {
         })
     }
 
-    /// The stored item, judged; `None` where the mirror doesn't hold it. A feed that is read again comes in the order it
-    /// was stored in, mostly: then the next row is found without the index.
+    /// The stored item and the decision; `None` where the item is not stored. A feed that is read again mostly comes in
+    /// the order in which it was stored: then the next row is found without the index.
     pub(super) fn find(
         &mut self,
         tx: &WriteTx<'_>,
-        wanted: &ItemLookup<'_>,
+        lookup: &ItemLookup<'_>,
         key: i64,
     ) -> Result<Option<Match>, StoreError> {
         let mut found = match self.last_match_seq.filter(|_| self.in_order) {
-            Some(before) => wanted.match_among(tx, self.following.query([before])?)?,
+            Some(last_seq) => lookup.match_among(tx, self.following.query([last_seq])?)?,
             None => None,
         };
         if found.is_none() {
-            found = wanted.match_among(tx, self.by_key.query(params![wanted.feed.id, key])?)?;
+            found = lookup.match_among(tx, self.by_key.query(params![lookup.feed.id, key])?)?;
         }
         if let Some(found) = &found {
-            self.in_order = self.last_match_seq.is_some_and(|before| (1..=MAX_SEQ_GAP).contains(&(found.seq - before)));
+            self.in_order =
+                self.last_match_seq.is_some_and(|last_seq| (1..=MAX_SEQ_GAP).contains(&(found.seq - last_seq)));
             self.last_match_seq = Some(found.seq);
         }
         Ok(found)
     }
 }
 
-/// The item to be found in the store, and the rules to judge it by.
+/// An incoming item to be looked up, and the rules to decide by.
 pub(super) struct ItemLookup<'a> {
     pub(super) feed: &'a FeedState,
     pub(super) kind: i64,
@@ -69,24 +70,24 @@ pub(super) struct ItemLookup<'a> {
     pub(super) rules: MergeRules,
 }
 
-/// A stored item, judged.
+/// A stored item and the decision about the incoming one.
 pub(super) struct Match {
     pub(super) seq: Seq,
     pub(super) decision: Decision,
     pub(super) old_state: ItemState,
     pub(super) old_modified: Modified,
-    /// Bytes of its data.
+    /// Bytes of the stored data.
     pub(super) old_data_bytes: usize,
 }
 
 impl ItemLookup<'_> {
-    /// The row that holds the item, among rows that may be others': keys collide, so feed, kind and id decide.
+    /// The item's row among `rows`, which may include other items': keys collide, so feed, kind and id decide.
     fn match_among(&self, tx: &WriteTx<'_>, mut rows: Rows<'_>) -> Result<Option<Match>, StoreError> {
         while let Some(row) = rows.next()? {
-            let same = row.get::<_, i64>(1)? == self.feed.id
+            let is_item = row.get::<_, i64>(1)? == self.feed.id
                 && row.get::<_, i64>(2)? == self.kind
                 && row.get_ref(3)?.as_bytes().ok() == Some(self.item.id.as_bytes());
-            if !same {
+            if !is_item {
                 continue;
             }
             let (seq, flags): (Seq, i64) = (row.get(0)?, row.get(5)?);
@@ -99,13 +100,13 @@ impl ItemLookup<'_> {
                 replaceable: trusted && may_replace(tx, self.feed, seq)?,
             };
             let decision = decide(&stored, self.item, self.data, self.rules);
-            let size = stored.data.len();
+            let old_data_bytes = stored.data.len();
             return Ok(Some(Match {
                 seq,
                 decision,
                 old_state: stored.state,
                 old_modified: stored.modified,
-                old_data_bytes: size,
+                old_data_bytes,
             }));
         }
         Ok(None)

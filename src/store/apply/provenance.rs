@@ -1,6 +1,7 @@
-//! Where items came from: one bounded row for each delivery that wrote something. An item's seq lies in its row's range.
+//! The provenance of items: one row for each delivery that wrote an item, bounded per feed. An item's seq lies in its
+//! delivery's range.
 //!
-//! The bulk path pays one insert a page for it, and items nothing. Nothing is decided by these rows.
+//! It costs one insert per page, and nothing per item. No decision depends on these rows.
 
 use rusqlite::params;
 
@@ -9,42 +10,42 @@ use crate::feed::Seq;
 use crate::store::writer::WriteTx;
 use crate::store::{Millis, StoreError, journal};
 
-/// Rows kept for a feed; of older items the mirror only knows how and when they came.
+/// Rows kept for a feed; of older items the mirror only knows transport and time.
 const KEPT: i64 = 2_000;
-/// Bytes of text kept in them, and the expression that counts a row's.
+/// Bytes of text kept for a feed, and the SQL expression for the bytes of a row.
 const KEPT_BYTES: i64 = 2 << 20;
 const SIZE: &str =
     "coalesce(octet_length(url), 0) + coalesce(octet_length(event_id), 0) + coalesce(octet_length(etag), 0)";
-/// A URL, tag or event id longer than this is left out: rows stay small whatever a publisher sends.
-const LONGEST: usize = 2_048;
+/// A URL, entity tag or event id longer than this is left out, so that rows stay small whatever a publisher sends.
+const MAX_TEXT_BYTES: usize = 2_048;
 
-/// Where a delivery was asked for, and what the answer said of itself.
+/// The request of a delivery, and the response's metadata.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Provenance {
-    /// The URL asked for, without secrets; of a stream the one it was opened at.
+    /// The URL requested, without secrets; of a stream the URL at which it was opened.
     pub url: Option<String>,
-    /// A pushed event's own id.
+    /// The id of a pushed event.
     pub event_id: Option<String>,
     /// The HTTP status.
     pub status: Option<u16>,
-    /// Seconds that the answer had spent in caches.
+    /// `Age`: seconds that the response spent in caches (RFC 9111 §5.1).
     pub age: Option<u64>,
-    /// Its entity tag.
+    /// The response's entity tag.
     pub etag: Option<String>,
-    /// The publisher's clock.
+    /// `Date`: the publisher's clock.
     pub date: Option<Millis>,
-    /// When the page last changed, as the publisher says.
+    /// `Last-Modified`: when the page last changed, as the publisher says.
     pub last_modified: Option<Millis>,
 }
 
-/// Keeps the delivery's origin if it wrote anything; its first seq was to be `first`.
+/// Stores the delivery's provenance if it wrote an item; `first` is the first seq that it could write.
 pub(super) fn record(tx: &WriteTx<'_>, delivery: &Delivery, first: Seq) -> Result<(), StoreError> {
     let last = tx.last_seq();
     if last < first {
         return Ok(());
     }
-    let origin = &delivery.provenance;
-    let age = origin.age.map(|age| i64::try_from(age).unwrap_or(i64::MAX));
+    let provenance = &delivery.provenance;
+    let age = provenance.age.map(|age| i64::try_from(age).unwrap_or(i64::MAX));
     let n: i64 = tx
         .db
         .prepare_cached(
@@ -59,25 +60,25 @@ pub(super) fn record(tx: &WriteTx<'_>, delivery: &Delivery, first: Seq) -> Resul
                 delivery.transport.code(),
                 purpose(delivery),
                 delivery.at,
-                short(origin.url.as_ref()),
-                short(origin.event_id.as_ref()),
-                origin.status,
+                short(provenance.url.as_ref()),
+                short(provenance.event_id.as_ref()),
+                provenance.status,
                 age,
-                short(origin.etag.as_ref()),
-                origin.date,
-                origin.last_modified
+                short(provenance.etag.as_ref()),
+                provenance.date,
+                provenance.last_modified
             ],
             |row| row.get(0),
         )?;
     let mut trim = tx.db.prepare_cached("DELETE FROM delivery WHERE feed = ?1 AND n <= ?2")?;
     trim.execute([delivery.feed, n - KEPT])?;
-    let texts = [&origin.url, &origin.event_id, &origin.etag];
+    let texts = [&provenance.url, &provenance.event_id, &provenance.etag];
     let size = texts.iter().filter_map(|text| short(text.as_ref())).map(String::len).sum();
     Ok(journal::trim_bytes(tx, ("delivery", SIZE), Some(delivery.feed), (KEPT, KEPT_BYTES), size)?)
 }
 
 fn short(text: Option<&String>) -> Option<&String> {
-    text.filter(|text| text.len() <= LONGEST)
+    text.filter(|text| text.len() <= MAX_TEXT_BYTES)
 }
 
 fn purpose(delivery: &Delivery) -> &'static str {

@@ -1,11 +1,11 @@
-//! What a delivery says about its publisher: values of another class, a feed that went back.
+//! What a delivery shows about its publisher: `modified` values of another class, a feed that went back.
 
 use super::super::writer::WriteTx;
 use super::super::{StoreError, journal};
 use super::{Delivery, DeliveryCounts, FeedState, Purpose};
 use crate::feed::Modified;
 
-/// A feed whose values change class (numbers, date-times, other text) has changed its ways.
+/// Records a finding when the class of `modified` values (numbers, date-times, other text) changes within a feed.
 pub(super) fn check_modified_class(
     tx: &WriteTx<'_>,
     delivery: &Delivery,
@@ -31,15 +31,16 @@ pub(super) fn check_modified_class(
     Ok(())
 }
 
-/// Over half of the last 20 differing items polled at the cursor were refused as older: the feed went back.
-pub(super) fn detect_going_back(delivery: &Delivery, feed: &mut FeedState, tally: &DeliveryCounts) -> Option<String> {
+/// Why the feed is suspect: over half of the last 20 differing items polled at the cursor were refused as older, so
+/// that the feed went back.
+pub(super) fn detect_going_back(delivery: &Delivery, feed: &mut FeedState, counts: &DeliveryCounts) -> Option<String> {
     const WINDOW: i64 = (1 << 20) - 1;
-    if !matches!(delivery.purpose, Purpose::Poll(_)) || tally.older_bits_count == 0 {
+    if !matches!(delivery.purpose, Purpose::Poll(_)) || counts.older_bits_count == 0 {
         return None;
     }
-    let kept = if tally.older_bits_count >= 20 { 0 } else { feed.differing << tally.older_bits_count };
-    feed.differing = (kept | tally.differing) & WINDOW;
-    let (stored, incoming) = tally.last_older.as_ref()?;
+    let earlier_bits = if counts.older_bits_count >= 20 { 0 } else { feed.differing << counts.older_bits_count };
+    feed.differing = (earlier_bits | counts.differing) & WINDOW;
+    let (stored, incoming) = counts.last_older.as_ref()?;
     if feed.suspect || feed.differing.count_ones() <= 10 {
         return None;
     }

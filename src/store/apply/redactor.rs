@@ -1,14 +1,14 @@
-//! What hides a feed's secrets in words that are made of its publisher's text after a delivery was handed over.
+//! Hides a feed's secrets in texts that the store makes of a publisher's text. What is a secret is the caller's matter.
 
 use std::sync::Arc;
 
-/// Hides secrets.
+/// Hides secrets in a text.
 pub trait Redact: Send + Sync {
     /// The text as it may be kept and shown.
     fn redact(&self, text: &str) -> String;
 }
 
-/// A feed's, if it has secrets to hide.
+/// The redactor of a feed, if the feed has secrets.
 #[derive(Clone, Default)]
 pub struct Redactor(pub Option<Arc<dyn Redact>>);
 

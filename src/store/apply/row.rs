@@ -1,4 +1,4 @@
-//! How an item stands in its row: the flags, the publisher's `modified`, the key.
+//! An item's row: the flags, and the publisher's `modified` as stored.
 
 use rusqlite::types::ValueRef;
 
@@ -10,17 +10,17 @@ pub(super) const SWEPT_FLAG: i64 = 2;
 pub(super) const SWEPT_BY_TRUST_FLAG: i64 = 4;
 pub(in crate::store) const NUMBER_FLAG: i64 = 8;
 pub(in crate::store) const FORGOTTEN_FLAG: i64 = 16;
-/// Of a forgotten one: it was a tombstone before, and stays one if it is taken again.
+/// Of a forgotten item: it was a tombstone before, and stays one if it is unforgotten.
 pub(in crate::store) const WAS_DELETED_FLAG: i64 = 32;
 
-/// Whether a row can have these flags: only a tombstone is swept or forgotten, and there are no others.
+/// Whether a row can have these flags: only a tombstone is swept or forgotten, and no other flags exist.
 pub(in crate::store) fn are_flags_valid(flags: i64) -> bool {
-    let of_tombstones = SWEPT_FLAG | SWEPT_BY_TRUST_FLAG | FORGOTTEN_FLAG | WAS_DELETED_FLAG;
+    let tombstone_flags = SWEPT_FLAG | SWEPT_BY_TRUST_FLAG | FORGOTTEN_FLAG | WAS_DELETED_FLAG;
     let deleted = flags & DELETED_FLAG != 0;
-    flags & !(DELETED_FLAG | NUMBER_FLAG | of_tombstones) == 0 && (deleted || flags & of_tombstones == 0)
+    flags & !(DELETED_FLAG | NUMBER_FLAG | tombstone_flags) == 0 && (deleted || flags & tombstone_flags == 0)
 }
 
-/// What an item takes in the file beside its id and its data, about: its row, its index entry, what pages leave free.
+/// Approximate bytes that an item takes in the file besides id and data: row, index entry, free space in pages.
 pub(in crate::store) const ROW_BYTES: i64 = 230;
 
 /// The flags of a tombstone made by a sweep.
@@ -33,7 +33,7 @@ pub(in crate::store) fn forgotten_flags(flags: i64) -> i64 {
     (flags & NUMBER_FLAG) | DELETED_FLAG | FORGOTTEN_FLAG
 }
 
-/// Publisher's value as stored: an integer where it is one, text otherwise.
+/// A publisher's value as stored: an integer where it is one of 64 bits, text otherwise.
 pub(in crate::store) struct SqlModified<'a>(pub(in crate::store) &'a Modified);
 
 impl rusqlite::ToSql for SqlModified<'_> {

@@ -1,4 +1,4 @@
-//! Sums that the status page shows: how much each feed changed, hour by hour, and what fills its quarantine.
+//! The number of changes of each feed per hour, for the status page.
 
 use super::{Reader, StoreError};
 
@@ -14,8 +14,8 @@ pub struct HourlyActivity {
 }
 
 impl Reader {
-    /// The hours from `hour` on in which something was written, of one feed or of all, by feed and hour. At most a week
-    /// of them is kept.
+    /// The hours from `hour` on in which items were written, of one feed or of all, ordered by feed and hour. At most a
+    /// week is kept.
     ///
     /// # Errors
     /// When the file can't be read.

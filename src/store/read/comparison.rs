@@ -1,8 +1,10 @@
-//! A feed as its source has it now, beside what the mirror holds: what is missing, extra, older, newer or different.
+//! Comparing a feed's current listing at its source with the mirror: items that are missing, extra, older, newer or
+//! different.
 //!
-//! What a walk reads is kept as kind, id, `modified`, state and two hashes in a private temporary file, which SQLite
-//! removes when it is closed: memory doesn't grow with the feed. The mirror is read in short transactions and never
-//! written. What changed in the mirror since the walk began is no difference: it may be newer than what was read.
+//! The walk's items are kept as kind, id, `modified`, state and two hashes in a private temporary file, which SQLite
+//! removes when it is closed, so that memory doesn't grow with the feed. The mirror is read in short transactions and
+//! never written. An item that was written to the mirror since the walk began is no difference, since it may be newer
+//! than the listing.
 
 use std::cmp::Ordering;
 use std::sync::LazyLock;
@@ -15,36 +17,35 @@ use crate::json::JsonHasher;
 use crate::store::apply::{DELETED_FLAG, NUMBER_FLAG, SqlModified, stored_modified};
 use crate::store::keys::{SaltedHasher, process_hash as hash};
 
-/// Rows of the mirror looked at in one transaction.
+/// Rows of the mirror read in one transaction.
 const STEP_ROWS: usize = 5_000;
-/// Samples of each sort of difference.
+/// Samples of each type of difference.
 const SAMPLES: usize = 10;
-/// Of the temporary file, in memory.
+/// Cache of the temporary file, in KiB.
 const CACHE_KIB: i64 = 16 * 1024;
 
-/// What makes a version of an item: two that are equal in this are the same.
+/// What identifies a version of an item: two versions with equal content are the same.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ItemContent {
     /// As the publisher sent it.
     pub modified: Modified,
-    /// Updated or deleted.
     pub state: ItemState,
-    /// Of the data, whatever their spacing and the order of their fields.
+    /// Hash of the data, independent of spacing and of the order of fields.
     pub hash: i64,
 }
 
 impl ItemContent {
-    /// The hash of such data, comparable within this run.
+    /// The hash of JSON data, comparable only within this process.
     pub fn hash_of(data: &str) -> i64 {
         static DIGEST: LazyLock<JsonHasher> = LazyLock::new(JsonHasher::default);
         DIGEST.hash_json(data).map_or_else(|| hash(data.as_bytes()), |hash| hash as i64)
     }
 }
 
-/// An item that differs, as both sides have it.
+/// An item that differs, with both sides' versions.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct DifferenceSample {
-    /// What sort of thing it is.
+    /// The RPDE kind.
     pub kind: String,
     /// The publisher's id.
     pub id: String,
@@ -54,21 +55,21 @@ pub struct DifferenceSample {
     pub source: Option<(String, &'static str)>,
 }
 
-/// One sort of difference.
+/// One type of difference.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Difference {
-    /// How many items.
+    /// Number of items.
     pub count: u64,
-    /// The first of them.
+    /// The first of these items.
     pub samples: Vec<DifferenceSample>,
 }
 
-/// What a comparison came to.
+/// The result of a comparison.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Comparison {
-    /// Items that the walk read, the newest version of each.
+    /// Number of items that the walk read.
     pub read: u64,
-    /// Of the mirror's items, those that are as the source has them.
+    /// Number of items that are the same on both sides.
     pub same: u64,
     /// Live at the source, and not in the mirror.
     pub missing: Difference,
@@ -78,12 +79,12 @@ pub struct Comparison {
     pub older: Difference,
     /// Newer in the mirror.
     pub newer: Difference,
-    /// Of the same `modified`, and of another state or content.
+    /// With the same `modified`, and another state or content.
     pub differing: Difference,
 }
 
 impl Comparison {
-    /// How many items differ.
+    /// Number of items that differ.
     pub fn differences(&self) -> u64 {
         [&self.missing, &self.extra, &self.older, &self.newer, &self.differing].iter().map(|d| d.count).sum()
     }
@@ -98,14 +99,14 @@ enum VersionComparison {
     Differing,
 }
 
-/// A version as it is stored on either side, with what tells quickly whether both are the same.
+/// A version of either side, with a hash of the raw data, which is compared first.
 struct HashedVersion {
     content: ItemContent,
     raw: i64,
     seq: Seq,
 }
 
-/// What a walk has read so far.
+/// The items that a walk has read so far.
 pub struct SourceListing {
     db: Connection,
     order: ModifiedOrder,
@@ -113,11 +114,11 @@ pub struct SourceListing {
 }
 
 impl SourceListing {
-    /// Nothing yet; the mirror's last change number was `began` when the walk did.
+    /// An empty listing; `start_seq` is the mirror's last change number at the beginning of the walk.
     ///
     /// # Errors
-    /// When no temporary file can be made.
-    pub fn new(order: ModifiedOrder, began: Seq) -> Result<Self, StoreError> {
+    /// When no temporary file can be created.
+    pub fn new(order: ModifiedOrder, start_seq: Seq) -> Result<Self, StoreError> {
         let db = Connection::open("")?;
         db.pragma_update(None, "journal_mode", "OFF")?;
         db.pragma_update(None, "synchronous", "OFF")?;
@@ -128,10 +129,10 @@ impl SourceListing {
              CREATE TABLE unreadable (id TEXT PRIMARY KEY) WITHOUT ROWID;
              CREATE TABLE differing (kind TEXT, id TEXT, PRIMARY KEY (kind, id)) WITHOUT ROWID;",
         )?;
-        Ok(Self { db, order, start_seq: began })
+        Ok(Self { db, order, start_seq })
     }
 
-    /// Takes a page in: of an item that comes twice the newest stays.
+    /// Adds a page: of an item that comes twice, the newest version stays.
     ///
     /// # Errors
     /// When the temporary file can't be written.
@@ -139,30 +140,30 @@ impl SourceListing {
         self.db.execute_batch("BEGIN")?;
         for item in &page.items {
             let known = self.read(&item.kind, &item.id)?;
-            let newer =
+            let is_older_than_known =
                 |known: &HashedVersion| item.modified.compare(&known.content.modified, self.order) == Ordering::Less;
-            if !known.as_ref().is_some_and(newer) {
-                self.keep(item, page.data(item))?;
+            if !known.as_ref().is_some_and(is_older_than_known) {
+                self.insert(item, page.data(item))?;
             }
         }
         let mut insert = self.db.prepare_cached("INSERT OR IGNORE INTO unreadable VALUES (?1)")?;
-        let kept = page.unreadable.iter().filter_map(|record| record.id.as_ref());
-        for id in kept.chain(&page.overflow.ids) {
+        let unreadable_ids = page.unreadable.iter().filter_map(|record| record.id.as_ref());
+        for id in unreadable_ids.chain(&page.overflow.ids) {
             insert.execute([&**id])?;
         }
         drop(insert);
         Ok(self.db.execute_batch("COMMIT")?)
     }
 
-    fn keep(&self, item: &Item, data: &str) -> Result<(), StoreError> {
-        let deleted = if item.state == ItemState::Deleted { DELETED_FLAG } else { 0 };
-        let number = if matches!(item.modified, Modified::Number(_)) { NUMBER_FLAG } else { 0 };
+    fn insert(&self, item: &Item, data: &str) -> Result<(), StoreError> {
+        let deleted_flag = if item.state == ItemState::Deleted { DELETED_FLAG } else { 0 };
+        let number_flag = if matches!(item.modified, Modified::Number(_)) { NUMBER_FLAG } else { 0 };
         let sql = "INSERT OR REPLACE INTO record VALUES (?1, ?2, ?3, ?4, ?5, ?6, 0)";
         self.db.prepare_cached(sql)?.execute(params![
             &*item.kind,
             &*item.id,
             SqlModified(&item.modified),
-            deleted | number,
+            deleted_flag | number_flag,
             hash(data.as_bytes()),
             ItemContent::hash_of(data)
         ])?;
@@ -180,8 +181,8 @@ impl SourceListing {
         Ok(found.optional()?)
     }
 
-    /// Looks through the mirror's items of the feed, and notes those that differ. Without `whole`, when the walk did not
-    /// come to a clean end, nothing is called extra.
+    /// Compares the mirror's items of the feed with the listing. Without `complete`, when the walk did not reach a
+    /// clean end, no item counts as extra.
     ///
     /// # Errors
     /// When either file fails, or the mirror has no such feed.
@@ -204,13 +205,13 @@ impl SourceListing {
         self.recheck(reader, feed)
     }
 
-    /// Looks again at what differed: what the mirror has taken in meanwhile no longer does.
+    /// Compares the differing items again: those that the mirror has written meanwhile no longer differ.
     ///
     /// # Errors
-    /// As [`Fresh::compare`].
+    /// As [`SourceListing::compare`].
     pub fn recheck(&mut self, reader: &Reader, feed: &str) -> Result<Comparison, StoreError> {
         let mut comparison = Comparison::default();
-        let mut healed: Vec<(String, String)> = Vec::new();
+        let mut now_same: Vec<(String, String)> = Vec::new();
         let mut select = self.db.prepare_cached("SELECT kind, id FROM differing ORDER BY kind, id")?;
         let mut rows = select.query([])?;
         while let Some(row) = rows.next()? {
@@ -218,8 +219,8 @@ impl SourceListing {
             let (source, mirror) = (self.read(&kind, &id)?, reader.version(feed, &kind, &id)?);
             let difference = match self.compare_versions(source.as_ref(), mirror.as_ref()) {
                 VersionComparison::Same => {
-                    if healed.len() < STEP_ROWS {
-                        healed.push((kind, id));
+                    if now_same.len() < STEP_ROWS {
+                        now_same.push((kind, id));
                     }
                     continue;
                 }
@@ -241,7 +242,7 @@ impl SourceListing {
         }
         drop(rows);
         drop(select);
-        for (kind, id) in healed {
+        for (kind, id) in now_same {
             self.db.prepare_cached("DELETE FROM differing WHERE kind = ?1 AND id = ?2")?.execute([kind, id])?;
         }
         let count = |sql: &str| self.db.query_row(sql, [], |row| row.get::<_, i64>(0)).map(|n| n.unsigned_abs());
@@ -288,7 +289,7 @@ fn state(flags: i64) -> ItemState {
     if flags & DELETED_FLAG == 0 { ItemState::Updated } else { ItemState::Deleted }
 }
 
-const VERSION: &str = "SELECT i.seq, i.key, k.name, i.id, i.modified, i.flags, i.data FROM item i";
+const VERSION_SQL: &str = "SELECT i.seq, i.key, k.name, i.id, i.modified, i.flags, i.data FROM item i";
 
 fn version(row: &rusqlite::Row<'_>) -> rusqlite::Result<HashedVersion> {
     let flags = row.get(5)?;
@@ -302,43 +303,43 @@ fn version(row: &rusqlite::Row<'_>) -> rusqlite::Result<HashedVersion> {
 }
 
 impl Reader {
-    /// What the item with this change number holds; none when there is none by now.
+    /// The content of the item with this change number; `None` when no row has it by now.
     ///
     /// # Errors
     /// When the file can't be read.
     pub fn item_content(&self, seq: Seq) -> Result<Option<ItemContent>, StoreError> {
-        let sql = format!("{VERSION} JOIN kind k ON k.id = i.kind WHERE i.seq = ?1");
+        let sql = format!("{VERSION_SQL} JOIN kind k ON k.id = i.kind WHERE i.seq = ?1");
         let found = self.db.prepare_cached(&sql)?.query_row([seq], version).optional()?;
         Ok(found.map(|version| version.content))
     }
 
     fn version(&self, feed: &str, kind: &str, id: &str) -> Result<Option<HashedVersion>, StoreError> {
-        let number = self.feed_id(feed)?;
+        let feed_id = self.feed_id(feed)?;
         let key = SaltedHasher::load(&self.db)?.item_key(kind, id);
         let sql = format!(
-            "{VERSION} JOIN kind k ON k.id = i.kind WHERE i.feed = ?1 AND i.key = ?2 AND k.name = ?3 AND i.id = ?4"
+            "{VERSION_SQL} JOIN kind k ON k.id = i.kind WHERE i.feed = ?1 AND i.key = ?2 AND k.name = ?3 AND i.id = ?4"
         );
-        Ok(self.db.prepare_cached(&sql)?.query_row(params![number, key, kind, id], version).optional()?)
+        Ok(self.db.prepare_cached(&sql)?.query_row(params![feed_id, key, kind, id], version).optional()?)
     }
 
-    /// Every item of a feed, tombstones too, in no order that means anything.
+    /// Calls `each` with every item of a feed, tombstones included, in no defined order.
     fn for_each_version(
         &self,
         feed: &str,
         mut each: impl FnMut(&str, &str, HashedVersion) -> Result<(), StoreError>,
     ) -> Result<(), StoreError> {
-        let number = self.feed_id(feed)?;
+        let feed_id = self.feed_id(feed)?;
         let sql = format!(
-            "{VERSION} INDEXED BY item_key CROSS JOIN kind k ON k.id = i.kind
+            "{VERSION_SQL} INDEXED BY item_key CROSS JOIN kind k ON k.id = i.kind
              WHERE i.feed = ?1 AND (i.key, i.seq) > (?2, ?3) ORDER BY i.key, i.seq LIMIT ?4"
         );
         let mut select = self.db.prepare_cached(&sql)?;
-        let mut place = (i64::MIN, i64::MIN);
+        let mut position = (i64::MIN, i64::MIN);
         loop {
-            let mut rows = select.query(params![number, place.0, place.1, STEP_ROWS as i64])?;
+            let mut rows = select.query(params![feed_id, position.0, position.1, STEP_ROWS as i64])?;
             let mut count = 0;
             while let Some(row) = rows.next()? {
-                place = (row.get(1)?, row.get(0)?);
+                position = (row.get(1)?, row.get(0)?);
                 count += 1;
                 each(
                     row.get_ref(2)?.as_str().unwrap_or_default(),

@@ -1,4 +1,4 @@
-//! A copy of a mirror, such as a snapshot: opened without leaving a trace beside it, and searched for an item.
+//! A copy of a mirror, such as a snapshot: opened without creating files beside it, and searched for an item.
 
 use std::path::Path;
 
@@ -9,7 +9,7 @@ use crate::store::forget;
 use crate::store::keys::SaltedHasher;
 
 impl Reader {
-    /// Opens a copy that nothing writes; as [`Reader::open`], but no WAL files are made beside it.
+    /// Opens a copy that no process writes; as [`Reader::open`], but no WAL files are created beside it.
     ///
     /// # Errors
     /// As [`Reader::open`].
@@ -29,15 +29,14 @@ impl Reader {
         Ok(reader)
     }
 
-    /// Whether it holds an item, with its data or as a tombstone of its publisher, or a quarantined
-    /// record of it. False for a feed that it
-    /// doesn't know.
+    /// Whether the copy holds an item, with its data or as a tombstone of its publisher, or a quarantined record that
+    /// names the item. False for an unknown feed.
     ///
     /// # Errors
     /// When the file can't be read.
     pub fn contains_item(&self, feed: &str, kind: Option<&str>, id: &str) -> Result<bool, StoreError> {
-        let known = self.db.prepare_cached("SELECT id FROM feed WHERE name = ?1")?.query_row([feed], |row| row.get(0));
-        let Some(feed) = known.optional()?.map(|feed: i64| feed) else { return Ok(false) };
+        let found = self.db.prepare_cached("SELECT id FROM feed WHERE name = ?1")?.query_row([feed], |row| row.get(0));
+        let Some(feed) = found.optional()?.map(|feed: i64| feed) else { return Ok(false) };
         let mut kinds = self.db.prepare_cached("SELECT id, name FROM kind WHERE ?1 IS NULL OR name = ?1")?;
         let mut kinds = kinds.query([kind])?;
         let mut find = self.db.prepare_cached(
@@ -45,8 +44,8 @@ impl Reader {
         )?;
         let keys = SaltedHasher::load(&self.db)?;
         while let Some(row) = kinds.next()? {
-            let (number, name): (i64, String) = (row.get(0)?, row.get(1)?);
-            if find.exists(params![feed, keys.item_key(&name, id), number, id])? {
+            let (kind_id, name): (i64, String) = (row.get(0)?, row.get(1)?);
+            if find.exists(params![feed, keys.item_key(&name, id), kind_id, id])? {
                 return Ok(true);
             }
         }

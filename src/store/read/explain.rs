@@ -1,7 +1,8 @@
-//! What is known of one item: the item itself, the delivery that wrote it, what was refused or quarantined of it.
+//! What the mirror knows of one item: the item itself, the delivery that wrote it, refused versions and quarantined
+//! records.
 //!
-//! An item is found by its id through the index, whatever its kind. By what its data call it, it is looked for step by
-//! step in short transactions, for as long as the caller likes.
+//! An item is found by its id through the index, whatever its kind. By the `@id` or `id` in the data, a search reads
+//! all items, in short transactions and until the caller's deadline.
 
 use std::time::Instant;
 
@@ -12,9 +13,9 @@ use super::{Reader, StoreError};
 use crate::json;
 use crate::store::keys::SaltedHasher;
 
-/// Rows looked at in one transaction of a search.
+/// Rows read in one transaction of a search.
 const STEP_ROWS: usize = 5_000;
-/// Quarantined records and refusals told of one item.
+/// Most quarantined records and most refusals returned for one item.
 const MAX_RELATED_ROWS: usize = 20;
 
 /// The columns of `items`, of one row.
@@ -24,18 +25,17 @@ const ITEMS: &str =
     CASE i.transport WHEN 0 THEN 'poll' WHEN 1 THEN 'sse' WHEN 2 THEN 'webhook' ELSE 'amqp' END, (i.flags & 6) <> 0
     FROM item i JOIN feed f ON f.id = i.feed JOIN kind k ON k.id = i.kind";
 
-/// What a search came to.
+/// The result of a search.
 #[derive(Clone, Debug, Default)]
 pub struct ItemSearchResult {
-    /// The items.
     pub items: Vec<ItemRow>,
-    /// Whether all was looked at.
+    /// Whether all items were searched.
     pub complete: bool,
 }
 
 impl Reader {
-    /// All the items with this id, of a feed or of all, of a kind or of all: tombstones, and those of feeds that are gone
-    /// or removed, too.
+    /// All items with this id, of one feed or all, of one kind or all: tombstones, and items of feeds that are gone or
+    /// removed, included.
     ///
     /// # Errors
     /// [`StoreError::Refused`] for a feed that is not in the mirror; when the file can't be read.
@@ -47,17 +47,17 @@ impl Reader {
         let sql = format!("{ITEMS} WHERE i.feed = ?1 AND i.key = ?2 AND k.name = ?3 AND i.id = ?4");
         let mut select = self.db.prepare_cached(&sql)?;
         let keys = SaltedHasher::load(&self.db)?;
-        let mut found = Vec::new();
+        let mut items = Vec::new();
         for feed in feeds {
             for kind in &kinds {
                 let rows = select.query_map(params![feed, keys.item_key(kind, id), kind, id], ItemRow::read)?;
-                found.extend(rows.collect::<rusqlite::Result<Vec<_>>>()?);
+                items.extend(rows.collect::<rusqlite::Result<Vec<_>>>()?);
             }
         }
-        Ok(found)
+        Ok(items)
     }
 
-    /// The live items whose data call themselves `name` by `@id` or `id`, looked for until `until`.
+    /// The live items whose data have `name` as `@id` or `id`; the search ends at `until`.
     ///
     /// # Errors
     /// As [`Reader::known_items`].
@@ -67,8 +67,8 @@ impl Reader {
         name: &str,
         until: Instant,
     ) -> Result<ItemSearchResult, StoreError> {
-        // Publishers may escape slashes; the last part of a URL stands in the text as it is.
-        let telling = name.rsplit('/').find(|part| !part.is_empty()).unwrap_or(name);
+        // Publishers may escape slashes; the last part of a URL is in the text unescaped.
+        let last_part = name.rsplit('/').find(|part| !part.is_empty()).unwrap_or(name);
         let sql = format!(
             "{ITEMS} WHERE i.seq = ?1 AND i.flags & 1 = 0 AND instr(i.data, ?2) > 0 AND json_valid(i.data)
              AND (i.data ->> '$.\"@id\"' = ?3 OR i.data ->> '$.id' = ?3)"
@@ -80,20 +80,20 @@ impl Reader {
         )?;
         let mut items = Vec::new();
         for feed in self.numbers(feed)? {
-            let mut place = (i64::MIN, i64::MIN);
+            let mut position = (i64::MIN, i64::MIN);
             loop {
-                let moment = self.db.unchecked_transaction()?;
-                let step = next.query_map(params![feed, place.0, place.1, STEP_ROWS as i64], |row| {
+                let transaction = self.db.unchecked_transaction()?;
+                let step = next.query_map(params![feed, position.0, position.1, STEP_ROWS as i64], |row| {
                     Ok((row.get(0)?, row.get(1)?))
                 })?;
                 let step = step.collect::<rusqlite::Result<Vec<(i64, i64)>>>()?;
                 for (_, seq) in &step {
-                    let rows = select.query_map(params![seq, telling, name], ItemRow::read)?;
+                    let rows = select.query_map(params![seq, last_part, name], ItemRow::read)?;
                     items.extend(rows.collect::<rusqlite::Result<Vec<_>>>()?);
                 }
-                drop(moment);
+                drop(transaction);
                 let Some(last) = step.last().filter(|_| step.len() == STEP_ROWS) else { break };
-                place = *last;
+                position = *last;
                 if Instant::now() >= until {
                     return Ok(ItemSearchResult { items, complete: false });
                 }
@@ -102,7 +102,8 @@ impl Reader {
         Ok(ItemSearchResult { items, complete: true })
     }
 
-    /// The delivery that wrote what has this change number; none once it is too long ago, or where a sweep wrote it.
+    /// The delivery that wrote the change with this number; `None` once the delivery's row is trimmed, or where a sweep
+    /// wrote the change.
     ///
     /// # Errors
     /// When the file can't be read.
@@ -111,24 +112,24 @@ impl Reader {
         Ok(self.rows("deliveries", rest, [seq])?.pop())
     }
 
-    /// What was refused of the items with this id as older or tied, newest first.
+    /// The refused versions of items with this id, older or tied ones, newest first.
     ///
     /// # Errors
     /// As [`Reader::known_items`].
     pub fn refusals_of(&self, feed: &str, kind: Option<&str>, id: &str) -> Result<Vec<RefusalRow>, StoreError> {
-        let number = self.feed_id(feed)?;
+        let feed_id = self.feed_id(feed)?;
         let rest = "WHERE number = ?1 AND id = ?2 AND (?3 IS NULL OR kind = ?3) ORDER BY n DESC LIMIT ?4";
-        self.rows(rows::REFUSALS, rest, params![number, id, kind, MAX_RELATED_ROWS as i64])
+        self.rows(rows::REFUSALS, rest, params![feed_id, id, kind, MAX_RELATED_ROWS as i64])
     }
 
-    /// The quarantined records that name this id, newest first: by their own `id` or `@id`, or, where a record has none
-    /// that can be read, anywhere.
+    /// The quarantined records with this id, newest first: with this `id` or `@id`, or, where neither can be read, with
+    /// the id anywhere in the record.
     ///
     /// # Errors
     /// As [`Reader::known_items`].
     pub fn quarantine_with_id(&self, feed: &str, id: &str) -> Result<Vec<QuarantineRow>, StoreError> {
         self.feed_id(feed)?;
-        // One at a time: a short id may stand in every record there is.
+        // One row at a time: every record may contain a short id.
         let columns = QuarantineRow::COLUMNS.join(", ");
         let sql = format!("SELECT {columns} FROM quarantine WHERE feed = ?1 AND instr(raw, ?2) > 0 ORDER BY id DESC");
         let mut select = self.db.prepare_cached(&sql)?;
@@ -164,9 +165,9 @@ impl Reader {
 }
 
 fn record_has_id(raw: &str, id: &str) -> bool {
-    let own = ["id", "@id"].iter().filter_map(|name| json::member(raw, name)).find_map(|value| {
-        let number = value.starts_with(|first: char| first == '-' || first.is_ascii_digit());
-        if number { Some(value.into()) } else { json::unescape_strict(value) }
+    let own_id = ["id", "@id"].iter().filter_map(|name| json::member(raw, name)).find_map(|value| {
+        let is_number = value.starts_with(|first: char| first == '-' || first.is_ascii_digit());
+        if is_number { Some(value.into()) } else { json::unescape_strict(value) }
     });
-    own.is_none_or(|own| own == id)
+    own_id.is_none_or(|own_id| own_id == id)
 }

@@ -1,4 +1,4 @@
-//! Rows under the names that the SQL views give them; a test holds the two together.
+//! Rows with the names of the SQL views' columns; a test compares both.
 
 use rusqlite::Row;
 use rusqlite::types::{FromSql, FromSqlResult, ValueRef};
@@ -27,7 +27,7 @@ macro_rules! columns {
     )+ };
 }
 
-/// A publisher's `modified` as stored: an integer stays one, anything else is its text.
+/// A publisher's `modified` as stored: an integer, or else the text.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(untagged)]
 pub enum StoredModified {
@@ -58,35 +58,34 @@ impl std::fmt::Display for StoredModified {
 columns! {
     /// The one row of `mirror`. Times are RFC 3339 UTC, here and in all rows.
     MirrorRow {
-        /// The mirror's own identity; another one after a restore.
+        /// The mirror's identity; a new one after a restore.
         epoch: String,
         /// The last change number given.
         seq: i64,
-        /// Of the program that wrote it last.
+        /// Version of the program that wrote the file last.
         version: String,
-        /// When that began.
+        /// When that program started.
         started_at: Option<String>,
-        /// Where its operator's listener is.
+        /// Address of the operator's listener.
         ops_address: Option<String>,
-        /// Where its webhook listener is.
+        /// Address of the webhook listener.
         webhooks_address: Option<String>,
     }
 
     /// A row of `feeds`.
     FeedRow {
-        /// Its unique name.
         name: String,
-        /// The provider it belongs to.
+        /// The feed's provider.
         provider: Option<String>,
         /// The poll endpoint's URL.
         url: String,
-        /// What keeps it current.
+        /// What keeps the feed current.
         mode: String,
-        /// How its poll endpoint is doing.
+        /// Health of the poll endpoint.
         health: String,
-        /// Why; begins with a fixed kebab-case word.
+        /// Why the feed has this health; begins with a fixed kebab-case word.
         reason: Option<String>,
-        /// Since when it has this health.
+        /// Since when the feed has this health.
         since: Option<String>,
         /// The poll cursor.
         cursor: Option<String>,
@@ -94,31 +93,30 @@ columns! {
         items: i64,
         /// Deleted items.
         tombstones: i64,
-        /// When its end was last seen; lag is now minus this.
+        /// When the feed's end was last seen; lag is now minus this.
         level_at: Option<String>,
-        /// When it last answered well.
+        /// When a poll last succeeded.
         polled_at: Option<String>,
-        /// When one of its items last changed.
+        /// When an item of the feed last changed.
         changed_at: Option<String>,
-        /// When it is to be asked again.
+        /// When the next poll is due.
         next_poll_at: Option<String>,
         /// Errors in a row.
         failures: i64,
-        /// How far push is believed.
+        /// How far push is trusted.
         push: String,
         /// The licence of the last page that named one, else the configured one.
         license: Option<String>,
-        /// Who publishes it.
         publisher: Option<String>,
-        /// The dataset site that it belongs to.
+        /// The feed's dataset site.
         dataset_url: Option<String>,
-        /// About how many items it has, as its dataset site said.
+        /// Approximate number of items, as the dataset site says.
         total_items: Option<i64>,
-        /// Until when its alerts are silenced; none once that is over.
+        /// Until when alerts are silenced; `None` once that time is over.
         acked_until: Option<String>,
-        /// What was said of it.
+        /// The operator's note on the ack.
         ack_note: Option<String>,
-        /// What its items and its quarantine take in the file, about.
+        /// Approximate bytes of items and quarantine in the file.
         bytes: i64,
     }
 
@@ -126,31 +124,31 @@ columns! {
     EndpointRow {
         /// The feed's name.
         feed: String,
-        /// How it delivers.
+        /// `poll`, `sse`, `webhook` or `amqp`.
         transport: String,
-        /// The position up to which it has been read.
+        /// The position up to which the endpoint has been read.
         cursor: Option<String>,
-        /// Of the last item taken from here.
+        /// `modified` of the endpoint's last item.
         modified: Option<StoredModified>,
-        /// Of the last item taken from here.
+        /// Id of the endpoint's last item.
         id: Option<String>,
-        /// When that was.
+        /// When the cursor or the last item last changed.
         updated_at: Option<String>,
-        /// How it is doing.
+        /// The endpoint's health.
         health: String,
         /// Why.
         reason: Option<String>,
-        /// Since when.
+        /// Since when the endpoint has this health.
         since: Option<String>,
-        /// How far it is believed.
+        /// How far the endpoint is trusted.
         push: String,
-        /// Items it brought.
+        /// Items that it delivered.
         delivered: i64,
-        /// Items it should have brought.
+        /// Items that it should have delivered.
         missed: i64,
-        /// When it was proven last.
+        /// When it last became proven.
         proven_at: Option<String>,
-        /// Of the missed ones, those that it brought later.
+        /// Missed items that it delivered later.
         late: i64,
     }
 
@@ -158,7 +156,7 @@ columns! {
     ItemRow {
         /// The feed's name.
         feed: String,
-        /// What sort of thing it is.
+        /// The RPDE kind.
         kind: String,
         /// The publisher's id.
         id: String,
@@ -168,11 +166,11 @@ columns! {
         state: String,
         /// The JSON text as published; none when deleted.
         data: Option<String>,
-        /// The change number it was written under.
+        /// The change number with which it was written.
         seq: i64,
         /// When it was written.
         changed_at: String,
-        /// What brought it.
+        /// The transport of the delivery.
         transport: String,
         /// Whether a resync made it a tombstone.
         swept: bool,
@@ -184,7 +182,7 @@ columns! {
         seq: i64,
         /// The feed's name.
         feed: String,
-        /// What sort of thing changed.
+        /// The RPDE kind.
         kind: Option<String>,
         /// The publisher's id.
         id: Option<String>,
@@ -202,19 +200,19 @@ columns! {
         id: i64,
         /// The feed's name.
         feed: String,
-        /// What brought it.
+        /// The transport of the delivery.
         transport: String,
         /// A fixed kebab-case word.
         reason: String,
-        /// What exactly was wrong.
+        /// What exactly is wrong.
         detail: Option<String>,
         /// The record as published.
         raw: String,
-        /// How often it came.
+        /// How often the record came.
         count: i64,
-        /// When it came first.
+        /// When the record first came.
         first_at: String,
-        /// When it came last.
+        /// When the record last came.
         last_at: String,
     }
 
@@ -224,13 +222,13 @@ columns! {
         feed: String,
         /// Records kept.
         rows: i64,
-        /// Bytes of them.
+        /// Bytes of these records.
         bytes: i64,
-        /// Records dropped because it was full.
+        /// Records dropped because quarantine was full.
         dropped: i64,
     }
 
-    /// What a feed has in quarantine for one reason.
+    /// A feed's quarantined records of one reason.
     QuarantineReason {
         /// The feed's name.
         feed: String,
@@ -238,17 +236,17 @@ columns! {
         reason: String,
         /// Records kept.
         records: i64,
-        /// How often they came, all together.
+        /// How often these records came, all together.
         count: i64,
-        /// When the first of them came first.
+        /// When one of them first came.
         first_at: String,
-        /// When one of them came last.
+        /// When one of them last came.
         last_at: String,
-        /// What exactly was wrong with the newest.
+        /// What exactly is wrong with the newest record.
         detail: Option<String>,
-        /// The newest, as published.
+        /// The newest record, as published.
         sample: String,
-        /// Whether the sample is the record's beginning alone.
+        /// Whether the sample is only the beginning of the record.
         cut: bool,
     }
 
@@ -260,7 +258,7 @@ columns! {
         rule: String,
         /// The latest sample.
         detail: Option<String>,
-        /// How often.
+        /// How often it was seen.
         count: i64,
         /// When it was first seen.
         first_at: String,
@@ -270,25 +268,25 @@ columns! {
 
     /// A row of `events`.
     EventRow {
-        /// When.
+        /// When it happened.
         at: String,
         /// The feed's name; none for the mirror itself.
         feed: Option<String>,
         /// A fixed kebab-case word.
         what: String,
-        /// In words.
+        /// The event as text.
         detail: Option<String>,
     }
 
     /// A row of `refusals`.
     RefusalRow {
-        /// When.
+        /// When it happened.
         at: String,
         /// The feed's name.
         feed: String,
-        /// What brought it.
+        /// The transport of the delivery.
         transport: String,
-        /// What sort of thing it is.
+        /// The RPDE kind.
         kind: String,
         /// The publisher's id.
         id: String,
@@ -298,7 +296,7 @@ columns! {
         reason: String,
     }
 
-    /// A first load under way.
+    /// A running first load.
     FirstLoadRow {
         /// The feed's name.
         feed: String,
@@ -310,47 +308,47 @@ columns! {
     DeliveryRow {
         /// The first change number it wrote.
         seq: i64,
-        /// The last one.
+        /// The last change number it wrote.
         last_seq: i64,
         /// The feed's name.
         feed: String,
-        /// How it came.
+        /// `poll`, `sse`, `webhook` or `amqp`.
         transport: String,
         /// `poll`, `resync`, `look-back`, `push` or `retry`.
         purpose: String,
         /// When it was read.
         at: String,
-        /// Where it was asked for, without secrets.
+        /// The URL requested, without secrets.
         url: Option<String>,
-        /// Of a stream that names its events.
+        /// The event's id, of a stream with event ids.
         event_id: Option<String>,
         /// The HTTP status.
         status: Option<i64>,
-        /// Seconds that the answer had spent in caches.
+        /// `Age`: seconds that the response spent in caches (RFC 9111 §5.1).
         age: Option<i64>,
-        /// The answer's entity tag.
+        /// The response's entity tag.
         etag: Option<String>,
-        /// The publisher's clock.
+        /// `Date`: the publisher's clock.
         date: Option<String>,
         /// When the page last changed, as the publisher says.
         last_modified: Option<String>,
     }
 
-    /// A resync under way.
+    /// A running resync.
     ResyncRow {
         /// The feed's name.
         feed: String,
         /// `walk`, `held` or `sweep`.
         stage: String,
-        /// Its own cursor.
+        /// The walk's cursor.
         cursor: String,
-        /// Whether what it reads replaces what is newer.
+        /// Whether the walk replaces newer stored versions.
         trust_source: bool,
         /// When it began.
         started_at: String,
         /// How many items a held sweep would remove.
         unseen: Option<i64>,
-        /// Of how many live ones.
+        /// Live items at that time.
         live: Option<i64>,
     }
 }

@@ -1,8 +1,8 @@
-//! Whether a mirror's file is whole: SQLite's own check, and what must hold between its rows.
+//! Checking a mirror's file: SQLite's own check, and the invariants between rows.
 //!
-//! Guarantees: nothing is written; each thing that is wrong is named with a count and one sample; memory doesn't grow
-//! with the file. It takes two read transactions, one for SQLite's check and one for the rows, each as long as it takes
-//! to read the file once. It compares the file with itself alone, never with a publisher.
+//! Guarantees: nothing is written; each violation is reported with a count and one sample; memory doesn't grow with the
+//! file. A check takes two read transactions, one for SQLite's check and one for the rows, each as long as it takes to
+//! read the file once. The file is compared with itself only, never with a publisher.
 
 use std::collections::HashMap;
 use std::time::Instant;
@@ -13,7 +13,7 @@ use super::{Reader, StoreError};
 use crate::store::apply::are_flags_valid;
 use crate::store::keys::SaltedHasher;
 
-/// What is checked, by name; README lists them.
+/// The names of all checks; README lists them.
 pub const CHECKS: &[&str] = &[
     "integrity",
     "unreadable",
@@ -37,10 +37,11 @@ pub const CHECKS: &[&str] = &[
     "orphan",
 ];
 
-/// Lines that SQLite's check gives at most.
-const MOST_LINES: i64 = 100;
+/// The most lines that SQLite's check returns.
+const MAX_LINES: i64 = 100;
 
-/// Checks that are one query over small tables or an index: what it gives is a sample, a row for each violation.
+/// Checks that are one query over small tables or an index; the query returns one row for each violation, with a
+/// sample.
 const QUERIES: &[(&str, &str)] = &[
     (
         "mirror-row",
@@ -88,8 +89,8 @@ const QUERIES: &[(&str, &str)] = &[
     ),
 ];
 
-/// Tables whose rows are of a feed.
-const OF_FEEDS: &[&str] = &[
+/// Tables whose rows belong to a feed.
+const FEED_TABLES: &[&str] = &[
     "endpoint",
     "item",
     "feed_kind",
@@ -107,42 +108,42 @@ const OF_FEEDS: &[&str] = &[
     "newest",
 ];
 
-/// One thing that is wrong.
+/// A check that failed.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Violation {
     /// One of [`CHECKS`].
     pub check: &'static str,
-    /// How often.
+    /// Number of violations.
     pub count: u64,
-    /// One of them.
+    /// A sample of them.
     pub sample: String,
 }
 
-/// What a check of the whole file came to.
+/// The result of checking the whole file.
 #[derive(Clone, Debug, Default, serde::Serialize)]
 pub struct VerifyReport {
-    /// What is wrong; nothing when the file is sound.
+    /// The checks that failed; empty when the file is sound.
     pub violations: Vec<Violation>,
-    /// Item rows looked at one by one; 0 in a quick check.
+    /// Number of item rows checked one by one; 0 in a quick check.
     pub rows: u64,
-    /// How long the longer of the two read transactions was open, in seconds: so long the WAL could not be reset.
+    /// How long the longer of the two read transactions was open, in seconds: meanwhile the WAL could not be reset.
     pub pinned_s: f64,
 }
 
 impl VerifyReport {
-    /// Whether nothing is wrong.
+    /// Whether no check failed.
     pub fn is_sound(&self) -> bool {
         self.violations.is_empty()
     }
 
-    /// Damage that ends a check is its outcome, once something has been named; else the file is unusable.
-    fn unless_named(&mut self, checked: Result<(), StoreError>) -> Result<(), StoreError> {
-        match checked {
+    /// Damage that ends a check is reported as a violation if another one was found before; else the error is returned.
+    fn record_damage(&mut self, result: Result<(), StoreError>) -> Result<(), StoreError> {
+        match result {
             Err(error) if error.is_fatal() && !self.is_sound() => {
                 self.add_violation("unreadable", || error.to_string());
                 Ok(())
             }
-            checked => checked,
+            result => result,
         }
     }
 
@@ -155,28 +156,28 @@ impl VerifyReport {
 }
 
 impl Reader {
-    /// Checks the whole file. `quick` leaves out comparing indexes with their tables, and looking at items one by one.
+    /// Checks the whole file. `quick` leaves out comparing indexes with their tables, and checking items one by one.
     ///
     /// # Errors
     /// When the file can't be read, or is too damaged for SQLite to check it.
     pub fn verify(&self, quick: bool) -> Result<VerifyReport, StoreError> {
         let mut report = VerifyReport::default();
-        let began = Instant::now();
-        let checked = self.integrity(quick, &mut report);
-        report.unless_named(checked)?;
-        let integrity = began.elapsed();
-        let began = Instant::now();
-        let moment = self.db.unchecked_transaction()?;
-        let checked = self.invariants(quick, &mut report);
-        report.unless_named(checked)?;
-        drop(moment);
-        report.pinned_s = integrity.max(began.elapsed()).as_secs_f64();
+        let start = Instant::now();
+        let result = self.integrity(quick, &mut report);
+        report.record_damage(result)?;
+        let integrity = start.elapsed();
+        let start = Instant::now();
+        let transaction = self.db.unchecked_transaction()?;
+        let result = self.invariants(quick, &mut report);
+        report.record_damage(result)?;
+        drop(transaction);
+        report.pinned_s = integrity.max(start.elapsed()).as_secs_f64();
         Ok(report)
     }
 
     fn integrity(&self, quick: bool, report: &mut VerifyReport) -> Result<(), StoreError> {
         let check = if quick { "quick_check" } else { "integrity_check" };
-        let mut lines = self.db.prepare(&format!("PRAGMA {check}({MOST_LINES})"))?;
+        let mut lines = self.db.prepare(&format!("PRAGMA {check}({MAX_LINES})"))?;
         let mut rows = lines.query([])?;
         while let Some(row) = rows.next()? {
             let line: String = row.get(0)?;
@@ -191,7 +192,7 @@ impl Reader {
         for (check, sql) in QUERIES {
             self.query(check, sql, report)?;
         }
-        for table in OF_FEEDS {
+        for table in FEED_TABLES {
             let sql = format!(
                 "SELECT '{table} of feed ' || feed FROM {table} WHERE feed NOT IN (SELECT id FROM feed) AND feed IS NOT NULL
                      AND feed NOT IN (SELECT feed FROM removal)"
@@ -219,7 +220,8 @@ impl Reader {
         Ok(rows.collect::<rusqlite::Result<_>>()?)
     }
 
-    /// The item that an endpoint brought last committed with its cursor: a cursor without it has run ahead of the data.
+    /// Checks that each endpoint's last item exists: it was committed together with the cursor, so that a cursor
+    /// without it is ahead of the data.
     fn last_items(&self, kinds: &HashMap<i64, String>, report: &mut VerifyReport) -> Result<(), StoreError> {
         let mut endpoints = self.db.prepare(
             "SELECT e.feed, f.name, e.id FROM endpoint e JOIN feed f ON f.id = e.feed WHERE e.id IS NOT NULL",
@@ -229,19 +231,19 @@ impl Reader {
         let mut rows = endpoints.query([])?;
         while let Some(row) = rows.next()? {
             let (feed, name, id): (i64, String, String) = (row.get(0)?, row.get(1)?, row.get(2)?);
-            let mut there = false;
+            let mut exists = false;
             for kind in kinds.values() {
                 let key = keys.item_key(kind, &id);
-                there |= find.query_row((feed, key, &id), |_| Ok(())).optional()?.is_some();
+                exists |= find.query_row((feed, key, &id), |_| Ok(())).optional()?.is_some();
             }
-            if !there {
+            if !exists {
                 report.add_violation("cursor-ahead", || format!("{name} has come past id {id}, which is not there"));
             }
         }
         Ok(())
     }
 
-    /// As far as the index tells without a look at the rows.
+    /// Compares the number of rows, from the index alone.
     fn row_counts(&self, report: &mut VerifyReport) -> Result<(), StoreError> {
         let sql = "SELECT f.name || ' says ' || (f.items + f.tombstones) || ' rows, there are ' || coalesce(n, 0)
              FROM feed f LEFT JOIN (SELECT feed, count(*) AS n FROM item INDEXED BY item_key GROUP BY feed) i
@@ -291,11 +293,11 @@ impl Reader {
         while let Some(row) = rows.next()? {
             let (id, name): (i64, String) = (row.get(0)?, row.get(1)?);
             let (items, tombstones) = counts.get(&id).copied().unwrap_or_default();
-            for (check, said, real) in
+            for (check, stored, actual) in
                 [("item-count", row.get::<_, i64>(2)?, items), ("tombstone-count", row.get(3)?, tombstones)]
             {
-                if said != real {
-                    report.add_violation(check, || format!("{name} says {said}, there are {real}"));
+                if stored != actual {
+                    report.add_violation(check, || format!("{name} says {stored}, there are {actual}"));
                 }
             }
         }

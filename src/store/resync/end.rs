@@ -1,4 +1,5 @@
-//! The end of a resync's walk: what was read, what was not met, and whether that may be swept.
+//! The end of a resync's walk: what the walk read, what it has not seen, and whether the unseen items may be swept. The
+//! sweep itself is the parent module's.
 
 use std::collections::HashMap;
 
@@ -10,20 +11,22 @@ use super::super::{Millis, Store, StoreError, feeds, journal};
 use super::{ResyncEnd, ResyncStage, STEP_ROWS, ScanPosition, SourceTrust, cancel_resync, read, stage};
 use crate::feed::{Health, Item, Modified, ModifiedOrder};
 
-/// A sweep of at most this many items is held only when it is of everything, or after a short listing.
+/// A sweep of at most this many items is held only when all live items would be swept, or after a short listing.
 const SMALL_SWEEP: i64 = 100;
 
-/// What a walk has not met, as far as it was counted.
+/// Items that a walk has not seen, as far as they are counted.
 #[derive(Default)]
 struct UnseenCounts {
     unseen: i64,
-    /// A live item that is newer than the newest of its kind that the walk read: kind, what it read, what is stored.
+    /// A live item that is newer than the newest of its kind that the walk read: kind, newest `modified` read, stored
+    /// `modified`.
     short_listing: Option<(String, Modified, Modified)>,
 }
 
 impl Store {
-    /// Ends the walk with this number, which has come to its end: takes its cursor over, then sweeps or holds the
-    /// sweep. `max_sweep` is the share of live items that may go unasked; `order` the feed's order of `modified`.
+    /// Ends the walk with this id, which has read to the end: adopts its cursor, then sweeps or holds the sweep.
+    /// `max_sweep` is the share of live items (0 to 1) that may be swept without the operator; `order` the feed's order
+    /// of `modified`.
     ///
     /// # Errors
     /// When a statement fails or the writer has stopped.
@@ -46,22 +49,22 @@ impl Store {
             Some(false) => return Ok(ResyncEnd::Unclean),
             Some(true) => {}
         }
-        let (mut count, mut place) = (UnseenCounts::default(), None);
+        let (mut counts, mut position) = (UnseenCounts::default(), None);
         loop {
-            let weight = JobClass { large: true, ..JobClass::default() };
-            let (step, next) = self.submit(weight, move |tx| step(tx, feed, place, order)).await?;
-            count.unseen += step.unseen;
-            count.short_listing = count.short_listing.or(step.short_listing);
+            let class = JobClass { large: true, ..JobClass::default() };
+            let (step, next) = self.submit(class, move |tx| step(tx, feed, position, order)).await?;
+            counts.unseen += step.unseen;
+            counts.short_listing = counts.short_listing.or(step.short_listing);
             let Some(next) = next else { break };
-            place = Some(next);
+            position = Some(next);
         }
-        let (unseen, short) = (count.unseen, count.short_listing);
+        let (unseen, short_listing) = (counts.unseen, counts.short_listing);
         let held = self.submit(JobClass::default(), move |tx| {
             if stage(tx, feed, walk)? != Some(ResyncStage::Walk) {
                 return Ok(None);
             }
-            adopt_walk_end(tx, feed, at, short.is_some())?;
-            hold_or_sweep(tx, feed, at, unseen, short.as_ref(), max_sweep).map(Some)
+            adopt_walk_end(tx, feed, at, short_listing.is_some())?;
+            hold_or_sweep(tx, feed, at, unseen, short_listing.as_ref(), max_sweep).map(Some)
         });
         match held.await? {
             None => Ok(ResyncEnd::Replaced),
@@ -71,7 +74,7 @@ impl Store {
     }
 }
 
-/// Notes what a page of a resync says: how much was read, its last item, the newest of each kind.
+/// Records the progress with a page of a resync: number of items read, last item, newest item of each kind.
 pub(in crate::store) fn record_progress(tx: &WriteTx<'_>, delivery: &Delivery) -> Result<(), StoreError> {
     let Some(last) = delivery.page.items.last() else { return Ok(()) };
     let count = i64::try_from(delivery.page.items.len()).unwrap_or(i64::MAX);
@@ -108,8 +111,8 @@ fn newest_read(tx: &WriteTx<'_>, feed: i64, kind: &str) -> Result<Option<Modifie
     Ok(found.optional()?)
 }
 
-/// Whether the end was clean. One that was not ends the resync: its cursor is taken only where there is none that works,
-/// since all that stands before it has been read, and nothing is swept.
+/// Whether the end was clean. An unclean end cancels the resync and nothing is swept; its cursor is adopted only where
+/// no other cursor works, since everything before it has been read.
 fn cancel_unless_clean(tx: &mut WriteTx<'_>, feed: i64, at: Millis) -> Result<bool, StoreError> {
     let clean: bool = tx.db.query_row("SELECT clean FROM resync WHERE feed = ?1", [feed], |row| row.get(0))?;
     if clean {
@@ -120,19 +123,19 @@ fn cancel_unless_clean(tx: &mut WriteTx<'_>, feed: i64, at: Millis) -> Result<bo
         save_position(tx, feed)?;
     }
     cancel_resync(tx, feed)?;
-    // It was read whole all the same: a regular resync comes again when its time has come, not at once.
+    // The feed was read whole all the same: the next regular resync comes at its usual time, not at once.
     tx.db.execute("UPDATE feed SET read_anew_at = ?2 WHERE id = ?1", params![feed, at])?;
     journal::record_event(tx, Some(feed), at, "resync-unclean", "no clean end was seen: nothing was swept")?;
     Ok(false)
 }
 
 /// The walk's cursor becomes the poll cursor; after a short listing only where there is none that works.
-fn adopt_walk_end(tx: &mut WriteTx<'_>, feed: i64, at: Millis, short: bool) -> Result<(), StoreError> {
+fn adopt_walk_end(tx: &mut WriteTx<'_>, feed: i64, at: Millis, short_listing: bool) -> Result<(), StoreError> {
     let works = cursor_works(tx, feed)?;
     if !works {
         save_position(tx, feed)?;
     }
-    if works && short {
+    if works && short_listing {
         return Ok(());
     }
     adopt_cursor(tx, feed, at)?;
@@ -146,7 +149,7 @@ fn cursor_works(tx: &WriteTx<'_>, feed: i64) -> rusqlite::Result<bool> {
     tx.db.query_row(sql, [feed], |row| row.get(0))
 }
 
-/// With the place goes what a trusted walk read last: where streams are taken up.
+/// With the cursor, the last item that a trusted walk read is adopted: streams resume after it.
 fn adopt_cursor(tx: &WriteTx<'_>, feed: i64, at: Millis) -> rusqlite::Result<()> {
     tx.db.execute(
         "UPDATE endpoint SET cursor = r.cursor, updated_at = ?2,
@@ -159,7 +162,7 @@ fn adopt_cursor(tx: &WriteTx<'_>, feed: i64, at: Millis) -> rusqlite::Result<()>
     Ok(())
 }
 
-/// The old positions may be as dead as the cursor: look-backs have a place to start from all the same.
+/// Adds a position of this walk: the old ones may be as dead as the cursor, and look-backs need one to start from.
 fn save_position(tx: &WriteTx<'_>, feed: i64) -> rusqlite::Result<()> {
     let sql =
         "INSERT INTO position SELECT feed, (SELECT coalesce(max(n), -1) + 1 FROM position p WHERE p.feed = r.feed),
@@ -168,7 +171,7 @@ fn save_position(tx: &WriteTx<'_>, feed: i64) -> rusqlite::Result<()> {
     Ok(())
 }
 
-/// Counts among the next rows in key order, and where to go on; `None` at the end.
+/// Counts of the next rows in key order, and the position to continue from; `None` at the end.
 fn step(
     tx: &mut WriteTx<'_>,
     feed: i64,
@@ -186,25 +189,25 @@ fn step(
          WHERE i.feed = ?1 AND i.key >= ?2 AND (i.key > ?2 OR i.seq > ?3) ORDER BY i.key, i.seq LIMIT ?4",
     )?;
     let mut rows = select.query(params![feed, key, seq, STEP_ROWS])?;
-    let (mut count, mut last, mut looked_at) = (UnseenCounts::default(), None, 0);
+    let (mut counts, mut last, mut rows_read) = (UnseenCounts::default(), None, 0);
     while let Some(row) = rows.next()? {
         last = Some((row.get(1)?, row.get(0)?));
-        looked_at += 1;
+        rows_read += 1;
         if !row.get::<_, bool>(2)? {
             continue;
         }
-        count.unseen += i64::from(row.get::<_, bool>(3)?);
-        // A source to be trusted anew may well know less than what came from it before.
-        if count.short_listing.is_some() || !row.get::<_, bool>(4)? {
+        counts.unseen += i64::from(row.get::<_, bool>(3)?);
+        // A trusted source may well list less than before, and pushed items prove nothing about a listing.
+        if counts.short_listing.is_some() || !row.get::<_, bool>(4)? {
             continue;
         }
         let kind: String = row.get(5)?;
         let stored = stored_modified(row.get_ref(6)?, row.get(7)?);
         if let Some(read) = newest.get(&kind).filter(|read| stored.compare(read, order).is_gt()) {
-            count.short_listing = Some((kind, read.clone(), stored));
+            counts.short_listing = Some((kind, read.clone(), stored));
         }
     }
-    Ok((count, if looked_at < STEP_ROWS { None } else { last }))
+    Ok((counts, if rows_read < STEP_ROWS { None } else { last }))
 }
 
 fn newest_by_kind(tx: &WriteTx<'_>, feed: i64) -> Result<HashMap<String, Modified>, StoreError> {
@@ -213,13 +216,13 @@ fn newest_by_kind(tx: &WriteTx<'_>, feed: i64) -> Result<HashMap<String, Modifie
     Ok(rows.collect::<rusqlite::Result<_>>()?)
 }
 
-/// The number of live items when the sweep is held, nothing when it may go on.
+/// The number of live items when the sweep is held; `None` when it may run.
 fn hold_or_sweep(
     tx: &mut WriteTx<'_>,
     feed: i64,
     at: Millis,
     unseen: i64,
-    short: Option<&(String, Modified, Modified)>,
+    short_listing: Option<&(String, Modified, Modified)>,
     max_sweep: f64,
 ) -> Result<Option<i64>, StoreError> {
     let sql = "SELECT f.items, r.read FROM feed f JOIN resync r ON r.feed = f.id WHERE f.id = ?1";
@@ -227,7 +230,8 @@ fn hold_or_sweep(
     let trust = read(tx, feed)?.map_or(SourceTrust::No, |resync| resync.trust);
     let everything = unseen > 0 && unseen == live;
     let too_much = unseen > SMALL_SWEEP && unseen as f64 > max_sweep * live as f64;
-    let held = trust != SourceTrust::RequestedAndAccepted && (everything || too_much || short.is_some() && unseen > 0);
+    let held =
+        trust != SourceTrust::RequestedAndAccepted && (everything || too_much || short_listing.is_some() && unseen > 0);
     let stage = if held { "held" } else { "sweep" };
     tx.db.execute(
         "UPDATE resync SET stage = ?2, unseen = ?3, live = ?4 WHERE feed = ?1",
@@ -236,7 +240,7 @@ fn hold_or_sweep(
     if !held {
         return Ok(None);
     }
-    let why = short.map_or_else(String::new, |(kind, read, stored)| {
+    let why = short_listing.map_or_else(String::new, |(kind, read, stored)| {
         format!(" (a short listing: the newest {kind} it read is {read}, while one of {stored} was polled before)")
     });
     let reason = format!(

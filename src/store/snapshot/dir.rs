@@ -1,7 +1,8 @@
-//! The directory of a database's snapshots: their names, one run at a time, what is left over, and pruning.
+//! The directory of a database's snapshots: file names, the lock for one run at a time, removing leftovers, and
+//! pruning.
 //!
-//! `mirror-20261124T155254123Z.db` stands once it is whole; until then it is `.mirror-20261124T155254123Z.db.part`. Its
-//! manifest is put in place first, so that a snapshot is never without.
+//! Guarantees: `mirror-20261124T155254123Z.db` exists only once it is whole; until then the file is
+//! `.mirror-20261124T155254123Z.db.part`. The manifest gets its name first, so that a snapshot is never without one.
 
 use std::ffi::OsStr;
 use std::fs::{File, TryLockError};
@@ -14,14 +15,14 @@ use super::{Manifest, StoreError, path_error};
 use crate::store::Millis;
 use crate::store::files::{Directory, Owner, ResolvedPath};
 
-/// As the database: its group may read it.
+/// The database's mode: its group may read it.
 const MODE: u32 = 0o640;
 const PARTIAL_SUFFIX: &str = ".part";
 
-/// The directory, held by this run.
+/// The directory, locked by this run.
 pub(super) struct SnapshotDir {
     directory: Directory,
-    /// As it was named.
+    /// The path as the caller named it.
     given_path: PathBuf,
     stem: String,
     owner: Owner,
@@ -29,61 +30,61 @@ pub(super) struct SnapshotDir {
 }
 
 impl SnapshotDir {
-    /// Makes the directory where there is none, and removes what a killed run left.
-    pub(super) fn open(database: &ResolvedPath, shown: &Path) -> Result<Self, StoreError> {
+    /// Creates the directory where there is none, and removes the files that a killed run left.
+    pub(super) fn open(database: &ResolvedPath, given_path: &Path) -> Result<Self, StoreError> {
         let stem = Path::new(database.name()).file_stem().unwrap_or_default().to_string_lossy().into_owned();
         let owner = database.owner().map_err(|error| path_error(&database.path(), error))?;
-        let directory = Directory::create_all(shown, owner).map_err(|error| path_error(shown, error))?;
-        let lock = lock(&directory, &format!(".{stem}.lock"), shown, owner)?;
-        let shelf = Self { directory, given_path: shown.to_owned(), stem, owner, _lock: lock };
-        shelf.remove_leftovers()?;
-        Ok(shelf)
+        let directory = Directory::create_all(given_path, owner).map_err(|error| path_error(given_path, error))?;
+        let lock = lock(&directory, &format!(".{stem}.lock"), given_path, owner)?;
+        let dir = Self { directory, given_path: given_path.to_owned(), stem, owner, _lock: lock };
+        dir.remove_leftovers()?;
+        Ok(dir)
     }
 
     pub(super) fn directory(&self) -> &Directory {
         &self.directory
     }
 
-    /// An empty file for a snapshot of this moment.
+    /// An empty partial file for a snapshot made at `at`.
     pub(super) fn begin(&self, at: Millis) -> Result<PartialSnapshot<'_>, StoreError> {
         let time = jiff::Timestamp::from_millisecond(at).unwrap_or_default();
         let name = format!("{}-{}.db", self.stem, time.strftime("%Y%m%dT%H%M%S%3fZ"));
         if self.is_there(&name)? {
             return Err(self.path_error(format!("there is a {name} already: try again")));
         }
-        let part = PartialSnapshot { dir: self, partial_name: format!(".{name}{PARTIAL_SUFFIX}"), name };
-        self.create(&part.partial_name)?;
-        Ok(part)
+        let partial = PartialSnapshot { dir: self, partial_name: format!(".{name}{PARTIAL_SUFFIX}"), name };
+        self.create(&partial.partial_name)?;
+        Ok(partial)
     }
 
     /// Removes all but the newest `keep` snapshots of the mirror with this epoch, and gives their names.
     pub(super) fn prune(&self, keep: usize, epoch: &str) -> Result<Vec<PathBuf>, StoreError> {
-        let mut ours: Vec<String> = Vec::new();
+        let mut snapshots: Vec<String> = Vec::new();
         for name in self.names()?.into_iter().filter(|name| self.is_snapshot(name)) {
-            // What has another's manifest, or none, was put here by somebody else.
+            // A snapshot with another manifest, or with none, is not one of this mirror's.
             let manifest = Manifest::read(&self.directory.path().join(&name));
             if manifest.is_ok_and(|manifest| manifest.file == name && manifest.epoch == epoch) {
-                ours.push(name);
+                snapshots.push(name);
             }
         }
-        ours.sort();
-        ours.truncate(ours.len().saturating_sub(keep));
-        for name in &ours {
+        snapshots.sort();
+        snapshots.truncate(snapshots.len().saturating_sub(keep));
+        for name in &snapshots {
             self.remove(name)?;
             self.remove(&manifest_of(name))?;
         }
         self.sync()?;
-        Ok(ours.iter().map(|name| self.given_path.join(name)).collect())
+        Ok(snapshots.iter().map(|name| self.given_path.join(name)).collect())
     }
 
-    /// Half-written snapshots, and manifests whose snapshot never came or went first.
+    /// Removes partial files, and manifests without a snapshot.
     fn remove_leftovers(&self) -> Result<(), StoreError> {
         for name in self.names()? {
-            let part = name.strip_prefix('.').and_then(|name| name.split_once(PARTIAL_SUFFIX));
-            let half = part.is_some_and(|(name, _)| self.is_snapshot(name) || self.is_manifest(name));
+            let partial = name.strip_prefix('.').and_then(|name| name.split_once(PARTIAL_SUFFIX));
+            let is_partial = partial.is_some_and(|(name, _)| self.is_snapshot(name) || self.is_manifest(name));
             let snapshot = Path::new(&name).with_extension("db").to_string_lossy().into_owned();
-            let alone = self.is_manifest(&name) && !self.is_there(&snapshot)?;
-            if half || alone {
+            let is_orphaned_manifest = self.is_manifest(&name) && !self.is_there(&snapshot)?;
+            if is_partial || is_orphaned_manifest {
                 self.remove(&name)?;
             }
         }
@@ -100,13 +101,13 @@ impl SnapshotDir {
     }
 
     fn create(&self, name: &str) -> Result<File, StoreError> {
-        let made = self.directory.create(OsStr::new(name), MODE, self.owner);
-        made.map_err(|error| path_error(&self.given_path.join(name), error))
+        let created = self.directory.create(OsStr::new(name), MODE, self.owner);
+        created.map_err(|error| path_error(&self.given_path.join(name), error))
     }
 
     fn rename(&self, from: &str, to: &str) -> Result<(), StoreError> {
-        let renamed = self.directory.rename(OsStr::new(from), OsStr::new(to));
-        renamed.map_err(|error| path_error(&self.given_path.join(to), error))?;
+        let result = self.directory.rename(OsStr::new(from), OsStr::new(to));
+        result.map_err(|error| path_error(&self.given_path.join(to), error))?;
         self.sync()
     }
 
@@ -148,7 +149,7 @@ fn is_time(text: &str) -> bool {
     parts.is_some_and(|(day, time)| digits(day, 8) && digits(time, 9))
 }
 
-/// A snapshot in the making; removed unless it is published.
+/// A snapshot that is being written; removed unless it is published.
 pub(super) struct PartialSnapshot<'a> {
     dir: &'a SnapshotDir,
     name: String,
@@ -156,25 +157,25 @@ pub(super) struct PartialSnapshot<'a> {
 }
 
 impl PartialSnapshot<'_> {
-    /// Its real path, for SQLite.
+    /// The partial file's real path, for SQLite.
     pub(super) fn path(&self) -> PathBuf {
         self.dir.directory.path().join(&self.partial_name)
     }
 
-    /// Its name once it stands.
+    /// The name once it is published.
     pub(super) fn name(&self) -> &str {
         &self.name
     }
 
-    /// Puts manifest and snapshot in place, in this order.
+    /// Renames manifest and snapshot to their final names, in this order.
     pub(super) fn publish(self, manifest: &Manifest) -> Result<PathBuf, StoreError> {
-        let stands = manifest_of(&self.name);
-        let half = format!(".{stands}{PARTIAL_SUFFIX}");
-        let mut file = self.dir.create(&half)?;
-        let failed = |error: std::io::Error| path_error(&self.dir.given_path.join(&half), error);
+        let manifest_name = manifest_of(&self.name);
+        let partial_manifest = format!(".{manifest_name}{PARTIAL_SUFFIX}");
+        let mut file = self.dir.create(&partial_manifest)?;
+        let failed = |error: std::io::Error| path_error(&self.dir.given_path.join(&partial_manifest), error);
         serde_json::to_writer_pretty(&mut file, manifest).map_err(|error| failed(error.into()))?;
         file.write_all(b"\n").and_then(|()| file.sync_all()).map_err(failed)?;
-        self.dir.rename(&half, &stands)?;
+        self.dir.rename(&partial_manifest, &manifest_name)?;
         self.dir.rename(&self.partial_name, &self.name)?;
         Ok(self.dir.given_path.join(&self.name))
     }
@@ -182,24 +183,24 @@ impl PartialSnapshot<'_> {
 
 impl Drop for PartialSnapshot<'_> {
     fn drop(&mut self) {
-        for side in ["", "-wal", "-shm", "-journal"] {
+        for suffix in ["", "-wal", "-shm", "-journal"] {
             // What can't be removed now is removed by the next run, which says so when it can't either.
-            let _ = self.dir.remove(&format!("{}{side}", self.partial_name));
+            let _ = self.dir.remove(&format!("{}{suffix}", self.partial_name));
         }
     }
 }
 
-fn lock(directory: &Directory, name: &str, shown: &Path, owner: Owner) -> Result<File, StoreError> {
+fn lock(directory: &Directory, name: &str, given_path: &Path, owner: Owner) -> Result<File, StoreError> {
     let name = OsStr::new(name);
-    let failed = |error| path_error(&shown.join(name), error);
+    let failed = |error| path_error(&given_path.join(name), error);
     let file = match directory.create(name, MODE, owner) {
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => directory.file(name, OFlags::RDONLY),
-        made => made,
+        result => result,
     };
     let file = file.map_err(failed)?;
     match file.try_lock() {
         Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(path_error(shown, "another run makes a snapshot here")),
+        Err(TryLockError::WouldBlock) => Err(path_error(given_path, "another run makes a snapshot here")),
         Err(TryLockError::Error(error)) => Err(failed(error)),
     }
 }

@@ -1,4 +1,5 @@
-//! What a snapshot says of itself, in a JSON file beside it.
+//! A snapshot's manifest: a JSON file beside the snapshot. It describes the snapshot; checking one against the other is
+//! `restore`'s.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -10,31 +11,31 @@ use super::path_error;
 use crate::store::read::Reader;
 use crate::store::{Millis, SCHEMA_VERSION, StoreError, files};
 
-/// No manifest is larger: it names each feed in 200 bytes.
-const MOST_BYTES: u64 = 64 << 20;
+/// The largest manifest that is read: one feed takes about 200 bytes.
+const MAX_BYTES: u64 = 64 << 20;
 
-/// What a snapshot holds, and how to know it again.
+/// What a snapshot contains, and its digest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
     /// The snapshot's file name.
     pub file: String,
-    /// Of the program that made it.
+    /// Version of the program that made it.
     pub version: String,
     /// When its content was read, RFC 3339 UTC.
     pub created_at: String,
-    /// The identity of the mirror that it is of.
+    /// The mirror's epoch.
     pub epoch: String,
-    /// The last change number given by then.
+    /// The last change number in the snapshot.
     pub seq: i64,
-    /// The `user_version` of its layout.
+    /// The `user_version` of the snapshot's layout.
     pub schema_version: i32,
     /// Live items of all feeds.
     pub items: i64,
     /// Tombstones of all feeds.
     pub tombstones: i64,
-    /// Each feed, by name.
+    /// Counts of each feed, by name.
     pub feeds: Vec<FeedCount>,
-    /// The file's size.
+    /// The file's size in bytes.
     pub bytes: u64,
     /// The file's SHA-256, hexadecimal.
     pub sha256: String,
@@ -42,14 +43,13 @@ pub struct Manifest {
 
 fn read_to_end(mut file: File) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    file.by_ref().take(MOST_BYTES).read_to_end(&mut bytes)?;
+    file.by_ref().take(MAX_BYTES).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 
-/// What a snapshot holds of one feed.
+/// What a snapshot contains of one feed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FeedCount {
-    /// Its name.
     pub feed: String,
     /// Live items.
     pub items: i64,
@@ -58,7 +58,7 @@ pub struct FeedCount {
 }
 
 impl Manifest {
-    /// Where a snapshot's manifest is.
+    /// The path of a snapshot's manifest.
     pub fn path(snapshot: &Path) -> PathBuf {
         snapshot.with_extension("json")
     }
@@ -66,7 +66,7 @@ impl Manifest {
     /// The manifest of this snapshot.
     ///
     /// # Errors
-    /// [`StoreError::Refused`] when there is none that can be read.
+    /// [`StoreError::Refused`] when there is no manifest that can be read.
     pub fn read(snapshot: &Path) -> Result<Self, StoreError> {
         let path = Self::path(snapshot);
         let text = files::open(&path).and_then(read_to_end).map_err(|error| {
@@ -76,7 +76,7 @@ impl Manifest {
         serde_json::from_slice(&text).map_err(|error| path_error(&path, format!("it is no manifest, {error}")))
     }
 
-    /// Of a copy, all but its file's name, size and digest.
+    /// The manifest of a copy, except for file name, size and digest.
     pub(super) fn of(copy: &Reader, at: Millis) -> Result<Self, StoreError> {
         let mirror = copy.mirror()?;
         let feeds: Vec<FeedCount> = copy

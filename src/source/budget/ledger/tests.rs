@@ -1,19 +1,19 @@
 use super::*;
 
 #[test]
-fn slow_is_who_lets_us_wait_and_nobody_that_we_let_wait() {
+fn a_page_is_slow_while_its_publisher_is_waited_for_and_not_while_it_waits_for_us() {
     let start = Instant::now();
     let at = |ms: u64| start + Duration::from_millis(ms);
     let mut ledger = MemoryLedger::new(1 << 20);
     let (page, _) = ledger.open_page(Some("a"), 0);
     assert_eq!(ledger.grow(page, 1 << 19, at(0)), GrowResult::Granted);
     let is_slow = |ledger: &MemoryLedger, ms| ledger.pages[&page].transfer_rate.is_slow(at(ms));
-    // We don't look at its bytes for a minute.
+    // Nothing is read of the page for a minute.
     assert!(!is_slow(&ledger, 60_000));
     ledger.set_receiving(page, true, at(60_000));
     assert!(!is_slow(&ledger, 60_999));
     assert!(is_slow(&ledger, 61_000));
-    // Bytes that come at the least rate keep it going, whatever it brought before.
+    // Bytes that arrive at the least rate keep it from being slow, whatever arrived before.
     ledger.set_receiving(page, false, at(61_000));
     assert!(is_slow(&ledger, 61_000));
     for n in 1..=40 {
@@ -27,8 +27,8 @@ fn slow_is_who_lets_us_wait_and_nobody_that_we_let_wait() {
 }
 
 #[test]
-fn what_was_held_is_all_given_back_whatever_became_of_it() {
-    // Given: pages that take, grow, go beyond, shrink, hand on and leave in an order made of a few bits.
+fn all_held_bytes_are_released_whatever_the_order_of_calls() {
+    // Given: pages that open, grow, exceed the budget, shrink, split and close in a pseudo-random order.
     let now = Instant::now();
     let mut ledger = MemoryLedger::new(1 << 20);
     let (mut pages, mut seed) = (Vec::new(), 7_u64);
@@ -57,8 +57,8 @@ fn what_was_held_is_all_given_back_whatever_became_of_it() {
             (used + page.held_bytes, ours + if page.is_local { page.held_bytes } else { 0 })
         });
         assert_eq!((ledger.used, ledger.local_bytes), (used, ours));
-        let may = |place: &QueueRank| {
-            let page = &ledger.pages[&place.number];
+        let may = |rank: &QueueRank| {
+            let page = &ledger.pages[&rank.number];
             page.host.is_some() || page.held_bytes > 0
         };
         assert!(ledger.over_budget.is_some() || !ledger.waiting.iter().any(may));
