@@ -42,7 +42,7 @@ use crate::output::{self, OutputError};
 use crate::store::StoreError;
 use crate::terminal::{self, SanitisingWriter};
 
-/// The process's exit codes; `systemd/feedmirror.service` and README list them.
+/// The process's exit codes; `systemd/feedmirror.service` and docs/reference/exit-codes.md list them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
     /// Done.

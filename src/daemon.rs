@@ -25,7 +25,7 @@ use crate::supervisor::control::{self, Control};
 use crate::supervisor::fleet::{CounterRegistry, Supervisor};
 use crate::worker::WorkerContext;
 
-/// Bytes that all pages in flight may hold together (see ARCHITECTURE, "memory").
+/// Bytes that all pages in flight may hold together (see docs/design/memory.md).
 const BUDGET_BYTES: u64 = 48 << 20;
 /// How long the loops get to finish their transaction, and the store as long again; 5 s are allowed for all of it.
 const DRAIN: Duration = Duration::from_secs(2);

@@ -57,7 +57,7 @@ const MIGRATIONS: &[&str] = &[include_str!("store/migrations/001.sql")];
 /// The `user_version` that this program writes and reads.
 pub const SCHEMA_VERSION: i32 = MIGRATIONS.len() as i32;
 
-/// Large pages keep the tree over 1–2 KB rows shallow (see ARCHITECTURE, "the store").
+/// Large pages keep the tree over 1–2 KB rows shallow (see docs/design/store.md).
 const PAGE_BYTES: u32 = 16 * 1024;
 const CACHE_KIB: u32 = 48 * 1024;
 

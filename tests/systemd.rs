@@ -1,4 +1,4 @@
-//! Holds the systemd unit: its exposure, its syntax, and the directives that README and operators rely on.
+//! Holds the systemd unit: its exposure, its syntax, and the directives that the documents and operators rely on.
 //! It doesn't start the unit: no service manager runs where tests do.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
@@ -63,7 +63,7 @@ fn the_snapshot_s_unit_is_hardly_exposed_and_reaches_no_network() {
         (
             "ExecStart",
             "/usr/bin/feedmirror --config /etc/feedmirror/config.toml snapshot --keep 7",
-            "README says what it keeps",
+            "docs/operating/backup.md says what it keeps",
         ),
         ("PrivateNetwork", "yes", "it needs none"),
         ("LimitCORE", "0", "no core file holds what is mirrored"),

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 
 use crate::document::{root, same, spans, table, text};
+use crate::source::modules;
 
 fn dependencies(section: &str) -> BTreeSet<String> {
     let manifest: toml::Table = toml::from_str(&text("Cargo.toml")).unwrap();
@@ -50,6 +51,20 @@ fn the_map_names_modules_that_exist_and_leaves_none_out() {
     let stems = files.map(|path| path.file_stem().unwrap().to_str().unwrap().to_owned());
     let real = stems.filter(|stem| !["lib", "main"].contains(&stem.as_str())).collect();
     same("modules", &covered, &real);
+}
+
+/// A word as its own text, in an identifier, or in a column's or a type's name.
+#[test]
+fn every_word_of_the_glossary_is_one_that_the_code_uses() {
+    let code = modules(&["feed", "decode", "mode", "schedule", "worker", "supervisor", "store"]).to_lowercase();
+    let glossary = table(&text("ARCHITECTURE.md"), "word");
+    for row in &glossary {
+        let word = &spans(&row[0])[0];
+        let forms = [word.clone(), word.replace('-', "_"), word.replace('-', "")];
+        assert!(forms.iter().any(|form| code.contains(form)), "the code uses no {word}");
+        assert!(row[1].len() > 20, "{word} is not explained");
+    }
+    assert!(glossary.len() >= 20, "only {} words", glossary.len());
 }
 
 #[test]

@@ -1,18 +1,22 @@
-//! README's commands, and the lines to paste: each must be one that the program takes.
+//! The table of commands, and the lines to paste: each must be one that the program takes.
 
 use std::collections::BTreeSet;
 
 use feedmirror::cli::{Exit, command};
 
-use crate::document::{blocks, prose, readme, root, same, spans, table, text};
+use crate::document::{blocks, pages, prose, root, same, spans, table, text};
 
-/// Documents with lines to paste.
+/// Documents with lines to paste, beside the pages.
 const DOCUMENTS: &[&str] = &["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "ARCHITECTURE.md"];
+
+fn commands() -> Vec<Vec<String>> {
+    table(&text("docs/reference/cli.md"), "command")
+}
 
 #[test]
 fn the_table_of_commands_is_whole() {
     let mut documented = BTreeSet::new();
-    for row in table(&readme(), "command") {
+    for row in commands() {
         documented.extend(spans(&row[0]).iter().map(|span| span.split([' ', '[']).next().unwrap().to_owned()));
     }
     let real = command().get_subcommands().map(|verb| verb.get_name().to_owned()).collect();
@@ -21,7 +25,7 @@ fn the_table_of_commands_is_whole() {
 
 #[test]
 fn every_flag_in_the_table_of_commands_exists() {
-    for row in table(&readme(), "command") {
+    for row in commands() {
         for span in spans(&row[0]) {
             let mut words = span.split([' ', '[', ']', '|', '(', ')']);
             let name = words.next().unwrap();
@@ -38,7 +42,7 @@ fn every_flag_in_the_table_of_commands_exists() {
 fn every_part_of_quarantine_is_in_the_table_of_commands() {
     let quarantine = command().find_subcommand("quarantine").unwrap().clone();
     let real: BTreeSet<String> = quarantine.get_subcommands().map(|part| part.get_name().to_owned()).collect();
-    let cells = table(&readme(), "command").into_iter().flat_map(|row| spans(&row[0])).collect::<Vec<_>>();
+    let cells = commands().into_iter().flat_map(|row| spans(&row[0])).collect::<Vec<_>>();
     let parts = cells.iter().find_map(|span| span.strip_prefix("quarantine ")).unwrap();
     same("parts of quarantine", &parts.split('|').map(str::to_owned).collect(), &real);
 }
@@ -46,15 +50,15 @@ fn every_part_of_quarantine_is_in_the_table_of_commands() {
 #[test]
 fn every_line_to_paste_is_one_that_the_program_takes() {
     let mut taken = 0;
-    for name in DOCUMENTS {
-        for line in lines_to_paste(&text(name)) {
+    for name in DOCUMENTS.iter().map(|name| (*name).to_owned()).chain(pages()) {
+        for line in lines_to_paste(&text(&name)) {
             // Help that is asked for is an error to the parser, and none to whoever asks.
             let refused = command().try_get_matches_from(&line).err().filter(clap::Error::use_stderr);
             assert!(refused.is_none(), "{name}: {}: {}", line.join(" "), refused.unwrap());
             taken += 1;
         }
     }
-    assert!(taken >= 8, "only {taken} lines were found");
+    assert!(taken >= 60, "only {taken} lines were found");
 }
 
 /// Calls of the program in blocks and in spans, as words, without what the shell does with them.
@@ -114,7 +118,7 @@ fn calls_are_cut_out_of_their_lines() {
     assert!(command().try_get_matches_from(["feedmirror", "checks"]).is_err());
 }
 
-/// Each exit code with README's words for it. A new one doesn't compile until it has some.
+/// Each exit code with the documents' words for it. A new one doesn't compile until it has some.
 fn exits() -> [(Exit, &'static str); 6] {
     let words = |exit| match exit {
         Exit::Done => "done",
@@ -132,13 +136,20 @@ fn exits() -> [(Exit, &'static str); 6] {
 fn the_exit_codes_are_those_of_the_program() {
     let expected: Vec<String> = exits().iter().map(|(exit, words)| format!("{} {words}", exit.code())).collect();
     let expected = format!("Exit codes: {}.", expected.join(" · "));
-    let folded = readme().split_whitespace().collect::<Vec<_>>().join(" ");
+    let folded = text("README.md").split_whitespace().collect::<Vec<_>>().join(" ");
     assert!(folded.contains(&expected), "README must say: {expected}");
+    let explained = table(&text("docs/reference/exit-codes.md"), "code")
+        .iter()
+        .map(|row| format!("{} {}", row[0], row[1]))
+        .collect();
+    let real = exits().iter().map(|(exit, words)| format!("{} {words}", exit.code())).collect();
+    same("exit codes", &explained, &real);
 }
 
 #[test]
 fn the_installation_names_files_that_exist_and_places_that_the_unit_uses() {
-    let block = blocks(&readme(), "sh").into_iter().find(|block| block.contains("systemd-sysusers")).unwrap();
+    let block =
+        blocks(&text("docs/installing.md"), "sh").into_iter().find(|block| block.contains("systemd-sysusers")).unwrap();
     let unit = text("systemd/feedmirror.service");
     let mut installed = 0;
     for line in block.lines().filter(|line| line.starts_with("sudo install -m")) {

@@ -1,13 +1,13 @@
-//! README's configurations: each is one that `check` accepts, and what README says to do with it works.
+//! The documents' configurations: each is one that `check` accepts, and what they say to do with it works.
 
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use crate::document::{blocks, readme};
-use crate::support::{MirrorProcess, Reply, ScriptedPublisher, page};
+use crate::document::{blocks, manual, text};
+use crate::support::{MirrorProcess, ScriptedPublisher, Reply, page};
 
-/// The files that README's configurations refer to.
+/// The files that the configurations refer to.
 const SECRETS: [(&str, &str); 3] = [
     ("acme.key", "an-api-key"),
     ("acme.hook", "6f1ed002ab5595859014ebf0951522d9"),
@@ -22,7 +22,7 @@ fn lay_out(folder: &Path) {
 
 #[test]
 fn every_configuration_is_one_that_check_accepts() {
-    let examples = blocks(&readme(), "toml");
+    let examples = blocks(&manual(), "toml");
     for example in &examples {
         let folder = tempfile::tempdir().unwrap();
         lay_out(folder.path());
@@ -40,7 +40,7 @@ fn every_configuration_is_one_that_check_accepts() {
 #[test]
 fn every_recipe_for_a_secret_makes_a_file_that_is_its_owner_s_alone_and_that_check_is_content_with() {
     use std::os::unix::fs::PermissionsExt;
-    let documents = ["README.md", "config.example.toml", "packaging/config.toml", "systemd/feedmirror.service"];
+    let documents = ["docs/push.md", "config.example.toml", "packaging/config.toml", "systemd/feedmirror.service"];
     let texts = documents.map(|name| fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(name)).unwrap());
     let lines = texts.iter().flat_map(|text| text.lines()).filter(|line| line.contains("openssl rand"));
     let recipes: Vec<&str> = lines.map(|line| line.rsplit("made by: ").next().unwrap()).collect();
@@ -67,9 +67,10 @@ fn every_recipe_for_a_secret_makes_a_file_that_is_its_owner_s_alone_and_that_che
 
 #[test]
 fn a_page_is_posted_to_the_webhook_as_the_example_does_it() {
-    // given README's webhook, but for the addresses
+    // given the documented webhook, but for the addresses
     let publisher = ScriptedPublisher::start(|request| Reply::page(page(&[], &request.target)));
-    let example = blocks(&readme(), "toml").into_iter().find(|block| block.contains("webhook.secret_file")).unwrap();
+    let example =
+        blocks(&text("docs/push.md"), "toml").into_iter().find(|block| block.contains("webhook.secret_file")).unwrap();
     let keys = example.lines().find(|line| line.starts_with("webhook.")).unwrap();
     let mirror = MirrorProcess::new().feed_with("acme-sessions", &publisher.url("/sessions"), keys);
     let mirror = mirror.tables("[webhooks]\nlisten = \"127.0.0.1:0\"\n");
@@ -81,7 +82,7 @@ fn a_page_is_posted_to_the_webhook_as_the_example_does_it() {
     mirror.write("page.json", &format!("{{\"items\":[{item}]}}"));
 
     // when the example is pasted
-    let example = blocks(&readme(), "sh").into_iter().find(|block| block.starts_with("curl ")).unwrap();
+    let example = blocks(&text("docs/push.md"), "sh").into_iter().find(|block| block.starts_with("curl ")).unwrap();
     let script = example.replace("127.0.0.1:8471", &address);
     assert!(script.contains(&address), "the example posts to the default address");
     let mut shell = Command::new("sh");

@@ -15,8 +15,36 @@ pub(crate) fn text(path: impl AsRef<Path>) -> String {
     fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-pub(crate) fn readme() -> String {
-    text("README.md")
+/// The pages under `docs/`, by their paths from the root, in order.
+pub(crate) fn pages() -> Vec<String> {
+    let mut found = Vec::new();
+    let mut folders = vec![root().join("docs")];
+    while let Some(folder) = folders.pop() {
+        for path in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+            match path.is_dir() {
+                true => folders.push(path),
+                false if path.extension().is_some_and(|extension| extension == "md") => {
+                    found.push(path.strip_prefix(root()).unwrap().to_str().unwrap().to_owned());
+                }
+                false => {}
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+/// README and all pages, one after the other.
+pub(crate) fn manual() -> String {
+    let names = ["README.md".to_owned()].into_iter().chain(pages());
+    let texts: Vec<String> = names
+        .map(|name| {
+            let text = text(&name);
+            assert!(text.matches("```").count().is_multiple_of(2), "{name}: a block of code has no end");
+            text
+        })
+        .collect();
+    texts.join("\n\n")
 }
 
 /// The spans of code in a text without blocks.

@@ -1,4 +1,4 @@
-//! README's table of metrics, the dashboard and the alert rules: they name metrics and labels that the code exports.
+//! The table of metrics, the dashboard and the alert rules: they name metrics and labels that the code exports.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,7 +6,7 @@ use feedmirror::output::metrics::{METRICS, MetricType};
 use serde_json::Value;
 use yaml_rust2::{Yaml, YamlLoader};
 
-use crate::document::{readme, same, spans, table, text};
+use crate::document::{same, spans, table, text};
 
 const RULES: &str = "contrib/prometheus/feedmirror.rules.yml";
 const DASHBOARD: &str = "contrib/grafana/feedmirror.json";
@@ -161,8 +161,10 @@ fn exported_and_recorded() -> BTreeMap<String, BTreeSet<String>> {
 #[test]
 fn every_metric_is_listed_with_its_labels() {
     let written = |name: &str, labels: &[String]| format!("{name} {}", labels.join(", "));
-    let documented =
-        table(&readme(), "metric").iter().map(|row| written(&spans(&row[0])[0], &spans(&row[1]))).collect();
+    let documented = table(&text("docs/reference/metrics.md"), "metric")
+        .iter()
+        .map(|row| written(&spans(&row[0])[0], &spans(&row[1])))
+        .collect();
     let labels = |labels: &[&str]| labels.iter().map(|label| (*label).to_owned()).collect::<Vec<_>>();
     let real = METRICS.iter().map(|metric| written(metric.name, &labels(metric.labels))).collect();
     same("metrics", &documented, &real);
@@ -193,7 +195,8 @@ fn every_alert_asks_for_what_is_exported_and_says_whom_it_wakes_and_why() {
         }
         assert!(alerts.insert(alert.to_owned()), "{alert} stands twice");
     }
-    let documented = table(&readme(), "alert").iter().map(|row| spans(&row[0]).remove(0)).collect();
+    let documented =
+        table(&text("docs/operating/monitoring.md"), "alert").iter().map(|row| spans(&row[0]).remove(0)).collect();
     same("alerts", &documented, &alerts);
 }
 

@@ -1,4 +1,4 @@
-//! README's SQL: the names and columns are those of a file that the program makes, and every example finds something.
+//! The documents' SQL: the names and columns are those of a file that the program makes, and every example finds something.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use feedmirror::store::Store;
 use rusqlite::Connection;
 
-use crate::document::{blocks, readme, same, spans, table};
-use crate::support::{Reply, ScriptedPublisher, page};
+use crate::document::{blocks, manual, same, spans, table, text};
+use crate::support::{ScriptedPublisher, Reply, page};
 
 /// The views of a file, with their columns in order.
 fn views(database: &Path) -> BTreeMap<String, String> {
@@ -33,10 +33,12 @@ fn the_sql_names_and_columns_are_those_of_a_new_file() {
     closing.finish();
     let real = views(&path);
 
-    let documented = table(&readme(), "name");
+    let documented = table(&text("docs/consuming/sql.md"), "name");
 
     let names: BTreeSet<String> = documented.iter().flat_map(|row| spans(&row[0])).collect();
     same("SQL names", &names, &real.keys().cloned().collect());
+    let named = table(&text("README.md"), "name").iter().flat_map(|row| spans(&row[0])).collect();
+    same("SQL names in README", &named, &real.keys().cloned().collect());
     for row in documented {
         let name = &spans(&row[0])[0];
         let columns = if name == "live_items" { &real["items"] } else { &spans(&row[1])[0] };
@@ -84,7 +86,7 @@ fn every_sql_example_runs_and_finds_something() {
         let output = sync(&path, &feeds);
         assert_eq!(output.status.code(), Some(3), "{output:?}");
     }
-    let examples = blocks(&readme(), "sql");
+    let examples = blocks(&manual(), "sql");
     let db = Connection::open(&path).unwrap();
     let mut run = 0;
     for example in examples.iter().flat_map(|block| block.split_inclusive(';')).filter(|sql| sql.contains(';')) {
@@ -109,7 +111,7 @@ fn the_first_screen_s_query_answers() {
     let publisher = publisher();
     let output = sync(&path, &[format!("a={}", publisher.url("/sessions"))]);
     assert!(output.status.success(), "{output:?}");
-    let screen = blocks(&readme(), "sh").swap_remove(0);
+    let screen = blocks(&text("README.md"), "sh").swap_remove(0);
     let line = screen.lines().find_map(|line| line.strip_prefix("sqlite3 mirror.db ")).expect("a line with sqlite3");
 
     let answer = Command::new("sqlite3").arg(&path).arg(line.trim_matches('"')).output().expect("sqlite3");
@@ -117,7 +119,7 @@ fn the_first_screen_s_query_answers() {
     assert_eq!(String::from_utf8(answer.stdout).unwrap(), "1|Swim 1\n2|Swim 2\n");
 }
 
-/// Runs a block of README as a shell does, in a folder, with the program on its path.
+/// Runs a block of a document as a shell does, in a folder, with the program on its path.
 fn shell(folder: &Path, script: &str) -> Output {
     let binary = Path::new(env!("CARGO_BIN_EXE_feedmirror")).parent().unwrap();
     let path = format!("{}:{}", binary.display(), std::env::var("PATH").unwrap());
@@ -130,12 +132,12 @@ fn shell(folder: &Path, script: &str) -> Output {
 }
 
 fn block_with(words: &str) -> String {
-    blocks(&readme(), "sh").into_iter().find(|block| block.contains(words)).unwrap_or_else(|| panic!("no {words}"))
+    blocks(&manual(), "sh").into_iter().find(|block| block.contains(words)).unwrap_or_else(|| panic!("no {words}"))
 }
 
 #[test]
 fn the_example_that_follows_the_change_log_hands_each_change_on_once_and_remembers_where_it_was() {
-    // given README's loop, but for its waiting, and a program to hand changes to
+    // given the documented loop, but for its waiting, and a program to hand changes to
     let folder = tempfile::tempdir().unwrap();
     let publisher = publisher();
     let feeds = [format!("a={}", publisher.url("/sessions"))];
@@ -159,7 +161,7 @@ fn the_example_that_follows_the_change_log_hands_each_change_on_once_and_remembe
 }
 
 #[test]
-fn a_backup_is_made_and_restored_as_readme_says_and_followers_notice() {
+fn a_backup_is_made_and_restored_as_documented_and_followers_notice() {
     // given a mirror, a follower's position, and a snapshot
     let folder = tempfile::tempdir().unwrap();
     let publisher = publisher();
@@ -176,7 +178,7 @@ fn a_backup_is_made_and_restored_as_readme_says_and_followers_notice() {
     let names = std::fs::read_dir(folder.path().join("snapshots")).unwrap();
     let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
     let taken = names.into_iter().find(|name| name.ends_with(".db")).unwrap();
-    assert_eq!(taken.len(), written.len(), "README's name is of the same form as {taken}");
+    assert_eq!(taken.len(), written.len(), "the documented name is of the same form as {taken}");
     let script = block_with("restore --db").replace(written, &taken);
     let restored = shell(folder.path(), &script);
     assert!(restored.status.success(), "{restored:?}");

@@ -1,4 +1,4 @@
-//! README's lists of words: each is whole, and has no word that the code lacks.
+//! The documents' lists of words: each is whole, stands once, and has no word that the code lacks.
 
 use std::collections::BTreeSet;
 
@@ -6,7 +6,7 @@ use feedmirror::feed::{Health, Mode};
 use feedmirror::simulate::FAULTS;
 use feedmirror::store::read::CHECKS;
 
-use crate::document::{marked, readme, same, spans, table};
+use crate::document::{manual, marked, same, spans, table, text};
 use crate::source::{first_text_of_calls, leading_words, modules, quoted_behind};
 
 fn set<T: ToString>(words: impl IntoIterator<Item = T>) -> BTreeSet<String> {
@@ -20,7 +20,7 @@ fn every_reason_of_a_feed_is_listed() {
     // The store's own errors, which stand behind `store:`.
     assert!(real.remove("database"));
     real.append(&mut quoted_behind(&source, "AsLevel("));
-    same("reasons", &marked(&readme(), "reason"), &real);
+    same("reasons", &marked(&manual(), "reason"), &real);
 }
 
 /// The reasons for quarantine that the code gives.
@@ -32,14 +32,14 @@ pub(crate) fn quarantine_reasons() -> BTreeSet<String> {
 
 #[test]
 fn every_reason_for_quarantine_is_listed() {
-    same("quarantine reasons", &marked(&readme(), "quarantine"), &quarantine_reasons());
+    same("quarantine reasons", &marked(&manual(), "quarantine"), &quarantine_reasons());
 }
 
 #[test]
 fn every_reason_for_a_refusal_is_listed() {
     let source = modules(&["store"]);
     let decided = source.split("let reason = match decision {").nth(1).unwrap().split("};").next().unwrap();
-    same("refusals", &marked(&readme(), "refusal"), &quoted_behind(decided, "Some("));
+    same("refusals", &marked(&manual(), "refusal"), &quoted_behind(decided, "Some("));
 }
 
 /// The rules that the code counts.
@@ -55,7 +55,7 @@ pub(crate) fn rules() -> BTreeSet<String> {
 
 #[test]
 fn every_rule_that_findings_name_is_listed() {
-    same("rules", &marked(&readme(), "rule"), &rules());
+    same("rules", &marked(&manual(), "rule"), &rules());
 }
 
 #[test]
@@ -65,23 +65,23 @@ fn everything_that_events_tell_of_is_listed() {
     for chosen in source.split("let (what, detail) = ").skip(1) {
         real.append(&mut quoted_behind(chosen.split("};").next().unwrap(), "("));
     }
-    same("events", &marked(&readme(), "what"), &real);
+    same("events", &marked(&manual(), "what"), &real);
 }
 
 #[test]
 fn everything_that_verify_looks_for_is_listed() {
-    same("checks", &marked(&readme(), "check"), &set(CHECKS));
+    same("checks", &marked(&manual(), "check"), &set(CHECKS));
 }
 
 #[test]
 fn every_fault_that_simulate_knows_is_listed() {
-    same("faults", &marked(&readme(), "fault"), &set(FAULTS.iter().map(|fault| fault.name)));
+    same("faults", &marked(&manual(), "fault"), &set(FAULTS.iter().map(|fault| fault.name)));
 }
 
 #[test]
 fn every_route_of_the_operators_listener_is_listed() {
     let real = quoted(&modules(&["server"]), ".route(");
-    same("routes", &marked(&readme(), "route"), &real);
+    same("routes", &marked(&manual(), "route"), &real);
 }
 
 /// Everything in quotes right behind `before`, words or not.
@@ -91,11 +91,11 @@ fn quoted(source: &str, before: &str) -> BTreeSet<String> {
 
 #[test]
 fn every_health_is_explained() {
-    let explained = table(&readme(), "health").iter().flat_map(|row| spans(&row[0])).collect();
+    let explained = table(&text("docs/operating/health.md"), "health").iter().flat_map(|row| spans(&row[0])).collect();
     same("health", &explained, &set(Health::ALL));
 }
 
 #[test]
 fn every_mode_is_explained() {
-    same("modes", &marked(&readme(), "mode"), &set(Mode::ALL));
+    same("modes", &marked(&manual(), "mode"), &set(Mode::ALL));
 }

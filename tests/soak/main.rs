@@ -1,5 +1,5 @@
 //! The daemon against a publisher that misbehaves in every way that heals, killed now and then: in the end the mirror
-//! says what the publisher says. Two minutes; `SOAK_SECONDS=3600` for an hour (README has its result).
+//! says what the publisher says. Two minutes; `SOAK_SECONDS=3600` for an hour (docs/performance.md has its result).
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
 

@@ -1,4 +1,4 @@
-//! Every metric: its name, type, labels and help. Tests hold the exported metrics, README's table, the dashboard and
+//! Every metric: its name, type, labels and help. Tests hold the exported metrics, the documents' table, the dashboard and
 //! the alerts to this list.
 //!
 //! Base units (seconds, bytes); counters end in `_total`. A label's values are configured names, or words of a fixed

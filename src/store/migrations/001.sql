@@ -1,5 +1,5 @@
 -- Version 1. Numbered, never edited once released: a change is a new file.
--- Tables have singular names and are ours; the plural views are the public interface (README, "inspecting the file").
+-- Tables have singular names and are ours; the plural views are the public interface (docs/consuming/sql.md).
 -- Times are milliseconds since 1970 UTC in tables and RFC 3339 in views.
 
 CREATE TABLE mirror_state (

@@ -13,7 +13,7 @@ use super::{Reader, StoreError};
 use crate::store::apply::are_flags_valid;
 use crate::store::keys::SaltedHasher;
 
-/// The names of all checks; README lists them.
+/// The names of all checks; docs/operating/backup.md lists them.
 pub const CHECKS: &[&str] = &[
     "integrity",
     "unreadable",
