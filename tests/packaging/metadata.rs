@@ -52,6 +52,30 @@ fn all_of_systemd_is_in_the_package() {
     }
 }
 
+/// Each page where README's links look for it.
+#[test]
+fn every_page_is_in_the_package() {
+    let (assets, pages) = (assets(), files("docs/**/*"));
+    assert!(pages.len() > 20);
+    for page in pages {
+        let places: Vec<&str> =
+            assets.iter().filter(|[from, ..]| files(from).contains(&page)).map(|[_, to, _]| to.as_str()).collect();
+        let folder = page.parent().unwrap().strip_prefix(source()).unwrap();
+        let wanted = format!("usr/share/doc/feedmirror/{}/", folder.display());
+        assert_eq!(places, [wanted], "{}: by the assets in Cargo.toml", page.display());
+    }
+}
+
+#[test]
+fn where_readme_s_links_lead_is_in_the_package() {
+    let (assets, readme) = (assets(), text("README.md"));
+    let targets = readme.split("](").skip(1).map(|rest| rest.split([')', '#']).next().unwrap());
+    for target in targets.filter(|target| !target.contains("://")) {
+        let shipped = assets.iter().any(|[from, ..]| files(from).contains(&source().join(target)));
+        assert!(shipped, "{target} is not: by the assets in Cargo.toml");
+    }
+}
+
 #[test]
 fn the_scripts_are_programs_that_a_shell_can_read() {
     let scripts = ["build-deb", "build-static", "debian/postinst", "debian/prerm", "debian/postrm"];

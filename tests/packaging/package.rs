@@ -20,6 +20,8 @@ const FILES: &[&str] = &[
     "usr/share/doc/feedmirror/CHANGELOG.md",
     "usr/share/doc/feedmirror/README.md",
     "usr/share/doc/feedmirror/config.example.toml",
+    "usr/share/doc/feedmirror/docs/operating/backup.md",
+    "usr/share/doc/feedmirror/docs/status-page.png",
     "usr/share/doc/feedmirror/copyright",
     "usr/share/fish/vendor_completions.d/feedmirror.fish",
     "usr/share/man/man1/feedmirror.1.gz",
