@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::fs;
 
+use feedmirror::cli::command;
+
 use crate::document::{pages, root, same, text};
 
 const SUMMARY: &str = "docs/SUMMARY.md";
@@ -57,16 +59,48 @@ fn readme_is_short_and_has_a_picture() {
     assert!(picture.starts_with(b"\x89PNG") && picture.len() < 200 * 1024, "{} bytes", picture.len());
 }
 
-/// `WRITE_DOCUMENTS=1` writes the page anew.
-#[test]
-fn the_page_of_settings_is_the_example_configuration() {
-    let page = "docs/reference/configuration.md";
+/// A page ends with what the code says, behind this mark.
+const WRITTEN: &str = "<!-- what follows is written by `WRITE_DOCUMENTS=1 cargo test --test documents` -->\n\n";
+
+fn ends_with_what_the_code_says(page: &str, said: &str) {
     let now = text(page);
-    let (before, rest) = now.split_once("```toml\n").unwrap();
-    let (_, after) = rest.split_once("```").unwrap();
-    let wanted = format!("{before}```toml\n{}```{after}", text("config.example.toml"));
+    let (before, _) = now.split_once(WRITTEN).unwrap_or_else(|| panic!("{page} has no mark"));
+    let wanted = format!("{before}{WRITTEN}{said}");
     if std::env::var_os("WRITE_DOCUMENTS").is_some() {
         fs::write(root().join(page), &wanted).unwrap();
     }
-    assert!(text(page) == wanted, "{page} is not config.example.toml: WRITE_DOCUMENTS=1 writes it anew");
+    assert!(text(page) == wanted, "{page} is out of date: WRITE_DOCUMENTS=1 writes it anew");
+}
+
+#[test]
+fn the_page_of_settings_is_the_example_configuration() {
+    let example = text("config.example.toml");
+    ends_with_what_the_code_says("docs/reference/configuration.md", &format!("```toml\n{example}```\n"));
+}
+
+#[test]
+fn the_page_of_the_command_line_has_the_help_of_every_command() {
+    let mut said = String::new();
+    let mut program = command().term_width(100).mut_args(|flag| flag.hide_env_values(true));
+    said.push_str(&helped("Every command", &mut program.clone()));
+    program.build();
+    for verb in program.get_subcommands().filter(|verb| verb.get_name() != "help") {
+        let parts = verb.get_subcommands().filter(|part| part.get_name() != "help");
+        for command in [verb].into_iter().chain(parts) {
+            // What every command takes is said once, with the program.
+            let mut command = command.clone().mut_args(|flag| {
+                let everywhere = flag.is_global_set() || flag.get_id() == "help";
+                flag.hide(everywhere).hide_env_values(true)
+            });
+            let name = command.get_bin_name().unwrap().trim_start_matches("feedmirror ").to_owned();
+            said.push_str(&helped(&format!("`{name}`"), &mut command));
+        }
+    }
+    ends_with_what_the_code_says("docs/reference/cli.md", &format!("{}\n", said.trim_end()));
+}
+
+fn helped(title: &str, command: &mut clap::Command) -> String {
+    let help = command.render_help().to_string();
+    let lines: Vec<&str> = help.lines().map(str::trim_end).collect();
+    format!("### {title}\n\n```text\n{}\n```\n\n", lines.join("\n").trim_end())
 }
