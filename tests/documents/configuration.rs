@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use crate::document::{blocks, manual, text};
-use crate::support::{MirrorProcess, ScriptedPublisher, Reply, page};
+use crate::support::{MirrorProcess, Reply, ScriptedPublisher, page};
 
 /// The files that the configurations refer to.
 const SECRETS: [(&str, &str); 3] = [

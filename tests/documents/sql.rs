@@ -9,7 +9,7 @@ use feedmirror::store::Store;
 use rusqlite::Connection;
 
 use crate::document::{blocks, manual, same, spans, table, text};
-use crate::support::{ScriptedPublisher, Reply, page};
+use crate::support::{Reply, ScriptedPublisher, page};
 
 /// The views of a file, with their columns in order.
 fn views(database: &Path) -> BTreeMap<String, String> {

@@ -19,7 +19,9 @@ fn every_reason_of_a_feed_is_listed() {
     let mut real = leading_words(&source);
     // The store's own errors, which stand behind `store:`.
     assert!(real.remove("database"));
-    real.append(&mut quoted_behind(&source, "AsLevel("));
+    for form in ["TreatedAsLevel(", "AssumedLevel("] {
+        real.append(&mut quoted_behind(&source, form));
+    }
     same("reasons", &marked(&manual(), "reason"), &real);
 }
 
@@ -45,7 +47,7 @@ fn every_reason_for_a_refusal_is_listed() {
 /// The rules that the code counts.
 pub(crate) fn rules() -> BTreeSet<String> {
     let source = modules(&["source", "decode", "worker", "supervisor", "store"]);
-    let forms = ["page.find(", "meta.find(", "rule: "];
+    let forms = ["page.add_finding(", "meta.add_finding(", "rule: "];
     let mut real: BTreeSet<String> = forms.iter().flat_map(|form| quoted_behind(&source, form)).collect();
     for pairs in source.split("for (rule, ").skip(1) {
         real.append(&mut quoted_behind(pairs.split(']').next().unwrap(), "("));
