@@ -32,6 +32,7 @@ pub mod restore;
 pub mod resync;
 mod schema;
 pub mod quarantine_batch;
+pub mod quarantine_orders;
 pub mod snapshot;
 mod writer;
 

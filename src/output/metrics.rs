@@ -343,6 +343,7 @@ mod tests {
             feeds: vec![feed, begun, gone],
             loads: Vec::new(),
             resyncs: Vec::new(),
+            orders: Vec::new(),
             details: Vec::new(),
         };
         let disk = Some(DiskSpace { bytes: 100, free_bytes: 9 });

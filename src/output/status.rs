@@ -16,7 +16,9 @@ use serde::Serialize;
 use super::estimate;
 use super::format::{counted, number, plain, seconds_since, span, tail};
 use crate::feed::{Health, PushTrust};
-use crate::store::read::{EndpointRow, EventRow, FeedRow, FirstLoadRow, MirrorRow, Reader, ResyncRow, StoreError};
+use crate::store::read::{
+    EndpointRow, EventRow, FeedRow, FirstLoadRow, MirrorRow, QuarantineOrderRow, Reader, ResyncRow, StoreError,
+};
 
 /// A table's width where standard output is no terminal.
 pub const WIDTH: u16 = 120;
@@ -33,6 +35,9 @@ pub struct Status {
     /// The resyncs under way.
     #[serde(skip)]
     pub resyncs: Vec<ResyncRow>,
+    /// The orders to quarantined records that are not carried out yet.
+    #[serde(skip)]
+    pub orders: Vec<QuarantineOrderRow>,
     /// Details of the feeds that were asked for by name.
     #[serde(skip)]
     pub details: Vec<FeedDetail>,
@@ -78,7 +83,8 @@ impl Status {
         let (mirror, feeds, resyncs) = (reader.mirror()?, reader.feeds(names)?, reader.resyncs()?);
         let named = feeds.iter().filter(|feed| names.contains(&feed.name));
         let details = named.map(|feed| FeedDetail::read(reader, &feed.name)).collect::<Result<_, _>>()?;
-        Ok(Self { mirror, feeds, loads: reader.first_loads()?, resyncs, details })
+        let (loads, orders) = (reader.first_loads()?, reader.quarantine_orders()?);
+        Ok(Self { mirror, feeds, loads, resyncs, orders, details })
     }
 
     /// Feeds in the order of the table: those that need attention first, the worst first; then by name.
@@ -157,6 +163,13 @@ pub fn table(out: &mut impl Write, status: &Status, now: Timestamp, width: u16) 
         let Some(ahead) = seconds_since(feed.acked_until.as_deref(), now).map(|since| span(-since)) else { continue };
         let note = feed.ack_note.as_deref().map(|note| format!(": {}", plain(note))).unwrap_or_default();
         writeln!(out, "{}: alerts silenced for {ahead} more{note}", plain(&feed.name))?;
+        reasons = true;
+    }
+    for order in &status.orders {
+        let asked = seconds_since(Some(&order.asked_at), now).map(span).unwrap_or_default();
+        let whose = order.feed.as_deref().map_or_else(|| "all feeds".to_owned(), plain);
+        let reason = order.reason.as_deref().map(|reason| format!(" ({})", plain(reason))).unwrap_or_default();
+        writeln!(out, "quarantine {} of {whose}{reason}: under way, asked for {asked} ago", order.verb)?;
         reasons = true;
     }
     if reasons {
@@ -302,7 +315,7 @@ mod tests {
             ops_address: None,
             webhooks_address: None,
         };
-        Status { mirror, feeds, loads: Vec::new(), resyncs: Vec::new(), details: Vec::new() }
+        Status { mirror, feeds, loads: Vec::new(), resyncs: Vec::new(), orders: Vec::new(), details: Vec::new() }
     }
 
     fn shown(status: &Status) -> String {

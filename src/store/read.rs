@@ -32,7 +32,7 @@ pub use quarantine::QuarantineFilter;
 use rows::ViewRow;
 pub use rows::{
     ChangeRow, DeliveryRow, EndpointRow, EventRow, FeedRow, FindingRow, FirstLoadRow, ItemRow, MirrorRow,
-    QuarantineCount, QuarantineReason, QuarantineRow, RefusalRow, ResyncRow, StoredModified,
+    QuarantineCount, QuarantineOrderRow, QuarantineReason, QuarantineRow, RefusalRow, ResyncRow, StoredModified,
 };
 pub use verify::{CHECKS, VerifyReport, Violation};
 
@@ -180,6 +180,17 @@ impl Reader {
         let source = "(SELECT name AS feed, strftime('%Y-%m-%dT%H:%M:%fZ', began_at / 1000.0, 'unixepoch') AS began_at
                        FROM feed WHERE mode = 'refresh' AND total_items IS NOT NULL AND began_at IS NOT NULL)";
         self.rows(source, "ORDER BY feed", ())
+    }
+
+    /// The orders to quarantined records that are not carried out yet, the oldest first.
+    ///
+    /// # Errors
+    /// When the file can't be read.
+    pub fn quarantine_orders(&self) -> Result<Vec<QuarantineOrderRow>, StoreError> {
+        let source = "(SELECT n, iif(retry, 'retry', 'drop') AS verb, feed, reason,
+                              strftime('%Y-%m-%dT%H:%M:%fZ', at / 1000.0, 'unixepoch') AS asked_at
+                       FROM quarantine_order)";
+        self.rows(source, "ORDER BY n", ())
     }
 
     /// The running resyncs, ordered by feed.

@@ -192,6 +192,8 @@ impl Supervisor {
         self.tasks.spawn(run_housekeeping(store.clone(), self.keep_settings.subscribe(), shutdown.clone()));
         let (sender, mut purged_feeds) = mpsc::channel(MAX_QUEUED_COMMANDS);
         self.tasks.spawn(run_purge_removal(store.clone(), sender, shutdown.clone()));
+        let quarantine = self.quarantine_worker();
+        self.background_tasks.spawn(async move { quarantine.resume_orders().await });
         let mut reload: Option<BoxFuture<'static, Result<PendingReload, FailedReload>>> = None;
         // Orders to feeds that the reload in progress has stopped, or is about to start.
         let mut deferred = Vec::new();

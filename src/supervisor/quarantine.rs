@@ -4,8 +4,9 @@ use super::control::{ControlError, OrderAnswer, QuarantineBatchReport, Quarantin
 use super::fleet::RunningFeeds;
 use super::orders::control_error;
 use crate::feed::FeedName;
-use crate::store::Store;
 use crate::store::quarantine_batch::QuarantinedRecord;
+use crate::store::quarantine_orders::StoredQuarantineOrder;
+use crate::store::{Store, now};
 
 /// Rows that are read at once to be decoded again, and rows that are dropped at once.
 const RETRY_BATCH: usize = 50;
@@ -37,37 +38,54 @@ impl QuarantineWorker {
         }
     }
 
-    /// Works in steps, between which the writer thread does other work. Rows that are quarantined meanwhile are not
-    /// part of the order.
+    /// Stores the order, and carries it out. Rows that are quarantined meanwhile are not part of it.
     pub(super) async fn execute_many(
         &self,
         selection: QuarantineSelection,
         order: QuarantineOrder,
     ) -> Result<QuarantineBatchReport, ControlError> {
-        let newest = self.store.newest_quarantine_id(selection.clone()).await.map_err(control_error)?;
+        let retry = order == QuarantineOrder::Retry;
+        let stored = self.store.begin_quarantine_order(now(), selection, retry).await.map_err(control_error)?;
+        self.carry_out(stored).await
+    }
+
+    /// Carries out the orders that an earlier run did not finish.
+    pub(super) async fn resume_orders(&self) {
+        let orders = match self.store.quarantine_orders().await {
+            Ok(orders) => orders,
+            Err(error) => return tracing::error!(%error, "orders to quarantined records can't be read"),
+        };
+        for stored in orders {
+            let order = if stored.retry { QuarantineOrder::Retry } else { QuarantineOrder::Drop };
+            match self.carry_out(stored).await {
+                Ok(report) => tracing::info!(outcome = report.words(order), "an earlier order was carried out"),
+                Err(error) => tracing::warn!(%error, "an earlier order could not be carried out"),
+            }
+        }
+    }
+
+    /// Works in steps, between which the writer thread does other work.
+    async fn carry_out(&self, stored: StoredQuarantineOrder) -> Result<QuarantineBatchReport, ControlError> {
+        let StoredQuarantineOrder { number, retry, selection, newest_id } = stored;
         let mut report = QuarantineBatchReport::default();
         let mut next = Some(0);
         while let Some(after) = next {
-            next = match order {
-                QuarantineOrder::Drop => {
-                    let step = self.store.drop_quarantine_batch(selection.clone(), after, newest, DROP_BATCH).await;
-                    let (removed, last) = step.map_err(control_error)?;
-                    report.removed += removed;
-                    last
+            let selection = selection.clone();
+            next = if retry {
+                let rows = self.store.quarantine_batch(selection, after, newest_id, RETRY_BATCH).await;
+                let rows = rows.map_err(control_error)?;
+                for row in &rows {
+                    self.execute_row(row, &mut report).await?;
                 }
-                QuarantineOrder::Retry => {
-                    let rows = self
-                        .store
-                        .quarantine_batch(selection.clone(), after, newest, RETRY_BATCH)
-                        .await
-                        .map_err(control_error)?;
-                    for row in &rows {
-                        self.execute_row(row, &mut report).await?;
-                    }
-                    rows.last().map(|row| row.id)
-                }
+                rows.last().map(|row| row.id)
+            } else {
+                let step = self.store.drop_quarantine_batch(selection, after, newest_id, DROP_BATCH).await;
+                let (removed, last) = step.map_err(control_error)?;
+                report.removed += removed;
+                last
             };
         }
+        self.store.end_quarantine_order(number).await.map_err(control_error)?;
         Ok(report)
     }
 

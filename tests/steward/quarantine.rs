@@ -1,6 +1,8 @@
 //! Orders for many quarantined records at once.
 
 use feedmirror::source::client::plain_client;
+use feedmirror::store::Store;
+use feedmirror::store::quarantine_batch::QuarantineSelection;
 
 use crate::code_and_output;
 use crate::support::{DEADLINE, MirrorProcess, Reply, ScriptedPublisher, item, page};
@@ -48,6 +50,55 @@ fn after_a_fix_all_are_read_again_and_those_that_still_fail_are_told() {
         code_and_output(mirror.verb(&["quarantine", "drop", "--feed", "f", "--reason", "unknown-state"]));
     assert_eq!((code, out.as_str()), (0, "1 record dropped\n"));
     assert_eq!(mirror.number("SELECT quarantine_rows + quarantine_bytes FROM feed"), 0);
+}
+
+#[test]
+fn an_order_that_the_end_of_a_run_cut_short_is_shown_and_carried_out_by_the_next() {
+    // given 121 records in quarantine, and an order to read them again that was stored before the daemon was killed
+    let publisher = publisher();
+    let mut mirror = MirrorProcess::running("f", &publisher.url("/f"));
+    mirror.until_level("f");
+    mirror.kill();
+    let db = rusqlite::Connection::open(mirror.path("mirror.db")).unwrap();
+    let newest = mirror.number("SELECT max(id) FROM quarantine");
+    let order =
+        "INSERT INTO quarantine_order (at, retry, ids, feed, reason, newest) VALUES (0, 1, '[]', 'f', NULL, ?1)";
+    db.execute(order, [newest]).unwrap();
+    drop(db);
+    let (_, out, _) = told(mirror.verb(&["status"]));
+    assert!(out.contains("quarantine retry of f: under way"), "{out}");
+
+    // when the feed was put right
+    mirror.set_feed("f", &publisher.url("/f"), "kind = \"thing\"");
+    mirror.start_again();
+
+    // then
+    mirror.until("carried out", |mirror| mirror.number("SELECT count(*) FROM quarantine_order") == 0);
+    assert_eq!(mirror.number("SELECT count(*) FROM quarantine"), 1);
+    assert_eq!(mirror.row("f").items, 121);
+    assert!(!told(mirror.verb(&["status"])).1.contains("under way"));
+}
+
+#[test]
+fn an_order_is_stored_from_its_beginning_to_its_end() {
+    let directory = tempfile::tempdir().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let path = directory.path().join("mirror.db");
+    let (store, guard) = Store::open(&path).unwrap();
+    let selection = QuarantineSelection { ids: vec![3, 5], feed: None, reason: Some("bad-json".into()) };
+
+    let stored = runtime.block_on(store.begin_quarantine_order(0, selection.clone(), true)).unwrap();
+    drop(store);
+    guard.finish();
+
+    let (store, guard) = Store::open(&path).unwrap();
+    let orders = runtime.block_on(store.quarantine_orders()).unwrap();
+    assert_eq!(orders, [stored.clone()]);
+    assert_eq!((&orders[0].selection, orders[0].retry), (&selection, true));
+    runtime.block_on(store.end_quarantine_order(stored.number)).unwrap();
+    assert_eq!(runtime.block_on(store.quarantine_orders()).unwrap(), []);
+    drop(store);
+    guard.finish();
 }
 
 #[test]

@@ -49,7 +49,7 @@ fn status(feeds: Vec<FeedRow>) -> Status {
         ops_address: None,
         webhooks_address: None,
     };
-    Status { mirror, feeds, loads: Vec::new(), resyncs: Vec::new(), details: Vec::new() }
+    Status { mirror, feeds, loads: Vec::new(), resyncs: Vec::new(), orders: Vec::new(), details: Vec::new() }
 }
 
 fn glance(feeds: Vec<FeedRow>) -> OverviewData {

@@ -133,6 +133,17 @@ CREATE TABLE erasure (
     kind TEXT                                    -- null: any
 );
 
+-- Orders to many quarantine rows that are not carried out yet: that goes on after a restart.
+CREATE TABLE quarantine_order (
+    n      INTEGER PRIMARY KEY,
+    at     INTEGER NOT NULL,
+    retry  INTEGER NOT NULL,                     -- 1: read again; 0: dropped
+    ids    TEXT    NOT NULL,                     -- a JSON array of row numbers; empty: all that the rest fits
+    feed   TEXT,
+    reason TEXT,
+    newest INTEGER NOT NULL                      -- rows beyond it came later, and are not meant
+);
+
 -- Free pages are filled with zeros through here (see store/erase).
 CREATE TABLE blank (
     n     INTEGER PRIMARY KEY,

@@ -334,6 +334,18 @@ columns! {
         last_modified: Option<String>,
     }
 
+    /// An order to many quarantined records that is not carried out yet.
+    QuarantineOrderRow {
+        /// `retry` or `drop`.
+        verb: String,
+        /// The feed whose records are meant; of all feeds where none is named.
+        feed: Option<String>,
+        /// The reason of those that are meant, where only those are.
+        reason: Option<String>,
+        /// When it was given.
+        asked_at: String,
+    }
+
     /// A running resync.
     ResyncRow {
         /// The feed's name.
