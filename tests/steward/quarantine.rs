@@ -65,7 +65,7 @@ fn an_order_that_the_end_of_a_run_cut_short_is_shown_and_carried_out_by_the_next
         "INSERT INTO quarantine_order (at, retry, ids, feed, reason, newest) VALUES (0, 1, '[]', 'f', NULL, ?1)";
     db.execute(order, [newest]).unwrap();
     drop(db);
-    let (_, out, _) = told(mirror.verb(&["status"]));
+    let (_, out, _) = code_and_output(mirror.verb(&["status"]));
     assert!(out.contains("quarantine retry of f: under way"), "{out}");
 
     // when the feed was put right
@@ -76,7 +76,7 @@ fn an_order_that_the_end_of_a_run_cut_short_is_shown_and_carried_out_by_the_next
     mirror.until("carried out", |mirror| mirror.number("SELECT count(*) FROM quarantine_order") == 0);
     assert_eq!(mirror.number("SELECT count(*) FROM quarantine"), 1);
     assert_eq!(mirror.row("f").items, 121);
-    assert!(!told(mirror.verb(&["status"])).1.contains("under way"));
+    assert!(!code_and_output(mirror.verb(&["status"])).1.contains("under way"));
 }
 
 #[test]
