@@ -143,8 +143,7 @@ async fn page(
         Err(problem) => return (StatusCode::BAD_REQUEST, format!("{problem}\n")).into_response(),
     };
     let base = base(&headers, &publisher);
-    let request =
-        PageRequest { query: query, base, gzip: takes_gzip(&headers), page: publisher.settings.page, gone_for_good };
+    let request = PageRequest { query, base, gzip: takes_gzip(&headers), page: publisher.settings.page, gone_for_good };
     let known_tags = text(&headers, header::IF_NONE_MATCH).map(str::to_owned);
     let writer = Arc::clone(&publisher);
     let response = tokio::task::spawn_blocking(move || write(&writer, &name, request, known_tags.as_deref())).await;

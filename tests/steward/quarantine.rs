@@ -93,7 +93,7 @@ fn an_order_is_stored_from_its_beginning_to_its_end() {
 
     let (store, guard) = Store::open(&path).unwrap();
     let orders = runtime.block_on(store.quarantine_orders()).unwrap();
-    assert_eq!(orders, [stored.clone()]);
+    assert_eq!(orders, std::slice::from_ref(&stored));
     assert_eq!((&orders[0].selection, orders[0].retry), (&selection, true));
     runtime.block_on(store.end_quarantine_order(stored.number)).unwrap();
     assert_eq!(runtime.block_on(store.quarantine_orders()).unwrap(), []);

@@ -94,13 +94,8 @@ fn hostile_words_are_text_on_every_page() {
     status.feeds[0].acked_until = Some("2026-01-02T00:00:00.000Z".into());
     status.feeds[0].ack_note = Some(HOSTILE.into());
     status.feeds[0].publisher = Some("<img src=x>".into());
-    let whole = FeedPageData {
-        status: status,
-        activity: Vec::new(),
-        events: Vec::new(),
-        findings: Vec::new(),
-        quarantine: Vec::new(),
-    };
+    let whole =
+        FeedPageData { status, activity: Vec::new(), events: Vec::new(), findings: Vec::new(), quarantine: Vec::new() };
     let pages = [page(&data, "\"><script>"), page(&data, ""), feed(&context(), &whole).unwrap()];
     for page in &pages {
         assert!(!page.contains("<img") && !page.contains("<b>") && !page.contains("<cc>"), "{page}");
