@@ -94,7 +94,7 @@ pub struct FailurePolicy {
     /// What to do first.
     pub first_step: FirstStep,
     /// Whether to send fewer requests to the whole host.
-    pub slow_host: bool,
+    pub throttle_host: bool,
     /// Whether no request may go to the feed before the wait is over: its publisher said so, or limits requests.
     pub sets_not_before: bool,
 }
@@ -107,7 +107,7 @@ pub enum FirstStep {
     /// Request the feed's own URL, then classify again with the result.
     Probe,
     /// Read the secrets again.
-    Secrets,
+    RereadSecrets,
     /// The cursor is dead: resync the feed.
     Resync,
 }
@@ -121,22 +121,22 @@ pub fn classify(kind: FailureKind, history: &FailureHistory) -> FailurePolicy {
         health: Health::Retrying,
         wait,
         first_step: FirstStep::None,
-        slow_host: false,
+        throttle_host: false,
         sets_not_before: false,
     };
     let failed = |step| FailurePolicy {
         health: Health::Failed,
         wait: RetryWait::Hourly,
         first_step: step,
-        slow_host: false,
+        throttle_host: false,
         sets_not_before: false,
     };
     match kind {
         FailureKind::NeedsOperator => failed(FirstStep::None),
-        FailureKind::Status { code: 401, .. } => failed(FirstStep::Secrets),
-        FailureKind::Status { code: 403, .. } if !history.ever_answered => failed(FirstStep::Secrets),
+        FailureKind::Status { code: 401, .. } => failed(FirstStep::RereadSecrets),
+        FailureKind::Status { code: 403, .. } if !history.ever_answered => failed(FirstStep::RereadSecrets),
         FailureKind::Status { code: 403 | 429, retry_after } => FailurePolicy {
-            slow_host: matches!(kind, FailureKind::Status { code: 429, .. }),
+            throttle_host: matches!(kind, FailureKind::Status { code: 429, .. }),
             sets_not_before: true,
             ..retrying(retry_after.map_or(RetryWait::Backoff, RetryWait::RetryAfter))
         },
@@ -145,11 +145,11 @@ pub fn classify(kind: FailureKind, history: &FailureHistory) -> FailurePolicy {
             FailurePolicy { sets_not_before: true, ..retrying(RetryWait::Unavailable) }
         }
         FailureKind::Status { retry_after: Some(retry_after), .. } => FailurePolicy {
-            slow_host: true,
+            throttle_host: true,
             sets_not_before: true,
             ..stuck_or(history, retrying(RetryWait::RetryAfter(retry_after)))
         },
-        FailureKind::ConnectionRefused => FailurePolicy { slow_host: true, ..retrying(RetryWait::Backoff) },
+        FailureKind::ConnectionRefused => FailurePolicy { throttle_host: true, ..retrying(RetryWait::Backoff) },
         FailureKind::Status { .. } | FailureKind::Page | FailureKind::Loop => {
             stuck_or(history, retrying(RetryWait::Backoff))
         }
@@ -158,20 +158,20 @@ pub fn classify(kind: FailureKind, history: &FailureHistory) -> FailurePolicy {
     }
 }
 
-/// 404 and 410: the feed's own URL distinguishes a dead cursor from a removed feed.
+/// 404 and 410: the feed's own URL distinguishes a dead cursor from a feed that is gone.
 fn classify_not_found(history: &FailureHistory) -> FailurePolicy {
     let gone = FailurePolicy {
         health: Health::Gone,
         wait: RetryWait::Gone { since: history.gone_for },
         first_step: FirstStep::None,
-        slow_host: false,
+        throttle_host: false,
         sets_not_before: false,
     };
     let retrying = |step| FailurePolicy {
         health: Health::Retrying,
         wait: RetryWait::Backoff,
         first_step: step,
-        slow_host: false,
+        throttle_host: false,
         sets_not_before: false,
     };
     match (history.first_page, history.probe) {
@@ -244,8 +244,8 @@ mod tests {
             (FailureKind::Loop, known, (Health::Retrying, FirstStep::None)),
             (FailureKind::NeedsOperator, known, (Health::Failed, FirstStep::None)),
             (FailureKind::Store, long(None), (Health::Retrying, FirstStep::None)),
-            (status(401), known, (Health::Failed, FirstStep::Secrets)),
-            (status(403), new, (Health::Failed, FirstStep::Secrets)),
+            (status(401), known, (Health::Failed, FirstStep::RereadSecrets)),
+            (status(403), new, (Health::Failed, FirstStep::RereadSecrets)),
             (status(403), known, (Health::Retrying, FirstStep::None)),
             (status(404), first, (Health::Gone, FirstStep::None)),
             (status(404), known, (Health::Retrying, FirstStep::Probe)),
@@ -282,7 +282,7 @@ mod tests {
         let known = FailureHistory { ever_answered: true, ..FailureHistory::default() };
         let third = FailureHistory { unavailable: 3, ..known };
         let with_retry_after = |code| FailureKind::Status { code, retry_after: Some(HOUR) };
-        for (kind, history, slow_host, sets_not_before) in [
+        for (kind, history, throttle_host, sets_not_before) in [
             (status(429), known, true, true),
             (with_retry_after(429), known, true, true),
             (with_retry_after(503), known, true, true),
@@ -297,7 +297,7 @@ mod tests {
             (status(401), known, false, false),
         ] {
             let policy = classify(kind, &history);
-            assert_eq!((policy.slow_host, policy.sets_not_before), (slow_host, sets_not_before), "{kind:?}");
+            assert_eq!((policy.throttle_host, policy.sets_not_before), (throttle_host, sets_not_before), "{kind:?}");
         }
     }
 

@@ -96,7 +96,7 @@ pub enum RetryWait {
     Unavailable,
     /// Only an operator can help; tried again hourly all the same.
     Hourly,
-    /// A removed feed: hourly for a day, then daily.
+    /// A feed that is gone: hourly for a day, then daily.
     Gone {
         /// For how long the feed has been gone.
         since: Duration,

@@ -36,8 +36,8 @@ pub fn length_refusal(next: &str) -> Option<String> {
     (length > LONGEST).then(|| format!("long-next: `next` has {length} bytes; up to {LONGEST} are followed"))
 }
 
-/// A page's `next` without reading the page's items, where that is easy: after the last list, or before `items`. A
-/// `next` that is returned is the page's own; none may be returned though the page has one.
+/// A page's `next` without reading the page's items, where that is easy: after the last list, or before `items`.
+/// Best effort: it may return none although the page has a `next`, and never returns a wrong one.
 pub fn peek_next(page: &[u8]) -> Option<String> {
     peek_after_items(page).or_else(|| peek_before_items(page))
 }

@@ -1,8 +1,8 @@
 //! When push is trusted: records what each push endpoint of a feed delivered and missed, and decides the feed's mode.
 //!
 //! Pure: moments are passed in, as the time since some fixed one. An endpoint is trusted (`proven`) once it has
-//! delivered an item version that the mirror did not have, or that a poll had found within the grace before, and until
-//! a poll finds an item that the endpoint should have delivered and doesn't deliver within the grace. A version that
+//! delivered a version new to the mirror, or one that a poll found at most `grace` earlier. The trust ends when a poll
+//! finds an item that the endpoint should have delivered and does not deliver within `grace`. A version that
 //! the mirror has had for longer proves nothing: anybody who once saw such a body can send it again. Items that changed
 //! while the mirror refused intake, or while the endpoint was not up all the time, count as missed by no endpoint.
 

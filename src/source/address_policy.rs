@@ -1,4 +1,4 @@
-//! Which addresses may be connected to where a web page names the URL: pages found by discovery, and the URLs in them.
+//! Which addresses may be connected to when a URL comes from a web page: pages found by discovery, and the URLs in them.
 //!
 //! Guarantees: the address that is connected to is the one that was checked. Names are resolved here, for the
 //! connection itself, so that a name that resolves differently the second time gains nothing; an address in a URL never

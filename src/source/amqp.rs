@@ -2,7 +2,7 @@
 //!
 //! A consumer is one connection, and ends for good with its first failure: the caller decides when to connect again.
 //! Messages that were not acknowledged by then are delivered again, to the next consumer. No error shows the password.
-//! Whatever a broker sends, a connection holds 8 MiB of it, or one message of 16 MiB: then nothing more is read. A
+//! A connection buffers at most 8 MiB, or a single message of up to 16 MiB; then reading stops. A
 //! larger message, more messages than were requested, and a frame that no consumer expects end the connection.
 
 use std::net::Shutdown;

@@ -20,8 +20,8 @@ pub struct ResponseMeta {
     pub age: Option<u64>,
     /// When the page last changed, as the publisher says, milliseconds since 1970 UTC.
     pub last_modified: Option<i64>,
-    /// The URL that redirects led to, secrets masked, if the redirects lost the request's cursor: the response answers
-    /// another request, so it is never the feed's end.
+    /// Set if redirects dropped the request's cursor: the URL that they led to, secrets masked. Such a response never
+    /// counts as the feed's end.
     pub cursor_lost_at: Option<String>,
     /// The cookies that the response sets, in words: a publisher that sends a web page may want one sent back.
     pub cookie_remark: Option<String>,

@@ -1,6 +1,6 @@
 //! Purging a feed: one short transaction hides the feed's rows, and they are removed in steps afterwards.
 //!
-//! The feed gets a new id, so that its rows have an id that no feed has: every view and every reader joins feed and
+//! The feed gets a new id; its old rows keep the old one, which no feed has: every view and every reader joins feed and
 //! row, and none shows these rows any more; a delivery that was read before belongs to no feed. A step is small, adapts
 //! to the time that steps take, and leaves the writer to other jobs for as long. A pending removal is stored until it
 //! is done; a feed that is resumed meanwhile runs again after that.

@@ -21,7 +21,7 @@ pub(super) use end::record_progress;
 /// Rows read in one step of a count or a sweep.
 const STEP_ROWS: i64 = 1_000;
 
-/// Whether the walk replaces what was stored before it began, newer or not.
+/// Whether the walk overwrites stored versions, even newer ones; only those stored before it began.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SourceTrust {
     /// Newest wins.

@@ -118,7 +118,7 @@ impl<'a> LookBackLoop<'a> {
             kind,
             &FailureHistory { failures, unavailable, ever_answered: true, ..FailureHistory::default() },
         );
-        if policy.slow_host {
+        if policy.throttle_host {
             feed.source.host.throttle();
         }
         // The long waits, for an operator or of a gone feed, are polling's alone.

@@ -31,7 +31,7 @@ impl NotBefore {
         self.0.send_replace(None);
     }
 
-    /// How long no request is allowed.
+    /// The time left until requests are allowed.
     pub fn remaining(&self) -> Duration {
         let until = *self.0.borrow();
         until.map_or(Duration::ZERO, |until| until.saturating_duration_since(Instant::now()))

@@ -50,7 +50,7 @@ pub struct PageSource {
     pub counts: Arc<FeedCounters>,
     /// Set once the publisher has answered a conditional request uselessly: requests are unconditional from then on.
     pub skip_validators: AtomicBool,
-    /// Before when no request is allowed.
+    /// The time before which no request is allowed.
     pub not_before: NotBefore,
     /// Where long waits are reported, if anywhere.
     pub wait_reporter: Option<WaitReporter>,

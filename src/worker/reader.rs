@@ -31,7 +31,7 @@ const REPEATED_PAGES: u32 = 10;
 /// The last of the empty pages is requested again after this: time enough for a clock of whole seconds to advance.
 const CLOCK_TICK: Duration = Duration::from_millis(1_100);
 
-/// What a level feed's last page can be requested with conditionally.
+/// The validator for a conditional request of a level feed's last page.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Validator {
     /// The page's URL.

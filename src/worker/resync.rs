@@ -220,12 +220,12 @@ impl<'a> ResyncLoop<'a> {
         let history =
             FailureHistory { failures, unavailable, ever_answered, first_page, gone_for, ..FailureHistory::default() };
         let policy = mode::classify(kind, &history);
-        if policy.first_step == FirstStep::Secrets
+        if policy.first_step == FirstStep::RereadSecrets
             && let Err(failure) = feed.source.requests.read_secrets()
         {
             tracing::warn!(feed = %feed.name, %failure, "secrets can't be read again");
         }
-        if policy.slow_host {
+        if policy.throttle_host {
             feed.source.host.throttle();
         }
         let wait = schedule::wait_after_failure(&feed.retry, policy.wait, failures, jitter()).max(restart_after);

@@ -37,7 +37,7 @@ impl VisitedUrls {
     }
 }
 
-/// The versions of records on the last pages, as hashes: a page with no others contains nothing new.
+/// The versions of records on the last pages, as hashes: a page whose records are all among them is a repeat.
 #[derive(Debug, Default)]
 pub(super) struct RecentPages {
     pages: VecDeque<Vec<u64>>,

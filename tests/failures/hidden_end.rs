@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use crate::support::{MirrorProcess, Reply, ScriptedPublisher, item, page, until};
 
-const BRISK: &str = r#"poll = { min = "200ms", max = "400ms" }"#;
+/// Without look-backs, which go beside the polls.
+const BRISK: &str = r#"poll = { min = "200ms", max = "400ms", lookback = "365d" }"#;
 
 /// Repeats its last three items under an ever-new `next`; `newest` is the last of them.
 fn repeating(newest: &Arc<AtomicI64>) -> ScriptedPublisher {

@@ -38,12 +38,12 @@ impl PollLoop<'_> {
         }
         let failures = self.history.failures;
         match policy.first_step {
-            FirstStep::Secrets if self.reload_secrets(&mut reason) => return PollOutcome::Restart,
-            FirstStep::Secrets => self.secret_refused = true,
+            FirstStep::RereadSecrets if self.reload_secrets(&mut reason) => return PollOutcome::Restart,
+            FirstStep::RereadSecrets => self.secret_refused = true,
             FirstStep::Resync => reason = self.handle_dead_cursor(stored, &mut policy, &reason).await,
             _ => {}
         }
-        if policy.slow_host {
+        if policy.throttle_host {
             feed.source.host.throttle();
         }
         let unavailable = policy.wait == RetryWait::Unavailable;
