@@ -70,6 +70,11 @@ pub fn now() -> Millis {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| i64::try_from(d.as_millis()).unwrap_or(i64::MAX))
 }
 
+/// A span as it is stored.
+pub fn millis(span: Duration) -> Millis {
+    Millis::try_from(span.as_millis()).unwrap_or(Millis::MAX)
+}
+
 /// Why the file can't be used, or why a job was not done.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum StoreError {

@@ -83,7 +83,8 @@ impl Status {
         let (mirror, feeds, resyncs) = (reader.mirror()?, reader.feeds(names)?, reader.resyncs()?);
         let named = feeds.iter().filter(|feed| names.contains(&feed.name));
         let details = named.map(|feed| FeedDetail::read(reader, &feed.name)).collect::<Result<_, _>>()?;
-        let (loads, orders) = (reader.first_loads()?, reader.quarantine_orders()?);
+        let (loads, mut orders) = (reader.first_loads()?, reader.quarantine_orders()?);
+        orders.retain(|order| order.feed.as_ref().is_none_or(|feed| names.is_empty() || names.contains(feed)));
         Ok(Self { mirror, feeds, loads, resyncs, orders, details })
     }
 

@@ -227,3 +227,48 @@ fn synchronise(file: &File) {
 fn checkpoint_passive(db: &Connection) -> rusqlite::Result<(i64, i64)> {
     db.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |row| Ok((row.get(1)?, row.get(2)?)))
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
+
+    use super::*;
+
+    #[test]
+    fn a_wal_that_cannot_be_written_back_is_tried_again_each_second_at_most() {
+        // Given: a database whose WAL can't be written back.
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("mirror.db");
+        let mut db = Connection::open(&path).unwrap();
+        db.execute_batch("PRAGMA journal_mode = WAL; CREATE TABLE t (n)").unwrap();
+        let (file, tries) = (File::open(&path).unwrap(), Arc::new(AtomicU32::new(0)));
+        let counted = Arc::clone(&tries);
+        db.authorizer(Some(move |context: AuthContext<'_>| match context.action {
+            AuthAction::Pragma { .. } => {
+                counted.fetch_add(1, Ordering::Relaxed);
+                Authorization::Deny
+            }
+            _ => Authorization::Allow,
+        }))
+        .unwrap();
+        let (gate, queue) = (CheckpointGate::default(), WriteQueue::default());
+
+        // When it is to be emptied
+        let emptied = std::thread::scope(|scope| {
+            let (file, gate, queue) = (&file, &gate, &queue);
+            scope.spawn(move || run(&db, file, gate, queue));
+            let emptied = gate.request_truncate(TRUNCATE_RETRY_WAIT * 3 / 2);
+            gate.close();
+            emptied
+        });
+
+        // Then
+        let tries = tries.load(Ordering::Relaxed);
+        assert!(!emptied);
+        assert!((2..=4).contains(&tries), "{tries} tries");
+    }
+}

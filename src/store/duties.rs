@@ -6,7 +6,7 @@ use std::time::Duration;
 use rusqlite::params;
 
 use super::writer::JobClass;
-use super::{Millis, Store, StoreError, journal};
+use super::{Millis, Store, StoreError, journal, millis};
 
 impl Store {
     /// Records that a look-back that began at `at` has ended, and that it counts for `due` look-backs that were due at
@@ -53,7 +53,7 @@ impl Store {
     /// # Errors
     /// When a statement fails or the writer has stopped.
     pub async fn set_gone_for(&self, feed: i64, time: Duration) -> Result<(), StoreError> {
-        let time = Millis::try_from(time.as_millis()).unwrap_or(Millis::MAX);
+        let time = millis(time);
         self.submit(JobClass::default(), move |tx| {
             tx.db.prepare_cached("UPDATE feed SET gone_ms = ?2 WHERE id = ?1")?.execute([feed, time])?;
             Ok(())

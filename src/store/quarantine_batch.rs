@@ -37,13 +37,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Refused`] for a feed that is not in the mirror; when a statement fails or the writer has stopped.
     pub async fn newest_quarantine_id(&self, selection: QuarantineSelection) -> Result<i64, StoreError> {
-        self.submit(JobClass::default(), move |tx| {
-            if let Some(feed) = &selection.feed {
-                super::feeds::read(tx, feed)?;
-            }
-            Ok(tx.db.query_row("SELECT coalesce(max(id), 0) FROM quarantined", [], |row| row.get(0))?)
-        })
-        .await
+        self.submit(JobClass::default(), move |tx| newest_id(tx, &selection)).await
     }
 
     /// The next selected rows with an id after `after` and up to `newest`: at most `limit` rows, and about 4 MiB.
@@ -101,6 +95,14 @@ impl Store {
         })
         .await
     }
+}
+
+/// The id of the newest quarantine row, if the selection's feed is in the mirror.
+pub(super) fn newest_id(tx: &WriteTx<'_>, selection: &QuarantineSelection) -> Result<i64, StoreError> {
+    if let Some(feed) = &selection.feed {
+        super::feeds::read(tx, feed)?;
+    }
+    Ok(tx.db.query_row("SELECT coalesce(max(id), 0) FROM quarantined", [], |row| row.get(0))?)
 }
 
 fn selected_ids(

@@ -1,8 +1,9 @@
 //! Orders to many quarantine rows that are not carried out yet: stored until they are, restarts included.
 
 use rusqlite::params;
+use rusqlite::types::Type;
 
-use super::quarantine_batch::QuarantineSelection;
+use super::quarantine_batch::{QuarantineSelection, newest_id};
 use super::writer::JobClass;
 use super::{Millis, Store, StoreError};
 
@@ -31,10 +32,7 @@ impl Store {
         retry: bool,
     ) -> Result<StoredQuarantineOrder, StoreError> {
         self.submit(JobClass { durable: true, ..JobClass::default() }, move |tx| {
-            if let Some(feed) = &selection.feed {
-                super::feeds::read(tx, feed)?;
-            }
-            let newest_id = tx.db.query_row("SELECT coalesce(max(id), 0) FROM quarantined", [], |row| row.get(0))?;
+            let newest_id = newest_id(tx, &selection)?;
             let ids = serde_json::json!(selection.ids).to_string();
             tx.db.execute(
                 "INSERT INTO quarantine_order (at, retry, ids, feed, reason, newest) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
@@ -60,7 +58,9 @@ impl Store {
                 tx.db.prepare("SELECT n, retry, ids, feed, reason, newest FROM quarantine_order ORDER BY n")?;
             let rows = select.query_map([], |row| {
                 let ids: String = row.get(2)?;
-                let ids = serde_json::from_str(&ids).unwrap_or_default();
+                // Never guessed: without ids an order is for all rows.
+                let ids = serde_json::from_str(&ids)
+                    .map_err(|error| rusqlite::Error::FromSqlConversionFailure(2, Type::Text, Box::new(error)))?;
                 Ok(StoredQuarantineOrder {
                     number: row.get(0)?,
                     retry: row.get(1)?,

@@ -94,6 +94,7 @@ fn rename(tx: &mut WriteTx<'_>, at: Millis, old: &FeedName, new: &FeedName) -> R
         "UPDATE feed SET name = ?2, renumbered = 0, renumber_to = ?3 WHERE id = ?1",
         params![feed, new.as_str(), last],
     )?;
+    tx.db.execute("UPDATE quarantine_order SET feed = ?2 WHERE feed = ?1", [old.as_str(), new.as_str()])?;
     let seq = tx.allocate_seq();
     tx.db.execute("DELETE FROM purge WHERE feed = ?1", [old.as_str()])?;
     tx.db.execute("INSERT INTO purge VALUES (?1, ?2, ?3)", params![seq, old.as_str(), at])?;

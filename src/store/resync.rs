@@ -14,7 +14,7 @@ use rusqlite::{OptionalExtension, params};
 
 use super::apply::swept_flags;
 use super::writer::{JobClass, WriteTx};
-use super::{Millis, Store, StoreError, journal};
+use super::{Millis, Store, StoreError, journal, millis};
 use crate::feed::{FeedName, Seq};
 pub(super) use end::record_progress;
 
@@ -156,7 +156,7 @@ impl Store {
             };
             let dead_cursor_count = resync.dead_cursor_count.saturating_add(1);
             let wait = restart_wait(dead_cursor_count);
-            let not_before = at.saturating_add(Millis::try_from(wait.as_millis()).unwrap_or(Millis::MAX));
+            let not_before = at.saturating_add(millis(wait));
             tx.db.execute(
                 "UPDATE resync SET deaths = ?2, not_before = ?3 WHERE feed = ?1",
                 params![feed, dead_cursor_count, not_before],

@@ -64,9 +64,20 @@ impl QuarantineWorker {
         }
     }
 
-    /// Works in steps, between which the writer thread does other work.
+    /// An order that fails has ended too, as the operator was told; only one that the mirror's own end cut short goes
+    /// on with the next run.
     async fn carry_out(&self, stored: StoredQuarantineOrder) -> Result<QuarantineBatchReport, ControlError> {
-        let StoredQuarantineOrder { number, retry, selection, newest_id } = stored;
+        let number = stored.number;
+        let outcome = self.execute_in_steps(stored).await;
+        if !matches!(outcome, Err(ControlError::Stopping)) {
+            self.store.end_quarantine_order(number).await.map_err(control_error)?;
+        }
+        outcome
+    }
+
+    /// Between two steps the writer thread does other work.
+    async fn execute_in_steps(&self, stored: StoredQuarantineOrder) -> Result<QuarantineBatchReport, ControlError> {
+        let StoredQuarantineOrder { retry, selection, newest_id, .. } = stored;
         let mut report = QuarantineBatchReport::default();
         let mut next = Some(0);
         while let Some(after) = next {
@@ -85,7 +96,6 @@ impl QuarantineWorker {
                 last
             };
         }
-        self.store.end_quarantine_order(number).await.map_err(control_error)?;
         Ok(report)
     }
 

@@ -3,7 +3,6 @@
 //! moves no cursor.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -14,7 +13,7 @@ use super::{FeedRuntime, jitter};
 use crate::mode::{self, FailureHistory, FailureKind};
 use crate::schedule;
 use crate::store::feeds::StoredFeed;
-use crate::store::{Millis, StoreError, now};
+use crate::store::{Millis, StoreError, millis, now};
 
 /// One feed's look-backs.
 pub struct LookBackLoop<'a> {
@@ -147,8 +146,4 @@ impl<'a> LookBackLoop<'a> {
         tracing::warn!(feed = %self.feed.name, reason, "the publisher contradicts the mirror");
         self.feed.log_store_error(self.feed.context.store.mark_suspect(self.feed.id, now(), reason).await);
     }
-}
-
-fn millis(time: Duration) -> Millis {
-    Millis::try_from(time.as_millis()).unwrap_or(Millis::MAX)
 }

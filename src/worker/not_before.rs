@@ -7,7 +7,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::FeedRuntime;
-use crate::store::{Millis, now};
+use crate::store::{millis, now};
 
 /// A feed's "not before".
 #[derive(Debug, Default)]
@@ -59,7 +59,7 @@ impl FeedRuntime {
     /// The publisher allows no request for this long. It is stored, so that it holds over restarts.
     pub(super) async fn set_not_before(&self, wait: Duration) {
         self.source.not_before.postpone(wait);
-        let until = now().saturating_add(Millis::try_from(wait.as_millis()).unwrap_or(Millis::MAX));
+        let until = now().saturating_add(millis(wait));
         self.log_store_error(self.context.store.set_held_until(self.id, Some(until)).await);
     }
 

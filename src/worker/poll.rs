@@ -20,7 +20,7 @@ use crate::schedule::{self, PollObservation, PollPace};
 use crate::source::host_limiter::LevelGuard;
 use crate::store::feeds::{HealthNote, StoredFeed};
 use crate::store::resync::SourceTrust;
-use crate::store::{Millis, StoreError, now};
+use crate::store::{Millis, StoreError, millis, now};
 
 /// A resync without an order begins at most this often.
 const WEEK: Duration = Duration::from_secs(7 * 24 * 3_600);
@@ -375,8 +375,4 @@ fn may_resync(feed: &FeedRuntime, stored: &StoredFeed) -> bool {
 /// The time from one stored moment to another; zero when the other is earlier.
 fn between(from: Millis, to: Millis) -> Duration {
     Duration::from_millis(u64::try_from(to.saturating_sub(from)).unwrap_or(0))
-}
-
-fn millis(time: Duration) -> Millis {
-    Millis::try_from(time.as_millis()).unwrap_or(Millis::MAX)
 }

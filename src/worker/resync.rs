@@ -2,7 +2,7 @@
 //! the resync with its sweep. Which items the sweep removes is the store's decision.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
@@ -13,7 +13,7 @@ use crate::mode::{self, FailureHistory, FailureKind, FirstStep};
 use crate::schedule::{self, RetryWait};
 use crate::store::feeds::{HealthNote, StoredFeed};
 use crate::store::resync::{ResyncEnd, ResyncStage, ResyncState, SourceTrust};
-use crate::store::{Millis, StoreError, now};
+use crate::store::{StoreError, millis, now};
 
 /// How one run of the resync loop's body ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,6 +46,8 @@ pub struct ResyncLoop<'a> {
     failures: u32,
     /// 503s in a row without `Retry-After`.
     unavailable: u32,
+    /// When this loop last found the feed gone.
+    gone_at: Option<Instant>,
     /// Whether the operator wants the resync now, whatever it waits for.
     skip_wait: bool,
 }
@@ -53,7 +55,7 @@ pub struct ResyncLoop<'a> {
 impl<'a> ResyncLoop<'a> {
     /// A loop for `feed`, to be cancelled by `cancel`.
     pub fn new(feed: &'a Arc<FeedRuntime>, cancel: &'a CancellationToken) -> Self {
-        Self { feed, cancel, failures: 0, unavailable: 0, skip_wait: false }
+        Self { feed, cancel, failures: 0, unavailable: 0, gone_at: None, skip_wait: false }
     }
 
     /// Runs until cancelled.
@@ -216,7 +218,9 @@ impl<'a> ResyncLoop<'a> {
         self.unavailable = if kind.is_unavailable() { self.unavailable + 1 } else { 0 };
         let (failures, unavailable) = (self.failures, self.unavailable);
         let ever_answered = stored.is_some_and(|stored| stored.polled_at.is_some());
-        let gone_for = stored.map_or(Duration::ZERO, |stored| stored.gone_for);
+        // The waits are added up instead of reading the wall clock, which may be set ahead.
+        let since = self.gone_at.take().map_or(Duration::ZERO, |at| at.elapsed());
+        let gone_for = stored.map_or(Duration::ZERO, |stored| stored.gone_for) + since;
         let history =
             FailureHistory { failures, unavailable, ever_answered, first_page, gone_for, ..FailureHistory::default() };
         let policy = mode::classify(kind, &history);
@@ -233,7 +237,8 @@ impl<'a> ResyncLoop<'a> {
             feed.set_not_before(wait).await;
         }
         if matches!(policy.wait, RetryWait::Gone { .. }) && stored.is_some_and(|stored| stored.cursor.is_none()) {
-            feed.log_store_error(feed.context.store.set_gone_for(feed.id, gone_for + wait).await);
+            self.gone_at = Some(Instant::now());
+            feed.log_store_error(feed.context.store.set_gone_for(feed.id, gone_for).await);
         }
         if failures.is_power_of_two() {
             tracing::warn!(feed = %feed.name, reason, failures, "a resync failed and goes on later");
@@ -241,8 +246,7 @@ impl<'a> ResyncLoop<'a> {
         let result = match stored {
             // Without a poll cursor nothing else reads the feed: the resync's health is the feed's.
             Some(stored) if stored.cursor.is_none() => {
-                let next_poll_at =
-                    Some(now().saturating_add(Millis::try_from(wait.as_millis()).unwrap_or(Millis::MAX)));
+                let next_poll_at = Some(now().saturating_add(millis(wait)));
                 let note = HealthNote { health: policy.health, reason: Some(reason.clone()), failures, next_poll_at };
                 feed.context.store.record_health(feed.id, now(), note).await
             }
